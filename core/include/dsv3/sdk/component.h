@@ -1,0 +1,117 @@
+// Base of everything with parameters. Parameters are declared, never made with torch::nn modules:
+// their role, initial values, matrices and sharding are then known to everyone, on the meta device too.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <dsv3/sdk/communicator.h>
+
+namespace dsv3 {
+
+class Position;
+
+/// What a parameter is for. Optimizer groups select by role.
+enum class Role { matrix = 1, embedding, head, norm, router, bias };
+
+/// "matrix", "embedding", ... as written in experiments.
+const char* role_name(Role role);
+
+/// How first values are made. Values are a pure function of (seed, full name, element index).
+struct Init {
+  enum class Kind { normal = 1, zeros, ones };
+  Kind kind = Kind::normal;
+  double std = -1;  ///< For `normal`; negative = the model's `init.std`.
+
+  static Init normal(double std = -1) { return {Kind::normal, std}; }
+  static Init zeros() { return {Kind::zeros, 0}; }
+  static Init ones() { return {Kind::ones, 0}; }
+};
+
+/// What the core must know of a parameter.
+struct ParamSpec {
+  Role role = Role::matrix;
+  Init init = {};
+  /// The contiguous tensor holds this many matrices, [matrices, rows, last dim]: [E, 2F, D] with gate
+  /// and up stacked is 2E. Optimizers such as Muon work matrix by matrix.
+  int64_t matrices = 1;
+  double active = 1;        ///< Share used per token: top_k / experts for routed experts.
+  bool keep_fp32 = false;   ///< Not cast to the compute dtype.
+  std::string replicas = "world";  ///< Mesh group that holds the same values.
+};
+
+/// A declared parameter. `tensor` is the handle that the component computes with.
+struct Parameter {
+  std::string name;  ///< Full name, e.g. layers.3.attention.q_a.weight
+  at::Tensor tensor;
+  ParamSpec spec;
+};
+
+/// State that no optimizer touches, saved by the core and never cast, e.g. the fp32 router bias.
+struct Buffer {
+  std::string name;
+  at::Tensor tensor;
+};
+
+/// Where components declare what they hold. One per model; names are unique.
+class ParameterStore {
+ public:
+  at::Tensor add(std::string name, at::IntArrayRef sizes, const ParamSpec& spec, at::ScalarType dtype,
+                 at::Device device);
+  at::Tensor add_buffer(std::string name, at::IntArrayRef sizes, at::ScalarType dtype, Init init,
+                        at::Device device);
+  const std::vector<Parameter>& parameters() const { return parameters_; }
+  const std::vector<Buffer>& buffers() const { return buffers_; }
+
+ private:
+  std::vector<Parameter> parameters_;
+  std::vector<Buffer> buffers_;
+};
+
+/// Sizes every layer shares.
+struct ModelDims {
+  int64_t hidden = 0;    ///< D, width of the residual stream
+  int64_t sequence = 0;  ///< T, longest training sequence in tokens
+  int64_t layers = 0;    ///< without MTP modules
+  double norm_eps = 1e-6;
+};
+
+/// What a layer's component is built with.
+struct LayerContext {
+  ModelDims dims;
+  int64_t layer = 0;   ///< MTP module k is layer `dims.layers + k`
+  std::string prefix;  ///< e.g. "layers.3.attention"
+  at::ScalarType dtype = at::kFloat;  ///< of the parameters at construction (fp32; float64 in gradcheck)
+  at::Device device = at::kCPU;       ///< meta in a dry run
+  ParallelContext parallel;
+  std::shared_ptr<ParameterStore> store;
+  /// Makes the experiment's position plugin for `rotary_dim` features a head (MLA: its rope part; MHA:
+  /// head_dim).
+  std::function<std::shared_ptr<Position>(int64_t rotary_dim)> make_position;
+};
+
+/// Base of attention and feed-forward plugins.
+class Component {
+ public:
+  virtual ~Component();
+  Component(const Component&) = delete;
+  Component& operator=(const Component&) = delete;
+
+  /// Declares a parameter "<prefix>.<name>"; first values are filled by the core before the first use.
+  at::Tensor parameter(const std::string& name, at::IntArrayRef sizes, const ParamSpec& spec);
+  /// Declares a buffer "<prefix>.<name>", filled at once with `init` (zeros or ones).
+  at::Tensor buffer(const std::string& name, at::IntArrayRef sizes, at::ScalarType dtype, Init init);
+
+ protected:
+  explicit Component(const LayerContext& context) : context_(context) {}
+  const LayerContext& context() const { return context_; }
+
+ private:
+  LayerContext context_;
+};
+
+}  // namespace dsv3

@@ -1,0 +1,35 @@
+// The two layers nearly every component is made of.
+#pragma once
+
+#include <dsv3/sdk/component.h>
+
+namespace dsv3 {
+
+/// y = x W^T, without bias. W is [out, in], as torch.nn.Linear.
+class Linear {
+ public:
+  Linear() = default;
+  /// Declares "<owner's prefix>.<name>.weight".
+  Linear(Component& owner, const std::string& name, int64_t in, int64_t out, ParamSpec spec = {});
+  at::Tensor operator()(const at::Tensor& x) const;  // [..., in] -> [..., out]
+  const at::Tensor& weight() const { return weight_; }
+
+ private:
+  at::Tensor weight_;
+};
+
+/// x * rsqrt(mean(x^2) + eps) * weight, computed in fp32 (float64 when x is), cast back before the
+/// weight: transformers' DeepseekV3RMSNorm.
+class RmsNorm {
+ public:
+  RmsNorm() = default;
+  /// Declares "<owner's prefix>.<name>.weight" of `size` ones with Role::norm.
+  RmsNorm(Component& owner, const std::string& name, int64_t size, double eps);
+  at::Tensor operator()(const at::Tensor& x) const;  // [..., size] -> same
+
+ private:
+  at::Tensor weight_;
+  double eps_ = 0;
+};
+
+}  // namespace dsv3

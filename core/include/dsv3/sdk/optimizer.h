@@ -1,0 +1,52 @@
+// Interface of optimizers: pure update rules on slices whose state the core keeps.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <span>
+#include <string>
+#include <vector>
+
+namespace dsv3 {
+
+/// A piece of a parameter, in row-major order inside a box of the global tensor.
+struct Range {
+  std::string name;
+  std::vector<int64_t> global_shape, box_offset, box_shape;
+  int64_t begin = 0, end = 0;  ///< elements of the box
+  bool primary = true;         ///< exactly one rank holds a piece as primary
+};
+
+/// One tensor of state an optimizer wants kept per slice.
+struct StateSlot {
+  enum class Like { value = 1, matrix, scalar };
+  std::string name;  ///< e.g. "exp_avg"
+  Like like = Like::value;  ///< shape: the value's; the whole matrix's; one number
+  at::ScalarType dtype = at::kFloat;
+};
+
+/// What one call may change: fp32 value (in place), its fp32 gradient, and the state by slot.
+struct Slice {
+  const Range& range;
+  at::Tensor value, grad;  // [rows, cols] for whole matrices, else 1-D
+  std::span<at::Tensor> state;
+};
+
+struct OptimStep {
+  int64_t update = 1;   ///< 1-based number of this applied update, for bias correction
+  double lr_factor = 1; ///< from the schedule; multiplies the learning rate
+};
+
+class Optimizer {
+ public:
+  virtual ~Optimizer();
+  /// True: slices are whole matrices, [rows, cols]. False: flat pieces of any length.
+  virtual bool whole_matrices() const = 0;
+  virtual std::vector<StateSlot> slots() const = 0;
+  /// Pure: no collectives, no counters. Called several times a step with disjoint slices.
+  virtual void step(std::span<const Slice> slices, const OptimStep& step) = 0;
+  /// Learning rate before the schedule's factor, for the plan and the metrics.
+  virtual double lr() const = 0;
+};
+
+}  // namespace dsv3

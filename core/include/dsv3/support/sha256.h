@@ -1,0 +1,28 @@
+// SHA-256 of bytes and files, as lower-case hex.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <string_view>
+
+namespace dsv3 {
+
+class Sha256 {
+ public:
+  Sha256();
+  ~Sha256();
+  Sha256& update(const void* bytes, size_t size);
+  Sha256& update(std::string_view text) { return update(text.data(), text.size()); }
+  std::string hex();  ///< ends the digest; call once
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+std::string sha256(std::string_view bytes);
+std::string sha256_of_file(const std::filesystem::path& path);
+
+}  // namespace dsv3

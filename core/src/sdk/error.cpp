@@ -1,0 +1,7 @@
+#include <dsv3/sdk/error.h>
+
+namespace dsv3 {
+
+Error::~Error() = default;
+
+}  // namespace dsv3

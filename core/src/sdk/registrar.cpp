@@ -1,0 +1,24 @@
+#include <dsv3/sdk/registrar.h>
+
+#include <array>
+
+#include <dsv3/sdk/error.h>
+
+namespace dsv3 {
+namespace {
+constexpr std::array<const char*, 9> kKindNames{"attention", "feed_forward", "position", "optimizer", "schedule",
+                                                "strategy",  "tracker",      "data",     "tokenizer"};
+}
+
+const char* kind_name(Kind kind) { return kKindNames.at(static_cast<size_t>(kind) - 1); }
+
+Kind kind_from_name(const std::string& name) {
+  std::string known;
+  for (size_t i = 0; i < kKindNames.size(); ++i) {
+    if (name == kKindNames[i]) return static_cast<Kind>(i + 1);
+    known += (i ? ", " : "") + std::string(kKindNames[i]);
+  }
+  throw Error("unknown kind of component '" + name + "'; known kinds: " + known, ExitCode::usage);
+}
+
+}  // namespace dsv3
