@@ -1,12 +1,126 @@
 # dsv3_add_plugin(NAME PROVIDES kind/name ... SOURCES a.cpp ... [VERSION v] [STATUS s] [SUMMARY text] [LINK lib ...])
-# Builds one plugin library; the same call inside and outside the tree.
+# Builds one plugin library, its stamp and its entry in the registry; the same call inside and outside the tree.
+#   PROVIDES  the components it registers, e.g. attention/mla; the loader compares
+#   VERSION   default: the project's; STATUS: stable (default), experimental or wip; SUMMARY: one line
+#   LINK      the plugin's own libraries
+# Variables that a project may set before the call:
+#   DSV3_PLUGIN_PREFIX  libraries go to <it>/lib/dsv3/plugins, the registry to <it>/registries; default: the build folder
+#   DSV3_REGISTRY_SET   name of the registry, default: the project's name
+set(DSV3_CMAKE_DIR ${CMAKE_CURRENT_LIST_DIR})
+
 function(dsv3_add_plugin name)
-  cmake_parse_arguments(arg "" "VERSION;STATUS;SUMMARY" "PROVIDES;SOURCES;LINK" ${ARGN})
-  add_library(${name} MODULE ${arg_SOURCES})
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "VERSION;STATUS;SUMMARY" "PROVIDES;SOURCES;LINK")
+  if(arg_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "dsv3_add_plugin(${name}): unknown arguments: ${arg_UNPARSED_ARGUMENTS}")
+  endif()
+  foreach(needed PROVIDES SOURCES SUMMARY)
+    if(NOT arg_${needed})
+      message(FATAL_ERROR "dsv3_add_plugin(${name}): ${needed} is missing")
+    endif()
+  endforeach()
+  foreach(component IN LISTS arg_PROVIDES)
+    if(NOT component MATCHES "^[a-z_]+/[a-z0-9_]+$")
+      message(FATAL_ERROR "dsv3_add_plugin(${name}): PROVIDES takes kind/name in lower case, not '${component}'")
+    endif()
+  endforeach()
+  if(NOT arg_VERSION)
+    set(arg_VERSION ${PROJECT_VERSION})
+  endif()
+  if(NOT arg_VERSION)
+    set(arg_VERSION 0.0.0)
+  endif()
+  if(NOT arg_STATUS)
+    set(arg_STATUS stable)
+  endif()
+  if(NOT arg_STATUS MATCHES "^(stable|experimental|wip)$")
+    message(FATAL_ERROR "dsv3_add_plugin(${name}): STATUS is stable, experimental or wip, not '${arg_STATUS}'")
+  endif()
+  set(prefix ${CMAKE_BINARY_DIR})
+  if(DSV3_PLUGIN_PREFIX)
+    set(prefix ${DSV3_PLUGIN_PREFIX})
+  endif()
+
+  string(REPLACE ";" "," provides "${arg_PROVIDES}")
+  set(stamp ${CMAKE_CURRENT_BINARY_DIR}/${name}_stamp.cpp)
+  configure_file(${DSV3_CMAKE_DIR}/stamp.cpp.in ${stamp} @ONLY)
+  add_library(${name} MODULE ${arg_SOURCES} ${stamp})
+  target_compile_features(${name} PRIVATE cxx_std_20)
   set_target_properties(${name} PROPERTIES
-    OUTPUT_NAME dsv3_${name} LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib/dsv3/plugins
-    CXX_VISIBILITY_PRESET hidden)
-  target_link_libraries(${name} PRIVATE dsv3 ${arg_LINK})
+    OUTPUT_NAME dsv3_${name} PREFIX lib SUFFIX .so LIBRARY_OUTPUT_DIRECTORY ${prefix}/lib/dsv3/plugins
+    CXX_EXTENSIONS OFF CXX_VISIBILITY_PRESET hidden
+    # Where libdsv3 lies, seen from a plugin; LibTorch is found through it as well.
+    INSTALL_RPATH "$ORIGIN/../.." INSTALL_RPATH_USE_LINK_PATH ON)
+  target_link_libraries(${name} PRIVATE dsv3::sdk ${arg_LINK})
   target_link_options(${name} PRIVATE -Wl,--no-undefined)
-  target_precompile_headers(${name} REUSE_FROM dsv3_plugin_pch)
+
+  set(definitions "DSV3_STAMP_COMPILER=\"${CMAKE_CXX_COMPILER_ID}-${CMAKE_CXX_COMPILER_VERSION}\"")
+  if(arg_SOURCES MATCHES "\\.cu(;|$)" AND CMAKE_CUDA_COMPILER_VERSION)
+    string(REGEX MATCH "^[0-9]+" cuda_major ${CMAKE_CUDA_COMPILER_VERSION})
+    list(APPEND definitions "DSV3_STAMP_CUDA=\"${cuda_major}\"")
+  endif()
+  set_source_files_properties(${stamp} PROPERTIES COMPILE_DEFINITIONS "${definitions}" SKIP_PRECOMPILE_HEADERS ON)
+  if(TARGET dsv3_plugin_pch)
+    target_precompile_headers(${name} REUSE_FROM dsv3_plugin_pch)
+  endif()
+
+  dsv3_register_plugin(${name} ${prefix})
+  install(TARGETS ${name} LIBRARY DESTINATION lib/dsv3/plugins)
+endfunction()
+
+# Notes the entries of one plugin for the registry, which is written when all folders have been read.
+function(dsv3_register_plugin name prefix)
+  set(set ${PROJECT_NAME})
+  if(DSV3_REGISTRY_SET)
+    set(set ${DSV3_REGISTRY_SET})
+  endif()
+  set(docs "")
+  if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/README.md)
+    cmake_path(RELATIVE_PATH CMAKE_CURRENT_SOURCE_DIR BASE_DIRECTORY ${PROJECT_SOURCE_DIR} OUTPUT_VARIABLE docs)
+    set(docs ${docs}/README.md)
+  endif()
+  string(REPLACE "\\" "\\\\" summary "${arg_SUMMARY}")
+  string(REPLACE "\"" "\\\"" summary "${summary}")
+  foreach(component IN LISTS arg_PROVIDES)
+    string(REGEX MATCH "^[^/]+" kind ${component})
+    string(REGEX MATCH "[^/]+$" short ${component})
+    set_property(GLOBAL APPEND PROPERTY dsv3_registry_${set} ${component})
+    set_property(GLOBAL PROPERTY dsv3_registry_${set}_${component}
+      "\n[[plugin]]\nkind = \"${kind}\"\nname = \"${short}\"\nlibrary = \"libdsv3_${name}.so\"\nversion = \"${arg_VERSION}\"\nstatus = \"${arg_STATUS}\"\nsummary = \"${summary}\"\ndocs = \"${docs}\"\n")
+  endforeach()
+  dsv3_write_registry_later(${set} ${prefix})
+endfunction()
+
+# Arranges that <prefix>/registries/<set>.toml is written and installed at the end of the configuration.
+function(dsv3_write_registry_later set prefix)
+  get_property(arranged GLOBAL PROPERTY dsv3_registry_arranged_${set})
+  if(NOT arranged)
+    set_property(GLOBAL PROPERTY dsv3_registry_arranged_${set} ON)
+    set(file ${prefix}/registries/${set}.toml)
+    cmake_language(EVAL CODE
+      "cmake_language(DEFER DIRECTORY [[${CMAKE_SOURCE_DIR}]] CALL dsv3_write_registry [[${set}]] [[${file}]])")
+    install(FILES ${file} DESTINATION registries)
+  endif()
+endfunction()
+
+# The registry: header, plugins in order, then the hand-written part (property dsv3_registry_<set>_aliases: a file).
+function(dsv3_write_registry set file)
+  get_property(components GLOBAL PROPERTY dsv3_registry_${set})
+  list(SORT components)
+  set(text "# Made by the build from the dsv3_add_plugin() calls; do not edit.\nregistry = 1\nset = \"${set}\"\n")
+  foreach(component IN LISTS components)
+    get_property(entry GLOBAL PROPERTY dsv3_registry_${set}_${component})
+    string(APPEND text "${entry}")
+  endforeach()
+  get_property(aliases GLOBAL PROPERTY dsv3_registry_${set}_aliases)
+  if(aliases)
+    file(READ ${aliases} more)
+    string(APPEND text "\n${more}")
+  endif()
+  set(old "")
+  if(EXISTS ${file})
+    file(READ ${file} old)
+  endif()
+  if(NOT old STREQUAL text)
+    file(WRITE ${file} "${text}")
+  endif()
 endfunction()

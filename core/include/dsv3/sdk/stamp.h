@@ -1,0 +1,83 @@
+// The stamp of a plugin library: what it was built with, readable without loading it.
+// dsv3_add_plugin compiles one into every plugin; nobody else needs this header.
+#pragma once
+
+#include <cstdint>
+#include <string>  // the standard library's own macros
+
+#include <torch/version.h>
+
+#include <dsv3/sdk/version.h>
+
+// Standard library and the ABI family of the compiler; GCC and Clang that agree on it can be mixed
+// (the formula is pybind11's platform ABI id).
+#ifndef DSV3_STAMP_CXX_ABI
+#if defined(_LIBCPP_VERSION)
+#define DSV3_STAMP_CXX_ABI "libcpp_abi" DSV3_STAMP_TEXT(_LIBCPP_ABI_VERSION)
+#elif defined(__GLIBCXX__) && __GXX_ABI_VERSION >= 1002 && __GXX_ABI_VERSION < 2000
+#define DSV3_STAMP_CXX_ABI "libstdcpp_gxx_abi_1xxx_cxx11_" DSV3_STAMP_TEXT(_GLIBCXX_USE_CXX11_ABI)
+#else
+#error "dsv3 does not know this C++ standard library"
+#endif
+#endif
+
+// Debug iterators change the layout of containers.
+#ifndef DSV3_STAMP_GLIBCXX_DEBUG
+#ifdef _GLIBCXX_DEBUG
+#define DSV3_STAMP_GLIBCXX_DEBUG "1"
+#else
+#define DSV3_STAMP_GLIBCXX_DEBUG "0"
+#endif
+#endif
+
+#ifndef DSV3_STAMP_SDK
+#define DSV3_STAMP_SDK DSV3_SDK_VERSION
+#endif
+#ifndef DSV3_STAMP_HEADERS
+#define DSV3_STAMP_HEADERS DSV3_SDK_HEADERS
+#endif
+#ifndef DSV3_STAMP_TORCH
+#define DSV3_STAMP_TORCH TORCH_VERSION
+#endif
+#ifndef DSV3_STAMP_CUDA
+#define DSV3_STAMP_CUDA "none"
+#endif
+#ifndef DSV3_STAMP_COMPILER
+#define DSV3_STAMP_COMPILER "unknown"
+#endif
+
+#define DSV3_STAMP_TEXT_(x) #x
+#define DSV3_STAMP_TEXT(x) DSV3_STAMP_TEXT_(x)
+
+/// The stamp as one string literal of `key=value` pairs. `provides`: "kind/name,kind/name".
+#define DSV3_STAMP(name, version, provides)                                               \
+  "@dsv3-plugin@ sdk=" DSV3_STAMP_SDK "; headers=" DSV3_STAMP_HEADERS                     \
+  "; cxx_abi=" DSV3_STAMP_CXX_ABI "; glibcxx_debug=" DSV3_STAMP_GLIBCXX_DEBUG             \
+  "; torch=" DSV3_STAMP_TORCH "; cuda=" DSV3_STAMP_CUDA "; compiler=" DSV3_STAMP_COMPILER \
+  "; name=" name "; version=" version "; provides=" provides
+
+namespace dsv3 {
+
+/// An ELF note: `readelf -n` shows it, `strip` keeps it, and no code runs to read it.
+template <size_t Size>
+struct StampNote {
+  uint32_t owner_size = 5;
+  uint32_t text_size = Size;  ///< with the closing NUL
+  uint32_t type = 1;
+  char owner[8] = "dsv3";
+  char text[(Size + 3) / 4 * 4] = {};
+
+  constexpr explicit StampNote(const char (&stamp)[Size]) {
+    for (size_t i = 0; i < Size; ++i) text[i] = stamp[i];
+  }
+};
+
+}  // namespace dsv3
+
+/// Defines the note of this library.
+#define DSV3_STAMP_NOTE(name, version, provides)                                     \
+  __attribute__((section(".note.dsv3"), used)) alignas(                              \
+      4) static const ::dsv3::StampNote<sizeof(DSV3_STAMP(name, version, provides))> \
+      dsv3_stamp_note {                                                              \
+    DSV3_STAMP(name, version, provides)                                              \
+  }

@@ -1,0 +1,90 @@
+#include "plugin/elf.h"
+
+#include <bit>
+#include <cstring>
+#include <elf.h>
+
+#include <dsv3/sdk/error.h>
+
+namespace dsv3 {
+namespace {
+
+#if defined(__x86_64__)
+constexpr Elf64_Half kMachine = EM_X86_64;
+#elif defined(__aarch64__)
+constexpr Elf64_Half kMachine = EM_AARCH64;
+#else
+#error "dsv3 does not know this machine's ELF number"
+#endif
+
+[[noreturn]] void refuse(const char* reason) {
+  throw Error(reason, ExitCode::plugin);
+}
+
+[[noreturn]] void refuse_damaged() {
+  refuse("damaged: the file ends early or its headers are wrong");
+}
+
+// `size` bytes at `offset`; the sum cannot overflow because both are checked against the file's
+// size.
+std::string_view slice(std::string_view file, uint64_t offset, uint64_t size) {
+  if (offset > file.size() || size > file.size() - offset) refuse_damaged();
+  return file.substr(offset, size);
+}
+
+template <class T>
+T read_at(std::string_view file, uint64_t offset) {
+  T value;
+  std::memcpy(&value, slice(file, offset, sizeof(T)).data(), sizeof(T));
+  return value;
+}
+
+// Element `index` of a table. index < 65536 and sizeof(T) is small, so only the base can be absurd.
+template <class T>
+T read_entry(std::string_view file, uint64_t table, uint64_t index) {
+  if (table > file.size()) refuse_damaged();
+  return read_at<T>(file, table + index * sizeof(T));
+}
+
+Elf64_Ehdr read_header(std::string_view file) {
+  if (!file.starts_with(ELFMAG)) refuse("not a shared library (no ELF file)");
+  const auto header = read_at<Elf64_Ehdr>(file, 0);
+  constexpr auto order = std::endian::native == std::endian::little ? ELFDATA2LSB : ELFDATA2MSB;
+  if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_ident[EI_DATA] != order ||
+      header.e_machine != kMachine)
+    refuse("a library for another kind of machine");
+  if (header.e_type != ET_DYN) refuse("not a shared library (another kind of ELF file)");
+  if (header.e_shnum == 0 || header.e_shentsize != sizeof(Elf64_Shdr) ||
+      header.e_phentsize != sizeof(Elf64_Phdr) || header.e_shstrndx >= header.e_shnum)
+    refuse_damaged();
+  return header;
+}
+
+// Everything the dynamic loader will map must be in the file.
+void check_segments(std::string_view file, const Elf64_Ehdr& header) {
+  for (uint64_t i = 0; i < header.e_phnum; ++i) {
+    const auto segment = read_entry<Elf64_Phdr>(file, header.e_phoff, i);
+    slice(file, segment.p_offset, segment.p_filesz);
+  }
+}
+
+}  // namespace
+
+std::optional<std::string_view> elf_section(std::string_view file, std::string_view name) {
+  const Elf64_Ehdr header = read_header(file);
+  check_segments(file, header);
+  const auto names_header = read_entry<Elf64_Shdr>(file, header.e_shoff, header.e_shstrndx);
+  const std::string_view names = slice(file, names_header.sh_offset, names_header.sh_size);
+  for (uint64_t i = 0; i < header.e_shnum; ++i) {
+    const auto section = read_entry<Elf64_Shdr>(file, header.e_shoff, i);
+    if (section.sh_name >= names.size()) refuse_damaged();
+    std::string_view its_name = names.substr(section.sh_name);
+    its_name = its_name.substr(0, its_name.find('\0'));
+    if (its_name != name) continue;
+    if (section.sh_type == SHT_NOBITS) refuse_damaged();
+    return slice(file, section.sh_offset, section.sh_size);
+  }
+  return std::nullopt;
+}
+
+}  // namespace dsv3

@@ -1,0 +1,124 @@
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+
+#include <dsv3/runtime/plugins.h>
+
+namespace dsv3 {
+namespace {
+
+using Row = std::array<std::string, 5>;  // key, type, default, values, meaning
+
+const char* type_text(OptionType type) {
+  switch (type) {
+    case OptionType::boolean:
+      return "boolean";
+    case OptionType::integer:
+      return "integer";
+    case OptionType::number:
+      return "number";
+    case OptionType::string:
+      return "string";
+    case OptionType::integers:
+      return "list of integers";
+    case OptionType::numbers:
+      return "list of numbers";
+    case OptionType::strings:
+      return "list of strings";
+  }
+  return "";
+}
+
+// Shortest text that reads back as the same number.
+std::string text(double value) {
+  std::array<char, 32> buffer;
+  const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value).ptr;
+  return {buffer.data(), end};
+}
+std::string text(bool value) {
+  return value ? "true" : "false";
+}
+std::string text(int64_t value) {
+  return std::to_string(value);
+}
+std::string text(const std::string& value) {
+  return value.empty() ? "\"\"" : value;
+}
+template <class T>
+std::string text(const std::vector<T>& values) {
+  std::string list;
+  for (const T& value : values) list += (list.empty() ? "" : ", ") + text(value);
+  return "[" + list + "]";
+}
+
+std::string default_text(const OptionSpec& spec) {
+  if (spec.required) return "(required)";
+  if (const auto* value = std::get_if<int64_t>(&spec.default_value))
+    for (const auto& [word, meaning] : spec.words)
+      if (meaning == *value) return word;
+  return std::visit([](const auto& value) { return text(value); }, spec.default_value);
+}
+
+std::string values_text(const OptionSpec& spec) {
+  std::string range;
+  const auto bound = [](double value) {
+    return std::abs(value) < 1e15 && value == std::floor(value)
+               ? std::to_string(static_cast<int64_t>(value))
+               : text(value);
+  };
+  if (spec.min && spec.max)
+    range = bound(*spec.min) + " to " + bound(*spec.max);
+  else if (spec.min)
+    range = "at least " + bound(*spec.min);
+  else if (spec.max)
+    range = "at most " + bound(*spec.max);
+  for (const std::string& choice : spec.choices) range += (range.empty() ? "" : ", ") + choice;
+  for (const auto& [word, value] : spec.words) range += (range.empty() ? "" : " or ") + word;
+  return range;
+}
+
+std::string as_markdown(const std::vector<Row>& rows) {
+  std::string out = "| option | type | default | values | meaning |\n|---|---|---|---|---|\n";
+  for (const Row& row : rows) {
+    for (size_t column = 0; column < row.size(); ++column) {
+      std::string cell = row[column];
+      for (size_t at = 0; (at = cell.find('|', at)) != std::string::npos; at += 2)
+        cell.insert(at, "\\");
+      const bool code = !cell.empty() && (column == 0 || (column == 2 && cell != "(required)"));
+      out += code ? "| `" + cell + "` " : "| " + cell + (cell.empty() ? "" : " ");
+    }
+    out += "|\n";
+  }
+  return out;
+}
+
+std::string as_text(std::vector<Row> rows) {
+  rows.insert(rows.begin(), {"option", "type", "default", "values", "meaning"});
+  std::array<size_t, 5> width{};
+  for (const Row& row : rows)
+    for (size_t column = 0; column < row.size(); ++column)
+      width[column] = std::max(width[column], row[column].size());
+  std::string out;
+  for (const Row& row : rows) {
+    std::string line;
+    for (size_t column = 0; column < row.size(); ++column)
+      line += row[column] + std::string(width[column] - row[column].size() + 2, ' ');
+    line.erase(line.find_last_not_of(' ') + 1);
+    out += line + "\n";
+  }
+  return out;
+}
+
+}  // namespace
+
+std::string options_table(const Schema& schema, bool markdown) {
+  if (schema.options.empty()) return "It takes no options.\n";
+  std::vector<Row> rows;
+  for (const OptionSpec& spec : schema.options)
+    rows.push_back(
+        {spec.key, type_text(spec.type), default_text(spec), values_text(spec), spec.doc});
+  return markdown ? as_markdown(rows) : as_text(std::move(rows));
+}
+
+}  // namespace dsv3

@@ -1,0 +1,229 @@
+#include <algorithm>
+#include <cstdlib>
+#include <set>
+#include <tuple>
+
+#include <dsv3/runtime/plugins.h>
+#include <dsv3/sdk/error.h>
+
+#include "plugin/library.h"
+#include "plugin/registry.h"
+#include "plugin/suggest.h"
+
+namespace dsv3 {
+namespace {
+
+using Path = std::filesystem::path;
+
+[[noreturn]] void refuse(const std::string& text) {
+  throw Error(text, ExitCode::plugin);
+}
+
+std::string join(const std::vector<std::string>& parts) {
+  std::string text;
+  for (const std::string& part : parts) text += (text.empty() ? "" : ", ") + part;
+  return text;
+}
+
+std::vector<Path> toml_files(const Path& folder) {
+  std::vector<Path> files;
+  for (const auto& item : std::filesystem::directory_iterator(folder))
+    if (item.path().extension() == ".toml") files.push_back(item.path());
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+// The registry files that one path of a search level stands for.
+std::vector<Path> registry_files(const Path& path) {
+  if (!std::filesystem::exists(path))
+    refuse("plugin path " + path.string() +
+           " does not exist (paths come from --plugin-path, config.yaml and DSV3_PLUGIN_PATH)");
+  if (!std::filesystem::is_directory(path)) return {path};
+  std::vector<Path> files = toml_files(path);
+  if (files.empty() && std::filesystem::is_directory(path / "registries"))
+    files = toml_files(path / "registries");
+  if (files.empty())
+    refuse("plugin path " + path.string() + " holds no registry (*.toml, or registries/*.toml)");
+  return files;
+}
+
+// First hit in order of search; two on one level are an error, for nobody could say which was
+// meant.
+template <class Entry>
+const Entry* lookup(const std::vector<Entry>& entries, Kind kind, const std::string& name) {
+  const Entry* found = nullptr;
+  for (const Entry& entry : entries) {
+    if (entry.kind != kind || entry.name != name) continue;
+    if (!found)
+      found = &entry;
+    else if (found->level == entry.level)
+      refuse(std::string(kind_name(kind)) + " '" + name +
+             "' is in two registries of one search level: " + found->registry.string() + " and " +
+             entry.registry.string() +
+             "; name one of them with --plugin-path, or the library with `library:`");
+  }
+  return found;
+}
+
+std::string asked_for(const ComponentSpec& spec) {
+  const std::string origin = spec.origin.text();
+  return origin.empty() ? "" : "\n  asked for by " + origin;
+}
+
+const Registration& in_library(const Library& library, Kind kind, const std::string& name,
+                               const std::string& named_by) {
+  if (const Registration* found = library.find(kind, name)) return *found;
+  refuse("plugin '" + library.stamp.name + "' (" + library.path.string() + ") has no " +
+         kind_name(kind) + " '" + name + "'; it provides " +
+         component_list(library.stamp.provides) + named_by);
+}
+
+const Registration& load_entry(const PluginEntry& entry) {
+  if (!std::filesystem::exists(entry.library)) {
+    std::vector<std::string> tried;
+    for (const Path& path : library_candidates(entry.registry, entry.library_text))
+      tried.push_back(path.string());
+    refuse("library " + entry.library_text + " of " + kind_name(entry.kind) + " '" + entry.name +
+           "' is not there; looked for " + join(tried) + "; named by " + entry.registry.string() +
+           "; build it, or correct the registry");
+  }
+  return in_library(load_library(entry.library), entry.kind, entry.name,
+                    "; named by " + entry.registry.string());
+}
+
+}  // namespace
+
+SearchLevels plugin_search_levels(const std::vector<std::string>& command_line,
+                                  const std::vector<std::string>& machine_config) {
+  SearchLevels levels{{command_line.begin(), command_line.end()},
+                      {machine_config.begin(), machine_config.end()},
+                      {}};
+  if (const char* variable = std::getenv("DSV3_PLUGIN_PATH")) {
+    std::string_view rest = variable;
+    while (!rest.empty()) {
+      const size_t end = std::min(rest.find(':'), rest.size());
+      if (end > 0) levels.back().emplace_back(rest.substr(0, end));
+      rest.remove_prefix(std::min(end + 1, rest.size()));
+    }
+  }
+  const Path own = own_prefix() / "registries";
+  if (std::filesystem::is_directory(own)) levels.push_back({own});
+  return levels;
+}
+
+Plugins::Plugins(SearchLevels levels) : levels_(std::move(levels)) {
+  for (size_t level = 0; level < levels_.size(); ++level) {
+    std::set<Path> seen;  // the same file twice on a level is no conflict
+    for (Path& path : levels_[level]) {
+      path = std::filesystem::absolute(path).lexically_normal();
+      for (const Path& file : registry_files(path)) {
+        if (!seen.insert(std::filesystem::weakly_canonical(file)).second) continue;
+        Registry registry = read_registry(file);
+        for (PluginEntry& entry : registry.plugins) {
+          entry.level = level;
+          entries_.push_back(std::move(entry));
+        }
+        for (Alias& alias : registry.aliases) {
+          alias.level = level;
+          aliases_.push_back(std::move(alias));
+        }
+      }
+    }
+  }
+}
+
+const Registration& Plugins::find(const ComponentSpec& spec) {
+  try {
+    if (!spec.library.empty())
+      return in_library(load_library(spec.library), spec.kind, spec.plugin, "");
+    if (const Registration* found = find_if_known(spec.kind, spec.plugin)) return *found;
+    const std::vector<std::string> known = names(spec.kind);
+    const std::string close = closest(spec.plugin, known);
+    refuse("unknown " + std::string(kind_name(spec.kind)) + " plugin '" + spec.plugin + "'" +
+           (close.empty() ? "" : "; did you mean '" + close + "'?") +
+           (known.empty() ? "; none is known" : "; known: " + join(known)) +
+           "; looked in: " + searched());
+  } catch (const Error& e) {
+    throw Error(e.what() + asked_for(spec), e.code());
+  }
+}
+
+const Registration* Plugins::find_if_known(Kind kind, const std::string& name) {
+  const PluginEntry* entry = find_entry(kind, name);
+  return entry ? &load_entry(*entry) : nullptr;
+}
+
+const Alias* Plugins::find_alias(Kind kind, const std::string& name) const {
+  return lookup(aliases_, kind, name);
+}
+
+const PluginEntry* Plugins::find_entry(Kind kind, const std::string& name) const {
+  return lookup(entries_, kind, name);
+}
+
+std::vector<std::string> Plugins::names(Kind kind) const {
+  std::set<std::string> names;
+  for (const PluginEntry& entry : entries_)
+    if (entry.kind == kind) names.insert(entry.name);
+  for (const Alias& alias : aliases_)
+    if (alias.kind == kind) names.insert(alias.name);
+  return {names.begin(), names.end()};
+}
+
+std::string Plugins::searched() const {
+  std::vector<std::string> paths;
+  for (const auto& level : levels_)
+    for (const Path& path : level) paths.push_back(path.string());
+  return paths.empty() ? "nothing (no plugin path is set)" : join(paths);
+}
+
+std::vector<LoadedLibrary> loaded_libraries() {
+  std::vector<LoadedLibrary> loaded;
+  for (const Library* library : libraries())
+    loaded.push_back({library->stamp.name, library->stamp.version, library->path, library->sha256});
+  return loaded;
+}
+
+const Schema* PluginCatalog::schema(Kind kind, const std::string& name,
+                                    const std::string& library) {
+  if (!library.empty()) return in_library(load_library(library), kind, name, "").schema.get();
+  const Registration* found = plugins_.find_if_known(kind, name);
+  return found ? found->schema.get() : nullptr;
+}
+
+std::string PluginCatalog::alias(Kind kind, const std::string& name) {
+  const Alias* found = plugins_.find_alias(kind, name);
+  return found ? found->yaml : "";
+}
+
+std::vector<std::string> PluginCatalog::names(Kind kind) {
+  return plugins_.names(kind);
+}
+
+std::string PluginCatalog::searched() const {
+  return plugins_.searched();
+}
+
+namespace detail {
+
+void rethrow_from_component(const ComponentSpec& spec) {
+  const std::string origin = spec.origin.text();
+  const std::string label = std::string(kind_name(spec.kind)) + " '" + spec.plugin + "'" +
+                            (origin.empty() ? "" : " (" + origin + ")") + ": ";
+  try {
+    throw;
+  } catch (const Error& e) {
+    throw Error(label + e.what(), e.code());
+  } catch (...) {
+    throw Error(label + current_exception_text(), ExitCode::plugin);
+  }
+}
+
+void throw_wrong_base(const ComponentSpec& spec) {
+  throw Error(std::string(kind_name(spec.kind)) + " '" + spec.plugin +
+                  "' was asked for as another kind of component",
+              ExitCode::plugin);
+}
+
+}  // namespace detail
+}  // namespace dsv3

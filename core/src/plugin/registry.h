@@ -1,0 +1,29 @@
+// Registries: TOML files that map component names to libraries without opening any.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include <dsv3/runtime/plugins.h>
+
+namespace dsv3 {
+
+struct Registry {
+  std::vector<PluginEntry> plugins;
+  std::vector<Alias> aliases;
+};
+
+/// Reads one registry file. Throws dsv3::Error (ExitCode::plugin), "file:line:col: error: ...".
+Registry read_registry(const std::filesystem::path& file);
+
+/// Where a library that a registry names may lie, in order: beside the registry, in
+/// ../lib/dsv3/plugins from it (an installation), in this build's or installation's own plugin
+/// folder.
+std::vector<std::filesystem::path> library_candidates(const std::filesystem::path& registry,
+                                                      const std::string& library);
+
+/// The folder above the one libdsv3 lies in: a build folder or an installation prefix.
+std::filesystem::path own_prefix();
+
+}  // namespace dsv3

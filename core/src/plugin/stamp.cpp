@@ -1,0 +1,117 @@
+#include "plugin/stamp.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <iterator>
+#include <map>
+#include <optional>
+
+#include <dsv3/sdk/error.h>
+#include <dsv3/sdk/stamp.h>
+
+#include "plugin/elf.h"
+
+namespace dsv3 {
+namespace {
+
+constexpr std::string_view kMark = "@dsv3-plugin@ ";
+constexpr size_t kLongestStamp = 4096;
+
+std::vector<std::string> split(std::string_view text, std::string_view separator) {
+  std::vector<std::string> parts;
+  while (true) {
+    const size_t end = text.find(separator);
+    parts.emplace_back(text.substr(0, end));
+    if (end == std::string_view::npos) return parts;
+    text.remove_prefix(end + separator.size());
+  }
+}
+
+// The text of a StampNote; empty when the bytes hold none.
+std::string_view note_text(std::string_view note) {
+  constexpr size_t kHeader = 3 * sizeof(uint32_t) + 8;  // owner size, text size, type, owner
+  uint32_t owner_size, size;
+  if (note.size() < kHeader) return {};
+  std::memcpy(&owner_size, note.data(), sizeof owner_size);
+  std::memcpy(&size, note.data() + sizeof owner_size, sizeof size);
+  if (owner_size != 5 || note.substr(12, 5) != std::string_view("dsv3", 5)) return {};
+  if (size > kLongestStamp || size > note.size() - kHeader) return {};
+  const std::string_view text = note.substr(kHeader, size);
+  return text.substr(0, text.find('\0'));
+}
+
+std::string* field(Stamp& stamp, std::string_view key) {
+  const std::map<std::string_view, std::string*> fields{
+      {"sdk", &stamp.sdk},        {"headers", &stamp.headers},
+      {"torch", &stamp.torch},    {"cxx_abi", &stamp.cxx_abi},
+      {"cuda", &stamp.cuda},      {"glibcxx_debug", &stamp.glibcxx_debug},
+      {"name", &stamp.name},      {"compiler", &stamp.compiler},
+      {"version", &stamp.version}};
+  const auto it = fields.find(key);
+  return it == fields.end() ? nullptr : it->second;
+}
+
+// nullopt when the text is no stamp. Unknown keys are skipped: a later SDK may add some.
+std::optional<Stamp> parse(std::string_view text) {
+  const auto printable = [](unsigned char c) { return c >= 0x20 && c < 0x7f; };
+  if (!text.starts_with(kMark) || !std::all_of(text.begin(), text.end(), printable))
+    return std::nullopt;
+  Stamp stamp;
+  for (const std::string& pair : split(text.substr(kMark.size()), "; ")) {
+    const size_t equals = pair.find('=');
+    if (equals == std::string::npos) return std::nullopt;
+    const std::string key = pair.substr(0, equals), value = pair.substr(equals + 1);
+    if (key == "provides")
+      stamp.provides = split(value, ",");
+    else if (std::string* target = field(stamp, key))
+      *target = value;
+  }
+  if (stamp.name.empty() || stamp.provides.empty()) return std::nullopt;
+  return stamp;
+}
+
+std::string shown(const std::string& value) {
+  return value.empty() ? "(none)" : value;
+}
+
+std::string sdk_text(const Stamp& stamp) {
+  return shown(stamp.sdk) + " (headers " + shown(stamp.headers.substr(0, 8)) + ")";
+}
+
+}  // namespace
+
+Stamp read_stamp(std::string_view file) {
+  const auto note = elf_section(file, ".note.dsv3");
+  if (!note)
+    throw Error("not a dsv3 plugin: it was not built with dsv3_add_plugin()", ExitCode::plugin);
+  auto stamp = parse(note_text(*note));
+  if (!stamp)
+    throw Error("damaged: its stamp (section .note.dsv3) cannot be read", ExitCode::plugin);
+  return *std::move(stamp);
+}
+
+Stamp host_stamp() {
+  return *parse(DSV3_STAMP("dsv3", DSV3_SDK_VERSION, ""));
+}
+
+std::vector<std::string> stamp_differences(const Stamp& plugin, const Stamp& host) {
+  std::vector<std::string> lines;
+  const auto compare = [&](bool equal, const char* label, const std::string& theirs,
+                           const std::string& ours) {
+    if (!equal) lines.push_back(label + ("plugin " + theirs) + ", this dsv3 " + ours);
+  };
+  const auto plain = [&](const char* label, const std::string& theirs, const std::string& ours) {
+    compare(theirs == ours, label, shown(theirs), shown(ours));
+  };
+  compare(plugin.sdk == host.sdk && plugin.headers == host.headers,
+          "SDK:             ", sdk_text(plugin), sdk_text(host));
+  plain("C++ ABI:         ", plugin.cxx_abi, host.cxx_abi);
+  plain("debug iterators: ", plugin.glibcxx_debug, host.glibcxx_debug);
+  plain("LibTorch:        ", plugin.torch, host.torch);
+  compare(plugin.cuda == host.cuda || plugin.cuda == "none",
+          "CUDA:            ", shown(plugin.cuda), shown(host.cuda));
+  return lines;
+}
+
+}  // namespace dsv3
