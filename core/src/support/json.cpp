@@ -76,6 +76,10 @@ std::string cause(const std::string& what) {
 }  // namespace
 
 Json parse_json(std::string_view text, const std::string& origin) {
+  // The parser would take a zero byte for the end of the text and never see what follows.
+  if (size_t zero = text.find('\0'); zero != std::string_view::npos) {
+    fail(text, zero, origin, "bad JSON: zero byte");
+  }
   const char* reached = text.data();
   const char* end = text.data() + text.size();
   auto offset = [&] { return static_cast<size_t>(reached - text.data()); };
