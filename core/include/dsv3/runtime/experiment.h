@@ -123,6 +123,7 @@ struct Experiment {
   std::vector<ComponentSpec> tracker;
   std::string output = "runs";     ///< machine default: where run folders go
   std::string log_level = "info";
+  std::string hub_endpoint;        ///< machine default: address of the hub
   std::map<std::string, std::string> conventions;  ///< e.g. "position.rope.layout" -> "interleaved"
   std::string resolved;  ///< the merged tree as YAML, defaults of plugins included
   std::vector<std::string> notes;  ///< e.g. options dropped when a plugin was swapped
