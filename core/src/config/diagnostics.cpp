@@ -54,8 +54,8 @@ int Diagnostics::add_source(std::string label, std::string text, bool is_file) {
 void Diagnostics::error(Position at, size_t length, const std::string& message,
                         std::vector<std::string> notes) {
   for (const Mistake& known : errors_)
-    if (known.message == message && known.at.source == at.source && known.at.line == at.line &&
-        known.at.column == at.column)
+    if (known.at.line == at.line && known.at.column == at.column && known.at.source == at.source &&
+        known.message == message)
       return;
   errors_.push_back({at, length, message, std::move(notes)});
 }

@@ -66,8 +66,11 @@ std::optional<OptionValue> read_scalar(OptionType type, const OptionSpec& spec, 
 
 std::string number_text(double value) {
   char buffer[32];
-  const auto end = std::to_chars(buffer, buffer + sizeof buffer, value).ptr;
-  return {buffer, end};
+  std::string text(buffer, std::to_chars(buffer, buffer + sizeof buffer, value).ptr);
+  // YAML 1.1 readers take 3e-04 for a string and 3.0e-04 for a number.
+  const size_t exponent = text.find('e');
+  if (exponent != text.npos && text.find('.') == text.npos) text.insert(exponent, ".0");
+  return text;
 }
 
 struct TextOf {

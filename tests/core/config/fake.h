@@ -7,6 +7,7 @@
 #include <string>
 #include <unistd.h>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include <dsv3/runtime/config.h>
@@ -220,6 +221,27 @@ inline dsv3::Experiment load(const std::filesystem::path& file,
   request.file = file;
   request.overrides = overrides;
   return dsv3::load_experiment(request, catalog);
+}
+
+struct Show {
+  std::string operator()(bool v) const { return v ? "true" : "false"; }
+  std::string operator()(int64_t v) const { return std::to_string(v); }
+  std::string operator()(double v) const { return std::to_string(v) + "f"; }
+  std::string operator()(const std::string& v) const { return "'" + v + "'"; }
+  template <class T>
+  std::string operator()(const std::vector<T>& values) const {
+    std::string text = "[";
+    for (const T& value : values) text += (*this)(value) + ";";
+    return text + "]";
+  }
+};
+
+/// "heads=4 lr=0.500000f": the types show, too.
+inline std::string show(const dsv3::OptionValues& values) {
+  std::string text;
+  for (const auto& [key, value] : values)
+    text += (text.empty() ? "" : " ") + key + "=" + std::visit(Show{}, value);
+  return text;
 }
 
 /// The error text of an experiment, "" when it is fine.

@@ -25,7 +25,8 @@ void check_equal(const ComponentSpec& a, const ComponentSpec& b) {
   CHECK(a.kind == b.kind);
   CHECK(a.plugin == b.plugin);
   CHECK(a.library == b.library);
-  CHECK(complete(a) == complete(b));
+  CHECK(fake::show(complete(a)) == fake::show(complete(b)));
+  CHECK((complete(a) == complete(b)));
 }
 
 void check_equal(const Experiment& a, const Experiment& b) {
