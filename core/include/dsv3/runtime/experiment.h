@@ -23,7 +23,7 @@ struct ComponentSpec {
   Kind kind = Kind::attention;
   std::string plugin;
   OptionValues options;  ///< only what some layer of the experiment set; defaults stay with the plugin
-  std::string library;   ///< from `library:`, else empty
+  std::string library;   ///< from `library:`, absolute; else empty
   Origin origin;         ///< of the plugin's name
 };
 
@@ -100,7 +100,7 @@ struct CheckpointOptions {
 struct OptimizerGroup {
   std::string name;                ///< unique; made from plugin and roles unless given
   std::vector<std::string> roles;  ///< empty = every role
-  std::string match;               ///< regular expression over full names; empty = all
+  std::string match;               ///< std::regex (ECMAScript) over full names; empty = all
   ComponentSpec component;
 };
 
@@ -123,8 +123,13 @@ struct Experiment {
   std::vector<ComponentSpec> tracker;
   std::string output = "runs";     ///< machine default: where run folders go
   std::string log_level = "info";
-  std::map<std::string, std::string> conventions;  ///< e.g. "position.rope.layout" -> "interleaved"
-  std::string resolved;  ///< the merged tree as YAML, defaults of plugins included
+  std::string hub_endpoint;        ///< machine default: address of the hub
+  /// "<kind>.<plugin>.<option>" or the core's path -> value, defaults included: "position.rope.layout" ->
+  /// "interleaved", "model.norm.place" -> "pre". A second component of the same plugin with another value has
+  /// its place behind: "feed_forward.moe.score (layers 2-11)".
+  std::map<std::string, std::string> conventions;
+  std::string resolved;  ///< the merged tree as YAML, defaults of plugins included; loads again as an equal
+                         ///< experiment. What came from ${env:NAME} stays that reference.
   std::vector<std::string> notes;  ///< e.g. options dropped when a plugin was swapped
 };
 

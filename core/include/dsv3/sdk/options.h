@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <type_traits>
@@ -43,6 +44,8 @@ struct Schema {
   std::vector<OptionSpec> options;
   /// Cross-option checks on the filled struct; each returns an error text or "".
   std::vector<std::function<std::string(const void* options)>> checks;
+  /// A default-constructed options struct, for `store` and `checks`.
+  std::function<std::shared_ptr<void>()> make;
 
   const OptionSpec* find(const std::string& key) const {
     for (const OptionSpec& spec : options)
@@ -111,7 +114,10 @@ class OptionSchema {
         [check = std::move(check)](const void* options) { return check(*static_cast<const T*>(options)); });
   }
 
-  Schema take() { return std::move(schema_); }
+  Schema take() {
+    schema_.make = [] { return std::static_pointer_cast<void>(std::make_shared<T>()); };
+    return std::move(schema_);
+  }
 
  private:
   T defaults_{};

@@ -1,0 +1,192 @@
+#include "config/merge.h"
+
+#include <algorithm>
+#include <optional>
+
+#include "config/parse.h"
+#include "config/slots.h"
+
+namespace dsv3::config {
+namespace {
+
+// {plugin: <name>}, all of it standing where the name was written.
+Node component_of(Node name) {
+  Node map = make_map(name.at, name.layer);
+  const Position at = name.at;
+  map.add("plugin", at, std::move(name));
+  return map;
+}
+
+// An alias's content counts as written where its name was.
+void move_to(Node& node, Position at, int layer) {
+  node.at = at;
+  node.layer = layer;
+  for (Node& item : node.items) move_to(item, at, layer);
+  for (Entry& entry : node.entries) {
+    entry.at = at;
+    move_to(entry.value, at, layer);
+  }
+}
+
+bool all_indices(const Node& map) {
+  return !map.entries.empty() && std::all_of(map.entries.begin(), map.entries.end(),
+                                             [](const Entry& e) { return is_index(e.key); });
+}
+
+}  // namespace
+
+void Merger::expand(Node& layer) {
+  for (const Slot& slot : slots())
+    if (Node* node = find_path(layer, slot.path)) expand_slot(*node, slot.kind, slot.list);
+}
+
+void Merger::expand_slot(Node& node, Kind kind, bool list) {
+  if (node.is_scalar()) {
+    std::optional<Node> meaning = alias(kind, node);
+    if (!meaning) {
+      node = component_of(std::move(node));
+    } else if (meaning->is_list() && !list) {
+      diagnostics_.error(node,
+                         "'" + node.text + "' stands for several components; only one fits here");
+      node = component_of(std::move(node));
+    } else {
+      node = std::move(*meaning);
+    }
+  } else if (node.is_list() && list) {
+    for (Node& item : node.items) expand_slot(item, kind, false);
+  } else if (node.is_map() && list && all_indices(node)) {
+    for (Entry& entry : node.entries) expand_slot(entry.value, kind, false);
+  } else if (node.is_map()) {
+    expand_map(node, kind);
+  }
+}
+
+// {plugin: <alias>, ...}: the alias's map with the written keys on top, unless a plugin has that
+// name.
+void Merger::expand_map(Node& node, Kind kind) {
+  const Entry* plugin = node.find("plugin");
+  if (!plugin || !plugin->value.is_scalar() || node.find("library")) return;
+  const Node name = plugin->value;
+  if (catalog_.alias(kind, name.text).empty() || catalog_.schema(kind, name.text, "")) return;
+  std::optional<Node> meaning = alias(kind, name);
+  if (!meaning) return;
+  if (!meaning->is_map()) {
+    diagnostics_.error(name, "'" + name.text + "' stands for several components; write it alone",
+                       {std::string(kind_name(kind)) + ": " + name.text});
+    return;
+  }
+  node.erase("plugin");
+  for (Entry& entry : node.entries) {
+    meaning->erase(entry.key);
+    meaning->entries.push_back(std::move(entry));
+  }
+  meaning->at = node.at;
+  node = std::move(*meaning);
+}
+
+std::optional<Node> Merger::alias(Kind kind, const Node& name) {
+  const std::string yaml = catalog_.alias(kind, name.text);
+  if (yaml.empty()) return std::nullopt;
+  const int source = diagnostics_.add_source("alias '" + name.text + "'", yaml, false);
+  std::optional<Node> node = parse(diagnostics_, source, name.layer);
+  if (!node || node->is_null()) return std::nullopt;
+  if (node->is_scalar()) node = component_of(std::move(*node));
+  for (Node& item : node->items)
+    if (item.is_scalar()) item = component_of(std::move(item));
+  move_to(*node, name.at, name.layer);
+  return node;
+}
+
+void Merger::merge(Node& base, Node&& over, const std::string& path) {
+  const Slot* slot = slot_at(path);
+  const bool removable = slot && slot->optional;
+  if (over.is_null() && (base.is_map() || base.is_list()) && !removable)
+    return;  // an empty section
+  if (base.is_map() && over.is_map()) {
+    merge_maps(base, std::move(over), path);
+  } else if (base.is_list() && over.is_map()) {
+    merge_into_list(base, std::move(over), path);
+  } else {
+    base = std::move(over);
+  }
+}
+
+void Merger::merge_maps(Node& base, Node&& over, const std::string& path) {
+  if (slot_at(path)) swap_plugin(base, over, path);
+  if (path == "train") displace_length(base, over);
+  for (Entry& entry : over.entries) {
+    if (Entry* known = base.find(entry.key)) {
+      known->at = entry.at;
+      known->inherited_from.clear();
+      merge(known->value, std::move(entry.value), join(path, entry.key));
+    } else {
+      base.entries.push_back(std::move(entry));
+    }
+  }
+}
+
+void Merger::merge_into_list(Node& base, Node&& over, const std::string& path) {
+  if (all_indices(over)) {
+    for (Entry& entry : over.entries) {
+      const size_t index = std::stoul(entry.key);
+      if (index < base.items.size())
+        merge(base.items[index], std::move(entry.value), join(path, entry.key));
+      else
+        diagnostics_.error(entry, path + " has no element " + entry.key + ": it is a list of " +
+                                      std::to_string(base.items.size()));
+    }
+    return;
+  }
+  const Slot* slot = slot_at(path);
+  if (slot && over.find("plugin")) {
+    base = std::move(over);
+  } else if (slot && base.items.size() == 1) {
+    merge(base.items[0], std::move(over), join(path, "0"));
+  } else if (slot && !over.entries.empty()) {
+    const std::string& key = over.entries.front().key;
+    diagnostics_.error(
+        over.entries.front(),
+        path + " is a list of " + std::to_string(base.items.size()) +
+            " components; which one is meant?",
+        {"write " + path + ".0." + key +
+         "=... on the command line, give the whole list, or name a plugin that replaces it"});
+  } else {
+    base = std::move(over);
+  }
+}
+
+void Merger::swap_plugin(Node& base, const Node& over, const std::string& path) {
+  const Entry* before = base.find("plugin");
+  const Entry* after = over.find("plugin");
+  if (!before || !after || !before->value.is_scalar() || !after->value.is_scalar()) return;
+  const std::string old_name = before->value.text;
+  const std::string& new_name = after->value.text;
+  if (old_name == new_name) return;
+  const int layer = after->value.layer;
+  const std::vector<std::string> core = core_keys(slot_at(path)->kind);
+  for (Entry& entry : base.entries)
+    if (std::find(core.begin(), core.end(), entry.key) == core.end() && entry.value.layer < layer &&
+        entry.inherited_from.empty())
+      entry.inherited_from = old_name;
+  const Entry* library = base.find("library");
+  if (library && library->value.layer < layer && !over.find("library")) {
+    notes_.push_back(path + ": library '" + library->value.text + "' of '" + old_name +
+                     "' is not used for '" + new_name + "'");
+    base.erase("library");
+  }
+}
+
+void Merger::displace_length(Node& train, const Node& over) {
+  for (const auto& [given, other] : {std::pair("steps", "tokens"), std::pair("tokens", "steps")}) {
+    const Entry* entry = over.find(given);
+    const Entry* earlier = train.find(other);
+    if (!entry || over.find(other) || !earlier || earlier->value.layer >= entry->value.layer)
+      continue;
+    notes_.push_back(std::string("train.") + given + " (" + diagnostics_.place(entry->value.at) +
+                     ") replaces train." + other + " (" + diagnostics_.place(earlier->value.at) +
+                     ")");
+    train.erase(other);
+  }
+}
+
+}  // namespace dsv3::config

@@ -1,0 +1,96 @@
+#include "config/node.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace dsv3::config {
+
+const Entry* Node::find(std::string_view key) const {
+  for (const Entry& entry : entries)
+    if (entry.key == key) return &entry;
+  return nullptr;
+}
+
+Entry* Node::find(std::string_view key) {
+  return const_cast<Entry*>(std::as_const(*this).find(key));
+}
+
+void Node::erase(std::string_view key) {
+  std::erase_if(entries, [&](const Entry& entry) { return entry.key == key; });
+}
+
+Node& Node::add(std::string key, Position key_at, Node value) {
+  entries.push_back({std::move(key), key_at, std::move(value), ""});
+  return entries.back().value;
+}
+
+Node make_scalar(std::string text, Position at, int layer) {
+  Node node;
+  node.type = Node::Type::scalar;
+  node.text = std::move(text);
+  node.at = at;
+  node.layer = layer;
+  return node;
+}
+
+Node make_map(Position at, int layer) {
+  Node node;
+  node.type = Node::Type::map;
+  node.at = at;
+  node.layer = layer;
+  return node;
+}
+
+const Node* find_path(const Node& root, std::string_view path) {
+  const Node* node = &root;
+  while (node && !path.empty()) {
+    const size_t dot = path.find('.');
+    const std::string_view key = path.substr(0, dot);
+    path = dot == path.npos ? std::string_view() : path.substr(dot + 1);
+    if (node->is_list() && is_index(key)) {
+      const size_t index = std::stoul(std::string(key));
+      node = index < node->items.size() ? &node->items[index] : nullptr;
+    } else {
+      const Entry* entry = node->find(key);
+      node = entry ? &entry->value : nullptr;
+    }
+  }
+  return node;
+}
+
+Node* find_path(Node& root, std::string_view path) {
+  return const_cast<Node*>(find_path(std::as_const(root), path));
+}
+
+size_t count_nodes(const Node& node) {
+  size_t count = 1;
+  for (const Node& item : node.items) count += count_nodes(item);
+  for (const Entry& entry : node.entries) count += count_nodes(entry.value);
+  return count;
+}
+
+int depth_of(const Node& node) {
+  int below = 0;
+  for (const Node& item : node.items) below = std::max(below, depth_of(item));
+  for (const Entry& entry : node.entries) below = std::max(below, depth_of(entry.value));
+  return below + 1;
+}
+
+bool is_index(std::string_view text) {
+  return !text.empty() && text.size() <= 6 &&
+         std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+}
+
+std::string join(std::string_view path, std::string_view key) {
+  std::string joined(path);
+  if (!joined.empty()) joined += '.';
+  return joined.append(key);
+}
+
+std::string comma_list(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
+  return text;
+}
+
+}  // namespace dsv3::config

@@ -1,0 +1,165 @@
+#include "config/schemas.h"
+
+#include "config/node.h"
+#include "config/slots.h"
+
+namespace dsv3 {
+
+void ModelOptions::describe(OptionSchema<ModelOptions>& s) {
+  s.add("hidden", &ModelOptions::hidden, "width of the residual stream").min(1);
+  s.add("layers", &ModelOptions::layers, "decoder blocks, MTP modules not counted")
+      .min(1)
+      .max(10000);
+  s.add("vocab", &ModelOptions::vocab, "rows of embedding and head; auto = the tokenizer's size")
+      .min(1)
+      .word("auto", 0);
+  s.add("tied_head", &ModelOptions::tied_head, "the head uses the embedding's weights");
+  s.add("recompute", &ModelOptions::recompute, "activation checkpointing per block")
+      .choices({"none", "full"});
+}
+
+void NormOptions::describe(OptionSchema<NormOptions>& s) {
+  s.add("eps", &NormOptions::eps, "added to the mean square in RMSNorm").min(0);
+  s.add("place", &NormOptions::place,
+        "norm before a sublayer, after it (before the residual is added), or both")
+      .choices({"pre", "post", "both"})
+      .convention();
+}
+
+void LossOptions::describe(OptionSchema<LossOptions>& s) {
+  s.add("z", &LossOptions::z, "weight of log(Z)^2, the squared log-partition").min(0);
+  s.add("chunk", &LossOptions::chunk, "rows of logits held at once; auto = the operator chooses")
+      .min(1)
+      .word("auto", 0);
+}
+
+void InitOptions::describe(OptionSchema<InitOptions>& s) {
+  s.add("std", &InitOptions::std, "standard deviation of normally distributed first weights")
+      .min(0);
+}
+
+void MtpOptions::describe(OptionSchema<MtpOptions>& s) {
+  s.add("depth", &MtpOptions::depth, "multi-token prediction modules; 0 = off").min(0).max(100);
+  s.add("weight", &MtpOptions::weight, "weight of the mean MTP loss").min(0);
+  s.add("input", &MtpOptions::input,
+        "hidden states go into a module after (normed) or before their final norm")
+      .choices({"normed", "raw"})
+      .convention();
+  s.add("concat", &MtpOptions::concat, "order in the projection's input")
+      .choices({"embedding_first", "hidden_first"})
+      .convention();
+  s.add("denominator", &MtpOptions::denominator,
+        "valid targets that divide a depth's loss: the main loss's or its own")
+      .choices({"main", "own"})
+      .convention();
+}
+
+void TrainOptions::describe(OptionSchema<TrainOptions>& s) {
+  s.add("steps", &TrainOptions::steps, "optimizer steps of the run; instead of tokens").min(1);
+  s.add("tokens", &TrainOptions::tokens, "training tokens of the run; instead of steps").min(1);
+  s.add("batch", &TrainOptions::batch, "sequences a step, over all ranks").min(1);
+  s.add("micro_batch", &TrainOptions::micro_batch,
+        "sequences a rank computes at once; auto = its whole share of the batch")
+      .min(1)
+      .word("auto", 0);
+  s.add("sequence", &TrainOptions::sequence, "tokens a sequence").min(1);
+  s.add("clip", &TrainOptions::clip, "largest norm of the gradient; 0 = off").min(0);
+  s.add("precision", &TrainOptions::precision,
+        "compute dtype; auto = bf16 on CUDA and on CPUs with AMX-BF16, fp32 elsewhere")
+      .choices({"auto", "fp32", "bf16"});
+  s.add("seed", &TrainOptions::seed, "of first weights and the order of documents").min(0);
+  s.add("log_every", &TrainOptions::log_every, "steps between lines of metrics").min(1);
+  s.add("threads", &TrainOptions::threads, "intra-op threads; auto = all cores")
+      .min(1)
+      .word("auto", 0);
+  s.add("device", &TrainOptions::device, "where the model is trained")
+      .choices({"auto", "cpu", "cuda"});
+  s.add("ops", &TrainOptions::ops, "fused operators, or their plain references")
+      .choices({"fused", "reference"});
+  s.add("not_finite", &TrainOptions::not_finite, "what a step with NaN or infinite gradients does")
+      .choices({"stop", "skip"});
+  s.check([](const TrainOptions& o) -> std::string {
+    if (o.micro_batch > o.batch || (o.micro_batch > 0 && o.batch % o.micro_batch != 0))
+      return "batch (" + std::to_string(o.batch) + ") must be a multiple of micro_batch (" +
+             std::to_string(o.micro_batch) + ")";
+    return "";
+  });
+}
+
+void ValidationOptions::describe(OptionSchema<ValidationOptions>& s) {
+  s.add("every", &ValidationOptions::every,
+        "steps between validations; 0 = before the first and after the last only")
+      .min(0);
+  s.add("batches", &ValidationOptions::batches, "micro-batches a validation").min(1);
+  s.add("share", &ValidationOptions::share, "share of the documents held out").min(0).max(1);
+}
+
+void SamplesOptions::describe(OptionSchema<SamplesOptions>& s) {
+  s.add("every", &SamplesOptions::every, "steps between text samples; 0 = off").min(0);
+  s.add("prompts", &SamplesOptions::prompts, "texts to go on from");
+  s.add("tokens", &SamplesOptions::tokens, "tokens a sample").min(1);
+  s.add("temperature", &SamplesOptions::temperature, "0 = always the likeliest token").min(0);
+  s.add("top_k", &SamplesOptions::top_k, "draw from the k likeliest tokens; 0 = from all").min(0);
+}
+
+void CheckpointOptions::describe(OptionSchema<CheckpointOptions>& s) {
+  s.add("every", &CheckpointOptions::every, "steps between checkpoints; 0 = at the end only")
+      .min(0);
+  s.add("keep_best", &CheckpointOptions::keep_best,
+        "checkpoints kept for their val/loss, besides the last")
+      .min(0);
+}
+
+namespace config {
+
+void TopOptions::describe(OptionSchema<TopOptions>& s) {
+  s.add("name", &TopOptions::name, "name of the experiment; the file's by default");
+  s.add("output", &TopOptions::output, "folder of run folders");
+  s.check([](const TopOptions& o) -> std::string {
+    const bool odd = o.name.find_first_not_of(
+                         "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                         "0123456789._-") != std::string::npos;
+    if (odd || o.name.empty() || o.name.size() > 128 || o.name[0] == '.')
+      return "name must be 1 to 128 letters, digits, '.', '_' or '-', not '.' first: it becomes a "
+             "folder";
+    return "";
+  });
+}
+
+void HubOptions::describe(OptionSchema<HubOptions>& s) {
+  s.add("endpoint", &HubOptions::endpoint, "address of the hub that data and models are read from");
+}
+
+void LogOptions::describe(OptionSchema<LogOptions>& s) {
+  s.add("level", &LogOptions::level, "least important lines shown")
+      .choices({"debug", "info", "warning", "error"});
+}
+
+std::vector<std::string> core_paths_of(const std::string& key) {
+  static const std::vector<std::pair<std::string, Schema>> sections{
+      {"", schema_of<TopOptions>()},
+      {"model", schema_of<ModelOptions>()},
+      {"model.norm", schema_of<NormOptions>()},
+      {"model.loss", schema_of<LossOptions>()},
+      {"model.init", schema_of<InitOptions>()},
+      {"model.mtp", schema_of<MtpOptions>()},
+      {"train", schema_of<TrainOptions>()},
+      {"validation", schema_of<ValidationOptions>()},
+      {"samples", schema_of<SamplesOptions>()},
+      {"checkpoint", schema_of<CheckpointOptions>()},
+      {"hub", schema_of<HubOptions>()},
+      {"log", schema_of<LogOptions>()}};
+  std::vector<std::string> paths;
+  for (const auto& [section, schema] : sections) {
+    if (schema.find(key)) paths.push_back(join(section, key));
+    if (section.size() > key.size() &&
+        section.compare(section.size() - key.size() - 1, key.size() + 1, "." + key) == 0)
+      paths.push_back(section);
+  }
+  for (const Slot& slot : slots())
+    if (kind_name(slot.kind) == key) paths.emplace_back(slot.path);
+  return paths;
+}
+
+}  // namespace config
+}  // namespace dsv3

@@ -1,0 +1,28 @@
+// Sections that only the checker knows, and where each key of the core belongs.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <dsv3/runtime/experiment.h>
+
+namespace dsv3::config {
+
+/// Keys at the top of an experiment that are no section.
+struct TopOptions {
+  std::string name, output = "runs";
+  static void describe(OptionSchema<TopOptions>& s);
+};
+struct HubOptions {
+  std::string endpoint = "https://huggingface.co";
+  static void describe(OptionSchema<HubOptions>& s);
+};
+struct LogOptions {
+  std::string level = "info";
+  static void describe(OptionSchema<LogOptions>& s);
+};
+
+/// Full paths of the core's options and slots called `key`, e.g. "train.steps".
+std::vector<std::string> core_paths_of(const std::string& key);
+
+}  // namespace dsv3::config

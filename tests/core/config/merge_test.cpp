@@ -1,0 +1,267 @@
+// Layers, short forms, swapping, references, and what the resolved experiment looks like.
+#include <catch2/catch.hpp>
+
+#include "fake.h"
+
+using dsv3::Experiment;
+
+namespace {
+
+bool has(const std::string& text, const std::string& part) {
+  return text.find(part) != text.npos;
+}
+
+dsv3::OptionValue value(const dsv3::ComponentSpec& spec, const std::string& key) {
+  return spec.options.at(key);
+}
+
+std::string joined(const std::vector<std::string>& lines) {
+  std::string text;
+  for (const std::string& line : lines) text += line + "\n";
+  return text;
+}
+
+}  // namespace
+
+TEST_CASE("a whole experiment is typed") {
+  fake::Folder folder;
+  const Experiment e = fake::load(folder.write("e.yaml", fake::kExperiment));
+  CHECK(e.name == "tiny");
+  CHECK(e.model.hidden == 64);
+  CHECK(e.model.vocab == 0);
+  CHECK(e.mtp.depth == 1);
+  REQUIRE(e.attention.size() == 1);
+  CHECK(e.attention[0].first == 0);
+  CHECK(e.attention[0].last == 3);
+  CHECK(e.attention[0].component.plugin == "mla");
+  CHECK(fake::show(e.attention[0].component.options) == "heads=4 kv_lora_rank=16");
+  CHECK(folder.shorten(e.attention[0].component.origin.text()) == "e.yaml:8:23");
+  CHECK(value(e.position, "theta") == dsv3::OptionValue(1e4));
+  REQUIRE(e.feed_forward.size() == 2);
+  CHECK(e.feed_forward[1].first == 1);
+  CHECK(value(e.feed_forward[1].component, "scales") ==
+        dsv3::OptionValue(std::vector<double>{1, 2.5}));
+  REQUIRE(e.optimizer.size() == 2);
+  CHECK(e.optimizer[0].name == "adamw");
+  CHECK(e.optimizer[0].roles.size() == 5);
+  CHECK(e.optimizer[1].roles == std::vector<std::string>{"matrix"});
+  CHECK(e.data.options.size() == 1);
+  CHECK(e.tokenizer.plugin == "bpe");
+  CHECK(e.tokenizer.kind == dsv3::Kind::tokenizer);
+  CHECK(e.train.steps == 20);
+  CHECK(e.train.tokens == 0);
+  CHECK(e.samples.prompts == std::vector<std::string>{"The \"Lord\"", "a: b # c", "tiny ${x}"});
+  REQUIRE(e.tracker.size() == 2);
+  CHECK(e.tracker[0].plugin == "csv");
+  CHECK(e.notes.empty());
+  CHECK(e.conventions ==
+        std::map<std::string, std::string>{{"feed_forward.moe.centring", "none"},
+                                           {"model.mtp.concat", "embedding_first"},
+                                           {"model.mtp.denominator", "main"},
+                                           {"model.mtp.input", "normed"},
+                                           {"model.norm.place", "pre"},
+                                           {"optimizer.muon.nesterov", "true"},
+                                           {"position.rope.layout", "interleaved"}});
+}
+
+TEST_CASE("numbers") {
+  fake::Folder folder;
+  const auto file = folder.write("e.yaml", fake::kExperiment);
+  CHECK(fake::load(file, {"train.tokens=1e9"}).train.tokens == 1000000000);
+  CHECK(fake::load(file, {"train.tokens=2.5e3"}).train.tokens == 2500);
+  CHECK(fake::load(file, {"train.tokens=9223372036854775807"}).train.tokens == INT64_MAX);
+  CHECK(fake::load(file, {"train.clip=1"}).train.clip == 1.0);
+  CHECK(fake::load(file, {"model.vocab=100"}).model.vocab == 100);
+  CHECK(fake::load(file, {"data.path=123"}).data.options.at("path") ==
+        dsv3::OptionValue(std::string("123")));
+  CHECK(fake::load(file, {"model.tied_head=true"}).model.tied_head);
+  CHECK_FALSE(fake::mistakes(file, {"model.tied_head=yes"}).empty());
+  CHECK_FALSE(fake::mistakes(file, {"train.steps=1_000"}).empty());
+}
+
+TEST_CASE("later layers win: machine, bases, file, command line, forced") {
+  fake::Folder folder;
+  const auto machine = folder.write("config.yaml", R"(
+plugin_paths: [plugins, /abs]
+output: /machine/runs
+tracker: csv
+hub: {endpoint: "http://mirror"}
+log: {level: debug}
+)");
+  folder.write("base/a.yaml", R"(
+train: {steps: 1, batch: 2, seed: 3, log_every: 4, sequence: 5}
+samples: {prompts: [a, b]}
+)");
+  folder.write("base/b.yaml", "extends: a.yaml\ntrain: {seed: 30, log_every: 40, sequence: 50}\n");
+  folder.write("base/c.yaml", "train: {log_every: 400, sequence: 500}\nlog: {level: warning}\n");
+  const auto file = folder.write("e.yaml", R"(dsv3: 1
+extends: [base/b.yaml, base/c.yaml]
+model: {layers: 1, attention: mha, position: none, feed_forward: swiglu}
+optimizer: adamw
+schedule: cosine
+strategy: single
+data: synthetic
+train: {sequence: 5000}
+samples: {prompts: [c]}
+)");
+  fake::Catalog catalog;
+  dsv3::ExperimentRequest request{
+      file, {"train.micro_batch=1", "train.threads=2"}, machine, {"train.threads=3"}};
+  const Experiment e = load_experiment(request, catalog);
+  CHECK(e.train.batch == 2);
+  CHECK(e.train.seed == 30);
+  CHECK(e.train.log_every == 400);
+  CHECK(e.train.sequence == 5000);
+  CHECK(e.train.micro_batch == 1);
+  CHECK(e.train.threads == 3);
+  CHECK(e.samples.prompts == std::vector<std::string>{"c"});
+  CHECK(e.name == "e");
+  CHECK(e.output == "/machine/runs");
+  CHECK(e.hub_endpoint == "http://mirror");
+  CHECK(e.log_level == "warning");
+  REQUIRE(e.tracker.size() == 1);
+  const std::string origins = folder.shorten(print_with_origins(request, catalog));
+  CHECK(has(origins, "  steps: 1  # base/a.yaml:2:16\n"));
+  CHECK(has(origins, "  log_every: 400  # base/c.yaml:1:20\n"));
+  CHECK(has(origins, "  micro_batch: 1  # command line\n"));
+  CHECK(has(origins, "  threads: 3  # --debug\n"));
+  CHECK(has(origins, "  clip: 1  # default\n"));
+  CHECK(has(origins, "  plugin: csv  # config.yaml:4:10\n"));
+
+  const dsv3::MachineConfig read = dsv3::read_machine_config(machine);
+  CHECK(read.plugin_paths ==
+        std::vector<std::string>{(folder.path() / "plugins").string(), "/abs"});
+  CHECK(dsv3::read_machine_config("").file.empty());
+  request.machine_config = folder.write("bad.yaml", "train: {steps: 3}\n");
+  CHECK_THROWS_AS(load_experiment(request, catalog), dsv3::ConfigError);
+}
+
+TEST_CASE("swapping a plugin keeps what fits and tells what it dropped") {
+  fake::Folder folder;
+  const auto file = folder.write("e.yaml", fake::kExperiment);
+  for (const std::string word :
+       {"attention=mha", "model.attention=mha", "model.attention.plugin=mha"}) {
+    const Experiment e = fake::load(file, {word});
+    CHECK(e.attention[0].component.plugin == "mha");
+    CHECK(fake::show(e.attention[0].component.options) == "heads=4");
+    CHECK(e.attention[0].component.origin.text() == "command line");
+    CHECK(folder.shorten(joined(e.notes)) ==
+          "model.attention: options of 'mla' that 'mha' does not have were dropped: kv_lora_rank "
+          "(e.yaml:8:38)\n");
+  }
+  const Experiment e =
+      fake::load(file, {"attention={plugin: mha, qk_norm: true}", "attention.heads=2"});
+  CHECK(fake::show(e.attention[0].component.options) == "heads=2 qk_norm=true");
+  CHECK(fake::load(file, {"data=synthetic"}).tokenizer.plugin == "bpe");
+  CHECK(fake::load(file, {"data=synthetic", "tokenizer=bytes"}).tokenizer.plugin == "bytes");
+  CHECK(fake::load(file, {"data.tokenizer=null"}).tokenizer.plugin.empty());
+  CHECK(fake::load(file, {"tracker=[]"}).tracker.empty());
+}
+
+TEST_CASE("lists of components") {
+  fake::Folder folder;
+  const auto file = folder.write("e.yaml", fake::kExperiment);
+  const Experiment swiglu = fake::load(file, {"feed_forward=swiglu"});
+  REQUIRE(swiglu.feed_forward.size() == 1);
+  CHECK(swiglu.feed_forward[0].last == 3);
+  CHECK(swiglu.feed_forward[0].component.options.empty());
+  const Experiment indexed = fake::load(file, {"feed_forward.1.top_k=3", "optimizer.1={lr: 7}"});
+  CHECK(value(indexed.feed_forward[1].component, "top_k") == dsv3::OptionValue(int64_t{3}));
+  CHECK(value(indexed.feed_forward[1].component, "routed") == dsv3::OptionValue(int64_t{16}));
+  CHECK(value(indexed.optimizer[1].component, "lr") == dsv3::OptionValue(7.0));
+  const Experiment open = fake::load(file, {"model.layers=9", "feed_forward.1.layers=1-"});
+  CHECK(open.feed_forward[1].last == 8);
+  const Experiment mixed =
+      fake::load(file, {"attention=[{layers: 2-3, plugin: mla}, {layers: 0-1, plugin: mha}]"});
+  REQUIRE(mixed.attention.size() == 2);
+  CHECK(mixed.attention[0].component.plugin == "mha");
+  const Experiment two = fake::load(
+      file,
+      {"feed_forward=[{layers: 0-1, plugin: moe}, {layers: 2-3, plugin: moe, centring: mean}]"});
+  CHECK(two.conventions.at("feed_forward.moe.centring") == "none");
+  CHECK(two.conventions.at("feed_forward.moe.centring (layers 2-3)") == "mean");
+}
+
+TEST_CASE("aliases stand for YAML") {
+  fake::Folder folder;
+  const auto file = folder.write("e.yaml", fake::kExperiment);
+  const Experiment one = fake::load(file, {"optimizer=adamw", "optimizer.lr=0.5"});
+  REQUIRE(one.optimizer.size() == 1);
+  CHECK(one.optimizer[0].roles.empty());
+  CHECK(fake::show(one.optimizer[0].component.options) == "lr=0.500000f");
+  const Experiment muon =
+      fake::load(file, {"optimizer=adamw", "optimizer=muon", "optimizer.1.lr=0.25"});
+  REQUIRE(muon.optimizer.size() == 2);
+  CHECK(value(muon.optimizer[0].component, "lr") == dsv3::OptionValue(3e-4));
+  CHECK(value(muon.optimizer[1].component, "lr") == dsv3::OptionValue(0.25));
+  CHECK(muon.optimizer[1].component.plugin == "muon");
+  // With a plugin of that name, `plugin:` means the plugin.
+  CHECK(fake::load(file, {"optimizer={plugin: muon, lr: 1}"}).optimizer.size() == 1);
+  const Experiment zero = fake::load(file, {"strategy=deepspeed_stage_2"});
+  CHECK(zero.strategy.plugin == "zero");
+  CHECK(value(zero.strategy, "stage") == dsv3::OptionValue(int64_t{2}));
+  CHECK(zero.strategy.origin.text() == "command line");
+  const Experiment three = fake::load(file, {"strategy={plugin: deepspeed_stage_2, stage: 3}"});
+  CHECK(value(three.strategy, "stage") == dsv3::OptionValue(int64_t{3}));
+}
+
+TEST_CASE("a later length of the run displaces an earlier one") {
+  fake::Folder folder;
+  const auto file = folder.write("e.yaml", fake::kExperiment);
+  const Experiment e = fake::load(file, {"train.tokens=1000"});
+  CHECK(e.train.tokens == 1000);
+  CHECK(e.train.steps == 0);
+  CHECK(folder.shorten(joined(e.notes)) ==
+        "train.tokens (command line) replaces train.steps (e.yaml:19:16)\n");
+}
+
+TEST_CASE("optimizer groups have unique names") {
+  fake::Folder folder;
+  const auto file = folder.write("e.yaml", fake::kExperiment);
+  const Experiment e = fake::load(
+      file, {"optimizer=[{plugin: adamw, role: norm}, {plugin: adamw, role: [bias, head]}, "
+             "{plugin: adamw, role: norm, match: x}, {plugin: adamw, name: rest}]"});
+  std::vector<std::string> names;
+  for (const auto& group : e.optimizer) names.push_back(group.name);
+  CHECK(names == std::vector<std::string>{"adamw_norm", "adamw_bias_head", "adamw_norm_2", "rest"});
+  CHECK_FALSE(
+      fake::mistakes(file, {"optimizer=[{plugin: adamw, name: a}, {plugin: adamw, name: a}]"})
+          .empty());
+}
+
+TEST_CASE("references are resolved late and secrets are never stored") {
+  fake::Folder folder;
+  ::setenv("DSV3_TEST_SECRET", "hunter2", 1);
+  ::setenv("DSV3_TEST_STEPS", "33", 1);
+  const auto file = folder.write("e.yaml", fake::kExperiment);
+  const std::vector<std::string> overrides{
+      "tracker=[{plugin: mlflow, token: \"a ${env:DSV3_TEST_SECRET}\", url: "
+      "\"${tracker.0.token}\"}]",
+      "train.steps=${env:DSV3_TEST_STEPS}", "train.log_every=${train.batch}", "train.batch=16"};
+  const Experiment e = fake::load(file, overrides);
+  CHECK(value(e.tracker[0], "token") == dsv3::OptionValue(std::string("a hunter2")));
+  CHECK(value(e.tracker[0], "url") == dsv3::OptionValue(std::string("a hunter2")));
+  CHECK(e.train.steps == 33);
+  CHECK(e.train.log_every == 16);
+  CHECK_FALSE(has(e.resolved, "hunter2"));
+  CHECK(has(e.resolved, "token: \"a ${env:DSV3_TEST_SECRET}\""));
+  const Experiment again = fake::load(folder.write("resolved.yaml", e.resolved));
+  CHECK(again.train.steps == 33);
+  CHECK(value(again.tracker[0], "token") == dsv3::OptionValue(std::string("a hunter2")));
+  CHECK(again.resolved == e.resolved);
+}
+
+TEST_CASE("references that double forever are stopped") {
+  fake::Folder folder;
+  const auto file = folder.write("e.yaml", fake::kExperiment);
+  const auto prompts = [](const std::string& last) {
+    std::string list = "samples.prompts=[";
+    for (int i = 1; i < 30; ++i) {
+      const std::string next = "${samples.prompts." + std::to_string(i) + "}";
+      list += "\"" + next + next + "\", ";
+    }
+    return list + "\"" + last + "\"]";
+  };
+  CHECK(fake::load(file, {prompts("")}).samples.prompts.size() == 30);
+  CHECK(has(fake::mistakes(file, {prompts("x")}), "references expand to more than 65536 bytes"));
+}

@@ -1,0 +1,201 @@
+// A table of mistakes with the text that each is answered with.
+#include <catch2/catch.hpp>
+
+#include "fake.h"
+
+namespace {
+
+bool has(const std::string& text, const std::string& part) {
+  return text.find(part) != text.npos;
+}
+
+std::string replaced(std::string text, const std::string& from, const std::string& to) {
+  const size_t at = text.find(from);
+  REQUIRE(at != text.npos);
+  return text.replace(at, from.size(), to);
+}
+
+struct Mistake {
+  const char* from;  // in fake::kExperiment
+  const char* to;
+  const char* expected;  // part of the answer
+};
+
+const Mistake kMistakes[] = {
+    {"kv_lora_rank: 16", "kv_lora_rnk: 16",
+     "e.yaml:8:38: error: unknown key 'kv_lora_rnk' in model.attention (plugin 'mla')\n"
+     "  8 |   attention: {plugin: mla, heads: 4, kv_lora_rnk: 16}\n"
+     "    |                                      ^~~~~~~~~~~\n"
+     "  note: did you mean 'kv_lora_rank'?"},
+    {"plugin: mla", "plugin: mha",
+     "error: unknown key 'kv_lora_rank' in model.attention (plugin 'mha')\n"
+     "  8 |   attention: {plugin: mha, heads: 4, kv_lora_rank: 16}\n"
+     "    |                                      ^~~~~~~~~~~~\n"
+     "  note: 'kv_lora_rank' is an option of 'mla', not of 'mha'"},
+    {"plugin: mla", "plugin: mlaa",
+     "e.yaml:8:23: error: unknown attention plugin 'mlaa'\n"
+     "  8 |   attention: {plugin: mlaa, heads: 4, kv_lora_rank: 16}\n"
+     "    |                       ^~~~\n"
+     "  note: did you mean 'mla'? known: mha, mla; looked in: the table"},
+    {"heads: 4", "wonderful: 4",
+     "note: known keys: heads, kv_lora_rank, qk_rope_dim, init_scale, library, layers"},
+    {"heads: 4", "heads: four",
+     "error: 'heads' in model.attention (plugin 'mla') must be an integer, got 'four'"},
+    {"heads: 4", "heads: \"4\"", "note: a value in quotes is a string"},
+    {"heads: 4", "heads: 4.5", "must be an integer, got '4.5'"},
+    {"heads: 4", "heads: 99999999999999999999", "must be an integer"},
+    {"heads: 4", "heads: 0", "must be at least 1, got '0'"},
+    {"heads: 4", "heads: [4]", "must be an integer"},
+    {"heads: 4", "heads:", "has no value"},
+    {"heads: 4", "qk_rope_dim: 5",
+     "error: model.attention (plugin 'mla'): qk_rope_dim must be even"},
+    {"theta: 1e4", "theta: nan", "must be a number, got 'nan'"},
+    {"theta: 1e4", "layout: halvs", "must be one of interleaved, halves, got 'halvs'"},
+    {"theta: 1e4", "layout: halvs", "note: did you mean 'halves'?"},
+    {"scales: [1, 2.5]", "scales: 1", "must be a list of numbers"},
+    {"scales: [1, 2.5]", "scales: [1, x]",
+     "an element of 'scales' in model.feed_forward.1 (plugin 'moe') must be a number, got 'x'"},
+    {"hidden: 64", "hiden: 64", "e.yaml:4:3: error: unknown key 'hiden' in model\n"},
+    {"hidden: 64", "seed: 64", "note: 'seed' belongs to train.seed"},
+    {"hidden: 64", "every: 64",
+     "note: 'every' belongs to validation.every, samples.every, checkpoint.every"},
+    {"strategy: single", "attention: mha", "note: 'attention' belongs to model.attention"},
+    {"strategy: single", "", "error: the experiment names no strategy"},
+    {"strategy: single", "strategy: {stage: 1}", "error: strategy names no plugin"},
+    {"strategy: single", "strategy: [single]", "error: strategy must be one component"},
+    {"strategy: single", "strategy: {plugin: zero, stage: 4}", "must be at most 3"},
+    {"layers: 1-3", "layers: 2-3", "error: model.feed_forward leaves out layers 1\n"},
+    {"layers: 1-3", "layers: 0-3", "error: model.feed_forward names layers 0 twice"},
+    {"layers: 1-3", "layers: 1-4",
+     "error: model.feed_forward names layer 4, which the model does not have"},
+    {"layers: 1-3", "layers: 1-2", "error: model.feed_forward leaves out layers 3\n"},
+    {"layers: 1-3", "layers: 3-1", "must be a layer or a range, got '3-1'"},
+    {"layers: 1-3, ", "", "does not say for which layers it is"},
+    {"role: matrix", "role: matrx", "error: unknown role 'matrx' in optimizer.1"},
+    {"role: matrix", "match: '('", "is not a regular expression"},
+    {"steps: 20", "steps: 20, tokens: 1e6", "error: train has both 'steps' and 'tokens'; keep one"},
+    {"steps: 20, ", "", "error: train needs 'steps' or 'tokens'"},
+    {"micro_batch: 4", "micro_batch: 3",
+     "error: train: batch (8) must be a multiple of micro_batch (3)"},
+    {"path: some/where.txt, ", "", "error: 'path' is missing in data (plugin 'text')"},
+    {"file: t.json", "fil: t.json", "unknown key 'fil' in data.tokenizer (plugin 'bpe')"},
+    {"validation: {every: 10}", "validation: 10",
+     "error: 'validation' must be a map of keys and values"},
+    {"depth: 1", "input: norm", "must be one of normed, raw"},
+    {"name: tiny", "name: ../tiny", "name must be 1 to 128 letters"},
+    {"name: tiny", "name: ${nam}", "error: 'nam' is not set in this experiment"},
+    {"name: tiny", "name: ${env:DSV3_NOT_SET}",
+     "error: environment variable 'DSV3_NOT_SET' is not set"},
+    {"name: tiny", "name: ${samples.prompts.2}", "goes in a circle"},
+    {"name: tiny", "name: ${model}", "error: 'model' is not a single value"},
+    {"name: tiny", "name: ${model", "error: '${' without '}'"},
+    {"dsv3: 1\n", "", "error: the key 'dsv3' is missing"},
+    {"dsv3: 1", "dsv3: 2", "this dsv3 reads experiments of format 1"},
+    {"dsv3: 1", "dsv3: 1\nextends: none.yaml", "none.yaml': no such file"},
+    {"dsv3: 1", "dsv3: 1\nextends: e.yaml", "e.yaml:2:10: error: 'extends' goes in a circle"},
+    {"dsv3: 1", "dsv3: 1\nplugin_paths: [x]", "error: 'plugin_paths' is a machine default"},
+};
+
+}  // namespace
+
+TEST_CASE("mistakes are answered in plain words") {
+  fake::Folder folder;
+  REQUIRE(fake::mistakes(folder.write("good.yaml", fake::kExperiment)) == "");
+  for (const Mistake& mistake : kMistakes) {
+    const auto file = folder.write("e.yaml", replaced(fake::kExperiment, mistake.from, mistake.to));
+    const std::string answer = folder.shorten(fake::mistakes(file));
+    INFO(mistake.from << " -> " << mistake.to << "\n" << answer);
+    CHECK(has(answer, mistake.expected));
+  }
+}
+
+TEST_CASE("all mistakes come at once, in the order of the file") {
+  fake::Folder folder;
+  const auto file = folder.write("e.yaml", R"(dsv3: 1
+model: {hidden: x, attention: {plugin: mla, hedas: 3}, feed_forward: nothing, position: rope}
+optimizer: adamw
+schedule: cosine
+strategy: single
+data: synthetic
+train: {steps: -1}
+)");
+  try {
+    fake::load(file);
+    FAIL("accepted");
+  } catch (const dsv3::ConfigError& error) {
+    CHECK(error.count == 4);
+    CHECK(error.code() == dsv3::ExitCode::usage);
+    const std::string text = error.what();
+    const size_t first = text.find("'hidden' in model"), second = text.find("'hedas'"),
+                 third = text.find("'nothing'"), fourth = text.find("'steps' in train");
+    CHECK(first < second);
+    CHECK(second < third);
+    CHECK(third < fourth);
+    CHECK(fourth != text.npos);
+  }
+}
+
+TEST_CASE("mistakes on the command line show the argument") {
+  fake::Folder folder;
+  const auto file = folder.write("e.yaml", fake::kExperiment);
+  CHECK(fake::mistakes(file, {"model.attention.heds=4"}) ==
+        "command line: error: unknown key 'heds' in model.attention (plugin 'mla')\n"
+        "  model.attention.heds=4\n"
+        "                  ^~~~\n"
+        "  note: did you mean 'heads'?");
+  CHECK(fake::mistakes(file, {"train.steps=many"}) ==
+        "command line: error: 'steps' in train must be an integer, got 'many'\n"
+        "  train.steps=many\n"
+        "              ^~~~");
+  CHECK(has(fake::mistakes(file, {"train.steps"}), "error: expected key=value"));
+  CHECK(has(fake::mistakes(file, {"train..steps=1"}), "error: expected key=value"));
+  CHECK(fake::mistakes(file, {"train.steps=["}) ==
+        "command line: error: not valid YAML: end of sequence flow not found\n"
+        "  train.steps=[\n"
+        "              ^");
+  CHECK(
+      has(fake::mistakes(file, {"optimizer.lr=1"}), "error: optimizer is a list of 2 components"));
+  CHECK(has(fake::mistakes(file, {"optimizer.2.lr=1"}), "error: optimizer has no element 2"));
+  CHECK(
+      has(fake::mistakes(file, {"train.steps=1", "train.tokens=5"}), "both 'steps' and 'tokens'"));
+  CHECK(has(fake::mistakes(file, {"strategy=muon"}), "unknown strategy plugin 'muon'"));
+}
+
+TEST_CASE("options of the layer that swaps the plugin must fit") {
+  fake::Folder folder;
+  const auto file = folder.write("e.yaml", fake::kExperiment);
+  const std::string told = "'kv_lora_rank' is an option of 'mla', not of 'mha'";
+  CHECK(has(fake::mistakes(file, {"attention=mha", "model.attention.kv_lora_rank=3"}), told));
+  CHECK(has(fake::mistakes(file, {"model.attention.kv_lora_rank=3", "attention=mha"}), told));
+  // A key that no plugin knew is a mistake, swapped or not.
+  const auto typo =
+      folder.write("typo.yaml", replaced(fake::kExperiment, "kv_lora_rank", "kv_rank"));
+  CHECK(has(fake::mistakes(typo, {"attention=mha"}), "unknown key 'kv_rank'"));
+}
+
+TEST_CASE("a library that cannot be loaded stops with its own error") {
+  fake::Folder folder;
+  const auto file = folder.write("e.yaml", replaced(fake::kExperiment, "mla", "broken"));
+  try {
+    fake::load(file);
+    FAIL("accepted");
+  } catch (const dsv3::Error& error) {
+    CHECK(error.code() == dsv3::ExitCode::plugin);
+    CHECK(folder.shorten(error.what()) == "cannot load 'broken'\n  asked for by e.yaml:8:23");
+  }
+}
+
+TEST_CASE("secrets of the environment are in no error text") {
+  fake::Folder folder;
+  ::setenv("DSV3_TEST_SECRET", "hunter2", 1);
+  const auto file = folder.write(
+      "e.yaml", replaced(fake::kExperiment, "steps: 20", "steps: \"${env:DSV3_TEST_SECRET}\""));
+  const std::string answer = fake::mistakes(file);
+  CHECK(has(answer, "must be an integer, got '${env:DSV3_TEST_SECRET}'"));
+  CHECK_FALSE(has(answer, "hunter2"));
+}
+
+TEST_CASE("missing and unreadable files are named") {
+  CHECK(has(fake::mistakes("/nowhere/e.yaml"), "cannot read '/nowhere/e.yaml': no such file"));
+  CHECK(has(fake::mistakes("/"), "cannot read '/': not a file"));
+}
