@@ -11,8 +11,10 @@ struct Sequence;
 /// loss that survives activation checkpointing. `aux` is summed over rows; pass `seq.aux_scale` as scale.
 at::Tensor add_loss(const at::Tensor& y, const at::Tensor& aux, double scale);
 
-/// silu(gate) * up with one saved tensor. `gate_up` is [..., 2F], gate first; the result is [..., F].
-at::Tensor swiglu(const at::Tensor& gate_up);
+/// silu(gate) * up, saving only its inputs. `gate_up` is [..., 2F], gate first; the result is [..., F].
+/// `row_weights` (fp32, float64 with float64), one for each row of the result, multiplies the rows: a
+/// mixture's expert weights.
+at::Tensor swiglu(const at::Tensor& gate_up, const at::Tensor& row_weights = {});
 
 /// RMSNorm as defined at dsv3::RmsNorm. x is [..., D], weight [D].
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
