@@ -14,12 +14,14 @@ using Path = std::filesystem::path;
 /// A system call that writing makes; the fault hook sees each before it happens.
 enum class Call { open = 1, write, sync, rename, mkdir, remove };
 
-/// Tests only: called before each writing system call. Return 0 to let it happen, an errno (ENOSPC, EIO)
-/// to make it fail, or do not return at all. Pass {} to take it off.
+/// Tests only: called before each writing system call (rename: with the new name). Return 0 to let
+/// it happen, an errno (ENOSPC, EIO) to make it fail, or do not return at all. Pass {} to take it
+/// off.
 void set_fault_hook(std::function<int(Call, const Path&)> hook);
 
-/// A file being written. Nothing is buffered across calls; errors throw dsv3::Error with the path, the
-/// cause, and for a full disk the needed and free bytes.
+/// A file being written. Nothing is buffered across calls: one write() is one write(2) unless the
+/// system takes less. Errors throw dsv3::Error with the path, the cause, and for a full disk the
+/// needed and free bytes.
 class Writer {
  public:
   explicit Writer(const Path& path);  ///< creates or truncates
@@ -41,15 +43,21 @@ class Writer {
 
 /// The whole file; throws when it cannot be read or is larger than `limit` bytes.
 std::string read(const Path& path, uint64_t limit = UINT64_MAX);
+/// Hands the file's bytes to `use` in order, in pieces of at most 1 MiB. Read errors throw.
+void read_pieces(const Path& path, const std::function<void(std::string_view)>& use);
 /// Writes to a temporary neighbour, fsyncs, renames over `path`, fsyncs the folder.
 void write_atomically(const Path& path, std::string_view content);
+/// Makes one folder; false = something of this name was there already.
+bool make_folder(const Path& path);
+/// Makes a folder and its parents where they are missing.
 void make_folders(const Path& path);
 void rename(const Path& from, const Path& to);
 void sync_folder(const Path& path);
-/// Removes a file or a folder with all it holds.
+/// Removes a file or a folder with all it holds; links are not followed. Nothing there = nothing to
+/// do.
 void remove_all(const Path& path);
 
-/// A read-only mapping of a whole file.
+/// A read-only mapping of a whole regular file, which nobody may shorten meanwhile.
 class Mapping {
  public:
   explicit Mapping(const Path& path);

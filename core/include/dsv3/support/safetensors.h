@@ -12,7 +12,8 @@
 
 namespace dsv3::safetensors {
 
-/// A tensor in a file or to be written. `bytes` points at row-major data of `size` bytes.
+/// A tensor in a file or to be written. `bytes` points at row-major data of `size` bytes; in a file
+/// it may be unaligned, so copy it with memcpy.
 struct View {
   std::string dtype;  ///< "F32", "BF16", "F64", "F16", "I64", "I32", "U8", "BOOL", ...
   std::vector<int64_t> shape;
@@ -33,9 +34,10 @@ struct Written {
 Written write(const std::filesystem::path& path, const std::map<std::string, View>& tensors,
               const std::map<std::string, std::string>& metadata = {});
 
-/// A mapped file. Every check of the reference implementation is made on opening: header size (at most
-/// 100 MB), JSON, no duplicate keys, known dtypes, size = shape x dtype without overflow, offsets contiguous from 0
-/// to the end of the file. Throws dsv3::Error (ExitCode::checkpoint) that names file and tensor.
+/// A mapped file. Every check of the reference implementation is made on opening: header size (at
+/// most 100 MB), JSON, no duplicate keys, known dtypes, size = shape x dtype without overflow,
+/// offsets contiguous from 0 to the end of the file. Throws dsv3::Error (ExitCode::checkpoint) that
+/// names file and tensor.
 class File {
  public:
   explicit File(const std::filesystem::path& path);

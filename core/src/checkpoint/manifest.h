@@ -1,0 +1,30 @@
+// manifest.json of a checkpoint: how it is written, read and checked.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include <dsv3/runtime/checkpoint.h>
+
+namespace dsv3 {
+
+inline constexpr const char* kManifestName = "manifest.json";
+
+/// A file that a manifest names.
+struct ManifestFile {
+  std::string name;  ///< plain, without folders
+  safetensors::Written written;
+};
+
+/// The text of manifest.json. It ends with a digest of everything else in it.
+std::string make_manifest(const CheckpointContent& content, const std::vector<ManifestFile>& files);
+
+/// Reads and checks `folder`'s manifest, but none of the files it names. Throws dsv3::Error
+/// (ExitCode::checkpoint) with file and cause.
+StoredCheckpoint read_manifest(const std::filesystem::path& folder);
+
+/// The files that a checked manifest names.
+std::vector<ManifestFile> files_of(const Json& manifest);
+
+}  // namespace dsv3

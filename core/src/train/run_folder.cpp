@@ -1,0 +1,176 @@
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <fcntl.h>
+#include <random>
+#include <sys/file.h>
+#include <unistd.h>
+#include <vector>
+
+#include <dsv3/runtime/provenance.h>
+#include <dsv3/runtime/run_folder.h>
+#include <dsv3/sdk/error.h>
+#include <dsv3/support/fs.h>
+#include <dsv3/support/json.h>
+
+namespace dsv3 {
+namespace {
+
+namespace stdfs = std::filesystem;
+
+constexpr std::array kAdjectives{"amber", "brave",  "calm",   "clear",  "copper", "crisp", "daring",
+                                 "early", "fleet",  "gentle", "golden", "grand",  "green", "happy",
+                                 "keen",  "little", "lively", "lucky",  "mellow", "noble", "polar",
+                                 "proud", "quick",  "quiet",  "rapid",  "silver", "solar", "steady",
+                                 "still", "swift",  "vivid",  "warm"};
+constexpr std::array kNouns{"badger", "beacon", "birch",  "brook",  "canyon", "cedar",  "comet",
+                            "coral",  "crane",  "delta",  "ember",  "falcon", "fjord",  "glacier",
+                            "harbor", "heron",  "island", "jaguar", "lark",   "lagoon", "maple",
+                            "meadow", "otter",  "pine",   "raven",  "reef",   "river",  "sparrow",
+                            "summit", "tiger",  "valley", "willow"};
+
+std::string made_name() {
+  std::random_device random;
+  return std::string(kAdjectives[random() % kAdjectives.size()]) + "-" +
+         kNouns[random() % kNouns.size()] + "-" + std::to_string(1 + random() % 999);
+}
+
+void check_name(const std::string& name) {
+  if (is_run_name(name)) return;
+  throw Error(Json(name).dump(-1, ' ', true, Json::error_handler_t::replace) +
+                  " cannot name a run: use 1 to 128 letters, digits, '.', '_' and '-'",
+              ExitCode::usage);
+}
+
+/// Letters to insert, delete or replace to turn one into the other.
+size_t edits(const std::string& a, const std::string& b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      size_t changed = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = row[j];
+      row[j] = std::min({changed, row[j] + 1, row[j - 1] + 1});
+    }
+  }
+  return row.back();
+}
+
+/// Up to three runs in `output` whose names are like `name`, as a sentence; empty = none.
+std::string similar_runs(const stdfs::path& output, const std::string& name) {
+  std::vector<std::pair<size_t, std::string>> found;
+  std::error_code error;
+  for (stdfs::directory_iterator it(output, error), end; !error && it != end; it.increment(error)) {
+    std::string other = it->path().filename().string();
+    size_t distance = other.starts_with(name) || name.starts_with(other) ? 1 : edits(name, other);
+    if (it->is_directory(error) && distance <= std::max<size_t>(2, name.size() / 3)) {
+      found.emplace_back(distance, other);
+    }
+  }
+  std::sort(found.begin(), found.end());
+  std::string text;
+  for (size_t i = 0; i < std::min<size_t>(3, found.size()); ++i) {
+    text += (i ? ", '" : ". Did you mean '") + found[i].second + "'";
+  }
+  return text.empty() ? text : text + "?";
+}
+
+/// Takes the lock of `folder`; the kernel gives it back when this process ends, however it ends.
+int take_lock(const stdfs::path& folder) {
+  stdfs::path path = folder / "lock";
+  int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (fd == -1) throw Error("cannot write " + path.string() + ": " + std::strerror(errno));
+  if (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    int error = errno;
+    char owner[300] = "";
+    ssize_t size = ::pread(fd, owner, sizeof owner - 1, 0);
+    ::close(fd);
+    if (error != EWOULDBLOCK)
+      throw Error("cannot lock " + path.string() + ": " + std::strerror(error));
+    throw Error("run '" + folder.filename().string() + "' is in use by " +
+                    (size > 0 ? owner : "another process") + "; wait for it to end, or stop it",
+                ExitCode::usage);
+  }
+  // Only for the message above, so a full disk does not matter here.
+  std::string owner = "process " + std::to_string(::getpid()) + " on " + host_name();
+  if (::ftruncate(fd, 0) == 0) {
+    [[maybe_unused]] ssize_t written = ::pwrite(fd, owner.data(), owner.size(), 0);
+  }
+  return fd;
+}
+
+}  // namespace
+
+bool is_run_name(const std::string& name) {
+  constexpr const char* allowed =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
+  return !name.empty() && name.size() <= 128 && name != "." && name != ".." &&
+         name.find_first_not_of(allowed) == std::string::npos;
+}
+
+RunFolder RunFolder::create(const stdfs::path& output, const std::string& name) {
+  if (!name.empty()) check_name(name);
+  fs::make_folders(output);
+  for (;;) {
+    stdfs::path path = stdfs::absolute(output) / (name.empty() ? made_name() : name);
+    if (fs::make_folder(path)) return RunFolder(path, true);
+    if (!name.empty()) {
+      throw Error("run '" + name + "' exists already in " + output.string() +
+                      "; take another name, go on with it by --run_id " + name +
+                      ", or add --resume auto",
+                  ExitCode::usage);
+    }
+  }
+}
+
+RunFolder RunFolder::open(const stdfs::path& output, const std::string& name) {
+  check_name(name);
+  stdfs::path path = stdfs::absolute(output) / name;
+  std::error_code ignored;
+  if (!stdfs::is_directory(path, ignored)) {
+    throw Error("there is no run '" + name + "' in " + output.string() + similar_runs(output, name),
+                ExitCode::usage);
+  }
+  return RunFolder(path, false);
+}
+
+RunFolder RunFolder::open_or_create(const stdfs::path& output, const std::string& name) {
+  check_name(name);
+  fs::make_folders(output);
+  stdfs::path path = stdfs::absolute(output) / name;
+  bool created = fs::make_folder(path);
+  return RunFolder(path, created);
+}
+
+RunFolder::RunFolder(stdfs::path path, bool created) : path_(std::move(path)), created_(created) {
+  lock_ = take_lock(path_);
+}
+
+RunFolder::~RunFolder() {
+  if (lock_ >= 0) ::close(lock_);
+}
+
+RunFolder::RunFolder(RunFolder&& other) noexcept
+    : path_(std::move(other.path_)), created_(other.created_), lock_(other.lock_) {
+  other.lock_ = -1;
+}
+
+void RunFolder::write_status(const std::string& state, std::optional<int> exit_code, int64_t step,
+                             const std::string& message) const {
+  auto now = std::chrono::system_clock::now().time_since_epoch();
+  Json status = {{"state", state},
+                 {"exit_code", exit_code ? Json(*exit_code) : Json()},
+                 {"step", step},
+                 {"message", message},
+                 {"time", utc_text(std::chrono::duration<double>(now).count())},
+                 {"host", host_name()},
+                 {"pid", ::getpid()}};
+  fs::write_atomically(this->status(),
+                       status.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+}  // namespace dsv3

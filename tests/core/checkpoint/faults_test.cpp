@@ -1,0 +1,210 @@
+// Every system call of a save fails, or is the last one: the newest complete checkpoint always
+// loads.
+#include <cerrno>
+#include <set>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <catch2/catch.hpp>
+
+#include <dsv3/sdk/error.h>
+#include <dsv3/support/fs.h>
+
+#include "core/checkpoint/fixture.h"
+
+namespace fs = dsv3::fs;
+using dsv3::CheckpointStore;
+using fs::Call;
+
+namespace {
+
+using Hook = std::function<int(Call, const fs::Path&)>;
+
+struct Hooked {
+  explicit Hooked(Hook hook) { fs::set_fault_hook(std::move(hook)); }
+  ~Hooked() { fs::set_fault_hook({}); }
+};
+
+constexpr int kKilled = 99;
+
+/// A run that has saved steps 1 and 2 and was once killed in a save. With keep_best 1, saving step
+/// 3 writes, renames, and then deletes step 2.
+struct Run {
+  TemporaryFolder folder;
+  std::filesystem::path checkpoints = folder / "checkpoints";
+  CheckpointStore store{checkpoints, 1};
+  TestContent one{1, 1.0}, two{2, 2.0}, three{3, 3.0}, four{4, 4.0};
+
+  Run() {
+    store.save(one.content);
+    store.save(two.content);
+    std::filesystem::create_directory(checkpoints / "step-9.tmp-killed");
+    put(checkpoints / "step-9.tmp-killed/rank-00000.safetensors", "torn");
+  }
+
+  /// Whatever happened while step 3 was saved: step 2 or 3 loads and is whole, step 1 is still the
+  /// best, and the next save works and leaves nothing but its checkpoints.
+  void check(bool three_must_be_there) {
+    auto newest = store.newest();
+    REQUIRE(newest);
+    REQUIRE((newest->step == 3 || (newest->step == 2 && !three_must_be_there)));
+    REQUIRE(holds(*newest, newest->step == 3 ? three : two));
+    REQUIRE(store.best()->step == 1);
+    REQUIRE(holds(*store.best(), one));
+    store.save(three.content);
+    REQUIRE(holds(*store.newest(), three));
+    store.save(four.content);
+    REQUIRE(names_in(checkpoints) == std::vector<std::string>{"step-1", "step-4"});
+    REQUIRE(holds(*store.newest(), four));
+  }
+};
+
+/// Runs `work` in a child process; its exit code.
+template <class F>
+int in_child(F&& work) {
+  pid_t child = ::fork();
+  if (child == 0) {
+    work();
+    ::_exit(0);
+  }
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  REQUIRE(WIFEXITED(status));
+  return WEXITSTATUS(status);
+}
+
+std::vector<std::pair<Call, std::string>> calls_of_a_save() {
+  Run run;
+  std::vector<std::pair<Call, std::string>> calls;
+  Hooked hook([&](Call call, const fs::Path& path) {
+    std::string name = path.filename().string();
+    if (name.find(".tmp-") != std::string::npos) name = name.substr(0, name.find(".tmp-")) + ".tmp";
+    calls.emplace_back(call, name);
+    return 0;
+  });
+  run.store.save(run.three.content);
+  return calls;
+}
+
+}  // namespace
+
+TEST_CASE("a save syncs what it wrote before it shows it") {
+  auto calls = calls_of_a_save();
+  auto position = [&](Call call, const std::string& name) {
+    auto at = std::find(calls.begin(), calls.end(), std::pair(call, name));
+    REQUIRE(at != calls.end());
+    return at - calls.begin();
+  };
+  auto last_write = [&](const std::string& name) {
+    auto at = std::find(calls.rbegin(), calls.rend(), std::pair(Call::write, name));
+    REQUIRE(at != calls.rend());
+    return calls.rend() - at - 1;
+  };
+  auto shown = position(Call::rename, "step-3");
+  for (const char* name : {"rank-00000.safetensors", "manifest.json"}) {
+    REQUIRE(last_write(name) < position(Call::sync, name));
+    REQUIRE(position(Call::sync, name) < position(Call::sync, "step-3.tmp"));
+  }
+  REQUIRE(position(Call::sync, "rank-00000.safetensors") < position(Call::open, "manifest.json"));
+  REQUIRE(position(Call::sync, "step-3.tmp") < shown);
+  REQUIRE(shown < position(Call::sync, "checkpoints"));
+  REQUIRE(position(Call::sync, "checkpoints") < position(Call::rename, "step-2.tmp"));
+}
+
+TEST_CASE("a process that dies at any system call of a save leaves a checkpoint that loads") {
+  const int calls = static_cast<int>(calls_of_a_save().size());
+  REQUIRE(calls > 15);
+  for (int n = 1; n <= calls + 1; ++n) {
+    Run run;
+    int code = in_child([&] {
+      int call = 0;
+      fs::set_fault_hook([&](Call, const fs::Path&) {
+        if (++call == n) ::_exit(kKilled);
+        return 0;
+      });
+      run.store.save(run.three.content);
+    });
+    REQUIRE(code == (n <= calls ? kKilled : 0));
+    INFO("killed before system call " << n << " of " << calls);
+    run.check(/*three_must_be_there=*/n > calls);
+  }
+}
+
+TEST_CASE("a system call of a save that fails loses nothing and is told") {
+  const int calls = static_cast<int>(calls_of_a_save().size());
+  int failed = 0, warned = 0;
+  for (bool for_good : {false, true}) {  // one call fails, or all from then on
+    for (int error : {ENOSPC, EIO}) {
+      for (int n = 1; n <= calls; ++n) {
+        INFO("call " << n << " fails with " << std::strerror(error)
+                     << (for_good ? " for good" : ""));
+        Run run;
+        LogCapture log;
+        bool saved = true;
+        {
+          int call = 0;
+          Hooked hook([&](Call, const fs::Path&) {
+            ++call;
+            return call == n || (for_good && call > n) ? error : 0;
+          });
+          try {
+            run.store.save(run.three.content);
+          } catch (const dsv3::Error& failure) {
+            saved = false;
+            ++failed;
+            REQUIRE(failure.code() == dsv3::ExitCode::checkpoint);
+            std::string text = failure.what();
+            REQUIRE(text.find(run.checkpoints.string()) != std::string::npos);
+            REQUIRE(text.find(std::strerror(error)) != std::string::npos);
+          }
+        }
+        if (saved) {
+          ++warned;
+          REQUIRE_FALSE(log.lines.empty());
+        }
+        // A failed save removes its folder, unless that fails as well.
+        if (!saved && !for_good) {
+          for (const std::string& name : names_in(run.checkpoints)) {
+            REQUIRE(name.find("step-3.tmp") == std::string::npos);
+          }
+        }
+        run.check(saved);
+      }
+    }
+  }
+  REQUIRE(failed > 20);
+  REQUIRE(warned > 8);  // leftovers and old checkpoints that could not be deleted
+}
+
+TEST_CASE("replacing a damaged checkpoint can die or fail at any call") {
+  auto damage = [](Run& run) { put(run.checkpoints / "step-2/rank-00000.safetensors", "damaged"); };
+  for (bool dies : {true, false}) {
+    for (int n = 1;; ++n) {
+      Run run;
+      damage(run);
+      auto again = [&] {
+        int call = 0;
+        fs::set_fault_hook([&, dies, n](Call, const fs::Path&) {
+          if (++call != n) return 0;
+          if (dies) ::_exit(kKilled);
+          return EIO;
+        });
+        try {
+          run.store.save(run.two.content);
+        } catch (const dsv3::Error&) {
+        }
+        fs::set_fault_hook({});
+        return call;
+      };
+      bool done = dies ? in_child(again) == 0 : again() < n;
+      INFO((dies ? "dies" : "fails") << " at call " << n);
+      auto newest = run.store.newest();
+      REQUIRE(newest);
+      REQUIRE(holds(*newest, newest->step == 2 ? run.two : run.one));
+      run.store.save(run.two.content);
+      REQUIRE(holds(*run.store.newest(), run.two));
+      REQUIRE(names_in(run.checkpoints) == std::vector<std::string>{"step-1", "step-2"});
+      if (done) break;
+    }
+  }
+}
