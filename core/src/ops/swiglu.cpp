@@ -135,7 +135,8 @@ std::pair<at::Tensor, at::Tensor> plain_backward(const at::Tensor& gate_up,
 
 struct SwigluFunction : torch::autograd::Function<SwigluFunction> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& gate_up,
-                            const at::Tensor& row_weights) {
+                            const std::optional<at::Tensor>& weights) {
+    const at::Tensor row_weights = weights.value_or(at::Tensor());
     ctx->save_for_backward({gate_up, row_weights});
     return fused_on_cpu(gate_up) ? fused_forward(gate_up, row_weights)
                                  : plain_forward(gate_up, row_weights);
@@ -157,12 +158,12 @@ at::Tensor swiglu(const at::Tensor& gate_up, const at::Tensor& row_weights) {
               gate_up.sizes());
   if (!row_weights.defined())
     return reference_ops() ? plain_forward(gate_up, {})
-                           : SwigluFunction::apply(gate_up, at::Tensor());
+                           : SwigluFunction::apply(gate_up, std::optional<at::Tensor>());
   TORCH_CHECK(row_weights.numel() * gate_up.size(-1) == gate_up.numel(), "swiglu: row weights ",
               row_weights.sizes(), " do not fit gate_up ", gate_up.sizes());
   const at::Tensor weights = row_weights.to(math_type(gate_up.scalar_type())).contiguous();
   return reference_ops() ? plain_forward(gate_up, weights)
-                         : SwigluFunction::apply(gate_up, weights);
+                         : SwigluFunction::apply(gate_up, std::optional<at::Tensor>(weights));
 }
 
 }  // namespace dsv3
