@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include <dsv3/sdk/attention.h>
 #include <dsv3/sdk/error.h>

@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include <dsv3/sdk/angles.h>
 #include <dsv3/sdk/error.h>

@@ -1,5 +1,6 @@
 // Mixture of experts: every token passes the shared expert and its top_k of the routed ones.
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include <dsv3/sdk/expert_rows.h>
 #include <dsv3/sdk/feed_forward.h>

@@ -250,6 +250,27 @@ TEST_CASE("grouped_linear multiplies each group by its matrix") {
   check();
 }
 
+TEST_CASE("grouped_linear cuts large groups and gives the same bits on any number of threads") {
+  const at::Tensor x = normal({1000, 12}, 33).requires_grad_(),
+                   w = normal({3, 5, 12}, 34).requires_grad_();
+  const at::Tensor ends = at::tensor({1, 999, 1000}, at::kInt);
+  const auto expected = at::cat({x.narrow(0, 0, 1).mm(w[0].t()), x.narrow(0, 1, 998).mm(w[1].t()),
+                                 x.narrow(0, 999, 1).mm(w[2].t())});
+  const auto wanted = gradients(expected, {x, w});
+  const int threads = at::get_num_threads();
+  std::vector<std::vector<at::Tensor>> runs;
+  for (const int count : {1, 3}) {
+    at::set_num_threads(count);
+    const at::Tensor y = dsv3::grouped_linear(x, w, ends);
+    runs.push_back(
+        {y, gradients(y, {x, w})[0], gradients(dsv3::grouped_linear(x, w, ends), {x, w})[1]});
+  }
+  at::set_num_threads(threads);
+  CHECK(difference(runs[0][0], expected) < 1e-12);
+  for (int i = 0; i < 2; ++i) CHECK(difference(runs[0][i + 1], wanted[i]) < 1e-12);
+  for (int i = 0; i < 3; ++i) CHECK(at::equal(runs[0][i], runs[1][i]));
+}
+
 TEST_CASE("rows go to their experts and back") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16, at::kDouble);
   const bool reference = GENERATE(false, true);
