@@ -110,6 +110,11 @@ void Model::Parts::with_head(TensorRefs inputs, TensorRefs outputs,
   if (tied()) leave(embedding_unit(), outputs);
 }
 
+at::Tensor Model::Parts::project(const at::Tensor& x) const {
+  const at::Tensor logits = at::linear(x, head);
+  return logits.scalar_type() == at::kDouble ? logits : logits.to(at::kFloat);
+}
+
 namespace {
 
 /// One call of Model::loss.

@@ -82,19 +82,6 @@ std::pair<at::Tensor, at::Tensor> chunk_by_operators(at::Tensor& logits, const a
   return {loss, entropy.sum()};
 }
 
-float to_float(float value) {
-  return value;
-}
-float to_float(softmax_rows::Bf16 value) {
-  return c10::detail::f32_from_bits(value.bits);
-}
-void assign(float& to, float value) {
-  to = value;
-}
-void assign(softmax_rows::Bf16& to, float value) {
-  to.bits = c10::detail::round_to_nearest_even(value);
-}
-
 /// The same for contiguous fp32 or bf16 logits on the CPU and valid targets only: two passes over a
 /// row that stays in the cache, and a third that writes the gradient.
 template <class T>
@@ -105,7 +92,7 @@ std::pair<double, double> chunk_by_rows(T* logits, const int64_t* targets, int64
     for (int64_t i = begin; i < end; ++i) {
       T* row = logits + i * vocab;
       T& target = row[targets[i]];
-      const float picked = to_float(target);
+      const float picked = float(target);
       const softmax_rows::Stats stats = softmax_rows::stats(row, vocab);
       const double log_z = stats.largest + std::log(double(stats.sum));
       entropies[i] = log_z - picked;
@@ -114,7 +101,7 @@ std::pair<double, double> chunk_by_rows(T* logits, const int64_t* targets, int64
       const double factor = job.scale * (1 + 2 * job.z_weight * log_z) / stats.sum;
       softmax_rows::write(row, vocab, stats.largest, float(factor));
       const double own = std::exp(double(picked) - stats.largest) * factor;
-      assign(target, float(own - job.scale));  // in one rounding
+      target = T(float(own - job.scale));  // in one rounding
     }
   });
   // Summed here in row order, so that the number of threads does not matter.
@@ -138,8 +125,8 @@ struct Sums {
       sums = chunk_by_rows(logits.data_ptr<float>(), targets.const_data_ptr<int64_t>(), rows, vocab,
                            job);
     } else if (logits.is_cpu() && logits.scalar_type() == at::kBFloat16) {
-      sums = chunk_by_rows(static_cast<softmax_rows::Bf16*>(logits.data_ptr()),
-                           targets.const_data_ptr<int64_t>(), rows, vocab, job);
+      sums = chunk_by_rows(logits.data_ptr<c10::BFloat16>(), targets.const_data_ptr<int64_t>(),
+                           rows, vocab, job);
     } else {
       auto [chunk_loss, chunk_plain] = chunk_by_operators(logits, targets, job);
       loss = loss.defined() ? loss + chunk_loss : chunk_loss;

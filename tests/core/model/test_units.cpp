@@ -122,7 +122,7 @@ TEST_CASE("parameters are read between enter and leave only") {
   PoisonStrategy strategy;
   model.adopt(strategy, 3, [](const Parameter&) { return 0; });
   const LossParts got = model.loss(batch, scale);
-  strategy.backward({got.total});
+  strategy.backward({got.total}, {});
   CHECK(at::equal(got.total, want.total));
   CHECK(equal_bits(gradients(model), gradients(*plain)));
 
