@@ -21,7 +21,10 @@ if(LibTorch_FOUND AND NOT TARGET LibTorch::cpu)
   set_target_properties(LibTorch::cpu PROPERTIES
     IMPORTED_LOCATION ${LIBTORCH_CPU}
     INTERFACE_INCLUDE_DIRECTORIES "${LIBTORCH_ROOT}/include;${LIBTORCH_ROOT}/include/torch/csrc/api/include"
-    INTERFACE_LINK_LIBRARIES LibTorch::c10
+    # at::parallel_for lives in a header and is serial in files compiled without OpenMP. The wheel's own
+    # libgomp keeps one thread pool in the process.
+    INTERFACE_COMPILE_OPTIONS -fopenmp
+    INTERFACE_LINK_LIBRARIES "LibTorch::c10;${LIBTORCH_ROOT}/lib/libgomp.so.1"
     # libtorch_cpu needs libcudart and libcupti of the wheel set; its own RPATH finds them, the linker needs help.
     INTERFACE_LINK_OPTIONS "-Wl,--allow-shlib-undefined;-Wl,-rpath-link,${site_packages}/nvidia/cu13/lib")
 endif()

@@ -11,6 +11,7 @@
 #include <dsv3/sdk/attention.h>
 #include <dsv3/sdk/data.h>
 #include <dsv3/sdk/feed_forward.h>
+#include <dsv3/sdk/position.h>
 #include <dsv3/sdk/strategy.h>
 
 namespace dsv3 {
@@ -32,12 +33,29 @@ struct LossParts {
   at::Tensor mtp;    ///< detached mean over depths, unweighted; undefined without MTP
 };
 
+/// Where a model gets its components. A layer of `dims.layers` or more is an MTP module's, built as the last
+/// layer is. Plugins stand behind it in a run; tests put their own classes in.
+struct ModelFactory {
+  std::function<std::shared_ptr<Attention>(const LayerContext&)> attention;
+  std::function<std::shared_ptr<FeedForward>(const LayerContext&)> feed_forward;
+  std::function<std::shared_ptr<Position>(const PositionContext&)> position;
+  /// Words for errors, e.g. "plugin 'mla', nano.yaml:12:3"; may be empty.
+  std::function<std::string(Kind, int64_t layer)> origin;
+};
+/// Components as the experiment names them. Keeps a reference to `plugins`.
+ModelFactory factory_of(const Experiment& experiment, Plugins& plugins);
+
 class Model {
  public:
   /// Builds on `device` (meta: nothing allocated) with parameters of `dtype`, uninitialised.
   Model(const Experiment& experiment, int64_t vocab, Plugins& plugins, at::Device device,
         at::ScalarType dtype = at::kFloat, ParallelContext parallel = {});
+  Model(const Experiment& experiment, int64_t vocab, const ModelFactory& factory, at::Device device,
+        at::ScalarType dtype = at::kFloat, ParallelContext parallel = {});
   ~Model();
+
+  /// Fills first values from (seed, name) in place, for use without a strategy.
+  void initialise(uint64_t seed);
 
   /// Fills first values unit by unit from (seed, name) and hands each unit to the strategy. `group_of` maps a
   /// parameter to its optimizer group. After it, parameters live in the strategy.
@@ -47,7 +65,8 @@ class Model {
   LossParts loss(const Batch& batch, const LossScale& scale);
   /// Sum of the main cross-entropy over valid targets, no grad: {sum, targets}.
   std::pair<double, int64_t> evaluate(const Batch& batch);
-  /// fp32 logits [B, V] of each row's last token (by caches' lengths), no grad. tokens [B, T]; caches: one a layer, empty = none.
+  /// fp32 logits [B, V] of each row's last token, no grad. tokens int64 [B, T], -1 = padding on the right;
+  /// they are appended to `caches` (one a layer; empty = none), and positions go on from the caches' lengths.
   at::Tensor next_logits(const at::Tensor& tokens, std::vector<KvCache>& caches);
   /// fp32 logits [B, T, V], no grad.
   at::Tensor logits(const at::Tensor& tokens);
@@ -60,13 +79,17 @@ class Model {
   /// Units in the order of adopt(), for estimates.
   std::vector<UnitSpec> units(const std::function<int(const Parameter&)>& group_of) const;
 
+  struct Parts;  ///< of core/src/model only
+
  private:
-  struct Parts;
   std::unique_ptr<Parts> parts_;
 };
 
-/// Fills `tensor` (any device, fp32 or wider) for (seed, name): Philox, keyed by the name.
-void initialise(at::Tensor& tensor, const std::string& name, const Init& init, double default_std, uint64_t seed);
+/// Fills `tensor` (any device, fp32 or wider) for (seed, name): a value depends on seed, name and its index
+/// only (Philox counters). `tensor` holds the parameter's elements from `first` on, so that a piece of a
+/// sharded parameter gets the values it has in the whole.
+void initialise(at::Tensor& tensor, const std::string& name, const Init& init, double default_std,
+                uint64_t seed, int64_t first = 0);
 
 /// Parameter counts and work of one token, printed by --dry-run and by the start of a run.
 struct ModelFigures {

@@ -12,8 +12,9 @@ class KvCache {
  public:
   /// `values` a token a layer, see Attention::cache_values_per_token(). Room grows as needed.
   KvCache(int64_t batch, int64_t values, at::ScalarType dtype, at::Device device);
-  /// Appends `values` [B, T, C] behind the longest row's end and returns all [B, S, C]. Rows shorter
-  /// than S hold padding that `lengths` says to mask.
+  /// Appends `values` [B, T, C] behind each row's own end and returns all [B, S, C], S = the longest row.
+  /// Rows shorter than S end in padding that `lengths` says to mask: row b's new tokens are at
+  /// [lengths[b] - T, lengths[b]).
   at::Tensor append(const at::Tensor& values);
   /// int64 [B]: tokens each row holds, as of the last append or truncate.
   const at::Tensor& lengths() const { return lengths_; }
@@ -24,6 +25,8 @@ class KvCache {
  private:
   at::Tensor storage_;  // [B, capacity, C]
   at::Tensor lengths_;  // [B]
+  int64_t longest_ = 0; // max of lengths_, known without asking the device
+  bool even_ = true;    // all rows are equally long
 };
 
 /// The micro-batch as layers see it. Made once a layer by the core; cheap to copy.

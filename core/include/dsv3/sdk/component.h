@@ -111,6 +111,8 @@ class Component {
   const LayerContext& context() const { return context_; }
 
  private:
+  std::string full_name(const std::string& name) const;
+
   LayerContext context_;
 };
 

@@ -11,8 +11,10 @@ struct Sequence;
 /// loss that survives activation checkpointing. `aux` is summed over rows; pass `seq.aux_scale` as scale.
 at::Tensor add_loss(const at::Tensor& y, const at::Tensor& aux, double scale);
 
-/// silu(gate) * up with one saved tensor. `gate_up` is [..., 2F], gate first; the result is [..., F].
-at::Tensor swiglu(const at::Tensor& gate_up);
+/// silu(gate) * up, saving only its inputs. `gate_up` is [..., 2F], gate first; the result is [..., F].
+/// `row_weights` (fp32, float64 with float64), one for each row of the result, multiplies the rows: a
+/// mixture's expert weights.
+at::Tensor swiglu(const at::Tensor& gate_up, const at::Tensor& row_weights = {});
 
 /// RMSNorm as defined at dsv3::RmsNorm. x is [..., D], weight [D].
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
@@ -33,10 +35,14 @@ at::Tensor grouped_linear(const at::Tensor& x, const at::Tensor& weight, const a
 
 /// Sum over valid positions of the cross-entropy of softmax(x W^T), without ever holding all logits.
 /// x [N, D], weight [V, D], targets int64 [N] with -1 = not counted. `z_weight` adds
-/// z_weight * log(Z)^2 to each counted position. Returns two fp32 scalars (float64 when x is):
-/// {loss sum to differentiate, plain cross-entropy sum without z (no gradient)}.
+/// z_weight * log(Z)^2 to each counted position; `scale` multiplies the differentiable sum (put divisors
+/// here: they cost nothing in the kernel, but a pass over [V, D] behind it). `chunk` is the number of rows
+/// whose logits are held at once, 0 = chosen by size and device.
+/// Returns two fp32 scalars (float64 when x is): {scaled loss sum to differentiate, plain cross-entropy
+/// sum without z and scale (no gradient)}. No counted position: both are 0. Not differentiable twice.
 std::pair<at::Tensor, at::Tensor> linear_cross_entropy(const at::Tensor& x, const at::Tensor& weight,
-                                                       const at::Tensor& targets, double z_weight = 0);
+                                                       const at::Tensor& targets, double z_weight = 0,
+                                                       double scale = 1, int64_t chunk = 0);
 
 /// `ops: reference` in an experiment: every operator above takes its plain LibTorch path. Process-wide.
 void use_reference_ops(bool on);

@@ -1,0 +1,80 @@
+#include <ATen/ATen.h>
+
+#include <dsv3/sdk/component.h>
+#include <dsv3/sdk/error.h>
+
+namespace dsv3 {
+namespace {
+
+template <class Declared>
+void require_new(const std::vector<Declared>& declared, const std::string& name) {
+  for (const Declared& other : declared)
+    if (other.name == name)
+      throw Error("'" + name + "' is declared twice; every parameter and buffer needs its own name",
+                  ExitCode::plugin);
+}
+
+}  // namespace
+
+const char* role_name(Role role) {
+  switch (role) {
+    case Role::matrix:
+      return "matrix";
+    case Role::embedding:
+      return "embedding";
+    case Role::head:
+      return "head";
+    case Role::norm:
+      return "norm";
+    case Role::router:
+      return "router";
+    case Role::bias:
+      return "bias";
+  }
+  throw Error("unknown parameter role " + std::to_string(int(role)));
+}
+
+at::Tensor ParameterStore::add(std::string name, at::IntArrayRef sizes, const ParamSpec& spec,
+                               at::ScalarType dtype, at::Device device) {
+  require_new(parameters_, name);
+  require_new(buffers_, name);
+  int64_t rows = 1;
+  for (size_t i = 0; i + 1 < sizes.size(); ++i) rows *= sizes[i];
+  if (spec.matrices < 1 || rows % spec.matrices != 0)
+    throw Error("'" + name + "' has " + std::to_string(rows) + " rows, which are not " +
+                    std::to_string(spec.matrices) + " equal matrices",
+                ExitCode::plugin);
+  at::Tensor tensor = at::empty(sizes, at::TensorOptions().dtype(dtype).device(device));
+  tensor.set_requires_grad(true);
+  parameters_.push_back({std::move(name), tensor, spec});
+  return tensor;
+}
+
+at::Tensor ParameterStore::add_buffer(std::string name, at::IntArrayRef sizes, at::ScalarType dtype,
+                                      Init init, at::Device device) {
+  require_new(parameters_, name);
+  require_new(buffers_, name);
+  if (init.kind == Init::Kind::normal)
+    throw Error("buffer '" + name + "' can start as zeros or ones only", ExitCode::plugin);
+  const auto options = at::TensorOptions().dtype(dtype).device(device);
+  at::Tensor tensor =
+      init.kind == Init::Kind::ones ? at::ones(sizes, options) : at::zeros(sizes, options);
+  buffers_.push_back({std::move(name), tensor});
+  return tensor;
+}
+
+at::Tensor Component::parameter(const std::string& name, at::IntArrayRef sizes,
+                                const ParamSpec& spec) {
+  return context_.store->add(full_name(name), sizes, spec, context_.dtype, context_.device);
+}
+
+at::Tensor Component::buffer(const std::string& name, at::IntArrayRef sizes, at::ScalarType dtype,
+                             Init init) {
+  return context_.store->add_buffer(full_name(name), sizes, dtype, init, context_.device);
+}
+
+std::string Component::full_name(const std::string& name) const {
+  return context_.prefix.empty() ? name : context_.prefix + "." + name;
+}
+
+}  // namespace dsv3

@@ -1,0 +1,82 @@
+// Parameter counts and work of a model, for --dry-run and the start of a run.
+#include <algorithm>
+
+#include <ATen/ATen.h>
+
+#include <dsv3/runtime/model.h>
+
+namespace dsv3 {
+namespace {
+
+/// The line of the table that a parameter counts in.
+std::string part_of(const Parameter& parameter, int64_t layers) {
+  const std::string& name = parameter.name;
+  if (parameter.spec.role == Role::embedding) return "embedding";
+  if (parameter.spec.role == Role::head) return "head";
+  if (name.starts_with("layers.") && std::stoll(name.substr(7)) >= layers) return "mtp";
+  if (name.find(".attention.") != std::string::npos) return "attention";
+  if (name.find(".feed_forward.") != std::string::npos) return "feed_forward";
+  return "norms";
+}
+
+/// True for what a token is multiplied with.
+bool is_multiplied(Role role) {
+  return role == Role::matrix || role == Role::router || role == Role::head;
+}
+
+int64_t saved_values(const Model& model, const Experiment& experiment) {
+  const int64_t hidden = experiment.model.hidden;
+  const int64_t sequence = experiment.train.sequence, layers = experiment.model.layers;
+  int64_t sum = 0, largest = 0;
+  for (size_t i = 0; i < model.attention().size(); ++i) {
+    // The inputs of both norms and of both sublayers are kept besides what the sublayers keep.
+    int64_t block = model.attention()[i]->saved_values_per_token(sequence) +
+                    model.feed_forward()[i]->saved_values_per_token() + 4 * hidden;
+    if (int64_t(i) >= layers)
+      block += 6 * hidden;  // two more norms, the joined input, the final norm
+    sum += block;
+    largest = std::max(largest, block);
+  }
+  const int64_t blocks = int64_t(model.attention().size());
+  if (experiment.model.recompute == "full") sum = blocks * hidden + largest;
+  return sum + 2 * hidden * (1 + experiment.mtp.depth);  // final norm's input and dx of each head
+}
+
+}  // namespace
+
+ModelFigures figures(const Model& model, const Experiment& experiment) {
+  ModelFigures result;
+  for (const char* name : {"embedding", "attention", "feed_forward", "norms", "head", "mtp"})
+    result.parts.push_back({.name = name});
+  double multiplied = 0;
+  for (const Parameter& parameter : model.store().parameters()) {
+    const std::string name = part_of(parameter, experiment.model.layers);
+    const int64_t count = parameter.tensor.numel();
+    const double active = double(count) * parameter.spec.active;
+    for (ModelFigures::Part& part : result.parts) {
+      if (part.name != name) continue;
+      part.total += count;
+      part.active += active;
+    }
+    result.total += count;
+    result.active += active;
+    if (name != "embedding" && name != "head" && name != "mtp") {
+      result.total_without_embeddings += count;
+      result.active_without_embeddings += active;
+    }
+    if (is_multiplied(parameter.spec.role)) multiplied += active;
+  }
+  // Every MTP module multiplies with the head once more; a tied head is counted as embedding above.
+  const double head = double(model.vocab()) * double(experiment.model.hidden);
+  multiplied += head * double(experiment.mtp.depth + (experiment.model.tied_head ? 1 : 0));
+
+  double attention = 0;
+  for (const std::shared_ptr<Attention>& layer : model.attention())
+    attention += layer->attention_flops(experiment.train.sequence);
+  result.flops_per_token = 6 * multiplied + 3 * attention;
+  result.flops_per_token_causal = 6 * multiplied + 1.5 * attention;
+  result.saved_values_per_token = saved_values(model, experiment);
+  return result;
+}
+
+}  // namespace dsv3

@@ -1,0 +1,85 @@
+#include <array>
+#include <cmath>
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <dsv3/runtime/model.h>
+
+namespace dsv3 {
+namespace {
+
+using Block = std::array<uint32_t, 4>;
+
+/// Philox 4x32 with ten rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3").
+inline Block philox(uint64_t counter_low, uint64_t counter_high, uint64_t key) {
+  Block c{uint32_t(counter_low), uint32_t(counter_low >> 32), uint32_t(counter_high),
+          uint32_t(counter_high >> 32)};
+  uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t a = uint64_t(0xD2511F53) * c[0], b = uint64_t(0xCD9E8D57) * c[2];
+    c = {uint32_t(b >> 32) ^ c[1] ^ k0, uint32_t(b), uint32_t(a >> 32) ^ c[3] ^ k1, uint32_t(a)};
+    k0 += 0x9E3779B9;
+    k1 += 0xBB67AE85;
+  }
+  return c;
+}
+
+/// FNV-1a: names get their own stretch of counters.
+uint64_t hash_of(const std::string& name) {
+  uint64_t hash = 14695981039346656037ull;
+  for (const unsigned char c : name) hash = (hash ^ c) * 1099511628211ull;
+  return hash;
+}
+
+/// Box-Muller: two normal numbers from two uniform ones.
+inline void normal_pair(uint32_t a, uint32_t b, float* out) {
+  constexpr float step = 0x1p-32f;
+  const float radius = std::sqrt(-2 * std::log((float(a) + 0.5f) * step));
+  const float angle = float(2 * M_PI) * (float(b) * step);
+  out[0] = radius * std::cos(angle);
+  out[1] = radius * std::sin(angle);
+}
+
+/// Elements [begin, end) of the parameter; four to a counter.
+void fill_normal(float* out, int64_t begin, int64_t end, uint64_t stream, uint64_t seed,
+                 float std) {
+  for (int64_t group = begin / 4; group * 4 < end; ++group) {
+    const Block bits = philox(group, stream, seed);
+    float values[4];
+    normal_pair(bits[0], bits[1], values);
+    normal_pair(bits[2], bits[3], values + 2);
+    for (int64_t lane = 0; lane < 4; ++lane) {
+      const int64_t element = group * 4 + lane;
+      if (element >= begin && element < end) out[element - begin] = std * values[lane];
+    }
+  }
+}
+
+}  // namespace
+
+void initialise(at::Tensor& tensor, const std::string& name, const Init& init, double default_std,
+                uint64_t seed, int64_t first) {
+  if (tensor.is_meta()) return;
+  const at::NoGradGuard no_grad;
+  if (init.kind == Init::Kind::zeros) {
+    tensor.zero_();
+    return;
+  }
+  if (init.kind == Init::Kind::ones) {
+    tensor.fill_(1);
+    return;
+  }
+  const float std = float(init.std < 0 ? default_std : init.std);
+  const bool direct =
+      tensor.is_cpu() && tensor.scalar_type() == at::kFloat && tensor.is_contiguous();
+  at::Tensor values = direct ? tensor.detach() : at::empty(tensor.sizes(), at::kFloat);
+  float* out = values.data_ptr<float>();
+  const uint64_t stream = hash_of(name);
+  at::parallel_for(0, tensor.numel(), 1 << 14, [&](int64_t begin, int64_t end) {
+    fill_normal(out + begin, first + begin, first + end, stream, seed, std);
+  });
+  if (!direct) tensor.copy_(values);
+}
+
+}  // namespace dsv3

@@ -1,0 +1,189 @@
+// Building a model and handing its parameters over; forward.cpp has what it computes.
+#include <ATen/ATen.h>
+
+#include <dsv3/runtime/model.h>
+#include <dsv3/sdk/error.h>
+
+#include "model/parts.h"
+
+namespace dsv3 {
+namespace {
+
+/// Layers of the same rotary width share one position object.
+std::function<std::shared_ptr<Position>(int64_t)> shared_positions(const ModelFactory& factory,
+                                                                   int64_t sequence) {
+  auto made = std::make_shared<std::map<int64_t, std::shared_ptr<Position>>>();
+  return [make = factory.position, made, sequence](int64_t rotary_dim) {
+    std::shared_ptr<Position>& position = (*made)[rotary_dim];
+    if (!position) position = make({.rotary_dim = rotary_dim, .sequence = sequence});
+    return position;
+  };
+}
+
+const LayerRange& range_of(const std::vector<LayerRange>& ranges, int64_t layer) {
+  for (const LayerRange& range : ranges)
+    if (range.first <= layer && layer <= range.last) return range;
+  throw Error("no component is given for layer " + std::to_string(layer), ExitCode::usage);
+}
+
+}  // namespace
+
+ModelFactory factory_of(const Experiment& experiment, Plugins& plugins) {
+  // MTP modules are built as the last layer is.
+  const auto spec = [attention = experiment.attention, feed_forward = experiment.feed_forward,
+                     last = experiment.model.layers - 1](Kind kind, int64_t layer) {
+    return range_of(kind == Kind::attention ? attention : feed_forward, std::min(layer, last))
+        .component;
+  };
+  ModelFactory factory;
+  factory.attention = [spec, &plugins](const LayerContext& context) {
+    return make<Attention>(plugins, spec(Kind::attention, context.layer), context);
+  };
+  factory.feed_forward = [spec, &plugins](const LayerContext& context) {
+    return make<FeedForward>(plugins, spec(Kind::feed_forward, context.layer), context);
+  };
+  factory.position = [position = experiment.position, &plugins](const PositionContext& context) {
+    return make<Position>(plugins, position, context);
+  };
+  factory.origin = [spec](Kind kind, int64_t layer) {
+    const ComponentSpec component = spec(kind, layer);
+    return "plugin '" + component.plugin + "', " + component.origin.text();
+  };
+  return factory;
+}
+
+Model::Model(const Experiment& experiment, int64_t vocab, Plugins& plugins, at::Device device,
+             at::ScalarType dtype, ParallelContext parallel)
+    : Model(experiment, vocab, factory_of(experiment, plugins), device, dtype,
+            std::move(parallel)) {}
+
+Model::Model(const Experiment& experiment, int64_t vocab, const ModelFactory& factory,
+             at::Device device, at::ScalarType dtype, ParallelContext parallel)
+    : parts_(std::make_unique<Parts>()) {
+  Parts& parts = *parts_;
+  parts.experiment = experiment;
+  parts.vocab = vocab;
+  parts.device = device;
+  const ModelOptions& options = experiment.model;
+  if (vocab < 1) throw Error("the vocabulary is empty: set model.vocab", ExitCode::usage);
+
+  LayerContext context;
+  context.dims = {.hidden = options.hidden,
+                  .sequence = experiment.train.sequence,
+                  .layers = options.layers,
+                  .norm_eps = experiment.norm.eps};
+  context.dtype = dtype;
+  context.device = device;
+  context.parallel = std::move(parallel);
+  context.store = parts.store;
+  context.make_position = shared_positions(factory, experiment.train.sequence);
+
+  const auto unit = [&](const std::string& name, const auto& build) {
+    Unit made{.name = name, .first = parts.store->parameters().size()};
+    build();
+    made.last = parts.store->parameters().size();
+    made.index = int(parts.units.size());
+    parts.units.push_back(made);
+  };
+  const auto layer = [&](int64_t number) {
+    LayerContext inner = context;
+    inner.layer = number;
+    inner.prefix = "layers." + std::to_string(number);
+    return inner;
+  };
+  const auto collect = [&](const Block& block) {
+    parts.attention.push_back(block.attention());
+    parts.feed_forward.push_back(block.feed_forward());
+  };
+
+  parts.trunk = std::make_unique<Trunk>(context);
+  unit("embedding", [&] {
+    parts.embedding = parts.trunk->parameter("embedding.weight", {vocab, options.hidden},
+                                             {.role = Role::embedding});
+  });
+  for (int64_t i = 0; i < options.layers; ++i) {
+    const LayerContext inner = layer(i);
+    unit(inner.prefix, [&] {
+      parts.blocks.push_back(std::make_unique<Block>(inner, factory, experiment.norm.place));
+      collect(*parts.blocks.back());
+    });
+  }
+  for (int64_t k = 0; k < experiment.mtp.depth; ++k) {
+    const LayerContext inner = layer(options.layers + k);
+    unit(inner.prefix, [&] {
+      parts.mtp.push_back(std::make_unique<MtpModule>(inner, factory, experiment.norm.place,
+                                                      experiment.mtp.concat == "embedding_first"));
+      collect(parts.mtp.back()->block());
+    });
+  }
+  unit("head", [&] {
+    parts.final_norm = RmsNorm(*parts.trunk, "final_norm", options.hidden, experiment.norm.eps);
+    parts.head = parts.tied() ? parts.embedding
+                              : parts.trunk->parameter("head.weight", {vocab, options.hidden},
+                                                       {.role = Role::head});
+  });
+  // A lookup's backward does not read the table.
+  parts.units.front().needed_in_backward = parts.tied();
+}
+
+Model::~Model() = default;
+
+UnitSpec Model::Parts::spec_of(const Unit& unit,
+                               const std::function<int(const Parameter&)>& group_of) const {
+  UnitSpec spec{.name = unit.name, .params = {}, .needed_in_backward = unit.needed_in_backward};
+  for (size_t i = unit.first; i < unit.last; ++i) {
+    const Parameter& parameter = store->parameters()[i];
+    const std::vector<int64_t> shape = parameter.tensor.sizes().vec();
+    spec.params.push_back({.name = parameter.name,
+                           .tensor = parameter.tensor,
+                           .global_shape = shape,
+                           .box_offset = std::vector<int64_t>(shape.size(), 0),
+                           .matrices = parameter.spec.matrices,
+                           .group = group_of(parameter),
+                           .keep_fp32 = parameter.spec.keep_fp32,
+                           .replicas = parameter.spec.replicas});
+  }
+  return spec;
+}
+
+void Model::Parts::fill(const Unit& unit, uint64_t seed) {
+  for (size_t i = unit.first; i < unit.last; ++i) {
+    const Parameter& parameter = store->parameters()[i];
+    at::Tensor tensor = parameter.tensor;
+    dsv3::initialise(tensor, parameter.name, parameter.spec.init, experiment.init.std, seed);
+  }
+}
+
+void Model::initialise(uint64_t seed) {
+  for (const Unit& unit : parts_->units) parts_->fill(unit, seed);
+}
+
+void Model::adopt(Strategy& strategy, uint64_t seed,
+                  const std::function<int(const Parameter&)>& group_of) {
+  for (Unit& unit : parts_->units) {
+    parts_->fill(unit, seed);
+    unit.index = strategy.adopt(parts_->spec_of(unit, group_of));
+  }
+  parts_->strategy = &strategy;
+}
+
+std::vector<UnitSpec> Model::units(const std::function<int(const Parameter&)>& group_of) const {
+  std::vector<UnitSpec> specs;
+  for (const Unit& unit : parts_->units) specs.push_back(parts_->spec_of(unit, group_of));
+  return specs;
+}
+
+const ParameterStore& Model::store() const {
+  return *parts_->store;
+}
+const std::vector<std::shared_ptr<Attention>>& Model::attention() const {
+  return parts_->attention;
+}
+const std::vector<std::shared_ptr<FeedForward>>& Model::feed_forward() const {
+  return parts_->feed_forward;
+}
+int64_t Model::vocab() const {
+  return parts_->vocab;
+}
+
+}  // namespace dsv3

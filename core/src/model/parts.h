@@ -1,0 +1,69 @@
+// What a Model is made of. Only core/src/model includes this.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "model/block.h"
+
+namespace dsv3 {
+
+/// A unit of the strategy interface: parameters [first, last) of the store.
+struct Unit {
+  std::string name;
+  size_t first = 0, last = 0;
+  bool needed_in_backward = true;
+  int index = 0;  ///< what Strategy::adopt returned
+};
+
+/// Owner of the parameters outside of layers.
+class Trunk : public Component {
+ public:
+  explicit Trunk(const LayerContext& context) : Component(context) {}
+};
+
+struct Model::Parts {
+  Experiment experiment;  // its model, norm, loss, init, mtp options
+  int64_t vocab = 0;
+  at::Device device = at::kCPU;
+  std::shared_ptr<ParameterStore> store = std::make_shared<ParameterStore>();
+  std::unique_ptr<Trunk> trunk;
+  at::Tensor embedding;  // [V, D]
+  std::vector<std::unique_ptr<Block>> blocks;
+  std::vector<std::unique_ptr<MtpModule>> mtp;
+  RmsNorm final_norm;
+  at::Tensor head;  // [V, D]; the embedding when tied
+  std::vector<std::shared_ptr<Attention>> attention;
+  std::vector<std::shared_ptr<FeedForward>> feed_forward;
+  std::vector<Unit> units;  // embedding, blocks, MTP modules, head
+  Strategy* strategy = nullptr;
+
+  const Unit& embedding_unit() const { return units.front(); }
+  const Unit& block_unit(size_t i) const { return units[1 + i]; }
+  const Unit& mtp_unit(size_t k) const { return units[1 + blocks.size() + k]; }
+  const Unit& head_unit() const { return units.back(); }
+  bool tied() const { return experiment.model.tied_head; }
+
+  UnitSpec spec_of(const Unit& unit, const std::function<int(const Parameter&)>& group_of) const;
+  void fill(const Unit& unit, uint64_t seed);
+  void enter(const Unit& unit, TensorRefs inputs) const;
+  void leave(const Unit& unit, TensorRefs outputs) const;
+
+  /// tokens [B, T] on the device -> [B, T, D].
+  at::Tensor embed(const at::Tensor& tokens) const;
+  /// Embedding and all blocks: [B, T] -> [B, T, D], before the final norm. `caches`: one a block,
+  /// or null.
+  at::Tensor hidden(const at::Tensor& tokens, const Sequence& seq,
+                    std::vector<KvCache>* caches = nullptr) const;
+  /// MTP module k on the tokens k + 1 ahead and the hidden state before it, [B, T] and [B, T, D]:
+  /// {hidden after its final norm, and before it if `need_raw`}.
+  Tensors mtp_hidden(size_t k, const at::Tensor& tokens, at::Tensor hidden, const Sequence& seq,
+                     bool need_raw) const;
+  /// Runs `use`, which computes `outputs` from `inputs`, with the head's parameters there.
+  void with_head(TensorRefs inputs, TensorRefs outputs, const std::function<void()>& use) const;
+  /// fp32 logits of rows x [.., D], without the final norm before.
+  at::Tensor project(const at::Tensor& x) const;
+};
+
+}  // namespace dsv3

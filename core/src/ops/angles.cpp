@@ -1,0 +1,65 @@
+#include <cmath>
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
+#include <dsv3/sdk/angles.h>
+#include <dsv3/sdk/error.h>
+
+#include "ops/kernels.h"
+
+namespace dsv3 {
+namespace {
+
+at::Tensor outer(const at::Tensor& positions, const std::vector<double>& frequencies) {
+  const at::Tensor rates = at::tensor(frequencies, at::kDouble).to(positions.device());
+  return positions.to(at::kDouble).unsqueeze(-1) * rates;
+}
+
+}  // namespace
+
+Angles::Angles(std::vector<double> frequencies, double scale, int64_t positions)
+    : frequencies_(std::move(frequencies)), scale_(scale), first_size_(positions) {}
+
+std::pair<at::Tensor, at::Tensor> Angles::table(int64_t positions) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!cos_.defined() || cos_.size(0) < positions) {
+    const int64_t grown = cos_.defined() ? 2 * cos_.size(0) : first_size_;
+    const at::Tensor angles = outer(at::arange(std::max(positions, grown)), frequencies_);
+    cos_ = angles.cos() * scale_;
+    sin_ = angles.sin() * scale_;
+  }
+  return {cos_, sin_};
+}
+
+std::pair<at::Tensor, at::Tensor> Angles::at(const at::Tensor& positions,
+                                             at::ScalarType dtype) const {
+  const at::NoGradGuard no_grad;
+  const at::ScalarType math = math_type(dtype);
+  if (!positions.is_cpu()) {
+    const at::Tensor angles = outer(positions, frequencies_);
+    return {(angles.cos() * scale_).to(math), (angles.sin() * scale_).to(math)};
+  }
+  const auto [cos, sin] = table(positions.numel() ? positions.max().item<int64_t>() + 1 : 1);
+  const at::Tensor rows = positions.reshape({-1});
+  std::vector<int64_t> shape = positions.sizes().vec();
+  shape.push_back(static_cast<int64_t>(frequencies_.size()));
+  return {cos.index_select(0, rows).to(math).view(shape),
+          sin.index_select(0, rows).to(math).view(shape)};
+}
+
+std::vector<double> rotary_frequencies(int64_t rotary_dim, double theta) {
+  if (rotary_dim < 2 || rotary_dim % 2 != 0)
+    throw Error(
+        "rotary positions turn pairs of features, so their number a head must be even and "
+        "positive, not " +
+            std::to_string(rotary_dim) +
+            "; change the attention's rotary or head dimensions, or use position none",
+        ExitCode::usage);
+  std::vector<double> frequencies(rotary_dim / 2);
+  for (int64_t i = 0; i < rotary_dim / 2; ++i)
+    frequencies[i] = std::pow(theta, -2.0 * i / rotary_dim);
+  return frequencies;
+}
+
+}  // namespace dsv3

@@ -1,0 +1,91 @@
+// Causal attention through LibTorch's scaled_dot_product_attention, arranged so that flash takes
+// it.
+#include <ATen/ATen.h>
+
+#include <dsv3/sdk/attention.h>
+#include <dsv3/sdk/ops.h>
+
+#include "ops/kernels.h"
+
+namespace dsv3 {
+namespace {
+
+// bool [B, 1, T, S] for T queries at the end of rows that hold `lengths` tokens of S.
+at::Tensor cache_mask(const at::Tensor& lengths, int64_t queries, int64_t keys) {
+  const auto options = lengths.options();
+  const at::Tensor last =
+      lengths.view({-1, 1, 1, 1}) - queries + at::arange(queries, options).view({1, 1, -1, 1});
+  return at::arange(keys, options).view({1, 1, 1, -1}) <= last;
+}
+
+// Scores in full. q [B, H, T, Dk], k [B, H, S, Dk], v [B, H, S, Dv].
+at::Tensor plain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                 const at::Tensor& mask, double scale) {
+  const int64_t groups = q.size(1) / k.size(1);
+  const at::Tensor keys = k.repeat_interleave(groups, 1), values = v.repeat_interleave(groups, 1);
+  const at::Tensor allowed =
+      mask.defined() ? mask : at::ones({q.size(2), k.size(2)}, q.options().dtype(at::kBool)).tril();
+  const at::ScalarType math = math_type(q.scalar_type());
+  const at::Tensor scores = at::matmul(q, keys.transpose(2, 3)).to(math) * scale;
+  const at::Tensor weights =
+      scores.masked_fill(allowed.logical_not(), -std::numeric_limits<double>::infinity())
+          .softmax(-1);
+  return at::matmul(weights.to(v.scalar_type()), values);
+}
+
+// Flash wants equal head dimensions on a CPU. Zeros behind q and k leave the scores, zeros behind v
+// give columns that are cut off again: less work than the scores in full, and memory linear in T.
+at::Tensor fused(at::Tensor q, at::Tensor k, at::Tensor v, const at::Tensor& mask, double scale) {
+  const int64_t key_dim = q.size(3), value_dim = v.size(3);
+  if (q.is_cpu() && key_dim < value_dim) {
+    q = at::constant_pad_nd(q, {0, value_dim - key_dim});
+    k = at::constant_pad_nd(k, {0, value_dim - key_dim});
+  } else if (q.is_cpu() && value_dim < key_dim) {
+    v = at::constant_pad_nd(v, {0, key_dim - value_dim});
+  }
+  std::optional<at::Tensor> allowed;
+  if (mask.defined()) allowed = mask;
+  const at::Tensor out = at::scaled_dot_product_attention(q, k, v, allowed, /*dropout_p=*/0.0,
+                                                          /*is_causal=*/!mask.defined(), scale,
+                                                          /*enable_gqa=*/q.size(1) != k.size(1));
+  return out.narrow(3, 0, value_dim);
+}
+
+// Decoding: the query heads that share a key head become rows of one matrix product.
+// q [B, T, H, Dk] -> [B, Hk, T * G, Dk], mask [B, 1, T, S] -> [B, 1, T * G, S].
+at::Tensor decode(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                  const at::Tensor& mask, double scale) {
+  const int64_t batch = q.size(0), length = q.size(1), heads = q.size(2), key_heads = k.size(2);
+  const int64_t groups = heads / key_heads;
+  const at::Tensor rows = q.reshape({batch, length, key_heads, groups, q.size(3)})
+                              .permute({0, 2, 1, 3, 4})
+                              .reshape({batch, key_heads, length * groups, q.size(3)});
+  const at::Tensor out =
+      fused(rows, k.transpose(1, 2), v.transpose(1, 2), mask.repeat_interleave(groups, 2), scale);
+  return out.reshape({batch, key_heads, length, groups, v.size(3)})
+      .permute({0, 2, 1, 3, 4})
+      .reshape({batch, length, heads, v.size(3)});
+}
+
+}  // namespace
+
+at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                  const Sequence& seq, double scale) {
+  TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4 && q.size(3) == k.size(3) &&
+                  k.size(1) == v.size(1) && k.size(2) == v.size(2) && q.size(2) % k.size(2) == 0,
+              "attend: q ", q.sizes(), ", k ", k.sizes(), " and v ", v.sizes(), " do not fit");
+  const int64_t queries = q.size(1), keys = k.size(1);
+  // As many keys as queries: nothing was cached before, every row starts at its first token.
+  const bool cached = queries != keys;
+  TORCH_CHECK(!cached || seq.cache, "attend: ", queries, " queries and ", keys,
+              " keys differ, which only a KvCache explains");
+  const at::Tensor mask = cached ? cache_mask(seq.cache->lengths(), queries, keys) : seq.mask;
+  if (reference_ops())
+    return plain(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale)
+        .transpose(1, 2);
+  if (cached) return decode(q, k, v, mask, scale);
+  return fused(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale)
+      .transpose(1, 2);
+}
+
+}  // namespace dsv3

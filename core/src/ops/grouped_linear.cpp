@@ -1,0 +1,151 @@
+// One GEMM a group of rows, written straight into slices of the results: no copies, no
+// concatenation. On a CPU the groups are spread over the threads, each GEMM on one: many small ones
+// would not fill a team.
+#include <algorithm>
+#include <atomic>
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <dsv3/sdk/ops.h>
+
+#include "ops/kernels.h"
+
+namespace dsv3 {
+namespace {
+
+struct Task {
+  int64_t group, begin, size;
+};
+
+// The rows of each group, empty groups included.
+std::vector<Task> groups_of(const at::Tensor& ends) {
+  const at::Tensor host = ends.cpu();
+  const int32_t* end = host.const_data_ptr<int32_t>();
+  std::vector<Task> groups;
+  for (int64_t group = 0, begin = 0; group < host.numel(); begin = end[group++])
+    groups.push_back({group, begin, end[group] - begin});
+  return groups;
+}
+
+// Cuts groups into pieces of about 256 rows, so that one large group does not keep a thread busy
+// alone. Pieces depend on the groups only: results have the same bits on any number of threads.
+std::vector<Task> pieces_of(const std::vector<Task>& groups) {
+  std::vector<Task> pieces;
+  for (const Task& group : groups) {
+    const int64_t count = (group.size + 255) / 256;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t first = group.size * i / count, last = group.size * (i + 1) / count;
+      pieces.push_back({group.group, group.begin + first, last - first});
+    }
+  }
+  return pieces;
+}
+
+template <class Body>
+void run(const std::vector<Task>& tasks, bool on_cpu, const Body& body) {
+  if (!on_cpu) {
+    for (const Task& task : tasks) body(task);
+    return;
+  }
+  std::atomic<size_t> next{0};
+  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
+    // Worker threads start with autograd on, which would track views of tensors they share.
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    for (size_t i; (i = next++) < tasks.size();) body(tasks[i]);
+  });
+}
+
+// x [N, K] and weight [E, M, K] -> [N, M]
+at::Tensor forward_gemms(const at::Tensor& x, const at::Tensor& weight,
+                         const std::vector<Task>& groups) {
+  at::Tensor y = at::empty({x.size(0), weight.size(1)}, x.options());
+  run(pieces_of(groups), x.is_cpu(), [&](const Task& task) {
+    at::Tensor out = y.narrow(0, task.begin, task.size);
+    at::mm_out(out, x.narrow(0, task.begin, task.size), weight.select(0, task.group).t());
+  });
+  return y;
+}
+
+// dy [N, M] and weight [E, M, K] -> [N, K]
+at::Tensor input_gradient(const at::Tensor& dy, const at::Tensor& weight,
+                          const std::vector<Task>& groups) {
+  at::Tensor dx = at::empty({dy.size(0), weight.size(2)}, dy.options());
+  run(pieces_of(groups), dy.is_cpu(), [&](const Task& task) {
+    at::Tensor out = dx.narrow(0, task.begin, task.size);
+    at::mm_out(out, dy.narrow(0, task.begin, task.size), weight.select(0, task.group));
+  });
+  return dx;
+}
+
+// dy [N, M] and x [N, K] -> [E, M, K]. With few groups each is cut in two, along M.
+at::Tensor weight_gradient(const at::Tensor& dy, const at::Tensor& x,
+                           const std::vector<Task>& groups) {
+  const int64_t height = dy.size(1), count = static_cast<int64_t>(groups.size());
+  at::Tensor dweight = at::empty({count, height, x.size(1)}, x.options());
+  const int64_t cuts = count < 32 ? 2 : 1;
+  std::vector<Task> tasks;
+  for (int64_t group = 0; group < count; ++group)
+    for (int64_t i = 0; i < cuts; ++i) {
+      const int64_t first = height * i / cuts, last = height * (i + 1) / cuts;
+      if (first < last) tasks.push_back({group, first, last - first});
+    }
+  run(tasks, x.is_cpu(), [&](const Task& task) {
+    const Task& rows = groups[task.group];
+    at::Tensor out = dweight.select(0, task.group).narrow(0, task.begin, task.size);
+    if (rows.size == 0) {
+      out.zero_();
+      return;
+    }
+    const at::Tensor upstream =
+        dy.narrow(0, rows.begin, rows.size).narrow(1, task.begin, task.size);
+    at::mm_out(out, upstream.t(), x.narrow(0, rows.begin, rows.size));
+  });
+  return dweight;
+}
+
+struct GroupedLinearFunction : torch::autograd::Function<GroupedLinearFunction> {
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x,
+                            const at::Tensor& weight, const at::Tensor& ends) {
+    ctx->save_for_backward({x, weight, ends});
+    return forward_gemms(x, weight, groups_of(ends));
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
+    const torch::autograd::variable_list saved = ctx->get_saved_variables();
+    const std::vector<Task> groups = groups_of(saved[2]);
+    const at::Tensor dy = grads[0].contiguous();
+    at::Tensor dx, dweight;
+    if (ctx->needs_input_grad(0)) dx = input_gradient(dy, saved[1], groups);
+    if (ctx->needs_input_grad(1)) dweight = weight_gradient(dy, saved[0], groups);
+    return {dx, dweight, at::Tensor()};
+  }
+};
+
+// Slices and one concatenation, differentiated by LibTorch.
+at::Tensor plain(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& ends) {
+  std::vector<at::Tensor> parts;
+  for (const Task& group : groups_of(ends))
+    parts.push_back(
+        at::matmul(x.narrow(0, group.begin, group.size), weight.select(0, group.group).t()));
+  return at::cat(parts);
+}
+
+}  // namespace
+
+at::Tensor grouped_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& ends) {
+  TORCH_CHECK(x.dim() == 2 && weight.dim() == 3 && x.size(1) == weight.size(2) &&
+                  ends.numel() == weight.size(0) && ends.scalar_type() == at::kInt,
+              "grouped_linear: x ", x.sizes(), ", weight ", weight.sizes(), " and ends ",
+              ends.sizes(), " do not fit");
+  if (reference_ops()) return plain(x, weight, ends);
+  // The one kernel that needs no look at `ends` on the host.
+  if (x.is_cuda() && x.scalar_type() == at::kBFloat16)
+    return at::_grouped_mm(x.contiguous(), weight.transpose(1, 2), ends);
+  return GroupedLinearFunction::apply(x.contiguous(), weight, ends);
+}
+
+}  // namespace dsv3

@@ -1,0 +1,146 @@
+// Multi-head attention, grouped-query and multi-query included.
+#include <cmath>
+
+#include <ATen/ATen.h>
+
+#include <dsv3/sdk/attention.h>
+#include <dsv3/sdk/nn.h>
+#include <dsv3/sdk/ops.h>
+#include <dsv3/sdk/plugin.h>
+#include <dsv3/sdk/position.h>
+
+namespace {
+
+struct MhaOptions {
+  int64_t heads = 10;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  bool qk_norm = false;
+  double rotary_share = 1;
+
+  static void describe(dsv3::OptionSchema<MhaOptions>& s) {
+    s.add("heads", &MhaOptions::heads, "query heads").min(1);
+    s.add("kv_heads", &MhaOptions::kv_heads,
+          "key and value heads; 1 = multi-query, between 1 and heads = grouped-query")
+        .min(0)
+        .word("heads", 0);
+    s.add("head_dim", &MhaOptions::head_dim, "features a head; auto = hidden / heads")
+        .min(0)
+        .word("auto", 0);
+    s.add("qk_norm", &MhaOptions::qk_norm, "RMSNorm over the features of each query and key head");
+    s.add("rotary_share", &MhaOptions::rotary_share,
+          "share of a head's features, from the first on, that carry position")
+        .min(0)
+        .max(1);
+    s.check([](const MhaOptions& o) -> std::string {
+      if (o.kv_heads > 0 && o.heads % o.kv_heads != 0)
+        return "heads must be a multiple of kv_heads";
+      return "";
+    });
+  }
+};
+
+class Mha final : public dsv3::Attention {
+ public:
+  using Options = MhaOptions;
+  Mha(const MhaOptions& options, const dsv3::LayerContext& context);
+
+  at::Tensor forward(const at::Tensor& x, const dsv3::Sequence& seq) override;
+  double attention_flops(int64_t seq) const override;
+  int64_t cache_values_per_token() const override;
+  int64_t saved_values_per_token(int64_t seq) const override;
+
+ private:
+  std::pair<at::Tensor, at::Tensor> rotated(const at::Tensor& q, const at::Tensor& k,
+                                            const at::Tensor& positions) const;
+
+  MhaOptions o_;  // with every size known
+  int64_t rotary_dim_;
+  dsv3::Linear q_, k_, v_, out_;
+  dsv3::RmsNorm q_norm_, k_norm_;
+  std::shared_ptr<dsv3::Position> position_;  // null: nothing rotates
+  double scale_;
+};
+
+MhaOptions resolved(MhaOptions o, int64_t hidden) {
+  if (o.kv_heads == 0) o.kv_heads = o.heads;
+  if (o.head_dim == 0) {
+    if (hidden % o.heads != 0)
+      throw dsv3::Error("attention mha: hidden " + std::to_string(hidden) +
+                            " is not a multiple of heads " + std::to_string(o.heads) +
+                            "; choose other heads or set head_dim",
+                        dsv3::ExitCode::usage);
+    o.head_dim = hidden / o.heads;
+  }
+  return o;
+}
+
+Mha::Mha(const MhaOptions& options, const dsv3::LayerContext& context)
+    : Attention(context), o_(resolved(options, context.dims.hidden)) {
+  const int64_t hidden = context.dims.hidden;
+  rotary_dim_ = 2 * static_cast<int64_t>(std::llround(o_.rotary_share * o_.head_dim / 2));
+  rotary_dim_ = std::min(rotary_dim_, o_.head_dim);
+  if (rotary_dim_ > 0) position_ = context.make_position(rotary_dim_);
+  q_ = dsv3::Linear(*this, "q", hidden, o_.heads * o_.head_dim);
+  k_ = dsv3::Linear(*this, "k", hidden, o_.kv_heads * o_.head_dim);
+  v_ = dsv3::Linear(*this, "v", hidden, o_.kv_heads * o_.head_dim);
+  if (o_.qk_norm) {
+    q_norm_ = dsv3::RmsNorm(*this, "q_norm", o_.head_dim, context.dims.norm_eps);
+    k_norm_ = dsv3::RmsNorm(*this, "k_norm", o_.head_dim, context.dims.norm_eps);
+  }
+  out_ = dsv3::Linear(*this, "o", o_.heads * o_.head_dim, hidden);
+  scale_ =
+      (position_ ? position_->softmax_scale() : 1.0) / std::sqrt(static_cast<double>(o_.head_dim));
+}
+
+std::pair<at::Tensor, at::Tensor> Mha::rotated(const at::Tensor& q, const at::Tensor& k,
+                                               const at::Tensor& positions) const {
+  if (!position_) return {q, k};
+  if (rotary_dim_ == o_.head_dim) return position_->rotate(q, k, positions);
+  const std::vector<int64_t> sizes{rotary_dim_, o_.head_dim - rotary_dim_};
+  const std::vector<at::Tensor> qs = q.split_with_sizes(sizes, -1),
+                                ks = k.split_with_sizes(sizes, -1);
+  const auto [turned_q, turned_k] = position_->rotate(qs[0], ks[0], positions);
+  return {at::cat({turned_q, qs[1]}, -1), at::cat({turned_k, ks[1]}, -1)};
+}
+
+at::Tensor Mha::forward(const at::Tensor& x, const dsv3::Sequence& seq) {
+  const int64_t batch = x.size(0), length = x.size(1), width = o_.kv_heads * o_.head_dim;
+  at::Tensor q = q_(x).view({batch, length, o_.heads, o_.head_dim});
+  at::Tensor k = k_(x).view({batch, length, o_.kv_heads, o_.head_dim});
+  at::Tensor v = v_(x).view({batch, length, o_.kv_heads, o_.head_dim});
+  if (o_.qk_norm) {
+    q = q_norm_(q);
+    k = k_norm_(k);
+  }
+  std::tie(q, k) = rotated(q, k, seq.positions);
+  if (seq.cache) {
+    const at::Tensor all =
+        seq.cache->append(at::cat({k.flatten(2), v.flatten(2)}, -1)).to(x.scalar_type());
+    k = all.narrow(2, 0, width).unflatten(2, {o_.kv_heads, o_.head_dim});
+    v = all.narrow(2, width, width).unflatten(2, {o_.kv_heads, o_.head_dim});
+  }
+  return out_(dsv3::attend(q, k, v, seq, scale_).reshape({batch, length, o_.heads * o_.head_dim}));
+}
+
+double Mha::attention_flops(int64_t seq) const {
+  return 4.0 * seq * o_.heads * o_.head_dim;
+}
+
+int64_t Mha::cache_values_per_token() const {
+  return 2 * o_.kv_heads * o_.head_dim;
+}
+
+// x, queries, keys, values (queries and keys also before their norms), attention's result and its
+// log-sum.
+int64_t Mha::saved_values_per_token(int64_t) const {
+  const int64_t q = o_.heads * o_.head_dim, kv = o_.kv_heads * o_.head_dim;
+  return context().dims.hidden + 2 * q + 2 * kv + (o_.qk_norm ? q + kv : 0) + o_.heads;
+}
+
+}  // namespace
+
+DSV3_PLUGIN(registrar) {
+  registrar.attention<Mha>("mha",
+                           "Multi-head attention; grouped-query and multi-query by kv_heads");
+}

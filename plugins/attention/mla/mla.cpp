@@ -1,0 +1,184 @@
+// Multi-head latent attention: keys and values come from one small latent a token, which is all
+// that the cache holds (DeepSeek-V2, arXiv 2405.04434; DeepSeek-V3, arXiv 2412.19437).
+#include <cmath>
+
+#include <ATen/ATen.h>
+
+#include <dsv3/sdk/attention.h>
+#include <dsv3/sdk/nn.h>
+#include <dsv3/sdk/ops.h>
+#include <dsv3/sdk/plugin.h>
+#include <dsv3/sdk/position.h>
+
+namespace {
+
+struct MlaOptions {
+  int64_t heads = 10;
+  int64_t q_lora_rank = 192;
+  int64_t kv_lora_rank = 128;
+  int64_t qk_nope_dim = 32;
+  int64_t qk_rope_dim = 32;
+  int64_t v_dim = 64;
+  double latent_norm_eps = 1e-6;
+  std::string muon_split = "whole";
+  std::string decode = "absorbed";
+
+  static void describe(dsv3::OptionSchema<MlaOptions>& s) {
+    s.add("heads", &MlaOptions::heads, "attention heads").min(1);
+    s.add("q_lora_rank", &MlaOptions::q_lora_rank,
+          "width of the query latent; 0 = a plain query projection")
+        .min(0)
+        .word("none", 0);
+    s.add("kv_lora_rank", &MlaOptions::kv_lora_rank, "width of the key-value latent").min(1);
+    s.add("qk_nope_dim", &MlaOptions::qk_nope_dim, "query and key features a head without position")
+        .min(1);
+    s.add("qk_rope_dim", &MlaOptions::qk_rope_dim,
+          "query features a head, and key features shared by all heads, that carry position")
+        .min(1);
+    s.add("v_dim", &MlaOptions::v_dim, "value features a head").min(1);
+    s.add("latent_norm_eps", &MlaOptions::latent_norm_eps, "eps of the latents' RMSNorm").min(0);
+    s.add("muon_split", &MlaOptions::muon_split,
+          "matrices in q_b (or q) and kv_b to a matrix optimizer: whole = one, per_head = one a "
+          "head")
+        .choices({"whole", "per_head"})
+        .convention();
+    s.add("decode", &MlaOptions::decode,
+          "generation from the cache: absorbed attends to the latents, naive rebuilds keys and "
+          "values")
+        .choices({"absorbed", "naive"});
+  }
+};
+
+class Mla final : public dsv3::Attention {
+ public:
+  using Options = MlaOptions;
+  Mla(const MlaOptions& options, const dsv3::LayerContext& context);
+
+  at::Tensor forward(const at::Tensor& x, const dsv3::Sequence& seq) override;
+  double attention_flops(int64_t seq) const override;
+  int64_t cache_values_per_token() const override;
+  int64_t saved_values_per_token(int64_t seq) const override;
+
+ private:
+  int64_t qk_dim() const { return o_.qk_nope_dim + o_.qk_rope_dim; }
+  at::Tensor queries(const at::Tensor& x) const;
+  at::Tensor expanded(const at::Tensor& q, const at::Tensor& latent, const at::Tensor& k_rope,
+                      const dsv3::Sequence& seq) const;
+  at::Tensor absorbed(const at::Tensor& q_nope, const at::Tensor& q_rope, const at::Tensor& cached,
+                      const dsv3::Sequence& seq) const;
+
+  MlaOptions o_;
+  dsv3::Linear q_, q_a_, q_b_, kv_a_, kv_b_, out_;
+  dsv3::RmsNorm q_a_norm_, kv_a_norm_;
+  std::shared_ptr<dsv3::Position> position_;
+  double scale_;
+};
+
+Mla::Mla(const MlaOptions& options, const dsv3::LayerContext& context)
+    : Attention(context), o_(options), position_(context.make_position(options.qk_rope_dim)) {
+  const int64_t hidden = context.dims.hidden;
+  dsv3::ParamSpec by_head;
+  if (o_.muon_split == "per_head") by_head.matrices = o_.heads;
+  if (o_.q_lora_rank > 0) {
+    q_a_ = dsv3::Linear(*this, "q_a", hidden, o_.q_lora_rank);
+    q_a_norm_ = dsv3::RmsNorm(*this, "q_a_norm", o_.q_lora_rank, o_.latent_norm_eps);
+    q_b_ = dsv3::Linear(*this, "q_b", o_.q_lora_rank, o_.heads * qk_dim(), by_head);
+  } else {
+    q_ = dsv3::Linear(*this, "q", hidden, o_.heads * qk_dim(), by_head);
+  }
+  kv_a_ = dsv3::Linear(*this, "kv_a", hidden, o_.kv_lora_rank + o_.qk_rope_dim);
+  kv_a_norm_ = dsv3::RmsNorm(*this, "kv_a_norm", o_.kv_lora_rank, o_.latent_norm_eps);
+  kv_b_ =
+      dsv3::Linear(*this, "kv_b", o_.kv_lora_rank, o_.heads * (o_.qk_nope_dim + o_.v_dim), by_head);
+  out_ = dsv3::Linear(*this, "o", o_.heads * o_.v_dim, hidden);
+  scale_ = position_->softmax_scale() / std::sqrt(static_cast<double>(qk_dim()));
+}
+
+// [B, T, D] -> [B, T, H, nope + rope]
+at::Tensor Mla::queries(const at::Tensor& x) const {
+  const at::Tensor q = o_.q_lora_rank > 0 ? q_b_(q_a_norm_(q_a_(x))) : q_(x);
+  return q.view({x.size(0), x.size(1), o_.heads, qk_dim()});
+}
+
+// Keys and values of every head in full. q [B, T, H, nope + rope], latent [B, S, kv_lora],
+// k_rope [B, S, 1, rope] -> [B, T, H, v].
+at::Tensor Mla::expanded(const at::Tensor& q, const at::Tensor& latent, const at::Tensor& k_rope,
+                         const dsv3::Sequence& seq) const {
+  const int64_t batch = latent.size(0), length = latent.size(1);
+  // One split, not two slices: its backward is one concatenation.
+  const std::vector<at::Tensor> kv = kv_b_(latent)
+                                         .view({batch, length, o_.heads, o_.qk_nope_dim + o_.v_dim})
+                                         .split_with_sizes({o_.qk_nope_dim, o_.v_dim}, -1);
+  const at::Tensor k =
+      at::cat({kv[0], k_rope.expand({batch, length, o_.heads, o_.qk_rope_dim})}, -1);
+  return dsv3::attend(q, k, kv[1], seq, scale_);
+}
+
+// The same without keys or values: kv_b's key half W_k is applied to the queries, its value half
+// W_v to the result, and all heads attend to the cached [latent | rotated k_rope] as one shared
+// key:
+//   q_nope . (W_k c) = (W_k^T q_nope) . c,   sum_s p_s (W_v c_s) = W_v (sum_s p_s c_s).
+at::Tensor Mla::absorbed(const at::Tensor& q_nope, const at::Tensor& q_rope,
+                         const at::Tensor& cached, const dsv3::Sequence& seq) const {
+  const int64_t batch = q_nope.size(0), length = q_nope.size(1);
+  const std::vector<at::Tensor> weight =
+      kv_b_.weight()
+          .view({o_.heads, o_.qk_nope_dim + o_.v_dim, o_.kv_lora_rank})
+          .split_with_sizes({o_.qk_nope_dim, o_.v_dim}, 1);
+  const at::Tensor by_head = q_nope.reshape({batch * length, o_.heads, -1}).transpose(0, 1);
+  const at::Tensor q_latent = at::bmm(by_head, weight[0])  // [H, B * T, kv_lora]
+                                  .transpose(0, 1)
+                                  .reshape({batch, length, o_.heads, o_.kv_lora_rank});
+  const at::Tensor shared = cached.unsqueeze(2);  // [B, S, 1, kv_lora + rope]
+  // The rope columns of the "values" are cut off again: cheaper than a copy of the cache without
+  // them.
+  const at::Tensor mixed =
+      dsv3::attend(at::cat({q_latent, q_rope}, -1), shared, shared, seq, scale_)
+          .narrow(-1, 0, o_.kv_lora_rank);
+  const at::Tensor values = at::bmm(mixed.reshape({batch * length, o_.heads, -1}).transpose(0, 1),
+                                    weight[1].transpose(1, 2));  // [H, B * T, v]
+  return values.transpose(0, 1).reshape({batch, length, o_.heads, o_.v_dim});
+}
+
+at::Tensor Mla::forward(const at::Tensor& x, const dsv3::Sequence& seq) {
+  const int64_t batch = x.size(0), length = x.size(1);
+  const std::vector<at::Tensor> q =
+      queries(x).split_with_sizes({o_.qk_nope_dim, o_.qk_rope_dim}, -1);
+  const std::vector<at::Tensor> kv =
+      kv_a_(x).split_with_sizes({o_.kv_lora_rank, o_.qk_rope_dim}, -1);
+  at::Tensor latent = kv_a_norm_(kv[0]);
+  auto [q_rope, k_rope] = position_->rotate(q[1], kv[1].unsqueeze(2), seq.positions);
+  at::Tensor cached;
+  if (seq.cache) {
+    cached = seq.cache->append(at::cat({latent, k_rope.squeeze(2)}, -1)).to(x.scalar_type());
+    latent = cached.narrow(-1, 0, o_.kv_lora_rank);
+    k_rope = cached.narrow(-1, o_.kv_lora_rank, o_.qk_rope_dim).unsqueeze(2);
+  }
+  // A prefill, in which nothing was cached before, is cheaper with keys and values in full.
+  const bool absorb = seq.cache && latent.size(1) > length && o_.decode == "absorbed";
+  const at::Tensor mixed = absorb ? absorbed(q[0], q_rope, cached, seq)
+                                  : expanded(at::cat({q[0], q_rope}, -1), latent, k_rope, seq);
+  return out_(mixed.reshape({batch, length, o_.heads * o_.v_dim}));
+}
+
+double Mla::attention_flops(int64_t seq) const {
+  return 2.0 * seq * o_.heads * (qk_dim() + o_.v_dim);
+}
+
+int64_t Mla::cache_values_per_token() const {
+  return o_.kv_lora_rank + o_.qk_rope_dim;
+}
+
+// x, latents before and after their norms, queries, keys, kv_b's output (the values are a view of
+// it), attention's result and its log-sum.
+int64_t Mla::saved_values_per_token(int64_t) const {
+  const int64_t latents = 2 * o_.q_lora_rank + 2 * o_.kv_lora_rank + o_.qk_rope_dim;
+  return context().dims.hidden + latents +
+         o_.heads * (2 * qk_dim() + o_.qk_nope_dim + 2 * o_.v_dim + 1);
+}
+
+}  // namespace
+
+DSV3_PLUGIN(registrar) {
+  registrar.attention<Mla>("mla", "Multi-head latent attention (DeepSeek-V3)");
+}

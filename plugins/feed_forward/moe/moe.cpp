@@ -1,0 +1,165 @@
+// Mixture of experts: every token passes the shared expert and its top_k of the routed ones.
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
+#include <dsv3/sdk/expert_rows.h>
+#include <dsv3/sdk/feed_forward.h>
+#include <dsv3/sdk/nn.h>
+#include <dsv3/sdk/ops.h>
+#include <dsv3/sdk/plugin.h>
+
+#include "routing.h"
+
+namespace {
+
+struct MoeOptions {
+  int64_t routed = 16;
+  int64_t top_k = 2;
+  int64_t shared = 1;
+  int64_t hidden = 384;
+  int64_t groups = 1;
+  int64_t topk_groups = 1;
+  bool normalize = true;
+  double routed_scale = 1;
+  double bias_rate = 1e-3;
+  std::string bias_update = "sign";
+  double bias_until = 1;
+  double balance_alpha = 1e-4;
+
+  static void describe(dsv3::OptionSchema<MoeOptions>& s);
+};
+
+std::string conflict(const MoeOptions& o) {
+  if (o.routed % o.groups != 0) return "routed must be a multiple of groups";
+  if (o.topk_groups > o.groups) return "topk_groups must not exceed groups";
+  if (o.top_k > o.topk_groups * (o.routed / o.groups))
+    return "top_k must not exceed the experts of topk_groups groups";
+  return "";
+}
+
+void MoeOptions::describe(dsv3::OptionSchema<MoeOptions>& s) {
+  s.add("routed", &MoeOptions::routed, "routed experts").min(1);
+  s.add("top_k", &MoeOptions::top_k, "routed experts that a token uses").min(1);
+  s.add("shared", &MoeOptions::shared,
+        "shared experts that every token uses, built as one of shared * hidden; 0 = none")
+      .min(0);
+  s.add("hidden", &MoeOptions::hidden, "inner width of an expert").min(1);
+  s.add("groups", &MoeOptions::groups, "groups of experts; 1 = no limit by group").min(1);
+  s.add("topk_groups", &MoeOptions::topk_groups, "groups that a token may use").min(1);
+  s.add("normalize", &MoeOptions::normalize, "divide a token's expert weights by their sum");
+  s.add("routed_scale", &MoeOptions::routed_scale,
+        "multiplies the routed experts' weights; DeepSeek-V3 has 2.5")
+      .min(0);
+  s.add("bias_rate", &MoeOptions::bias_rate, "change of the routing bias a step; 0 = no bias")
+      .min(0);
+  s.add("bias_update", &MoeOptions::bias_update,
+        "sign = DeepSeek-V3's rule, centered = its changes less their mean, as torchtitan")
+      .choices({"sign", "centered"})
+      .convention();
+  s.add("bias_until", &MoeOptions::bias_until,
+        "share of training after which the bias stays; DeepSeek-V3 stopped near the end")
+      .min(0)
+      .max(1);
+  s.add("balance_alpha", &MoeOptions::balance_alpha,
+        "weight of the sequence-wise balance loss; 0 = none")
+      .min(0);
+  s.check(conflict);
+}
+
+class Moe final : public dsv3::FeedForward {
+ public:
+  using Options = MoeOptions;
+  Moe(const MoeOptions& options, const dsv3::LayerContext& context);
+
+  at::Tensor forward(const at::Tensor& x, const dsv3::Sequence& seq) override;
+  at::Tensor step_counts() override { return counts_; }
+  void on_step_end(const dsv3::StepEnd& end) override;
+  int64_t saved_values_per_token() const override;
+
+ private:
+  at::Tensor routed(const at::Tensor& tokens, const moe::Routing& routing,
+                    const dsv3::ExpertRows& rows) const;
+
+  MoeOptions o_;
+  moe::RoutingRule rule_;
+  at::Tensor router_;   // [E, D], fp32 whatever the compute dtype
+  at::Tensor bias_;     // [E] fp32, takes part in the choice of experts only
+  at::Tensor gate_up_;  // [E, 2F, D]
+  at::Tensor down_;     // [E, D, F]
+  at::Tensor counts_;   // int64 [E] tokens since the last step
+  dsv3::Linear shared_gate_up_, shared_down_;
+};
+
+Moe::Moe(const MoeOptions& options, const dsv3::LayerContext& context)
+    : FeedForward(context),
+      o_(options),
+      rule_{options.top_k, options.groups, options.topk_groups, options.normalize,
+            options.routed_scale} {
+  const int64_t width = context.dims.hidden;
+  dsv3::ParamSpec router;
+  router.role = dsv3::Role::router;
+  router.keep_fp32 = true;
+  router_ = parameter("router.weight", {o_.routed, width}, router);
+  bias_ = buffer("router.bias", {o_.routed}, at::kFloat, dsv3::Init::zeros());
+
+  dsv3::ParamSpec experts;
+  experts.active = static_cast<double>(o_.top_k) / static_cast<double>(o_.routed);
+  experts.matrices = 2 * o_.routed;  // of each expert gate above up
+  gate_up_ = parameter("experts.gate_up.weight", {o_.routed, 2 * o_.hidden, width}, experts);
+  experts.matrices = o_.routed;
+  down_ = parameter("experts.down.weight", {o_.routed, width, o_.hidden}, experts);
+
+  if (o_.shared > 0) {
+    const int64_t inner = o_.shared * o_.hidden;
+    dsv3::ParamSpec stacked;
+    stacked.matrices = 2;
+    shared_gate_up_ = dsv3::Linear(*this, "shared.gate_up", width, 2 * inner, stacked);
+    shared_down_ = dsv3::Linear(*this, "shared.down", inner, width);
+  }
+  counts_ = at::zeros({o_.routed}, at::TensorOptions().dtype(at::kLong).device(context.device));
+}
+
+// The weights multiply between the two GEMMs, where rows are narrowest.
+at::Tensor Moe::routed(const at::Tensor& tokens, const moe::Routing& routing,
+                       const dsv3::ExpertRows& rows) const {
+  const at::Tensor weights = routing.weights.flatten().index_select(0, rows.source);
+  const at::Tensor gate_up =
+      dsv3::grouped_linear(dsv3::gather_rows(tokens, rows), gate_up_, rows.ends);
+  return dsv3::sum_rows(dsv3::grouped_linear(dsv3::swiglu(gate_up, weights), down_, rows.ends),
+                        rows);
+}
+
+at::Tensor Moe::forward(const at::Tensor& x, const dsv3::Sequence& seq) {
+  const at::Tensor tokens = x.reshape({-1, x.size(-1)});
+  const at::ScalarType math = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor logits = at::matmul(tokens.to(math), router_.to(math).t());
+  const moe::Routing routing = moe::route(logits, bias_, rule_);
+  const dsv3::ExpertRows rows = dsv3::sort_by_expert(routing.chosen, o_.routed);
+  if (seq.training && !seq.recompute) counts_.add_(rows.counts);
+
+  at::Tensor y = routed(tokens, routing, rows);
+  if (o_.shared > 0) y = y + shared_down_(dsv3::swiglu(shared_gate_up_(tokens)));
+  y = y.view(x.sizes());
+  if (seq.training && o_.balance_alpha > 0)
+    y = dsv3::add_loss(y, moe::balance_loss(routing, x.size(0)) * o_.balance_alpha, seq.aux_scale);
+  return y;
+}
+
+void Moe::on_step_end(const dsv3::StepEnd& end) {
+  if (o_.bias_rate == 0 || end.progress > o_.bias_until) return;
+  const at::NoGradGuard no_grad;
+  bias_.add_(moe::bias_change(end.counts, o_.bias_rate, o_.bias_update == "centered"));
+}
+
+// x, twice the scores, the shared expert; of each chosen expert: the row, gate and up, their
+// product.
+int64_t Moe::saved_values_per_token() const {
+  const int64_t width = context().dims.hidden;
+  return width + 2 * o_.routed + 3 * o_.shared * o_.hidden + o_.top_k * (width + 3 * o_.hidden);
+}
+
+}  // namespace
+
+DSV3_PLUGIN(registrar) {
+  registrar.feed_forward<Moe>("moe", "Mixture of shared and routed experts (DeepSeek-V3)");
+}

@@ -1,0 +1,299 @@
+// Attention layers against plain formulas, and the promises every attention makes: causal,
+// documents apart, the same with and without a cache.
+#include <cmath>
+
+#include <catch2/catch.hpp>
+
+#include <dsv3/sdk/error.h>
+#include <dsv3/sdk/packing.h>
+
+#include "layers.h"
+
+using test::difference;
+using test::normal;
+using test::OptionValues;
+
+namespace {
+
+constexpr int64_t kHidden = 24;
+
+struct Variant {
+  std::string name;
+  OptionValues options;
+};
+
+const OptionValues kMla = {{"heads", int64_t{3}},        {"q_lora_rank", int64_t{10}},
+                           {"kv_lora_rank", int64_t{6}}, {"qk_nope_dim", int64_t{5}},
+                           {"qk_rope_dim", int64_t{4}},  {"v_dim", int64_t{7}}};
+
+OptionValues with(OptionValues values, const OptionValues& more) {
+  for (const auto& [key, value] : more) values[key] = value;
+  return values;
+}
+
+const std::vector<Variant>& variants() {
+  static const std::vector<Variant> all = {
+      {"mla", kMla},
+      {"mla", with(kMla, {{"q_lora_rank", int64_t{0}}, {"decode", std::string("naive")}})},
+      {"mha", {{"heads", int64_t{4}}}},
+      {"mha",
+       {{"heads", int64_t{4}},
+        {"kv_heads", int64_t{2}},
+        {"head_dim", int64_t{8}},
+        {"qk_norm", true},
+        {"rotary_share", 0.5}}},
+      {"mha", {{"heads", int64_t{4}}, {"kv_heads", int64_t{1}}, {"rotary_share", 0.0}}},
+  };
+  return all;
+}
+
+struct Layer {
+  dsv3::LayerContext context;
+  std::shared_ptr<dsv3::Attention> attention;
+
+  explicit Layer(const Variant& variant, at::ScalarType dtype = at::kDouble)
+      : context(test::context(kHidden, dtype)),
+        attention(test::make_attention(variant.name, variant.options, context)) {
+    test::fill(*context.store);
+  }
+  at::Tensor operator()(const at::Tensor& x, const dsv3::Sequence& seq) const {
+    return attention->forward(x, seq);
+  }
+  at::Tensor weight(const std::string& name) const {
+    return test::parameter(*context.store, "layer." + name + ".weight");
+  }
+};
+
+at::Tensor norm_formula(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  return x / (x.pow(2).mean(-1, true) + eps).sqrt() * weight;
+}
+
+// q, k [T, R], one head: interleaved rope at theta 10000.
+at::Tensor rope_formula(const at::Tensor& x) {
+  std::vector<at::Tensor> out;
+  for (int64_t t = 0; t < x.size(0); ++t)
+    for (int64_t i = 0; i < x.size(1) / 2; ++i) {
+      const double angle = t * std::pow(10000.0, -2.0 * i / x.size(1));
+      out.push_back(x[t][2 * i] * std::cos(angle) - x[t][2 * i + 1] * std::sin(angle));
+      out.push_back(x[t][2 * i] * std::sin(angle) + x[t][2 * i + 1] * std::cos(angle));
+    }
+  return at::stack(out).view(x.sizes());
+}
+
+at::Tensor causal_softmax(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+  const at::Tensor scores = q.mm(k.t()) / std::sqrt(static_cast<double>(q.size(1)));
+  const at::Tensor later = at::ones_like(scores).triu(1).to(at::kBool);
+  return scores.masked_fill(later, -INFINITY).softmax(-1).mm(v);
+}
+
+}  // namespace
+
+TEST_CASE("mla is its paper's formula") {
+  const bool query_latent = GENERATE(true, false);
+  const Layer layer({"mla", query_latent ? kMla : with(kMla, {{"q_lora_rank", int64_t{0}}})});
+  const at::Tensor x = normal({2, 5, kHidden}, 50).requires_grad_();
+  std::vector<at::Tensor> rows;
+  for (int64_t b = 0; b < 2; ++b) {
+    const at::Tensor q = query_latent ? norm_formula(x[b].mm(layer.weight("q_a").t()),
+                                                     layer.weight("q_a_norm"), 1e-6)
+                                            .mm(layer.weight("q_b").t())
+                                      : x[b].mm(layer.weight("q").t());
+    const at::Tensor kv = x[b].mm(layer.weight("kv_a").t());
+    const at::Tensor latent = norm_formula(kv.narrow(1, 0, 6), layer.weight("kv_a_norm"), 1e-6);
+    const at::Tensor k_rope = rope_formula(kv.narrow(1, 6, 4));
+    std::vector<at::Tensor> heads;
+    for (int64_t h = 0; h < 3; ++h) {
+      const at::Tensor up = latent.mm(layer.weight("kv_b").narrow(0, h * 12, 12).t());
+      const at::Tensor mine = q.narrow(1, h * 9, 9);
+      heads.push_back(
+          causal_softmax(at::cat({mine.narrow(1, 0, 5), rope_formula(mine.narrow(1, 5, 4))}, 1),
+                         at::cat({up.narrow(1, 0, 5), k_rope}, 1), up.narrow(1, 5, 7)));
+    }
+    rows.push_back(at::cat(heads, 1).mm(layer.weight("o").t()));
+  }
+  const at::Tensor expected = at::stack(rows), y = layer(x, test::sequence(2, 5));
+  CHECK(difference(y, expected) < 1e-12);
+  std::vector<at::Tensor> inputs = {x};
+  for (const auto& parameter : layer.context.store->parameters())
+    inputs.push_back(parameter.tensor);
+  const auto actual = test::gradients(y, inputs), wanted = test::gradients(expected, inputs);
+  for (size_t i = 0; i < inputs.size(); ++i) CHECK(difference(actual[i], wanted[i]) < 1e-10);
+}
+
+TEST_CASE("mha is its formula, with shared key heads, norms and partial rotation") {
+  const Layer layer({"mha",
+                     {{"heads", int64_t{4}},
+                      {"kv_heads", int64_t{2}},
+                      {"head_dim", int64_t{8}},
+                      {"qk_norm", true},
+                      {"rotary_share", 0.5}}});
+  const at::Tensor x = normal({1, 6, kHidden}, 51);
+  const auto turned = [&](const at::Tensor& head, const std::string& norm) {
+    const at::Tensor normed = norm_formula(head, layer.weight(norm), 1e-6);
+    return at::cat({rope_formula(normed.narrow(1, 0, 4)), normed.narrow(1, 4, 4)}, 1);
+  };
+  std::vector<at::Tensor> heads;
+  for (int64_t h = 0; h < 4; ++h) {
+    const at::Tensor q = x[0].mm(layer.weight("q").narrow(0, h * 8, 8).t());
+    const at::Tensor k = x[0].mm(layer.weight("k").narrow(0, h / 2 * 8, 8).t());
+    const at::Tensor v = x[0].mm(layer.weight("v").narrow(0, h / 2 * 8, 8).t());
+    heads.push_back(causal_softmax(turned(q, "q_norm"), turned(k, "k_norm"), v));
+  }
+  const at::Tensor expected = at::cat(heads, 1).mm(layer.weight("o").t()).unsqueeze(0);
+  CHECK(difference(layer(x, test::sequence(1, 6)), expected) < 1e-12);
+}
+
+TEST_CASE("attention is causal: later tokens change no bit before them") {
+  const Variant& variant = variants()[GENERATE(0, 1, 2, 3, 4)];
+  const Layer layer(variant, at::kFloat);
+  const at::Tensor x = normal({2, 12, kHidden}, 52, at::kFloat);
+  at::Tensor other = x.clone();
+  other.narrow(1, 7, 5).copy_(normal({2, 5, kHidden}, 53, at::kFloat));
+  const at::Tensor y = layer(x, test::sequence(2, 12)), z = layer(other, test::sequence(2, 12));
+  CHECK(at::equal(y.narrow(1, 0, 7), z.narrow(1, 0, 7)));
+  CHECK_FALSE(at::equal(y.narrow(1, 7, 5), z.narrow(1, 7, 5)));
+}
+
+TEST_CASE("documents in a row are computed as if apart") {
+  const Variant& variant = variants()[GENERATE(0, 1, 2, 3, 4)];
+  const Layer layer(variant);
+  const at::Tensor x = normal({1, 11, kHidden}, 54);
+  dsv3::Sequence packed = test::sequence(1, 11);
+  packed.document_ids = at::tensor({0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 2}, at::kLong).unsqueeze(0);
+  packed.positions = dsv3::positions_of(packed.document_ids);
+  packed.mask = dsv3::attention_mask(packed.document_ids);
+  const at::Tensor y = layer(x, packed);
+  int64_t begin = 0;
+  for (const int64_t length : {4, 6, 1}) {
+    const at::Tensor alone = layer(x.narrow(1, begin, length), test::sequence(1, length));
+    CHECK(difference(y.narrow(1, begin, length), alone) < 1e-12);
+    begin += length;
+  }
+}
+
+TEST_CASE("generation from a cache gives what one forward gives") {
+  const Variant& variant = variants()[GENERATE(0, 1, 2, 3, 4)];
+  const Layer layer(variant);
+  const at::NoGradGuard no_grad;
+  const at::Tensor x = normal({2, 9, kHidden}, 55);
+  const at::Tensor whole = layer(x, test::sequence(2, 9));
+
+  dsv3::KvCache cache(2, layer.attention->cache_values_per_token(), at::kDouble, at::kCPU);
+  const auto step = [&](const at::Tensor& tokens) {
+    dsv3::Sequence seq;
+    seq.cache = &cache;
+    seq.positions = cache.lengths().unsqueeze(1) + at::arange(tokens.size(1)).unsqueeze(0);
+    return layer(tokens, seq);
+  };
+  // Row 0 has 2 tokens and two of padding, row 1 has 4; then single tokens, then three at once.
+  at::Tensor first = x.narrow(1, 0, 4).clone();
+  first[0].narrow(0, 2, 2).fill_(7);
+  const at::Tensor prefill = step(first);
+  CHECK(difference(prefill[0].narrow(0, 0, 2), whole[0].narrow(0, 0, 2)) < 1e-12);
+  CHECK(difference(prefill[1], whole[1].narrow(0, 0, 4)) < 1e-12);
+  cache.truncate(at::tensor({2, 4}, at::kLong));
+  int64_t done = 0;
+  for (const int64_t count : {1, 1, 3}) {
+    const at::Tensor next =
+        at::stack({x[0].narrow(0, 2 + done, count), x[1].narrow(0, 4 + done, count)});
+    const at::Tensor y = step(next);
+    CHECK(difference(y[0], whole[0].narrow(0, 2 + done, count)) < 1e-12);
+    CHECK(difference(y[1], whole[1].narrow(0, 4 + done, count)) < 1e-12);
+    done += count;
+  }
+  // Refused speculation: two tokens taken back and given again.
+  cache.truncate(cache.lengths() - 2);
+  const at::Tensor again = at::stack({x[0].narrow(0, 5, 2), x[1].narrow(0, 7, 2)});
+  CHECK(difference(step(again)[0], whole[0].narrow(0, 5, 2)) < 1e-12);
+}
+
+TEST_CASE("attention agrees with reference operators, and in fp32 and bf16 with float64") {
+  const Variant& variant = variants()[GENERATE(0, 1, 2, 3, 4)];
+  const at::Tensor x = normal({2, 10, kHidden}, 56);
+  const dsv3::Sequence seq = test::sequence(2, 10);
+  const at::Tensor wide = Layer(variant)(x, seq);
+  const Layer single(variant, at::kFloat), half(variant, at::kBFloat16);
+  CHECK(difference(single(x.to(at::kFloat), seq), wide) < 1e-5);
+  CHECK(difference(half(x.to(at::kBFloat16), seq), wide) < 5e-2);
+  const test::ReferenceOps reference;
+  CHECK(difference(Layer(variant)(x, seq), wide) < 1e-12);
+}
+
+TEST_CASE("attention passes central differences") {
+  const Variant& variant = variants()[GENERATE(0, 3)];
+  const Layer layer(variant);
+  const at::Tensor x = normal({1, 4, kHidden}, 57).requires_grad_();
+  std::vector<at::Tensor> inputs = {x};
+  for (const auto& parameter : layer.context.store->parameters())
+    inputs.push_back(parameter.tensor);
+  CHECK(test::gradient_error([&] { return layer(x, test::sequence(1, 4)); }, inputs, 8) < 1e-6);
+}
+
+TEST_CASE("mla declares what optimizers and the cache must know") {
+  const Layer whole({"mla", kMla}),
+      split({"mla", with(kMla, {{"muon_split", std::string("per_head")}})});
+  std::map<std::string, int64_t> matrices;
+  for (const auto& parameter : split.context.store->parameters())
+    matrices[parameter.name] = parameter.spec.matrices;
+  CHECK(matrices == std::map<std::string, int64_t>{{"layer.q_a.weight", 1},
+                                                   {"layer.q_a_norm.weight", 1},
+                                                   {"layer.q_b.weight", 3},
+                                                   {"layer.kv_a.weight", 1},
+                                                   {"layer.kv_a_norm.weight", 1},
+                                                   {"layer.kv_b.weight", 3},
+                                                   {"layer.o.weight", 1}});
+  for (const auto& parameter : whole.context.store->parameters())
+    CHECK(parameter.spec.matrices == 1);
+  CHECK(whole.attention->cache_values_per_token() == 6 + 4);
+  CHECK(whole.attention->attention_flops(100) == 2.0 * 100 * 3 * (9 + 7));
+}
+
+TEST_CASE("yarn's softmax scale reaches the scores") {
+  dsv3::LayerContext plain = test::context(kHidden), scaled = test::context(kHidden);
+  scaled.make_position = [](int64_t dim) {
+    return test::make_position("yarn", {{"factor", 1e6}}, dim);
+  };
+  const auto a = test::make_attention("mla", kMla, plain),
+             b = test::make_attention("mla", kMla, scaled);
+  test::fill(*plain.store);
+  test::fill(*scaled.store);
+  // With every token at position 0 nothing turns, and the scale is all that differs: 2.38^2 = 5.67.
+  dsv3::Sequence seq = test::sequence(1, 6);
+  seq.positions.zero_();
+  const double factor = std::pow(0.1 * std::log(1e6) + 1, 2);
+  const at::Tensor x = normal({1, 6, kHidden}, 58);
+  const at::Tensor y = b->forward(x, seq);
+  CHECK(difference(y, a->forward(x, seq)) > 1e-3);
+  const at::NoGradGuard no_grad;
+  test::parameter(*plain.store, "layer.q_b.weight").mul_(factor);
+  CHECK(difference(y, a->forward(x, seq)) < 1e-12);
+}
+
+TEST_CASE("attention is built on the meta device") {
+  for (const Variant& variant : variants()) {
+    const dsv3::LayerContext context = test::context(kHidden, at::kFloat, at::kMeta);
+    test::make_attention(variant.name, variant.options, context);
+    for (const auto& parameter : context.store->parameters()) CHECK(parameter.tensor.is_meta());
+  }
+}
+
+TEST_CASE("mha says what is wrong with its heads") {
+  const dsv3::LayerContext context = test::context(kHidden);
+  CHECK_THROWS_WITH(test::make_attention("mha", {{"heads", int64_t{5}}}, context),
+                    Catch::Contains("24 is not a multiple of heads 5"));
+}
+
+TEST_CASE("a cache grows, cuts and complains") {
+  dsv3::KvCache cache(2, 3, at::kFloat, at::kCPU);
+  const at::Tensor a = normal({2, 70, 3}, 60, at::kFloat), b = normal({2, 2, 3}, 61, at::kFloat);
+  CHECK(at::equal(cache.append(a), a));
+  cache.truncate(at::tensor({1, 70}, at::kLong));
+  const at::Tensor all = cache.append(b);
+  CHECK(all.size(1) == 72);
+  CHECK(at::equal(all[0].narrow(0, 1, 2), b[0]));
+  CHECK(at::equal(all[1].narrow(0, 70, 2), b[1]));
+  CHECK(at::equal(cache.lengths(), at::tensor({3, 72}, at::kLong)));
+  CHECK(cache.bytes() >= 2 * 72 * 3 * 4);
+  CHECK_THROWS_AS(cache.truncate(at::tensor({4, 72}, at::kLong)), dsv3::Error);
+  CHECK_THROWS_AS(cache.truncate(at::tensor({1}, at::kLong)), dsv3::Error);
+}

@@ -1,0 +1,63 @@
+// What the layer tests share: building components by name from option values, without loading
+// libraries, and comparing tensors.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <dsv3/sdk/feed_forward.h>
+#include <dsv3/sdk/ops.h>
+#include <dsv3/sdk/options.h>
+#include <dsv3/sdk/position.h>
+
+namespace test {
+
+using dsv3::OptionValues;
+
+std::shared_ptr<dsv3::Position> make_position(const std::string& name, const OptionValues& values,
+                                              int64_t rotary_dim, int64_t sequence = 16);
+std::shared_ptr<dsv3::Attention> make_attention(const std::string& name, const OptionValues& values,
+                                                const dsv3::LayerContext& context);
+std::shared_ptr<dsv3::FeedForward> make_feed_forward(const std::string& name,
+                                                     const OptionValues& values,
+                                                     const dsv3::LayerContext& context);
+/// The first complaint of the component's option checks, or "".
+std::string option_conflict(const std::string& name, const OptionValues& values);
+
+/// A context of width `hidden` with rope for positions; parameters go to its store.
+dsv3::LayerContext context(int64_t hidden, at::ScalarType dtype = at::kDouble,
+                           at::Device device = at::kCPU);
+
+/// Fills the store's parameters with reproducible values around 0 (norms around 1).
+void fill(dsv3::ParameterStore& store, uint64_t seed = 1);
+
+/// The parameter called `name`.
+at::Tensor parameter(const dsv3::ParameterStore& store, const std::string& name);
+at::Tensor buffer(const dsv3::ParameterStore& store, const std::string& name);
+
+/// Reproducible normal values that leave torch's global generator alone.
+at::Tensor normal(at::IntArrayRef sizes, uint64_t seed, at::ScalarType dtype = at::kDouble);
+
+/// A training micro-batch of `batch` rows of one document of `length` tokens.
+dsv3::Sequence sequence(int64_t batch, int64_t length);
+
+/// The largest difference, relative to the largest value of `expected`.
+double difference(const at::Tensor& actual, const at::Tensor& expected);
+
+/// Gradients of sum(y * direction) with respect to `inputs`; by default the direction is fixed
+/// values.
+std::vector<at::Tensor> gradients(const at::Tensor& y, const std::vector<at::Tensor>& inputs,
+                                  const at::Tensor& direction = {});
+
+/// The largest difference between the gradients of sum(function() * fixed values) and central
+/// differences, relative to the largest gradient, over at most `samples` elements of each of
+/// float64 `inputs`.
+double gradient_error(const std::function<at::Tensor()>& function,
+                      const std::vector<at::Tensor>& inputs, int64_t samples = 40);
+
+/// Turns reference operators on for a scope.
+struct ReferenceOps {
+  ReferenceOps() { dsv3::use_reference_ops(true); }
+  ~ReferenceOps() { dsv3::use_reference_ops(false); }
+};
+
+}  // namespace test

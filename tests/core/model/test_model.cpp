@@ -1,0 +1,241 @@
+#include <ATen/ATen.h>
+#include <catch2/catch.hpp>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <dsv3/sdk/error.h>
+
+#include "tiny.h"
+
+namespace dsv3::test {
+namespace {
+
+LossParts backward(Model& model, const Batch& batch, const LossScale& scale) {
+  const LossParts parts = model.loss(batch, scale);
+  torch::autograd::backward({parts.total}, {});
+  return parts;
+}
+
+std::vector<at::Tensor> counts_of(const Model& model) {
+  std::vector<at::Tensor> counts;
+  for (const auto& layer : model.feed_forward()) counts.push_back(layer->step_counts().clone());
+  return counts;
+}
+
+Batch rows(const Batch& batch, int64_t first, int64_t count) {
+  return {batch.tokens.narrow(0, first, count), batch.document_ids.narrow(0, first, count)};
+}
+
+TEST_CASE("recomputation on or off gives the same bits, side losses and counts included") {
+  Experiment experiment = tiny_experiment();
+  experiment.model.tied_head = GENERATE(false, true);
+  experiment.mtp.input = GENERATE("normed", "raw");
+  experiment.loss.z = 0.01;
+  const Batch batch = tiny_batch();
+  const LossScale scale = scale_of(batch, 2);
+  const auto plain = tiny_model(experiment);
+  const LossParts want = backward(*plain, batch, scale);
+  experiment.model.recompute = "full";
+  const auto recomputed = tiny_model(experiment);
+  const LossParts got = backward(*recomputed, batch, scale);
+  CHECK(at::equal(got.total, want.total));
+  CHECK(at::equal(got.mtp, want.mtp));
+  CHECK(equal_bits(gradients(*recomputed), gradients(*plain)));
+  const auto got_counts = counts_of(*recomputed), want_counts = counts_of(*plain);
+  REQUIRE(got_counts.size() == 4);
+  for (size_t i = 0; i < got_counts.size(); ++i) {
+    CHECK(want_counts[i].sum().item<int64_t>() > 0);
+    CHECK(at::equal(got_counts[i], want_counts[i]));
+  }
+}
+
+TEST_CASE("the side loss reaches the gradients") {
+  Experiment experiment = tiny_experiment();
+  const Batch batch = tiny_batch();
+  LossScale scale = scale_of(batch, 2);
+  const auto model = tiny_model(experiment);
+  backward(*model, batch, scale);
+  const Named with = gradients(*model);
+  clear_gradients(*model);
+  scale.sequences = 1 << 30;  // a vanishing aux_scale
+  backward(*model, batch, scale);
+  CHECK(largest_difference(gradients(*model), with) > 1e-2);
+}
+
+TEST_CASE("four micro-batches of one row add up to one of four") {
+  Experiment experiment = tiny_experiment();
+  experiment.mtp.denominator = GENERATE("main", "own");
+  experiment.model.recompute = GENERATE("none", "full");
+  experiment.loss.z = 0.01;
+  const Batch batch = tiny_batch();
+  const LossScale scale = scale_of(batch, 2);
+  const auto whole = tiny_model(experiment), pieces = tiny_model(experiment);
+  const LossParts want = backward(*whole, batch, scale);
+  double total = 0, main = 0, mtp = 0;
+  for (int64_t b = 0; b < 4; ++b) {
+    const LossParts part = backward(*pieces, rows(batch, b, 1), scale);
+    total += part.total.item<double>();
+    main += part.main.item<double>();
+    mtp += part.mtp.item<double>();
+  }
+  CHECK(total == Approx(want.total.item<double>()).epsilon(1e-6));
+  CHECK(main == Approx(want.main.item<double>()).epsilon(1e-6));
+  CHECK(mtp == Approx(want.mtp.item<double>()).epsilon(1e-6));
+  CHECK(largest_difference(gradients(*pieces), gradients(*whole)) < 2e-6);
+  const auto got_counts = counts_of(*pieces), want_counts = counts_of(*whole);
+  for (size_t i = 0; i < got_counts.size(); ++i) CHECK(at::equal(got_counts[i], want_counts[i]));
+}
+
+TEST_CASE("a tied head is the embedding, with both gradients") {
+  Experiment experiment = tiny_experiment();
+  const auto untied = tiny_model(experiment);
+  experiment.model.tied_head = true;
+  const auto tied = tiny_model(experiment);
+  CHECK(values(*tied).count("head.weight") == 0);
+  {
+    const at::NoGradGuard no_grad;
+    values(*untied).at("head.weight").copy_(values(*untied).at("embedding.weight"));
+  }
+  const Batch batch = tiny_batch();
+  const LossScale scale = scale_of(batch, 2);
+  const LossParts want = backward(*untied, batch, scale), got = backward(*tied, batch, scale);
+  CHECK(at::equal(got.total, want.total));
+  const Named apart = gradients(*untied);
+  const at::Tensor sum = apart.at("embedding.weight") + apart.at("head.weight");
+  CHECK(at::allclose(gradients(*tied).at("embedding.weight"), sum, 1e-5, 1e-7));
+}
+
+TEST_CASE("documents of a row do not see each other") {
+  Experiment experiment = tiny_experiment();
+  const auto model = tiny_model(experiment);
+  LossScale one;  // sums, so that rows can be compared
+  one.sequences = 1 << 30;
+  Batch joined;
+  joined.tokens = at::tensor({4, 9, 2, 7, 7, 1, 15, 3, 20}, at::kLong).view({1, 9});
+  joined.document_ids = at::tensor({0, 0, 0, 0, 1, 1, 1, 1, 1}, at::kLong).view({1, 9});
+  const LossParts whole = backward(*model, joined, one);
+  const Named want = gradients(*model);
+  clear_gradients(*model);
+  double main = 0, mtp = 0;
+  for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 4}, {4, 5}}) {
+    const LossParts part = backward(*model, {joined.tokens.narrow(1, first, count), {}}, one);
+    main += part.main.item<double>();
+    mtp += part.mtp.item<double>();
+  }
+  CHECK(main == Approx(whole.main.item<double>()).epsilon(1e-6));
+  CHECK(mtp == Approx(whole.mtp.item<double>()).epsilon(1e-6));
+  CHECK(largest_difference(gradients(*model), want) < 1e-5);
+  const auto [sum, targets] = model->evaluate(joined);
+  CHECK(sum == Approx(main).epsilon(1e-6));
+  CHECK(targets == 7);
+}
+
+TEST_CASE("a micro-batch without targets gives zero, not NaN") {
+  const auto model = tiny_model(tiny_experiment());
+  Batch batch;
+  batch.tokens = at::ones({2, 5}, at::kLong);
+  batch.document_ids = at::full({2, 5}, -1, at::kLong);
+  LossScale scale = scale_of(batch, 2);
+  scale.sequences = 1 << 30;
+  const LossParts parts = backward(*model, batch, scale);
+  CHECK(parts.total.item<float>() == 0);
+  CHECK(parts.mtp.item<float>() == 0);
+  for (const auto& [name, grad] : gradients(*model)) {
+    INFO(name);
+    CHECK(grad.abs().max().item<float>() < 1e-6);
+  }
+  CHECK(model->evaluate(batch) == std::pair<double, int64_t>{0, 0});
+}
+
+TEST_CASE("generation with caches gives the logits of the whole text") {
+  const auto model = tiny_model(tiny_experiment());
+  const at::Tensor text = tiny_batch().tokens.narrow(0, 0, 2);
+  const at::Tensor want = model->logits(text);  // [2, 9, V]
+  REQUIRE(want.sizes() == at::IntArrayRef({2, 9, tiny_vocab}));
+  std::vector<KvCache> caches = model->make_caches(2);
+  at::Tensor got = model->next_logits(text.narrow(1, 0, 4), caches);
+  CHECK(at::allclose(got, want.select(1, 3), 1e-5, 1e-5));
+  for (int64_t t = 4; t < 9; ++t) {
+    got = model->next_logits(text.narrow(1, t, 1), caches);
+    CHECK(at::allclose(got, want.select(1, t), 1e-5, 1e-5));
+  }
+  std::vector<KvCache> none;
+  CHECK(at::allclose(model->next_logits(text, none), want.select(1, 8), 1e-5, 1e-5));
+  CHECK_FALSE(got.requires_grad());
+}
+
+TEST_CASE("prompts of different lengths are padded on the right") {
+  const auto model = tiny_model(tiny_experiment());
+  const at::Tensor text = tiny_batch().tokens.narrow(0, 0, 2);
+  const at::Tensor want = model->logits(text);
+  at::Tensor prompt = text.narrow(1, 0, 5).clone();
+  prompt[1].narrow(0, 3, 2).fill_(-1);
+  std::vector<KvCache> caches = model->make_caches(2);
+  at::Tensor got = model->next_logits(prompt, caches);
+  int64_t lengths[2] = {5, 3};
+  for (int64_t step = 0; step < 3; ++step) {
+    at::Tensor next = at::empty({2, 1}, at::kLong);
+    for (int64_t b = 0; b < 2; ++b) {
+      CHECK(at::allclose(got[b], want[b][lengths[b] - 1], 1e-5, 1e-5));
+      next[b][0] = text[b][lengths[b]++];
+    }
+    got = model->next_logits(next, caches);
+  }
+}
+
+TEST_CASE("the loss equals that of the logits") {
+  Experiment experiment = tiny_experiment();
+  experiment.mtp.depth = 0;
+  experiment.loss.z = 0.1;
+  experiment.loss.chunk = GENERATE(0, 3);
+  const auto model = tiny_model(experiment);
+  Batch batch;
+  batch.tokens = tiny_batch().tokens;
+  const at::Tensor logits = model->logits(batch.tokens.narrow(1, 0, 8));
+  const at::Tensor targets = batch.tokens.narrow(1, 1, 8).unsqueeze(2);
+  const at::Tensor log_z = logits.logsumexp(2, true);
+  const double entropy = (log_z - logits.gather(2, targets)).sum().item<double>();
+  const LossParts parts = model->loss(batch, scale_of(batch, 0));
+  CHECK(parts.main.item<double>() == Approx(entropy / 32).epsilon(1e-6));
+  const double z = 0.1 * log_z.square().sum().item<double>();
+  CHECK(parts.total.item<double>() == Approx((entropy + z) / 32).epsilon(1e-6));
+  CHECK_FALSE(parts.mtp.defined());
+  const auto [sum, count] = model->evaluate(batch);
+  CHECK(sum == Approx(entropy).epsilon(1e-6));
+  CHECK(count == 32);
+}
+
+TEST_CASE("a model computes in the dtype of its parameters") {
+  const at::ScalarType dtype = GENERATE(at::kBFloat16, at::kDouble);
+  const auto model = tiny_model(tiny_experiment(), 1, dtype);
+  const auto exact = tiny_model(tiny_experiment(), 1, at::kFloat);
+  const Batch batch = tiny_batch();
+  const LossScale scale = scale_of(batch, 2);
+  const LossParts got = backward(*model, batch, scale), want = backward(*exact, batch, scale);
+  CHECK(got.total.scalar_type() == (dtype == at::kDouble ? at::kDouble : at::kFloat));
+  CHECK(got.total.item<double>() ==
+        Approx(want.total.item<double>()).epsilon(dtype == at::kDouble ? 1e-5 : 0.05));
+  CHECK(values(*model).at("layers.0.attention.q.weight").grad().scalar_type() == dtype);
+}
+
+TEST_CASE("an error of a layer says which") {
+  class Wrong final : public FeedForward {
+   public:
+    using FeedForward::FeedForward;
+    explicit Wrong(const LayerContext& context) : FeedForward(context) {}
+    at::Tensor forward(const at::Tensor& x, const Sequence&) override { return x.narrow(2, 0, 3); }
+    int64_t saved_values_per_token() const override { return 0; }
+  };
+  ModelFactory factory = tiny_factory();
+  factory.feed_forward = [](const LayerContext& context) -> std::shared_ptr<FeedForward> {
+    if (context.layer == 1) return std::make_shared<Wrong>(context);
+    return std::make_shared<TinyFeedForward>(context);
+  };
+  factory.origin = [](Kind, int64_t) { return "plugin 'wrong', a.yaml:3:5"; };
+  Model model(tiny_experiment(), tiny_vocab, factory, at::kCPU);
+  model.initialise(1);
+  REQUIRE_THROWS_WITH(model.evaluate(tiny_batch()),
+                      Catch::Contains("layers.1.feed_forward (plugin 'wrong', a.yaml:3:5)"));
+}
+
+}  // namespace
+}  // namespace dsv3::test

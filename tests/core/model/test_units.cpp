@@ -1,0 +1,262 @@
+// The contract with strategies, and what a model says about its parameters.
+#include <algorithm>
+#include <cstring>
+
+#include <ATen/ATen.h>
+#include <catch2/catch.hpp>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+
+#include "tiny.h"
+
+namespace dsv3::test {
+namespace {
+
+using torch::autograd::variable_list;
+
+struct Callback final : torch::autograd::Node {
+  std::function<void()> call;
+  variable_list apply(variable_list&& grads) override {
+    call();
+    return std::move(grads);
+  }
+};
+
+/// Calls `call` when backward passes through the tensors.
+void attach(TensorRefs tensors, std::function<void()> call) {
+  variable_list inputs;
+  for (at::Tensor* tensor : tensors)
+    if (tensor->defined()) inputs.push_back(*tensor);
+  if (!torch::autograd::compute_requires_grad(inputs)) return;
+  std::shared_ptr<Callback> node(new Callback, torch::autograd::deleteNode);
+  node->call = std::move(call);
+  node->set_next_edges(torch::autograd::collect_next_edges(inputs));
+  for (at::Tensor* tensor : tensors) {
+    if (!tensor->defined()) continue;
+    *tensor = tensor->detach();
+    const uint32_t slot = node->add_input_metadata(*tensor);
+    torch::autograd::impl::set_gradient_edge(*tensor, {node, slot});
+  }
+}
+
+/// Parameters are NaN except between enter and leave, in forward and in backward.
+class PoisonStrategy final : public Strategy {
+ public:
+  int adopt(UnitSpec spec) override {
+    Unit unit;
+    for (const UnitParam& parameter : spec.params)
+      unit.kept.push_back(parameter.tensor.detach().clone());
+    unit.spec = std::move(spec);
+    units_.push_back(std::move(unit));
+    close(int(units_.size()) - 1);
+    return int(units_.size()) - 1;
+  }
+  void enter(int unit, TensorRefs inputs) override {
+    log_.push_back("enter " + units_[unit].spec.name);
+    open(unit);
+    attach(inputs, [this, unit] { close(unit); });
+  }
+  void leave(int unit, TensorRefs outputs) override {
+    log_.push_back("leave " + units_[unit].spec.name);
+    close(unit);
+    if (!units_[unit].spec.needed_in_backward) return;
+    // The embedding's enter has no inputs whose node could close it again.
+    attach(outputs, [this, unit] { open(unit); });
+  }
+  void backward(at::TensorList roots, at::TensorList) override {
+    torch::autograd::backward(roots.vec(), {});
+  }
+  void ready(const std::vector<GroupSpec>&) override {}
+  void begin_microbatch(bool) override {}
+  double grad_norm() override { return 0; }
+  void scale_grads(double) override {}
+  void update(int, const std::function<void(std::span<UpdateTensor>)>&) override {}
+  void end_step() override {}
+  std::vector<Range> update_ranges(int) const override { return {}; }
+  std::vector<OwnedTensor> owned() override { return {}; }
+  void loaded() override {}
+  Cost estimate(std::span<const UnitSpec>, int) const override { return {}; }
+
+  const std::vector<std::string>& log() const { return log_; }
+
+ private:
+  struct Unit {
+    UnitSpec spec;
+    std::vector<at::Tensor> kept;
+    int uses = 0;
+  };
+  // Written past autograd's version counters, as a refilled storage is.
+  static void copy(const at::Tensor& to, const at::Tensor& from) {
+    std::memcpy(to.data_ptr(), from.data_ptr(), from.nbytes());
+  }
+  void open(int index) {
+    Unit& unit = units_[index];
+    if (unit.uses++ > 0) return;
+    for (size_t i = 0; i < unit.kept.size(); ++i) copy(unit.spec.params[i].tensor, unit.kept[i]);
+  }
+  void close(int index) {
+    Unit& unit = units_[index];
+    if (--unit.uses > 0) return;
+    unit.uses = 0;
+    for (size_t i = 0; i < unit.kept.size(); ++i)
+      copy(unit.spec.params[i].tensor, at::full_like(unit.kept[i], NAN));
+  }
+
+  std::vector<Unit> units_;
+  std::vector<std::string> log_;
+};
+
+TEST_CASE("parameters are read between enter and leave only") {
+  Experiment experiment = tiny_experiment();
+  experiment.model.recompute = GENERATE("none", "full");
+  experiment.model.tied_head = GENERATE(false, true);
+  experiment.mtp.input = GENERATE("normed", "raw");
+  const Batch batch = tiny_batch();
+  const LossScale scale = scale_of(batch, 2);
+  const auto plain = tiny_model(experiment, 3);
+  const LossParts want = plain->loss(batch, scale);
+  torch::autograd::backward({want.total}, {});
+
+  Model model(experiment, tiny_vocab, tiny_factory(), at::kCPU);
+  PoisonStrategy strategy;
+  model.adopt(strategy, 3, [](const Parameter&) { return 0; });
+  const LossParts got = model.loss(batch, scale);
+  strategy.backward({got.total}, {});
+  CHECK(at::equal(got.total, want.total));
+  CHECK(equal_bits(gradients(model), gradients(*plain)));
+
+  CHECK(model.evaluate(batch) == plain->evaluate(batch));
+  CHECK(at::equal(model.logits(batch.tokens), plain->logits(batch.tokens)));
+  std::vector<KvCache> caches = model.make_caches(4), others = plain->make_caches(4);
+  CHECK(
+      at::equal(model.next_logits(batch.tokens, caches), plain->next_logits(batch.tokens, others)));
+}
+
+TEST_CASE("units are entered in the order that strategies are promised") {
+  Experiment experiment = tiny_experiment();
+  experiment.mtp.depth = 1;
+  Model model(experiment, tiny_vocab, tiny_factory(), at::kCPU);
+  PoisonStrategy strategy;
+  model.adopt(strategy, 3, [](const Parameter&) { return 0; });
+  const Batch batch = tiny_batch();
+  model.loss(batch, scale_of(batch, 1));
+  std::vector<std::string> want;
+  for (const char* unit :
+       {"embedding", "layers.0", "layers.1", "head", "embedding", "layers.2", "head"}) {
+    want.push_back(std::string("enter ") + unit);
+    want.push_back(std::string("leave ") + unit);
+  }
+  CHECK(strategy.log() == want);
+}
+
+TEST_CASE("units hold every parameter once, under the documented names") {
+  Experiment experiment = tiny_experiment();
+  experiment.mtp.depth = 1;
+  experiment.norm.place = "both";
+  Model model(experiment, tiny_vocab, tiny_factory(), at::kMeta);
+  const auto units = model.units([](const Parameter& p) { return p.spec.role == Role::matrix; });
+  std::vector<std::string> names, unit_names;
+  for (const UnitSpec& unit : units) {
+    unit_names.push_back(unit.name);
+    for (const UnitParam& parameter : unit.params) {
+      names.push_back(parameter.name);
+      CHECK(parameter.tensor.is_meta());
+      CHECK(parameter.global_shape == parameter.tensor.sizes().vec());
+      CHECK(parameter.group == int(parameter.tensor.dim() == 2 && parameter.name != "head.weight" &&
+                                   parameter.name != "embedding.weight"));
+    }
+  }
+  CHECK(unit_names ==
+        std::vector<std::string>{"embedding", "layers.0", "layers.1", "layers.2", "head"});
+  CHECK_FALSE(units.front().needed_in_backward);
+  CHECK(units.back().needed_in_backward);
+  std::vector<std::string> want{"embedding.weight"};
+  for (int layer = 0; layer < 3; ++layer) {
+    const std::string prefix = "layers." + std::to_string(layer) + ".";
+    if (layer == 2)
+      for (const char* name : {"embedding_norm", "hidden_norm", "projection"})
+        want.push_back(prefix + name + ".weight");
+    for (const char* name : {"attention_norm", "attention.q", "attention.k", "attention.v",
+                             "attention.o", "attention_post_norm", "feed_forward_norm",
+                             "feed_forward.up", "feed_forward.down", "feed_forward_post_norm"})
+      want.push_back(prefix + name + ".weight");
+    if (layer == 2) want.push_back(prefix + "final_norm.weight");
+  }
+  want.push_back("final_norm.weight");
+  want.push_back("head.weight");
+  CHECK(names == want);
+}
+
+TEST_CASE("first values do not change with what else the model holds") {
+  Experiment small = tiny_experiment(), large = tiny_experiment();
+  large.model.layers = 4;
+  large.norm.place = "both";
+  large.model.tied_head = true;
+  const auto a = tiny_model(small, 9), b = tiny_model(large, 9), other = tiny_model(small, 10);
+  const Named in_large = values(*b), in_other = values(*other);
+  int shared = 0;
+  for (const auto& [name, tensor] : values(*a)) {
+    if (name.starts_with("layers.2") || name.starts_with("layers.3") || !in_large.count(name))
+      continue;
+    ++shared;
+    CHECK(at::equal(tensor, in_large.at(name)));
+    if (name.find("norm") == std::string::npos) CHECK_FALSE(at::equal(tensor, in_other.at(name)));
+  }
+  CHECK(shared == 18);
+}
+
+TEST_CASE("figures follow the formula") {
+  Experiment experiment = tiny_experiment();
+  experiment.model.tied_head = GENERATE(false, true);
+  experiment.mtp.depth = 1;
+  Model model(experiment, tiny_vocab, tiny_factory(), at::kMeta);
+  const ModelFigures got = figures(model, experiment);
+  const int64_t d = 12, v = tiny_vocab, layers = 2;
+  const int64_t attention = 4 * d * d, up = 2 * d * d, down = 2 * d * d, norms = 2 * d;
+  const int64_t block = attention + up + down + norms;
+  const int64_t mtp = block + 2 * d * d + 3 * d, head = experiment.model.tied_head ? 0 : v * d;
+  CHECK(got.total == v * d + layers * block + mtp + d + head);
+  CHECK(got.total_without_embeddings == layers * block + d);
+  CHECK(got.active_without_embeddings == double(layers * (block - up / 2) + d));
+  const double matrices =
+      layers * (attention + up / 2 + down) + (attention + up / 2 + down + 2 * d * d) + 2.0 * v * d;
+  const double scores = 3.0 * (layers + 1) * 4 * 8 * d;
+  CHECK(got.flops_per_token == Approx(6 * matrices + scores));
+  CHECK(got.flops_per_token_causal == Approx(6 * matrices + scores / 2));
+  int64_t total = 0;
+  std::vector<std::string> names;
+  for (const ModelFigures::Part& part : got.parts) {
+    total += part.total;
+    names.push_back(part.name);
+  }
+  CHECK(total == got.total);
+  CHECK(names ==
+        std::vector<std::string>{"embedding", "attention", "feed_forward", "norms", "head", "mtp"});
+  experiment.model.recompute = "full";
+  CHECK(figures(model, experiment).saved_values_per_token < got.saved_values_per_token);
+}
+
+TEST_CASE("a name cannot be declared twice") {
+  ParameterStore store;
+  store.add("a.weight", {2, 2}, {}, at::kFloat, at::kCPU);
+  REQUIRE_THROWS_WITH(store.add("a.weight", {3}, {}, at::kFloat, at::kCPU),
+                      Catch::Contains("a.weight"));
+  REQUIRE_THROWS_WITH(store.add_buffer("a.weight", {3}, at::kFloat, Init::zeros(), at::kCPU),
+                      Catch::Contains("a.weight"));
+  CHECK(at::equal(store.add_buffer("b", {2}, at::kFloat, Init::ones(), at::kCPU), at::ones({2})));
+  REQUIRE_THROWS_WITH(store.add("c", {3, 2}, {.matrices = 2}, at::kFloat, at::kCPU),
+                      Catch::Contains("3 rows"));
+}
+
+TEST_CASE("roles are spelled as in experiments") {
+  CHECK(std::string(role_name(Role::matrix)) == "matrix");
+  CHECK(std::string(role_name(Role::embedding)) == "embedding");
+  CHECK(std::string(role_name(Role::head)) == "head");
+  CHECK(std::string(role_name(Role::norm)) == "norm");
+  CHECK(std::string(role_name(Role::router)) == "router");
+  CHECK(std::string(role_name(Role::bias)) == "bias");
+}
+
+}  // namespace
+}  // namespace dsv3::test
