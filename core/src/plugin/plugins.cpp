@@ -6,9 +6,9 @@
 #include <dsv3/runtime/plugins.h>
 #include <dsv3/sdk/error.h>
 
+#include "config/suggest.h"
 #include "plugin/library.h"
 #include "plugin/registry.h"
-#include "plugin/suggest.h"
 
 namespace dsv3 {
 namespace {
@@ -138,7 +138,7 @@ const Registration& Plugins::find(const ComponentSpec& spec) {
       return in_library(load_library(spec.library), spec.kind, spec.plugin, "");
     if (const Registration* found = find_if_known(spec.kind, spec.plugin)) return *found;
     const std::vector<std::string> known = names(spec.kind);
-    const std::string close = closest(spec.plugin, known);
+    const std::string close = config::nearest(spec.plugin, known);
     refuse("unknown " + std::string(kind_name(spec.kind)) + " plugin '" + spec.plugin + "'" +
            (close.empty() ? "" : "; did you mean '" + close + "'?") +
            (known.empty() ? "; none is known" : "; known: " + join(known)) +

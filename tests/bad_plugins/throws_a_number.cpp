@@ -1,0 +1,7 @@
+// Throws something that is no exception class in its registration function.
+#include <dsv3/sdk/plugin.h>
+
+DSV3_PLUGIN(registrar) {
+  static_cast<void>(registrar);
+  throw 42;
+}

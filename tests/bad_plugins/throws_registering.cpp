@@ -1,0 +1,7 @@
+// Throws in its registration function.
+#include <dsv3/sdk/plugin.h>
+
+DSV3_PLUGIN(registrar) {
+  static_cast<void>(registrar);
+  throw std::runtime_error("no licence found");
+}

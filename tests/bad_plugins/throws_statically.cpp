@@ -1,0 +1,14 @@
+// Throws in a static initialiser, that is inside dlopen.
+#include <dsv3/sdk/plugin.h>
+
+namespace {
+int fail() {
+  throw std::runtime_error("thrown by a static initialiser");
+}
+const int value = fail();
+}  // namespace
+
+DSV3_PLUGIN(registrar) {
+  static_cast<void>(registrar);
+  static_cast<void>(value);
+}

@@ -1,0 +1,50 @@
+// Types and exceptions across the border between libdsv3 and a plugin that hides its symbols.
+#include <typeinfo>
+
+#include <dsv3/sdk/tracker.h>
+
+#include "fixtures.h"
+
+using dsv3::Schedule;
+
+namespace {
+std::shared_ptr<Schedule> twin() {
+  static dsv3::Plugins plugins({{registry("twin")}});
+  return dsv3::make<Schedule>(plugins, schedule("twin"));
+}
+}  // namespace
+
+TEST_CASE("an exception type of the plugin is caught here by its base") {
+  CHECK(error_of([&] { twin()->factor(1, 9); }, dsv3::ExitCode::data) == "twin");
+}
+
+TEST_CASE("an SDK exception thrown in the plugin is caught here by its own type") {
+  double seconds = 0;
+  try {
+    twin()->factor(2, 9);
+  } catch (const dsv3::RetryAfter& e) {
+    seconds = e.seconds;
+  }
+  CHECK(seconds == 2.5);
+}
+
+TEST_CASE("an exception of libdsv3 is caught in the plugin") {
+  CHECK(twin()->factor(3, 9) == static_cast<double>(dsv3::ExitCode::usage));
+}
+
+TEST_CASE("the dynamic type of a plugin's object is seen here") {
+  class Unrelated : public Schedule {
+    double factor(int64_t, int64_t) const override { return 0; }
+  };
+  const std::shared_ptr<Schedule> object = twin();
+  CHECK(dynamic_cast<void*>(object.get()) != nullptr);
+  CHECK(dynamic_cast<Unrelated*>(object.get()) == nullptr);
+  CHECK(std::string(typeid(*object).name()).find("Twin") != std::string::npos);
+}
+
+TEST_CASE("a component asked for as another kind is an error, not a crash") {
+  dsv3::Plugins plugins({{registry("twin")}});
+  CHECK(error_of([&] {
+          dsv3::make<dsv3::Tracker>(plugins, schedule("twin"), dsv3::RunContext{});
+        }) == "schedule 'twin' was asked for as another kind of component");
+}

@@ -1,0 +1,131 @@
+// Loading: every fault has its own error, and the host goes on.
+#include <dsv3/sdk/stamp.h>
+#include <dsv3/support/sha256.h>
+
+#include "fixtures.h"
+#include "plugin/stamp.h"
+
+using Catch::Matchers::Contains;
+using dsv3::ComponentSpec;
+using dsv3::Plugins;
+using dsv3::Schedule;
+
+namespace {
+
+void check_good_still_works() {
+  Plugins plugins({{registry("good")}});
+  ComponentSpec spec = schedule("halving");
+  spec.options["steps"] = int64_t{4};
+  CHECK(dsv3::make<Schedule>(plugins, spec)->factor(8, 100) == 0.25);
+}
+
+}  // namespace
+
+TEST_CASE("a sound plugin is loaded, built with its options, and its digest is known") {
+  check_good_still_works();
+  const auto loaded = dsv3::loaded_libraries();
+  const auto it = std::find_if(loaded.begin(), loaded.end(),
+                               [](const auto& one) { return one.name == "fixture_good"; });
+  REQUIRE(it != loaded.end());
+  CHECK(it->version == "1.2.3");
+  CHECK(it->sha256 == dsv3::sha256(get(library("good"))));
+  CHECK(it->path == std::filesystem::canonical(library("good")));
+}
+
+TEST_CASE("a stamp that differs in one field names that field with both values") {
+  struct Case {
+    std::string fixture, line;
+  };
+  const dsv3::Stamp host = dsv3::host_stamp();
+  const auto [fixture, line] = GENERATE_COPY(values<Case>({
+      {"other_sdk", "SDK:             plugin 9.9.9 (headers " + host.headers.substr(0, 8) +
+                        "), this dsv3 " + host.sdk + " (headers " + host.headers.substr(0, 8) +
+                        ")"},
+      {"other_headers", "SDK:             plugin " + host.sdk + " (headers 01234567), this dsv3 " +
+                            host.sdk + " (headers " + host.headers.substr(0, 8) + ")"},
+      {"other_cxx_abi",
+       "C++ ABI:         plugin libcpp_abi1, this dsv3 libstdcpp_gxx_abi_1xxx_cxx11_1"},
+      {"other_debug", "debug iterators: plugin 1, this dsv3 0"},
+      {"other_torch", "LibTorch:        plugin 2.9.1, this dsv3 " TORCH_VERSION},
+      {"other_cuda", "CUDA:            plugin 12, this dsv3 none"},
+  }));
+  const std::string error = load_error(library(fixture));
+  CHECK_THAT(error, Contains("plugin 'fixture_" + fixture + "' (" + library(fixture).string() +
+                             ") cannot be loaded\n  " + line + "\n  hint: rebuild it"));
+  CHECK_THAT(error, Contains("asked for by nano.yaml:5:13"));
+  // Title, the one line, hint, who asked.
+  CHECK(std::count(error.begin(), error.end(), '\n') == 3);
+  check_good_still_works();
+}
+
+TEST_CASE("all differing fields are told at once") {
+  const std::string error = load_error(library("other_all"));
+  CHECK_THAT(error, Contains("SDK:") && Contains("C++ ABI:") && Contains("LibTorch:"));
+  CHECK_THAT(error, !Contains("CUDA:") && !Contains("iterators"));
+}
+
+TEST_CASE("another compiler of the same ABI is no reason to refuse") {
+  Plugins plugins({});
+  CHECK(plugins.find(schedule("halving", library("other_compiler").string())).name == "halving");
+}
+
+TEST_CASE("each fault of a library has its own error") {
+  struct Case {
+    std::string fixture, text;
+  };
+  const auto [fixture, text] = GENERATE(values<Case>({
+      {"no_stamp", "not a dsv3 plugin: it was not built with dsv3_add_plugin()"},
+      {"throws_registering", "failed while it registered its components: no licence found"},
+      {"throws_a_number",
+       "failed while it registered its components: an exception that is no std::exception"},
+      {"throws_statically", "cannot be loaded: thrown by a static initialiser"},
+      {"broken_word",
+       "dsv3_add_plugin(PROVIDES) says schedule/quarters, DSV3_PLUGIN registers schedule/halving"},
+      {"registers_twice", "registers schedule/halving twice"},
+      {"no_entry_point", "it has no DSV3_PLUGIN(registrar)"},
+      {"missing_symbol", "undefined symbol: _Z15defined_nowherev"},
+  }));
+  const std::string error = load_error(library(fixture));
+  CHECK_THAT(error, Contains(library(fixture).string()));
+  CHECK_THAT(error, Contains(text));
+  CHECK_THAT(error, Contains("asked for by nano.yaml:5:13"));
+  SECTION("and the same error again, without a second try") {
+    CHECK(load_error(library(fixture)) == error);
+  }
+  check_good_still_works();
+}
+
+TEST_CASE("a failed file is not opened again, whatever it holds by then") {
+  TemporaryFolder folder;
+  const auto path = folder / "libdsv3_x.so";
+  put(path, "no library");
+  const std::string error = load_error(path);
+  CHECK_THAT(error, Contains("not a shared library"));
+  std::filesystem::copy_file(library("good"), path,
+                             std::filesystem::copy_options::overwrite_existing);
+  CHECK(load_error(path) == error);
+}
+
+TEST_CASE("a file that is not there, and a name the library lacks") {
+  CHECK_THAT(load_error("/nowhere/libx.so"),
+             Contains("/nowhere/libx.so cannot be opened: No such file"));
+  CHECK_THAT(load_error(library("good"), "doubling"),
+             Contains("has no schedule 'doubling'; it provides schedule/halving"));
+}
+
+TEST_CASE("errors of a constructor gain component and YAML position") {
+  struct Case {
+    std::string what, text;
+    dsv3::ExitCode code;
+  };
+  const auto [what, text, code] = GENERATE(values<Case>({
+      {"error", "text.txt is empty", dsv3::ExitCode::data},
+      {"standard", "index 7", dsv3::ExitCode::plugin},
+      {"number", "an exception that is no std::exception", dsv3::ExitCode::plugin},
+  }));
+  Plugins plugins({{registry("throws_making")}});
+  ComponentSpec spec = schedule("thrower");
+  spec.options["what"] = what;
+  CHECK(error_of([&] { dsv3::make<Schedule>(plugins, spec); }, code) ==
+        "schedule 'thrower' (nano.yaml:5:13): " + text);
+}

@@ -1,0 +1,89 @@
+// Log lines: levels, the file and its rotation, the hooks of a progress display.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <dsv3/runtime/logging.h>
+
+#include "fixtures.h"
+
+using Catch::Matchers::Contains;
+
+namespace {
+
+// Sends stderr to a file for one scope.
+class CapturedStderr {
+ public:
+  explicit CapturedStderr(std::filesystem::path path) : path_(std::move(path)), saved_(::dup(2)) {
+    const int file = ::open(path_.c_str(), O_CREAT | O_WRONLY | O_APPEND, 0600);
+    ::dup2(file, 2);
+    ::close(file);
+  }
+  ~CapturedStderr() {
+    ::dup2(saved_, 2);
+    ::close(saved_);
+  }
+  std::string text() const {
+    dsv3::flush_log();
+    return get(path_);
+  }
+
+ private:
+  std::filesystem::path path_;
+  int saved_;
+};
+
+}  // namespace
+
+TEST_CASE("the terminal shows lines of its level and above, the file all") {
+  TemporaryFolder folder;
+  const CapturedStderr terminal(folder / "stderr");
+  dsv3::open_log_file(folder / "run.log");
+  dsv3::set_log_level("warning");
+  dsv3::log::debug("one");
+  dsv3::log::info("two {} %s");
+  dsv3::log::warning("three");
+  dsv3::log::error("four");
+  dsv3::set_log_level(dsv3::log::Level::info);
+  dsv3::close_log_file();
+  dsv3::log::info("five");
+  CHECK_THAT(terminal.text(), !Contains("one") && !Contains("two") && Contains("warning three\n") &&
+                                  Contains("error four\n") && Contains("info five\n"));
+  CHECK_THAT(get(folder / "run.log"), Contains("debug one\n") && Contains("info two {} %s\n") &&
+                                          Contains("error four\n") && !Contains("five"));
+}
+
+TEST_CASE("the log file is rotated at 10 MiB, two older ones are kept") {
+  TemporaryFolder folder;
+  const CapturedStderr terminal(folder / "stderr");
+  dsv3::open_log_file(folder / "run.log");
+  for (int i = 0; i < 45; ++i)
+    dsv3::log::debug(std::string(1 << 20, static_cast<char>('a' + i % 26)));
+  dsv3::close_log_file();
+  CHECK(std::filesystem::file_size(folder / "run.log") <= (10 << 20));
+  CHECK(std::filesystem::file_size(folder / "run.1.log") > (9 << 20));
+  CHECK(std::filesystem::file_size(folder / "run.2.log") > (9 << 20));
+  CHECK_FALSE(std::filesystem::exists(folder / "run.3.log"));
+}
+
+TEST_CASE("a progress display is taken off before a line and put back after it") {
+  TemporaryFolder folder;
+  const CapturedStderr terminal(folder / "stderr");
+  dsv3::set_progress_hooks([] { ::write(2, "<off>", 5) == 5 ? void() : throw 1; },
+                           [] { ::write(2, "<on>", 4) == 4 ? void() : throw 1; });
+  dsv3::log::debug("hidden");
+  dsv3::log::info("seen");
+  dsv3::set_progress_hooks({}, {});
+  dsv3::log::info("plain");
+  const std::string text = terminal.text();
+  CHECK(text.substr(0, 5) == "<off>");
+  CHECK_THAT(text, Contains("info seen\n<on>"));
+  CHECK_THAT(text, !Contains("hidden"));
+  CHECK(text.find("<off>", 5) == std::string::npos);
+}
+
+TEST_CASE("unknown levels and log files that cannot be opened") {
+  CHECK_THAT(error_of([] { dsv3::set_log_level("loud"); }, dsv3::ExitCode::usage),
+             Contains("known: debug, info, warning, error"));
+  CHECK_THAT(error_of([] { dsv3::open_log_file("/proc/nothing/run.log"); }, dsv3::ExitCode::failed),
+             Contains("cannot write the log file /proc/nothing/run.log"));
+}

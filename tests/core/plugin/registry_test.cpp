@@ -1,0 +1,67 @@
+// What is committed agrees with what the build makes of it, and describe's tables with the READMEs.
+#include "fixtures.h"
+
+using Catch::Matchers::Contains;
+
+TEST_CASE("registries/builtin.toml is what the build makes (ninja update_registry)") {
+  CHECK(get(DSV3_SOURCE_DIR "/registries/builtin.toml") ==
+        get(DSV3_BUILD_DIR "/registries/builtin.toml"));
+}
+
+TEST_CASE("every built-in plugin loads, and its README shows its table of options") {
+  dsv3::Plugins plugins({{DSV3_BUILD_DIR "/registries/builtin.toml"}});
+  for (const dsv3::PluginEntry& entry : plugins.entries()) {
+    INFO(dsv3::kind_name(entry.kind) << "/" << entry.name);
+    // The library may not be part of a partial build; loading is tested where it is.
+    if (!std::filesystem::exists(entry.library)) continue;
+    const dsv3::Registration* found = plugins.find_if_known(entry.kind, entry.name);
+    REQUIRE(found);
+    CHECK(found->summary == entry.summary);
+    if (entry.docs.empty()) continue;
+    CHECK_THAT(get(std::filesystem::path(DSV3_SOURCE_DIR) / entry.docs),
+               Contains(dsv3::options_table(*found->schema, true)));
+  }
+}
+
+TEST_CASE("aliases of the built-in registry name plugins of it") {
+  dsv3::Plugins plugins({{DSV3_SOURCE_DIR "/registries/builtin.toml"}});
+  const dsv3::Alias* muon = plugins.find_alias(dsv3::Kind::optimizer, "muon");
+  REQUIRE(muon);
+  CHECK_THAT(muon->yaml,
+             Contains("plugin: adamw, lr: 3.0e-4") && Contains("role: matrix, plugin: muon"));
+}
+
+TEST_CASE("the table of options shows type, default, allowed values and meaning") {
+  struct Options {
+    int64_t count = 3, size = 0;
+    double rate = 3e-4, share = 0.5;
+    bool on = true;
+    std::string mode = "a", file;
+    std::vector<int64_t> list{1, 2};
+    static void describe(dsv3::OptionSchema<Options>& s) {
+      s.add("count", &Options::count, "how many").min(1);
+      s.add("size", &Options::size, "how big").min(0).word("auto", 0);
+      s.add("rate", &Options::rate, "how fast").max(1);
+      s.add("share", &Options::share, "how much").min(0).max(1);
+      s.add("on", &Options::on, "whether");
+      s.add("mode", &Options::mode, "which").choices({"a", "b"});
+      s.add("file", &Options::file, "a | b").required();
+      s.add("list", &Options::list, "which ones");
+    }
+  };
+  const dsv3::Schema schema = dsv3::schema_of<Options>();
+  CHECK(dsv3::options_table(schema, true) ==
+        "| option | type | default | values | meaning |\n"
+        "|---|---|---|---|---|\n"
+        "| `count` | integer | `3` | at least 1 | how many |\n"
+        "| `size` | integer | `auto` | at least 0 or auto | how big |\n"
+        "| `rate` | number | `0.0003` | at most 1 | how fast |\n"
+        "| `share` | number | `0.5` | 0 to 1 | how much |\n"
+        "| `on` | boolean | `true` | | whether |\n"
+        "| `mode` | string | `a` | a, b | which |\n"
+        "| `file` | string | (required) | | a \\| b |\n"
+        "| `list` | list of integers | `[1, 2]` | | which ones |\n");
+  const std::string text = dsv3::options_table(schema, false);
+  CHECK_THAT(text, Contains("option  type              default     values"));
+  CHECK_THAT(text, Contains("\nfile    string            (required)                      a | b\n"));
+}

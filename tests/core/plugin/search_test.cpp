@@ -1,0 +1,177 @@
+// Registries: search order, conflicts, short forms, mistakes in the files.
+#include <cstdlib>
+
+#include "fixtures.h"
+
+using Catch::Matchers::Contains;
+using dsv3::Kind;
+using dsv3::Plugins;
+
+namespace {
+
+// A registry that sends schedule/<name> to a fixture's library.
+std::string entry(const std::string& name, const std::string& library_path,
+                  const std::string& version = "1.0.0") {
+  return "[[plugin]]\nkind = \"schedule\"\nname = \"" + name + "\"\nlibrary = \"" + library_path +
+         "\"\nversion = \"" + version + "\"\nstatus = \"stable\"\nsummary = \"s\"\n";
+}
+const std::string head = "registry = 1\nset = \"test\"\n";
+
+// Sets an environment variable for one scope.
+class Environment {
+ public:
+  Environment(const char* name, const std::string& value) : name_(name) {
+    ::setenv(name, value.c_str(), 1);
+  }
+  ~Environment() { ::unsetenv(name_); }
+
+ private:
+  const char* name_;
+};
+
+}  // namespace
+
+TEST_CASE("the first level that knows a name wins") {
+  TemporaryFolder folder;
+  std::filesystem::create_directories(folder / "a");
+  std::filesystem::create_directories(folder / "b");
+  put(folder / "a/one.toml", head + entry("other", "x.so"));
+  put(folder / "b/two.toml", head + entry("halving", library("good").string(), "2.0.0"));
+  put(folder / "three.toml", head + entry("halving", "never.so", "3.0.0"));
+  Plugins plugins({{folder / "a"}, {folder / "b"}, {folder / "three.toml"}});
+  REQUIRE(plugins.find_entry(Kind::schedule, "halving"));
+  CHECK(plugins.find_entry(Kind::schedule, "halving")->version == "2.0.0");
+  CHECK(plugins.find(schedule("halving")).name == "halving");
+  CHECK(plugins.find_if_known(Kind::schedule, "nothing") == nullptr);
+  SECTION("and `library:` goes before all of them") {
+    CHECK(plugins.find(schedule("twin", library("twin").string())).name == "twin");
+  }
+}
+
+TEST_CASE("the usual levels: command line, config.yaml, environment, own prefix") {
+  const Environment variable("DSV3_PLUGIN_PATH", "/c:/d:");
+  const auto levels = dsv3::plugin_search_levels({"/a"}, {"/b"});
+  REQUIRE(levels.size() == 4);
+  CHECK(levels[0] == std::vector<std::filesystem::path>{"/a"});
+  CHECK(levels[1] == std::vector<std::filesystem::path>{"/b"});
+  CHECK(levels[2] == std::vector<std::filesystem::path>{"/c", "/d"});
+  REQUIRE(levels[3].size() == 1);
+  CHECK(std::filesystem::equivalent(levels[3][0], DSV3_BUILD_DIR "/registries"));
+}
+
+TEST_CASE("two hits on one level are an error that names both, when the name is asked for") {
+  TemporaryFolder folder;
+  put(folder / "one.toml",
+      head + entry("halving", library("good").string()) + entry("alone", "x.so"));
+  put(folder / "two.toml", head + entry("halving", "y.so"));
+  Plugins plugins({{folder.path()}});
+  CHECK(plugins.find_entry(Kind::schedule, "alone"));
+  CHECK_THAT(error_of([&] { plugins.find(schedule("halving")); }),
+             Contains("schedule 'halving' is in two registries of one search level: " +
+                      (folder / "one.toml").string() + " and " + (folder / "two.toml").string()) &&
+                 Contains("asked for by nano.yaml:5:13"));
+  SECTION("the same file named twice is one hit") {
+    Plugins same({{folder / "one.toml", folder / "one.toml"}});
+    CHECK(same.find(schedule("halving")).name == "halving");
+  }
+}
+
+TEST_CASE("an unknown name: did you mean, what is known, where it was looked for") {
+  Plugins plugins({{registry("good")}, {registry("twin")}});
+  CHECK_THAT(
+      error_of([&] { plugins.find(schedule("halvign")); }),
+      Contains("unknown schedule plugin 'halvign'; did you mean 'halving'?; known: halving, twin; "
+               "looked in: " +
+               registry("good").string() + ", " + registry("twin").string() +
+               "\n  asked for by nano.yaml:5:13"));
+  CHECK_THAT(error_of([&] { plugins.find(schedule("cosine")); }), !Contains("did you mean"));
+}
+
+TEST_CASE("a short form stands for YAML") {
+  TemporaryFolder folder;
+  put(folder / "a.toml", head +
+                             "[[alias]]\nkind = \"optimizer\"\nname = \"muon\"\nyaml = \"\"\"\n- "
+                             "{plugin: x}\n\"\"\"\n");
+  put(folder / "b.toml",
+      head + "[[alias]]\nkind = \"optimizer\"\nname = \"muon\"\nyaml = \"later\"\n");
+  Plugins plugins({{folder / "a.toml"}, {folder / "b.toml"}});
+  REQUIRE(plugins.find_alias(Kind::optimizer, "muon"));
+  CHECK(plugins.find_alias(Kind::optimizer, "muon")->yaml == "- {plugin: x}\n");
+  CHECK(plugins.find_alias(Kind::schedule, "muon") == nullptr);
+  CHECK(plugins.names(Kind::optimizer) == std::vector<std::string>{"muon"});
+}
+
+TEST_CASE("the catalog answers the experiment checker") {
+  Plugins plugins({{registry("good")}, {registry("other_torch")}});
+  dsv3::PluginCatalog catalog(plugins);
+  const dsv3::Schema* schema = catalog.schema(Kind::schedule, "halving", "");
+  REQUIRE(schema);
+  CHECK(schema->find("steps"));
+  CHECK(catalog.schema(Kind::schedule, "nothing", "") == nullptr);
+  CHECK(catalog.schema(Kind::schedule, "twin", library("twin").string()) != nullptr);
+  CHECK(catalog.alias(Kind::schedule, "halving").empty());
+  CHECK(catalog.names(Kind::schedule) == std::vector<std::string>{"halving"});
+  CHECK_THAT(catalog.searched(), Contains("good.toml"));
+  CHECK_THAT(
+      error_of([&] { catalog.schema(Kind::schedule, "halving", library("other_torch").string()); }),
+      Contains("LibTorch:"));
+}
+
+TEST_CASE("a library that is not there: every place that was tried") {
+  TemporaryFolder folder;
+  std::filesystem::create_directories(folder / "registries");
+  put(folder / "registries/r.toml", head + entry("lost", "liblost.so"));
+  Plugins plugins({{folder.path()}});  // an installation prefix
+  CHECK_THAT(error_of([&] { plugins.find(schedule("lost")); }),
+             Contains((folder / "registries/liblost.so").string()) &&
+                 Contains((folder / "lib/dsv3/plugins/liblost.so").string()) &&
+                 Contains("named by " + (folder / "registries/r.toml").string()));
+  SECTION("in an installation, libraries lie in lib/dsv3/plugins") {
+    std::filesystem::create_directories(folder / "lib/dsv3/plugins");
+    std::filesystem::copy_file(library("good"), folder / "lib/dsv3/plugins/libhalving.so");
+    put(folder / "registries/r.toml", head + entry("halving", "libhalving.so"));
+    CHECK(Plugins({{folder.path()}}).find(schedule("halving")).name == "halving");
+  }
+}
+
+TEST_CASE("a registry that lies about a library is named") {
+  TemporaryFolder folder;
+  put(folder / "r.toml", head + entry("quarters", library("good").string()));
+  Plugins plugins({{folder.path()}});
+  CHECK_THAT(error_of([&] { plugins.find(schedule("quarters")); }),
+             Contains("has no schedule 'quarters'; it provides schedule/halving; named by " +
+                      (folder / "r.toml").string()));
+}
+
+TEST_CASE("mistakes in a registry are shown with file, line and column") {
+  struct Case {
+    std::string text, where, what;
+  };
+  const auto [text, where, what] = GENERATE(values<Case>({
+      {"registry = 1\nset = \n", ":2:", ""},
+      {"registry = 1\nlist = [1, 2.5,}\n", ":2:", ""},
+      {"registry = 1\nset = \"a\"\nset = \"b\"\n", ":3:", ""},
+      {"registry = 2\n", ":1:12", "`registry = 1`"},
+      {"set = \"a\"\n", ":1:1", "`registry = 1`"},
+      {"registry = 1\nplugins = 3\n", ":2:1", "unknown key 'plugins'"},
+      {"registry = 1\n[plugin]\nkind = \"schedule\"\n", ":2:1", "[[plugin]]"},
+      {"registry = 1\n[[plugin]]\nkind = \"schedules\"\n", ":3:8", "known kinds: attention"},
+      {"registry = 1\n[[plugin]]\nkind = \"schedule\"\nlib = \"x\"\n", ":4:1",
+       "known keys: kind, name"},
+      {"registry = 1\n[[plugin]]\nkind = \"schedule\"\n", ":2:1", "key 'name' is missing"},
+      {"registry = 1\n[[alias]]\nkind = \"schedule\"\nname = 7\n", ":4:8", "must be a string"},
+      {std::string(2000, '['), ":1:", ""},
+  }));
+  TemporaryFolder folder;
+  put(folder / "r.toml", text);
+  const std::string error = error_of([&] { Plugins({{folder / "r.toml"}}); });
+  CHECK_THAT(error, Contains((folder / "r.toml").string() + where));
+  CHECK_THAT(error, Contains(": error: "));
+  CHECK_THAT(error, Contains(what));
+}
+
+TEST_CASE("paths that lead nowhere") {
+  TemporaryFolder folder;
+  CHECK_THAT(error_of([&] { Plugins({{folder / "gone"}}); }), Contains("does not exist"));
+  CHECK_THAT(error_of([&] { Plugins({{folder.path()}}); }), Contains("holds no registry"));
+}

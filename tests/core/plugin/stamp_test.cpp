@@ -1,0 +1,93 @@
+// Reading stamps out of files that may hold anything.
+#include "plugin/stamp.h"
+
+#include <random>
+
+#include <dsv3/sdk/stamp.h>
+
+#include "fixtures.h"
+#include "plugin/elf.h"
+
+using Catch::Matchers::Contains;
+
+TEST_CASE("the stamp of a plugin says what it was built with") {
+  const dsv3::Stamp stamp = dsv3::read_stamp(get(library("good")));
+  CHECK(stamp.name == "fixture_good");
+  CHECK(stamp.version == "1.2.3");
+  CHECK(stamp.provides == std::vector<std::string>{"schedule/halving"});
+  CHECK(stamp.sdk == DSV3_SDK_VERSION);
+  CHECK(stamp.headers == DSV3_SDK_HEADERS);
+  CHECK(stamp.torch == TORCH_VERSION);
+  CHECK(stamp.cuda == "none");
+  CHECK(stamp.glibcxx_debug == "0");
+  CHECK_THAT(stamp.compiler, Contains("-"));
+  CHECK(dsv3::stamp_differences(stamp, dsv3::host_stamp()).empty());
+}
+
+TEST_CASE("a plugin without CUDA fits a dsv3 with CUDA, not the other way round") {
+  dsv3::Stamp plugin = dsv3::host_stamp(), host = plugin;
+  plugin.cuda = "none";
+  host.cuda = "13";
+  CHECK(dsv3::stamp_differences(plugin, host).empty());
+  std::swap(plugin, host);
+  CHECK(dsv3::stamp_differences(plugin, host) ==
+        std::vector<std::string>{"CUDA:            plugin 13, this dsv3 none"});
+}
+
+TEST_CASE("files that are no plugin say what they are") {
+  const auto reason = [](const std::string& bytes) {
+    return error_of([&] { dsv3::read_stamp(bytes); });
+  };
+  std::string bytes = get(library("good"));
+  CHECK_THAT(reason(""), Contains("no ELF file"));
+  CHECK_THAT(reason("#!/bin/sh\n"), Contains("no ELF file"));
+  CHECK_THAT(reason(get("/proc/self/exe")),
+             Contains("not a dsv3 plugin") || Contains("another kind"));
+  std::string other = bytes;
+  other[18] = 0x28;  // e_machine: ARM
+  CHECK_THAT(reason(other), Contains("another kind of machine"));
+  other = bytes;
+  other[4] = 1;  // 32 bit
+  CHECK_THAT(reason(other), Contains("another kind of machine"));
+  other = bytes;
+  other[other.find("@dsv3-plugin@")] = 'x';
+  CHECK_THAT(reason(other), Contains("its stamp (section .note.dsv3) cannot be read"));
+}
+
+TEST_CASE("every truncation of a plugin is refused") {
+  const std::string bytes = get(library("good"));
+  for (size_t size = 0; size < bytes.size(); size += size < 4096 ? 1 : 61)
+    CHECK_THROWS_AS(dsv3::read_stamp(std::string_view(bytes).substr(0, size)), dsv3::Error);
+}
+
+TEST_CASE("garbage in headers gives a stamp or an error, never a wild read") {
+  // A heap copy of the exact size: sanitizers and valgrind see a read past it.
+  const std::string bytes = get(library("good"));
+  std::mt19937 random(7);
+  size_t refused = 0;
+  // ELF header, program headers, and the section headers at the file's end.
+  const size_t tail = std::min<size_t>(bytes.size(), 64 * 40);
+  for (int trial = 0; trial < 4000; ++trial) {
+    std::vector<char> copy(bytes.begin(), bytes.end());
+    for (int flips = 0; flips < 3; ++flips) {
+      const size_t at = trial % 2 ? random() % 1024 : copy.size() - 1 - random() % tail;
+      copy[at] = static_cast<char>(random());
+    }
+    try {
+      dsv3::read_stamp({copy.data(), copy.size()});
+    } catch (const dsv3::Error&) {
+      ++refused;
+    }
+  }
+  CHECK(refused > 100);
+}
+
+TEST_CASE("absurd sizes in the stamp's note are refused") {
+  const std::string bytes = get(library("good"));
+  const size_t note = bytes.find("@dsv3-plugin@") - 20;
+  for (const uint32_t size : {0u, 1u, 5000u, 0xffffffffu, 0x80000000u}) {
+    std::string copy = bytes;
+    copy.replace(note + 4, 4, reinterpret_cast<const char*>(&size), 4);
+    CHECK_THAT(error_of([&] { dsv3::read_stamp(copy); }), Contains("cannot be read"));
+  }
+}

@@ -1,0 +1,23 @@
+// The subcommands of `dsv3`, each family in a file of its own.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <dsv3/runtime/plugins.h>
+
+/// Each adds its subcommands to `app`; their callbacks throw dsv3::Error, and set `exit_code` where
+/// a command fails without an error text.
+void add_plugins_commands(CLI::App& app, int& exit_code);
+
+/// Adds --plugin-path and --config, which every command that needs plugins takes, to `command`.
+/// They are filled when the command line has been read.
+class PluginOptions {
+ public:
+  void add_to(CLI::App& command);
+  /// The plugins that those options, config.yaml, DSV3_PLUGIN_PATH and this build lead to.
+  dsv3::Plugins open() const;
+
+ private:
+  std::vector<std::string> paths_;
+  std::string config_;
+};

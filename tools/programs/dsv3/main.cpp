@@ -1,0 +1,46 @@
+// `dsv3`: looks at plugins, prepares data, handles runs and models. `dsv3-run` trains.
+#include <exception>
+#include <iostream>
+
+#include <dsv3/sdk/error.h>
+
+#include "commands.h"
+
+namespace {
+
+int code(dsv3::ExitCode code) {
+  return static_cast<int>(code);
+}
+
+int fail(const char* what, dsv3::ExitCode exit_code) {
+  std::cerr << "error: " << what << '\n';
+  return code(exit_code);
+}
+
+int run(int argc, char** argv) {
+  CLI::App app("dsv3: plugins, data and models of dsv3 experiments (dsv3-run trains)", "dsv3");
+  app.require_subcommand(1);
+  int exit_code = 0;
+  add_plugins_commands(app, exit_code);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& e) {  // --help
+    return app.exit(e);
+  } catch (const CLI::ParseError& e) {
+    app.exit(e, std::cerr, std::cerr);
+    return code(dsv3::ExitCode::usage);
+  }
+  return exit_code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const dsv3::Error& e) {
+    return fail(e.what(), e.code());
+  } catch (const std::exception& e) {
+    return fail(e.what(), dsv3::ExitCode::failed);
+  }
+}

@@ -1,0 +1,131 @@
+// dsv3 plugins list | describe
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+
+#include <dsv3/runtime/config.h>
+#include <dsv3/sdk/error.h>
+#include <dsv3/support/json.h>
+
+#include "commands.h"
+
+namespace {
+
+// A component's entry that wins the search; later levels are hidden by it.
+bool wins(const dsv3::Plugins& plugins, const dsv3::PluginEntry& entry) {
+  return plugins.find_entry(entry.kind, entry.name) == &entry;
+}
+
+dsv3::Json as_json(const dsv3::Plugins& plugins) {
+  dsv3::Json list = dsv3::Json::array();
+  for (const dsv3::PluginEntry& entry : plugins.entries()) {
+    if (!wins(plugins, entry)) continue;
+    list.push_back({{"kind", dsv3::kind_name(entry.kind)},
+                    {"name", entry.name},
+                    {"version", entry.version},
+                    {"status", entry.status},
+                    {"summary", entry.summary},
+                    {"docs", entry.docs},
+                    {"library", entry.library.string()},
+                    {"registry", entry.registry.string()}});
+  }
+  return list;
+}
+
+void print_table(const dsv3::Plugins& plugins) {
+  using Row = std::array<std::string, 4>;
+  std::vector<Row> rows{{"component", "version", "status", "summary"}};
+  for (const dsv3::PluginEntry& entry : plugins.entries())
+    if (wins(plugins, entry))
+      rows.push_back({dsv3::kind_name(entry.kind) + ("/" + entry.name), entry.version, entry.status,
+                      entry.summary});
+  std::array<size_t, 4> width{};
+  for (const Row& row : rows)
+    for (size_t i = 0; i < row.size(); ++i) width[i] = std::max(width[i], row[i].size());
+  for (const Row& row : rows) {
+    for (size_t i = 0; i + 1 < row.size(); ++i)
+      std::cout << row[i] << std::string(width[i] - row[i].size() + 2, ' ');
+    std::cout << row.back() << '\n';
+  }
+  for (const dsv3::Alias& alias : plugins.aliases())
+    if (plugins.find_alias(alias.kind, alias.name) == &alias)
+      std::cout << "\nshort form `" << dsv3::kind_name(alias.kind) << ": " << alias.name
+                << "` stands for\n"
+                << alias.yaml;
+}
+
+void describe(const std::string& component, bool markdown, dsv3::Plugins& plugins) {
+  const size_t slash = component.find('/');
+  if (slash == std::string::npos)
+    throw dsv3::Error(
+        "write the component as KIND/NAME, e.g. attention/mla, not '" + component + "'",
+        dsv3::ExitCode::usage);
+  dsv3::ComponentSpec spec;
+  spec.kind = dsv3::kind_from_name(component.substr(0, slash));
+  spec.plugin = component.substr(slash + 1);
+  const dsv3::Registration& found = plugins.find(spec);
+  if (markdown) {
+    std::cout << dsv3::options_table(*found.schema, true);
+    return;
+  }
+  const dsv3::PluginEntry& entry = *plugins.find_entry(spec.kind, spec.plugin);
+  std::cout << component << ' ' << entry.version << " (" << entry.status << "): " << found.summary
+            << "\nlibrary  " << entry.library.string() << "\nregistry " << entry.registry.string()
+            << '\n';
+  if (!entry.docs.empty()) std::cout << "docs     " << entry.docs << '\n';
+  std::cout << '\n' << dsv3::options_table(*found.schema, false);
+}
+
+}  // namespace
+
+void PluginOptions::add_to(CLI::App& command) {
+  command
+      .add_option("--plugin-path", paths_,
+                  "registry file, folder of registries, or prefix; goes first")
+      ->type_name("PATH");
+  command
+      .add_option("--config", config_, "machine defaults (default: config.yaml, if there is one)")
+      ->type_name("FILE");
+}
+
+dsv3::Plugins PluginOptions::open() const {
+  std::string config = config_;
+  if (config.empty() && std::filesystem::exists("config.yaml")) config = "config.yaml";
+  dsv3::MachineConfig machine;
+  if (!config.empty()) machine = dsv3::read_machine_config(config);
+  return dsv3::Plugins(dsv3::plugin_search_levels(paths_, machine.plugin_paths));
+}
+
+void add_plugins_commands(CLI::App& app, int&) {
+  struct Arguments {
+    PluginOptions plugins;
+    bool json = false, markdown = false;
+    std::string component;
+  };
+  const auto arguments = std::make_shared<Arguments>();
+  CLI::App* group =
+      app.add_subcommand("plugins", "look at the plugins that can be named in experiments");
+  group->require_subcommand(1);
+
+  CLI::App* list = group->add_subcommand("list", "every component and short form that was found");
+  arguments->plugins.add_to(*list);
+  list->add_flag("--json", arguments->json, "as JSON");
+  list->callback([arguments] {
+    const dsv3::Plugins plugins = arguments->plugins.open();
+    if (arguments->json)
+      std::cout << as_json(plugins).dump(2) << '\n';
+    else
+      print_table(plugins);
+  });
+
+  CLI::App* one = group->add_subcommand("describe", "a component's options, from its library");
+  arguments->plugins.add_to(*one);
+  one->add_option("component", arguments->component, "KIND/NAME, e.g. attention/mla")->required();
+  one->add_flag("--markdown", arguments->markdown, "only the table of options, for a README");
+  one->callback([arguments] {
+    dsv3::Plugins plugins = arguments->plugins.open();
+    describe(arguments->component, arguments->markdown, plugins);
+  });
+}
