@@ -92,6 +92,10 @@ function(dsv3_register_plugin name prefix)
       "\n[[plugin]]\nkind = \"${kind}\"\nname = \"${short}\"\nlibrary = \"libdsv3_${name}.so\"\nversion = \"${arg_VERSION}\"\nstatus = \"${arg_STATUS}\"\nsummary = \"${summary}\"\ndocs = \"${docs}\"\n")
   endforeach()
   dsv3_write_registry_later(${set} ${prefix})
+  # A project may make this target to build all plugins of a registry at once.
+  if(TARGET dsv3_plugins_${set})
+    add_dependencies(dsv3_plugins_${set} ${name})
+  endif()
 endfunction()
 
 # Arranges that <prefix>/registries/<set>.toml is written and installed at the end of the configuration.
