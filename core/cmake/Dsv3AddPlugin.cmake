@@ -48,8 +48,8 @@ function(dsv3_add_plugin name)
   set_target_properties(${name} PROPERTIES
     OUTPUT_NAME dsv3_${name} PREFIX lib SUFFIX .so LIBRARY_OUTPUT_DIRECTORY ${prefix}/lib/dsv3/plugins
     CXX_EXTENSIONS OFF CXX_VISIBILITY_PRESET hidden
-    # Where libdsv3 lies, seen from a plugin; LibTorch is found through it as well.
-    INSTALL_RPATH "$ORIGIN/../.." INSTALL_RPATH_USE_LINK_PATH ON)
+    # Where libdsv3 lies, seen from an installed plugin, and LibTorch.
+    INSTALL_RPATH "$ORIGIN/../..;$<TARGET_FILE_DIR:LibTorch::cpu>")
   target_link_libraries(${name} PRIVATE dsv3::sdk ${arg_LINK})
   target_link_options(${name} PRIVATE -Wl,--no-undefined)
 

@@ -183,7 +183,9 @@ std::vector<std::string> Plugins::names(Kind kind) const {
 std::string Plugins::searched() const {
   std::vector<std::string> paths;
   for (const auto& level : levels_)
-    for (const Path& path : level) paths.push_back(path.string());
+    for (const Path& path : level)
+      if (std::find(paths.begin(), paths.end(), path.string()) == paths.end())
+        paths.push_back(path.string());
   return paths.empty() ? "nothing (no plugin path is set)" : join(paths);
 }
 
