@@ -1,0 +1,105 @@
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <dsv3/sdk/error.h>
+#include <dsv3/sdk/flat.h>
+
+// One copy a generation of processors, chosen when the library is loaded.
+#if defined(__x86_64__)
+#define DSV3_CPU_CLONES \
+  __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#else
+#define DSV3_CPU_CLONES
+#endif
+
+namespace dsv3 {
+namespace {
+
+constexpr int64_t kAlignment = 32;  // elements: 64 bytes of a 16-bit type
+constexpr int64_t kChunk = 1 << 16;
+
+using Wide = double __attribute__((vector_size(64)));
+using Narrow = float __attribute__((vector_size(32), aligned(4)));
+
+DSV3_CPU_CLONES double squares(const float* x, int64_t n) {
+  Wide sums[4] = {};
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32)
+    for (int lane = 0; lane < 4; ++lane) {
+      const Wide values =
+          __builtin_convertvector(*reinterpret_cast<const Narrow*>(x + i + 8 * lane), Wide);
+      sums[lane] += values * values;
+    }
+  const Wide all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  double sum = 0;
+  for (int lane = 0; lane < 8; ++lane) sum += all[lane];
+  for (; i < n; ++i) sum += double(x[i]) * double(x[i]);
+  return sum;
+}
+
+double sum_on_cpu(const float* x, int64_t n) {
+  std::vector<double> chunks((n + kChunk - 1) / kChunk);
+  at::parallel_for(0, chunks.size(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      chunks[i] = squares(x + i * kChunk, std::min(kChunk, n - i * kChunk));
+  });
+  double sum = 0;
+  for (double chunk : chunks) sum += chunk;
+  return sum;
+}
+
+}  // namespace
+
+FlatLayout::FlatLayout(const std::vector<UnitParam>& params) {
+  for (const UnitParam& param : params) {
+    places_.push_back({size_, param.tensor.sizes().vec()});
+    size_ += (param.tensor.numel() + kAlignment - 1) / kAlignment * kAlignment;
+  }
+}
+
+at::Tensor FlatLayout::view(const at::Tensor& flat, size_t index) const {
+  const Place& place = places_.at(index);
+  return flat.narrow(0, place.offset, c10::multiply_integers(place.shape)).view(place.shape);
+}
+
+Range whole_range(const UnitParam& param) {
+  Range range;
+  range.name = param.name;
+  range.box_shape = param.tensor.sizes().vec();
+  range.global_shape = param.global_shape.empty() ? range.box_shape : param.global_shape;
+  range.box_offset = param.box_offset;
+  range.box_offset.resize(range.box_shape.size(), 0);
+  range.end = param.tensor.numel();
+  return range;
+}
+
+std::vector<Range> update_ranges(const UnitParam& param, bool whole_matrices) {
+  const Range whole = whole_range(param);
+  if (!whole_matrices) return {whole};
+  if (whole.box_shape.size() < 2 || whole.end % (param.matrices * whole.box_shape.back()) != 0)
+    throw Error("parameter '" + param.name + "' of shape " + c10::str(param.tensor.sizes()) +
+                    " is not " + std::to_string(param.matrices) +
+                    " whole matrices, which its optimizer works on; give it to another optimizer "
+                    "group",
+                ExitCode::usage);
+  const int64_t elements = whole.end / param.matrices;
+  std::vector<Range> ranges(param.matrices, whole);
+  for (int64_t i = 0; i < param.matrices; ++i) {
+    ranges[i].begin = i * elements;
+    ranges[i].end = (i + 1) * elements;
+  }
+  return ranges;
+}
+
+at::Tensor piece_of(const at::Tensor& tensor, const Range& range, bool whole_matrices) {
+  const at::Tensor flat = tensor.view({-1}).narrow(0, range.begin, range.end - range.begin);
+  return whole_matrices ? flat.view({-1, range.box_shape.back()}) : flat;
+}
+
+double sum_of_squares(const at::Tensor& tensor) {
+  if (tensor.is_cpu() && tensor.scalar_type() == at::kFloat && tensor.is_contiguous())
+    return sum_on_cpu(tensor.const_data_ptr<float>(), tensor.numel());
+  return tensor.to(at::kDouble).square().sum().item<double>();
+}
+
+}  // namespace dsv3

@@ -1,0 +1,314 @@
+#include <algorithm>
+#include <regex>
+#include <set>
+#include <sstream>
+
+#include <ATen/ATen.h>
+
+#include <dsv3/runtime/optimizer_set.h>
+#include <dsv3/sdk/error.h>
+
+#include "train/tensor_views.h"
+
+namespace dsv3 {
+namespace {
+
+std::vector<OptimizerMember> make_members(const Experiment& experiment, Plugins& plugins) {
+  std::vector<OptimizerMember> members;
+  for (const OptimizerGroup& group : experiment.optimizer)
+    members.push_back({group, make<Optimizer>(plugins, group.component)});
+  return members;
+}
+
+std::string described(const OptimizerGroup& group) {
+  std::string text = "optimizer group '" + group.name + "'";
+  const std::string origin = group.component.origin.text();
+  return origin.empty() ? text : origin + ": " + text;
+}
+
+/// "role norm or bias, name matching 'q_a'" ...
+std::string condition(const OptimizerGroup& group) {
+  std::string text;
+  for (const std::string& role : group.roles) text += (text.empty() ? "role " : " or ") + role;
+  if (!group.match.empty())
+    text += std::string(text.empty() ? "" : ", ") + "name matching '" + group.match + "'";
+  return text.empty() ? "every role and name" : text;
+}
+
+/// Decides whether parameters belong to one group.
+class Selector {
+ public:
+  explicit Selector(const OptimizerGroup& group)
+      : roles_(group.roles.begin(), group.roles.end()), any_name_(group.match.empty()) {
+    if (any_name_) return;
+    try {
+      expression_ = std::regex(group.match);
+    } catch (const std::regex_error& error) {
+      throw Error(described(group) + ": match '" + group.match +
+                      "' is not a regular expression: " + error.what(),
+                  ExitCode::usage);
+    }
+  }
+  bool takes(const Parameter& parameter) const {
+    return (roles_.empty() || roles_.contains(role_name(parameter.spec.role))) &&
+           (any_name_ || std::regex_search(parameter.name, expression_));
+  }
+
+ private:
+  std::set<std::string> roles_;
+  bool any_name_;
+  std::regex expression_;
+};
+
+/// The first names, and how many more there are.
+std::string listed(const std::vector<Parameter>& parameters) {
+  constexpr size_t most = 10;
+  std::string text;
+  for (size_t i = 0; i < std::min(most, parameters.size()); ++i)
+    text += "\n  " + parameters[i].name + " (role " + role_name(parameters[i].spec.role) + ")";
+  if (parameters.size() > most)
+    text += "\n  and " + std::to_string(parameters.size() - most) + " more";
+  return text;
+}
+
+/// State for a value of `shape`.
+at::Tensor make_state(const StateSlot& slot, at::IntArrayRef shape, at::Device device) {
+  const auto options = at::TensorOptions().dtype(slot.dtype).device(device);
+  return at::zeros(slot.like == StateSlot::Like::scalar ? at::IntArrayRef() : shape, options);
+}
+
+/// 1234567 as "1,234,567".
+std::string with_commas(int64_t number) {
+  std::string text = std::to_string(number);
+  for (int64_t i = int64_t(text.size()) - 3; i > 0; i -= 3) text.insert(i, ",");
+  return text;
+}
+
+std::string short_number(double number) {
+  std::ostringstream text;
+  text << number;
+  return text.str();
+}
+
+/// Rows of cells as aligned columns; columns of which `right` has true are aligned to the right.
+std::string table(const std::vector<std::vector<std::string>>& rows,
+                  const std::vector<bool>& right) {
+  std::vector<size_t> widths(right.size());
+  for (const auto& row : rows)
+    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+  std::string text;
+  for (const auto& row : rows) {
+    std::string line;
+    for (size_t i = 0; i < row.size(); ++i) {
+      const std::string fill(widths[i] - row[i].size(), ' ');
+      line += (i ? "  " : "") + (right[i] ? fill + row[i] : row[i] + fill);
+    }
+    text += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
+  }
+  return text;
+}
+
+}  // namespace
+
+OptimizerSet::OptimizerSet(const Experiment& experiment, Plugins& plugins,
+                           const ParameterStore& store)
+    : OptimizerSet(make_members(experiment, plugins), store.parameters()) {}
+
+OptimizerSet::OptimizerSet(std::vector<OptimizerMember> members,
+                           const std::vector<Parameter>& parameters)
+    : members_(std::move(members)) {
+  assign(parameters);
+}
+
+void OptimizerSet::assign(const std::vector<Parameter>& parameters) {
+  std::vector<Selector> selectors;
+  for (const OptimizerMember& member : members_) selectors.emplace_back(member.spec);
+  std::vector<bool> matched(members_.size(), false);
+  std::vector<Parameter> unowned;
+  for (const Parameter& parameter : parameters) {
+    int owner = -1;
+    for (size_t i = 0; i < selectors.size(); ++i) {
+      if (!selectors[i].takes(parameter)) continue;
+      matched[i] = true;
+      if (owner < 0) owner = int(i);
+    }
+    if (owner < 0) {
+      unowned.push_back(parameter);
+      continue;
+    }
+    group_of_[parameter.name] = owner;
+    owned_.push_back({parameter, owner});
+  }
+  check(unowned, matched);
+}
+
+void OptimizerSet::check(const std::vector<Parameter>& unowned,
+                         const std::vector<bool>& matched) const {
+  std::string text;
+  const auto add = [&](const std::string& problem) {
+    text += (text.empty() ? "" : "\n") + problem;
+  };
+  for (size_t i = 0; i < members_.size(); ++i) {
+    const OptimizerMember& member = members_[i];
+    std::vector<Parameter> vectors;
+    bool owns = false;
+    for (const Owned& owned : owned_) {
+      if (owned.group != int(i)) continue;
+      owns = true;
+      if (owned.parameter.tensor.dim() < 2) vectors.push_back(owned.parameter);
+    }
+    if (!owns && matched[i])
+      add(described(member.spec) + " owns no parameter: all it matches (" + condition(member.spec) +
+          ") belong to earlier groups; put it before them or remove it");
+    if (!owns && !matched[i])
+      add(described(member.spec) + " owns no parameter: none has " + condition(member.spec));
+    if (member.optimizer->whole_matrices() && !vectors.empty())
+      add(described(member.spec) + ": '" + member.spec.component.plugin +
+          "' works on matrices; give these vectors to another group:" + listed(vectors));
+  }
+  if (!unowned.empty()) {
+    const std::string where = members_.empty() ? "" : members_.back().spec.component.origin.text();
+    add((where.empty() ? "" : where + ": ") +
+        "no optimizer group matches these parameters; add a group for them:" + listed(unowned));
+  }
+  if (!text.empty()) throw Error(text, ExitCode::usage);
+}
+
+int OptimizerSet::group_of(const Parameter& parameter) const {
+  const auto found = group_of_.find(parameter.name);
+  if (found == group_of_.end())
+    throw Error("parameter '" + parameter.name + "' was not known when optimizers were assigned");
+  return found->second;
+}
+
+std::vector<GroupSpec> OptimizerSet::specs() const {
+  std::vector<GroupSpec> specs;
+  for (const OptimizerMember& member : members_)
+    specs.push_back({member.optimizer->whole_matrices()});
+  return specs;
+}
+
+void OptimizerSet::bind(Strategy& strategy) {
+  states_.clear();
+  // State lives where the values do, which is where the update happens.
+  std::map<std::string, at::Device> devices;
+  for (const OwnedTensor& owned : strategy.owned())
+    devices.emplace(owned.range.name, owned.value.device());
+  for (size_t i = 0; i < members_.size(); ++i) {
+    const bool whole = members_[i].optimizer->whole_matrices();
+    const std::vector<StateSlot> slots = members_[i].optimizer->slots();
+    for (const Range& range : strategy.update_ranges(int(i))) {
+      const int64_t count = range.end - range.begin;
+      const std::vector<int64_t> shape =
+          whole ? std::vector<int64_t>{count / range.box_shape.back(), range.box_shape.back()}
+                : std::vector<int64_t>{count};
+      const auto device = devices.find(range.name);
+      State state{range_key(range), {}, {}};
+      for (const StateSlot& slot : slots) {
+        state.names.push_back(slot.name);
+        state.slots.push_back(
+            make_state(slot, shape, device == devices.end() ? at::kCPU : device->second));
+      }
+      states_[{range.name, range.begin}] = std::move(state);
+    }
+  }
+}
+
+void OptimizerSet::step(Strategy& strategy, int64_t update, double factor) {
+  at::NoGradGuard no_grad;
+  const OptimStep step{update, factor};
+  for (size_t i = 0; i < members_.size(); ++i)
+    strategy.update(int(i), [&](std::span<UpdateTensor> tensors) {
+      std::vector<Slice> slices;
+      slices.reserve(tensors.size());
+      for (const UpdateTensor& tensor : tensors) {
+        const auto state = states_.find({tensor.range.name, tensor.range.begin});
+        if (state == states_.end())
+          throw Error("the strategy updates '" + range_key(tensor.range) +
+                      "', which its update_ranges() did not list");
+        slices.push_back({tensor.range, tensor.value, tensor.grad, state->second.slots});
+      }
+      members_[i].optimizer->step(slices, step);
+    });
+}
+
+std::vector<std::pair<std::string, double>> OptimizerSet::learning_rates(double factor) const {
+  std::vector<std::pair<std::string, double>> rates;
+  for (const OptimizerMember& member : members_)
+    rates.emplace_back(member.spec.name, member.optimizer->lr() * factor);
+  return rates;
+}
+
+std::string OptimizerSet::plan(bool verbose) const {
+  std::vector<std::vector<std::string>> rows{
+      {"group", "optimizer", "learning rate", "tensors", "parameters"}};
+  for (size_t i = 0; i < members_.size(); ++i) {
+    int64_t tensors = 0, elements = 0;
+    for (const Owned& owned : owned_)
+      if (owned.group == int(i)) {
+        ++tensors;
+        elements += owned.parameter.tensor.numel();
+      }
+    const OptimizerMember& member = members_[i];
+    rows.push_back({member.spec.name, member.spec.component.plugin,
+                    short_number(member.optimizer->lr()), with_commas(tensors),
+                    with_commas(elements)});
+  }
+  std::string text = table(rows, {false, false, true, true, true});
+  if (!verbose) return text;
+  rows = {{"parameter", "optimizer", "learning rate", "shape", "matrices"}};
+  for (const Owned& owned : owned_) {
+    const OptimizerMember& member = members_[owned.group];
+    const Parameter& parameter = owned.parameter;
+    const bool whole = member.optimizer->whole_matrices();
+    rows.push_back({parameter.name, member.spec.component.plugin,
+                    short_number(member.optimizer->lr()), c10::str(parameter.tensor.sizes()),
+                    whole ? with_commas(parameter.spec.matrices) : "-"});
+  }
+  return text + "\n" + table(rows, {false, false, true, false, true});
+}
+
+int64_t OptimizerSet::state_bytes() const {
+  int64_t bytes = 0;
+  if (!states_.empty()) {
+    for (const auto& [key, state] : states_)
+      for (const at::Tensor& tensor : state.slots) bytes += int64_t(tensor.nbytes());
+    return bytes;
+  }
+  for (const Owned& owned : owned_) {
+    const Optimizer& optimizer = *members_[owned.group].optimizer;
+    const int64_t pieces = optimizer.whole_matrices() ? owned.parameter.spec.matrices : 1;
+    for (const StateSlot& slot : optimizer.slots())
+      bytes += int64_t(c10::elementSize(slot.dtype)) *
+               (slot.like == StateSlot::Like::scalar ? pieces : owned.parameter.tensor.numel());
+  }
+  return bytes;
+}
+
+std::vector<at::Tensor> OptimizerSet::save(TensorViews& views) const {
+  std::vector<at::Tensor> kept;
+  for (const auto& [range, state] : states_)
+    for (size_t i = 0; i < state.slots.size(); ++i)
+      kept.push_back(add_view(views, state.key(i), state.slots[i]));
+  return kept;
+}
+
+void OptimizerSet::load(const TensorViews& views) {
+  for (const auto& [range, state] : states_)
+    for (size_t i = 0; i < state.slots.size(); ++i) copy_view(views, state.key(i), state.slots[i]);
+}
+
+std::vector<at::Tensor> save_parameters(Strategy& strategy, TensorViews& views) {
+  std::vector<at::Tensor> kept;
+  for (const OwnedTensor& owned : strategy.owned())
+    kept.push_back(add_view(views, "model/" + range_key(owned.range), owned.value));
+  return kept;
+}
+
+void load_parameters(Strategy& strategy, const TensorViews& views) {
+  for (const OwnedTensor& owned : strategy.owned())
+    copy_view(views, "model/" + range_key(owned.range), owned.value);
+  strategy.loaded();
+}
+
+}  // namespace dsv3

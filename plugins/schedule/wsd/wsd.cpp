@@ -1,0 +1,52 @@
+// Linear warm-up, a plateau, then decay over the last share of the run.
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include <dsv3/sdk/plugin.h>
+#include <dsv3/sdk/schedule.h>
+
+namespace {
+
+struct WsdOptions {
+  int64_t warmup = 0;
+  double decay = 0.2, min_ratio = 0.0;
+  std::string shape = "linear";
+  static void describe(dsv3::OptionSchema<WsdOptions>& s) {
+    s.add("warmup", &WsdOptions::warmup, "steps of linear warm-up").min(0);
+    s.add("decay", &WsdOptions::decay, "share of all steps that decays, at the end").min(0).max(1);
+    s.add("min_ratio", &WsdOptions::min_ratio, "factor of the last step").min(0).max(1);
+    s.add("shape", &WsdOptions::shape,
+          "how it decays: linear, cosine, or sqrt (1 - sqrt(progress))")
+        .choices({"linear", "cosine", "sqrt"});
+  }
+};
+
+class Wsd final : public dsv3::Schedule {
+ public:
+  using Options = WsdOptions;
+  explicit Wsd(const WsdOptions& options) : options_(options) {}
+
+  double factor(int64_t step, int64_t total) const override {
+    if (step < options_.warmup) return double(step) / double(options_.warmup);
+    // A warm-up that reaches into the decay shortens it, so that the factor never jumps.
+    const double start = std::max(double(options_.warmup), double(total) * (1 - options_.decay));
+    if (double(step) <= start || start >= double(total)) return 1;
+    const double progress = std::min((double(step) - start) / (double(total) - start), 1.0);
+    return options_.min_ratio + (1 - options_.min_ratio) * (1 - fallen(progress));
+  }
+
+ private:
+  double fallen(double progress) const {
+    if (options_.shape == "cosine") return 0.5 * (1 - std::cos(std::numbers::pi * progress));
+    return options_.shape == "sqrt" ? std::sqrt(progress) : progress;
+  }
+
+  WsdOptions options_;
+};
+
+}  // namespace
+
+DSV3_PLUGIN(registrar) {
+  registrar.schedule<Wsd>("wsd", "Warm-up, stable, decay (WSD)");
+}

@@ -1,0 +1,175 @@
+// Everything on one device: the strategy that others are compared with.
+#include <cmath>
+#include <set>
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <dsv3/sdk/flat.h>
+#include <dsv3/sdk/plugin.h>
+#include <dsv3/sdk/strategy.h>
+
+namespace {
+
+using dsv3::Cost;
+using dsv3::FlatLayout;
+using dsv3::GroupSpec;
+using dsv3::OwnedTensor;
+using dsv3::Range;
+using dsv3::UnitParam;
+using dsv3::UnitSpec;
+using dsv3::UpdateTensor;
+
+/// One unit's parameters: views of `master`, or of `compute` where the compute dtype is another.
+struct Unit {
+  UnitSpec spec;
+  FlatLayout layout;
+  at::Tensor master;   // fp32 [layout.size()]
+  at::Tensor compute;  // compute dtype, same layout; undefined when that is fp32
+  at::Tensor grad;     // fp32, same layout; undefined until the first training forward
+
+  at::Tensor master_of(size_t i) const { return layout.view(master, i); }
+};
+
+class Single final : public dsv3::Strategy {
+ public:
+  using Options = dsv3::NoOptions;
+  Single(const Options&, const dsv3::StrategyContext& context) : context_(context) {
+    if (context.world && context.world->size() > 1)
+      throw dsv3::Error("strategy 'single' runs on one rank, but this run has " +
+                            std::to_string(context.world->size()) +
+                            "; start one rank or choose another strategy",
+                        dsv3::ExitCode::usage);
+  }
+
+  int adopt(UnitSpec spec) override {
+    for (const UnitParam& param : spec.params)
+      if (!names_.insert(param.name).second)
+        throw dsv3::Error("parameter '" + param.name + "' is in two units");
+    FlatLayout layout(spec.params);
+    Unit unit{std::move(spec), std::move(layout), {}, {}, {}};
+    const auto options = at::TensorOptions().dtype(at::kFloat).device(context_.device);
+    unit.master = at::zeros({unit.layout.size()}, options);
+    if (context_.compute_dtype != at::kFloat)
+      unit.compute = at::zeros({unit.layout.size()}, options.dtype(context_.compute_dtype));
+    for (size_t i = 0; i < unit.spec.params.size(); ++i) {
+      UnitParam& param = unit.spec.params[i];
+      unit.master_of(i).copy_(param.tensor.detach());
+      param.tensor.set_data(has_copy(unit, param) ? unit.layout.view(unit.compute, i)
+                                                  : unit.master_of(i));
+      param.tensor.set_requires_grad(true);
+    }
+    refresh(unit);
+    units_.push_back(std::move(unit));
+    return int(units_.size()) - 1;
+  }
+
+  void ready(const std::vector<GroupSpec>& groups) override { groups_ = groups; }
+
+  /// Gradients get their memory here, so that a model that only evaluates or generates has none.
+  void begin_microbatch(bool) override {
+    for (Unit& unit : units_) {
+      if (unit.grad.defined()) continue;
+      unit.grad = at::zeros_like(unit.master);
+      for (size_t i = 0; i < unit.spec.params.size(); ++i)
+        // autograd adds to a gradient that is there in place, in its dtype: fp32 also for bf16
+        // parameters.
+        unit.spec.params[i].tensor.mutable_grad() = unit.layout.view(unit.grad, i);
+    }
+  }
+
+  void enter(int, dsv3::TensorRefs) override {}
+  void leave(int, dsv3::TensorRefs) override {}
+
+  void backward(at::TensorList roots, at::TensorList grads) override {
+    torch::autograd::backward(roots.vec(), grads.vec());
+  }
+
+  double grad_norm() override {
+    double sum = 0;
+    for (const Unit& unit : units_)
+      if (unit.grad.defined()) sum += dsv3::sum_of_squares(unit.grad);
+    return std::sqrt(sum);
+  }
+
+  void scale_grads(double factor) override {
+    for (Unit& unit : units_)
+      if (unit.grad.defined()) unit.grad.mul_(factor);
+  }
+
+  void update(int group, const std::function<void(std::span<UpdateTensor>)>& fn) override {
+    const bool whole = groups_.at(group).whole_matrices;
+    std::vector<UpdateTensor> tensors;
+    for (const Unit& unit : units_)
+      for (size_t i = 0; i < unit.spec.params.size(); ++i) {
+        if (unit.spec.params[i].group != group) continue;
+        const at::Tensor value = unit.master_of(i), grad = unit.layout.view(unit.grad, i);
+        for (Range& range : dsv3::update_ranges(unit.spec.params[i], whole)) {
+          at::Tensor part = dsv3::piece_of(value, range, whole);
+          tensors.push_back(
+              {std::move(range), std::move(part), dsv3::piece_of(grad, range, whole)});
+        }
+      }
+    fn(tensors);
+  }
+
+  void end_step() override {
+    for (Unit& unit : units_) {
+      if (unit.grad.defined()) unit.grad.zero_();
+      refresh(unit);
+    }
+  }
+
+  std::vector<Range> update_ranges(int group) const override {
+    std::vector<Range> ranges;
+    for (const Unit& unit : units_)
+      for (const UnitParam& param : unit.spec.params)
+        if (param.group == group)
+          for (Range& range : dsv3::update_ranges(param, groups_.at(group).whole_matrices))
+            ranges.push_back(std::move(range));
+    return ranges;
+  }
+
+  std::vector<OwnedTensor> owned() override {
+    std::vector<OwnedTensor> tensors;
+    for (const Unit& unit : units_)
+      for (size_t i = 0; i < unit.spec.params.size(); ++i)
+        tensors.push_back({dsv3::whole_range(unit.spec.params[i]), unit.master_of(i)});
+    return tensors;
+  }
+
+  void loaded() override {
+    for (Unit& unit : units_) refresh(unit);
+  }
+
+  Cost estimate(std::span<const UnitSpec> units, int) const override {
+    int64_t elements = 0;
+    for (const UnitSpec& unit : units) elements += FlatLayout(unit.params).size();
+    const int64_t fp32 = elements * 4;
+    const int64_t copy = context_.compute_dtype == at::kFloat
+                             ? 0
+                             : elements * int64_t(c10::elementSize(context_.compute_dtype));
+    return {.bytes_held = fp32 + copy, .bytes_peak = 2 * fp32 + copy, .bytes_moved_per_step = 0};
+  }
+
+ private:
+  static bool has_copy(const Unit& unit, const UnitParam& param) {
+    return unit.compute.defined() && !param.keep_fp32;
+  }
+
+  /// Brings the compute copy up to date with the master, in one pass.
+  static void refresh(Unit& unit) {
+    if (unit.compute.defined()) unit.compute.copy_(unit.master);
+  }
+
+  dsv3::StrategyContext context_;
+  std::vector<Unit> units_;
+  std::vector<GroupSpec> groups_;
+  std::set<std::string> names_;
+};
+
+}  // namespace
+
+DSV3_PLUGIN(registrar) {
+  registrar.strategy<Single>("single", "One device, all parameters resident");
+}

@@ -1,0 +1,114 @@
+"""Updates of the adamw and muon plugins against torch.optim.AdamW and torch.optim.Muon.
+
+The oracle runs in float64 (Muon's cast to bf16 is taken out, except where bf16 itself is compared), so that
+what remains is our own rounding.
+"""
+
+import json
+import os
+import struct
+import subprocess
+
+import pytest
+import torch
+
+SHAPES = [(8, 8), (8, 24), (24, 8), (1, 16), (16, 1), (8, 24)]
+FACTORS = [0.1, 1.0, 1.0, 0.5, 0.25, 0.01]
+
+
+def vectors(scale):
+    """Fixed start values and gradients of every update; `scale` sets the gradients' size."""
+    generator = torch.Generator().manual_seed(1)
+    values = [torch.randn(shape, generator=generator) for shape in SHAPES]
+    grads = [[torch.randn(shape, generator=generator) * scale for shape in SHAPES] for _ in FACTORS]
+    return values, grads
+
+
+def ours(name, options, values, grads):
+    data = struct.pack("q", len(values))
+    for value in values:
+        data += struct.pack("qq", *value.shape) + value.numpy().tobytes()
+    data += struct.pack("q", len(grads))
+    for factor, update in zip(FACTORS, grads):
+        data += struct.pack("d", factor) + b"".join(grad.numpy().tobytes() for grad in update)
+    driver = os.environ["DSV3_DRIVER"]
+    done = subprocess.run([driver, name, json.dumps(options)], input=data, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    flat = torch.frombuffer(bytearray(done.stdout), dtype=torch.float32)
+    assert flat.numel() == len(grads) * sum(value.numel() for value in values)
+    pieces = flat.split([value.numel() for value in values] * len(grads))
+    return [[piece.view(shape) for piece, shape in zip(pieces[i * len(values):], SHAPES)] for i in range(len(grads))]
+
+
+def oracle(make, lr, values, grads, dtype=torch.float64):
+    params = [torch.nn.Parameter(value.to(dtype).clone()) for value in values]
+    optimizer = make(params)
+    after = []
+    for factor, update in zip(FACTORS, grads):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * factor
+        for param, grad in zip(params, update):
+            param.grad = grad.to(dtype)
+        optimizer.step()
+        after.append([param.detach().clone() for param in params])
+    return after
+
+
+def worst(found, wanted):
+    difference = 0.0
+    for mine, theirs in zip(found, wanted):
+        for a, b in zip(mine, theirs):
+            assert torch.isfinite(a).all()
+            difference = max(difference, (a.double() - b.double()).abs().max().item())
+    return difference
+
+
+@pytest.fixture
+def muon_without_bf16(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self.clone())
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-8, 1e-12, 0.0])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adamw(scale, weight_decay):
+    values, grads = vectors(scale)
+    lr, betas, eps = 1e-2, (0.9, 0.95), 1e-8
+    wanted = oracle(
+        lambda params: torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay),
+        lr, values, grads)
+    options = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "eps": eps, "weight_decay": weight_decay}
+    assert worst(ours("adamw", options, values, grads), wanted) < 2e-6
+
+
+def muon_pair(scale, values, grads, dtype, ns_dtype, **changes):
+    lr = 0.02
+    theirs = {"momentum": 0.95, "nesterov": True, "ns_steps": 5, "weight_decay": 0.1, "adjust_lr_fn": scale} | changes
+    wanted = oracle(lambda params: torch.optim.Muon(params, lr=lr, **theirs), lr, values, grads, dtype)
+    options = {"lr": lr, "ns_dtype": ns_dtype, "scale": theirs.pop("adjust_lr_fn")} | theirs
+    return worst(ours("muon", options, values, grads), wanted)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-8, 1e-12, 1e-30, 0.0])
+@pytest.mark.parametrize("ratio", ["original", "match_rms_adamw"])
+def test_muon(scale, ratio, muon_without_bf16):
+    values, grads = vectors(scale)
+    assert muon_pair(ratio, values, grads, torch.float64, "fp32") < 5e-6
+
+
+@pytest.mark.parametrize("changes", [{"nesterov": False}, {"momentum": 0.5}, {"ns_steps": 3}, {"weight_decay": 0.0}])
+def test_muon_options(changes, muon_without_bf16):
+    values, grads = vectors(1.0)
+    assert muon_pair("original", values, grads, torch.float64, "fp32", **changes) < 5e-6
+
+
+def test_muon_in_bf16():
+    """An update moves values by about 0.02; bf16 keeps 8 bits, and both sides round on their own."""
+    values, grads = vectors(1.0)
+    assert muon_pair("original", values, grads, torch.float32, "bf16") < 2e-3
+
+
+def test_the_comparison_can_fail():
+    values, grads = vectors(1.0)
+    lr = 1e-2
+    wanted = oracle(lambda params: torch.optim.AdamW(params, lr=lr, weight_decay=0.1), lr, values, grads)
+    assert worst(ours("adamw", {"lr": lr, "beta2": 0.99, "weight_decay": 0.1}, values, grads), wanted) > 1e-4

@@ -1,0 +1,28 @@
+// The plugin libraries of this build, for tests that need real components.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include <dsv3/runtime/plugins.h>
+
+namespace dsv3::test {
+
+/// Registries of the build and of the test plugins.
+inline Plugins& built_plugins() {
+  static Plugins plugins({{DSV3_BUILD_DIR}, {DSV3_BUILD_DIR "/tests/plugins/flat"}});
+  return plugins;
+}
+
+template <class Base, class... Context>
+std::shared_ptr<Base> make_built(Kind kind, const std::string& name, const OptionValues& options,
+                                 const Context&... context) {
+  ComponentSpec spec;
+  spec.kind = kind;
+  spec.plugin = name;
+  spec.options = options;
+  spec.origin.source = "test";
+  return make<Base>(built_plugins(), spec, context...);
+}
+
+}  // namespace dsv3::test
