@@ -9,7 +9,6 @@
 #include <string>
 
 #include <ATen/Parallel.h>
-#include <ATen/cpu/Utils.h>
 
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/error.h>
@@ -49,7 +48,7 @@ at::Device device_of(const TrainOptions& train) {
 }
 
 const char* automatic_precision(at::Device device) {
-  return device.is_cuda() || at::cpu::is_amx_tile_supported() ? "bf16" : "fp32";
+  return device.is_cuda() || __builtin_cpu_supports("amx-bf16") ? "bf16" : "fp32";
 }
 
 at::ScalarType compute_dtype(const TrainOptions& train) {
