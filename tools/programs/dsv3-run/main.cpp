@@ -57,7 +57,7 @@ dsv3::ExperimentRequest experiment_of(const Arguments& a) {
   dsv3::ExperimentRequest request;
   request.machine_config = machine_config(a);
   if (a.debug)
-    request.overrides = {"data={plugin: synthetic}", "train.steps=50", "train.batch=4", "train.micro_batch=4",
+    request.overrides = {"data={plugin: synthetic}", "data.tokenizer=null", "train.steps=50", "train.batch=4", "train.micro_batch=4",
                          "train.sequence=256", "train.log_every=1", "validation.every=0", "validation.batches=1",
                          "samples.every=0", "checkpoint.every=0", "tracker=[]"};
   for (const std::string& word : a.words) {
