@@ -112,10 +112,14 @@ int Trainer::run(bool resumed) {
     const bool last = step_ == total_steps_;
     const int stop = last ? 0 : SignalGuard::requested();
     std::optional<double> val_loss;
+    const double stepped = seconds_now();
     if (last || due(experiment_.validation.every)) val_loss = validate();
+    since_seconds_ += seconds_now() - stepped;  // rates are of training alone
     record(&result, val_loss);
+    const double recorded = seconds_now();
     if (due(experiment_.samples.every) || (last && experiment_.samples.every > 0)) write_samples();
     if (last || stop != 0 || due(experiment_.checkpoint.every)) save(val_loss);
+    since_seconds_ += seconds_now() - recorded;
     if (stop != 0) {
       log::info("stopped by a signal at step " + std::to_string(step_) + "; go on with --run_id " +
                 folder_.name());
