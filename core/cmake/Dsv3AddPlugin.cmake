@@ -48,8 +48,8 @@ function(dsv3_add_plugin name)
   set_target_properties(${name} PROPERTIES
     OUTPUT_NAME dsv3_${name} PREFIX lib SUFFIX .so LIBRARY_OUTPUT_DIRECTORY ${prefix}/lib/dsv3/plugins
     CXX_EXTENSIONS OFF CXX_VISIBILITY_PRESET hidden
-    # Where libdsv3 lies, seen from a plugin; LibTorch is found through it as well.
-    INSTALL_RPATH "$ORIGIN/../.." INSTALL_RPATH_USE_LINK_PATH ON)
+    # Where libdsv3 lies, seen from an installed plugin, and LibTorch.
+    INSTALL_RPATH "$ORIGIN/../..;$<TARGET_FILE_DIR:LibTorch::cpu>")
   target_link_libraries(${name} PRIVATE dsv3::sdk ${arg_LINK})
   target_link_options(${name} PRIVATE -Wl,--no-undefined)
 
@@ -92,6 +92,10 @@ function(dsv3_register_plugin name prefix)
       "\n[[plugin]]\nkind = \"${kind}\"\nname = \"${short}\"\nlibrary = \"libdsv3_${name}.so\"\nversion = \"${arg_VERSION}\"\nstatus = \"${arg_STATUS}\"\nsummary = \"${summary}\"\ndocs = \"${docs}\"\n")
   endforeach()
   dsv3_write_registry_later(${set} ${prefix})
+  # A project may make this target to build all plugins of a registry at once.
+  if(TARGET dsv3_plugins_${set})
+    add_dependencies(dsv3_plugins_${set} ${name})
+  endif()
 endfunction()
 
 # Arranges that <prefix>/registries/<set>.toml is written and installed at the end of the configuration.

@@ -75,16 +75,16 @@ std::optional<std::string_view> elf_section(std::string_view file, std::string_v
   check_segments(file, header);
   const auto names_header = read_entry<Elf64_Shdr>(file, header.e_shoff, header.e_shstrndx);
   const std::string_view names = slice(file, names_header.sh_offset, names_header.sh_size);
+  std::optional<std::string_view> found;
   for (uint64_t i = 0; i < header.e_shnum; ++i) {
     const auto section = read_entry<Elf64_Shdr>(file, header.e_shoff, i);
+    if (section.sh_type == SHT_NOBITS || section.sh_type == SHT_NULL) continue;
+    const std::string_view bytes = slice(file, section.sh_offset, section.sh_size);
     if (section.sh_name >= names.size()) refuse_damaged();
-    std::string_view its_name = names.substr(section.sh_name);
-    its_name = its_name.substr(0, its_name.find('\0'));
-    if (its_name != name) continue;
-    if (section.sh_type == SHT_NOBITS) refuse_damaged();
-    return slice(file, section.sh_offset, section.sh_size);
+    const std::string_view its_name = names.substr(section.sh_name);
+    if (its_name.substr(0, its_name.find('\0')) == name) found = bytes;
   }
-  return std::nullopt;
+  return found;
 }
 
 }  // namespace dsv3

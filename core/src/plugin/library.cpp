@@ -1,6 +1,7 @@
 #include "plugin/library.h"
 
 #include <algorithm>
+#include <dlfcn.h>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -58,13 +59,21 @@ void check_stamp(const Stamp& stamp, const std::filesystem::path& path) {
          host.sdk + ")) and LibTorch " + host.torch);
 }
 
+// Static initialisers of a library run inside dlopen. It is declared to throw nothing, so a
+// compiler that sees the call would end the process when one of them throws; through this pointer
+// it cannot see it.
+void run_static_initialisers(const std::filesystem::path& path) {
+  void* (*volatile open_library)(const char*, int) = &::dlopen;
+  open_library(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+}
+
 // Opens the library; its handle is leaked on purpose. LibTorch objects, exceptions and threads of a
 // plugin may outlive every use that could be counted.
 const boost::dll::shared_library& open(const Stamp& stamp, const std::filesystem::path& path) {
   using boost::dll::load_mode::type;
   try {
-    return *new boost::dll::shared_library(
-        path, boost::dll::load_mode::rtld_now | boost::dll::load_mode::rtld_local);
+    run_static_initialisers(path);
+    return *new boost::dll::shared_library(path, type::rtld_now | type::rtld_local);
   } catch (...) {
     refuse(plugin_label(stamp.name, path) + " cannot be loaded: " + current_exception_text());
   }

@@ -30,11 +30,19 @@ const char* type_text(OptionType type) {
   return "";
 }
 
-// Shortest text that reads back as the same number.
+// Shortest text that reads back as the same number: 0.0003, 10000, 1e-6.
 std::string text(double value) {
+  if (std::abs(value) < 1e15 && value == std::floor(value))
+    return std::to_string(static_cast<int64_t>(value));
   std::array<char, 32> buffer;
-  const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value).ptr;
-  return {buffer.data(), end};
+  char* const end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value,
+                                  std::abs(value) < 1e-4 ? std::chars_format::scientific
+                                                         : std::chars_format::fixed)
+                        .ptr;
+  std::string shortest(buffer.data(), end);
+  if (const size_t zero = shortest.find("e-0"); zero != std::string::npos)
+    shortest.erase(zero + 2, 1);
+  return shortest;
 }
 std::string text(bool value) {
   return value ? "true" : "false";
@@ -62,17 +70,12 @@ std::string default_text(const OptionSpec& spec) {
 
 std::string values_text(const OptionSpec& spec) {
   std::string range;
-  const auto bound = [](double value) {
-    return std::abs(value) < 1e15 && value == std::floor(value)
-               ? std::to_string(static_cast<int64_t>(value))
-               : text(value);
-  };
   if (spec.min && spec.max)
-    range = bound(*spec.min) + " to " + bound(*spec.max);
+    range = text(*spec.min) + " to " + text(*spec.max);
   else if (spec.min)
-    range = "at least " + bound(*spec.min);
+    range = "at least " + text(*spec.min);
   else if (spec.max)
-    range = "at most " + bound(*spec.max);
+    range = "at most " + text(*spec.max);
   for (const std::string& choice : spec.choices) range += (range.empty() ? "" : ", ") + choice;
   for (const auto& [word, value] : spec.words) range += (range.empty() ? "" : " or ") + word;
   return range;

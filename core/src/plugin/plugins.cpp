@@ -137,15 +137,25 @@ const Registration& Plugins::find(const ComponentSpec& spec) {
     if (!spec.library.empty())
       return in_library(load_library(spec.library), spec.kind, spec.plugin, "");
     if (const Registration* found = find_if_known(spec.kind, spec.plugin)) return *found;
-    const std::vector<std::string> known = names(spec.kind);
-    const std::string close = config::nearest(spec.plugin, known);
-    refuse("unknown " + std::string(kind_name(spec.kind)) + " plugin '" + spec.plugin + "'" +
-           (close.empty() ? "" : "; did you mean '" + close + "'?") +
-           (known.empty() ? "; none is known" : "; known: " + join(known)) +
-           "; looked in: " + searched());
+    refuse_unknown(spec.kind, spec.plugin);
   } catch (const Error& e) {
     throw Error(e.what() + asked_for(spec), e.code());
   }
+}
+
+void Plugins::refuse_unknown(Kind kind, const std::string& name) const {
+  const std::string label = kind_name(kind) + (" '" + name + "'");
+  if (find_alias(kind, name))
+    refuse(label + " is a short form for use alone, `" + kind_name(kind) + ": " + name +
+           "`, and no plugin of that name was found; looked in: " + searched());
+  std::set<std::string> components;
+  for (const PluginEntry& entry : entries_)
+    if (entry.kind == kind) components.insert(entry.name);
+  const std::vector<std::string> known(components.begin(), components.end());
+  const std::string close = config::nearest(name, known);
+  refuse("unknown " + std::string(kind_name(kind)) + " plugin '" + name + "'; " +
+         (close.empty() ? "" : "did you mean '" + close + "'? ") +
+         "known: " + (known.empty() ? "none" : join(known)) + "; looked in: " + searched());
 }
 
 const Registration* Plugins::find_if_known(Kind kind, const std::string& name) {
@@ -173,7 +183,9 @@ std::vector<std::string> Plugins::names(Kind kind) const {
 std::string Plugins::searched() const {
   std::vector<std::string> paths;
   for (const auto& level : levels_)
-    for (const Path& path : level) paths.push_back(path.string());
+    for (const Path& path : level)
+      if (std::find(paths.begin(), paths.end(), path.string()) == paths.end())
+        paths.push_back(path.string());
   return paths.empty() ? "nothing (no plugin path is set)" : join(paths);
 }
 

@@ -15,7 +15,8 @@ LogCapture::~LogCapture() {
 }
 
 namespace dsv3::log {
-void write(Level level, const std::string& message) {
+// Visible, so that libdsv3 calls this one.
+__attribute__((visibility("default"))) void write(Level level, const std::string& message) {
   if (capture && level >= Level::warning) capture->lines.push_back(message);
 }
 }  // namespace dsv3::log

@@ -8,16 +8,16 @@ TEST_CASE("registries/builtin.toml is what the build makes (ninja update_registr
         get(DSV3_BUILD_DIR "/registries/builtin.toml"));
 }
 
-TEST_CASE("every built-in plugin loads, and its README shows its table of options") {
+TEST_CASE(
+    "every built-in plugin loads, and its README shows its table of options (ninja "
+    "update_readmes)") {
   dsv3::Plugins plugins({{DSV3_BUILD_DIR "/registries/builtin.toml"}});
   for (const dsv3::PluginEntry& entry : plugins.entries()) {
     INFO(dsv3::kind_name(entry.kind) << "/" << entry.name);
-    // The library may not be part of a partial build; loading is tested where it is.
-    if (!std::filesystem::exists(entry.library)) continue;
     const dsv3::Registration* found = plugins.find_if_known(entry.kind, entry.name);
     REQUIRE(found);
     CHECK(found->summary == entry.summary);
-    if (entry.docs.empty()) continue;
+    REQUIRE_FALSE(entry.docs.empty());
     CHECK_THAT(get(std::filesystem::path(DSV3_SOURCE_DIR) / entry.docs),
                Contains(dsv3::options_table(*found->schema, true)));
   }
@@ -34,7 +34,7 @@ TEST_CASE("aliases of the built-in registry name plugins of it") {
 TEST_CASE("the table of options shows type, default, allowed values and meaning") {
   struct Options {
     int64_t count = 3, size = 0;
-    double rate = 3e-4, share = 0.5;
+    double rate = 3e-4, share = 0.5, theta = 10000, eps = 1e-6;
     bool on = true;
     std::string mode = "a", file;
     std::vector<int64_t> list{1, 2};
@@ -43,6 +43,8 @@ TEST_CASE("the table of options shows type, default, allowed values and meaning"
       s.add("size", &Options::size, "how big").min(0).word("auto", 0);
       s.add("rate", &Options::rate, "how fast").max(1);
       s.add("share", &Options::share, "how much").min(0).max(1);
+      s.add("theta", &Options::theta, "how slow").min(1e-20);
+      s.add("eps", &Options::eps, "how little");
       s.add("on", &Options::on, "whether");
       s.add("mode", &Options::mode, "which").choices({"a", "b"});
       s.add("file", &Options::file, "a | b").required();
@@ -57,6 +59,8 @@ TEST_CASE("the table of options shows type, default, allowed values and meaning"
         "| `size` | integer | `auto` | at least 0 or auto | how big |\n"
         "| `rate` | number | `0.0003` | at most 1 | how fast |\n"
         "| `share` | number | `0.5` | 0 to 1 | how much |\n"
+        "| `theta` | number | `10000` | at least 1e-20 | how slow |\n"
+        "| `eps` | number | `1e-6` | | how little |\n"
         "| `on` | boolean | `true` | | whether |\n"
         "| `mode` | string | `a` | a, b | which |\n"
         "| `file` | string | (required) | | a \\| b |\n"

@@ -80,7 +80,7 @@ TEST_CASE("an unknown name: did you mean, what is known, where it was looked for
   Plugins plugins({{registry("good")}, {registry("twin")}});
   CHECK_THAT(
       error_of([&] { plugins.find(schedule("halvign")); }),
-      Contains("unknown schedule plugin 'halvign'; did you mean 'halving'?; known: halving, twin; "
+      Contains("unknown schedule plugin 'halvign'; did you mean 'halving'? known: halving, twin; "
                "looked in: " +
                registry("good").string() + ", " + registry("twin").string() +
                "\n  asked for by nano.yaml:5:13"));
@@ -98,6 +98,11 @@ TEST_CASE("a short form stands for YAML") {
   REQUIRE(plugins.find_alias(Kind::optimizer, "muon"));
   CHECK(plugins.find_alias(Kind::optimizer, "muon")->yaml == "- {plugin: x}\n");
   CHECK(plugins.find_alias(Kind::schedule, "muon") == nullptr);
+  dsv3::ComponentSpec spec;
+  spec.kind = Kind::optimizer;
+  spec.plugin = "muon";
+  CHECK_THAT(error_of([&] { plugins.find(spec); }),
+             Contains("is a short form for use alone, `optimizer: muon`"));
   CHECK(plugins.names(Kind::optimizer) == std::vector<std::string>{"muon"});
 }
 

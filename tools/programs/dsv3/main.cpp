@@ -1,6 +1,7 @@
 // `dsv3`: looks at plugins, prepares data, handles runs and models. `dsv3-run` trains.
 #include <exception>
 #include <iostream>
+#include <string>
 
 #include <dsv3/sdk/error.h>
 
@@ -8,13 +9,9 @@
 
 namespace {
 
-int code(dsv3::ExitCode code) {
-  return static_cast<int>(code);
-}
-
 int fail(const char* what, dsv3::ExitCode exit_code) {
   std::cerr << "error: " << what << '\n';
-  return code(exit_code);
+  return static_cast<int>(exit_code);
 }
 
 int run(int argc, char** argv) {
@@ -27,8 +24,7 @@ int run(int argc, char** argv) {
   } catch (const CLI::Success& e) {  // --help
     return app.exit(e);
   } catch (const CLI::ParseError& e) {
-    app.exit(e, std::cerr, std::cerr);
-    return code(dsv3::ExitCode::usage);
+    return fail((std::string(e.what()) + "; --help shows how").c_str(), dsv3::ExitCode::usage);
   }
   return exit_code;
 }

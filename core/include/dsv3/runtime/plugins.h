@@ -76,6 +76,8 @@ class Plugins {
   std::string searched() const;
 
  private:
+  [[noreturn]] void refuse_unknown(Kind kind, const std::string& name) const;
+
   SearchLevels levels_;
   std::vector<PluginEntry> entries_;
   std::vector<Alias> aliases_;

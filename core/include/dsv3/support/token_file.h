@@ -1,0 +1,80 @@
+// Files of token ids: dsv3's own shards, llm.c's .bin, and raw uint16 as nanoGPT writes.
+//
+// A dsv3 shard (.tokens, little endian) is a header of 256 bytes, the ids (uint16 or uint32, padded
+// with zeros to 8 bytes), and a table of its documents: uint64 end (in tokens) and uint64 hash (of
+// the text) each.
+//   0 char[8] "dsv3tok"   8 u32 version = 1   12 u32 bytes an id   16 u64 tokens   24 u64 documents
+//   32 u64 vocab   40 i64 end-of-text id or -1   48 char[64] tokenizer digest   248 u64 hash of
+//   bytes 0-247
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <dsv3/support/fs.h>
+
+namespace dsv3 {
+
+/// What a shard's header says.
+struct TokenHeader {
+  uint32_t version = 1;
+  uint32_t id_bytes = 2;
+  uint64_t tokens = 0, documents = 0;
+  uint64_t vocab = 0;     ///< 0 = the file does not say
+  int64_t eos = -1;       ///< -1 = none, or the file does not say
+  std::string tokenizer;  ///< Tokenizer::digest(); empty = the file does not say
+};
+
+struct TokenDocument {
+  uint64_t begin = 0, end = 0;  ///< in tokens
+  uint64_t hash = 0;
+};
+
+/// A mapped file of token ids. Thread-safe.
+class TokenFile {
+ public:
+  /// `format`: dsv3, llmc, raw16, or auto: .tokens is dsv3, else llm.c when its magic is there,
+  /// else raw16. Sizes, magic, version, checksum and document table are checked; throws dsv3::Error
+  /// (ExitCode::data).
+  TokenFile(const std::string& path, const std::string& format);
+
+  const std::string& path() const { return path_; }
+  const std::string& format() const { return format_; }
+  const TokenHeader& header() const { return header_; }
+  void read(uint64_t begin, std::span<int64_t> out) const;
+  /// From the table; else cut behind each `eos`; else (eos < 0) the whole file as one.
+  std::vector<TokenDocument> documents(int64_t eos) const;
+
+ private:
+  void open_shard();
+  void open_llmc();
+  void open_raw();
+
+  std::string path_, format_;
+  fs::Mapping mapping_;
+  TokenHeader header_;
+  const char* ids_ = nullptr;
+  const char* table_ = nullptr;
+};
+
+/// Files of `path`: itself, or the .tokens and .bin files of a folder in order of their names.
+std::vector<std::string> token_files_in(const std::string& path);
+
+/// A shard being filled, written in one go.
+class TokenShard {
+ public:
+  /// `header` gives vocab, eos, tokenizer and id_bytes.
+  explicit TokenShard(TokenHeader header) : header_(std::move(header)) {}
+  void add(std::span<const int32_t> document, uint64_t hash);
+  const TokenHeader& header() const { return header_; }
+  void write(const fs::Path& path) const;  ///< and fsyncs
+
+ private:
+  TokenHeader header_;
+  std::string ids_;
+  std::vector<uint64_t> table_;
+};
+
+}  // namespace dsv3

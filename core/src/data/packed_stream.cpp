@@ -1,0 +1,172 @@
+#include <algorithm>
+
+#include <ATen/ATen.h>
+#include <nlohmann/json.hpp>
+
+#include <dsv3/sdk/documents.h>
+#include <dsv3/sdk/error.h>
+
+namespace dsv3 {
+namespace {
+
+// Validation takes the same documents first whatever the experiment's seed, so that runs compare.
+constexpr uint64_t kValidationOrder = 0;
+
+uint64_t order_seed(const DataContext& context) {
+  return context.split == Split::train ? context.seed : kValidationOrder;
+}
+
+void check_context(const DataContext& c) {
+  if (c.micro_batch < 1 || c.sequence < 1 || c.world < 1 || c.rank < 0 || c.rank >= c.world)
+    throw Error("a data stream needs micro_batch >= 1, sequence >= 1 and 0 <= rank < world; got " +
+                std::to_string(c.micro_batch) + ", " + std::to_string(c.sequence) + ", rank " +
+                std::to_string(c.rank) + " of " + std::to_string(c.world));
+}
+
+std::string percent(double share) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g %%", share * 100);
+  return text;
+}
+
+int64_t count_field(const nlohmann::json& state, const char* key) {
+  const auto it = state.is_object() ? state.find(key) : state.end();
+  if (!state.is_object() || it == state.end() || !it->is_number_integer() || it->get<int64_t>() < 0)
+    throw Error(std::string("the saved position in the data has no usable '") + key +
+                    "'; it was not written by this kind of data plugin",
+                ExitCode::data);
+  return it->get<int64_t>();
+}
+
+}  // namespace
+
+Documents::~Documents() = default;
+
+PackedStream::PackedStream(std::shared_ptr<Documents> documents, const DataContext& context)
+    : documents_(std::move(documents)),
+      context_(context),
+      order_(documents_->count(), order_seed(context), 0) {
+  check_context(context_);
+  check_enough();
+}
+
+void PackedStream::check_enough() {
+  const int64_t needed = training() ? context_.sequence + 1 : 2;
+  if (!training() && context_.validation_share <= 0 && documents_->count() == 0) return;
+  int64_t found = 0;
+  for (int64_t i = 0; i < documents_->count() && found < needed; ++i)
+    found += documents_->length(static_cast<int64_t>(order_(i)));
+  if (found >= needed) return;
+  const std::string have = std::to_string(found) + " tokens in " +
+                           std::to_string(documents_->count()) + " documents of " +
+                           documents_->source();
+  if (training())
+    throw Error("too little text to train on: " + have + ", and one row of sequence " +
+                    std::to_string(context_.sequence) + " needs " + std::to_string(needed) + " (" +
+                    percent(context_.validation_share) +
+                    " are held out for validation). Give more text or a shorter train.sequence",
+                ExitCode::data);
+  throw Error(
+      "no text to validate on: " + have + " were held out (validation.share " +
+          percent(context_.validation_share) +
+          "). Documents are held out whole: raise validation.share, or cut the text into more "
+          "documents",
+      ExitCode::data);
+}
+
+int64_t PackedStream::document_at(const Cursor& at) {
+  if (at.epoch != order_epoch_) {
+    order_ = Permutation(documents_->count(), order_seed(context_), at.epoch);
+    order_epoch_ = at.epoch;
+  }
+  return static_cast<int64_t>(order_(at.position));
+}
+
+/// Moves `at` by up to `wanted` tokens, writing them and their document ids unless null. Returns
+/// how many there were; fewer only at the end of a validation stream.
+int64_t PackedStream::walk(Cursor& at, int64_t wanted, int64_t* tokens, int64_t* ids) {
+  int64_t done = 0;
+  while (done < wanted) {
+    if (at.position == documents_->count()) {
+      if (!training()) break;
+      at = {at.epoch + 1, 0, 0};
+    }
+    const int64_t document = document_at(at);
+    const int64_t length = documents_->length(document);
+    const int64_t taken = std::min(length - at.offset, wanted - done);
+    if (tokens && taken > 0) {
+      documents_->read(document, at.offset, {tokens + done, static_cast<size_t>(taken)});
+      std::fill_n(ids + done, taken, at.epoch * documents_->count() + at.position);
+    }
+    done += taken;
+    at.offset += taken;
+    if (at.offset == length) at = {at.epoch, at.position + 1, 0};
+  }
+  return done;
+}
+
+Batch PackedStream::next() {
+  const int64_t T = context_.sequence, B = context_.micro_batch;
+  if (!training()) {
+    Cursor probe = cursor_;
+    if (walk(probe, 2, nullptr, nullptr) < 2) return {};
+  }
+  Cursor at = cursor_;
+  walk(at, context_.rank * B * T, nullptr, nullptr);
+  // The rows overlap by one token, so they are slices of one stretch of B T + 1 tokens.
+  std::vector<int64_t> tokens(B * T + 1, 0), ids(B * T + 1, -1);
+  if (walk(at, B * T, tokens.data(), ids.data()) == B * T) {
+    Cursor peek = at;
+    walk(peek, 1, &tokens[B * T], &ids[B * T]);
+  }
+  walk(at, (context_.world - context_.rank - 1) * B * T, nullptr, nullptr);
+  cursor_ = at;
+  rows_ += B * context_.world;
+
+  Batch batch{at::empty({B, T + 1}, at::kLong), at::empty({B, T + 1}, at::kLong)};
+  for (int64_t row = 0; row < B; ++row) {
+    std::copy_n(&tokens[row * T], T + 1, batch.tokens.mutable_data_ptr<int64_t>() + row * (T + 1));
+    std::copy_n(&ids[row * T], T + 1,
+                batch.document_ids.mutable_data_ptr<int64_t>() + row * (T + 1));
+  }
+  return batch;
+}
+
+nlohmann::json PackedStream::state() const {
+  return {{"rows", rows_},
+          {"epoch", cursor_.epoch},
+          {"document", cursor_.position},
+          {"offset", cursor_.offset},
+          {"documents", documents_->count()},
+          {"source", documents_->fingerprint()},
+          {"seed", order_seed(context_)}};
+}
+
+void PackedStream::load_state(const nlohmann::json& state) {
+  const Cursor at{count_field(state, "epoch"), count_field(state, "document"),
+                  count_field(state, "offset")};
+  const int64_t rows = count_field(state, "rows");
+  const int64_t documents = count_field(state, "documents");
+  if (documents != documents_->count() ||
+      state.value("source", std::string()) != documents_->fingerprint())
+    throw Error("the text or the tokenizer changed since the state was saved: " +
+                    std::to_string(documents) + " documents then, " +
+                    std::to_string(documents_->count()) + " in " + documents_->source() +
+                    " now, or other contents. Going on would repeat or skip text: bring the old "
+                    "text back, or start a new run from the checkpoint",
+                ExitCode::data);
+  if (state.value("seed", uint64_t{0}) != order_seed(context_))
+    throw Error("the state was saved with train.seed " +
+                    state.value("seed", nlohmann::json()).dump() +
+                    ", which decides the order of the documents; this run has " +
+                    std::to_string(order_seed(context_)),
+                ExitCode::data);
+  if (at.position > documents || (at.position == documents && at.offset != 0))
+    throw Error("the saved position in the data is outside the text", ExitCode::data);
+  if (at.position < documents && at.offset > documents_->length(document_at(at)))
+    throw Error("the saved position in the data is outside its document", ExitCode::data);
+  cursor_ = at;
+  rows_ = rows;
+}
+
+}  // namespace dsv3

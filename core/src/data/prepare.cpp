@@ -1,0 +1,159 @@
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <random>
+#include <thread>
+
+#include <dsv3/runtime/data.h>
+#include <dsv3/sdk/error.h>
+#include <dsv3/support/token_file.h>
+
+namespace dsv3 {
+namespace {
+
+namespace stdfs = std::filesystem;
+
+constexpr uint64_t kGroupBytes = 8 << 20;  // text encoded at a time; bounds memory
+
+/// Encodes documents first .. last on all cores. Each gets the end-of-text id.
+std::vector<std::vector<int32_t>> encode_group(const TextFiles& files, size_t first, size_t last,
+                                               const Tokenizer& tokenizer) {
+  std::vector<std::vector<int32_t>> encoded(last - first);
+  std::atomic<size_t> next{first};
+  std::exception_ptr error;
+  std::mutex mutex;
+  const auto work = [&] {
+    std::string buffer;
+    try {
+      for (size_t i = next++; i < last; i = next++) {
+        std::vector<int32_t>& ids = encoded[i - first];
+        ids = tokenizer.encode(files.text(files.documents()[i], buffer));
+        if (tokenizer.eos_id() >= 0) ids.push_back(tokenizer.eos_id());
+      }
+    } catch (...) {
+      std::lock_guard lock(mutex);
+      error = std::current_exception();
+      next = last;
+    }
+  };
+  {
+    std::vector<std::jthread> threads;
+    const size_t count = std::clamp<size_t>(std::thread::hardware_concurrency(), 1, last - first);
+    for (size_t i = 1; i < count; ++i) threads.emplace_back(work);
+    work();
+  }
+  if (error) std::rethrow_exception(error);
+  return encoded;
+}
+
+/// Writes shards and their index into `folder`.
+class ShardWriter {
+ public:
+  ShardWriter(stdfs::path folder, const Tokenizer& tokenizer, int64_t shard_tokens)
+      : folder_(std::move(folder)), shard_tokens_(shard_tokens) {
+    start_.vocab = tokenizer.vocab_size();
+    start_.eos = tokenizer.eos_id();
+    start_.tokenizer = tokenizer.digest();
+    start_.id_bytes = tokenizer.vocab_size() <= 65536 ? 2 : 4;
+    shard_ = TokenShard(start_);
+  }
+
+  void add(std::span<const int32_t> document, uint64_t hash) {
+    shard_.add(document, hash);
+    if (static_cast<int64_t>(shard_.header().tokens) >= shard_tokens_) flush();
+  }
+
+  PrepareResult finish() {
+    flush();
+    const Json index = {{"format", "dsv3-tokens"},        {"version", start_.version},
+                        {"vocab", start_.vocab},          {"eos", start_.eos},
+                        {"tokenizer", start_.tokenizer},  {"tokens", result_.tokens},
+                        {"documents", result_.documents}, {"shards", shards_}};
+    fs::write_atomically(folder_ / "index.json", index.dump(1) + "\n");
+    return result_;
+  }
+
+ private:
+  void flush() {
+    if (shard_.header().documents == 0) return;
+    char name[32];
+    std::snprintf(name, sizeof name, "shard-%05d.tokens", static_cast<int>(result_.shards));
+    shard_.write(folder_ / name);
+    const TokenHeader& header = shard_.header();
+    shards_.push_back({{"file", name}, {"tokens", header.tokens}, {"documents", header.documents}});
+    result_.shards += 1;
+    result_.tokens += header.tokens;
+    result_.documents += header.documents;
+    shard_ = TokenShard(start_);
+  }
+
+  stdfs::path folder_;
+  int64_t shard_tokens_;
+  TokenHeader start_;
+  TokenShard shard_{TokenHeader{}};
+  Json shards_ = Json::array();
+  PrepareResult result_;
+};
+
+}  // namespace
+
+PrepareResult prepare_tokens(const PrepareRequest& request) {
+  if (!request.tokenizer) throw Error("preparing data needs a tokenizer", ExitCode::usage);
+  if (request.shard_tokens < 1) throw Error("shards need at least one token", ExitCode::usage);
+  std::error_code ignored;
+  if (stdfs::exists(request.out, ignored) && !stdfs::is_empty(request.out, ignored))
+    throw Error(
+        "the output folder " + request.out.string() + " is not empty; remove it or name another",
+        ExitCode::usage);
+  const TextFiles files(request.inputs, request.format);
+  stdfs::path target = stdfs::absolute(request.out);
+  if (!target.has_filename()) target = target.parent_path();  // "out/" is "out"
+  const stdfs::path folder = target.string() + ".tmp-" + std::to_string(std::random_device{}());
+  fs::make_folders(folder);
+  try {
+    ShardWriter writer(folder, *request.tokenizer, request.shard_tokens);
+    const auto& documents = files.documents();
+    for (size_t first = 0, last = 0; first < documents.size(); first = last) {
+      for (uint64_t bytes = 0; last < documents.size() && bytes < kGroupBytes; ++last)
+        bytes += documents[last].size;
+      const auto encoded = encode_group(files, first, last, *request.tokenizer);
+      for (size_t i = first; i < last; ++i) writer.add(encoded[i - first], documents[i].hash);
+    }
+    PrepareResult result = writer.finish();
+    result.text_bytes = files.bytes();
+    fs::sync_folder(folder);
+    if (stdfs::exists(target, ignored)) fs::remove_all(target);  // empty, see above
+    fs::rename(folder, target);
+    fs::sync_folder(target.parent_path());
+    return result;
+  } catch (...) {
+    stdfs::remove_all(folder, ignored);
+    throw;
+  }
+}
+
+std::string inspect_tokens(const std::string& path) {
+  std::string text;
+  uint64_t tokens = 0, documents = 0;
+  const std::vector<std::string> paths = token_files_in(path);
+  for (const std::string& name : paths) {
+    const TokenFile file(name, "auto");
+    const TokenHeader& header = file.header();
+    text += name + ": format " + file.format() + ", " + std::to_string(header.tokens) + " ids of " +
+            std::to_string(header.id_bytes) + " bytes";
+    if (file.format() == "dsv3")
+      text += ", " + std::to_string(header.documents) + " documents, vocabulary " +
+              std::to_string(header.vocab) + ", end of text " + std::to_string(header.eos) +
+              ", tokenizer " + header.tokenizer.substr(0, 12);
+    text += "\n";
+    tokens += header.tokens;
+    documents += header.documents;
+  }
+  if (paths.size() > 1)
+    text += "total: " + std::to_string(paths.size()) + " files, " + std::to_string(tokens) +
+            " tokens, " + std::to_string(documents) + " documents\n";
+  return text;
+}
+
+}  // namespace dsv3

@@ -1,0 +1,151 @@
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+
+#include <dsv3/sdk/documents.h>
+#include <dsv3/sdk/error.h>
+#include <dsv3/support/json.h>
+#include <dsv3/support/text_files.h>
+
+namespace dsv3 {
+namespace {
+
+namespace stdfs = std::filesystem;
+
+constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+
+[[noreturn]] void fail(const std::string& what) {
+  throw Error(what, ExitCode::data);
+}
+
+bool has_extension(const stdfs::path& path, std::initializer_list<const char*> extensions) {
+  return std::find(extensions.begin(), extensions.end(), path.extension().string()) !=
+         extensions.end();
+}
+
+void find_files(const std::string& given, std::vector<std::string>& found) {
+  std::error_code error;
+  const stdfs::file_status status = stdfs::status(given, error);
+  if (!stdfs::exists(status))
+    fail("no such text file or folder: " + given + " (relative paths start at the current folder)");
+  if (!stdfs::is_directory(status)) {
+    if (has_extension(given, {".gz", ".zst", ".xz", ".bz2", ".zip"}))
+      fail("cannot read compressed text: " + given + "; unpack it first");
+    if (has_extension(given, {".parquet", ".arrow", ".bin", ".json"}))
+      fail("not a text format: " + given + "; plain text and .jsonl are read");
+    found.push_back(given);
+    return;
+  }
+  std::vector<std::string> inside;
+  stdfs::recursive_directory_iterator at(given, error), end;
+  for (; !error && at != end; at.increment(error))
+    if (has_extension(at->path(), {".txt", ".jsonl"}) && at->is_regular_file(error))
+      inside.push_back(at->path().string());
+  if (error) fail("cannot read folder " + given + ": " + error.message());
+  if (inside.empty()) fail("no .txt or .jsonl file in folder " + given);
+  std::sort(inside.begin(), inside.end());
+  found.insert(found.end(), inside.begin(), inside.end());
+}
+
+bool is_space(char c) {
+  return c == ' ' || (c >= '\t' && c <= '\r');
+}
+
+bool is_blank(std::string_view text) {
+  return std::all_of(text.begin(), text.end(), is_space);
+}
+
+/// Takes the first line off `rest`, without its line end.
+std::string_view take_line(std::string_view& rest) {
+  const void* newline = std::memchr(rest.data(), '\n', rest.size());
+  const size_t size = newline ? static_cast<const char*>(newline) - rest.data() : rest.size();
+  std::string_view line = rest.substr(0, size);
+  rest.remove_prefix(std::min(size + 1, rest.size()));
+  if (line.ends_with('\r')) line.remove_suffix(1);
+  return line;
+}
+
+}  // namespace
+
+TextFiles::TextFiles(const std::vector<std::string>& paths, const TextFormat& format)
+    : field_(format.field) {
+  if (format.documents != "blank_line" && format.documents != "line" && format.documents != "file")
+    fail("unknown kind of document boundary '" + format.documents +
+         "'; known: blank_line, line, file");
+  std::vector<std::string> found;
+  for (const std::string& path : paths) {
+    find_files(path, found);
+    source_ += (source_.empty() ? "" : ", ") + path;
+  }
+  for (const std::string& path : found) {
+    try {
+      files_.push_back({path, stdfs::path(path).extension() == ".jsonl", fs::Mapping(path)});
+    } catch (const Error& error) {
+      fail(error.what());
+    }
+    find_documents(files_.size() - 1, format);
+  }
+  if (documents_.empty())
+    fail("no text in " + source_ + ": " + std::to_string(found.size()) +
+         " files, all empty or white space");
+}
+
+void TextFiles::add(uint32_t file, std::string_view document) {
+  documents_.push_back({file, static_cast<uint64_t>(document.data() - files_[file].mapping.data()),
+                        document.size(), document_hash(document)});
+  bytes_ += document.size();
+}
+
+void TextFiles::find_documents(uint32_t file, const TextFormat& format) {
+  std::string_view rest = files_[file].mapping.view();
+  if (rest.starts_with(kByteOrderMark)) rest.remove_prefix(kByteOrderMark.size());
+  if (!files_[file].jsonl && format.documents == "file") {
+    if (!is_blank(rest)) add(file, rest);
+    return;
+  }
+  const bool by_line = files_[file].jsonl || format.documents == "line";
+  std::string_view paragraph;  // lines since the last blank one, line ends between them included
+  while (!rest.empty()) {
+    const std::string_view line = take_line(rest);
+    if (is_blank(line)) {
+      if (!paragraph.empty()) add(file, paragraph);
+      paragraph = {};
+    } else if (by_line) {
+      add(file, line);
+    } else {
+      const char* begin = paragraph.empty() ? line.data() : paragraph.data();
+      paragraph = {begin, static_cast<size_t>(line.data() + line.size() - begin)};
+    }
+  }
+  if (!paragraph.empty()) add(file, paragraph);
+}
+
+std::string_view TextFiles::text(const Document& document, std::string& buffer) const {
+  const File& file = files_[document.file];
+  const std::string_view bytes = file.mapping.view().substr(document.begin, document.size);
+  if (!file.jsonl) return bytes;
+  // Lines are counted only for an error text: the index of documents does not keep them.
+  const auto where = [&] {
+    const std::string_view before = file.mapping.view().substr(0, document.begin);
+    return file.path + ":" + std::to_string(std::count(before.begin(), before.end(), '\n') + 1);
+  };
+  Json line;
+  try {
+    line = parse_json(bytes, "line");
+  } catch (const Error& error) {
+    fail(where() + ": bad JSON: " + error.what());
+  }
+  const auto it = line.is_object() ? line.find(field_) : line.end();
+  if (!line.is_object()) fail(where() + ": every line of a .jsonl file must be an object");
+  if (it == line.end()) {
+    std::string keys;
+    for (const auto& item : line.items()) keys += (keys.empty() ? "" : ", ") + item.key();
+    fail(where() + ": no field '" + field_ + "' in the object; it has: " + keys +
+         ". Name the field that holds the text with `field`");
+  }
+  if (!it->is_string()) fail(where() + ": field '" + field_ + "' must be a string");
+  buffer = it->get<std::string>();
+  return buffer;
+}
+
+}  // namespace dsv3

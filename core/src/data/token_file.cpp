@@ -1,0 +1,225 @@
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <string_view>
+
+#include <dsv3/sdk/documents.h>
+#include <dsv3/sdk/error.h>
+#include <dsv3/support/token_file.h>
+
+namespace dsv3 {
+namespace {
+
+constexpr size_t kHeaderBytes = 256, kChecksumAt = 248, kDigestAt = 48, kDigestBytes = 64;
+constexpr std::string_view kMagic{"dsv3tok\0", 8};
+constexpr size_t kLlmcHeaderBytes = 256 * 4;
+constexpr uint32_t kLlmc16 = 20240520, kLlmc32 = 20240801;
+constexpr const char* kShardExtension = ".tokens";
+
+template <class T>
+T load(const char* at) {
+  T value;
+  std::memcpy(&value, at, sizeof value);
+  return value;
+}
+
+template <class T>
+void store(char* at, T value) {
+  std::memcpy(at, &value, sizeof value);
+}
+
+fs::Mapping map(const std::string& path) {
+  try {
+    return fs::Mapping(path);
+  } catch (const Error& error) {
+    throw Error(error.what(), ExitCode::data);
+  }
+}
+
+[[noreturn]] void fail(const std::string& path, const std::string& what) {
+  throw Error("bad token file " + path + ": " + what, ExitCode::data);
+}
+
+uint64_t padded(uint64_t bytes) {
+  return (bytes + 7) / 8 * 8;
+}
+
+}  // namespace
+
+TokenFile::TokenFile(const std::string& path, const std::string& format)
+    : path_(path), format_(format), mapping_(map(path)) {
+  if (format_ == "auto") {
+    const uint32_t first = mapping_.size() >= 4 ? load<uint32_t>(mapping_.data()) : 0;
+    if (std::filesystem::path(path).extension() == kShardExtension)
+      format_ = "dsv3";
+    else
+      format_ = first == kLlmc16 || first == kLlmc32 ? "llmc" : "raw16";
+  }
+  if (format_ == "dsv3")
+    open_shard();
+  else if (format_ == "llmc")
+    open_llmc();
+  else if (format_ == "raw16")
+    open_raw();
+  else
+    throw Error("unknown format of token files '" + format_ + "'; known: auto, dsv3, llmc, raw16",
+                ExitCode::data);
+}
+
+void TokenFile::open_shard() {
+  const std::string_view bytes = mapping_.view();
+  if (bytes.size() < kHeaderBytes)
+    fail(path_, "it has " + std::to_string(bytes.size()) + " bytes, fewer than a shard's header");
+  if (!bytes.starts_with(kMagic))
+    fail(
+        path_,
+        "it does not start with a shard's magic bytes; other formats need another extension than " +
+            std::string(kShardExtension) + " or `format`");
+  header_.version = load<uint32_t>(bytes.data() + 8);
+  if (header_.version != 1)
+    fail(path_, "it has version " + std::to_string(header_.version) +
+                    ", this program reads version 1; prepare the data again");
+  if (load<uint64_t>(bytes.data() + kChecksumAt) != document_hash(bytes.substr(0, kChecksumAt)))
+    fail(path_, "its header is damaged (checksum); prepare the data again");
+  header_.id_bytes = load<uint32_t>(bytes.data() + 12);
+  header_.tokens = load<uint64_t>(bytes.data() + 16);
+  header_.documents = load<uint64_t>(bytes.data() + 24);
+  header_.vocab = load<uint64_t>(bytes.data() + 32);
+  header_.eos = load<int64_t>(bytes.data() + 40);
+  header_.tokenizer = std::string(bytes.substr(kDigestAt, kDigestBytes).data(),
+                                  strnlen(bytes.data() + kDigestAt, kDigestBytes));
+  if (header_.id_bytes != 2 && header_.id_bytes != 4)
+    fail(path_, "its header gives ids of " + std::to_string(header_.id_bytes) + " bytes");
+  // Counts are compared by division first: a product of made-up counts may overflow.
+  const uint64_t room = bytes.size() - kHeaderBytes;
+  if (header_.tokens > room / header_.id_bytes || header_.documents > room / 16 ||
+      padded(header_.tokens * header_.id_bytes) + header_.documents * 16 != room)
+    fail(path_, "its header promises " + std::to_string(header_.tokens) + " tokens and " +
+                    std::to_string(header_.documents) + " documents, which " +
+                    std::to_string(bytes.size()) + " bytes do not hold; was it cut off?");
+  ids_ = bytes.data() + kHeaderBytes;
+  table_ = ids_ + padded(header_.tokens * header_.id_bytes);
+  uint64_t end = 0;
+  for (uint64_t i = 0; i < header_.documents; ++i) {
+    const uint64_t next = load<uint64_t>(table_ + i * 16);
+    if (next < end || next > header_.tokens)
+      fail(path_, "its table of documents is damaged at entry " + std::to_string(i));
+    end = next;
+  }
+  if (end != header_.tokens) fail(path_, "its table of documents does not cover its tokens");
+}
+
+void TokenFile::open_llmc() {
+  const std::string_view bytes = mapping_.view();
+  if (bytes.size() < kLlmcHeaderBytes) fail(path_, "too short for the 1,024-byte header of llm.c");
+  const uint32_t magic = load<uint32_t>(bytes.data()), version = load<uint32_t>(bytes.data() + 4);
+  if (!(magic == kLlmc16 && version == 1) && !(magic == kLlmc32 && version == 7))
+    fail(path_, "llm.c magic " + std::to_string(magic) + " version " + std::to_string(version) +
+                    " is not known; 20240520 version 1 and 20240801 version 7 are");
+  header_.version = version;
+  header_.id_bytes = magic == kLlmc16 ? 2 : 4;
+  const int32_t count = load<int32_t>(bytes.data() + 8);
+  const uint64_t room = bytes.size() - kLlmcHeaderBytes;
+  if (count < 0 || uint64_t(count) * header_.id_bytes != room)
+    fail(path_, "its header promises " + std::to_string(count) + " tokens of " +
+                    std::to_string(header_.id_bytes) + " bytes, but " + std::to_string(room) +
+                    " bytes follow it");
+  header_.tokens = count;
+  ids_ = bytes.data() + kLlmcHeaderBytes;
+}
+
+void TokenFile::open_raw() {
+  if (mapping_.size() % 2)
+    fail(path_,
+         "raw uint16 ids need an even number of bytes, it has " + std::to_string(mapping_.size()));
+  header_.tokens = mapping_.size() / 2;
+  ids_ = mapping_.data();
+}
+
+void TokenFile::read(uint64_t begin, std::span<int64_t> out) const {
+  const char* at = ids_ + begin * header_.id_bytes;
+  for (size_t i = 0; i < out.size(); ++i)
+    out[i] = header_.id_bytes == 2 ? load<uint16_t>(at + i * 2) : load<uint32_t>(at + i * 4);
+}
+
+std::vector<TokenDocument> TokenFile::documents(int64_t eos) const {
+  std::vector<TokenDocument> found;
+  if (table_) {
+    uint64_t begin = 0;
+    for (uint64_t i = 0; i < header_.documents; ++i) {
+      const uint64_t end = load<uint64_t>(table_ + i * 16);
+      found.push_back({begin, end, load<uint64_t>(table_ + i * 16 + 8)});
+      begin = end;
+    }
+    return found;
+  }
+  const auto add = [&](uint64_t begin, uint64_t end) {
+    const std::string_view bytes{ids_ + begin * header_.id_bytes, (end - begin) * header_.id_bytes};
+    found.push_back({begin, end, document_hash(bytes)});
+  };
+  uint64_t begin = 0;
+  for (uint64_t i = 0; eos >= 0 && i < header_.tokens; ++i) {
+    int64_t id;
+    read(i, {&id, 1});
+    if (id != eos) continue;
+    add(begin, i + 1);
+    begin = i + 1;
+  }
+  if (begin < header_.tokens) add(begin, header_.tokens);
+  return found;
+}
+
+std::vector<std::string> token_files_in(const std::string& path) {
+  namespace stdfs = std::filesystem;
+  std::error_code error;
+  const stdfs::file_status status = stdfs::status(path, error);
+  if (!stdfs::exists(status))
+    throw Error(
+        "no such token file or folder: " + path + " (relative paths start at the current folder)",
+        ExitCode::data);
+  if (!stdfs::is_directory(status)) return {path};
+  std::vector<std::string> found;
+  stdfs::directory_iterator at(path, error), end;
+  for (; !error && at != end; at.increment(error)) {
+    const std::string extension = at->path().extension().string();
+    if (extension == kShardExtension || extension == ".bin") found.push_back(at->path().string());
+  }
+  if (error) throw Error("cannot read folder " + path + ": " + error.message(), ExitCode::data);
+  if (found.empty())
+    throw Error("no " + std::string(kShardExtension) + " or .bin file in folder " + path,
+                ExitCode::data);
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+void TokenShard::add(std::span<const int32_t> document, uint64_t hash) {
+  for (int32_t id : document)
+    ids_.append(reinterpret_cast<const char*>(&id),
+                header_.id_bytes);  // little endian: low bytes first
+  header_.tokens += document.size();
+  header_.documents += 1;
+  table_.insert(table_.end(), {header_.tokens, hash});
+}
+
+void TokenShard::write(const fs::Path& path) const {
+  std::string header(kHeaderBytes, '\0');
+  std::memcpy(header.data(), kMagic.data(), kMagic.size());
+  store(header.data() + 8, header_.version);
+  store(header.data() + 12, header_.id_bytes);
+  store(header.data() + 16, header_.tokens);
+  store(header.data() + 24, header_.documents);
+  store(header.data() + 32, header_.vocab);
+  store(header.data() + 40, header_.eos);
+  header_.tokenizer.copy(header.data() + kDigestAt, kDigestBytes);
+  store(header.data() + kChecksumAt,
+        document_hash(std::string_view(header).substr(0, kChecksumAt)));
+  fs::Writer writer(path);
+  writer.write(header);
+  writer.write(ids_);
+  writer.write(std::string(padded(ids_.size()) - ids_.size(), '\0'));
+  writer.write(table_.data(), table_.size() * sizeof(uint64_t));
+  writer.sync();
+  writer.close();
+}
+
+}  // namespace dsv3

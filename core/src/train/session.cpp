@@ -1,0 +1,145 @@
+// From a request to a run folder with a trainer in it: new runs, runs that go on, and what they leave behind.
+#include <dsv3/runtime/logging.h>
+#include <dsv3/runtime/provenance.h>
+#include <dsv3/runtime/trainer.h>
+#include <dsv3/sdk/log.h>
+#include <dsv3/support/fs.h>
+
+#include "train/machine.h"
+#include "train/trainer.h"
+
+namespace dsv3 {
+namespace {
+
+bool goes_on(const RunRequest& request, const std::filesystem::path& output) {
+  if (!request.run_id.empty()) return true;
+  return request.resume_auto && std::filesystem::exists(output / request.run_name);
+}
+
+/// The first lines in which two resolved experiments differ, for an error.
+std::string first_difference(const std::string& before, const std::string& now) {
+  std::istringstream a(before), b(now);
+  std::string text, line_a, line_b;
+  while (std::getline(a, line_a) && std::getline(b, line_b)) {
+    if (line_a == line_b) continue;
+    return "\n  the run:  " + line_a + "\n  now:      " + line_b;
+  }
+  return "\n  one has lines that the other lacks";
+}
+
+/// The experiment a run was started with, from its folder; when the request names an experiment file too, both must
+/// agree.
+Experiment stored_experiment(const RunRequest& request, const RunFolder& folder, Plugins& plugins) {
+  ExperimentRequest stored;
+  stored.file = folder.config();
+  Experiment experiment = resolve_machine(stored, plugins);
+  if (request.experiment.file.empty()) {
+    if (!request.experiment.overrides.empty())
+      throw Error("a run that goes on keeps its settings, so '" + request.experiment.overrides.front() +
+                      "' cannot be set; start a new run from its checkpoint with --from",
+                  ExitCode::usage);
+    return experiment;
+  }
+  ExperimentRequest given = request.experiment;
+  // What the machine decided at the start stays decided.
+  for (const std::string& key : {"device=" + experiment.train.device, "precision=" + experiment.train.precision,
+                                 "threads=" + std::to_string(experiment.train.threads)})
+    given.forced.push_back("train." + key);
+  PluginCatalog catalog(plugins);
+  const Experiment wanted = load_experiment(given, catalog);
+  if (wanted.resolved != experiment.resolved)
+    throw Error("run '" + folder.name() + "' was started with other settings:" +
+                    first_difference(experiment.resolved, wanted.resolved) +
+                    "\nGo on as it was with --run_id " + folder.name() +
+                    " alone, or start a new run from its checkpoint with --from",
+                ExitCode::usage);
+  return experiment;
+}
+
+void write_start(const RunRequest& request, const RunFolder& folder, const Experiment& experiment,
+                 const Trainer& trainer) {
+  fs::write_atomically(folder.config(), experiment.resolved);
+  if (!request.experiment.file.empty())
+    fs::write_atomically(folder.experiment(), fs::read(request.experiment.file));
+  Json origin = provenance(request.command, std::filesystem::current_path());
+  origin["init_hash"] = trainer.init_hash();
+  origin["plugins"] = Json::array();
+  for (const LoadedLibrary& library : loaded_libraries())
+    origin["plugins"].push_back({{"name", library.name}, {"version", library.version}, {"path", library.path.string()},
+                                 {"sha256", library.sha256}});
+  fs::write_atomically(folder.provenance(), origin.dump(2) + "\n");
+}
+
+/// The checkpoint a path names: a checkpoint folder, or a run folder (its newest).
+StoredCheckpoint checkpoint_at(const std::filesystem::path& path) {
+  if (std::filesystem::exists(path / "manifest.json")) return verify_checkpoint(path);
+  if (std::filesystem::exists(path / "checkpoints"))
+    if (auto newest = CheckpointStore(path / "checkpoints", 0).newest()) return *newest;
+  throw Error(path.string() + " is neither a checkpoint (a folder with manifest.json) nor a run with one",
+              ExitCode::checkpoint);
+}
+
+const char* state_of(int code) {
+  if (code == 0) return "finished";
+  return code == static_cast<int>(ExitCode::interrupted) ? "interrupted" : "preempted";
+}
+
+/// Trains inside `folder` and leaves status.json, also when it throws.
+int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment, Plugins& plugins, bool resumed) {
+  open_log_file(folder.log());
+  int64_t step = 0;
+  try {
+    folder.write_status("running", std::nullopt, 0, "");
+    for (const std::string& note : experiment.notes) log::info(note);
+    Trainer trainer(experiment, plugins, folder, request.quiet);
+    std::optional<StoredCheckpoint> newest;
+    if (resumed) newest = CheckpointStore(folder.checkpoints(), experiment.checkpoint.keep_best).newest();
+    if (newest) trainer.restore(*newest);
+    else if (resumed) log::warning("no checkpoint yet: the run starts again at step 0");
+    else if (!request.from.empty()) trainer.load_weights(checkpoint_at(request.from));
+    if (!resumed || !std::filesystem::exists(folder.provenance()))
+      write_start(request, folder, experiment, trainer);
+    const int code = trainer.run(resumed);
+    step = trainer.step();
+    folder.write_status(state_of(code), code, step, "");
+    flush_log();
+    return code;
+  } catch (const std::exception& error) {
+    const auto* known = dynamic_cast<const Error*>(&error);
+    const int code = static_cast<int>(known ? known->code() : ExitCode::failed);
+    try {
+      folder.write_status("failed", code, step, error.what());
+    } catch (const std::exception& second) {
+      log::error(std::string("status.json could not be written: ") + second.what());
+    }
+    flush_log();
+    throw;
+  }
+}
+
+}  // namespace
+
+int train(const RunRequest& request, Plugins& plugins) {
+  std::filesystem::path output = request.output;
+  std::optional<Experiment> experiment;
+  if (!request.experiment.file.empty()) {
+    experiment = resolve_machine(request.experiment, plugins);
+    if (output.empty()) output = experiment->output;
+    set_log_level(experiment->log_level);
+  }
+  if (output.empty()) output = "runs";
+  const bool resumed = goes_on(request, output);
+  RunFolder folder = !request.run_id.empty() ? RunFolder::open(output, request.run_id)
+                     : request.resume_auto   ? RunFolder::open_or_create(output, request.run_name)
+                                             : RunFolder::create(output, request.run_name);
+  // Killed before the settings were written: nothing to go on with, so the folder is started anew.
+  const bool stored = resumed && std::filesystem::exists(folder.config());
+  if (stored) experiment = stored_experiment(request, folder, plugins);
+  if (!experiment)
+    throw Error("run '" + folder.name() + "' was stopped before its settings were written: name the experiment file "
+                "again", ExitCode::usage);
+  if (!stored) fs::write_atomically(folder.config(), experiment->resolved);
+  return train_in(request, folder, *experiment, plugins, resumed);
+}
+
+}  // namespace dsv3

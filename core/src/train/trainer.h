@@ -1,0 +1,95 @@
+// The training loop and everything one step touches.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <dsv3/runtime/checkpoint.h>
+#include <dsv3/runtime/data.h>
+#include <dsv3/runtime/metrics_file.h>
+#include <dsv3/runtime/model.h>
+#include <dsv3/runtime/optimizer_set.h>
+#include <dsv3/runtime/run_folder.h>
+#include <dsv3/runtime/trainer.h>
+#include <dsv3/sdk/data.h>
+#include <dsv3/sdk/schedule.h>
+#include <dsv3/sdk/strategy.h>
+
+#include "track/sender.h"
+#include "train/progress.h"
+
+namespace dsv3 {
+
+/// Losses and norms of one optimizer step; what metrics are made of.
+struct StepResult {
+  double loss = 0;       ///< main + weighted MTP (+ z), mean over valid targets
+  double main_loss = 0;
+  double mtp_loss = 0;   ///< mean over depths, unweighted; 0 without MTP
+  double grad_norm = 0;  ///< before clipping
+  bool skipped = false;  ///< not finite and `not_finite: skip`
+};
+
+/// One run between its first and last step. Built once; `run` may be called once.
+class Trainer {
+ public:
+  Trainer(Experiment experiment, Plugins& plugins, RunFolder& folder, bool quiet);
+  ~Trainer();
+
+  /// Goes on from a verified checkpoint: everything that decides the next bits.
+  void restore(const StoredCheckpoint& checkpoint);
+  /// Takes only weights and buffers: a new run from an old one's model.
+  void load_weights(const StoredCheckpoint& checkpoint);
+  /// Trains to the last step or to a signal; the exit code of either.
+  int run(bool resumed);
+
+  int64_t step() const { return step_; }
+  /// sha256 over all first values, in the order of declaration.
+  const std::string& init_hash() const { return init_hash_; }
+
+ private:
+  StepResult train_step();
+  LossScale scale_of(const at::Tensor& targets) const;
+  void end_feed_forward_step(bool skipped);
+  void refuse_or_report(const StepResult& result) const;
+  std::optional<double> validate();
+  void write_samples();
+  void save(std::optional<double> val_loss);
+  void load_model(const StoredCheckpoint& checkpoint, const safetensors::File& file);
+  void mark_interval();
+  void record(const StepResult* result, std::optional<double> val_loss);
+  void announce() const;
+  void start_trackers(bool resumed);
+  std::string hash_parameters();
+  bool due(int64_t every) const { return every > 0 && step_ % every == 0; }
+
+  Experiment experiment_;
+  Plugins& plugins_;
+  RunFolder& folder_;
+  at::Device device_;
+  std::shared_ptr<Communicator> world_ = local_communicator();
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::shared_ptr<Strategy> strategy_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<OptimizerSet> optimizers_;
+  std::shared_ptr<Schedule> schedule_;
+  std::unique_ptr<Loader> loader_;
+  std::unique_ptr<Loader> validation_;
+  Json validation_start_;
+  CheckpointStore checkpoints_;
+  MetricsFile metrics_;
+  std::unique_ptr<TrackerSender> sender_;
+  Progress progress_;
+  ModelFigures figures_;
+
+  int64_t micro_batch_ = 0, accumulate_ = 0, total_steps_ = 0;
+  int64_t step_ = 0, updates_ = 0, tokens_ = 0;  // updates_: steps that were not skipped
+  double lr_factor_ = 0;
+  std::vector<std::pair<std::string, at::Tensor>> load_max_;  // name of the metric, counts of the last step
+  double since_seconds_ = 0, since_wait_ = 0;             // of the last logged step
+  int64_t since_tokens_ = 0;
+  std::string init_hash_;
+};
+
+}  // namespace dsv3

@@ -1,0 +1,90 @@
+// A run into a checkpoint and back: everything that decides the next bits.
+#include <ATen/ATen.h>
+
+#include <dsv3/sdk/log.h>
+#include <dsv3/support/safetensors.h>
+
+#include "train/tensor_views.h"
+#include "train/trainer.h"
+
+namespace dsv3 {
+namespace {
+
+Json digests_of_plugins() {
+  Json digests = Json::object();
+  for (const LoadedLibrary& library : loaded_libraries()) digests[library.name] = library.sha256;
+  return digests;
+}
+
+/// Lists what differs between the conventions of a checkpoint and of the experiment; empty = nothing.
+std::string differences(const Json& saved, const std::map<std::string, std::string>& wanted) {
+  std::string text;
+  for (const auto& [key, value] : wanted) {
+    const std::string there = saved.value(key, "absent");
+    if (there != value) text += "\n  " + key + ": checkpoint " + there + ", this experiment " + value;
+  }
+  for (const auto& [key, value] : saved.items())
+    if (!wanted.contains(key)) text += "\n  " + key + ": checkpoint " + value.get<std::string>() + ", this experiment absent";
+  return text;
+}
+
+safetensors::File open_tensors(const StoredCheckpoint& checkpoint) {
+  return safetensors::File(checkpoint.folder / "rank-00000.safetensors");
+}
+
+}  // namespace
+
+void Trainer::save(std::optional<double> val_loss) {
+  metrics_.sync();
+  CheckpointContent content;
+  content.step = step_;
+  content.tokens = tokens_;
+  content.val_loss = val_loss;
+  std::vector<at::Tensor> alive = save_parameters(*strategy_, content.tensors);
+  std::vector<at::Tensor> states = optimizers_->save(content.tensors);
+  for (const Buffer& buffer : model_->store().buffers())
+    alive.push_back(add_view(content.tensors, "buffer/" + buffer.name, buffer.tensor));
+  content.state = {{"data", loader_->state()},
+                   {"updates", updates_},
+                   {"config", experiment_.resolved},
+                   {"conventions", experiment_.conventions},
+                   {"tokenizer", tokenizer_ ? Json(tokenizer_->digest()) : Json()},
+                   {"plugins", digests_of_plugins()},
+                   {"strategy", experiment_.strategy.plugin},
+                   {"world", world_->size()},
+                   {"init_hash", init_hash_}};
+  const StoredCheckpoint stored = checkpoints_.save(content);
+  log::info("saved " + stored.folder.string());
+}
+
+void Trainer::load_model(const StoredCheckpoint& checkpoint, const safetensors::File& file) {
+  const Json& state = checkpoint.manifest.at("state");
+  const std::string other = differences(state.at("conventions"), experiment_.conventions);
+  if (!other.empty())
+    throw Error(checkpoint.folder.string() + " was made under other conventions:" + other, ExitCode::checkpoint);
+  if (tokenizer_ && !state.at("tokenizer").is_null() && state.at("tokenizer") != tokenizer_->digest())
+    throw Error(checkpoint.folder.string() + " was trained with another tokenizer than " +
+                    experiment_.tokenizer.plugin + " gives now", ExitCode::checkpoint);
+  load_parameters(*strategy_, file.tensors());
+  for (const Buffer& buffer : model_->store().buffers())
+    copy_view(file.tensors(), "buffer/" + buffer.name, buffer.tensor);
+}
+
+void Trainer::restore(const StoredCheckpoint& checkpoint) {
+  const safetensors::File file = open_tensors(checkpoint);
+  load_model(checkpoint, file);
+  optimizers_->load(file.tensors());
+  const Json& state = checkpoint.manifest.at("state");
+  step_ = checkpoint.step;
+  tokens_ = checkpoint.tokens;
+  updates_ = state.at("updates").get<int64_t>();
+  init_hash_ = state.at("init_hash").get<std::string>();
+  loader_->load_state(state.at("data"));
+  since_tokens_ = tokens_;
+}
+
+void Trainer::load_weights(const StoredCheckpoint& checkpoint) {
+  load_model(checkpoint, open_tensors(checkpoint));
+}
+
+}  // namespace dsv3

@@ -1,0 +1,136 @@
+// What a run tells: its start, its metrics, its samples.
+#include <sys/time.h>
+
+#include <cmath>
+#include <sstream>
+
+#include <fmt/format.h>
+
+#include <dsv3/runtime/logging.h>
+#include <dsv3/sdk/log.h>
+#include <dsv3/sdk/optimizer.h>
+#include <dsv3/support/fs.h>
+
+#include "generate/sample.h"
+#include "train/clock.h"
+#include "train/machine.h"
+#include "train/trainer.h"
+
+namespace dsv3 {
+namespace {
+
+double wall_time() {
+  timeval now{};
+  gettimeofday(&now, nullptr);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_usec) * 1e-6;
+}
+
+}  // namespace
+
+void Trainer::announce() const {
+  const TrainOptions& train = experiment_.train;
+  log::info(fmt::format("{}: {} parameters, {} active a token ({} / {} without embeddings, head and MTP)",
+                        experiment_.name, format_count(static_cast<double>(figures_.total)),
+                        format_count(figures_.active),
+                        format_count(static_cast<double>(figures_.total_without_embeddings)),
+                        format_count(figures_.active_without_embeddings)));
+  log::info(fmt::format("{} steps of {} x {} tokens, micro-batch {}, accumulation {}, {} on {}, {} threads",
+                        total_steps_, train.batch, train.sequence, micro_batch_, accumulate_, train.precision,
+                        device_.str(), train.threads));
+  log::info(optimizers_->plan());
+  log::debug(optimizers_->plan(true));
+  log::info("run folder " + folder_.path().string() +
+            (step_ > 0 ? ", going on from step " + std::to_string(step_) : ""));
+  flush_log();
+}
+
+void Trainer::start_trackers(bool resumed) {
+  std::vector<NamedTracker> trackers;
+  for (size_t i = 0; i < experiment_.tracker.size(); ++i) {
+    const ComponentSpec& spec = experiment_.tracker[i];
+    trackers.push_back({spec.plugin + "-" + std::to_string(i),
+                        make<Tracker>(plugins_, spec, RunContext{folder_.path().string()})});
+  }
+  const RunInfo info{folder_.name(), folder_.path().string(), experiment_.name, experiment_.resolved, resumed};
+  sender_ = std::make_unique<TrackerSender>(std::move(trackers), info, folder_.metrics());
+}
+
+void Trainer::record(const StepResult* result, std::optional<double> val_loss) {
+  const bool logged = !result || val_loss || step_ == total_steps_ || due(experiment_.train.log_every);
+  const double now = seconds_now(), elapsed = now - since_seconds_;
+  Event event;
+  event.step = step_;
+  event.tokens = tokens_;
+  event.time = wall_time();
+  const auto add = [&event](const std::string& name, double value) { event.metrics.emplace_back(name, value); };
+  ProgressLine line;
+  line.step = step_;
+  line.steps = total_steps_;
+  line.tokens = tokens_;
+  if (result) {
+    line.loss = result->main_loss;
+    line.grad_norm = result->grad_norm;
+    line.lr_factor = lr_factor_;
+    line.tokens_per_s = static_cast<double>(tokens_ - since_tokens_) / std::max(elapsed, 1e-9);
+    line.eta_seconds = static_cast<double>((total_steps_ - step_) * experiment_.train.batch *
+                                           experiment_.train.sequence) / std::max(line.tokens_per_s, 1e-9);
+    if (const double peak = peak_flops(device_); peak > 0)
+      line.mfu = line.tokens_per_s * figures_.flops_per_token / peak;
+    line.wait_fraction = (loader_->wait_seconds() - since_wait_) / std::max(elapsed, 1e-9);
+    line.memory_bytes = peak_memory_bytes();
+    if (!logged) return progress_.show(line, false);
+    add("train/loss", result->loss);
+    add("train/main_loss", result->main_loss);
+    if (experiment_.mtp.depth > 0) add("train/mtp_loss", result->mtp_loss);
+    add("train/grad_norm", result->grad_norm);
+    if (result->skipped) add("train/skipped", 1);
+    for (const auto& [group, lr] : optimizers_->learning_rates(lr_factor_)) add("train/lr/" + group, lr);
+    for (const auto& [name, counts] : load_max_) {
+      const at::Tensor loads = counts.to(at::kDouble);
+      add(name, (loads.max() / loads.mean().clamp_min(1e-12)).item<double>());
+    }
+  }
+  if (val_loss) add("val/loss", *val_loss);
+  if (result) {
+    add("throughput/tokens_per_s", line.tokens_per_s);
+    if (line.mfu > 0) add("throughput/mfu", line.mfu);
+    add("data/wait_fraction", line.wait_fraction);
+    add("memory/peak_bytes", static_cast<double>(line.memory_bytes));
+  }
+  if (event.metrics.empty()) return;
+  if (metrics_.append(event)) sender_->notify();
+  if (result) progress_.show(line, true);
+  if (val_loss) log::info(fmt::format("step {}  validation loss {:.4f}", step_, *val_loss));
+  mark_interval();
+}
+
+void Trainer::mark_interval() {
+  since_seconds_ = seconds_now();
+  since_wait_ = loader_->wait_seconds();
+  since_tokens_ = tokens_;
+}
+
+void Trainer::write_samples() {
+  if (!tokenizer_) return;
+  const SamplesOptions& samples = experiment_.samples;
+  std::ostringstream text;
+  for (size_t i = 0; i < samples.prompts.size(); ++i) {
+    SampleOptions options;
+    options.tokens = samples.tokens;
+    options.temperature = samples.temperature;
+    options.top_k = samples.top_k;
+    options.stop_id = tokenizer_->eos_id();
+    options.seed = static_cast<uint64_t>(experiment_.train.seed) * 1'000'003u +
+                   static_cast<uint64_t>(step_) * 1'009u + i;
+    std::vector<int32_t> ids = tokenizer_->encode(samples.prompts[i]);
+    if (ids.empty()) ids.push_back(std::max(tokenizer_->eos_id(), 0));
+    const std::vector<int32_t> produced = sample(*model_, ids, options);
+    text << samples.prompts[i] << tokenizer_->decode(produced) << "\n";
+    if (i + 1 < samples.prompts.size()) text << "---\n";
+  }
+  fs::make_folders(folder_.samples());
+  fs::write_atomically(folder_.samples() / fmt::format("step-{:07}.txt", step_), text.str());
+  log::info(fmt::format("sample at step {}: {}", step_, text.str()));
+}
+
+}  // namespace dsv3

@@ -1,0 +1,45 @@
+// Made data that a model can learn: rows of an order-2 Markov chain. Needs no files and no
+// tokenizer.
+#pragma once
+
+#include <dsv3/sdk/data.h>
+#include <dsv3/sdk/options.h>
+
+namespace dsv3::plugins {
+
+struct SyntheticOptions {
+  int64_t symbols = 64;
+  double noise = 0.1;
+  int64_t validation_rows = 64;
+
+  static void describe(OptionSchema<SyntheticOptions>& s) {
+    s.add("symbols", &SyntheticOptions::symbols, "distinct token ids, spread over the vocabulary")
+        .min(2);
+    s.add("noise", &SyntheticOptions::noise, "share of tokens drawn at random").min(0).max(1);
+    s.add("validation_rows", &SyntheticOptions::validation_rows, "rows of the validation stream")
+        .min(1);
+  }
+};
+
+/// Row n is a function of (seed, split, n): each token is, with probability 1 - noise, one of two
+/// that the two tokens before it decide (3 : 1), else any. Training and validation follow the same
+/// rules.
+class SyntheticData final : public Data {
+ public:
+  using Options = SyntheticOptions;
+  SyntheticData(const Options& options, const DataContext& context);
+  Batch next() override;
+  nlohmann::json state() const override;
+  void load_state(const nlohmann::json& state) override;
+
+ private:
+  void fill(int64_t row, int64_t* tokens) const;
+  uint64_t draw(uint64_t random, uint64_t before, uint64_t last) const;
+
+  SyntheticOptions options_;
+  DataContext context_;
+  int64_t spread_;    // id = symbol * spread_
+  int64_t rows_ = 0;  // handed out by all ranks
+};
+
+}  // namespace dsv3::plugins

@@ -1,0 +1,62 @@
+// Data of text files: tokenised when first needed, packed with document ids.
+#pragma once
+
+#include <dsv3/sdk/documents.h>
+#include <dsv3/sdk/options.h>
+#include <dsv3/support/text_files.h>
+
+namespace dsv3::plugins {
+
+struct TextOptions {
+  std::string path;
+  std::vector<std::string> paths;
+  std::string documents = TextFormat{}.documents;
+  std::string field = TextFormat{}.field;
+
+  static void describe(OptionSchema<TextOptions>& s) {
+    s.add("path", &TextOptions::path, "a .txt or .jsonl file, or a folder of them");
+    s.add("paths", &TextOptions::paths,
+          "several files or folders, read in this order after `path`");
+    s.add("documents", &TextOptions::documents, "where a document of a .txt file ends")
+        .choices({"blank_line", "line", "file"});
+    s.add("field", &TextOptions::field, "field of a .jsonl line that holds the text");
+    s.check([](const TextOptions& o) {
+      return o.path.empty() && o.paths.empty() ? "data/text needs `path` or `paths`" : "";
+    });
+  }
+};
+
+/// Documents of one split of text files. Tokens are kept in memory up to a bound; documents beyond
+/// it are tokenised anew in every epoch.
+class TextDocuments final : public Documents {
+ public:
+  TextDocuments(const TextOptions& options, const DataContext& context);
+  int64_t count() const override { return static_cast<int64_t>(kept_.size()); }
+  int64_t length(int64_t document) override;
+  void read(int64_t document, int64_t offset, std::span<int64_t> out) override;
+  std::string fingerprint() const override { return fingerprint_; }
+  std::string source() const override { return files_.source(); }
+
+ private:
+  const std::vector<int32_t>& tokens(int64_t document);
+
+  TextFiles files_;
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::vector<size_t> kept_;  // indices into files_.documents() of this split
+  std::string fingerprint_;
+  std::vector<std::vector<int32_t>> cache_;
+  std::vector<bool> cached_;
+  int64_t cached_tokens_ = 0;
+  int64_t current_ = -1;  // a document that found no room in the cache
+  std::vector<int32_t> current_tokens_;
+  std::string buffer_;
+};
+
+class TextData final : public PackedStream {
+ public:
+  using Options = TextOptions;
+  TextData(const Options& options, const DataContext& context)
+      : PackedStream(std::make_shared<TextDocuments>(options, context), context) {}
+};
+
+}  // namespace dsv3::plugins

@@ -1,0 +1,71 @@
+// Data of token files prepared beforehand: dsv3 shards, llm.c's and nanoGPT's .bin.
+#pragma once
+
+#include <dsv3/sdk/documents.h>
+#include <dsv3/sdk/options.h>
+#include <dsv3/support/token_file.h>
+
+namespace dsv3::plugins {
+
+struct TokensOptions {
+  std::string path;
+  std::vector<std::string> paths;
+  std::string validation_path;
+  std::string format = "auto";
+  int64_t eos = -1;
+  std::string split = "document";
+
+  static void describe(OptionSchema<TokensOptions>& s) {
+    s.add("path", &TokensOptions::path,
+          "a file of token ids, or a folder of .tokens and .bin files");
+    s.add("paths", &TokensOptions::paths,
+          "several files or folders, read in this order after `path`");
+    s.add("validation_path", &TokensOptions::validation_path,
+          "file or folder to validate on; `path` is then for training alone");
+    s.add("format", &TokensOptions::format,
+          "auto: .tokens is dsv3, else llmc by its magic number, else raw16 (uint16, nanoGPT)")
+        .choices({"auto", "dsv3", "llmc", "raw16"});
+    s.add("eos", &TokensOptions::eos,
+          "id that ends a document in files that do not say it; none: a file is one document")
+        .min(-1)
+        .word("none", -1);
+    s.add("split", &TokensOptions::split,
+          "what validation holds out: documents by their hash, or the last files (shards)")
+        .choices({"document", "shard"});
+    s.check([](const TokensOptions& o) {
+      return o.path.empty() && o.paths.empty() ? "data/tokens needs `path` or `paths`" : "";
+    });
+  }
+};
+
+/// Documents of one split of token files.
+class TokenDocuments final : public Documents {
+ public:
+  TokenDocuments(const TokensOptions& options, const DataContext& context);
+  int64_t count() const override { return static_cast<int64_t>(documents_.size()); }
+  int64_t length(int64_t document) override;
+  void read(int64_t document, int64_t offset, std::span<int64_t> out) override;
+  std::string fingerprint() const override { return fingerprint_; }
+  std::string source() const override { return source_; }
+
+ private:
+  struct Place {
+    uint32_t file;
+    uint64_t begin, end;
+  };
+  void check_header(const TokenFile& file, const DataContext& context) const;
+
+  std::vector<TokenFile> files_;
+  std::vector<Place> documents_;
+  std::string source_, fingerprint_;
+  int64_t vocab_;
+};
+
+class TokensData final : public PackedStream {
+ public:
+  using Options = TokensOptions;
+  TokensData(const Options& options, const DataContext& context)
+      : PackedStream(std::make_shared<TokenDocuments>(options, context), context) {}
+};
+
+}  // namespace dsv3::plugins

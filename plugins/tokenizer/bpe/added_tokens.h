@@ -1,0 +1,47 @@
+// Tokens that are found in the text before anything else: special ones, and those added by hand.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "pattern.h"
+
+namespace dsv3::bpe {
+
+struct AddedToken {
+  int32_t id = 0;
+  std::string content;
+  bool single_word = false;  ///< only where no word character touches it
+  bool lstrip = false;       ///< takes the white space before it along
+  bool rstrip = false;       ///< takes the white space behind it along
+  bool normalized = true;    ///< looked for in the normalised text, by its normalised content
+  bool special = false;
+};
+
+/// Finds tokens, leftmost first and of those the longest.
+class AddedTokens {
+ public:
+  AddedTokens();
+  void add(const AddedToken& token, const std::string& content);
+  bool empty() const { return tokens_.empty(); }
+
+  /// Calls `piece(text, id)` for the stretches of `text` in order; id -1 = ordinary text.
+  void split(std::string_view text, MatchScratch& scratch,
+             const std::function<void(std::string_view, int32_t)>& piece) const;
+
+ private:
+  size_t longest_at(std::string_view text, size_t at, int& token) const;
+  bool touches_word(std::string_view text, Span match, MatchScratch& scratch) const;
+
+  std::vector<AddedToken> tokens_;
+  std::array<bool, 256> starts_{};                   // first bytes of tokens
+  std::unordered_map<uint64_t, uint32_t> children_;  // of a trie: node << 8 | byte -> node
+  std::vector<int> ends_;  // by node: index of the token that ends there, or -1
+  Pattern word_;
+};
+
+}  // namespace dsv3::bpe

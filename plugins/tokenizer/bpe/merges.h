@@ -1,0 +1,51 @@
+// Byte-pair merging of one word.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+namespace dsv3::bpe {
+
+/// Merges in order of their rank: always the pair of neighbours with the lowest rank, the leftmost
+/// of equals.
+class Merges {
+ public:
+  struct Merge {
+    uint32_t rank;
+    int32_t id;  ///< of the joined token
+  };
+  struct Scratch {
+    std::vector<int32_t> ids, next, previous;
+    std::vector<uint32_t> ranks;
+    std::vector<std::pair<uint64_t, int32_t>> heap;  // (rank, position) -> id when pushed
+  };
+
+  /// `byte_ids`: the token of each single byte.
+  void set_byte_ids(const std::array<int32_t, 256>& byte_ids) { byte_ids_ = byte_ids; }
+  void reserve(size_t merges);
+  /// A pair given twice keeps the later rank.
+  void set(int32_t left, int32_t right, Merge merge);
+  /// Appends the ids of `word` to `out`.
+  void apply(std::string_view word, Scratch& scratch, std::vector<int32_t>& out) const;
+
+ private:
+  struct Slot {
+    uint64_t pair = kFree;
+    Merge merge{};
+  };
+  static constexpr uint64_t kFree = ~uint64_t{0};
+  static constexpr uint32_t kNone = ~uint32_t{0};  // rank of a pair that does not merge
+
+  size_t slot_of(uint64_t pair) const;
+  const Merge* find(int32_t left, int32_t right) const;
+  uint32_t rank(int32_t left, int32_t right) const;
+  void merge_short(Scratch& scratch) const;
+  void merge_long(Scratch& scratch) const;
+
+  std::array<int32_t, 256> byte_ids_{};
+  std::vector<Slot> slots_;  // open addressing; a power of two, at most half full
+};
+
+}  // namespace dsv3::bpe

@@ -1,0 +1,208 @@
+// Oniguruma's dialect to PCRE2's. Anything not known to mean the same in both is refused.
+#include <algorithm>
+#include <array>
+
+#include <dsv3/sdk/error.h>
+
+#include "pattern.h"
+#include "utf8.h"
+
+namespace dsv3::bpe {
+namespace {
+
+// White_Space and Oniguruma's word characters as members of a class. PCRE2's own \s knows U+180E
+// too, and its \w knows no marks.
+constexpr const char* kSpace = "\\p{White_Space}";
+constexpr const char* kNoSpace = "\\P{White_Space}";
+constexpr const char* kWord = "\\p{L}\\p{M}\\p{Nd}\\p{Pc}";
+constexpr const char* kWordClass = "[\\p{L}\\p{M}\\p{Nd}\\p{Pc}]";
+constexpr const char* kNoWordClass = "[^\\p{L}\\p{M}\\p{Nd}\\p{Pc}]";
+
+constexpr std::array kCategories{"C",  "Cc", "Cf", "Cn", "Co", "Cs", "L",  "Ll", "Lm", "Lo",
+                                 "Lt", "Lu", "M",  "Mc", "Me", "Mn", "N",  "Nd", "Nl", "No",
+                                 "P",  "Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps", "S",  "Sc",
+                                 "Sk", "Sm", "So", "Z",  "Zl", "Zp", "Zs", "Any"};
+
+class Rewriter {
+ public:
+  Rewriter(std::string_view pattern, const std::string& where) : in_(pattern), where_(where) {}
+
+  std::string run() {
+    while (!done()) {
+      const char c = peek();
+      if (c == '\\')
+        escape(false);
+      else if (c == '[')
+        character_class();
+      else if (c == '(')
+        group();
+      else if (c == '*' || c == '+' || c == '?')
+        quantifier();
+      else if (c == '{')
+        interval();
+      else if (c == '^' || c == '$')
+        refuse(std::string(1, c), "line anchors");
+      else
+        copy();
+    }
+    return out_;
+  }
+
+ private:
+  bool done() const { return at_ >= in_.size(); }
+  char peek(size_t ahead = 0) const { return at_ + ahead < in_.size() ? in_[at_ + ahead] : '\0'; }
+  bool next_is(std::string_view text) const { return in_.substr(at_).starts_with(text); }
+  void copy(size_t count = 1) {
+    out_ += in_.substr(at_, count);
+    at_ += count;
+  }
+
+  [[noreturn]] void refuse(const std::string& what, const std::string& why) const {
+    throw Error(where_ + ": unsupported construct '" + what + "' (" + why +
+                    ") in the regular expression " + std::string(in_),
+                ExitCode::data);
+  }
+
+  void group() {
+    for (std::string_view start : {"(?:", "(?i:", "(?=", "(?!", "(?<=", "(?<!", "(?>"})
+      if (next_is(start)) return copy(start.size());
+    if (peek(1) == '?' || peek(1) == '*') refuse(std::string(in_.substr(at_, 4)), "kind of group");
+    copy();
+  }
+
+  /// ?, *, + and their lazy and possessive forms.
+  void quantifier() {
+    copy();
+    if (peek() == '?' || peek() == '+') copy();
+    after_quantifier();
+  }
+
+  /// {n}, {n,}, {n,m}. Ruby reads {,m} as an interval and a + or ? behind one as another
+  /// quantifier.
+  void interval() {
+    const size_t close = in_.find('}', at_);
+    const std::string text(in_.substr(at_, close == in_.npos ? in_.npos : close - at_ + 1));
+    const bool digits = text.size() > 2 && std::isdigit(static_cast<unsigned char>(text[1])) &&
+                        text.find_first_not_of("0123456789,", 1) == text.size() - 1;
+    if (!digits) refuse(text, "brace that is not an interval {n}, {n,} or {n,m}");
+    copy(text.size());
+    after_quantifier();
+  }
+
+  void after_quantifier() {
+    if (peek() == '?' || peek() == '+' || peek() == '*' || (peek() == '{' && !done()))
+      refuse(std::string(1, peek()), "quantifier of a quantifier");
+  }
+
+  void escape(bool in_class) {
+    const char c = peek(1);
+    switch (c) {
+      case 's':
+        return put(2, kSpace);
+      case 'S':
+        return put(2, kNoSpace);
+      case 'w':
+        return put(2, in_class ? kWord : kWordClass);
+      case 'W':
+        if (in_class) refuse("\\W", "in a class");
+        return put(2, kNoWordClass);
+      case 'd':
+        return put(2, "\\p{Nd}");
+      case 'D':
+        return put(2, "\\P{Nd}");
+      case 'v':
+        return put(2, "\\x0B");
+      case 'n':
+      case 'r':
+      case 't':
+      case 'f':
+      case 'a':
+      case 'e':
+        return copy(2);
+      case 'p':
+      case 'P':
+        return property();
+      case 'u':
+        return code_unit(4);
+      case 'x':
+        return peek(2) == '{' ? braced_code() : code_unit(2);
+      default:
+        break;
+    }
+    if (c == '\0' || std::isalnum(static_cast<unsigned char>(c)) || static_cast<signed char>(c) < 0)
+      refuse(std::string("\\") + c, "escape");
+    copy(2);
+  }
+
+  void put(size_t taken, std::string_view text) {
+    at_ += taken;
+    out_ += text;
+  }
+
+  /// \uHHHH and \xHH.
+  void code_unit(size_t digits) {
+    const std::string_view hex = in_.substr(std::min(at_ + 2, in_.size()), digits);
+    if (hex.size() != digits || !all_hex(hex)) refuse("\\" + std::string(1, peek(1)), "escape");
+    const std::string text = "\\x{" + std::string(hex) + "}";
+    if (digits == 2 && hex[0] >= '8') refuse("\\x" + std::string(hex), "byte of a character");
+    put(2 + digits, text);
+  }
+
+  void braced_code() {
+    const size_t close = in_.find('}', at_);
+    if (close == in_.npos || !all_hex(in_.substr(at_ + 3, close - at_ - 3)))
+      refuse("\\x{", "escape");
+    copy(close - at_ + 1);
+  }
+
+  static bool all_hex(std::string_view text) {
+    return !text.empty() &&
+           std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isxdigit(c); });
+  }
+
+  /// General categories mean the same; a script is Script, where PCRE2's short form is
+  /// Script_Extensions.
+  void property() {
+    const size_t close = in_.find('}', at_);
+    if (peek(2) != '{' || close == in_.npos) refuse(std::string(in_.substr(at_, 3)), "property");
+    std::string name(in_.substr(at_ + 3, close - at_ - 3));
+    const bool inverted = name.starts_with('^');
+    if (inverted) name.erase(0, 1);
+    const bool category =
+        std::find(kCategories.begin(), kCategories.end(), name) != kCategories.end();
+    const bool is_p = (peek(1) == 'p') != inverted;
+    put(close - at_ + 1,
+        std::string(is_p ? "\\p{" : "\\P{") + (category ? "" : "sc:") + name + "}");
+  }
+
+  void character_class() {
+    copy();
+    if (peek() == '^') copy();
+    if (peek() == ']') refuse("[]", "class that starts with ']'");
+    while (peek() != ']') {
+      if (done()) refuse("[", "class without end");
+      if (peek() == '[') refuse("[", "class in a class");
+      if (next_is("&&")) refuse("&&", "class intersection");
+      if (peek() == '\\')
+        escape(true);
+      else
+        copy();
+    }
+    copy();
+  }
+
+  std::string_view in_;
+  const std::string& where_;
+  size_t at_ = 0;
+  std::string out_;
+};
+
+}  // namespace
+
+std::string to_pcre2(std::string_view pattern, const std::string& where) {
+  if (valid_prefix(pattern) != pattern.size())
+    throw Error(where + ": the regular expression is not UTF-8", ExitCode::data);
+  return Rewriter(pattern, where).run();
+}
+
+}  // namespace dsv3::bpe

@@ -1,0 +1,28 @@
+// UTF-8: validity, characters, and the byte alphabet of byte-level BPE.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace dsv3::bpe {
+
+/// Bytes of the valid character that `text` starts with; 0 = none (bad or cut bytes, surrogates,
+/// above 10FFFF).
+size_t character_size(std::string_view text);
+/// Bytes of the longest valid start of `text`.
+size_t valid_prefix(std::string_view text);
+/// The code point that valid `text` starts with.
+uint32_t code_point(std::string_view text);
+void append_utf8(std::string& text, uint32_t code_point);
+
+/// Unicode's White_Space.
+bool is_white_space(uint32_t code_point);
+
+/// The printable character that stands for a byte in vocabularies: the byte itself where printable
+/// in Latin-1, else U+0100 and up in order (GPT-2's bytes_to_unicode).
+uint32_t byte_character(uint8_t byte);
+/// Bytes of a vocabulary entry; false when it holds a character outside the alphabet.
+bool bytes_of_token(std::string_view token, std::string& bytes);
+
+}  // namespace dsv3::bpe

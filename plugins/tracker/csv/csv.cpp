@@ -1,0 +1,76 @@
+// A tracker that needs no server: metrics.csv in the run folder.
+#include <cmath>
+#include <charconv>
+#include <fstream>
+#include <memory>
+
+#include <dsv3/sdk/plugin.h>
+#include <dsv3/sdk/tracker.h>
+#include <dsv3/support/fs.h>
+
+namespace {
+
+struct CsvOptions {
+  std::string file = "metrics.csv";
+  static void describe(dsv3::OptionSchema<CsvOptions>& s) {
+    s.add("file", &CsvOptions::file, "name of the table inside the run folder");
+  }
+};
+
+std::string text_of(double value) {
+  if (std::isnan(value)) return "nan";
+  if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
+  char buffer[32];
+  const auto result = std::to_chars(buffer, buffer + sizeof buffer, value);  // shortest that round-trips
+  return {buffer, result.ptr};
+}
+
+class CsvTracker final : public dsv3::Tracker {
+ public:
+  using Options = CsvOptions;
+  CsvTracker(const Options& options, const dsv3::RunContext& run)
+      : path_(std::filesystem::path(run.folder) / options.file) {}
+
+  void start(const dsv3::RunInfo&) override {}
+
+  void deliver(std::span<const dsv3::Event> events) override {
+    if (!writer_) open(events.front().id);
+    std::string rows;
+    for (const dsv3::Event& event : events) {
+      const std::string head = std::to_string(event.id) + ',' + std::to_string(event.step) + ',' +
+                               std::to_string(event.tokens) + ',' + text_of(event.time) + ',';
+      for (const auto& [name, value] : event.metrics) rows += head + name + ',' + text_of(value) + '\n';
+    }
+    writer_->write(rows);
+    writer_->sync();
+  }
+
+  void finish(dsv3::RunStatus) override { writer_.reset(); }
+
+ private:
+  /// Rows of event `next` or later were written but not acknowledged before a crash, perhaps in part: they
+  /// go, since the core is about to deliver them again.
+  void open(int64_t next) {
+    uintmax_t keep = 0;
+    if (std::ifstream file(path_); file) {
+      std::string line;
+      while (std::getline(file, line) && !file.eof()) {
+        if (keep > 0 && std::strtoll(line.c_str(), nullptr, 10) >= next) break;
+        keep += line.size() + 1;
+      }
+    }
+    if (keep > 0) std::filesystem::resize_file(path_, keep);
+    writer_ = keep > 0 ? std::make_unique<dsv3::fs::Writer>(dsv3::fs::Writer::append(path_))
+                       : std::make_unique<dsv3::fs::Writer>(path_);
+    if (keep == 0) writer_->write(std::string_view("id,step,tokens,time,name,value\n"));
+  }
+
+  std::filesystem::path path_;
+  std::unique_ptr<dsv3::fs::Writer> writer_;
+};
+
+}  // namespace
+
+DSV3_PLUGIN(registrar) {
+  registrar.tracker<CsvTracker>("csv", "Metrics as a CSV table in the run folder");
+}
