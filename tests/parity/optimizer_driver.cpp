@@ -31,7 +31,8 @@ at::Tensor read_tensor(at::IntArrayRef shape) {
 
 dsv3::OptionValues read_options(const std::string& text) {
   dsv3::OptionValues options;
-  for (const auto& [key, value] : dsv3::parse_json(text, "options").items()) {
+  const dsv3::Json json = dsv3::parse_json(text, "options");
+  for (const auto& [key, value] : json.items()) {
     if (value.is_boolean())
       options[key] = value.get<bool>();
     else if (value.is_number_integer())

@@ -104,11 +104,9 @@ class Single final : public dsv3::Strategy {
       for (size_t i = 0; i < unit.spec.params.size(); ++i) {
         if (unit.spec.params[i].group != group) continue;
         const at::Tensor value = unit.master_of(i), grad = unit.layout.view(unit.grad, i);
-        for (Range& range : dsv3::update_ranges(unit.spec.params[i], whole)) {
-          at::Tensor part = dsv3::piece_of(value, range, whole);
-          tensors.push_back(
-              {std::move(range), std::move(part), dsv3::piece_of(grad, range, whole)});
-        }
+        for (const Range& range : dsv3::update_ranges(unit.spec.params[i], whole))
+          tensors.push_back({range, dsv3::piece_of(value, range, whole),
+                             dsv3::piece_of(grad, range, whole)});
       }
     fn(tensors);
   }

@@ -138,7 +138,7 @@ TEST_CASE("the plan names groups, rates and counts, and on demand every paramete
   CHECK_THAT(plan, Contains("muon") && Contains("0.02") && Contains("112"));
   CHECK_THAT(plan, Contains("adamw") && Contains("0.0003") && Contains("84"));
   CHECK_THAT(plan, !Contains("experts"));
-  CHECK_THAT(verbose, Contains("layers.1.experts.up.weight  muon") && Contains("[3, 8, 4]"));
+  CHECK_THAT(verbose, Contains("layers.1.experts.up.weight   muon") && Contains("[3, 8, 4]"));
   CHECK(set.learning_rates(0.5) ==
         std::vector<std::pair<std::string, double>>{{"muon", 0.01}, {"adamw", 1.5e-4}});
 }
