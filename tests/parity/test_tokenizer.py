@@ -33,7 +33,21 @@ LLAMA_3 = (
 )
 OTHERS = "\\w+|\\s+|[^\\w\\s]|\\p{Han}|\\u3042"
 
-ASSIGNED = [c for c in range(0x110000) if unicodedata.category(chr(c)) not in ("Cn", "Cs")]
+
+
+def wheel_knows(c: int) -> bool:
+    """The wheel normalises by an older Unicode than 14, to which marks and compatibility forms that came later are
+    ordinary letters."""
+    if unicodedata.decomposition(chr(c)):
+        return normalizers.NFKD().normalize_str(chr(c)) == unicodedata.normalize("NFKD", chr(c))
+    if not unicodedata.combining(chr(c)):
+        return True
+    nfc = normalizers.NFC().normalize_str
+    return all(nfc(s) == unicodedata.normalize("NFC", s)
+               for s in ("x\u1dd3" + chr(c), "x" + chr(c) + "\u0323", "x" + chr(c) + "\u0334"))
+
+
+ASSIGNED = [c for c in range(0x110000) if unicodedata.category(chr(c)) not in ("Cn", "Cs") and wheel_knows(c)]
 SPACES = [chr(c) for c in ASSIGNED if chr(c).isspace()] + ["\u180e", "\u200b", "\u0085", "\ufeff"]
 NUMBERS = [chr(c) for c in ASSIGNED if unicodedata.category(chr(c)).startswith("N")]
 MARKS = [chr(c) for c in ASSIGNED if unicodedata.combining(chr(c))]

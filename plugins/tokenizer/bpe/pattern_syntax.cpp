@@ -77,8 +77,8 @@ class Rewriter {
     after_quantifier();
   }
 
-  /// {n}, {n,}, {n,m}. Ruby reads {,m} as an interval and a + or ? behind one as another
-  /// quantifier.
+  /// {n}, {n,}, {n,m}, the last two also lazy. Ruby reads {,m} as an interval, and a + behind any or a ? behind
+  /// {n} as another quantifier.
   void interval() {
     const size_t close = in_.find('}', at_);
     const std::string text(in_.substr(at_, close == in_.npos ? in_.npos : close - at_ + 1));
@@ -86,6 +86,7 @@ class Rewriter {
                         text.find_first_not_of("0123456789,", 1) == text.size() - 1;
     if (!digits) refuse(text, "brace that is not an interval {n}, {n,} or {n,m}");
     copy(text.size());
+    if (peek() == '?' && text.find(',') != text.npos) copy();
     after_quantifier();
   }
 
