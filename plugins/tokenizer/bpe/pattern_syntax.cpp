@@ -14,9 +14,15 @@ namespace {
 // too, and its \w knows no marks.
 constexpr const char* kSpace = "\\p{White_Space}";
 constexpr const char* kNoSpace = "\\P{White_Space}";
-constexpr const char* kWord = "\\p{L}\\p{M}\\p{Nd}\\p{Pc}";
-constexpr const char* kWordClass = "[\\p{L}\\p{M}\\p{Nd}\\p{Pc}]";
-constexpr const char* kNoWordClass = "[^\\p{L}\\p{M}\\p{Nd}\\p{Pc}]";
+// Oniguruma's \w, read off the wheel: the alphabetic characters (letters, letter numbers, circled and squared
+// letters), marks, decimals, connectors, and Latin-1's superscripts and fractions.
+#define DSV3_WORD                                                                     \
+  "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}\\x{24B6}-\\x{24E9}" \
+  "\\x{1F130}-\\x{1F149}\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{1F189}"
+constexpr const char* kWord = DSV3_WORD;
+constexpr const char* kWordClass = "[" DSV3_WORD "]";
+constexpr const char* kNoWordClass = "[^" DSV3_WORD "]";
+#undef DSV3_WORD
 
 constexpr std::array kCategories{"C",  "Cc", "Cf", "Cn", "Co", "Cs", "L",  "Ll", "Lm", "Lo",
                                  "Lt", "Lu", "M",  "Mc", "Me", "Mn", "N",  "Nd", "Nl", "No",
