@@ -1,10 +1,13 @@
 // From a request to a run folder with a trainer in it: new runs, runs that go on, and what they leave behind.
+#include <sstream>
+
 #include <dsv3/runtime/logging.h>
 #include <dsv3/runtime/provenance.h>
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/log.h>
 #include <dsv3/support/fs.h>
 
+#include "train/libraries.h"
 #include "train/machine.h"
 #include "train/trainer.h"
 
@@ -57,14 +60,14 @@ Experiment stored_experiment(const RunRequest& request, const RunFolder& folder,
 }
 
 void write_start(const RunRequest& request, const RunFolder& folder, const Experiment& experiment,
-                 const Trainer& trainer) {
+                 const Plugins& plugins, const Trainer& trainer) {
   fs::write_atomically(folder.config(), experiment.resolved);
   if (!request.experiment.file.empty())
     fs::write_atomically(folder.experiment(), fs::read(request.experiment.file));
   Json origin = provenance(request.command, std::filesystem::current_path());
   origin["init_hash"] = trainer.init_hash();
   origin["plugins"] = Json::array();
-  for (const LoadedLibrary& library : loaded_libraries())
+  for (const LoadedLibrary& library : libraries_of(experiment, plugins))
     origin["plugins"].push_back({{"name", library.name}, {"version", library.version}, {"path", library.path.string()},
                                  {"sha256", library.sha256}});
   fs::write_atomically(folder.provenance(), origin.dump(2) + "\n");
@@ -98,7 +101,7 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
     else if (resumed) log::warning("no checkpoint yet: the run starts again at step 0");
     else if (!request.from.empty()) trainer.load_weights(checkpoint_at(request.from));
     if (!resumed || !std::filesystem::exists(folder.provenance()))
-      write_start(request, folder, experiment, trainer);
+      write_start(request, folder, experiment, plugins, trainer);
     const int code = trainer.run(resumed);
     step = trainer.step();
     folder.write_status(state_of(code), code, step, "");

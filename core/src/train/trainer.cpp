@@ -219,7 +219,8 @@ std::optional<double> Trainer::validate() {
   validation_->load_state(validation_start_);
   double sum = 0;
   int64_t targets = 0;
-  for (int64_t i = 0; i < experiment_.validation.batches; ++i) {
+  // Whole batches, so that the rows do not depend on the micro-batch.
+  for (int64_t i = 0; i < experiment_.validation.batches * accumulate_; ++i) {
     const Batch batch = validation_->next();
     if (!batch.tokens.defined()) break;
     const auto [loss, count] = model_->evaluate(batch);

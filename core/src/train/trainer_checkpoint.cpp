@@ -4,15 +4,16 @@
 #include <dsv3/sdk/log.h>
 #include <dsv3/support/safetensors.h>
 
+#include "train/libraries.h"
 #include "train/tensor_views.h"
 #include "train/trainer.h"
 
 namespace dsv3 {
 namespace {
 
-Json digests_of_plugins() {
+Json digests_of(const std::vector<LoadedLibrary>& libraries) {
   Json digests = Json::object();
-  for (const LoadedLibrary& library : loaded_libraries()) digests[library.name] = library.sha256;
+  for (const LoadedLibrary& library : libraries) digests[library.name] = library.sha256;
   return digests;
 }
 
@@ -41,7 +42,7 @@ void Trainer::save(std::optional<double> val_loss) {
   content.tokens = tokens_;
   content.val_loss = val_loss;
   std::vector<at::Tensor> alive = save_parameters(*strategy_, content.tensors);
-  std::vector<at::Tensor> states = optimizers_->save(content.tensors);
+  const std::vector<at::Tensor> states = optimizers_->save(content.tensors);
   for (const Buffer& buffer : model_->store().buffers())
     alive.push_back(add_view(content.tensors, "buffer/" + buffer.name, buffer.tensor));
   content.state = {{"data", loader_->state()},
@@ -49,7 +50,7 @@ void Trainer::save(std::optional<double> val_loss) {
                    {"config", experiment_.resolved},
                    {"conventions", experiment_.conventions},
                    {"tokenizer", tokenizer_ ? Json(tokenizer_->digest()) : Json()},
-                   {"plugins", digests_of_plugins()},
+                   {"plugins", digests_of(libraries_of(experiment_, plugins_))},
                    {"strategy", experiment_.strategy.plugin},
                    {"world", world_->size()},
                    {"init_hash", init_hash_}};

@@ -78,7 +78,7 @@ struct TrainOptions {
 };
 struct ValidationOptions {
   int64_t every = 0;  ///< 0 = only before the first and after the last step
-  int64_t batches = 20;
+  int64_t batches = 20;  ///< of train.batch sequences; fewer when the held-out text ends
   double share = 0.01;
   static void describe(OptionSchema<ValidationOptions>& s);
 };

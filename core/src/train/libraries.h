@@ -1,0 +1,15 @@
+// The plugin libraries that an experiment's components come from.
+#pragma once
+
+#include <vector>
+
+#include <dsv3/runtime/experiment.h>
+#include <dsv3/runtime/plugins.h>
+
+namespace dsv3 {
+
+/// Each library once, in order of loading. Libraries that were only looked into, such as that of a plugin which an
+/// override replaced, are not among them.
+std::vector<LoadedLibrary> libraries_of(const Experiment& experiment, const Plugins& plugins);
+
+}  // namespace dsv3

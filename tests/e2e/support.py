@@ -1,0 +1,89 @@
+"""Running the programs as a user would, and reading what they leave behind."""
+
+import json
+import os
+import pathlib
+import random
+import struct
+import subprocess
+
+SOURCE = pathlib.Path(__file__).resolve().parents[2]
+BUILD = pathlib.Path(os.environ.get("DSV3_BUILD_DIR", SOURCE / "build"))
+RUN = BUILD / "bin/dsv3-run"
+FULL = os.environ.get("DSV3_TEST_FULL") == "1"
+SEED = int(os.environ.get("DSV3_TEST_SEED", random.SystemRandom().randrange(10**9)))
+
+# Every part of a DeepSeek-V3-style model, at a size that trains hundreds of steps a second-ish.
+TINY = """\
+dsv3: 1
+name: tiny
+model:
+  hidden: 32
+  layers: 3
+  vocab: auto
+  init: {std: 0.05}
+  attention: {plugin: mla, heads: 2, q_lora_rank: 16, kv_lora_rank: 16, qk_nope_dim: 8, qk_rope_dim: 8, v_dim: 16}
+  position: {plugin: rope}
+  feed_forward:
+    - {layers: 0, plugin: swiglu, hidden: 64}
+    - {layers: 1-, plugin: moe, routed: 4, top_k: 2, shared: 1, hidden: 16}
+  mtp: {depth: 1, weight: 0.3}
+optimizer:
+  - {role: [embedding, head, norm, router, bias], plugin: adamw, lr: 5.0e-3}
+  - {role: matrix, plugin: muon, lr: 0.02}
+schedule: {plugin: cosine, warmup: 5}
+strategy: {plugin: single}
+data: {plugin: text, path: text.txt, tokenizer: {plugin: bytes}}
+train: {steps: 30, batch: 4, sequence: 48, precision: fp32, seed: 7, log_every: 1, threads: 1}
+validation: {every: 10, batches: 2, share: 0.1}
+samples: {every: 0}
+checkpoint: {every: 3, keep_best: 2}
+tracker: [{plugin: csv}]
+"""
+
+
+def make_tiny(folder):
+    """tiny.yaml and its text in `folder`; the file's path."""
+    rng = random.Random(5)
+    words = "the quick brown fox jumps over a lazy dog while seven wizards mix potions near old stone bridges".split()
+    paragraphs = ["\n".join(" ".join(rng.choices(words, k=9)) + "." for _ in range(rng.randrange(2, 7)))
+                  for _ in range(120)]
+    (folder / "text.txt").write_text("\n\n".join(paragraphs) + "\n")
+    (folder / "tiny.yaml").write_text(TINY)
+    return folder / "tiny.yaml"
+
+
+def dsv3_run(*arguments, cwd, check=0, timeout=300):
+    """Runs dsv3-run; asserts its exit code unless `check` is None."""
+    done = subprocess.run([RUN, *map(str, arguments)], cwd=cwd, text=True, capture_output=True, timeout=timeout)
+    if check is not None:
+        assert done.returncode == check, f"exit {done.returncode}, not {check}:\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def metrics(run):
+    """Lines of metrics.jsonl by step, those of one step merged."""
+    by_step = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        by_step.setdefault(row["step"], {}).update(row)
+    return by_step
+
+
+def losses(run):
+    """What must repeat bit for bit: everything but times, rates and memory."""
+    skip = ("time", "throughput/", "data/", "memory/")
+    return {step: {k: v for k, v in row.items() if not k.startswith(skip)} for step, row in metrics(run).items()}
+
+
+def tensors(checkpoint):
+    """Bytes of every tensor of a checkpoint folder, by name."""
+    data = (checkpoint / "rank-00000.safetensors").read_bytes()
+    size, = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8:8 + size])
+    return {name: (entry["dtype"], entry["shape"], data[8 + size + entry["data_offsets"][0]:8 + size + entry["data_offsets"][1]])
+            for name, entry in header.items() if name != "__metadata__"}
+
+
+def last_checkpoint(run):
+    return max((run / "checkpoints").glob("step-*"), key=lambda p: int(p.name.split("-")[1]))

@@ -1,0 +1,157 @@
+"""Training on text through the program: it learns, components are swapped by a word, runs go on or refuse to."""
+
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+
+from support import RUN, dsv3_run, last_checkpoint, losses, make_tiny, metrics, tensors
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    make_tiny(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    dsv3_run("tiny.yaml", "--run_name", "finished", cwd=folder)
+    return folder / "runs/finished"
+
+
+def test_training_lowers_the_loss(finished):
+    rows = metrics(finished)
+    assert sorted(rows) == list(range(31))
+    assert rows[30]["val/loss"] < rows[0]["val/loss"] - 0.5
+    assert "train/lr/adamw" in rows[30] and "train/lr/muon" in rows[30]
+    assert rows[30]["moe/load_max/1"] >= 1 and "moe/load_max/0" not in rows[30]
+
+
+def test_run_folder_is_complete(finished):
+    names = {p.name for p in finished.iterdir()}
+    assert {"config.yaml", "experiment.yaml", "provenance.json", "log.txt", "metrics.jsonl", "metrics.csv",
+            "checkpoints", "status.json"} <= names
+    status = json.loads((finished / "status.json").read_text())
+    assert (status["state"], status["exit_code"], status["step"]) == ("finished", 0, 30)
+    provenance = json.loads((finished / "provenance.json").read_text())
+    assert {"attention_mla", "optimizer_muon", "data_text"} <= {p["name"] for p in provenance["plugins"]}
+    assert len(provenance["init_hash"]) == 64
+
+
+def test_csv_tracker_has_every_value(finished):
+    table = [line.split(",") for line in (finished / "metrics.csv").read_text().splitlines()]
+    assert table[0] == ["id", "step", "tokens", "time", "name", "value"]
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    wanted = {(i, k): v for i, row in enumerate(rows) for k, v in row.items() if k not in ("step", "tokens", "time")}
+    assert {(int(r[0]), r[4]): float(r[5]) for r in table[1:]} == wanted
+
+
+def test_the_same_run_twice_is_the_same_bits(folder, finished):
+    dsv3_run("tiny.yaml", "--run_name", "again", cwd=folder)
+    assert losses(folder / "runs/again") == losses(finished)
+    assert tensors(last_checkpoint(folder / "runs/again")) == tensors(last_checkpoint(finished))
+
+
+def test_accumulation_changes_nothing(folder, finished):
+    dsv3_run("tiny.yaml", "train.micro_batch=1", "--run_name", "accumulated", cwd=folder)
+    ours, theirs = folder / "runs/accumulated", finished
+    for step, row in metrics(theirs).items():
+        for key in ("train/loss", "val/loss"):
+            if key in row:
+                assert abs(metrics(ours)[step][key] / row[key] - 1) < 1e-6, (step, key)
+    def biases(run):
+        return {k: v for k, v in tensors(last_checkpoint(run)).items() if k.startswith("buffer/")}
+    assert len(biases(ours)) == 3 and biases(ours) == biases(theirs)
+
+
+def first_values(folder, name, *overrides):
+    """Parameters after one step that moves nothing."""
+    dsv3_run("tiny.yaml", "optimizer=adamw", "optimizer.lr=0", "optimizer.weight_decay=0", "train.steps=1", *overrides,
+             "--run_name", name, cwd=folder)
+    run = folder / "runs" / name
+    loaded = {p["name"] for p in json.loads((run / "provenance.json").read_text())["plugins"]}
+    return {k: v for k, v in tensors(last_checkpoint(run)).items() if k.startswith("model/")}, loaded
+
+
+def test_a_swap_leaves_all_other_first_values_alone(folder):
+    mla, mla_loaded = first_values(folder, "first_mla")
+    mha, mha_loaded = first_values(folder, "first_mha", "attention=mha")
+    assert "attention_mla" in mla_loaded and "attention_mha" not in mla_loaded
+    assert "attention_mha" in mha_loaded and "attention_mla" not in mha_loaded
+    def others(values):
+        return {k: v for k, v in values.items() if ".attention." not in k}
+    assert len(others(mla)) > 20 and others(mla) == others(mha)
+    own = [{k for k in values if ".attention." in k} for values in (mla, mha)]
+    assert any("kv_a" in k for k in own[0]) and not any("kv_a" in k for k in own[1])
+
+
+def test_swapped_optimizer_runs_and_prints_its_plan(folder, finished):
+    done = dsv3_run("tiny.yaml", "attention=mha", "optimizer=adamw", "train.steps=3", "--run_name", "swapped", cwd=folder)
+    rows, muon = metrics(folder / "runs/swapped"), metrics(finished)
+    assert [k for k in rows[1] if k.startswith("train/lr/")] == ["train/lr/adamw"]
+    assert rows[1]["train/loss"] != muon[1]["train/loss"]
+    assert "adamw" in done.stderr and "muon" not in done.stderr.replace("tiny_muon", "")
+    keys = tensors(last_checkpoint(folder / "runs/swapped"))
+    assert any(k.startswith("optimizer/exp_avg_sq/layers.0.attention") for k in keys)
+
+
+def test_signals_stop_with_a_checkpoint_and_the_run_goes_on(folder):
+    dsv3_run("tiny.yaml", "train.steps=400", "--run_name", "unbroken", cwd=folder)
+    for sent, code in ((signal.SIGTERM, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)):
+        name = f"stopped-{sent}"
+        process = subprocess.Popen([RUN, "tiny.yaml", "train.steps=400", "--run_name", name], cwd=folder,
+                                   stderr=subprocess.DEVNULL)
+        run = folder / "runs" / name
+        while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 8:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(sent)
+        assert process.wait(60) == code
+        status = json.loads((run / "status.json").read_text())
+        assert status["exit_code"] == code and status["step"] < 400
+        assert last_checkpoint(run).name == f"step-{status['step']}"
+        dsv3_run("--run_id", name, cwd=folder)
+        assert losses(run) == losses(folder / "runs/unbroken")
+        assert tensors(last_checkpoint(run)) == tensors(last_checkpoint(folder / "runs/unbroken"))
+
+
+def test_start_and_go_on_refuse_what_is_not_meant(folder, finished):
+    assert "finished" in dsv3_run("tiny.yaml", "--run_name", "finished", cwd=folder, check=2).stderr
+    done = dsv3_run("--run_id", "finishd", cwd=folder, check=2)
+    assert "finished" in done.stderr and not (folder / "runs/finishd").exists()
+    changed = dsv3_run("tiny.yaml", "train.seed=8", "--run_id", "finished", cwd=folder, check=2)
+    assert "seed" in changed.stderr and "--from" in changed.stderr
+    dsv3_run("tiny.yaml", "--run_id", "finished", cwd=folder)  # the same settings are no change
+    for _ in range(2):  # starts, then finds it finished
+        dsv3_run("tiny.yaml", "train.steps=2", "--run_name", "auto", "--resume", "auto", cwd=folder)
+    assert sorted(metrics(folder / "runs/auto")) == [0, 1, 2]
+
+
+def test_from_starts_with_the_weights(folder, finished):
+    dsv3_run("tiny.yaml", "train.steps=2", "train.seed=9", "--run_name", "tuned", "--from", "runs/finished", cwd=folder)
+    assert metrics(folder / "runs/tuned")[0]["val/loss"] == metrics(finished)[30]["val/loss"]
+    refused = dsv3_run("tiny.yaml", "model.position.layout=half", "--run_name", "other", "--from", "runs/finished",
+                       cwd=folder, check=5)
+    assert "layout" in refused.stderr
+
+
+def test_mistakes_have_exit_codes(folder):
+    typo = dsv3_run("tiny.yaml", "model.attention.kv_lora_rnk=8", cwd=folder, check=2)
+    assert "did you mean 'kv_lora_rank'" in typo.stderr
+    assert "did you mean 'mla'" in dsv3_run("tiny.yaml", "attention=mlaa", cwd=folder, check=2).stderr
+    missing = dsv3_run("tiny.yaml", "data.path=nowhere.txt", cwd=folder, check=4)
+    assert "nowhere.txt" in missing.stderr
+    assert "micro_batch" in dsv3_run("tiny.yaml", "train.micro_batch=3", cwd=folder, check=2).stderr
+    dsv3_run(cwd=folder, check=2)
+    dsv3_run("absent.yaml", cwd=folder, check=2)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(folder):
+    done = dsv3_run("tiny.yaml", "optimizer={plugin: adamw, lr: 1.0e30}", "train.clip=0", "--run_name", "exploded",
+                    cwd=folder, check=7)
+    assert "not finite" in done.stderr
+    assert json.loads((folder / "runs/exploded/status.json").read_text())["exit_code"] == 7

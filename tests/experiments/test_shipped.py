@@ -1,0 +1,47 @@
+"""Every shipped experiment passes --check and --dry-run, without its data; presets count what the formula counts."""
+
+import pathlib
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
+from formula import PRESETS, counts  # noqa: E402
+from support import SOURCE, RUN, dsv3_run  # noqa: E402
+
+SHIPPED = sorted(p for p in (SOURCE / "experiments").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda p: str(p.relative_to(SOURCE / "experiments")))
+def test_check_and_dry_run(file, tmp_path):
+    assert "ok" in dsv3_run(file, "--check", cwd=tmp_path).stdout
+    def limit():
+        resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
+    done = subprocess.run([RUN, file, "--dry-run", "--gpu_memory", "8G"], cwd=tmp_path, text=True, capture_output=True,
+                          preexec_fn=limit)
+    assert done.returncode == 0, done.stderr
+    assert "memory" in done.stdout and "steps" in done.stdout and "fits" in done.stdout
+    assert list(tmp_path.iterdir()) == []  # writes nothing
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_counts_are_the_formulas(preset, tmp_path):
+    wanted = counts(PRESETS[preset])
+    out = dsv3_run(SOURCE / f"experiments/{preset}.yaml", "--dry-run", cwd=tmp_path).stdout
+    exact = [tuple(map(int, m)) for m in re.findall(r"\((\d+) / (\d+)[;)]", out)]
+    assert exact == [(wanted.total, wanted.active), (wanted.total_without_embeddings, wanted.active_without_embeddings)]
+
+
+def test_nano_muon_debug_runs_the_full_preset_on_made_data(tmp_path):
+    done = dsv3_run(SOURCE / "experiments/nano_muon.yaml", "--debug", "train.steps=2", "train.batch=1",
+                    "train.micro_batch=1", "validation.batches=0", "--output", tmp_path, cwd=tmp_path, timeout=900)
+    assert "step 2/2" in done.stderr and "322.4 M parameters" in done.stderr
+
+
+def test_short_optimizer_replaces_the_groups(tmp_path):
+    out = dsv3_run(SOURCE / "experiments/nano_muon.yaml", "--dry-run", "optimizer=adamw", cwd=tmp_path).stdout
+    plan = out[out.index("group "):]
+    assert "adamw" in plan and "muon" not in plan
