@@ -37,7 +37,7 @@ def test_counts_are_the_formulas(preset, tmp_path):
 
 def test_nano_muon_debug_runs_the_full_preset_on_made_data(tmp_path):
     done = dsv3_run(SOURCE / "experiments/nano_muon.yaml", "--debug", "train.steps=2", "train.batch=1",
-                    "train.micro_batch=1", "validation.batches=0", "--output", tmp_path, cwd=tmp_path, timeout=900)
+                    "train.micro_batch=1", "--output", tmp_path, cwd=tmp_path, timeout=900)
     assert "step 2/2" in done.stderr and "322.4 M parameters" in done.stderr
 
 
