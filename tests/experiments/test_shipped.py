@@ -1,16 +1,13 @@
 """Every shipped experiment passes --check and --dry-run, without its data; presets count what the formula counts."""
 
-import pathlib
 import re
 import resource
 import subprocess
-import sys
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
-from formula import PRESETS, counts  # noqa: E402
-from support import SOURCE, RUN, dsv3_run  # noqa: E402
+from formula import PRESETS, counts
+from support import RUN, SOURCE, dsv3_run
 
 SHIPPED = sorted(p for p in (SOURCE / "experiments").rglob("*.yaml"))
 
