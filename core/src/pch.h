@@ -1,5 +1,5 @@
-// The precompiled header: what nearly every file that touches tensors includes. Nothing of dsv3 itself, so
-// that a change here does not rebuild the world.
+// The precompiled header: what nearly every file that touches tensors includes. Nothing of dsv3
+// itself, so that a change here does not rebuild the world.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// Encodes for tests/parity/test_tokenizer.py. Arguments: the tokenizer.json. Each line of the input is a
-// JSON string; each line of the output [ids, whether decoding them gives the text back].
+// Encodes for tests/parity/test_tokenizer.py. Arguments: the tokenizer.json. Each line of the input
+// is a JSON string; each line of the output [ids, whether decoding them gives the text back].
 #include <iostream>
 
 #include <nlohmann/json.hpp>

@@ -90,7 +90,8 @@ void ValidationOptions::describe(OptionSchema<ValidationOptions>& s) {
   s.add("every", &ValidationOptions::every,
         "steps between validations; 0 = before the first and after the last only")
       .min(0);
-  s.add("batches", &ValidationOptions::batches, "batches of train.batch sequences a validation").min(1);
+  s.add("batches", &ValidationOptions::batches, "batches of train.batch sequences a validation")
+      .min(1);
   s.add("share", &ValidationOptions::share, "share of the documents held out").min(0).max(1);
 }
 

@@ -18,6 +18,7 @@ struct SampleOptions {
 };
 
 /// New ids after `prompt` (at least one id).
-std::vector<int32_t> sample(Model& model, const std::vector<int32_t>& prompt, const SampleOptions& options);
+std::vector<int32_t> sample(Model& model, const std::vector<int32_t>& prompt,
+                            const SampleOptions& options);
 
 }  // namespace dsv3

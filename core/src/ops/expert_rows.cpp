@@ -3,8 +3,8 @@
 #include <cstring>
 
 #include <ATen/ATen.h>
-#include <c10/core/GradMode.h>
 #include <ATen/Parallel.h>
+#include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <dsv3/sdk/expert_rows.h>

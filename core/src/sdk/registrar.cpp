@@ -1,16 +1,18 @@
-#include <dsv3/sdk/registrar.h>
-
 #include <array>
 
 #include <dsv3/sdk/error.h>
+#include <dsv3/sdk/registrar.h>
 
 namespace dsv3 {
 namespace {
-constexpr std::array<const char*, 9> kKindNames{"attention", "feed_forward", "position", "optimizer", "schedule",
-                                                "strategy",  "tracker",      "data",     "tokenizer"};
+constexpr std::array<const char*, 9> kKindNames{"attention", "feed_forward", "position",
+                                                "optimizer", "schedule",     "strategy",
+                                                "tracker",   "data",         "tokenizer"};
 }
 
-const char* kind_name(Kind kind) { return kKindNames.at(static_cast<size_t>(kind) - 1); }
+const char* kind_name(Kind kind) {
+  return kKindNames.at(static_cast<size_t>(kind) - 1);
+}
 
 Kind kind_from_name(const std::string& name) {
   std::string known;

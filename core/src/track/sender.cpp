@@ -37,10 +37,14 @@ Event parse_event(const std::string& line, int64_t id) {
   Event event;
   event.id = id;
   for (const auto& [key, value] : object.items()) {
-    if (key == "step") event.step = value.get<int64_t>();
-    else if (key == "tokens") event.tokens = value.get<int64_t>();
-    else if (key == "time") event.time = value.get<double>();
-    else event.metrics.emplace_back(key, number_of(value));
+    if (key == "step")
+      event.step = value.get<int64_t>();
+    else if (key == "tokens")
+      event.tokens = value.get<int64_t>();
+    else if (key == "time")
+      event.time = value.get<double>();
+    else
+      event.metrics.emplace_back(key, number_of(value));
   }
   return event;
 }
@@ -62,7 +66,10 @@ class TrackerSender::Worker {
   }
 
   void notify() {
-    { std::lock_guard lock(mutex_); ++news_; }
+    {
+      std::lock_guard lock(mutex_);
+      ++news_;
+    }
     wake_.notify_one();
   }
 
@@ -109,7 +116,8 @@ class TrackerSender::Worker {
     attempt("finish", [this] { tracker_.tracker->finish(status_); });
   }
 
-  /// Complete lines behind the acknowledged offset, at most kEventsACall; `end` is the offset behind them.
+  /// Complete lines behind the acknowledged offset, at most kEventsACall; `end` is the offset
+  /// behind them.
   std::vector<Event> read_events(int64_t& end) const {
     std::vector<Event> events;
     std::ifstream file(journal_, std::ios::binary);
@@ -135,7 +143,8 @@ class TrackerSender::Worker {
           tracker_.tracker->deliver(std::span<const Event>(events).subspan(first));
         } catch (const Rejected& rejected) {
           log::warning("tracker '" + tracker_.name + "' refused step " +
-                       std::to_string(events.at(first + rejected.index).step) + ": " + rejected.what());
+                       std::to_string(events.at(first + rejected.index).step) + ": " +
+                       rejected.what());
           first += rejected.index + 1;
           if (first < events.size()) throw RetryAfter("the rest follows", 0);
         }
@@ -147,8 +156,8 @@ class TrackerSender::Worker {
     }
   }
 
-  /// Calls `action` until it succeeds, with capped exponential waits; false = the deadline of finish() came
-  /// first.
+  /// Calls `action` until it succeeds, with capped exponential waits; false = the deadline of
+  /// finish() came first.
   template <class Action>
   bool attempt(const char* what, Action action) {
     double wait = kFirstRetry;
@@ -167,14 +176,18 @@ class TrackerSender::Worker {
         cause = "an exception that is not a std::exception";
       }
       if (!said && pause > 0)
-        log::warning("tracker '" + tracker_.name + "' cannot " + what + ", will try again: " + cause);
+        log::warning("tracker '" + tracker_.name + "' cannot " + what +
+                     ", will try again: " + cause);
       wait = std::min(2 * wait, kLongestRetry);
       std::unique_lock lock(mutex_);
       const auto until = Clock::now() + std::chrono::duration_cast<Clock::duration>(Seconds(pause));
-      wake_.wait_until(lock, until, [&] { return finishing_ && (Clock::now() >= until || deadline_ < until); });
+      wake_.wait_until(lock, until,
+                       [&] { return finishing_ && (Clock::now() >= until || deadline_ < until); });
       if (finishing_ && Clock::now() >= std::min(until, deadline_) && deadline_ < until) {
-        log::warning("tracker '" + tracker_.name + "' did not take everything; metrics.jsonl keeps it and it "
-                     "is sent when the run goes on: " + cause);
+        log::warning("tracker '" + tracker_.name +
+                     "' did not take everything; metrics.jsonl keeps it and it "
+                     "is sent when the run goes on: " +
+                     cause);
         return false;
       }
     }
@@ -193,7 +206,8 @@ class TrackerSender::Worker {
   std::thread thread_;
 };
 
-TrackerSender::TrackerSender(std::vector<NamedTracker> trackers, RunInfo run, std::filesystem::path journal) {
+TrackerSender::TrackerSender(std::vector<NamedTracker> trackers, RunInfo run,
+                             std::filesystem::path journal) {
   for (NamedTracker& tracker : trackers)
     workers_.push_back(std::make_unique<Worker>(std::move(tracker), run, journal));
 }
@@ -205,7 +219,8 @@ void TrackerSender::notify() {
 }
 
 void TrackerSender::finish(RunStatus status, double seconds) {
-  const auto deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(Seconds(seconds));
+  const auto deadline =
+      Clock::now() + std::chrono::duration_cast<Clock::duration>(Seconds(seconds));
   for (auto& worker : workers_) worker->begin_finish(status, deadline);
   for (auto& worker : workers_) worker->finish(status, deadline);
   workers_.clear();

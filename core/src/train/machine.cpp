@@ -1,12 +1,11 @@
 #include "train/machine.h"
 
-#include <dlfcn.h>
-#include <unistd.h>
-
 #include <array>
+#include <dlfcn.h>
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <unistd.h>
 
 #include <ATen/Parallel.h>
 
@@ -42,8 +41,11 @@ at::Device device_of(const TrainOptions& train) {
   if (train.device == "cpu") return at::kCPU;
   if (load_cuda()) return at::Device(at::kCUDA, 0);
   if (train.device == "cuda")
-    throw Error("train.device is cuda, but no usable NVIDIA GPU was found: check nvidia-smi and that LibTorch's "
-                "CUDA libraries are installed, or set train.device=cpu", ExitCode::usage);
+    throw Error(
+        "train.device is cuda, but no usable NVIDIA GPU was found: check nvidia-smi and that "
+        "LibTorch's "
+        "CUDA libraries are installed, or set train.device=cpu",
+        ExitCode::usage);
   return at::kCPU;
 }
 
@@ -57,9 +59,13 @@ at::ScalarType compute_dtype(const TrainOptions& train) {
 
 double peak_flops(at::Device device) {
   if (!device.is_cuda()) return 0;
-  struct Peak { const char* name; double flops; };
-  constexpr std::array kPeaks{Peak{"H100 PCIe", 756e12}, Peak{"H100", 989e12}, Peak{"H200", 989e12},
-                              Peak{"H800", 989e12},      Peak{"A100", 312e12}, Peak{"B200", 2250e12}};
+  struct Peak {
+    const char* name;
+    double flops;
+  };
+  constexpr std::array kPeaks{Peak{"H100 PCIe", 756e12}, Peak{"H100", 989e12},
+                              Peak{"H200", 989e12},      Peak{"H800", 989e12},
+                              Peak{"A100", 312e12},      Peak{"B200", 2250e12}};
   const std::string name = gpu_name();
   for (const Peak& peak : kPeaks)
     if (name.find(peak.name) != std::string::npos) return peak.flops;

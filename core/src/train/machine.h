@@ -7,13 +7,15 @@
 
 namespace dsv3 {
 
-/// Loads LibTorch's CUDA library if there is a GPU; false = no GPU, or no CUDA library beside LibTorch.
+/// Loads LibTorch's CUDA library if there is a GPU; false = no GPU, or no CUDA library beside
+/// LibTorch.
 bool load_cuda();
 
 /// `train.device` of a resolved experiment; throws when it asks for a GPU that is not there.
 at::Device device_of(const TrainOptions& train);
 
-/// "fp32" or "bf16" for `precision: auto`: bf16 (with fp32 master weights) on GPUs and on CPUs with AMX, else fp32.
+/// "fp32" or "bf16" for `precision: auto`: bf16 (with fp32 master weights) on GPUs and on CPUs with
+/// AMX, else fp32.
 const char* automatic_precision(at::Device device);
 at::ScalarType compute_dtype(const TrainOptions& train);
 

@@ -1,11 +1,9 @@
 #include "train/progress.h"
 
-#include <unistd.h>
-
 #include <cmath>
 #include <cstdio>
-
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <dsv3/runtime/logging.h>
 #include <dsv3/sdk/log.h>
@@ -19,7 +17,8 @@ std::string text_of(const ProgressLine& line) {
   if (line.tokens_per_s > 0) text += fmt::format("  {} tok/s", format_count(line.tokens_per_s));
   if (line.mfu > 0) text += fmt::format("  mfu {:.1f} %", 100 * line.mfu);
   if (line.memory_bytes > 0) text += fmt::format("  mem {}", format_bytes(line.memory_bytes));
-  if (line.wait_fraction >= 0.005) text += fmt::format("  data wait {:.0f} %", 100 * line.wait_fraction);
+  if (line.wait_fraction >= 0.005)
+    text += fmt::format("  data wait {:.0f} %", 100 * line.wait_fraction);
   if (line.eta_seconds > 0) text += "  eta " + format_duration(line.eta_seconds);
   return text;
 }

@@ -9,12 +9,13 @@ namespace dsv3 {
 /// What a line shows. Rates of 0 are left out.
 struct ProgressLine {
   int64_t step = 0, steps = 0, tokens = 0;
-  double loss = 0, lr_factor = 0, grad_norm = 0, tokens_per_s = 0, mfu = 0, wait_fraction = 0, eta_seconds = 0;
+  double loss = 0, lr_factor = 0, grad_norm = 0, tokens_per_s = 0, mfu = 0, wait_fraction = 0,
+         eta_seconds = 0;
   int64_t memory_bytes = 0;
 };
 
-/// Shows the line in place on a terminal. Elsewhere, or with `logged`, writes it through the log so that it
-/// also lands in the log file.
+/// Shows the line in place on a terminal. Elsewhere, or with `logged`, writes it through the log so
+/// that it also lands in the log file.
 class Progress {
  public:
   explicit Progress(bool quiet);

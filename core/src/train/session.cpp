@@ -1,4 +1,5 @@
-// From a request to a run folder with a trainer in it: new runs, runs that go on, and what they leave behind.
+// From a request to a run folder with a trainer in it: new runs, runs that go on, and what they
+// leave behind.
 #include <sstream>
 
 #include <dsv3/runtime/logging.h>
@@ -30,23 +31,25 @@ std::string first_difference(const std::string& before, const std::string& now) 
   return "\n  one has lines that the other lacks";
 }
 
-/// The experiment a run was started with, from its folder; when the request names an experiment file too, both must
-/// agree.
+/// The experiment a run was started with, from its folder; when the request names an experiment
+/// file too, both must agree.
 Experiment stored_experiment(const RunRequest& request, const RunFolder& folder, Plugins& plugins) {
   ExperimentRequest stored;
   stored.file = folder.config();
   Experiment experiment = resolve_machine(stored, plugins);
   if (request.experiment.file.empty()) {
     if (!request.experiment.overrides.empty())
-      throw Error("a run that goes on keeps its settings, so '" + request.experiment.overrides.front() +
+      throw Error("a run that goes on keeps its settings, so '" +
+                      request.experiment.overrides.front() +
                       "' cannot be set; start a new run from its checkpoint with --from",
                   ExitCode::usage);
     return experiment;
   }
   ExperimentRequest given = request.experiment;
   // What the machine decided at the start stays decided.
-  for (const std::string& key : {"device=" + experiment.train.device, "precision=" + experiment.train.precision,
-                                 "threads=" + std::to_string(experiment.train.threads)})
+  for (const std::string& key :
+       {"device=" + experiment.train.device, "precision=" + experiment.train.precision,
+        "threads=" + std::to_string(experiment.train.threads)})
     given.forced.push_back("train." + key);
   PluginCatalog catalog(plugins);
   const Experiment wanted = load_experiment(given, catalog);
@@ -68,7 +71,9 @@ void write_start(const RunRequest& request, const RunFolder& folder, const Exper
   origin["init_hash"] = trainer.init_hash();
   origin["plugins"] = Json::array();
   for (const LoadedLibrary& library : libraries_of(experiment, plugins))
-    origin["plugins"].push_back({{"name", library.name}, {"version", library.version}, {"path", library.path.string()},
+    origin["plugins"].push_back({{"name", library.name},
+                                 {"version", library.version},
+                                 {"path", library.path.string()},
                                  {"sha256", library.sha256}});
   fs::write_atomically(folder.provenance(), origin.dump(2) + "\n");
 }
@@ -78,8 +83,9 @@ StoredCheckpoint checkpoint_at(const std::filesystem::path& path) {
   if (std::filesystem::exists(path / "manifest.json")) return verify_checkpoint(path);
   if (std::filesystem::exists(path / "checkpoints"))
     if (auto newest = CheckpointStore(path / "checkpoints", 0).newest()) return *newest;
-  throw Error(path.string() + " is neither a checkpoint (a folder with manifest.json) nor a run with one",
-              ExitCode::checkpoint);
+  throw Error(
+      path.string() + " is neither a checkpoint (a folder with manifest.json) nor a run with one",
+      ExitCode::checkpoint);
 }
 
 const char* state_of(int code) {
@@ -88,7 +94,8 @@ const char* state_of(int code) {
 }
 
 /// Trains inside `folder` and leaves status.json, also when it throws.
-int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment, Plugins& plugins, bool resumed) {
+int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment, Plugins& plugins,
+             bool resumed) {
   open_log_file(folder.log());
   int64_t step = 0;
   try {
@@ -96,10 +103,14 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
     for (const std::string& note : experiment.notes) log::info(note);
     Trainer trainer(experiment, plugins, folder, request.quiet);
     std::optional<StoredCheckpoint> newest;
-    if (resumed) newest = CheckpointStore(folder.checkpoints(), experiment.checkpoint.keep_best).newest();
-    if (newest) trainer.restore(*newest);
-    else if (resumed) log::warning("no checkpoint yet: the run starts again at step 0");
-    else if (!request.from.empty()) trainer.load_weights(checkpoint_at(request.from));
+    if (resumed)
+      newest = CheckpointStore(folder.checkpoints(), experiment.checkpoint.keep_best).newest();
+    if (newest)
+      trainer.restore(*newest);
+    else if (resumed)
+      log::warning("no checkpoint yet: the run starts again at step 0");
+    else if (!request.from.empty())
+      trainer.load_weights(checkpoint_at(request.from));
     if (!resumed || !std::filesystem::exists(folder.provenance()))
       write_start(request, folder, experiment, plugins, trainer);
     const int code = trainer.run(resumed);
@@ -139,8 +150,10 @@ int train(const RunRequest& request, Plugins& plugins) {
   const bool stored = resumed && std::filesystem::exists(folder.config());
   if (stored) experiment = stored_experiment(request, folder, plugins);
   if (!experiment)
-    throw Error("run '" + folder.name() + "' was stopped before its settings were written: name the experiment file "
-                "again", ExitCode::usage);
+    throw Error("run '" + folder.name() +
+                    "' was stopped before its settings were written: name the experiment file "
+                    "again",
+                ExitCode::usage);
   if (!stored) fs::write_atomically(folder.config(), experiment->resolved);
   return train_in(request, folder, *experiment, plugins, resumed);
 }

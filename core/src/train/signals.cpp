@@ -1,10 +1,9 @@
 #include "train/signals.h"
 
-#include <csignal>
-#include <unistd.h>
-
 #include <array>
 #include <atomic>
+#include <csignal>
+#include <unistd.h>
 
 namespace dsv3 {
 namespace {
@@ -14,8 +13,7 @@ volatile std::sig_atomic_t requested_code = 0;
 std::array<struct sigaction, kSignals.size()> former;
 
 extern "C" void on_signal(int signal) {
-  const int code =
-      static_cast<int>(signal == SIGINT ? ExitCode::interrupted : ExitCode::preempted);
+  const int code = static_cast<int>(signal == SIGINT ? ExitCode::interrupted : ExitCode::preempted);
   if (signal == SIGINT && requested_code == code) _exit(code);
   requested_code = code;
 }
@@ -35,6 +33,8 @@ SignalGuard::~SignalGuard() {
   for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &former[i], nullptr);
 }
 
-int SignalGuard::requested() { return requested_code; }
+int SignalGuard::requested() {
+  return requested_code;
+}
 
 }  // namespace dsv3

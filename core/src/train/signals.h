@@ -5,8 +5,8 @@
 
 namespace dsv3 {
 
-/// While one lives: SIGTERM and SIGUSR2 ask for preemption, SIGINT for an interrupt; a second SIGINT ends the
-/// process at once. The former handlers come back with the destructor.
+/// While one lives: SIGTERM and SIGUSR2 ask for preemption, SIGINT for an interrupt; a second
+/// SIGINT ends the process at once. The former handlers come back with the destructor.
 class SignalGuard {
  public:
   SignalGuard();

@@ -19,16 +19,18 @@ namespace {
 int64_t micro_batch_of(const TrainOptions& train, int64_t world) {
   const int64_t micro_batch = train.micro_batch > 0 ? train.micro_batch : train.batch / world;
   if (micro_batch < 1 || train.batch % (micro_batch * world) != 0)
-    throw Error("train.batch is " + std::to_string(train.batch) + " sequences, which " + std::to_string(world) +
-                    " rank(s) with train.micro_batch " + std::to_string(micro_batch) +
+    throw Error("train.batch is " + std::to_string(train.batch) + " sequences, which " +
+                    std::to_string(world) + " rank(s) with train.micro_batch " +
+                    std::to_string(micro_batch) +
                     " cannot share evenly: make batch a multiple of micro_batch x ranks",
                 ExitCode::usage);
   return micro_batch;
 }
 
 /// Training batches are made ahead on a thread; validation's are not.
-std::unique_ptr<Loader> make_loader(const Experiment& experiment, Plugins& plugins, const Model& model, Split split,
-                                    int64_t micro_batch, std::shared_ptr<const Tokenizer> tokenizer) {
+std::unique_ptr<Loader> make_loader(const Experiment& experiment, Plugins& plugins,
+                                    const Model& model, Split split, int64_t micro_batch,
+                                    std::shared_ptr<const Tokenizer> tokenizer) {
   DataContext context;
   context.split = split;
   context.micro_batch = micro_batch;
@@ -44,13 +46,15 @@ std::unique_ptr<Loader> make_loader(const Experiment& experiment, Plugins& plugi
 int64_t vocab_of(const Experiment& experiment, const Tokenizer* tokenizer) {
   if (experiment.model.vocab > 0) {
     if (tokenizer && tokenizer->vocab_size() > experiment.model.vocab)
-      throw Error("model.vocab is " + std::to_string(experiment.model.vocab) + ", but the tokenizer has " +
-                      std::to_string(tokenizer->vocab_size()) + " ids: raise model.vocab or set it to auto",
+      throw Error("model.vocab is " + std::to_string(experiment.model.vocab) +
+                      ", but the tokenizer has " + std::to_string(tokenizer->vocab_size()) +
+                      " ids: raise model.vocab or set it to auto",
                   ExitCode::usage);
     return experiment.model.vocab;
   }
   if (!tokenizer)
-    throw Error("model.vocab is auto, but data names no tokenizer: give model.vocab a number", ExitCode::usage);
+    throw Error("model.vocab is auto, but data names no tokenizer: give model.vocab a number",
+                ExitCode::usage);
   return tokenizer->vocab_size();
 }
 
@@ -72,7 +76,8 @@ Trainer::Trainer(Experiment experiment, Plugins& plugins, RunFolder& folder, boo
 
   if (!experiment_.tokenizer.plugin.empty())
     tokenizer_ = make<Tokenizer>(plugins_, experiment_.tokenizer, TokenizerContext{});
-  model_ = std::make_unique<Model>(experiment_, vocab_of(experiment_, tokenizer_.get()), plugins_, device_);
+  model_ = std::make_unique<Model>(experiment_, vocab_of(experiment_, tokenizer_.get()), plugins_,
+                                   device_);
   figures_ = figures(*model_, experiment_);
   optimizers_ = std::make_unique<OptimizerSet>(experiment_, plugins_, model_->store());
   schedule_ = make<Schedule>(plugins_, experiment_.schedule);
@@ -85,7 +90,8 @@ Trainer::Trainer(Experiment experiment, Plugins& plugins, RunFolder& folder, boo
   init_hash_ = hash_parameters();
 
   loader_ = make_loader(experiment_, plugins_, *model_, Split::train, micro_batch_, tokenizer_);
-  validation_ = make_loader(experiment_, plugins_, *model_, Split::validation, micro_batch_, tokenizer_);
+  validation_ =
+      make_loader(experiment_, plugins_, *model_, Split::validation, micro_batch_, tokenizer_);
   validation_start_ = validation_->state();
 }
 
@@ -157,7 +163,8 @@ StepResult Trainer::train_step() {
   lr_factor_ = schedule_->factor(step_ + 1, total_steps_);
   if (std::isfinite(result.grad_norm)) {
     const double clip = experiment_.train.clip;
-    if (clip > 0 && result.grad_norm > clip) strategy_->scale_grads(clip / (result.grad_norm + 1e-6));
+    if (clip > 0 && result.grad_norm > clip)
+      strategy_->scale_grads(clip / (result.grad_norm + 1e-6));
     optimizers_->step(*strategy_, ++updates_, lr_factor_);
   } else {
     result.skipped = true;
@@ -174,23 +181,30 @@ StepResult Trainer::train_step() {
 
 LossScale Trainer::scale_of(const at::Tensor& targets) const {
   // A step without any valid target contributes 0, never NaN.
-  const auto at_least_one = [](int64_t count) { return static_cast<double>(std::max<int64_t>(count, 1)); };
+  const auto at_least_one = [](int64_t count) {
+    return static_cast<double>(std::max<int64_t>(count, 1));
+  };
   LossScale scale;
   scale.main_targets = at_least_one(targets[0].item<int64_t>());
-  for (int64_t k = 1; k < targets.size(0); ++k) scale.mtp_targets.push_back(at_least_one(targets[k].item<int64_t>()));
+  for (int64_t k = 1; k < targets.size(0); ++k)
+    scale.mtp_targets.push_back(at_least_one(targets[k].item<int64_t>()));
   scale.sequences = experiment_.train.batch;
   return scale;
 }
 
 void Trainer::refuse_or_report(const StepResult& result) const {
-  const std::string what = "step " + std::to_string(step_ + 1) + ": loss " + std::to_string(result.loss) +
-                           ", gradient norm " + std::to_string(result.grad_norm) + " is not finite";
+  const std::string what = "step " + std::to_string(step_ + 1) + ": loss " +
+                           std::to_string(result.loss) + ", gradient norm " +
+                           std::to_string(result.grad_norm) + " is not finite";
   if (experiment_.train.not_finite == "skip") {
     log::warning(what + "; the update was skipped");
     return;
   }
-  throw Error(what + ". Nothing was updated; the newest checkpoint is unharmed. Lower the learning rate, lengthen the "
-                     "warm-up, or set train.not_finite=skip", ExitCode::not_finite);
+  throw Error(what +
+                  ". Nothing was updated; the newest checkpoint is unharmed. Lower the learning "
+                  "rate, lengthen the "
+                  "warm-up, or set train.not_finite=skip",
+              ExitCode::not_finite);
 }
 
 void Trainer::end_feed_forward_step(bool skipped) {
@@ -211,7 +225,8 @@ void Trainer::end_feed_forward_step(bool skipped) {
     count.zero_();
     load_max_.emplace_back("moe/load_max/" + std::to_string(i), sum);
     if (!skipped)
-      layers[i]->on_step_end({sum, static_cast<double>(step_ + 1) / static_cast<double>(total_steps_)});
+      layers[i]->on_step_end(
+          {sum, static_cast<double>(step_ + 1) / static_cast<double>(total_steps_)});
   }
 }
 

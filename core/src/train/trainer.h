@@ -24,7 +24,7 @@ namespace dsv3 {
 
 /// Losses and norms of one optimizer step; what metrics are made of.
 struct StepResult {
-  double loss = 0;       ///< main + weighted MTP (+ z), mean over valid targets
+  double loss = 0;  ///< main + weighted MTP (+ z), mean over valid targets
   double main_loss = 0;
   double mtp_loss = 0;   ///< mean over depths, unweighted; 0 without MTP
   double grad_norm = 0;  ///< before clipping
@@ -86,8 +86,9 @@ class Trainer {
   int64_t micro_batch_ = 0, accumulate_ = 0, total_steps_ = 0;
   int64_t step_ = 0, updates_ = 0, tokens_ = 0;  // updates_: steps that were not skipped
   double lr_factor_ = 0;
-  std::vector<std::pair<std::string, at::Tensor>> load_max_;  // name of the metric, counts of the last step
-  double since_seconds_ = 0, since_wait_ = 0;             // of the last logged step
+  std::vector<std::pair<std::string, at::Tensor>>
+      load_max_;                               // name of the metric, counts of the last step
+  double since_seconds_ = 0, since_wait_ = 0;  // of the last logged step
   int64_t since_tokens_ = 0;
   std::string init_hash_;
 };

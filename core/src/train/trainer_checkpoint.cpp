@@ -17,15 +17,19 @@ Json digests_of(const std::vector<LoadedLibrary>& libraries) {
   return digests;
 }
 
-/// Lists what differs between the conventions of a checkpoint and of the experiment; empty = nothing.
+/// Lists what differs between the conventions of a checkpoint and of the experiment; empty =
+/// nothing.
 std::string differences(const Json& saved, const std::map<std::string, std::string>& wanted) {
   std::string text;
   for (const auto& [key, value] : wanted) {
     const std::string there = saved.value(key, "absent");
-    if (there != value) text += "\n  " + key + ": checkpoint " + there + ", this experiment " + value;
+    if (there != value)
+      text += "\n  " + key + ": checkpoint " + there + ", this experiment " + value;
   }
   for (const auto& [key, value] : saved.items())
-    if (!wanted.contains(key)) text += "\n  " + key + ": checkpoint " + value.get<std::string>() + ", this experiment absent";
+    if (!wanted.contains(key))
+      text +=
+          "\n  " + key + ": checkpoint " + value.get<std::string>() + ", this experiment absent";
   return text;
 }
 
@@ -62,10 +66,13 @@ void Trainer::load_model(const StoredCheckpoint& checkpoint, const safetensors::
   const Json& state = checkpoint.manifest.at("state");
   const std::string other = differences(state.at("conventions"), experiment_.conventions);
   if (!other.empty())
-    throw Error(checkpoint.folder.string() + " was made under other conventions:" + other, ExitCode::checkpoint);
-  if (tokenizer_ && !state.at("tokenizer").is_null() && state.at("tokenizer") != tokenizer_->digest())
+    throw Error(checkpoint.folder.string() + " was made under other conventions:" + other,
+                ExitCode::checkpoint);
+  if (tokenizer_ && !state.at("tokenizer").is_null() &&
+      state.at("tokenizer") != tokenizer_->digest())
     throw Error(checkpoint.folder.string() + " was trained with another tokenizer than " +
-                    experiment_.tokenizer.plugin + " gives now", ExitCode::checkpoint);
+                    experiment_.tokenizer.plugin + " gives now",
+                ExitCode::checkpoint);
   load_parameters(*strategy_, file.tensors());
   for (const Buffer& buffer : model_->store().buffers())
     copy_view(file.tensors(), "buffer/" + buffer.name, buffer.tensor);

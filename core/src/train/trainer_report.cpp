@@ -1,10 +1,8 @@
 // What a run tells: its start, its metrics, its samples.
-#include <sys/time.h>
-
 #include <cmath>
-#include <sstream>
-
 #include <fmt/format.h>
+#include <sstream>
+#include <sys/time.h>
 
 #include <dsv3/runtime/logging.h>
 #include <dsv3/sdk/log.h>
@@ -29,14 +27,16 @@ double wall_time() {
 
 void Trainer::announce() const {
   const TrainOptions& train = experiment_.train;
-  log::info(fmt::format("{}: {} parameters, {} active a token ({} / {} without embeddings, head and MTP)",
-                        experiment_.name, format_count(static_cast<double>(figures_.total)),
-                        format_count(figures_.active),
-                        format_count(static_cast<double>(figures_.total_without_embeddings)),
-                        format_count(figures_.active_without_embeddings)));
-  log::info(fmt::format("{} steps of {} x {} tokens, micro-batch {}, accumulation {}, {} on {}, {} threads",
-                        total_steps_, train.batch, train.sequence, micro_batch_, accumulate_, train.precision,
-                        device_.str(), train.threads));
+  log::info(
+      fmt::format("{}: {} parameters, {} active a token ({} / {} without embeddings, head and MTP)",
+                  experiment_.name, format_count(static_cast<double>(figures_.total)),
+                  format_count(figures_.active),
+                  format_count(static_cast<double>(figures_.total_without_embeddings)),
+                  format_count(figures_.active_without_embeddings)));
+  log::info(fmt::format(
+      "{} steps of {} x {} tokens, micro-batch {}, accumulation {}, {} on {}, {} threads",
+      total_steps_, train.batch, train.sequence, micro_batch_, accumulate_, train.precision,
+      device_.str(), train.threads));
   log::info(optimizers_->plan());
   log::debug(optimizers_->plan(true));
   log::info("run folder " + folder_.path().string() +
@@ -51,18 +51,22 @@ void Trainer::start_trackers(bool resumed) {
     trackers.push_back({spec.plugin + "-" + std::to_string(i),
                         make<Tracker>(plugins_, spec, RunContext{folder_.path().string()})});
   }
-  const RunInfo info{folder_.name(), folder_.path().string(), experiment_.name, experiment_.resolved, resumed};
+  const RunInfo info{folder_.name(), folder_.path().string(), experiment_.name,
+                     experiment_.resolved, resumed};
   sender_ = std::make_unique<TrackerSender>(std::move(trackers), info, folder_.metrics());
 }
 
 void Trainer::record(const StepResult* result, std::optional<double> val_loss) {
-  const bool logged = !result || val_loss || step_ == total_steps_ || due(experiment_.train.log_every);
+  const bool logged =
+      !result || val_loss || step_ == total_steps_ || due(experiment_.train.log_every);
   const double now = seconds_now(), elapsed = now - since_seconds_;
   Event event;
   event.step = step_;
   event.tokens = tokens_;
   event.time = wall_time();
-  const auto add = [&event](const std::string& name, double value) { event.metrics.emplace_back(name, value); };
+  const auto add = [&event](const std::string& name, double value) {
+    event.metrics.emplace_back(name, value);
+  };
   ProgressLine line;
   line.step = step_;
   line.steps = total_steps_;
@@ -73,7 +77,8 @@ void Trainer::record(const StepResult* result, std::optional<double> val_loss) {
     line.lr_factor = lr_factor_;
     line.tokens_per_s = static_cast<double>(tokens_ - since_tokens_) / std::max(elapsed, 1e-9);
     line.eta_seconds = static_cast<double>((total_steps_ - step_) * experiment_.train.batch *
-                                           experiment_.train.sequence) / std::max(line.tokens_per_s, 1e-9);
+                                           experiment_.train.sequence) /
+                       std::max(line.tokens_per_s, 1e-9);
     if (const double peak = peak_flops(device_); peak > 0)
       line.mfu = line.tokens_per_s * figures_.flops_per_token / peak;
     line.wait_fraction = (loader_->wait_seconds() - since_wait_) / std::max(elapsed, 1e-9);
@@ -84,7 +89,8 @@ void Trainer::record(const StepResult* result, std::optional<double> val_loss) {
     if (experiment_.mtp.depth > 0) add("train/mtp_loss", result->mtp_loss);
     add("train/grad_norm", result->grad_norm);
     if (result->skipped) add("train/skipped", 1);
-    for (const auto& [group, lr] : optimizers_->learning_rates(lr_factor_)) add("train/lr/" + group, lr);
+    for (const auto& [group, lr] : optimizers_->learning_rates(lr_factor_))
+      add("train/lr/" + group, lr);
     for (const auto& [name, counts] : load_max_) {
       const at::Tensor loads = counts.to(at::kDouble);
       add(name, (loads.max() / loads.mean().clamp_min(1e-12)).item<double>());

@@ -105,8 +105,8 @@ class Single final : public dsv3::Strategy {
         if (unit.spec.params[i].group != group) continue;
         const at::Tensor value = unit.master_of(i), grad = unit.layout.view(unit.grad, i);
         for (const Range& range : dsv3::update_ranges(unit.spec.params[i], whole))
-          tensors.push_back({range, dsv3::piece_of(value, range, whole),
-                             dsv3::piece_of(grad, range, whole)});
+          tensors.push_back(
+              {range, dsv3::piece_of(value, range, whole), dsv3::piece_of(grad, range, whole)});
       }
     fn(tensors);
   }

@@ -14,9 +14,9 @@ namespace {
 // too, and its \w knows no marks.
 constexpr const char* kSpace = "\\p{White_Space}";
 constexpr const char* kNoSpace = "\\P{White_Space}";
-// Oniguruma's \w, read off the wheel: the alphabetic characters (letters, letter numbers, circled and squared
-// letters), marks, decimals, connectors, and Latin-1's superscripts and fractions.
-#define DSV3_WORD                                                                     \
+// Oniguruma's \w, read off the wheel: the alphabetic characters (letters, letter numbers, circled
+// and squared letters), marks, decimals, connectors, and Latin-1's superscripts and fractions.
+#define DSV3_WORD                                                                            \
   "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}\\x{24B6}-\\x{24E9}" \
   "\\x{1F130}-\\x{1F149}\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{1F189}"
 constexpr const char* kWord = DSV3_WORD;
@@ -83,8 +83,8 @@ class Rewriter {
     after_quantifier();
   }
 
-  /// {n}, {n,}, {n,m}, the last two also lazy. Ruby reads {,m} as an interval, and a + behind any or a ? behind
-  /// {n} as another quantifier.
+  /// {n}, {n,}, {n,m}, the last two also lazy. Ruby reads {,m} as an interval, and a + behind any
+  /// or a ? behind {n} as another quantifier.
   void interval() {
     const size_t close = in_.find('}', at_);
     const std::string text(in_.substr(at_, close == in_.npos ? in_.npos : close - at_ + 1));

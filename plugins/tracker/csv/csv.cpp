@@ -1,6 +1,6 @@
 // A tracker that needs no server: metrics.csv in the run folder.
-#include <cmath>
 #include <charconv>
+#include <cmath>
 #include <fstream>
 #include <memory>
 
@@ -21,7 +21,8 @@ std::string text_of(double value) {
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
   char buffer[32];
-  const auto result = std::to_chars(buffer, buffer + sizeof buffer, value);  // shortest that round-trips
+  const auto result =
+      std::to_chars(buffer, buffer + sizeof buffer, value);  // shortest that round-trips
   return {buffer, result.ptr};
 }
 
@@ -39,7 +40,8 @@ class CsvTracker final : public dsv3::Tracker {
     for (const dsv3::Event& event : events) {
       const std::string head = std::to_string(event.id) + ',' + std::to_string(event.step) + ',' +
                                std::to_string(event.tokens) + ',' + text_of(event.time) + ',';
-      for (const auto& [name, value] : event.metrics) rows += head + name + ',' + text_of(value) + '\n';
+      for (const auto& [name, value] : event.metrics)
+        rows += head + name + ',' + text_of(value) + '\n';
     }
     writer_->write(rows);
     writer_->sync();
@@ -48,8 +50,8 @@ class CsvTracker final : public dsv3::Tracker {
   void finish(dsv3::RunStatus) override { writer_.reset(); }
 
  private:
-  /// Rows of event `next` or later were written but not acknowledged before a crash, perhaps in part: they
-  /// go, since the core is about to deliver them again.
+  /// Rows of event `next` or later were written but not acknowledged before a crash, perhaps in
+  /// part: they go, since the core is about to deliver them again.
   void open(int64_t next) {
     uintmax_t keep = 0;
     if (std::ifstream file(path_); file) {

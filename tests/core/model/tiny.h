@@ -58,7 +58,8 @@ class TinyFeedForward final : public FeedForward {
   }
   at::Tensor forward(const at::Tensor& x, const Sequence& seq) override {
     const at::Tensor hidden = up_(x).relu();
-    if (seq.training && !seq.recompute) counts_.add_(hidden.detach().gt(0).sum(at::IntArrayRef{0, 1}));
+    if (seq.training && !seq.recompute)
+      counts_.add_(hidden.detach().gt(0).sum(at::IntArrayRef{0, 1}));
     at::Tensor y = down_(hidden.square());
     if (!seq.training) return y;
     const at::Tensor aux = hidden.square().mean({1, 2}).sum() * 50;  // a mean a sequence, summed

@@ -1,10 +1,10 @@
 // `dsv3-run FILE [key=value ...]`: trains one experiment, or says what it would do.
-#include <CLI/CLI.hpp>
-
 #include <cstdlib>
 #include <exception>
 #include <filesystem>
 #include <iostream>
+
+#include <CLI/CLI.hpp>
 
 #include <dsv3/runtime/logging.h>
 #include <dsv3/runtime/trainer.h>
@@ -17,33 +17,41 @@ using dsv3::ExitCode;
 
 struct Arguments {
   std::vector<std::string> words;  // the experiment file and key=value overrides
-  std::string run_name, run_id, resume, from, output, config, device, optimizer, strategy, gpu_memory;
+  std::string run_name, run_id, resume, from, output, config, device, optimizer, strategy,
+      gpu_memory;
   std::vector<std::string> plugin_paths;
   bool debug = false, dry_run = false, check = false, print_config = false, quiet = false;
 };
 
 void declare(CLI::App& app, Arguments& a) {
-  app.add_option("FILE", a.words, "experiment file, then key=value overrides")->type_name("FILE key=value ...");
+  app.add_option("FILE", a.words, "experiment file, then key=value overrides")
+      ->type_name("FILE key=value ...");
   app.add_flag("--check", a.check, "check the experiment and stop");
-  app.add_flag("--print-config", a.print_config, "print the merged experiment with the origin of every value");
+  app.add_flag("--print-config", a.print_config,
+               "print the merged experiment with the origin of every value");
   app.add_flag("--dry-run", a.dry_run, "print parameters, FLOPs, memory and time; write nothing");
-  app.add_option("--gpu_memory", a.gpu_memory, "with --dry-run: say whether and how it fits, e.g. 8G");
-  app.add_flag("--debug", a.debug, "50 steps of 4 x 256 made tokens: tries everything but the data");
+  app.add_option("--gpu_memory", a.gpu_memory,
+                 "with --dry-run: say whether and how it fits, e.g. 8G");
+  app.add_flag("--debug", a.debug,
+               "50 steps of 4 x 256 made tokens: tries everything but the data");
   app.add_option("--run_name", a.run_name, "name of a new run");
   app.add_option("--run_id", a.run_id, "go on with this run");
-  app.add_option("--resume", a.resume, "auto: with --run_name, go on if the run is there, else start it")
+  app.add_option("--resume", a.resume,
+                 "auto: with --run_name, go on if the run is there, else start it")
       ->check(CLI::IsMember({"auto"}));
   app.add_option("--from", a.from, "start a new run with the weights of this checkpoint or run");
   app.add_option("--output", a.output, "where run folders go");
   app.add_option("--device", a.device, "auto, cpu or cuda");
   app.add_option("--optimizer", a.optimizer, "the same as optimizer=NAME");
   app.add_option("--strategy", a.strategy, "the same as strategy=NAME");
-  app.add_option("--plugin-path", a.plugin_paths, "registry or installation searched first; may be repeated");
+  app.add_option("--plugin-path", a.plugin_paths,
+                 "registry or installation searched first; may be repeated");
   app.add_option("--config", a.config, "machine defaults instead of config.yaml");
   app.add_flag("--quiet", a.quiet, "no progress display");
 }
 
-/// config.yaml of the command line, the working folder, or the source tree that this program was built in.
+/// config.yaml of the command line, the working folder, or the source tree that this program was
+/// built in.
 std::filesystem::path machine_config(const Arguments& a) {
   if (!a.config.empty()) return a.config;
   const auto program = std::filesystem::read_symlink("/proc/self/exe");
@@ -57,15 +65,21 @@ dsv3::ExperimentRequest experiment_of(const Arguments& a) {
   dsv3::ExperimentRequest request;
   request.machine_config = machine_config(a);
   if (a.debug)
-    request.overrides = {"data={plugin: synthetic}", "data.tokenizer=null", "train.steps=50", "train.batch=4", "train.micro_batch=4",
-                         "train.sequence=256", "train.log_every=1", "validation.every=0", "validation.batches=1",
-                         "samples.every=0", "checkpoint.every=0", "tracker=[]"};
+    request.overrides = {"data={plugin: synthetic}", "data.tokenizer=null",
+                         "train.steps=50",           "train.batch=4",
+                         "train.micro_batch=4",      "train.sequence=256",
+                         "train.log_every=1",        "validation.every=0",
+                         "validation.batches=1",     "samples.every=0",
+                         "checkpoint.every=0",       "tracker=[]"};
   for (const std::string& word : a.words) {
-    if (word.find('=') != std::string::npos) request.overrides.push_back(word);
-    else if (request.file.empty()) request.file = word;
+    if (word.find('=') != std::string::npos)
+      request.overrides.push_back(word);
+    else if (request.file.empty())
+      request.file = word;
     else
       throw Error("two experiment files, " + request.file.string() + " and " + word +
-                      ": give one; overrides are spelled key=value", ExitCode::usage);
+                      ": give one; overrides are spelled key=value",
+                  ExitCode::usage);
   }
   if (!a.device.empty()) request.overrides.push_back("train.device=" + a.device);
   if (!a.optimizer.empty()) request.overrides.push_back("optimizer=" + a.optimizer);
@@ -84,11 +98,15 @@ int64_t parse_bytes(const std::string& text) {
   }
   const std::string unit = text.substr(end);
   double factor = 0;
-  if (unit == "G" || unit == "GB") factor = 1e9;
-  else if (unit == "Gi" || unit == "GiB") factor = 1024.0 * 1024 * 1024;
-  else if (unit == "M" || unit == "MB") factor = 1e6;
+  if (unit == "G" || unit == "GB")
+    factor = 1e9;
+  else if (unit == "Gi" || unit == "GiB")
+    factor = 1024.0 * 1024 * 1024;
+  else if (unit == "M" || unit == "MB")
+    factor = 1e6;
   if (end == 0 || factor == 0 || number <= 0)
-    throw Error("--gpu_memory '" + text + "' is not a size: write it as 8G, 80GiB or 500M", ExitCode::usage);
+    throw Error("--gpu_memory '" + text + "' is not a size: write it as 8G, 80GiB or 500M",
+                ExitCode::usage);
   return static_cast<int64_t>(number * factor);
 }
 
@@ -96,11 +114,14 @@ void check_usage(const Arguments& a, const dsv3::ExperimentRequest& request) {
   const auto refuse = [](const std::string& what) { throw Error(what, ExitCode::usage); };
   if (request.file.empty() && a.run_id.empty())
     refuse("no experiment file: dsv3-run FILE [key=value ...], or dsv3-run --run_id RUN to go on");
-  if (!a.run_id.empty() && !a.run_name.empty()) refuse("--run_id goes on with a run, --run_name starts one: give one of them");
+  if (!a.run_id.empty() && !a.run_name.empty())
+    refuse("--run_id goes on with a run, --run_name starts one: give one of them");
   if (!a.resume.empty() && a.run_name.empty()) refuse("--resume auto needs --run_name");
-  if (!a.from.empty() && !a.run_id.empty()) refuse("--from starts a new run, --run_id goes on with one: give one of them");
+  if (!a.from.empty() && !a.run_id.empty())
+    refuse("--from starts a new run, --run_id goes on with one: give one of them");
   if (!a.gpu_memory.empty() && !a.dry_run) refuse("--gpu_memory goes with --dry-run");
-  if ((a.check || a.print_config || a.dry_run) && request.file.empty()) refuse("no experiment file");
+  if ((a.check || a.print_config || a.dry_run) && request.file.empty())
+    refuse("no experiment file");
 }
 
 int run(int argc, char** argv) {

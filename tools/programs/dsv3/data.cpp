@@ -17,7 +17,8 @@ struct PrepareArguments {
 };
 
 /// `bytes`, or a tokenizer.json for the bpe plugin.
-std::shared_ptr<const dsv3::Tokenizer> make_tokenizer(const std::string& name, dsv3::Plugins& plugins) {
+std::shared_ptr<const dsv3::Tokenizer> make_tokenizer(const std::string& name,
+                                                      dsv3::Plugins& plugins) {
   dsv3::ComponentSpec spec;
   spec.kind = dsv3::Kind::tokenizer;
   spec.plugin = name == "bytes" ? "bytes" : "bpe";
@@ -31,8 +32,9 @@ void prepare(PrepareArguments& arguments) {
   arguments.request.tokenizer = make_tokenizer(arguments.tokenizer, plugins);
   arguments.request.out = arguments.out;
   const dsv3::PrepareResult result = dsv3::prepare_tokens(arguments.request);
-  std::cout << arguments.out << ": " << result.documents << " documents, " << result.tokens << " tokens in "
-            << result.shards << " shard(s), from " << result.text_bytes << " bytes of text\n"
+  std::cout << arguments.out << ": " << result.documents << " documents, " << result.tokens
+            << " tokens in " << result.shards << " shard(s), from " << result.text_bytes
+            << " bytes of text\n"
             << "train on it with data={plugin: tokens, path: " << arguments.out << "}\n";
 }
 
@@ -42,22 +44,29 @@ void add_data_commands(CLI::App& app, int&) {
   CLI::App* data = app.add_subcommand("data", "Turns text into token shards, and looks at them");
   data->require_subcommand(1);
 
-  CLI::App* command = data->add_subcommand("prepare", "Tokenises text once into shards for data plugin 'tokens'");
+  CLI::App* command =
+      data->add_subcommand("prepare", "Tokenises text once into shards for data plugin 'tokens'");
   auto arguments = std::make_shared<PrepareArguments>();
   dsv3::PrepareRequest& request = arguments->request;
-  command->add_option("INPUT", request.inputs, ".txt and .jsonl files, and folders of them")->required();
-  command->add_option("--tokenizer", arguments->tokenizer, "a tokenizer.json, or the word bytes")->required();
+  command->add_option("INPUT", request.inputs, ".txt and .jsonl files, and folders of them")
+      ->required();
+  command->add_option("--tokenizer", arguments->tokenizer, "a tokenizer.json, or the word bytes")
+      ->required();
   command->add_option("--out", arguments->out, "folder to make")->required();
-  command->add_option("--shard-tokens", request.shard_tokens, "tokens a shard")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--shard-tokens", request.shard_tokens, "tokens a shard")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   command->add_option("--field", request.format.field, "field of a .jsonl line with the text")
       ->capture_default_str();
-  command->add_option("--documents", request.format.documents, "where a document of a .txt file ends")
+  command
+      ->add_option("--documents", request.format.documents, "where a document of a .txt file ends")
       ->capture_default_str()
       ->check(CLI::IsMember({"blank_line", "line", "file"}));
   arguments->plugins.add_to(*command);
   command->callback([arguments] { prepare(*arguments); });
 
-  CLI::App* inspect = data->add_subcommand("inspect", "Says what a token file or a folder of shards holds");
+  CLI::App* inspect =
+      data->add_subcommand("inspect", "Says what a token file or a folder of shards holds");
   auto path = std::make_shared<std::string>();
   inspect->add_option("PATH", *path, "a shard, a .bin file, or a folder")->required();
   inspect->callback([path] { std::cout << dsv3::inspect_tokens(*path); });

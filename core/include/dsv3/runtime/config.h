@@ -14,7 +14,8 @@ namespace dsv3 {
 class Catalog {
  public:
   virtual ~Catalog();
-  /// Options of a component; null = unknown name. Loads the library; throws when found but unloadable.
+  /// Options of a component; null = unknown name. Loads the library; throws when found but
+  /// unloadable.
   virtual const Schema* schema(Kind kind, const std::string& name, const std::string& library) = 0;
   /// YAML that a short form stands for, e.g. optimizer "muon"; empty = no such alias.
   virtual std::string alias(Kind kind, const std::string& name) = 0;
@@ -40,8 +41,8 @@ class ConfigError : public Error {
 
 struct ExperimentRequest {
   std::filesystem::path file;
-  std::vector<std::string> overrides;     ///< key=value of the command line, in order
-  std::filesystem::path machine_config;   ///< config.yaml; empty = none
+  std::vector<std::string> overrides;    ///< key=value of the command line, in order
+  std::filesystem::path machine_config;  ///< config.yaml; empty = none
   /// Values put on top of everything, e.g. what --debug sets; reported as `label`.
   std::vector<std::string> forced;
   std::string forced_label = "--debug";

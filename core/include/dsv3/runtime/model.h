@@ -18,9 +18,9 @@ namespace dsv3 {
 
 /// What one training micro-batch is divided by; the same for all micro-batches of a step.
 struct LossScale {
-  double main_targets = 1;               ///< valid main targets of the step, all ranks and micro-batches
-  std::vector<double> mtp_targets;       ///< the same for each MTP depth
-  int64_t sequences = 1;                 ///< rows of the step
+  double main_targets = 1;          ///< valid main targets of the step, all ranks and micro-batches
+  std::vector<double> mtp_targets;  ///< the same for each MTP depth
+  int64_t sequences = 1;            ///< rows of the step
 };
 
 /// Valid targets of one micro-batch: main first, then a number for each MTP depth.
@@ -33,8 +33,8 @@ struct LossParts {
   at::Tensor mtp;    ///< detached mean over depths, unweighted; undefined without MTP
 };
 
-/// Where a model gets its components. A layer of `dims.layers` or more is an MTP module's, built as the last
-/// layer is. Plugins stand behind it in a run; tests put their own classes in.
+/// Where a model gets its components. A layer of `dims.layers` or more is an MTP module's, built as
+/// the last layer is. Plugins stand behind it in a run; tests put their own classes in.
 struct ModelFactory {
   std::function<std::shared_ptr<Attention>(const LayerContext&)> attention;
   std::function<std::shared_ptr<FeedForward>(const LayerContext&)> feed_forward;
@@ -57,24 +57,27 @@ class Model {
   /// Fills first values from (seed, name) in place, for use without a strategy.
   void initialise(uint64_t seed);
 
-  /// Fills first values unit by unit from (seed, name) and hands each unit to the strategy. `group_of` maps a
-  /// parameter to its optimizer group. After it, parameters live in the strategy.
-  void adopt(Strategy& strategy, uint64_t seed, const std::function<int(const Parameter&)>& group_of);
+  /// Fills first values unit by unit from (seed, name) and hands each unit to the strategy.
+  /// `group_of` maps a parameter to its optimizer group. After it, parameters live in the strategy.
+  void adopt(Strategy& strategy, uint64_t seed,
+             const std::function<int(const Parameter&)>& group_of);
 
-  /// Forward of one training micro-batch up to the loss (facts: the loop of the strategy interface).
+  /// Forward of one training micro-batch up to the loss (facts: the loop of the strategy
+  /// interface).
   LossParts loss(const Batch& batch, const LossScale& scale);
   /// Sum of the main cross-entropy over valid targets, no grad: {sum, targets}.
   std::pair<double, int64_t> evaluate(const Batch& batch);
-  /// fp32 logits [B, V] of each row's last token, no grad. tokens int64 [B, T], -1 = padding on the right;
-  /// they are appended to `caches` (one a layer; empty = none), and positions go on from the caches' lengths.
+  /// fp32 logits [B, V] of each row's last token, no grad. tokens int64 [B, T], -1 = padding on the
+  /// right; they are appended to `caches` (one a layer; empty = none), and positions go on from the
+  /// caches' lengths.
   at::Tensor next_logits(const at::Tensor& tokens, std::vector<KvCache>& caches);
   /// fp32 logits [B, T, V], no grad.
   at::Tensor logits(const at::Tensor& tokens);
   std::vector<KvCache> make_caches(int64_t batch) const;
 
   const ParameterStore& store() const;
-  const std::vector<std::shared_ptr<Attention>>& attention() const;        ///< MTP modules last
-  const std::vector<std::shared_ptr<FeedForward>>& feed_forward() const;   ///< MTP modules last
+  const std::vector<std::shared_ptr<Attention>>& attention() const;       ///< MTP modules last
+  const std::vector<std::shared_ptr<FeedForward>>& feed_forward() const;  ///< MTP modules last
   int64_t vocab() const;
   /// Units in the order of adopt(), for estimates.
   std::vector<UnitSpec> units(const std::function<int(const Parameter&)>& group_of) const;
@@ -85,19 +88,23 @@ class Model {
   std::unique_ptr<Parts> parts_;
 };
 
-/// Fills `tensor` (any device, fp32 or wider) for (seed, name): a value depends on seed, name and its index
-/// only (Philox counters). `tensor` holds the parameter's elements from `first` on, so that a piece of a
-/// sharded parameter gets the values it has in the whole.
+/// Fills `tensor` (any device, fp32 or wider) for (seed, name): a value depends on seed, name and
+/// its index only (Philox counters). `tensor` holds the parameter's elements from `first` on, so
+/// that a piece of a sharded parameter gets the values it has in the whole.
 void initialise(at::Tensor& tensor, const std::string& name, const Init& init, double default_std,
                 uint64_t seed, int64_t first = 0);
 
 /// Parameter counts and work of one token, printed by --dry-run and by the start of a run.
 struct ModelFigures {
-  struct Part { std::string name; int64_t total = 0; double active = 0; };
+  struct Part {
+    std::string name;
+    int64_t total = 0;
+    double active = 0;
+  };
   std::vector<Part> parts;  ///< embedding, attention, feed_forward, norms, head, mtp
-  int64_t total = 0, total_without_embeddings = 0;      ///< "without": no embedding, head and MTP
+  int64_t total = 0, total_without_embeddings = 0;  ///< "without": no embedding, head and MTP
   double active = 0, active_without_embeddings = 0;
-  double flops_per_token = 0;         ///< forward + backward, non-causal attention
+  double flops_per_token = 0;  ///< forward + backward, non-causal attention
   double flops_per_token_causal = 0;
   int64_t saved_values_per_token = 0;
 };

@@ -23,18 +23,20 @@ struct RunRequest {
   bool quiet = false;                ///< no progress display
 };
 
-/// Trains. Returns the exit code of a run that ended as asked (0, 75, 130); throws dsv3::Error otherwise.
+/// Trains. Returns the exit code of a run that ended as asked (0, 75, 130); throws dsv3::Error
+/// otherwise.
 int train(const RunRequest& request, Plugins& plugins);
 
-/// Prints parameters, FLOPs, memory and time of the experiment; allocates nothing. `memory_limit` in bytes:
-/// says whether and how it fits.
+/// Prints parameters, FLOPs, memory and time of the experiment; allocates nothing. `memory_limit`
+/// in bytes: says whether and how it fits.
 void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64_t> memory_limit);
 
-/// An experiment in which `auto` device, precision and threads are replaced by what this machine gives, so that a
-/// resumed run keeps them.
+/// An experiment in which `auto` device, precision and threads are replaced by what this machine
+/// gives, so that a resumed run keeps them.
 Experiment resolve_machine(const ExperimentRequest& request, Plugins& plugins);
 
-/// Optimizer steps of the experiment: train.steps, or train.tokens divided by tokens a step, rounded up.
+/// Optimizer steps of the experiment: train.steps, or train.tokens divided by tokens a step,
+/// rounded up.
 int64_t total_steps(const Experiment& experiment);
 
 }  // namespace dsv3

@@ -1,14 +1,14 @@
 // Collectives between ranks, without c10d's headers. Groups of a run's device mesh.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <memory>
+
+#include <ATen/core/Tensor.h>
 
 namespace dsv3 {
 
-/// A group of ranks. All calls are collective: every rank of the group makes them in the same order.
-/// A lost peer throws dsv3::Error with ExitCode::peer_lost.
+/// A group of ranks. All calls are collective: every rank of the group makes them in the same
+/// order. A lost peer throws dsv3::Error with ExitCode::peer_lost.
 class Communicator {
  public:
   virtual ~Communicator();

@@ -1,13 +1,14 @@
 // Base of everything with parameters. Parameters are declared, never made with torch::nn modules:
-// their role, initial values, matrices and sharding are then known to everyone, on the meta device too.
+// their role, initial values, matrices and sharding are then known to everyone, on the meta device
+// too.
 #pragma once
-
-#include <ATen/core/Tensor.h>
 
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
+
+#include <ATen/core/Tensor.h>
 
 #include <dsv3/sdk/communicator.h>
 
@@ -36,11 +37,11 @@ struct Init {
 struct ParamSpec {
   Role role = Role::matrix;
   Init init = {};
-  /// The contiguous tensor holds this many matrices, [matrices, rows, last dim]: [E, 2F, D] with gate
-  /// and up stacked is 2E. Optimizers such as Muon work matrix by matrix.
+  /// The contiguous tensor holds this many matrices, [matrices, rows, last dim]: [E, 2F, D] with
+  /// gate and up stacked is 2E. Optimizers such as Muon work matrix by matrix.
   int64_t matrices = 1;
-  double active = 1;        ///< Share used per token: top_k / experts for routed experts.
-  bool keep_fp32 = false;   ///< Not cast to the compute dtype.
+  double active = 1;               ///< Share used per token: top_k / experts for routed experts.
+  bool keep_fp32 = false;          ///< Not cast to the compute dtype.
   std::string replicas = "world";  ///< Mesh group that holds the same values.
 };
 
@@ -60,8 +61,8 @@ struct Buffer {
 /// Where components declare what they hold. One per model; names are unique.
 class ParameterStore {
  public:
-  at::Tensor add(std::string name, at::IntArrayRef sizes, const ParamSpec& spec, at::ScalarType dtype,
-                 at::Device device);
+  at::Tensor add(std::string name, at::IntArrayRef sizes, const ParamSpec& spec,
+                 at::ScalarType dtype, at::Device device);
   at::Tensor add_buffer(std::string name, at::IntArrayRef sizes, at::ScalarType dtype, Init init,
                         at::Device device);
   const std::vector<Parameter>& parameters() const { return parameters_; }
@@ -85,12 +86,13 @@ struct LayerContext {
   ModelDims dims;
   int64_t layer = 0;   ///< MTP module k is layer `dims.layers + k`
   std::string prefix;  ///< e.g. "layers.3.attention"
-  at::ScalarType dtype = at::kFloat;  ///< of the parameters at construction (fp32; float64 in gradcheck)
-  at::Device device = at::kCPU;       ///< meta in a dry run
+  at::ScalarType dtype =
+      at::kFloat;                ///< of the parameters at construction (fp32; float64 in gradcheck)
+  at::Device device = at::kCPU;  ///< meta in a dry run
   ParallelContext parallel;
   std::shared_ptr<ParameterStore> store;
-  /// Makes the experiment's position plugin for `rotary_dim` features a head (MLA: its rope part; MHA:
-  /// head_dim).
+  /// Makes the experiment's position plugin for `rotary_dim` features a head (MLA: its rope part;
+  /// MHA: head_dim).
   std::function<std::shared_ptr<Position>(int64_t rotary_dim)> make_position;
 };
 
@@ -101,10 +103,12 @@ class Component {
   Component(const Component&) = delete;
   Component& operator=(const Component&) = delete;
 
-  /// Declares a parameter "<prefix>.<name>"; first values are filled by the core before the first use.
+  /// Declares a parameter "<prefix>.<name>"; first values are filled by the core before the first
+  /// use.
   at::Tensor parameter(const std::string& name, at::IntArrayRef sizes, const ParamSpec& spec);
   /// Declares a buffer "<prefix>.<name>", filled at once with `init` (zeros or ones).
-  at::Tensor buffer(const std::string& name, at::IntArrayRef sizes, at::ScalarType dtype, Init init);
+  at::Tensor buffer(const std::string& name, at::IntArrayRef sizes, at::ScalarType dtype,
+                    Init init);
 
  protected:
   explicit Component(const LayerContext& context) : context_(context) {}

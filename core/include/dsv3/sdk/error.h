@@ -8,15 +8,15 @@ namespace dsv3 {
 
 /// Exit code of a program that ends with this kind of error.
 enum class ExitCode : int {
-  failed = 1,       ///< Anything not named below.
-  usage = 2,        ///< Command line or experiment file.
-  plugin = 3,       ///< A plugin cannot be found, loaded or built.
-  data = 4,         ///< Input text, token shards, tokenizer files.
-  checkpoint = 5,   ///< Reading or writing a checkpoint.
-  peer_lost = 6,    ///< Another rank went away.
-  not_finite = 7,   ///< Loss or gradients are NaN or infinite.
-  preempted = 75,   ///< Stopped by a signal, with a checkpoint to go on from.
-  interrupted = 130 ///< Stopped by Ctrl-C.
+  failed = 1,        ///< Anything not named below.
+  usage = 2,         ///< Command line or experiment file.
+  plugin = 3,        ///< A plugin cannot be found, loaded or built.
+  data = 4,          ///< Input text, token shards, tokenizer files.
+  checkpoint = 5,    ///< Reading or writing a checkpoint.
+  peer_lost = 6,     ///< Another rank went away.
+  not_finite = 7,    ///< Loss or gradients are NaN or infinite.
+  preempted = 75,    ///< Stopped by a signal, with a checkpoint to go on from.
+  interrupted = 130  ///< Stopped by Ctrl-C.
 };
 
 /// A foreseeable failure. `what()` says what went wrong, where, and what to do about it, in plain

@@ -7,8 +7,8 @@ namespace dsv3 {
 
 /// What happened in an optimizer step that was applied.
 struct StepEnd {
-  at::Tensor counts;      ///< this layer's step_counts(), summed over micro-batches and ranks
-  double progress = 0;    ///< step / total steps, in (0, 1]
+  at::Tensor counts;    ///< this layer's step_counts(), summed over micro-batches and ranks
+  double progress = 0;  ///< step / total steps, in (0, 1]
 };
 
 class FeedForward : public Component {
@@ -17,9 +17,9 @@ class FeedForward : public Component {
   ~FeedForward() override;
   /// x and result are [B, T, D].
   virtual at::Tensor forward(const at::Tensor& x, const Sequence& seq) = 0;
-  /// int64 counts since the core last zeroed them, e.g. tokens an expert; undefined = none. Counted only
-  /// when seq.training and not seq.recompute. The core reduces all layers in one call and zeroes them
-  /// after every step.
+  /// int64 counts since the core last zeroed them, e.g. tokens an expert; undefined = none. Counted
+  /// only when seq.training and not seq.recompute. The core reduces all layers in one call and
+  /// zeroes them after every step.
   virtual at::Tensor step_counts() { return {}; }
   /// After an optimizer step that was not skipped.
   virtual void on_step_end(const StepEnd&) {}

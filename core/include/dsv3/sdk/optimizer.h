@@ -1,11 +1,11 @@
 // Interface of optimizers: pure update rules on slices whose state the core keeps.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <span>
 #include <string>
 #include <vector>
+
+#include <ATen/core/Tensor.h>
 
 namespace dsv3 {
 
@@ -20,7 +20,7 @@ struct Range {
 /// One tensor of state an optimizer wants kept per slice.
 struct StateSlot {
   enum class Like { value = 1, matrix, scalar };
-  std::string name;  ///< e.g. "exp_avg"
+  std::string name;         ///< e.g. "exp_avg"
   Like like = Like::value;  ///< shape: the value's; the whole matrix's; one number
   at::ScalarType dtype = at::kFloat;
 };
@@ -33,8 +33,8 @@ struct Slice {
 };
 
 struct OptimStep {
-  int64_t update = 1;   ///< 1-based number of this applied update, for bias correction
-  double lr_factor = 1; ///< from the schedule; multiplies the learning rate
+  int64_t update = 1;    ///< 1-based number of this applied update, for bias correction
+  double lr_factor = 1;  ///< from the schedule; multiplies the learning rate
 };
 
 class Optimizer {

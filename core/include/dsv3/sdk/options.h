@@ -28,13 +28,13 @@ using OptionValues = std::map<std::string, OptionValue>;
 /// One option, type-erased.
 struct OptionSpec {
   std::string key;
-  std::string doc;            ///< One line, for `dsv3 plugins describe` and error texts.
+  std::string doc;  ///< One line, for `dsv3 plugins describe` and error texts.
   OptionType type;
   OptionValue default_value;  ///< Read off a default-constructed options struct.
   bool required = false;
-  std::optional<double> min, max;                     ///< Inclusive; numbers and integers only.
-  std::vector<std::string> choices;                   ///< Strings only; empty = any.
-  std::vector<std::pair<std::string, int64_t>> words; ///< Integers only: `auto` and the like.
+  std::optional<double> min, max;                      ///< Inclusive; numbers and integers only.
+  std::vector<std::string> choices;                    ///< Strings only; empty = any.
+  std::vector<std::pair<std::string, int64_t>> words;  ///< Integers only: `auto` and the like.
   bool convention = false;  ///< Implementations differ on it: saved in checkpoints and compared.
   std::function<void(void* options, const OptionValue&)> store;
 };
@@ -57,12 +57,18 @@ struct Schema {
 namespace detail {
 template <class V>
 constexpr OptionType option_type() {
-  if constexpr (std::is_same_v<V, bool>) return OptionType::boolean;
-  else if constexpr (std::is_same_v<V, int64_t>) return OptionType::integer;
-  else if constexpr (std::is_same_v<V, double>) return OptionType::number;
-  else if constexpr (std::is_same_v<V, std::string>) return OptionType::string;
-  else if constexpr (std::is_same_v<V, std::vector<int64_t>>) return OptionType::integers;
-  else if constexpr (std::is_same_v<V, std::vector<double>>) return OptionType::numbers;
+  if constexpr (std::is_same_v<V, bool>)
+    return OptionType::boolean;
+  else if constexpr (std::is_same_v<V, int64_t>)
+    return OptionType::integer;
+  else if constexpr (std::is_same_v<V, double>)
+    return OptionType::number;
+  else if constexpr (std::is_same_v<V, std::string>)
+    return OptionType::string;
+  else if constexpr (std::is_same_v<V, std::vector<int64_t>>)
+    return OptionType::integers;
+  else if constexpr (std::is_same_v<V, std::vector<double>>)
+    return OptionType::numbers;
   else {
     static_assert(std::is_same_v<V, std::vector<std::string>>,
                   "options are bool, int64_t, double, std::string, or vectors of the last three");
@@ -75,12 +81,30 @@ constexpr OptionType option_type() {
 class OptionRef {
  public:
   explicit OptionRef(OptionSpec& spec) : spec_(spec) {}
-  OptionRef& min(double value) { spec_.min = value; return *this; }
-  OptionRef& max(double value) { spec_.max = value; return *this; }
-  OptionRef& choices(std::vector<std::string> values) { spec_.choices = std::move(values); return *this; }
-  OptionRef& word(std::string name, int64_t value) { spec_.words.emplace_back(std::move(name), value); return *this; }
-  OptionRef& required() { spec_.required = true; return *this; }
-  OptionRef& convention() { spec_.convention = true; return *this; }
+  OptionRef& min(double value) {
+    spec_.min = value;
+    return *this;
+  }
+  OptionRef& max(double value) {
+    spec_.max = value;
+    return *this;
+  }
+  OptionRef& choices(std::vector<std::string> values) {
+    spec_.choices = std::move(values);
+    return *this;
+  }
+  OptionRef& word(std::string name, int64_t value) {
+    spec_.words.emplace_back(std::move(name), value);
+    return *this;
+  }
+  OptionRef& required() {
+    spec_.required = true;
+    return *this;
+  }
+  OptionRef& convention() {
+    spec_.convention = true;
+    return *this;
+  }
 
  private:
   OptionSpec& spec_;
@@ -110,8 +134,9 @@ class OptionSchema {
 
   /// Adds a check over several options; `check` returns an error text, or "" when all is well.
   void check(std::function<std::string(const T&)> check) {
-    schema_.checks.push_back(
-        [check = std::move(check)](const void* options) { return check(*static_cast<const T*>(options)); });
+    schema_.checks.push_back([check = std::move(check)](const void* options) {
+      return check(*static_cast<const T*>(options));
+    });
   }
 
   Schema take() {

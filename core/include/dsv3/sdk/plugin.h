@@ -8,6 +8,6 @@
 
 /// Defines the function that the loader calls once, after it has checked the library's stamp:
 ///   DSV3_PLUGIN(registrar) { registrar.attention<Mla>("mla", "Multi-head latent attention"); }
-#define DSV3_PLUGIN(registrar)                                                          \
+#define DSV3_PLUGIN(registrar)                                                                     \
   extern "C" __attribute__((visibility("default"))) void dsv3_register_plugin(::dsv3::Registrar&); \
   void dsv3_register_plugin(::dsv3::Registrar& registrar)

@@ -1,9 +1,9 @@
 // Interface of positional encodings.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <utility>
+
+#include <ATen/core/Tensor.h>
 
 namespace dsv3 {
 
@@ -16,7 +16,8 @@ struct PositionContext {
 class Position {
  public:
   virtual ~Position();
-  /// q [B, T, H, R], k [B, T, Hk, R] (MLA: Hk = 1), positions int64 [B, T]. Same shapes and dtypes back.
+  /// q [B, T, H, R], k [B, T, Hk, R] (MLA: Hk = 1), positions int64 [B, T]. Same shapes and dtypes
+  /// back.
   virtual std::pair<at::Tensor, at::Tensor> rotate(const at::Tensor& q, const at::Tensor& k,
                                                    const at::Tensor& positions) const = 0;
   /// Multiplies qk_dim^-0.5 (YaRN's mscale).

@@ -29,7 +29,17 @@ struct DataContext;
 struct TokenizerContext;
 
 /// The kinds of component, as spelled in experiments, folders and registries.
-enum class Kind { attention = 1, feed_forward, position, optimizer, schedule, strategy, tracker, data, tokenizer };
+enum class Kind {
+  attention = 1,
+  feed_forward,
+  position,
+  optimizer,
+  schedule,
+  strategy,
+  tracker,
+  data,
+  tokenizer
+};
 
 /// "attention", "feed_forward", ...
 const char* kind_name(Kind kind);
@@ -52,20 +62,47 @@ struct Registration {
   AnyFactory factory;
 };
 
-/// Handed to a plugin's registration function. Every class `T` needs `using Options = ...;` with a static
-/// `describe`, and a constructor (const Options&, const Context&) of its kind (optimizer and schedule:
-/// only Options).
+/// Handed to a plugin's registration function. Every class `T` needs `using Options = ...;` with a
+/// static `describe`, and a constructor (const Options&, const Context&) of its kind (optimizer and
+/// schedule: only Options).
 class Registrar {
  public:
-  template <class T> void attention(std::string name, std::string summary) { add<T, Attention, LayerContext>(Kind::attention, std::move(name), std::move(summary)); }
-  template <class T> void feed_forward(std::string name, std::string summary) { add<T, FeedForward, LayerContext>(Kind::feed_forward, std::move(name), std::move(summary)); }
-  template <class T> void position(std::string name, std::string summary) { add<T, Position, PositionContext>(Kind::position, std::move(name), std::move(summary)); }
-  template <class T> void optimizer(std::string name, std::string summary) { add<T, Optimizer>(Kind::optimizer, std::move(name), std::move(summary)); }
-  template <class T> void schedule(std::string name, std::string summary) { add<T, Schedule>(Kind::schedule, std::move(name), std::move(summary)); }
-  template <class T> void strategy(std::string name, std::string summary) { add<T, Strategy, StrategyContext>(Kind::strategy, std::move(name), std::move(summary)); }
-  template <class T> void tracker(std::string name, std::string summary) { add<T, Tracker, RunContext>(Kind::tracker, std::move(name), std::move(summary)); }
-  template <class T> void data(std::string name, std::string summary) { add<T, Data, DataContext>(Kind::data, std::move(name), std::move(summary)); }
-  template <class T> void tokenizer(std::string name, std::string summary) { add<T, Tokenizer, TokenizerContext>(Kind::tokenizer, std::move(name), std::move(summary)); }
+  template <class T>
+  void attention(std::string name, std::string summary) {
+    add<T, Attention, LayerContext>(Kind::attention, std::move(name), std::move(summary));
+  }
+  template <class T>
+  void feed_forward(std::string name, std::string summary) {
+    add<T, FeedForward, LayerContext>(Kind::feed_forward, std::move(name), std::move(summary));
+  }
+  template <class T>
+  void position(std::string name, std::string summary) {
+    add<T, Position, PositionContext>(Kind::position, std::move(name), std::move(summary));
+  }
+  template <class T>
+  void optimizer(std::string name, std::string summary) {
+    add<T, Optimizer>(Kind::optimizer, std::move(name), std::move(summary));
+  }
+  template <class T>
+  void schedule(std::string name, std::string summary) {
+    add<T, Schedule>(Kind::schedule, std::move(name), std::move(summary));
+  }
+  template <class T>
+  void strategy(std::string name, std::string summary) {
+    add<T, Strategy, StrategyContext>(Kind::strategy, std::move(name), std::move(summary));
+  }
+  template <class T>
+  void tracker(std::string name, std::string summary) {
+    add<T, Tracker, RunContext>(Kind::tracker, std::move(name), std::move(summary));
+  }
+  template <class T>
+  void data(std::string name, std::string summary) {
+    add<T, Data, DataContext>(Kind::data, std::move(name), std::move(summary));
+  }
+  template <class T>
+  void tokenizer(std::string name, std::string summary) {
+    add<T, Tokenizer, TokenizerContext>(Kind::tokenizer, std::move(name), std::move(summary));
+  }
 
   const std::vector<Registration>& registrations() const { return registrations_; }
 
@@ -73,11 +110,12 @@ class Registrar {
   template <class T, class Base, class... Context>
   void add(Kind kind, std::string name, std::string summary) {
     auto schema = std::make_shared<const Schema>(schema_of<typename T::Options>());
-    Factory<Base, Context...> factory = [schema](const OptionValues& values, const Context&... context) {
+    Factory<Base, Context...> factory = [schema](const OptionValues& values,
+                                                 const Context&... context) {
       return std::make_shared<T>(options_from<typename T::Options>(*schema, values), context...);
     };
-    registrations_.push_back(
-        {kind, std::move(name), std::move(summary), std::move(schema), AnyFactory(std::move(factory))});
+    registrations_.push_back({kind, std::move(name), std::move(summary), std::move(schema),
+                              AnyFactory(std::move(factory))});
   }
 
   std::vector<Registration> registrations_;

@@ -1,20 +1,20 @@
 // Interface of strategies: who owns parameter storage, gradients and the order of collectives.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <functional>
 #include <span>
 #include <string>
 #include <vector>
+
+#include <ATen/core/Tensor.h>
 
 #include <dsv3/sdk/communicator.h>
 #include <dsv3/sdk/optimizer.h>
 
 namespace dsv3 {
 
-/// Pointers to the tensors that cross a unit's border, e.g. {&x, &y}. Replaced in place; undefined and
-/// no-grad entries are left alone.
+/// Pointers to the tensors that cross a unit's border, e.g. {&x, &y}. Replaced in place; undefined
+/// and no-grad entries are left alone.
 using TensorRefs = c10::ArrayRef<at::Tensor*>;
 
 struct UnitParam {
@@ -33,13 +33,13 @@ struct GroupSpec {
 
 /// Bytes a rank; for dry runs.
 struct Cost {
-  int64_t bytes_held = 0;            ///< between steps: master, compute copy; without optimizer state
-  int64_t bytes_peak = 0;            ///< in a step: held plus gradients and gathered units
+  int64_t bytes_held = 0;  ///< between steps: master, compute copy; without optimizer state
+  int64_t bytes_peak = 0;  ///< in a step: held plus gradients and gathered units
   int64_t bytes_moved_per_step = 0;  ///< sent over the network
 };
 
-/// A run of parameters that are gathered, used and reduced together: embedding; each block; MTP modules;
-/// final norm with head.
+/// A run of parameters that are gathered, used and reduced together: embedding; each block; MTP
+/// modules; final norm with head.
 struct UnitSpec {
   std::string name;
   std::vector<UnitParam> params;
@@ -48,7 +48,8 @@ struct UnitSpec {
 
 struct UpdateTensor {
   Range range;
-  at::Tensor value, grad;  ///< fp32; [rows, cols] for whole matrices, else 1-D; may live on the host
+  at::Tensor value,
+      grad;  ///< fp32; [rows, cols] for whole matrices, else 1-D; may live on the host
 };
 
 struct OwnedTensor {
@@ -73,14 +74,16 @@ class Strategy {
   virtual void ready(const std::vector<GroupSpec>& groups) = 0;
   /// Before each training forward. `last`: gradients must end up reduced.
   virtual void begin_microbatch(bool last) = 0;
-  /// C. Model loop, around every use of a unit's parameters, training or not; only in between may they be
-  /// read. Enter may be repeated and nested across units; pass all differentiable inputs and outputs. Adds
-  /// autograd nodes whose callbacks run in backward(): leave's before and enter's after the unit's.
+  /// C. Model loop, around every use of a unit's parameters, training or not; only in between may
+  /// they be read. Enter may be repeated and nested across units; pass all differentiable inputs
+  /// and outputs. Adds autograd nodes whose callbacks run in backward(): leave's before and enter's
+  /// after the unit's.
   virtual void enter(int unit, TensorRefs inputs) = 0;
   virtual void leave(int unit, TensorRefs outputs) = 0;
   /// C. Sums gradients over replicas. May throw peer-lost.
   virtual void backward(at::TensorList roots, at::TensorList grads = {}) = 0;
-  /// C. After the last micro-batch; global and equal on all ranks. Not finite when any gradient is not.
+  /// C. After the last micro-batch; global and equal on all ranks. Not finite when any gradient is
+  /// not.
   virtual double grad_norm() = 0;
   virtual void scale_grads(double factor) = 0;
   /// C. Calls fn zero or more times with disjoint tensors; fn changes values in place, keeps no

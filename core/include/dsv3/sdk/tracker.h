@@ -22,7 +22,8 @@ struct RunInfo {
 
 enum class RunStatus { finished = 1, failed, stopped };
 
-/// One line of metrics.jsonl. Delivered in order; `id` counts from 0 over the whole run, resumes included.
+/// One line of metrics.jsonl. Delivered in order; `id` counts from 0 over the whole run, resumes
+/// included.
 struct Event {
   int64_t id = 0, step = 0, tokens = 0;
   double time = 0;  ///< seconds since the epoch
