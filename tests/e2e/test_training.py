@@ -39,7 +39,7 @@ def test_run_folder_is_complete(finished):
     assert (status["state"], status["exit_code"], status["step"]) == ("finished", 0, 30)
     provenance = json.loads((finished / "provenance.json").read_text())
     assert {"attention_mla", "optimizer_muon", "data_text"} <= {p["name"] for p in provenance["plugins"]}
-    assert len(provenance["init_hash"]) == 64
+    assert len(provenance["init_hash"]) == 64 and len(provenance["data_hash"]) == 64
 
 
 def test_csv_tracker_has_every_value(finished):
@@ -66,6 +66,7 @@ def test_accumulation_changes_nothing(folder, finished):
     def biases(run):
         return {k: v for k, v in tensors(last_checkpoint(run)).items() if k.startswith("buffer/")}
     assert len(biases(ours)) == 3 and biases(ours) == biases(theirs)
+    assert len({json.loads((run / "provenance.json").read_text())["data_hash"] for run in (ours, theirs)}) == 1
 
 
 def first_values(folder, name, *overrides):
@@ -117,6 +118,8 @@ def test_signals_stop_with_a_checkpoint_and_the_run_goes_on(folder):
         dsv3_run("--run_id", name, cwd=folder)
         assert losses(run) == losses(folder / "runs/unbroken")
         assert tensors(last_checkpoint(run)) == tensors(last_checkpoint(folder / "runs/unbroken"))
+        assert len({json.loads((r / "provenance.json").read_text())["data_hash"]
+                    for r in (run, folder / "runs/unbroken")}) == 1
 
 
 def test_start_and_go_on_refuse_what_is_not_meant(folder, finished):
@@ -134,6 +137,8 @@ def test_start_and_go_on_refuse_what_is_not_meant(folder, finished):
 def test_from_starts_with_the_weights(folder, finished):
     dsv3_run("tiny.yaml", "train.steps=2", "train.seed=9", "--run_name", "tuned", "--from", "runs/finished", cwd=folder)
     assert metrics(folder / "runs/tuned")[0]["val/loss"] == metrics(finished)[30]["val/loss"]
+    # Killed before its first own checkpoint, it must go on from these weights, not from fresh ones.
+    assert "checkpoints/step-0" in (folder / "runs/tuned/log.txt").read_text()
     refused = dsv3_run("tiny.yaml", "model.position.layout=half", "--run_name", "other", "--from", "runs/finished",
                        cwd=folder, check=5)
     assert "layout" in refused.stderr

@@ -1,5 +1,6 @@
 // From a request to a run folder with a trainer in it: new runs, runs that go on, and what they
 // leave behind.
+#include <memory>
 #include <sstream>
 
 #include <dsv3/runtime/logging.h>
@@ -78,6 +79,13 @@ void write_start(const RunRequest& request, const RunFolder& folder, const Exper
   fs::write_atomically(folder.provenance(), origin.dump(2) + "\n");
 }
 
+/// Adds what only the end of a run knows.
+void write_end(const RunFolder& folder, const Trainer& trainer) {
+  Json origin = read_json(folder.provenance());
+  origin["data_hash"] = trainer.data_hash();
+  fs::write_atomically(folder.provenance(), origin.dump(2) + "\n");
+}
+
 /// The checkpoint a path names: a checkpoint folder, or a run folder (its newest).
 StoredCheckpoint checkpoint_at(const std::filesystem::path& path) {
   if (std::filesystem::exists(path / "manifest.json")) return verify_checkpoint(path);
@@ -97,32 +105,32 @@ const char* state_of(int code) {
 int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment, Plugins& plugins,
              bool resumed) {
   open_log_file(folder.log());
-  int64_t step = 0;
+  std::unique_ptr<Trainer> trainer;
   try {
     folder.write_status("running", std::nullopt, 0, "");
     for (const std::string& note : experiment.notes) log::info(note);
-    Trainer trainer(experiment, plugins, folder, request.quiet);
+    trainer = std::make_unique<Trainer>(experiment, plugins, folder, request.quiet);
     std::optional<StoredCheckpoint> newest;
     if (resumed)
       newest = CheckpointStore(folder.checkpoints(), experiment.checkpoint.keep_best).newest();
     if (newest)
-      trainer.restore(*newest);
+      trainer->restore(*newest);
     else if (resumed)
       log::warning("no checkpoint yet: the run starts again at step 0");
     else if (!request.from.empty())
-      trainer.load_weights(checkpoint_at(request.from));
+      trainer->start_from(checkpoint_at(request.from));
     if (!resumed || !std::filesystem::exists(folder.provenance()))
-      write_start(request, folder, experiment, plugins, trainer);
-    const int code = trainer.run(resumed);
-    step = trainer.step();
-    folder.write_status(state_of(code), code, step, "");
+      write_start(request, folder, experiment, plugins, *trainer);
+    const int code = trainer->run(resumed);
+    write_end(folder, *trainer);
+    folder.write_status(state_of(code), code, trainer->step(), "");
     flush_log();
     return code;
   } catch (const std::exception& error) {
     const auto* known = dynamic_cast<const Error*>(&error);
     const int code = static_cast<int>(known ? known->code() : ExitCode::failed);
     try {
-      folder.write_status("failed", code, step, error.what());
+      folder.write_status("failed", code, trainer ? trainer->step() : 0, error.what());
     } catch (const std::exception& second) {
       log::error(std::string("status.json could not be written: ") + second.what());
     }

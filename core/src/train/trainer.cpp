@@ -142,6 +142,7 @@ StepResult Trainer::train_step() {
   at::Tensor targets = at::zeros({1 + experiment_.mtp.depth}, at::kLong);
   for (Batch& batch : batches) {
     batch = loader_->next();
+    hash_rows(batch);
     targets += at::tensor(count_targets(batch, experiment_.mtp.depth), at::kLong);
   }
   world_->all_reduce_sum(targets);
@@ -177,6 +178,19 @@ StepResult Trainer::train_step() {
   if (mtp.defined()) result.mtp_loss = mtp.item<double>();
   if (result.skipped) refuse_or_report(result);
   return result;
+}
+
+void Trainer::hash_rows(const Batch& batch) {
+  for (int64_t row = 0; row < batch.tokens.size(0); ++row) {
+    Sha256 digest;
+    digest.update(data_hash_);
+    for (const at::Tensor& part : {batch.tokens, batch.document_ids}) {
+      if (!part.defined()) continue;
+      const at::Tensor values = part[row].contiguous();
+      digest.update(values.const_data_ptr(), values.nbytes());
+    }
+    data_hash_ = digest.hex();
+  }
 }
 
 LossScale Trainer::scale_of(const at::Tensor& targets) const {

@@ -39,18 +39,22 @@ class Trainer {
 
   /// Goes on from a verified checkpoint: everything that decides the next bits.
   void restore(const StoredCheckpoint& checkpoint);
-  /// Takes only weights and buffers: a new run from an old one's model.
-  void load_weights(const StoredCheckpoint& checkpoint);
+  /// A new run with the weights and buffers of an old one, kept as its checkpoint of step 0.
+  void start_from(const StoredCheckpoint& checkpoint);
   /// Trains to the last step or to a signal; the exit code of either.
   int run(bool resumed);
 
   int64_t step() const { return step_; }
   /// sha256 over all first values, in the order of declaration.
   const std::string& init_hash() const { return init_hash_; }
+  /// Hash over all rows trained on so far, in order: equal in runs that saw the same tokens,
+  /// whatever the micro-batch.
+  const std::string& data_hash() const { return data_hash_; }
 
  private:
   StepResult train_step();
   LossScale scale_of(const at::Tensor& targets) const;
+  void hash_rows(const Batch& batch);
   void end_feed_forward_step(bool skipped);
   void refuse_or_report(const StepResult& result) const;
   std::optional<double> validate();
@@ -90,7 +94,7 @@ class Trainer {
       load_max_;                               // name of the metric, counts of the last step
   double since_seconds_ = 0, since_wait_ = 0;  // of the last logged step
   int64_t since_tokens_ = 0;
-  std::string init_hash_;
+  std::string init_hash_, data_hash_;
 };
 
 }  // namespace dsv3

@@ -57,7 +57,8 @@ void Trainer::save(std::optional<double> val_loss) {
                    {"plugins", digests_of(libraries_of(experiment_, plugins_))},
                    {"strategy", experiment_.strategy.plugin},
                    {"world", world_->size()},
-                   {"init_hash", init_hash_}};
+                   {"init_hash", init_hash_},
+                   {"data_hash", data_hash_}};
   const StoredCheckpoint stored = checkpoints_.save(content);
   log::info("saved " + stored.folder.string());
 }
@@ -87,12 +88,15 @@ void Trainer::restore(const StoredCheckpoint& checkpoint) {
   tokens_ = checkpoint.tokens;
   updates_ = state.at("updates").get<int64_t>();
   init_hash_ = state.at("init_hash").get<std::string>();
+  data_hash_ = state.at("data_hash").get<std::string>();
   loader_->load_state(state.at("data"));
   since_tokens_ = tokens_;
 }
 
-void Trainer::load_weights(const StoredCheckpoint& checkpoint) {
+void Trainer::start_from(const StoredCheckpoint& checkpoint) {
   load_model(checkpoint, open_tensors(checkpoint));
+  // Killed before its first checkpoint, the run must not go on from other values.
+  save(std::nullopt);
 }
 
 }  // namespace dsv3
