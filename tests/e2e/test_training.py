@@ -23,6 +23,20 @@ def finished(folder):
     return folder / "runs/finished"
 
 
+def provenance_of(run):
+    return json.loads((run / "provenance.json").read_text())
+
+
+def started(folder, *arguments):
+    """A run in the background that has trained a few steps; its process."""
+    run = folder / "runs" / arguments[arguments.index("--run_name") + 1]
+    process = subprocess.Popen([RUN, *arguments], cwd=folder, stderr=subprocess.DEVNULL)
+    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 8:
+        assert process.poll() is None
+        time.sleep(0.01)
+    return process
+
+
 def test_training_lowers_the_loss(finished):
     rows = metrics(finished)
     assert sorted(rows) == list(range(31))
@@ -37,7 +51,7 @@ def test_run_folder_is_complete(finished):
             "checkpoints", "status.json"} <= names
     status = json.loads((finished / "status.json").read_text())
     assert (status["state"], status["exit_code"], status["step"]) == ("finished", 0, 30)
-    provenance = json.loads((finished / "provenance.json").read_text())
+    provenance = provenance_of(finished)
     assert {"attention_mla", "optimizer_muon", "data_text"} <= {p["name"] for p in provenance["plugins"]}
     assert len(provenance["init_hash"]) == 64 and len(provenance["data_hash"]) == 64
 
@@ -66,7 +80,12 @@ def test_accumulation_changes_nothing(folder, finished):
     def biases(run):
         return {k: v for k, v in tensors(last_checkpoint(run)).items() if k.startswith("buffer/")}
     assert len(biases(ours)) == 3 and biases(ours) == biases(theirs)
-    assert len({json.loads((run / "provenance.json").read_text())["data_hash"] for run in (ours, theirs)}) == 1
+    assert provenance_of(ours)["data_hash"] == provenance_of(theirs)["data_hash"]
+
+
+def test_data_hash_tells_other_rows(folder, finished):
+    dsv3_run("tiny.yaml", "train.seed=8", "--run_name", "other_rows", cwd=folder)
+    assert provenance_of(folder / "runs/other_rows")["data_hash"] != provenance_of(finished)["data_hash"]
 
 
 def first_values(folder, name, *overrides):
@@ -74,7 +93,7 @@ def first_values(folder, name, *overrides):
     dsv3_run("tiny.yaml", "optimizer=adamw", "optimizer.lr=0", "optimizer.weight_decay=0", "train.steps=1", *overrides,
              "--run_name", name, cwd=folder)
     run = folder / "runs" / name
-    loaded = {p["name"] for p in json.loads((run / "provenance.json").read_text())["plugins"]}
+    loaded = {p["name"] for p in provenance_of(run)["plugins"]}
     return {k: v for k, v in tensors(last_checkpoint(run)).items() if k.startswith("model/")}, loaded
 
 
@@ -104,12 +123,8 @@ def test_signals_stop_with_a_checkpoint_and_the_run_goes_on(folder):
     dsv3_run("tiny.yaml", "train.steps=400", "--run_name", "unbroken", cwd=folder)
     for sent, code in ((signal.SIGTERM, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)):
         name = f"stopped-{sent}"
-        process = subprocess.Popen([RUN, "tiny.yaml", "train.steps=400", "--run_name", name], cwd=folder,
-                                   stderr=subprocess.DEVNULL)
+        process = started(folder, "tiny.yaml", "train.steps=400", "--run_name", name)
         run = folder / "runs" / name
-        while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 8:
-            assert process.poll() is None
-            time.sleep(0.01)
         process.send_signal(sent)
         assert process.wait(60) == code
         status = json.loads((run / "status.json").read_text())
@@ -118,8 +133,7 @@ def test_signals_stop_with_a_checkpoint_and_the_run_goes_on(folder):
         dsv3_run("--run_id", name, cwd=folder)
         assert losses(run) == losses(folder / "runs/unbroken")
         assert tensors(last_checkpoint(run)) == tensors(last_checkpoint(folder / "runs/unbroken"))
-        assert len({json.loads((r / "provenance.json").read_text())["data_hash"]
-                    for r in (run, folder / "runs/unbroken")}) == 1
+        assert provenance_of(run)["data_hash"] == provenance_of(folder / "runs/unbroken")["data_hash"]
 
 
 def test_start_and_go_on_refuse_what_is_not_meant(folder, finished):
@@ -129,16 +143,30 @@ def test_start_and_go_on_refuse_what_is_not_meant(folder, finished):
     changed = dsv3_run("tiny.yaml", "train.seed=8", "--run_id", "finished", cwd=folder, check=2)
     assert "seed" in changed.stderr and "--from" in changed.stderr
     dsv3_run("tiny.yaml", "--run_id", "finished", cwd=folder)  # the same settings are no change
+    (folder / "runs/early").mkdir()  # killed before anything was written
+    early = dsv3_run("tiny.yaml", "--run_id", "early", cwd=folder, check=2)
+    assert "--run_name early --resume auto" in early.stderr
     for _ in range(2):  # starts, then finds it finished
         dsv3_run("tiny.yaml", "train.steps=2", "--run_name", "auto", "--resume", "auto", cwd=folder)
     assert sorted(metrics(folder / "runs/auto")) == [0, 1, 2]
 
 
 def test_from_starts_with_the_weights(folder, finished):
-    dsv3_run("tiny.yaml", "train.steps=2", "train.seed=9", "--run_name", "tuned", "--from", "runs/finished", cwd=folder)
-    assert metrics(folder / "runs/tuned")[0]["val/loss"] == metrics(finished)[30]["val/loss"]
-    # Killed before its first own checkpoint, it must go on from these weights, not from fresh ones.
-    assert "checkpoints/step-0" in (folder / "runs/tuned/log.txt").read_text()
+    arguments = ["tiny.yaml", "train.steps=200", "train.seed=9", "checkpoint.every=0", "--from", "runs/finished"]
+    dsv3_run(*arguments, "--run_name", "tuned", cwd=folder)
+    tuned = folder / "runs/tuned"
+    assert metrics(tuned)[0]["val/loss"] == metrics(finished)[30]["val/loss"]
+    assert provenance_of(tuned)["init_hash"] != provenance_of(finished)["init_hash"]
+    # Killed before its first own checkpoint, it goes on from these weights, not from fresh ones.
+    process = started(folder, *arguments, "--run_name", "killed")
+    process.kill()
+    process.wait()
+    killed = folder / "runs/killed"
+    assert last_checkpoint(killed).name == "step-0"
+    dsv3_run("--run_id", "killed", cwd=folder)
+    assert losses(killed) == losses(tuned)
+    assert tensors(last_checkpoint(killed)) == tensors(last_checkpoint(tuned))
+    assert provenance_of(killed)["init_hash"] == provenance_of(tuned)["init_hash"]
     refused = dsv3_run("tiny.yaml", "model.position.layout=half", "--run_name", "other", "--from", "runs/finished",
                        cwd=folder, check=5)
     assert "layout" in refused.stderr

@@ -57,6 +57,7 @@ void Progress::clear() const {
 
 std::string format_duration(double seconds) {
   const auto whole = static_cast<int64_t>(std::llround(seconds));
+  if (whole >= 48 * 3600) return fmt::format("{}d{:02}h", whole / 86400, whole / 3600 % 24);
   if (whole >= 3600) return fmt::format("{}h{:02}m", whole / 3600, whole / 60 % 60);
   if (whole >= 60) return fmt::format("{}m{:02}s", whole / 60, whole % 60);
   return fmt::format("{}s", whole);

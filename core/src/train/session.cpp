@@ -113,12 +113,12 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
     std::optional<StoredCheckpoint> newest;
     if (resumed)
       newest = CheckpointStore(folder.checkpoints(), experiment.checkpoint.keep_best).newest();
-    if (newest)
+    if (newest) {
       trainer->restore(*newest);
-    else if (resumed)
-      log::warning("no checkpoint yet: the run starts again at step 0");
-    else if (!request.from.empty())
-      trainer->start_from(checkpoint_at(request.from));
+    } else {
+      if (resumed) log::warning("no checkpoint yet: the run starts again at step 0");
+      if (!request.from.empty()) trainer->start_from(checkpoint_at(request.from));
+    }
     if (!resumed || !std::filesystem::exists(folder.provenance()))
       write_start(request, folder, experiment, plugins, *trainer);
     const int code = trainer->run(resumed);
@@ -154,15 +154,19 @@ int train(const RunRequest& request, Plugins& plugins) {
   RunFolder folder = !request.run_id.empty() ? RunFolder::open(output, request.run_id)
                      : request.resume_auto   ? RunFolder::open_or_create(output, request.run_name)
                                              : RunFolder::create(output, request.run_name);
-  // Killed before the settings were written: nothing to go on with, so the folder is started anew.
   const bool stored = resumed && std::filesystem::exists(folder.config());
-  if (stored) experiment = stored_experiment(request, folder, plugins);
-  if (!experiment)
+  if (stored)
+    experiment = stored_experiment(request, folder, plugins);
+  else if (!request.run_id.empty())
     throw Error("run '" + folder.name() +
-                    "' was stopped before its settings were written: name the experiment file "
-                    "again",
+                    "' was stopped before its settings were written: give its first command again, "
+                    "with --run_name " +
+                    folder.name() + " --resume auto",
                 ExitCode::usage);
-  if (!stored) fs::write_atomically(folder.config(), experiment->resolved);
+  // Settings let a run go on without its first command. With --from they are written only when the
+  // weights are kept too, or it would go on with fresh ones.
+  else if (request.from.empty())
+    fs::write_atomically(folder.config(), experiment->resolved);
   return train_in(request, folder, *experiment, plugins, resumed);
 }
 

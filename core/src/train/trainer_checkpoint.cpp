@@ -95,6 +95,7 @@ void Trainer::restore(const StoredCheckpoint& checkpoint) {
 
 void Trainer::start_from(const StoredCheckpoint& checkpoint) {
   load_model(checkpoint, open_tensors(checkpoint));
+  init_hash_ = hash_parameters();
   // Killed before its first checkpoint, the run must not go on from other values.
   save(std::nullopt);
 }
