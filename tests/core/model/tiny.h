@@ -11,68 +11,12 @@
 #include <dsv3/sdk/nn.h>
 #include <dsv3/sdk/ops.h>
 
+#include "conformance/reference_layers.h"
+
 namespace dsv3::test {
 
-/// One head whose scores fall with the distance in positions, so that wrong positions show.
-class TinyAttention final : public Attention {
- public:
-  explicit TinyAttention(const LayerContext& context)
-      : Attention(context), width_(context.dims.hidden) {
-    for (size_t i = 0; i < 4; ++i)
-      projections_[i] = Linear(*this, std::string(1, "qkvo"[i]), width_, width_);
-  }
-  at::Tensor forward(const at::Tensor& x, const Sequence& seq) override {
-    const at::Tensor q = projections_[0](x);
-    at::Tensor keys_values = at::cat({projections_[1](x), projections_[2](x)}, -1);
-    at::Tensor key_positions = seq.positions;
-    at::Tensor allowed;
-    if (seq.cache) {
-      keys_values = seq.cache->append(keys_values);
-      key_positions = at::arange(keys_values.size(1), seq.positions.options()).unsqueeze(0);
-    }
-    const at::Tensor distance = seq.positions.unsqueeze(2) - key_positions.unsqueeze(1);
-    allowed = seq.mask.defined() ? seq.mask.squeeze(1) : distance.ge(0);
-    const at::Tensor k = keys_values.narrow(2, 0, width_),
-                     v = keys_values.narrow(2, width_, width_);
-    const at::Tensor scores =
-        at::matmul(q, k.transpose(1, 2)) * 4 - distance.to(q.scalar_type()) * 0.3;
-    return projections_[3](at::matmul(scores.masked_fill(~allowed, -1e9).softmax(-1), v));
-  }
-  double attention_flops(int64_t seq) const override { return 4.0 * double(seq * width_); }
-  int64_t cache_values_per_token() const override { return 2 * width_; }
-  int64_t saved_values_per_token(int64_t) const override { return 4 * width_; }
-
- private:
-  int64_t width_;
-  Linear projections_[4];
-};
-
-/// relu^2 with a side loss per sequence and counts of active neurons, as a mixture of experts has.
-class TinyFeedForward final : public FeedForward {
- public:
-  explicit TinyFeedForward(const LayerContext& context)
-      : FeedForward(context), width_(context.dims.hidden) {
-    up_ = Linear(*this, "up", width_, 2 * width_, {.active = 0.5});
-    down_ = Linear(*this, "down", 2 * width_, width_);
-    counts_ = at::zeros({2 * width_}, at::kLong);
-  }
-  at::Tensor forward(const at::Tensor& x, const Sequence& seq) override {
-    const at::Tensor hidden = up_(x).relu();
-    if (seq.training && !seq.recompute)
-      counts_.add_(hidden.detach().gt(0).sum(at::IntArrayRef{0, 1}));
-    at::Tensor y = down_(hidden.square());
-    if (!seq.training) return y;
-    const at::Tensor aux = hidden.square().mean({1, 2}).sum() * 50;  // a mean a sequence, summed
-    return add_loss(y, aux, seq.aux_scale);
-  }
-  at::Tensor step_counts() override { return counts_; }
-  int64_t saved_values_per_token() const override { return 4 * width_; }
-
- private:
-  int64_t width_;
-  Linear up_, down_;
-  at::Tensor counts_;
-};
+using TinyAttention = conformance::ReferenceAttention;
+using TinyFeedForward = conformance::ReferenceFeedForward;
 
 inline ModelFactory tiny_factory() {
   ModelFactory factory;

@@ -14,7 +14,7 @@
 #include <dsv3/sdk/options.h>
 #include <dsv3/sdk/strategy.h>
 
-namespace dsv3::test {
+namespace dsv3::conformance {
 
 struct FlatOptions {
   std::string freed = "nan";
@@ -74,4 +74,4 @@ class FlatStrategy final : public Strategy {
   int gathers_ = 0, reductions_ = 0;
 };
 
-}  // namespace dsv3::test
+}  // namespace dsv3::conformance

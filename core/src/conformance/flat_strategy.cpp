@@ -10,7 +10,7 @@
 
 #include <dsv3/sdk/error.h>
 
-namespace dsv3::test {
+namespace dsv3::conformance {
 namespace {
 
 using torch::autograd::variable_list;
@@ -230,4 +230,4 @@ void FlatStrategy::reduce(Unit& unit) {
   unit.accumulating = false;
 }
 
-}  // namespace dsv3::test
+}  // namespace dsv3::conformance
