@@ -8,6 +8,8 @@
 /// Each adds its subcommands to `app`; their callbacks throw dsv3::Error, and set `exit_code` where
 /// a command fails without an error text.
 void add_plugins_commands(CLI::App& app, int& exit_code);
+/// The subcommand `check` of `dsv3 plugins`.
+void add_plugins_check(CLI::App& group, int& exit_code);
 void add_data_commands(CLI::App& app, int& exit_code);
 
 /// Adds --plugin-path and --config, which every command that needs plugins takes, to `command`.

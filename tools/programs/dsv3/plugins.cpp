@@ -1,4 +1,4 @@
-// dsv3 plugins list | describe
+// dsv3 plugins list | describe | check
 #include <algorithm>
 #include <array>
 #include <filesystem>
@@ -98,7 +98,7 @@ dsv3::Plugins PluginOptions::open() const {
   return dsv3::Plugins(dsv3::plugin_search_levels(paths_, machine.plugin_paths));
 }
 
-void add_plugins_commands(CLI::App& app, int&) {
+void add_plugins_commands(CLI::App& app, int& exit_code) {
   struct Arguments {
     PluginOptions plugins;
     bool json = false, markdown = false;
@@ -128,4 +128,6 @@ void add_plugins_commands(CLI::App& app, int&) {
     dsv3::Plugins plugins = arguments->plugins.open();
     describe(arguments->component, arguments->markdown, plugins);
   });
+
+  add_plugins_check(*group, exit_code);
 }

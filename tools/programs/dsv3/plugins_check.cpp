@@ -1,0 +1,121 @@
+// dsv3 plugins check
+#include <filesystem>
+#include <iostream>
+#include <memory>
+
+#include <dsv3/runtime/conformance.h>
+#include <dsv3/sdk/error.h>
+#include <dsv3/support/json.h>
+
+#include "commands.h"
+
+namespace {
+
+namespace conformance = dsv3::conformance;
+
+struct Arguments {
+  PluginOptions plugins;
+  std::string target;
+  conformance::Request request;
+  int64_t time_limit = 120;
+  bool json = false;
+  size_t child_first = 0;
+  int child_report = -1;
+};
+
+// A library's file, or KIND/NAME of a component that the registries know.
+void find_library(Arguments& arguments) {
+  conformance::Request& request = arguments.request;
+  request.time_limit = std::chrono::seconds(arguments.time_limit);
+  request.library = arguments.target;
+  if (std::filesystem::exists(arguments.target)) return;
+  const size_t slash = arguments.target.find('/');
+  const std::string name = arguments.target.substr(slash + 1);
+  if (slash == std::string::npos || name.find('/') != std::string::npos)
+    throw dsv3::Error("there is no file " + arguments.target +
+                          "; give a plugin library, or a component as KIND/NAME",
+                      dsv3::ExitCode::usage);
+  const dsv3::Plugins plugins = arguments.plugins.open();
+  const dsv3::Kind kind = dsv3::kind_from_name(arguments.target.substr(0, slash));
+  const dsv3::PluginEntry* entry = plugins.find_entry(kind, name);
+  if (!entry)
+    throw dsv3::Error("no registry knows " + arguments.target + "; looked in: " +
+                          plugins.searched() + "; `dsv3 plugins list` shows all",
+                      dsv3::ExitCode::plugin);
+  request.library = entry->library;
+  request.component = arguments.target;
+}
+
+void print(const conformance::Result& result, std::string& shown) {
+  if (result.component != shown) std::cout << result.component << '\n';
+  shown = result.component;
+  const std::string label = result.component.empty() ? "" : "  ";
+  std::cout << label << (result.kept ? "ok    " : "FAIL  ") << result.check
+            << std::string(result.check.size() < 14 ? 14 - result.check.size() : 1, ' ')
+            << result.promise << '\n';
+  if (result.kept) return;
+  std::string text = result.text;
+  for (size_t at = 0; (at = text.find('\n', at)) != std::string::npos; at += 9)
+    text.replace(at, 1, "\n        ");
+  std::cout << label << "      " << text << '\n' << std::flush;
+}
+
+int check(Arguments& arguments) {
+  if (arguments.child_report >= 0) {
+    arguments.request.library = arguments.target;
+    return conformance::run_child(arguments.request, arguments.child_first,
+                                  arguments.child_report);
+  }
+  find_library(arguments);
+  if (!arguments.json) std::cout << arguments.request.library.string() << '\n';
+  dsv3::Json list = dsv3::Json::array();
+  std::string shown;
+  int count = 0;
+  const int broken =
+      conformance::check_library(arguments.request, [&](const conformance::Result& result) {
+        ++count;
+        if (arguments.json)
+          list.push_back({{"component", result.component},
+                          {"check", result.check},
+                          {"promise", result.promise},
+                          {"kept", result.kept},
+                          {"text", result.text}});
+        else
+          print(result, shown);
+      });
+  if (arguments.json)
+    std::cout << list.dump(2) << '\n';
+  else
+    std::cout << count - broken << " of " << count << " promises kept\n";
+  return broken == 0 ? 0 : static_cast<int>(dsv3::ExitCode::plugin);
+}
+
+}  // namespace
+
+void add_plugins_check(CLI::App& group, int& exit_code) {
+  const auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = group.add_subcommand(
+      "check", "load a plugin and test all that components of its kinds promise");
+  command->add_option("plugin", arguments->target, "library (.so), or a known KIND/NAME")
+      ->required();
+  arguments->plugins.add_to(*command);
+  command
+      ->add_option("--component", arguments->request.component,
+                   "only this KIND/NAME of the library")
+      ->type_name("KIND/NAME");
+  command
+      ->add_option("--set", arguments->request.options, "an option of the component")
+      ->type_name("OPTION=VALUE")
+      ->allow_extra_args(false);
+  command->add_option("--only", arguments->request.only, "only this check")
+      ->type_name("CHECK")
+      ->allow_extra_args(false);
+  command->add_option("--timeout", arguments->time_limit, "seconds that a check may take")
+      ->check(CLI::Range(1, 86400))
+      ->type_name("S");
+  command->add_flag("--json", arguments->json, "as JSON");
+  // Between this program and its own children.
+  command->add_option("--child-first", arguments->child_first)->group("");
+  command->add_option("--child-report", arguments->child_report)->group("");
+  command->callback([arguments, &exit_code] { exit_code = check(*arguments); });
+}
