@@ -26,7 +26,7 @@ void check_values(const Subject& subject) {
                                  ": a factor on the learning rate should be around 1 or below");
       largest = std::max(largest, factor);
     }
-    require(largest > 0, "every factor of " + std::to_string(total) + " steps is 0");
+    require(largest > 0 || total == 1, "every factor of " + std::to_string(total) + " steps is 0");
     const double beyond = schedule->factor(total + 10, total);
     require(std::isfinite(beyond) && beyond >= 0,
             at(total + 10, total) + " (a run that was made longer) is " + std::to_string(beyond));
