@@ -1,4 +1,4 @@
-// dsv3 plugins list | describe
+// dsv3 plugins list | describe; `new` has a file of its own.
 #include <algorithm>
 #include <array>
 #include <filesystem>
@@ -128,4 +128,5 @@ void add_plugins_commands(CLI::App& app, int&) {
     dsv3::Plugins plugins = arguments->plugins.open();
     describe(arguments->component, arguments->markdown, plugins);
   });
+  add_plugins_new(*group);
 }
