@@ -115,9 +115,8 @@ class OneDevice final : public dsv3::Strategy {
 
   // Brings what the components compute with up to date with the masters.
   void loaded() override {
-    at::NoGradGuard no_grad;
     for (Held& held : held_)
-      if (is_copied(held.param)) held.param.tensor.copy_(held.master);
+      if (is_copied(held.param)) held.param.tensor.detach().copy_(held.master);
   }
 
   dsv3::Cost estimate(std::span<const dsv3::UnitSpec> units, int) const override {
