@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <dsv3/runtime/plugins.h>
+#include <dsv3/runtime/prefix.h>
 
 namespace dsv3 {
 
@@ -22,8 +23,5 @@ Registry read_registry(const std::filesystem::path& file);
 /// folder.
 std::vector<std::filesystem::path> library_candidates(const std::filesystem::path& registry,
                                                       const std::string& library);
-
-/// The folder above the one libdsv3 lies in: a build folder or an installation prefix.
-std::filesystem::path own_prefix();
 
 }  // namespace dsv3

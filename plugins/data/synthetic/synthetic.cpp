@@ -31,15 +31,17 @@ uint64_t SyntheticData::draw(uint64_t random, uint64_t before, uint64_t last) co
   const uint64_t low = random % kFraction, high = random / kFraction;
   if (low < static_cast<uint64_t>(options_.noise * kFraction)) return high % symbols;
   const uint64_t choice = high % 4 == 0 ? 1 : 0;
-  return random_bits({context_.seed, kRules, before, last, choice}) % symbols;
+  return random_bits({kRules, before, last, choice}) % symbols;
 }
 
 void SyntheticData::fill(int64_t row, int64_t* tokens) const {
-  const uint64_t stream = context_.split == Split::train ? kTrain : kValidation;
+  // Held-out rows and the rules are the same for every seed, which orders training only.
+  const bool training = context_.split == Split::train;
+  const uint64_t stream = training ? kTrain : kValidation, seed = training ? context_.seed : 0;
   uint64_t before = 0, last = 0;
   for (int64_t i = 0; i <= context_.sequence; ++i) {
     const uint64_t random =
-        random_bits({context_.seed, stream, static_cast<uint64_t>(row), static_cast<uint64_t>(i)});
+        random_bits({seed, stream, static_cast<uint64_t>(row), static_cast<uint64_t>(i)});
     const uint64_t symbol = draw(random, before, last);
     tokens[i] = static_cast<int64_t>(symbol) * spread_;
     before = last;

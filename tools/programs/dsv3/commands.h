@@ -11,6 +11,8 @@ void add_plugins_commands(CLI::App& app, int& exit_code);
 /// The subcommand `check` of `dsv3 plugins`.
 void add_plugins_check(CLI::App& group, int& exit_code);
 void add_data_commands(CLI::App& app, int& exit_code);
+/// `plugins new`, to the group of `plugins`.
+void add_plugins_new(CLI::App& group);
 
 /// Adds --plugin-path and --config, which every command that needs plugins takes, to `command`.
 /// They are filled when the command line has been read.

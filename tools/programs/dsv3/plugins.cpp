@@ -1,4 +1,4 @@
-// dsv3 plugins list | describe | check
+// dsv3 plugins list | describe; `check` and `new` have files of their own.
 #include <algorithm>
 #include <array>
 #include <filesystem>
@@ -130,4 +130,5 @@ void add_plugins_commands(CLI::App& app, int& exit_code) {
   });
 
   add_plugins_check(*group, exit_code);
+  add_plugins_new(*group);
 }

@@ -1,0 +1,82 @@
+// attention/@NAME@: causal multi-head attention (Vaswani et al., arXiv 1706.03762).
+#include <cmath>
+#include <memory>
+
+#include <ATen/ATen.h>
+
+#include <dsv3/sdk/attention.h>
+#include <dsv3/sdk/nn.h>
+#include <dsv3/sdk/ops.h>
+#include <dsv3/sdk/plugin.h>
+#include <dsv3/sdk/position.h>
+
+namespace {
+
+// Member initialisers are the defaults; `describe` says what an experiment may write.
+struct Options {
+  int64_t heads = 4;
+  static void describe(dsv3::OptionSchema<Options>& s) {
+    s.add("heads", &Options::heads, "attention heads").min(1);
+  }
+};
+
+class SelfAttention final : public dsv3::Attention {
+ public:
+  using Options = ::Options;
+
+  // Parameters are declared, not filled: this also runs on the meta device.
+  SelfAttention(const Options& options, const dsv3::LayerContext& context)
+      : Attention(context), heads_(options.heads) {
+    const int64_t hidden = context.dims.hidden;
+    if (hidden % heads_ != 0)
+      throw dsv3::Error("hidden " + std::to_string(hidden) + " is not a multiple of heads " +
+                            std::to_string(heads_) + "; choose another number of heads",
+                        dsv3::ExitCode::usage);
+    head_dim_ = hidden / heads_;
+    position_ = context.make_position(head_dim_);
+    scale_ = position_->softmax_scale() / std::sqrt(static_cast<double>(head_dim_));
+    query_ = dsv3::Linear(*this, "q", hidden, hidden);
+    key_ = dsv3::Linear(*this, "k", hidden, hidden);
+    value_ = dsv3::Linear(*this, "v", hidden, hidden);
+    out_ = dsv3::Linear(*this, "o", hidden, hidden);
+  }
+
+  at::Tensor forward(const at::Tensor& x, const dsv3::Sequence& seq) override {
+    const int64_t hidden = context().dims.hidden;
+    const std::vector<int64_t> split{heads_, head_dim_};
+    at::Tensor q = query_(x).unflatten(2, split);  // [B, T, H, head_dim]
+    at::Tensor k = key_(x).unflatten(2, split);
+    at::Tensor v = value_(x).unflatten(2, split);
+    std::tie(q, k) = position_->rotate(q, k, seq.positions);
+    if (seq.cache) {  // generating: what is attended to is all that came before as well
+      const at::Tensor all =
+          seq.cache->append(at::cat({k.flatten(2), v.flatten(2)}, -1)).to(x.scalar_type());
+      k = all.narrow(2, 0, hidden).unflatten(2, split);
+      v = all.narrow(2, hidden, hidden).unflatten(2, split);
+    }
+    // attend() is causal, keeps documents apart and masks the cache's padding.
+    return out_(dsv3::attend(q, k, v, seq, scale_).flatten(2));
+  }
+
+  // Scores and their product with the values: 2 FLOPs a multiplication and addition.
+  double attention_flops(int64_t seq) const override {
+    return 4.0 * static_cast<double>(seq * heads_ * head_dim_);
+  }
+  int64_t cache_values_per_token() const override { return 2 * heads_ * head_dim_; }
+  // x, q, k, v, the result, and one log-sum a head.
+  int64_t saved_values_per_token(int64_t) const override {
+    return context().dims.hidden + 4 * heads_ * head_dim_ + heads_;
+  }
+
+ private:
+  int64_t heads_, head_dim_;
+  double scale_;
+  std::shared_ptr<dsv3::Position> position_;
+  dsv3::Linear query_, key_, value_, out_;
+};
+
+}  // namespace
+
+DSV3_PLUGIN(registrar) {
+  registrar.attention<SelfAttention>("@NAME@", "@NAME@, started from the attention template");
+}

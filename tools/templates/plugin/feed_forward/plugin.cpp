@@ -1,0 +1,50 @@
+// feed_forward/@NAME@: down(gelu(gate(x)) * up(x)), GEGLU of Shazeer, arXiv 2002.05202.
+#include <ATen/ATen.h>
+
+#include <dsv3/sdk/feed_forward.h>
+#include <dsv3/sdk/nn.h>
+#include <dsv3/sdk/plugin.h>
+
+namespace {
+
+struct Options {
+  int64_t hidden = 0;
+  static void describe(dsv3::OptionSchema<Options>& s) {
+    // A word stands for a number that means something special.
+    s.add("hidden", &Options::hidden, "inner width; auto = 3 times the model's width")
+        .min(0)
+        .word("auto", 0);
+  }
+};
+
+class GatedMlp final : public dsv3::FeedForward {
+ public:
+  using Options = ::Options;
+
+  // Parameters are declared, not filled: this also runs on the meta device.
+  GatedMlp(const Options& options, const dsv3::LayerContext& context) : FeedForward(context) {
+    const int64_t width = context.dims.hidden;
+    hidden_ = options.hidden > 0 ? options.hidden : 3 * width;
+    gate_ = dsv3::Linear(*this, "gate", width, hidden_);
+    up_ = dsv3::Linear(*this, "up", width, hidden_);
+    down_ = dsv3::Linear(*this, "down", hidden_, width);
+  }
+
+  // A function of x alone: each token by itself, so documents cannot see each other.
+  at::Tensor forward(const at::Tensor& x, const dsv3::Sequence&) override {
+    return down_(at::gelu(gate_(x)) * up_(x));
+  }
+
+  // x; gate, its gelu, up, and their product
+  int64_t saved_values_per_token() const override { return context().dims.hidden + 4 * hidden_; }
+
+ private:
+  int64_t hidden_;
+  dsv3::Linear gate_, up_, down_;
+};
+
+}  // namespace
+
+DSV3_PLUGIN(registrar) {
+  registrar.feed_forward<GatedMlp>("@NAME@", "@NAME@, started from the feed_forward template");
+}

@@ -1,0 +1,151 @@
+// strategy/@NAME@: one device, each parameter with its own fp32 master and gradient.
+#include <cmath>
+#include <set>
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <dsv3/sdk/flat.h>
+#include <dsv3/sdk/plugin.h>
+#include <dsv3/sdk/strategy.h>
+
+namespace {
+
+struct Held {
+  dsv3::UnitParam param;  // param.tensor is what the component computes with
+  at::Tensor master;      // fp32
+  at::Tensor grad;        // fp32; undefined until the first training forward
+};
+
+class OneDevice final : public dsv3::Strategy {
+ public:
+  using Options = dsv3::NoOptions;
+  OneDevice(const Options&, const dsv3::StrategyContext& context) : context_(context) {
+    if (context.world && context.world->size() > 1)
+      throw dsv3::Error("strategy '@NAME@' runs on one rank, but this run has " +
+                            std::to_string(context.world->size()) +
+                            "; start one rank or choose another strategy",
+                        dsv3::ExitCode::usage);
+  }
+
+  // The component keeps its handle; what the handle holds is ours from here on.
+  int adopt(dsv3::UnitSpec unit) override {
+    for (dsv3::UnitParam& param : unit.params) {
+      if (!names_.insert(param.name).second)
+        throw dsv3::Error("parameter '" + param.name + "' is in two units");
+      const auto options = at::TensorOptions().dtype(at::kFloat).device(context_.device);
+      Held held{std::move(param), {}, {}};
+      held.master = at::empty(held.param.tensor.sizes(), options);
+      held.master.copy_(held.param.tensor.detach());
+      held.param.tensor.set_data(is_copied(held.param) ? held.master.to(context_.compute_dtype)
+                                                       : held.master);
+      held.param.tensor.set_requires_grad(true);
+      held_.push_back(std::move(held));
+    }
+    return units_++;
+  }
+
+  void ready(const std::vector<dsv3::GroupSpec>& groups) override { groups_ = groups; }
+
+  // autograd adds in place to a gradient that is there: fp32 also for bf16 parameters.
+  void begin_microbatch(bool) override {
+    for (Held& held : held_) {
+      if (held.grad.defined()) continue;
+      held.grad = at::zeros_like(held.master);
+      held.param.tensor.mutable_grad() = held.grad;
+    }
+  }
+
+  // Everything is always there: nothing to gather, nothing to give back.
+  void enter(int, dsv3::TensorRefs) override {}
+  void leave(int, dsv3::TensorRefs) override {}
+
+  void backward(at::TensorList roots, at::TensorList grads) override {
+    torch::autograd::backward(roots.vec(), grads.vec());
+  }
+
+  double grad_norm() override {
+    double sum = 0;
+    for (const Held& held : held_)
+      if (held.grad.defined()) sum += dsv3::sum_of_squares(held.grad);
+    return std::sqrt(sum);
+  }
+
+  void scale_grads(double factor) override {
+    for (Held& held : held_)
+      if (held.grad.defined()) held.grad.mul_(factor);
+  }
+
+  void update(int group,
+              const std::function<void(std::span<dsv3::UpdateTensor>)>& fn) override {
+    const bool whole = groups_.at(group).whole_matrices;
+    std::vector<dsv3::UpdateTensor> tensors;
+    for (const Held& held : held_) {
+      if (held.param.group != group) continue;
+      for (const dsv3::Range& range : dsv3::update_ranges(held.param, whole))
+        tensors.push_back({range, dsv3::piece_of(held.master, range, whole),
+                           dsv3::piece_of(held.grad, range, whole)});
+    }
+    fn(tensors);
+  }
+
+  void end_step() override {
+    for (Held& held : held_)
+      if (held.grad.defined()) held.grad.zero_();
+    loaded();
+  }
+
+  std::vector<dsv3::Range> update_ranges(int group) const override {
+    std::vector<dsv3::Range> ranges;
+    for (const Held& held : held_) {
+      if (held.param.group != group) continue;
+      for (dsv3::Range& range :
+           dsv3::update_ranges(held.param, groups_.at(group).whole_matrices))
+        ranges.push_back(std::move(range));
+    }
+    return ranges;
+  }
+
+  std::vector<dsv3::OwnedTensor> owned() override {
+    std::vector<dsv3::OwnedTensor> tensors;
+    for (const Held& held : held_)
+      tensors.push_back({dsv3::whole_range(held.param), held.master});
+    return tensors;
+  }
+
+  // Brings what the components compute with up to date with the masters.
+  void loaded() override {
+    for (Held& held : held_)
+      if (is_copied(held.param)) held.param.tensor.detach().copy_(held.master);
+  }
+
+  dsv3::Cost estimate(std::span<const dsv3::UnitSpec> units, int) const override {
+    int64_t masters = 0, copies = 0;
+    for (const dsv3::UnitSpec& unit : units)
+      for (const dsv3::UnitParam& param : unit.params) {
+        masters += 4 * param.tensor.numel();
+        if (is_copied(param))
+          copies += int64_t(c10::elementSize(context_.compute_dtype)) * param.tensor.numel();
+      }
+    return {.bytes_held = masters + copies,
+            .bytes_peak = 2 * masters + copies,
+            .bytes_moved_per_step = 0};
+  }
+
+ private:
+  bool is_copied(const dsv3::UnitParam& param) const {
+    return context_.compute_dtype != at::kFloat && !param.keep_fp32;
+  }
+
+  dsv3::StrategyContext context_;
+  std::vector<Held> held_;
+  std::vector<dsv3::GroupSpec> groups_;
+  std::set<std::string> names_;
+  int units_ = 0;
+};
+
+}  // namespace
+
+DSV3_PLUGIN(registrar) {
+  registrar.strategy<OneDevice>("@NAME@", "@NAME@, started from the strategy template");
+}

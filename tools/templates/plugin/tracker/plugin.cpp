@@ -1,0 +1,80 @@
+// tracker/@NAME@: one JSON object an event, in a file of the run folder.
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+
+#include <nlohmann/json.hpp>
+
+#include <dsv3/sdk/plugin.h>
+#include <dsv3/sdk/tracker.h>
+#include <dsv3/support/fs.h>
+
+namespace {
+
+struct Options {
+  std::string file = "@NAME@.jsonl";
+  static void describe(dsv3::OptionSchema<Options>& s) {
+    s.add("file", &Options::file, "name of the file inside the run folder");
+  }
+};
+
+// JSON has no number that is not finite.
+nlohmann::json value_of(double value) {
+  if (std::isfinite(value)) return value;
+  return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
+}
+
+std::string line_of(const dsv3::Event& event) {
+  nlohmann::json line{
+      {"id", event.id}, {"step", event.step}, {"tokens", event.tokens}, {"time", event.time}};
+  for (const auto& [name, value] : event.metrics) line["metrics"][name] = value_of(value);
+  return line.dump() + '\n';
+}
+
+class JsonLines final : public dsv3::Tracker {
+ public:
+  using Options = ::Options;
+  JsonLines(const Options& options, const dsv3::RunContext& run)
+      : path_(std::filesystem::path(run.folder) / options.file) {}
+
+  void start(const dsv3::RunInfo&) override {}
+
+  // An error leaves the batch unacknowledged: the file is opened anew, and cut, on the next try.
+  void deliver(std::span<const dsv3::Event> events) override {
+    if (events.empty()) return;
+    if (!writer_ || events.front().id != next_) open(events.front().id);
+    std::string lines;
+    for (const dsv3::Event& event : events) lines += line_of(event);
+    next_ = -1;
+    writer_->write(lines);
+    writer_->sync();  // returning means: kept, never to be delivered again
+    next_ = events.back().id + 1;
+  }
+
+  void finish(dsv3::RunStatus) override { writer_.reset(); }
+
+ private:
+  // Events from `next` on come again after a crash or a failure: their lines go.
+  void open(int64_t next) {
+    writer_.reset();
+    uintmax_t keep = 0;
+    std::ifstream file(path_);
+    for (std::string line; std::getline(file, line) && !file.eof(); keep += line.size() + 1) {
+      const nlohmann::json event = nlohmann::json::parse(line, nullptr, false);
+      if (!event.is_object() || event.value("id", next) >= next) break;
+    }
+    if (std::filesystem::exists(path_)) std::filesystem::resize_file(path_, keep);
+    writer_.emplace(dsv3::fs::Writer::append(path_));
+  }
+
+  std::filesystem::path path_;
+  std::optional<dsv3::fs::Writer> writer_;
+  int64_t next_ = -1;  // id after the last that is safely in the file
+};
+
+}  // namespace
+
+DSV3_PLUGIN(registrar) {
+  registrar.tracker<JsonLines>("@NAME@", "@NAME@, started from the tracker template");
+}
