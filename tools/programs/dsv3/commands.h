@@ -9,6 +9,7 @@
 /// a command fails without an error text.
 void add_plugins_commands(CLI::App& app, int& exit_code);
 void add_data_commands(CLI::App& app, int& exit_code);
+void add_schema_commands(CLI::App& app, int& exit_code);
 
 /// Adds --plugin-path and --config, which every command that needs plugins takes, to `command`.
 /// They are filled when the command line has been read.
