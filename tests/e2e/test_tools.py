@@ -98,3 +98,60 @@ def test_schema_options(tmp_path):
     assert complaints(partial, "model: {hidden: 0}") != []
     heads = json.loads(dsv3("schema"))["definitions"]["attention.mla"]["properties"]["heads"]
     assert heads["default"] > 0 and heads["description"]
+
+
+def compared(folder, *changes, a="tiny.yaml"):
+    text = (folder / "tiny.yaml").read_text()
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after, 1)
+    (folder / "b.yaml").write_text(text)
+    return json.loads(dsv3("compare", a, "b.yaml", "--json", cwd=folder))
+
+
+MLA = "{plugin: mla, heads: 2, q_lora_rank: 16, kv_lora_rank: 16, qk_nope_dim: 8, qk_rope_dim: 8, v_dim: 16}"
+
+
+@pytest.mark.parametrize("changes,factors", [
+    ([], []),
+    ([("name: tiny", "name: other"), ("seed: 7", "seed: 8"), ("tracker: [{plugin: csv}]", "tracker:")], []),
+    ([(MLA, "{plugin: mha, heads: 2, head_dim: 16}")], ["model.attention (mla -> mha)"]),
+    ([("q_lora_rank: 16", "q_lora_rank: 0")], ["model.attention.q_lora_rank"]),
+    ([("{plugin: text, path: text.txt, tokenizer: {plugin: bytes}}", "{plugin: synthetic}")], ["data (text -> synthetic)"]),
+    ([("layers: 0,", "layers: 0-1,"), ("layers: 1-,", "layers: 2-,")], ["model.feed_forward (other layers or roles)"]),
+    ([("steps: 30", "tokens: 5760")], ["train.steps or train.tokens"]),
+    ([("lr: 0.02", "lr: 0.03"), ("warmup: 5", "warmup: 6")], ["optimizer.1.lr", "schedule.warmup"]),
+    ([("share: 0.1", "share: 0.2")], ["validation.share"]),
+], ids=str)
+def test_factors(tmp_path, changes, factors):
+    make_tiny(tmp_path)
+    found = compared(tmp_path, *changes)
+    assert found["factors"] == factors
+    assert found["one_factor"] == (len(factors) == 1)
+    assert bool(found["differences"]) == bool(changes)
+
+
+def test_comparison_of_runs_names_origins_and_losses(tmp_path):
+    make_tiny(tmp_path)
+    for name, override in ("a", "train.seed=7"), ("b", "attention=mha"):
+        dsv3_run("tiny.yaml", "train.steps=3", override, "--run_name", name, cwd=tmp_path)
+    found = json.loads(dsv3("compare", "runs/a", "runs/b", "--json", cwd=tmp_path))
+    assert found["factors"] == ["model.attention (mla -> mha)"]
+    assert found["metrics"]["val/loss"]["a"] != found["metrics"]["val/loss"]["b"]
+    plugin = next(d for d in found["differences"] if d["key"] == "model.attention.plugin")
+    assert plugin["b"]["value"] == "mha" and plugin["b"]["origin"].startswith("runs/b/config.yaml:")
+    table = dsv3("compare", "runs/a", "runs/b", cwd=tmp_path)
+    assert "one factor: model.attention (mla -> mha)" in table and "last val/loss" in table
+    dsv3("compare", "runs/a", "runs/none", cwd=tmp_path, check=2)
+
+
+def test_print_config_names_every_layer(tmp_path):
+    make_tiny(tmp_path)
+    (tmp_path / "config.yaml").write_text("log: {level: warning}\n")
+    (tmp_path / "top.yaml").write_text("dsv3: 1\nextends: tiny.yaml\ntrain: {clip: 0.5}\n")
+    out = dsv3_run("top.yaml", "train.seed=3", "attention=mha", "--print-config", cwd=tmp_path).stdout
+    for line in ("  level: warning  # ./config.yaml:1:14", "  hidden: 32  # tiny.yaml:4:11", "  clip: 0.5  # top.yaml:3:15",
+                 "  seed: 3  # command line: train.seed=3", "    plugin: mha  # command line: attention=mha",
+                 "  recompute: none  # default"):
+        assert line in out.splitlines(), line
+    assert all("  # " in line or line.endswith(":") or line.endswith("-") for line in out.splitlines())

@@ -90,11 +90,13 @@ void PluginOptions::add_to(CLI::App& command) {
       ->type_name("FILE");
 }
 
+std::string PluginOptions::config() const {
+  return config_.empty() && std::filesystem::exists("config.yaml") ? "config.yaml" : config_;
+}
+
 dsv3::Plugins PluginOptions::open() const {
-  std::string config = config_;
-  if (config.empty() && std::filesystem::exists("config.yaml")) config = "config.yaml";
   dsv3::MachineConfig machine;
-  if (!config.empty()) machine = dsv3::read_machine_config(config);
+  if (!config().empty()) machine = dsv3::read_machine_config(config());
   return dsv3::Plugins(dsv3::plugin_search_levels(paths_, machine.plugin_paths));
 }
 
