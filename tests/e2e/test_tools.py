@@ -1,7 +1,6 @@
 """The tools around experiments: the schema for editors, comparison, origins, completion."""
 
 import json
-import pathlib
 import re
 import shutil
 import subprocess
@@ -155,3 +154,44 @@ def test_print_config_names_every_layer(tmp_path):
                  "  recompute: none  # default"):
         assert line in out.splitlines(), line
     assert all("  # " in line or line.endswith(":") or line.endswith("-") for line in out.splitlines())
+
+
+def completed(line, cwd=SOURCE):
+    """What bash offers for `line` with the cursor at its end."""
+    words = line.split(" ")
+    script = f"""eval "$(dsv3 completion bash)"
+COMP_LINE={line!r} COMP_POINT={len(line)} COMP_WORDS=({" ".join(map(repr, words))}) COMP_CWORD={len(words) - 1}
+_dsv3_complete
+printf '%s\\n' "${{COMPREPLY[@]}}\""""
+    path = {"PATH": f"{BUILD / 'bin'}:/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-c", script], cwd=cwd, env=path, text=True, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return sorted(filter(None, done.stdout.splitlines()))
+
+
+@pytest.mark.parametrize("line,offers", [
+    ("dsv3 plu", ["plugins"]),
+    ("dsv3 plugins ", ["--help", "describe", "list"]),
+    ("dsv3 plugins list --js", ["--json"]),
+    ("dsv3 plugins describe attention/m", ["attention/mha", "attention/mla"]),
+    ("dsv3 data prepare --documents ", ["blank_line", "file", "line"]),
+    ("dsv3 compare experiments/nano_m", ["experiments/nano_mha.yaml", "experiments/nano_muon.yaml"]),
+    ("dsv3-run experiments/quick", ["experiments/quickstart.yaml"]),
+    ("dsv3-run --dry", ["--dry-run"]),
+    ("dsv3-run --resume a", ["auto"]),
+    ("dsv3-run experiments/nano.yaml train.se", ["train.seed=", "train.sequence="]),
+    ("dsv3-run experiments/nano.yaml train.seed=3 model.attention.kv", ["model.attention.kv_lora_rank="]),
+    ("dsv3-run experiments/nano.yaml attention=", ["mha", "mla"]),
+    ("dsv3-run --output exper", ["experiments"]),
+])
+def test_bash_completes(line, offers):
+    assert completed(line) == offers
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_parse(shell):
+    script = dsv3("completion", shell)
+    assert "gpu_memory" in script and "prepare" in script
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    subprocess.run([shell, "-n"], input=script, text=True, check=True)

@@ -11,6 +11,8 @@ void add_plugins_commands(CLI::App& app, int& exit_code);
 void add_data_commands(CLI::App& app, int& exit_code);
 void add_schema_commands(CLI::App& app, int& exit_code);
 void add_compare_commands(CLI::App& app, int& exit_code);
+/// Last of all: completion is made from the commands that `app` has when it runs.
+void add_completion_commands(CLI::App& app, int& exit_code);
 
 /// Adds --plugin-path and --config, which every command that needs plugins takes, to `command`.
 /// They are filled when the command line has been read.

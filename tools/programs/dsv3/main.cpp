@@ -22,6 +22,7 @@ int run(int argc, char** argv) {
   add_data_commands(app, exit_code);
   add_schema_commands(app, exit_code);
   add_compare_commands(app, exit_code);
+  add_completion_commands(app, exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& e) {  // --help

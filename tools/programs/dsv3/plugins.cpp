@@ -124,7 +124,9 @@ void add_plugins_commands(CLI::App& app, int&) {
 
   CLI::App* one = group->add_subcommand("describe", "a component's options, from its library");
   arguments->plugins.add_to(*one);
-  one->add_option("component", arguments->component, "KIND/NAME, e.g. attention/mla")->required();
+  one->add_option("component", arguments->component, "KIND/NAME, e.g. attention/mla")
+      ->required()
+      ->type_name("KIND/NAME");
   one->add_flag("--markdown", arguments->markdown, "only the table of options, for a README");
   one->callback([arguments] {
     dsv3::Plugins plugins = arguments->plugins.open();
