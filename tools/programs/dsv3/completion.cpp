@@ -202,7 +202,8 @@ void print_overrides(const std::string& file, const PluginOptions& options) {
 }
 
 void print_components(const PluginOptions& options) {
-  for (const dsv3::PluginEntry& entry : options.open().entries())
+  const dsv3::Plugins plugins = options.open();
+  for (const dsv3::PluginEntry& entry : plugins.entries())
     std::cout << dsv3::kind_name(entry.kind) << '/' << entry.name << '\n';
 }
 
