@@ -11,9 +11,6 @@
 namespace dsv3::config {
 namespace {
 
-// dsv3::role_name's words; that function lives with the tensors.
-const std::vector<std::string> kRoles{"matrix", "embedding", "head", "norm", "router", "bias"};
-
 constexpr size_t kMaxPattern = 1000;  // std::regex recurses
 
 Node empty_list(Position at) {
@@ -83,15 +80,16 @@ std::vector<std::string> read_roles(Checker& checker, const Node& node, const st
                                     Node& out) {
   std::vector<std::string> roles;
   Node stored = empty_list(node.at);
+  const std::vector<std::string>& known = role_words();
   const auto read = [&](const Node& word) {
     const auto read_word = checker.word(word, "'role' in " + path);
     if (!read_word) return;
     const std::string* role = &read_word->text;
-    if (std::find(kRoles.begin(), kRoles.end(), *role) == kRoles.end()) {
-      const std::string near = nearest(*role, kRoles);
+    if (std::find(known.begin(), known.end(), *role) == known.end()) {
+      const std::string near = nearest(*role, known);
       checker.diagnostics().error(word, "unknown role '" + *role + "' in " + path,
                                   {(near.empty() ? "" : "did you mean '" + near + "'? ") +
-                                   ("known roles: " + comma_list(kRoles))});
+                                   ("known roles: " + comma_list(known))});
     } else if (std::find(roles.begin(), roles.end(), *role) != roles.end()) {
       checker.diagnostics().error(word, "role '" + *role + "' is named twice in " + path);
     } else {
@@ -179,6 +177,13 @@ void store(std::vector<Node> nodes, const Node* written, Node& out) {
 }
 
 }  // namespace
+
+// dsv3::role_name's words; that function lives with the tensors.
+const std::vector<std::string>& role_words() {
+  static const std::vector<std::string> words{"matrix", "embedding", "head",
+                                              "norm",   "router",    "bias"};
+  return words;
+}
 
 std::vector<LayerRange> layer_ranges(Checker& checker, const std::string& path, Kind kind,
                                      int64_t layers, Node& out) {

@@ -1,6 +1,7 @@
 // Lists of components: layers of attention and feed-forward, optimizer groups, trackers.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include <dsv3/runtime/experiment.h>
@@ -8,6 +9,9 @@
 #include "config/check.h"
 
 namespace dsv3::config {
+
+/// The words of an optimizer group's `role`.
+const std::vector<std::string>& role_words();
 
 /// Components at `path` with their layers, which must tile 0..layers-1; `layers` 0 = unknown, not
 /// checked. `out` becomes a map when one component takes all layers, else a list.

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <utility>
 
+#include <dsv3/runtime/compare.h>
 #include <dsv3/runtime/config.h>
 
 #include "config/check.h"
@@ -9,6 +10,7 @@
 #include "config/emit.h"
 #include "config/layers.h"
 #include "config/schemas.h"
+#include "config/slots.h"
 
 namespace dsv3 {
 namespace {
@@ -29,6 +31,22 @@ std::string name_from(const std::filesystem::path& file) {
   for (char& c : name)
     if (!std::isalnum(static_cast<unsigned char>(c)) && c != '.' && c != '-') c = '_';
   return name;
+}
+
+// Values below `node`, which stands at `path`.
+void collect(const Node& node, const std::string& path, const config::Diagnostics& origins,
+             std::vector<ResolvedValue>& out) {
+  const bool components = node.is_list() && config::slot_at(path);
+  if (node.is_map() && !node.entries.empty()) {
+    for (const config::Entry& entry : node.entries)
+      collect(entry.value, config::join(path, entry.key), origins, out);
+  } else if (components) {
+    for (size_t i = 0; i < node.items.size(); ++i)
+      collect(node.items[i], node.items.size() == 1 ? path : config::join(path, std::to_string(i)),
+              origins, out);
+  } else {
+    out.push_back({path, config::inline_text(node), origins.origin_text(node.at)});
+  }
 }
 
 // Reads section `path` into `target` and the resolved tree.
@@ -170,6 +188,13 @@ Experiment load_experiment(const ExperimentRequest& request, Catalog& catalog) {
 std::string print_with_origins(const ExperimentRequest& request, Catalog& catalog) {
   const Loaded loaded = load(request, catalog);
   return config::emit(loaded.resolved, &loaded.diagnostics);
+}
+
+std::vector<ResolvedValue> resolved_values(const ExperimentRequest& request, Catalog& catalog) {
+  const Loaded loaded = load(request, catalog);
+  std::vector<ResolvedValue> values;
+  collect(loaded.resolved, "", loaded.diagnostics, values);
+  return values;
 }
 
 }  // namespace dsv3

@@ -94,6 +94,11 @@ Origin Diagnostics::origin(Position at) const {
   return {source.label, at.line, at.column};
 }
 
+std::string Diagnostics::origin_text(Position at) const {
+  if (at.source < 0 || sources_.at(at.source).is_file) return place(at);
+  return place(at) + ": " + printable(sources_.at(at.source).text);
+}
+
 std::string Diagnostics::render(const Mistake& mistake) const {
   std::string text = place(mistake.at) + ": error: " + mistake.message + excerpt(mistake);
   for (const std::string& note : mistake.notes) text += "\n  note: " + note;

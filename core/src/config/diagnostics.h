@@ -32,6 +32,8 @@ class Diagnostics {
   Origin origin(Position at) const;
   /// "file:line:col", "command line" or "default".
   std::string place(Position at) const { return origin(at).text(); }
+  /// The same, with the override itself behind the words: "command line: train.steps=7".
+  std::string origin_text(Position at) const;
 
  private:
   struct Source {

@@ -49,7 +49,7 @@ class Emitter {
         map(item, indent + "  ", true);
       }
     } else {
-      out_ += ' ' + flow(node) + comment(node) + '\n';
+      out_ += ' ' + inline_text(node) + comment(node) + '\n';
     }
   }
 
@@ -60,17 +60,8 @@ class Emitter {
                        [](const Node& item) { return item.is_map() && !item.entries.empty(); });
   }
 
-  static std::string flow(const Node& node) {
-    if (node.is_scalar()) return node.quoted ? quote(node.text) : node.text;
-    if (node.is_null()) return "null";
-    if (node.is_map()) return "{}";
-    std::string text;
-    for (const Node& item : node.items) text += (text.empty() ? "" : ", ") + flow(item);
-    return "[" + text + "]";
-  }
-
   std::string comment(const Node& node) const {
-    return origins_ ? "  # " + origins_->place(node.at) : "";
+    return origins_ ? "  # " + origins_->origin_text(node.at) : "";
   }
 
   const Diagnostics* origins_;
@@ -78,6 +69,15 @@ class Emitter {
 };
 
 }  // namespace
+
+std::string inline_text(const Node& node) {
+  if (node.is_scalar()) return node.quoted ? quote(node.text) : node.text;
+  if (node.is_null()) return "null";
+  if (node.is_map()) return "{}";
+  std::string text;
+  for (const Node& item : node.items) text += (text.empty() ? "" : ", ") + inline_text(item);
+  return "[" + text + "]";
+}
 
 std::string emit(const Node& map, const Diagnostics* origins) {
   Emitter emitter(origins);

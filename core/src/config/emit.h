@@ -12,4 +12,7 @@ namespace dsv3::config {
 /// comment that says where it came from.
 std::string emit(const Node& map, const Diagnostics* origins = nullptr);
 
+/// A value on one line: a scalar, or a list in brackets.
+std::string inline_text(const Node& node);
+
 }  // namespace dsv3::config

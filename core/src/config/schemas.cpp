@@ -136,7 +136,7 @@ void LogOptions::describe(OptionSchema<LogOptions>& s) {
       .choices({"debug", "info", "warning", "error"});
 }
 
-std::vector<std::string> core_paths_of(const std::string& key) {
+const std::vector<std::pair<std::string, Schema>>& core_sections() {
   static const std::vector<std::pair<std::string, Schema>> sections{
       {"", schema_of<TopOptions>()},
       {"model", schema_of<ModelOptions>()},
@@ -150,8 +150,12 @@ std::vector<std::string> core_paths_of(const std::string& key) {
       {"checkpoint", schema_of<CheckpointOptions>()},
       {"hub", schema_of<HubOptions>()},
       {"log", schema_of<LogOptions>()}};
+  return sections;
+}
+
+std::vector<std::string> core_paths_of(const std::string& key) {
   std::vector<std::string> paths;
-  for (const auto& [section, schema] : sections) {
+  for (const auto& [section, schema] : core_sections()) {
     if (schema.find(key)) paths.push_back(join(section, key));
     if (section.size() > key.size() &&
         section.compare(section.size() - key.size() - 1, key.size() + 1, "." + key) == 0)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <dsv3/runtime/experiment.h>
@@ -21,6 +22,9 @@ struct LogOptions {
   std::string level = "info";
   static void describe(OptionSchema<LogOptions>& s);
 };
+
+/// The core's sections by path, outer ones before inner ones; "" is the top.
+const std::vector<std::pair<std::string, Schema>>& core_sections();
 
 /// Full paths of the core's options and slots called `key`, e.g. "train.steps".
 std::vector<std::string> core_paths_of(const std::string& key);

@@ -123,8 +123,8 @@ samples: {prompts: [c]}
   const std::string origins = folder.shorten(print_with_origins(request, catalog));
   CHECK(has(origins, "  steps: 1  # base/a.yaml:2:16\n"));
   CHECK(has(origins, "  log_every: 400  # base/c.yaml:1:20\n"));
-  CHECK(has(origins, "  micro_batch: 1  # command line\n"));
-  CHECK(has(origins, "  threads: 3  # --debug\n"));
+  CHECK(has(origins, "  micro_batch: 1  # command line: train.micro_batch=1\n"));
+  CHECK(has(origins, "  threads: 3  # --debug: train.threads=3\n"));
   CHECK(has(origins, "  clip: 1  # default\n"));
   CHECK(has(origins, "  plugin: csv  # config.yaml:4:10\n"));
 

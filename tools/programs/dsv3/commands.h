@@ -13,6 +13,10 @@ void add_plugins_check(CLI::App& group, int& exit_code);
 void add_data_commands(CLI::App& app, int& exit_code);
 /// `plugins new`, to the group of `plugins`.
 void add_plugins_new(CLI::App& group);
+void add_schema_commands(CLI::App& app, int& exit_code);
+void add_compare_commands(CLI::App& app, int& exit_code);
+/// Last of all: completion is made from the commands that `app` has when it runs.
+void add_completion_commands(CLI::App& app, int& exit_code);
 
 /// Adds --plugin-path and --config, which every command that needs plugins takes, to `command`.
 /// They are filled when the command line has been read.
@@ -21,6 +25,8 @@ class PluginOptions {
   void add_to(CLI::App& command);
   /// The plugins that those options, config.yaml, DSV3_PLUGIN_PATH and this build lead to.
   dsv3::Plugins open() const;
+  /// --config, or config.yaml of the working folder; empty = neither.
+  std::string config() const;
 
  private:
   std::vector<std::string> paths_;

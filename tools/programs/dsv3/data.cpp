@@ -49,10 +49,12 @@ void add_data_commands(CLI::App& app, int&) {
   auto arguments = std::make_shared<PrepareArguments>();
   dsv3::PrepareRequest& request = arguments->request;
   command->add_option("INPUT", request.inputs, ".txt and .jsonl files, and folders of them")
-      ->required();
+      ->required()
+      ->type_name("PATH");
   command->add_option("--tokenizer", arguments->tokenizer, "a tokenizer.json, or the word bytes")
-      ->required();
-  command->add_option("--out", arguments->out, "folder to make")->required();
+      ->required()
+      ->type_name("FILE");
+  command->add_option("--out", arguments->out, "folder to make")->required()->type_name("DIR");
   command->add_option("--shard-tokens", request.shard_tokens, "tokens a shard")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
@@ -68,6 +70,8 @@ void add_data_commands(CLI::App& app, int&) {
   CLI::App* inspect =
       data->add_subcommand("inspect", "Says what a token file or a folder of shards holds");
   auto path = std::make_shared<std::string>();
-  inspect->add_option("PATH", *path, "a shard, a .bin file, or a folder")->required();
+  inspect->add_option("PATH", *path, "a shard, a .bin file, or a folder")
+      ->required()
+      ->type_name("PATH");
   inspect->callback([path] { std::cout << dsv3::inspect_tokens(*path); });
 }

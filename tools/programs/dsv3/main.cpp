@@ -20,6 +20,9 @@ int run(int argc, char** argv) {
   int exit_code = 0;
   add_plugins_commands(app, exit_code);
   add_data_commands(app, exit_code);
+  add_schema_commands(app, exit_code);
+  add_compare_commands(app, exit_code);
+  add_completion_commands(app, exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& e) {  // --help

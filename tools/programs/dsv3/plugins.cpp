@@ -90,11 +90,13 @@ void PluginOptions::add_to(CLI::App& command) {
       ->type_name("FILE");
 }
 
+std::string PluginOptions::config() const {
+  return config_.empty() && std::filesystem::exists("config.yaml") ? "config.yaml" : config_;
+}
+
 dsv3::Plugins PluginOptions::open() const {
-  std::string config = config_;
-  if (config.empty() && std::filesystem::exists("config.yaml")) config = "config.yaml";
   dsv3::MachineConfig machine;
-  if (!config.empty()) machine = dsv3::read_machine_config(config);
+  if (!config().empty()) machine = dsv3::read_machine_config(config());
   return dsv3::Plugins(dsv3::plugin_search_levels(paths_, machine.plugin_paths));
 }
 
@@ -122,7 +124,9 @@ void add_plugins_commands(CLI::App& app, int& exit_code) {
 
   CLI::App* one = group->add_subcommand("describe", "a component's options, from its library");
   arguments->plugins.add_to(*one);
-  one->add_option("component", arguments->component, "KIND/NAME, e.g. attention/mla")->required();
+  one->add_option("component", arguments->component, "KIND/NAME, e.g. attention/mla")
+      ->required()
+      ->type_name("KIND/NAME");
   one->add_flag("--markdown", arguments->markdown, "only the table of options, for a README");
   one->callback([arguments] {
     dsv3::Plugins plugins = arguments->plugins.open();

@@ -1,0 +1,197 @@
+"""The tools around experiments: the schema for editors, comparison, origins, completion."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import jsonschema
+import pytest
+import yaml
+
+from support import BUILD, SOURCE, TINY, dsv3_run, make_tiny
+
+
+def dsv3(*arguments, cwd=SOURCE, check=0):
+    done = subprocess.run([BUILD / "bin/dsv3", *map(str, arguments)], cwd=cwd, text=True, capture_output=True, timeout=120)
+    assert done.returncode == check, f"exit {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+class Yaml12(yaml.SafeLoader):
+    """PyYAML with the scalars of YAML 1.2, which editors read: 1e9 is a number, yes is not."""
+
+
+Yaml12.yaml_implicit_resolvers = {}
+Yaml12.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|)$"), ["~", "n", ""])
+Yaml12.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$"), list("tf"))
+Yaml12.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+Yaml12.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
+                             list("-+.0123456789"))
+
+
+@pytest.fixture(scope="session")
+def validator():
+    schema = json.loads(dsv3("schema"))
+    jsonschema.Draft7Validator.check_schema(schema)
+    return jsonschema.Draft7Validator(schema)
+
+
+def complaints(validator, text):
+    return [f"{'.'.join(map(str, e.absolute_path))}: {e.message}" for e in validator.iter_errors(yaml.load(text, Yaml12))]
+
+
+def test_shipped_experiments_fit_the_schema(validator):
+    files = list((SOURCE / "experiments").rglob("*.yaml"))
+    assert len(files) > 10
+    for file in files:
+        assert complaints(validator, file.read_text()) == [], file
+
+
+# (what is replaced in TINY, by what); right ones first.
+RIGHT = [
+    ("heads: 2", "heads: 2.0e0"), ("heads: 2", "heads: '${train.batch}'"), ("steps: 30", "tokens: 1e4"),
+    ("{plugin: rope}", "rope"), ("tracker: [{plugin: csv}]", "tracker: csv"), ("tracker: [{plugin: csv}]", "tracker: [csv]"),
+    ("tracker: [{plugin: csv}]", "tracker:"), ("layers: 0,", "layers: 0-0,"), ("role: matrix", "role: [matrix]"),
+    ("role: matrix", "match: .*"), ("threads: 1", "threads: auto"), ("name: tiny", "name: 2024"),
+    ("samples: {every: 0}", "samples:"), ("samples: {every: 0}", "samples: {prompts: [a, 1]}"),
+    ("samples: {every: 0}", "hub: {endpoint: 'http://localhost'}"),
+]
+WRONG = [
+    ("heads: 2", "heads: 0"), ("heads: 2", "heads: two"), ("heads: 2", "heads: 1.5"), ("heads: 2", "heads: '2'"),
+    ("heads: 2", "heads: [2]"), ("heads: 2", "heds: 2"), ("heads: 2", "kv_heads: 2"), ("plugin: mla", "plugin: mlaa"),
+    ("plugin: mla, ", ""), ("{plugin: rope}", "ropes"), ("{plugin: rope}", "[rope]"), ("{plugin: rope}", ""),
+    ("layers: 0,", "layers: first,"), ("layers: 0,", "layers: -1,"), ("role: matrix", "role: matrices"),
+    ("role: matrix", "role: []"), ("role: matrix", "role: [matrix, matrix]"), ("plugin: muon", "plugin: cosine"),
+    ("optimizer:\n", "optimisers:\n"), ("steps: 30", "tokens: 9, steps: 30"), ("steps: 30, ", ""),
+    ("precision: fp32", "precision: fp64"), ("threads: 1", "threads: all"), ("share: 0.1", "share: 1.5"),
+    ("dsv3: 1\n", ""), ("dsv3: 1\n", "dsv3: 2\n"), ("{plugin: bytes}", "{plugin: bpe}"), ("{every: 0}", "{every: -1}"),
+    ("{every: 0}", "{prompts: text}"), ("strategy: {plugin: single}\n", ""), ("name: tiny", "name: a/b"),
+    ("{plugin: rope}", "{plugin: rope, layout: quarter}"), ("mtp: {depth: 1,", "mtp: {depth: 101,"),
+    ("name: tiny", "plugin_paths: [x]"), ("plugin: csv}]", "plugin: csv}, 3]"), ("model:\n", "model: x\nmodels:\n"),
+]
+
+
+@pytest.mark.parametrize("mistake,change", [(False, c) for c in RIGHT] + [(True, c) for c in WRONG],
+                         ids=lambda v: v[1].strip() if isinstance(v, tuple) else str(v))
+def test_the_schema_judges_as_the_checker_does(validator, tmp_path, mistake, change):
+    assert change[0] in TINY
+    text = TINY.replace(*change, 1)
+    (tmp_path / "a.yaml").write_text(text)
+    checked = dsv3_run("a.yaml", "--check", cwd=tmp_path, check=None)
+    assert (checked.returncode == 2) == mistake, checked.stderr
+    assert bool(complaints(validator, text)) == mistake, complaints(validator, text)
+
+
+def test_a_file_that_extends_may_leave_things_out(validator):
+    assert complaints(validator, "dsv3: 1\nextends: [b.yaml]\nmodel: {attention: {heads: 8}}\noptimizer: {0: {lr: 1e-3}}") == []
+    assert complaints(validator, "dsv3: 1\nextends: [b.yaml]\nmodel: {attention: {headz: 8}}") != []
+    assert complaints(validator, "dsv3: 1\nextends: [b.yaml]\noptimizer: {0: {lr: fast}}") != []
+    assert complaints(validator, "model: {hidden: 8}") != []
+
+
+def test_schema_options(tmp_path):
+    dsv3("schema", "--partial", "--output", tmp_path / "s.json")
+    partial = jsonschema.Draft7Validator(json.loads((tmp_path / "s.json").read_text()))
+    assert complaints(partial, "model: {hidden: 8}") == []
+    assert complaints(partial, "model: {hidden: 0}") != []
+    heads = json.loads(dsv3("schema"))["definitions"]["attention.mla"]["properties"]["heads"]
+    assert heads["default"] > 0 and heads["description"]
+
+
+def compared(folder, *changes, a="tiny.yaml"):
+    text = (folder / "tiny.yaml").read_text()
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after, 1)
+    (folder / "b.yaml").write_text(text)
+    return json.loads(dsv3("compare", a, "b.yaml", "--json", cwd=folder))
+
+
+MLA = "{plugin: mla, heads: 2, q_lora_rank: 16, kv_lora_rank: 16, qk_nope_dim: 8, qk_rope_dim: 8, v_dim: 16}"
+
+
+@pytest.mark.parametrize("changes,factors", [
+    ([], []),
+    ([("name: tiny", "name: other"), ("seed: 7", "seed: 8"), ("tracker: [{plugin: csv}]", "tracker:")], []),
+    ([(MLA, "{plugin: mha, heads: 2, head_dim: 16}")], ["model.attention (mla -> mha)"]),
+    ([("q_lora_rank: 16", "q_lora_rank: 0")], ["model.attention.q_lora_rank"]),
+    ([("{plugin: text, path: text.txt, tokenizer: {plugin: bytes}}", "{plugin: synthetic}")], ["data (text -> synthetic)"]),
+    ([("layers: 0,", "layers: 0-1,"), ("layers: 1-,", "layers: 2-,")], ["model.feed_forward (other layers or roles)"]),
+    ([("steps: 30", "tokens: 5760")], ["train.steps or train.tokens"]),
+    ([("lr: 0.02", "lr: 0.03"), ("warmup: 5", "warmup: 6")], ["optimizer.1.lr", "schedule.warmup"]),
+    ([("share: 0.1", "share: 0.2")], ["validation.share"]),
+], ids=str)
+def test_factors(tmp_path, changes, factors):
+    make_tiny(tmp_path)
+    found = compared(tmp_path, *changes)
+    assert found["factors"] == factors
+    assert found["one_factor"] == (len(factors) == 1)
+    assert bool(found["differences"]) == bool(changes)
+
+
+def test_comparison_of_runs_names_origins_and_losses(tmp_path):
+    make_tiny(tmp_path)
+    for name, override in ("a", "train.seed=7"), ("b", "attention=mha"):
+        dsv3_run("tiny.yaml", "train.steps=3", override, "--run_name", name, cwd=tmp_path)
+    found = json.loads(dsv3("compare", "runs/a", "runs/b", "--json", cwd=tmp_path))
+    assert found["factors"] == ["model.attention (mla -> mha)"]
+    assert found["metrics"]["val/loss"]["a"] != found["metrics"]["val/loss"]["b"]
+    plugin = next(d for d in found["differences"] if d["key"] == "model.attention.plugin")
+    assert plugin["b"]["value"] == "mha" and plugin["b"]["origin"].startswith("runs/b/config.yaml:")
+    table = dsv3("compare", "runs/a", "runs/b", cwd=tmp_path)
+    assert "one factor: model.attention (mla -> mha)" in table and "last val/loss" in table
+    dsv3("compare", "runs/a", "runs/none", cwd=tmp_path, check=2)
+
+
+def test_print_config_names_every_layer(tmp_path):
+    make_tiny(tmp_path)
+    (tmp_path / "config.yaml").write_text("log: {level: warning}\n")
+    (tmp_path / "top.yaml").write_text("dsv3: 1\nextends: tiny.yaml\ntrain: {clip: 0.5}\n")
+    out = dsv3_run("top.yaml", "train.seed=3", "attention=mha", "--print-config", cwd=tmp_path).stdout
+    for line in ("  level: warning  # ./config.yaml:1:14", "  hidden: 32  # tiny.yaml:4:11", "  clip: 0.5  # top.yaml:3:15",
+                 "  seed: 3  # command line: train.seed=3", "    plugin: mha  # command line: attention=mha",
+                 "  recompute: none  # default"):
+        assert line in out.splitlines(), line
+    assert all("  # " in line or line.endswith(":") or line.endswith("-") for line in out.splitlines())
+
+
+def completed(line, cwd=SOURCE):
+    """What bash offers for `line` with the cursor at its end."""
+    words = line.split(" ")
+    script = f"""eval "$(dsv3 completion bash)"
+COMP_LINE={line!r} COMP_POINT={len(line)} COMP_WORDS=({" ".join(map(repr, words))}) COMP_CWORD={len(words) - 1}
+_dsv3_complete
+printf '%s\\n' "${{COMPREPLY[@]}}\""""
+    path = {"PATH": f"{BUILD / 'bin'}:/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-c", script], cwd=cwd, env=path, text=True, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return sorted(filter(None, done.stdout.splitlines()))
+
+
+@pytest.mark.parametrize("line,offers", [
+    ("dsv3 plu", ["plugins"]),
+    ("dsv3 plugins ", ["--help", "describe", "list"]),
+    ("dsv3 plugins list --js", ["--json"]),
+    ("dsv3 plugins describe attention/m", ["attention/mha", "attention/mla"]),
+    ("dsv3 data prepare --documents ", ["blank_line", "file", "line"]),
+    ("dsv3 compare experiments/nano_m", ["experiments/nano_mha.yaml", "experiments/nano_muon.yaml"]),
+    ("dsv3-run experiments/quick", ["experiments/quickstart.yaml"]),
+    ("dsv3-run --dry", ["--dry-run"]),
+    ("dsv3-run --resume a", ["auto"]),
+    ("dsv3-run experiments/nano.yaml train.se", ["train.seed=", "train.sequence="]),
+    ("dsv3-run experiments/nano.yaml train.seed=3 model.attention.kv", ["model.attention.kv_lora_rank="]),
+    ("dsv3-run experiments/nano.yaml attention=", ["mha", "mla"]),
+    ("dsv3-run --output exper", ["experiments"]),
+])
+def test_bash_completes(line, offers):
+    assert completed(line) == offers
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_parse(shell):
+    script = dsv3("completion", shell)
+    assert "gpu_memory" in script and "prepare" in script
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    subprocess.run([shell, "-n"], input=script, text=True, check=True)

@@ -1,0 +1,44 @@
+// dsv3 schema
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <string>
+
+#include <dsv3/runtime/json_schema.h>
+#include <dsv3/support/fs.h>
+
+#include "commands.h"
+
+namespace {
+
+struct SchemaArguments {
+  PluginOptions plugins;
+  std::string output;
+  bool partial = false;
+};
+
+void print_schema(const SchemaArguments& arguments) {
+  dsv3::Plugins plugins = arguments.plugins.open();
+  const dsv3::JsonSchema made = dsv3::experiment_schema(plugins, arguments.partial);
+  for (const std::string& plugin : made.skipped)
+    std::cerr << "warning: options not known of " << plugin << '\n';
+  const std::string text = made.schema.dump(2) + "\n";
+  if (arguments.output.empty())
+    std::cout << text;
+  else
+    dsv3::fs::write_atomically(arguments.output, text);
+}
+
+}  // namespace
+
+void add_schema_commands(CLI::App& app, int&) {
+  const auto arguments = std::make_shared<SchemaArguments>();
+  CLI::App* schema = app.add_subcommand(
+      "schema", "JSON schema of experiment files for editors, with the options of all plugins");
+  schema->add_option("--output", arguments->output, "file to write instead of standard output")
+      ->type_name("FILE");
+  schema->add_flag("--partial", arguments->partial,
+                   "for files that others extend: nothing needs to be there");
+  arguments->plugins.add_to(*schema);
+  schema->callback([arguments] { print_schema(*arguments); });
+}
