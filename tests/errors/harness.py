@@ -97,9 +97,12 @@ def changed(before, after):
     lines = [f"removed {name}" for name in before if name not in after]
     new_folders = [name for name in after if name not in before and after[name][0]]
     for name, state in after.items():
+        if name.endswith("/lock"):
+            continue  # says who used the run last
         if before.get(name) == state or any(name.startswith(folder + "/") for folder in new_folders):
             continue
-        lines.append(f"{'changed' if name in before else 'new'} {name}{'/' if state[0] else ''}")
+        lines.append(f"{'changed' if name in before else 'new'} {name}{'/' if state[0] else ''}"
+                     + (" (empty)" if state[0] and not any(n.startswith(name + "/") for n in after) else ""))
     return lines
 
 
@@ -110,11 +113,12 @@ def normalised(text, folder):
     """Without what differs between machines, folders and moments."""
     # What a healthy start prints (sizes, plan, steps) is no part of an error.
     text = LOG_LINE.sub("", text)
+    text = re.sub(r"stderr:\n\n+", "stderr:\n", text)
     text = re.sub(r"^(group +optimizer|\w+ +\w+ +[\d.e-]+ +[\d,]+ +[\d,]+$).*\n", "", text, flags=re.M)
     text = re.sub(r"^\d\d:\d\d:\d\d (warning|error)", r"HH:MM:SS \1", text, flags=re.M)
-    for path, word in ((folder.resolve(), "FOLDER"), (BUILD.resolve(), "BUILD"), (BUILD, "BUILD"), (SOURCE, "SOURCE")):
+    for path, word in ((folder.resolve(), "FOLDER"), (folder.parent.resolve(), "PARENT"), (BUILD.resolve(), "BUILD"), (BUILD, "BUILD"), (SOURCE, "SOURCE")):
         text = text.replace(str(path), word)
-    for pattern, word in ((r"process \d+ on [\w.-]+", "process PID on HOST"), (r"\.tmp-[0-9a-f]+(-\d+)?", ".tmp-NONCE"),
+    for pattern, word in ((r"memory for \d+ more", "memory for N more"), (r"process \d+ on [\w.-]+", "process PID on HOST"), (r"\.tmp-[0-9a-f]+(-\d+)?", ".tmp-NONCE"),
                           (r"\bheaders [0-9a-f]{4,16}", "headers DIGEST"), (r"[\d.]+ (B|[KMG]iB) free", "SPACE free"),
                           (r"\b(digest|experiment's is) [0-9a-f]{12}", r"\1 DIGEST"),
                           (r"(this dsv3 )libstdcpp\w+", r"\1CXX_ABI"), (r"(plugin )libstdcpp\w+", r"\1CXX_ABI"),
