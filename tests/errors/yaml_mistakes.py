@@ -141,7 +141,7 @@ def optimizer_muon_for_vectors(folder):
     return dsv3_run("tiny.yaml", "--dry-run")
 
 
-@mistake(3)
+@mistake(2)
 def yaml_odd_rope_dim(folder):
     """A rotary dimension is odd."""
     experiment(folder, ("qk_rope_dim: 8", "qk_rope_dim: 7"))
