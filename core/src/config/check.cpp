@@ -93,8 +93,14 @@ void Checker::run_checks(const Node* map, const Schema& schema, const Scope& sco
     if (const auto value = values.find(spec.key); value != values.end())
       spec.store(options.get(), value->second);
   for (const auto& check : schema.checks)
-    if (const std::string wrong = check(options.get()); !wrong.empty())
-      diagnostics_.error(position_of(map), 1, scope.text() + ": " + wrong);
+    if (const std::string wrong = check(options.get()); !wrong.empty()) {
+      // A text that starts with an option is about that option.
+      const Entry* entry = map ? map->find(wrong.substr(0, wrong.find(' '))) : nullptr;
+      if (entry)
+        diagnostics_.error(*entry, scope.text() + ": " + wrong);
+      else
+        diagnostics_.error(position_of(map), 1, scope.text() + ": " + wrong);
+    }
 }
 
 void Checker::add_convention(const OptionSpec& spec, const OptionValue& value, const Scope& scope) {

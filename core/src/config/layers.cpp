@@ -49,7 +49,8 @@ Node read_yaml_file(Diagnostics& diagnostics, const stdfs::path& file, int layer
                             : stdfs::exists(file, error) ? "not a file"
                                                          : "no such file";
     diagnostics.error({diagnostics.add_source(file.string(), "", false), 0, 0}, 0,
-                      "cannot read '" + file.string() + "': " + why);
+                      "cannot read '" + file.string() + "': " + why,
+                      {"relative names start at the current folder"});
     return make_map({}, layer);
   }
   std::string text(kMaxBytes + 1, '\0');  // one more than the parser takes
@@ -58,9 +59,11 @@ Node read_yaml_file(Diagnostics& diagnostics, const stdfs::path& file, int layer
   const int source = diagnostics.add_source(file.string(), std::move(text), true);
   std::optional<Node> node = parse(diagnostics, source, layer);
   if (node && node->is_map()) return std::move(*node);
-  if (node && !node->is_null())
-    diagnostics.error({source, 1, 1}, 1, "the file must be a map of keys and values");
-  return make_map({source, 1, 1}, layer);
+  if (node && node->is_null()) return make_map({source, 1, 1}, layer);
+  if (node)
+    diagnostics.error({source, 1, 1}, 1, "the file must be a map of keys and values",
+                      {"an experiment is YAML: `dsv3: 1`, then `model:`, `optimizer:`, `data:`, `train:` ..."});
+  return make_map({}, layer);  // nobody need be told what an unreadable file lacks
 }
 
 Node LayerReader::read(const ExperimentRequest& request) {
@@ -154,7 +157,7 @@ void LayerReader::check_version(const Node& layer, bool required) {
                          {"write 'dsv3: 1', the version of the experiment format, at the top"});
   } else if (!version->value.is_scalar() || version->value.text != "1") {
     diagnostics_.error(version->value, "this dsv3 reads experiments of format 1",
-                       {"write 'dsv3: 1', or use a newer dsv3"});
+                       {"write 'dsv3: 1', or use the dsv3 that this file was written for"});
   }
 }
 

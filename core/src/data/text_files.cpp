@@ -133,7 +133,8 @@ std::string_view TextFiles::text(const Document& document, std::string& buffer) 
   try {
     line = parse_json(bytes, "line");
   } catch (const Error& error) {
-    fail(where() + ": bad JSON: " + error.what());
+    // "line:1:COLUMN: ...": the file's line takes the place of the first two.
+    fail(where() + std::string(error.what()).substr(std::string_view("line:1").size()));
   }
   const auto it = line.is_object() ? line.find(field_) : line.end();
   if (!line.is_object()) fail(where() + ": every line of a .jsonl file must be an object");

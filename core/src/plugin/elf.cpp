@@ -22,7 +22,7 @@ constexpr Elf64_Half kMachine = EM_AARCH64;
 }
 
 [[noreturn]] void refuse_damaged() {
-  refuse("damaged: the file ends early or its headers are wrong");
+  refuse("damaged: the file ends early or its headers are wrong; build or copy it again");
 }
 
 // `size` bytes at `offset`; the sum cannot overflow because both are checked against the file's
@@ -47,7 +47,7 @@ T read_entry(std::string_view file, uint64_t table, uint64_t index) {
 }
 
 Elf64_Ehdr read_header(std::string_view file) {
-  if (!file.starts_with(ELFMAG)) refuse("not a shared library (no ELF file)");
+  if (!file.starts_with(ELFMAG)) refuse("not a shared library (no ELF file); name the .so that dsv3_add_plugin() builds");
   const auto header = read_at<Elf64_Ehdr>(file, 0);
   constexpr auto order = std::endian::native == std::endian::little ? ELFDATA2LSB : ELFDATA2MSB;
   if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_ident[EI_DATA] != order ||

@@ -64,7 +64,13 @@ void check_stamp(const Stamp& stamp, const std::filesystem::path& path) {
 // it cannot see it.
 void run_static_initialisers(const std::filesystem::path& path) {
   void* (*volatile open_library)(const char*, int) = &::dlopen;
-  open_library(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (open_library(path.c_str(), RTLD_NOW | RTLD_LOCAL)) return;
+  std::string cause = ::dlerror();  // in fewer words than Boost's
+  if (cause.starts_with(path.string() + ": ")) cause.erase(0, path.string().size() + 2);
+  const bool symbol = cause.starts_with("undefined symbol");
+  refuse(cause + (symbol ? " (c++filt shows its name); link the library that defines it with "
+                           "dsv3_add_plugin(LINK ...), or define it"
+                         : ""));
 }
 
 // Opens the library; its handle is leaked on purpose. LibTorch objects, exceptions and threads of a
@@ -131,6 +137,21 @@ std::unique_ptr<Library> load(const std::filesystem::path& path) {
   return library;
 }
 
+constexpr const char* kOutOfMemory =
+    "out of memory. Make train.micro_batch, train.sequence or the model smaller; --dry-run says "
+    "what an experiment needs";
+
+/// LibTorch's text, or plain words when it is about memory.
+std::string memory_text(const std::string& text) {
+  constexpr std::string_view kWanted = "you tried to allocate ";
+  if (text.find("CUDA out of memory") != std::string::npos) return text + "\n" + kOutOfMemory;
+  const size_t at = text.find(kWanted);
+  if (at == std::string::npos) return text;
+  const size_t begin = at + kWanted.size();
+  return "no memory for " + text.substr(begin, text.find(' ', begin) - begin) + " more bytes: " +
+         kOutOfMemory;
+}
+
 // All libraries of the process, good and bad. A second dlopen of a file whose static initialisers
 // threw hands out the half-initialised library as if all were well: failures are final.
 struct Libraries {
@@ -159,7 +180,8 @@ const Registration* Library::find(Kind kind, const std::string& name) const {
 const Library& load_library(const std::filesystem::path& path) {
   std::error_code failed;
   const std::filesystem::path canonical = std::filesystem::canonical(path, failed);
-  if (failed) refuse("plugin library " + path.string() + " cannot be opened: " + failed.message());
+  if (failed) refuse("plugin library " + path.string() + " cannot be opened: " + failed.message() +
+                     "; build it, or correct `library:` (relative to the file that holds it)");
   Libraries& libraries = all();
   std::lock_guard lock(libraries.mutex);
   const auto [it, is_new] = libraries.by_path.try_emplace(canonical);
@@ -192,11 +214,13 @@ std::string current_exception_text() {
   try {
     throw;
   } catch (const c10::Error& e) {
-    return e.what_without_backtrace();
+    return memory_text(e.what_without_backtrace());
+  } catch (const std::bad_alloc&) {
+    return kOutOfMemory;
   } catch (const std::exception& e) {
     return e.what();
   } catch (...) {
-    return "an exception that is no std::exception";
+    return "it threw something that is no std::exception; throw dsv3::Error with a text";
   }
 }
 

@@ -37,13 +37,16 @@ std::vector<Path> toml_files(const Path& folder) {
 std::vector<Path> registry_files(const Path& path) {
   if (!std::filesystem::exists(path))
     refuse("plugin path " + path.string() +
-           " does not exist (paths come from --plugin-path, config.yaml and DSV3_PLUGIN_PATH)");
+           " does not exist (paths come from --plugin-path, config.yaml and DSV3_PLUGIN_PATH); "
+           "correct or remove it");
   if (!std::filesystem::is_directory(path)) return {path};
   std::vector<Path> files = toml_files(path);
   if (files.empty() && std::filesystem::is_directory(path / "registries"))
     files = toml_files(path / "registries");
   if (files.empty())
-    refuse("plugin path " + path.string() + " holds no registry (*.toml, or registries/*.toml)");
+    refuse("plugin path " + path.string() +
+           " holds no registry (*.toml, or registries/*.toml); name the prefix that the plugin was "
+           "installed into, or its build folder");
   return files;
 }
 
@@ -227,7 +230,10 @@ void rethrow_from_component(const ComponentSpec& spec) {
   } catch (const Error& e) {
     throw Error(label + e.what(), e.code());
   } catch (...) {
-    throw Error(label + current_exception_text(), ExitCode::plugin);
+    const std::string text = current_exception_text();
+    // A plugin is not to blame for a small machine.
+    const bool memory = text.find("out of memory") != std::string::npos;
+    throw Error(label + text, memory ? ExitCode::failed : ExitCode::plugin);
   }
 }
 

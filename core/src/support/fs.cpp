@@ -68,6 +68,10 @@ std::string human(uint64_t bytes) {
     if (!ignored) text += std::string(needed ? "," : ";") + " " + human(space.available) + " free";
     text += ". Free some space or write to another disk";
   }
+  if (error == EROFS || error == EACCES || error == EPERM)
+    text += ". Make it writable (it is used as user " + std::to_string(::geteuid()) +
+            ") or name another folder";
+  if (error == EFBIG) text += ". The shell or the file system limits the size of files: see ulimit -f";
   throw Error(text);
 }
 
@@ -222,7 +226,8 @@ void make_folders(const Path& path) {
   if (make_folder(path)) {
     sync_folder(parent);
   } else if (!std::filesystem::is_directory(path, ignored)) {
-    fail("make folder", path, ENOTDIR);
+    throw Error("cannot make folder " + path.string() +
+                ": a file of that name is in the way. Move it away or name another folder");
   }
 }
 

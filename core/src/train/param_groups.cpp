@@ -23,7 +23,7 @@ std::vector<OptimizerMember> make_members(const Experiment& experiment, Plugins&
 std::string described(const OptimizerGroup& group) {
   std::string text = "optimizer group '" + group.name + "'";
   const std::string origin = group.component.origin.text();
-  return origin.empty() ? text : origin + ": " + text;
+  return origin.empty() ? text : origin + ": error: " + text;
 }
 
 /// "role norm or bias, name matching 'q_a'" ...
@@ -161,15 +161,16 @@ void OptimizerSet::check(const std::vector<Parameter>& unowned,
       add(described(member.spec) + " owns no parameter: all it matches (" + condition(member.spec) +
           ") belong to earlier groups; put it before them or remove it");
     if (!owns && !matched[i])
-      add(described(member.spec) + " owns no parameter: none has " + condition(member.spec));
+      add(described(member.spec) + " owns no parameter: none has " + condition(member.spec) + "; correct its condition, or remove the group");
     if (member.optimizer->whole_matrices() && !vectors.empty())
       add(described(member.spec) + ": '" + member.spec.component.plugin +
           "' works on matrices; give these vectors to another group:" + listed(vectors));
   }
   if (!unowned.empty()) {
     const std::string where = members_.empty() ? "" : members_.back().spec.component.origin.text();
-    add((where.empty() ? "" : where + ": ") +
-        "no optimizer group matches these parameters; add a group for them:" + listed(unowned));
+    add((where.empty() ? "" : where + ": error: ") +
+        "no optimizer group matches these parameters; add one for them, such as {role: " +
+        role_name(unowned.front().spec.role) + ", plugin: NAME, lr: NUMBER}:" + listed(unowned));
   }
   if (!text.empty()) throw Error(text, ExitCode::usage);
 }

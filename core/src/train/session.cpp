@@ -9,6 +9,7 @@
 #include <dsv3/sdk/log.h>
 #include <dsv3/support/fs.h>
 
+#include "plugin/library.h"
 #include "train/libraries.h"
 #include "train/machine.h"
 #include "train/trainer.h"
@@ -91,6 +92,14 @@ StoredCheckpoint checkpoint_at(const std::filesystem::path& path) {
   if (std::filesystem::exists(path / "manifest.json")) return verify_checkpoint(path);
   if (std::filesystem::exists(path / "checkpoints"))
     if (auto newest = CheckpointStore(path / "checkpoints", 0).newest()) return *newest;
+  std::error_code ignored;
+  if (!std::filesystem::exists(path, ignored))
+    throw Error("--from names " + path.string() + ", which is not there", ExitCode::checkpoint);
+  if (!std::filesystem::is_directory(path, ignored))
+    throw Error("--from names the file " + path.string() +
+                    ", but a checkpoint is a folder with manifest.json, such as "
+                    "runs/NAME/checkpoints/step-N; files of PyTorch are not read",
+                ExitCode::checkpoint);
   throw Error(
       path.string() + " is neither a checkpoint (a folder with manifest.json) nor a run with one",
       ExitCode::checkpoint);
@@ -106,6 +115,7 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
              bool resumed) {
   open_log_file(folder.log());
   std::unique_ptr<Trainer> trainer;
+  bool started = false;
   try {
     folder.write_status("running", std::nullopt, 0, "");
     for (const std::string& note : experiment.notes) log::info(note);
@@ -113,6 +123,12 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
     std::optional<StoredCheckpoint> newest;
     if (resumed)
       newest = CheckpointStore(folder.checkpoints(), experiment.checkpoint.keep_best).newest();
+    if (resumed && !newest && !CheckpointStore(folder.checkpoints(), 0).all().empty())
+      throw Error("all checkpoints of run '" + folder.name() +
+                      "' are damaged (see the warnings), so it cannot go on. Bring one back from a "
+                      "copy, or remove " +
+                      folder.checkpoints().string() + " to start the run again at step 0",
+                  ExitCode::checkpoint);
     if (newest) {
       trainer->restore(*newest);
     } else {
@@ -121,6 +137,7 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
     }
     if (!resumed || !std::filesystem::exists(folder.provenance()))
       write_start(request, folder, experiment, plugins, *trainer);
+    started = true;
     const int code = trainer->run(resumed);
     write_end(folder, *trainer);
     folder.write_status(state_of(code), code, trainer->step(), "");
@@ -128,14 +145,21 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
     return code;
   } catch (const std::exception& error) {
     const auto* known = dynamic_cast<const Error*>(&error);
-    const int code = static_cast<int>(known ? known->code() : ExitCode::failed);
+    const ExitCode code = known ? known->code() : ExitCode::failed;
+    const std::string text = current_exception_text();
     try {
-      folder.write_status("failed", code, trainer ? trainer->step() : 0, error.what());
+      // A mistake found before the first step leaves nothing, so that the corrected command works.
+      if (folder.created() && !started) {
+        close_log_file();
+        fs::remove_all(folder.path());
+      } else {
+        folder.write_status("failed", static_cast<int>(code), trainer ? trainer->step() : 0, text);
+      }
     } catch (const std::exception& second) {
       log::error(std::string("status.json could not be written: ") + second.what());
     }
     flush_log();
-    throw;
+    throw Error(text, code);
   }
 }
 

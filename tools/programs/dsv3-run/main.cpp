@@ -1,4 +1,5 @@
 // `dsv3-run FILE [key=value ...]`: trains one experiment, or says what it would do.
+#include <csignal>
 #include <cstdlib>
 #include <exception>
 #include <filesystem>
@@ -45,7 +46,7 @@ dsv3::ExperimentRequest experiment_of(const Arguments& a) {
       request.file = word;
     else
       throw Error("two experiment files, " + request.file.string() + " and " + word +
-                      ": give one; overrides are spelled key=value",
+                      ": give one; overrides are spelled key=value, without blanks",
                   ExitCode::usage);
   }
   if (!a.device.empty()) request.overrides.push_back("train.device=" + a.device);
@@ -83,10 +84,10 @@ void check_usage(const Arguments& a, const dsv3::ExperimentRequest& request) {
     refuse("no experiment file: dsv3-run FILE [key=value ...], or dsv3-run --run_id RUN to go on");
   if (!a.run_id.empty() && !a.run_name.empty())
     refuse("--run_id goes on with a run, --run_name starts one: give one of them");
-  if (!a.resume.empty() && a.run_name.empty()) refuse("--resume auto needs --run_name");
+  if (!a.resume.empty() && a.run_name.empty()) refuse("--resume auto needs to know which run: add --run_name NAME");
   if (!a.from.empty() && !a.run_id.empty())
     refuse("--from starts a new run, --run_id goes on with one: give one of them");
-  if (!a.gpu_memory.empty() && !a.dry_run) refuse("--gpu_memory goes with --dry-run");
+  if (!a.gpu_memory.empty() && !a.dry_run) refuse("--gpu_memory goes with --dry-run, which says whether the experiment fits: add --dry-run");
   if ((a.check || a.print_config || a.dry_run) && request.file.empty())
     refuse("no experiment file");
 }
@@ -100,8 +101,7 @@ int run(int argc, char** argv) {
   } catch (const CLI::Success& success) {  // --help
     return app.exit(success);
   } catch (const CLI::ParseError& error) {
-    app.exit(error, std::cerr, std::cerr);
-    return static_cast<int>(ExitCode::usage);
+    throw Error(std::string(error.what()) + "; dsv3-run --help lists what there is", ExitCode::usage);
   }
   dsv3::RunRequest request;
   request.experiment = experiment_of(a);
@@ -149,6 +149,7 @@ int fail(const char* what, ExitCode code) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file over ulimit -f is an error, no death
   try {
     return run(argc, argv);
   } catch (const Error& error) {

@@ -1,4 +1,5 @@
 // `dsv3`: looks at plugins, prepares data, handles runs and models. `dsv3-run` trains.
+#include <csignal>
 #include <exception>
 #include <iostream>
 #include <string>
@@ -28,7 +29,11 @@ int run(int argc, char** argv) {
   } catch (const CLI::Success& e) {  // --help
     return app.exit(e);
   } catch (const CLI::ParseError& e) {
-    return fail((std::string(e.what()) + "; --help shows how").c_str(), dsv3::ExitCode::usage);
+    std::string what = e.what();
+    if (app.get_subcommands().empty())
+      what = argc > 1 ? "there is no command '" + std::string(argv[1]) + "'" : "no command";
+    return fail((what + "; dsv3 --help lists the commands, and dsv3-run FILE trains").c_str(),
+                dsv3::ExitCode::usage);
   }
   return exit_code;
 }
@@ -36,6 +41,7 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file over ulimit -f is an error, no death
   try {
     return run(argc, argv);
   } catch (const dsv3::Error& e) {
