@@ -8,7 +8,6 @@
 #include <fstream>
 #include <string>
 #include <string_view>
-
 #include <unistd.h>
 
 #include <dsv3/sdk/error.h>

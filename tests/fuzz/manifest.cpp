@@ -1,8 +1,9 @@
 // A checkpoint's manifest, as it is and with a digest that fits, which no mutation would find.
+#include "checkpoint/manifest.h"
+
 #include <dsv3/support/json.h>
 #include <dsv3/support/sha256.h>
 
-#include "checkpoint/manifest.h"
 #include "input.h"
 
 namespace {

@@ -1,6 +1,7 @@
 // A registry's TOML.
-#include "input.h"
 #include "plugin/registry.h"
+
+#include "input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto file = fuzz::put("registry.toml", fuzz::view(data, size));

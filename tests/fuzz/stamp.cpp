@@ -1,6 +1,7 @@
 // The stamp of a plugin: ELF sections, the note, its text.
-#include "input.h"
 #include "plugin/stamp.h"
+
+#include "input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   fuzz::refusable([&] {
