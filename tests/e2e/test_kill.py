@@ -8,7 +8,7 @@ import time
 
 from support import FULL, RUN, SEED, dsv3_run, last_checkpoint, losses, make_tiny, metrics, tensors
 
-KILLS = 2000 if FULL else 20
+KILLS = 2000 if FULL else 8
 
 
 def test_killed_runs_end_in_the_same_bits(tmp_path):
