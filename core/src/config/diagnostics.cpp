@@ -113,7 +113,8 @@ std::string Diagnostics::excerpt(const Mistake& mistake) const {
   size_t column = std::min<size_t>(std::max(mistake.at.column, 1) - 1, line.size());
   if (line.size() > kMaxLineShown) {  // a window around the place
     size_t begin = column > kMaxLineShown / 2 ? column - kMaxLineShown / 2 : 0;
-    while (begin > 0 && !starts_character(line[begin])) --begin;
+    // A character has at most four bytes; more of these are no UTF-8.
+    for (int i = 0; i < 3 && begin > 0 && !starts_character(line[begin]); ++i) --begin;
     line = line.substr(begin, kMaxLineShown);
     column -= begin;
   }

@@ -35,13 +35,11 @@ int fault(Call call, const Path& path) {
 /// Makes a system call that returns -1 and errno on errors; retries when a signal interrupted it.
 template <class F>
 auto system_call(Call call, const Path& path, F&& make) -> decltype(make()) {
-  if (int error = fault(call, path)) {
-    errno = error;
-    return -1;
-  }
   decltype(make()) result;
   do {
-    result = make();
+    const int error = fault(call, path);
+    result = error ? -1 : make();
+    if (error) errno = error;
   } while (result == -1 && errno == EINTR);
   return result;
 }

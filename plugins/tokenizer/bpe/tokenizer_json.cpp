@@ -180,12 +180,18 @@ void put(Definition& d, int32_t id, std::string bytes) {
   d.bytes[id] = std::move(bytes);
 }
 
+constexpr size_t kMostGaps = 1 << 16;  // ids that a vocabulary may leave out
+
 void read_vocab(const Field& field, Definition& d) {
   if (!field.value().is_object() || field.value().empty())
     field.fail("an object of tokens is expected");
   std::vector<bool> taken;
   for (const auto& item : field.value().items()) {
     const int32_t id = Field(item.value(), field.path() + "[\"" + item.key() + "\"]").id();
+    // Memory goes with the highest id, so a small file must not name a huge one.
+    if (static_cast<size_t>(id) > kMostGaps + 4 * field.value().size())
+      field.fail("id " + std::to_string(id) + " is far above the number of tokens, " +
+                 std::to_string(field.value().size()));
     if (taken.size() <= static_cast<size_t>(id)) taken.resize(id + 1);
     if (taken[id]) field.fail("id " + std::to_string(id) + " is given twice");
     taken[id] = true;

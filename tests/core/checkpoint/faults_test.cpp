@@ -1,7 +1,9 @@
 // Every system call of a save fails, or is the last one: the newest complete checkpoint always
 // loads.
 #include <cerrno>
+#include <csignal>
 #include <set>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -134,7 +136,7 @@ TEST_CASE("a system call of a save that fails loses nothing and is told") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   int failed = 0, warned = 0;
   for (bool for_good : {false, true}) {  // one call fails, or all from then on
-    for (int error : {ENOSPC, EIO}) {
+    for (int error : {ENOSPC, EIO, EDQUOT}) {
       for (int n = 1; n <= calls; ++n) {
         INFO("call " << n << " fails with " << std::strerror(error)
                      << (for_good ? " for good" : ""));
@@ -174,6 +176,79 @@ TEST_CASE("a system call of a save that fails loses nothing and is told") {
   }
   REQUIRE(failed > 20);
   REQUIRE(warned > 8);  // leftovers and old checkpoints that could not be deleted
+}
+
+TEST_CASE(
+    "a power cut at any system call of a save, unsynced data lost, leaves a checkpoint that "
+    "loads") {
+  const int calls = static_cast<int>(calls_of_a_save().size());
+  for (int n = 1; n <= calls; ++n) {
+    Run run;
+    int code = in_child([&] {
+      int call = 0;
+      std::set<fs::Path> unsynced;
+      fs::set_fault_hook([&](Call kind, const fs::Path& path) {
+        if (++call == n) {
+          std::error_code ignored;
+          for (const fs::Path& file : unsynced) std::filesystem::resize_file(file, 0, ignored);
+          ::_exit(kKilled);
+        }
+        if (kind == Call::write) unsynced.insert(path);
+        if (kind == Call::sync) unsynced.erase(path);
+        return 0;
+      });
+      run.store.save(run.three.content);
+    });
+    REQUIRE(code == kKilled);
+    INFO("power cut before system call " << n << " of " << calls);
+    run.check(/*three_must_be_there=*/false);
+  }
+}
+
+TEST_CASE("an interrupted system call of a save is made again") {
+  const int calls = static_cast<int>(calls_of_a_save().size());
+  for (int n = 1; n <= calls; ++n) {
+    INFO("call " << n << " is interrupted");
+    Run run;
+    LogCapture log;
+    {
+      int call = 0;
+      Hooked hook([&](Call, const fs::Path&) { return ++call == n ? EINTR : 0; });
+      run.store.save(run.three.content);
+    }
+    REQUIRE(log.lines.empty());
+    run.check(/*three_must_be_there=*/true);
+  }
+}
+
+TEST_CASE("a write that the system cuts short at any byte loses nothing and is told") {
+  Run whole;
+  whole.store.save(whole.three.content);
+  uint64_t largest = 0;
+  for (const char* name : {"rank-00000.safetensors", "manifest.json"})
+    largest = std::max<uint64_t>(largest,
+                                 std::filesystem::file_size(whole.checkpoints / "step-3" / name));
+  for (uint64_t limit = 0; limit < largest; limit += 7) {
+    INFO("no file may be larger than " << limit << " bytes");
+    Run run;
+    // The kernel takes what fits, then refuses with EFBIG: a real short write.
+    int code = in_child([&] {
+      std::signal(SIGXFSZ, SIG_IGN);
+      const rlimit files{limit, limit};
+      if (::setrlimit(RLIMIT_FSIZE, &files) != 0) ::_exit(1);
+      try {
+        run.store.save(run.three.content);
+      } catch (const dsv3::Error& failure) {
+        const std::string text = failure.what();
+        const bool told = text.find(run.checkpoints.string()) != std::string::npos &&
+                          text.find(std::strerror(EFBIG)) != std::string::npos;
+        ::_exit(told ? kKilled : 2);
+      }
+    });
+    REQUIRE(code == kKilled);
+    REQUIRE_FALSE(std::filesystem::exists(run.checkpoints / "step-3"));
+    run.check(/*three_must_be_there=*/false);
+  }
 }
 
 TEST_CASE("replacing a damaged checkpoint can die or fail at any call") {

@@ -1,0 +1,34 @@
+// A checkpoint's manifest, as it is and with a digest that fits, which no mutation would find.
+#include "checkpoint/manifest.h"
+
+#include <dsv3/support/json.h>
+#include <dsv3/support/sha256.h>
+
+#include "input.h"
+
+namespace {
+
+void read(std::string_view text) {
+  fuzz::put("manifest.json", text);
+  fuzz::refusable([] {
+    const dsv3::StoredCheckpoint stored = dsv3::read_manifest(fuzz::folder());
+    fuzz::require(stored.step >= 0 && stored.tokens >= 0);
+    for (const auto& file : dsv3::files_of(stored.manifest))
+      fuzz::require(file.name.find('/') == std::string::npos && file.name != "..");
+  });
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const std::string_view text = fuzz::view(data, size);
+  read(text);
+  fuzz::refusable([&] {
+    dsv3::Json manifest = dsv3::parse_json(text, "input");
+    if (!manifest.is_object()) return;
+    manifest.erase("sha256");
+    manifest["sha256"] = dsv3::sha256(manifest.dump());
+    read(manifest.dump());
+  });
+  return 0;
+}

@@ -1,0 +1,13 @@
+// A registry's TOML.
+#include "plugin/registry.h"
+
+#include "input.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const auto file = fuzz::put("registry.toml", fuzz::view(data, size));
+  fuzz::refusable([&] {
+    for (const auto& entry : dsv3::read_registry(file).plugins)
+      fuzz::require(!entry.library.empty());
+  });
+  return 0;
+}

@@ -1,0 +1,37 @@
+"""run.py TARGET FOLDER: replays corpus and regressions, then fuzzes for 10 s (60 s with DSV3_TEST_FULL=1).
+
+DSV3_FUZZ_SECONDS sets another time. The input of a finding goes to ./fuzz-findings/: keep it, fixed, in
+FOLDER/regressions/<target>/.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+# Per input: seconds, MiB of the whole process under AddressSanitizer, MiB of one allocation.
+LIMITS = ["-timeout=5", "-rss_limit_mb=1024", "-malloc_limit_mb=128"]
+
+
+def main():
+    target, folder = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2]).resolve()
+    name = target.name.removeprefix("fuzz_")
+    seconds = os.environ.get("DSV3_FUZZ_SECONDS") or ("60" if os.environ.get("DSV3_TEST_FULL") == "1" else "10")
+    seed = int(os.environ.get("DSV3_TEST_SEED", 1)) % 2**32 or 1
+    seeds = folder / "corpus" / name
+    known = sorted(p for kind in ("corpus", "regressions") for p in (folder / kind / name).glob("*"))
+    assert len(list(seeds.glob("*"))) > 0, f"no seeds in {seeds}"
+    findings = pathlib.Path("fuzz-findings").resolve()
+    findings.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = os.environ | {"TMPDIR": scratch, "UBSAN_OPTIONS": "print_stacktrace=1"}
+        options = [*LIMITS, f"-artifact_prefix={findings}/{name}-"]
+        subprocess.run([target, *options, *known], env=environment, check=True)
+        new = pathlib.Path(scratch, "corpus")
+        new.mkdir()
+        subprocess.run([target, *options, f"-seed={seed}", f"-max_total_time={seconds}", "-max_len=16384",
+                        "-print_final_stats=1", "-verbosity=0", new, seeds], env=environment, check=True)
+
+
+main()

@@ -1,0 +1,12 @@
+// The stamp of a plugin: ELF sections, the note, its text.
+#include "plugin/stamp.h"
+
+#include "input.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  fuzz::refusable([&] {
+    const dsv3::Stamp stamp = dsv3::read_stamp(fuzz::view(data, size));
+    fuzz::require(!stamp.name.empty() && !stamp.provides.empty());
+  });
+  return 0;
+}
