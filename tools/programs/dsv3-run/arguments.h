@@ -38,7 +38,8 @@ inline void declare(CLI::App& app, Arguments& a) {
   app.add_option("--strategy", a.strategy, "the same as strategy=NAME");
   app.add_option("--plugin-path", a.plugin_paths,
                  "registry or installation searched first; may be repeated")
-      ->type_name("PATH");
+      ->type_name("PATH")
+      ->allow_extra_args(false);
   app.add_option("--config", a.config, "machine defaults instead of config.yaml")
       ->type_name("FILE");
   app.add_flag("--quiet", a.quiet, "no progress display");

@@ -84,7 +84,8 @@ void PluginOptions::add_to(CLI::App& command) {
   command
       .add_option("--plugin-path", paths_,
                   "registry file, folder of registries, or prefix; goes first")
-      ->type_name("PATH");
+      ->type_name("PATH")
+      ->allow_extra_args(false);
   command
       .add_option("--config", config_, "machine defaults (default: config.yaml, if there is one)")
       ->type_name("FILE");
