@@ -171,7 +171,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}\""""
 
 @pytest.mark.parametrize("line,offers", [
     ("dsv3 plu", ["plugins"]),
-    ("dsv3 plugins ", ["--help", "describe", "list"]),
+    ("dsv3 plugins ", ["--help", "check", "describe", "list", "new"]),
     ("dsv3 plugins list --js", ["--json"]),
     ("dsv3 plugins describe attention/m", ["attention/mha", "attention/mla"]),
     ("dsv3 data prepare --documents ", ["blank_line", "file", "line"]),

@@ -53,7 +53,7 @@ def test_print_config_tells_origins(tmp_path):
                           capture_output=True)
     assert done.returncode == 0, done.stderr
     lines = [line.strip() for line in done.stdout.splitlines()]
-    assert "steps: 5  # command line" in lines
+    assert "steps: 5  # command line: train.steps=5" in lines
     assert "hidden: 32  # tiny.yaml:4:11" in lines
     assert any(line.endswith("# default") for line in lines)
     assert all("  # " in line for line in lines if not line.endswith(":"))

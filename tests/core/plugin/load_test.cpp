@@ -77,7 +77,7 @@ TEST_CASE("each fault of a library has its own error") {
       {"no_stamp", "not a dsv3 plugin: it was not built with dsv3_add_plugin()"},
       {"throws_registering", "failed while it registered its components: no licence found"},
       {"throws_a_number",
-       "failed while it registered its components: an exception that is no std::exception"},
+       "failed while it registered its components: it threw something that is no std::exception"},
       {"throws_statically", "cannot be loaded: thrown by a static initialiser"},
       {"broken_word",
        "dsv3_add_plugin(PROVIDES) says schedule/quarters, DSV3_PLUGIN registers schedule/halving"},
@@ -121,7 +121,7 @@ TEST_CASE("errors of a constructor gain component and YAML position") {
   const auto [what, text, code] = GENERATE(values<Case>({
       {"error", "text.txt is empty", dsv3::ExitCode::data},
       {"standard", "index 7", dsv3::ExitCode::plugin},
-      {"number", "an exception that is no std::exception", dsv3::ExitCode::plugin},
+      {"number", "it threw something that is no std::exception; throw dsv3::Error with a text", dsv3::ExitCode::plugin},
   }));
   Plugins plugins({{registry("throws_making")}});
   ComponentSpec spec = schedule("thrower");
