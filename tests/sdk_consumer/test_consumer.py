@@ -47,8 +47,8 @@ def test_a_new_plugin_builds_and_trains_by_name(prefix, plugins, kind):
     run("cmake", "--build", "build", cwd=folder)
     dsv3 = prefix / "bin/dsv3"
     run(dsv3, "plugins", "describe", f"{kind}/my_{kind}", "--plugin-path", "build", cwd=folder)
-    if re.search(r"^\s+check\s", run(dsv3, "plugins", "--help"), re.M):
-        run(dsv3, "plugins", "check", f"build/lib/dsv3/plugins/libdsv3_{kind}_my_{kind}.so", cwd=folder)
+    settings = ["--set", "path=text.txt"] if kind == "data" else []
+    run(dsv3, "plugins", "check", f"build/lib/dsv3/plugins/libdsv3_{kind}_my_{kind}.so", *settings, cwd=folder)
     run(prefix / "bin/dsv3-run", "experiment.yaml", "--plugin-path", "build", "--output", "runs",
         "--run_name", "first", cwd=folder)
     assert '"step":20' in (folder / "runs/first/metrics.jsonl").read_text().replace(" ", "")

@@ -81,7 +81,8 @@ void check_learning_rate(const Subject& subject) {
   require(change(0).abs().max().item<double>() == 0, "with lr_factor 0 a step changes values");
   const at::Tensor one = change(1);
   require(one.abs().max().item<double>() > 0, "a step changes nothing");
-  require_close(change(0.5) * 2, one, 1e-3, "twice the change with lr_factor 0.5");
+  // The bound leaves room for the rounding of values that are far larger than their change.
+  require_close(change(0.5) * 2, one, 2e-2, "twice the change with lr_factor 0.5");
 }
 
 void check_descent(const Subject& subject) {
