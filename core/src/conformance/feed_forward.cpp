@@ -75,7 +75,12 @@ void check_state(const Subject& subject) {
   const at::Tensor x = normal({2, kLength, kHidden}, 33, at::kFloat);
   std::vector<at::Tensor> values;
   for (const auto& [name, tensor] : one.parameters()) values.push_back(tensor.detach().clone());
+  const at::Tensor untouched = other(x, one_document(2, kLength)).detach();
+  if (at::Tensor counts = other.layer->step_counts(); counts.defined()) counts.zero_();
   for (int step = 1; step <= 3; ++step) step_end(one, x, step / 10.0);
+  require_equal(other(x, one_document(2, kLength)).detach(), untouched,
+                "another layer's steps (state shared between layers?): a layer's output");
+  if (at::Tensor counts = other.layer->step_counts(); counts.defined()) counts.zero_();
   size_t i = 0;
   for (const auto& [name, tensor] : one.parameters())
     require_equal(tensor.detach(), values[i++],
