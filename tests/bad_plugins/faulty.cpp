@@ -19,14 +19,18 @@ struct FaultyOptions {
   }
 };
 
+[[noreturn]] void fail() {
+  throw std::runtime_error("no");
+}
+
 class Faulty final : public dsv3::Schedule {
  public:
   using Options = FaultyOptions;
   explicit Faulty(const FaultyOptions& options) : fault_(options.fault) {
-    if (fault_ == "throws_in_constructor") throw std::runtime_error("no");
+    if (fault_ == "throws_in_constructor") fail();
   }
   ~Faulty() override {
-    if (fault_ == "throws_in_destructor") throw std::runtime_error("no");
+    if (fault_ == "throws_in_destructor") fail();
   }
   double factor(int64_t step, int64_t total) const override {
     if (fault_ == "segfault") std::raise(SIGSEGV);

@@ -20,7 +20,8 @@ constexpr std::array<std::string_view, 11> kNoFactors{"name",
                                                       "samples",
                                                       "checkpoint",
                                                       "tracker",
-                                                      "hub", "log"};
+                                                      "hub",
+                                                      "log"};
 
 // Keys that say which component stands in a slot and for what, rather than how it is set.
 constexpr std::array<std::string_view, 5> kIdentity{"plugin", "library", "layers", "role", "match"};

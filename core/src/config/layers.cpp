@@ -61,8 +61,9 @@ Node read_yaml_file(Diagnostics& diagnostics, const stdfs::path& file, int layer
   if (node && node->is_map()) return std::move(*node);
   if (node && node->is_null()) return make_map({source, 1, 1}, layer);
   if (node)
-    diagnostics.error({source, 1, 1}, 1, "the file must be a map of keys and values",
-                      {"an experiment is YAML: `dsv3: 1`, then `model:`, `optimizer:`, `data:`, `train:` ..."});
+    diagnostics.error(
+        {source, 1, 1}, 1, "the file must be a map of keys and values",
+        {"an experiment is YAML: `dsv3: 1`, then `model:`, `optimizer:`, `data:`, `train:` ..."});
   return make_map({}, layer);  // nobody need be told what an unreadable file lacks
 }
 

@@ -177,7 +177,8 @@ std::optional<Converted> convert_scalar(OptionType type, const OptionSpec& spec,
                                         const std::string& what, Resolver& resolver,
                                         Diagnostics& diagnostics) {
   if (node.is_null()) {
-    diagnostics.error(node, what + " has no value", {"give it one, or remove the key; it is: " + spec.doc});
+    diagnostics.error(node, what + " has no value",
+                      {"give it one, or remove the key; it is: " + spec.doc});
     return std::nullopt;
   }
   if (!node.is_scalar()) {
@@ -194,7 +195,8 @@ std::optional<Converted> convert_scalar(OptionType type, const OptionSpec& spec,
     return std::nullopt;
   }
   if (const std::string wrong = misfit(spec, *value); !wrong.empty()) {
-    const std::string near = text.environment || text.value.size() < 5 ? "" : nearest(text.value, spec.choices);
+    const std::string near =
+        text.environment || text.value.size() < 5 ? "" : nearest(text.value, spec.choices);
     std::vector<std::string> notes;
     if (!near.empty()) notes.push_back("did you mean '" + near + "'?");
     diagnostics.error(node, what + " " + wrong + ", got '" + shown + "'", notes);

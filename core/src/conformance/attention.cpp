@@ -29,21 +29,6 @@ void check_causality(const Subject& subject) {
   }
 }
 
-void check_positions(const Subject& subject) {
-  const Layer layer = build<Attention>(subject, at::kDouble);
-  const at::Tensor x = normal({1, kLength, kHidden}, 21);
-  const at::Tensor y = layer(x, one_document(1, kLength)).detach();
-  Sequence stretched = one_document(1, kLength);
-  stretched.positions.mul_(3);
-  Sequence moved = one_document(1, kLength);
-  moved.positions.add_(5);
-  const bool uses_positions = difference(layer(x, stretched).detach(), y) > 1e-9;
-  // With rotary positions only distances count: another start changes nothing but rounding.
-  if (uses_positions)
-    require_close(layer(x, moved).detach(), y, 1e-9,
-                  "with rotary positions and all of them 5 later, the output");
-}
-
 void check_documents(const Subject& subject) {
   const Layer layer = build<Attention>(subject, at::kFloat);
   const at::Tensor x = normal({2, kLength, kHidden}, 22, at::kFloat);
@@ -138,10 +123,9 @@ void check_saved_values(const Subject& subject) {
   const Layer layer = build<Attention>(subject, at::kFloat);
   const at::Tensor x = normal({kBatch, kLong, kHidden}, 26, at::kFloat).requires_grad_();
   layer(x, one_document(kBatch, kLong));  // tables and caches
-  const double measured = static_cast<double>(bytes_kept([&] {
-                            return layer(x, one_document(kBatch, kLong));
-                          })) /
-                          (4.0 * kBatch * kLong);
+  const double measured =
+      static_cast<double>(bytes_kept([&] { return layer(x, one_document(kBatch, kLong)); })) /
+      (4.0 * kBatch * kLong);
   require_saved_values(static_cast<double>(layer.layer->saved_values_per_token(kLong)), measured);
 }
 
@@ -156,7 +140,6 @@ std::vector<Check> attention_checks() {
       {"inputs", "leaves its input and its parameters alone", check_inputs<Attention>},
       {"determinism", "gives the same bits again", check_determinism<Attention>},
       {"causality", "looks at no later token", check_causality},
-      {"positions", "uses the positions that it is given", check_positions},
       {"documents", "keeps packed documents apart, bit for bit", check_documents},
       {"rows", "keeps the rows of a batch apart, bit for bit", check_rows},
       {"cache", "generates with a cache what it computes without one", check_cache},
@@ -165,8 +148,9 @@ std::vector<Check> attention_checks() {
       {"flops", "does the matrix products that attention_flops() says", check_flops},
       {"saved_values", "keeps what saved_values_per_token() says", check_saved_values},
       {"memory", "gives its memory back", check_memory<Attention>},
-      {"model", "trains the same in a model with recomputation, other micro-batches, and a "
-                "strategy that frees parameters between uses",
+      {"model",
+       "trains the same in a model with recomputation, other micro-batches, and a "
+       "strategy that frees parameters between uses",
        check_in_model},
   };
 }

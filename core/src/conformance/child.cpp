@@ -1,7 +1,6 @@
-#include <unistd.h>
-
 #include <algorithm>
-#include <cstdlib>
+#include <filesystem>
+#include <unistd.h>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -10,7 +9,8 @@
 
 #include <dsv3/runtime/conformance.h>
 
-#include "config/values.h"
+#include "config/check.h"
+#include "config/parse.h"
 #include "conformance/suite.h"
 #include "plugin/library.h"
 
@@ -33,99 +33,63 @@ void send(int report, const Json& message) {
   throw Error(text, ExitCode::usage);
 }
 
-template <class T>
-std::vector<T> list(const Json& json) {
-  return json.is_array() ? json.get<std::vector<T>>() : std::vector<T>{json.get<T>()};
-}
+// A check knows one component: no others whose options could have been meant.
+class OneComponent final : public Catalog {
+ public:
+  const Schema* schema(Kind, const std::string&, const std::string&) override { return nullptr; }
+  std::string alias(Kind, const std::string&) override { return ""; }
+  std::vector<std::string> names(Kind) override { return {}; }
+  std::string searched() const override { return ""; }
+};
 
-OptionValue value_from(const OptionSpec& spec, const std::string& text) {
-  for (const auto& [word, value] : spec.words)
-    if (text == word) return value;
-  if (spec.type == OptionType::string) return text;
-  const Json json = Json::parse(text, nullptr, false);
-  try {
-    switch (spec.type) {
-      case OptionType::boolean:
-        return json.get<bool>();
-      case OptionType::integer:
-        if (!json.is_number_integer()) break;
-        return json.get<int64_t>();
-      case OptionType::number:
-        return json.get<double>();
-      case OptionType::integers:
-        return list<int64_t>(json);
-      case OptionType::numbers:
-        return list<double>(json);
-      case OptionType::strings:
-        return json.is_discarded() ? std::vector<std::string>{text} : list<std::string>(json);
-      case OptionType::string:
-        return text;
-    }
-  } catch (const Json::exception&) {  // falls through: the text is of another type
-  }
-  refuse("--set " + spec.key + "=" + text + ": '" + spec.key + "' takes " +
-         config::type_name(spec.type));
-}
-
-// Options for the checks: what `key=value` says, defaults for the rest.
+// Options for the checks: what `key=value` says, read and checked as in an experiment.
 OptionValues options_of(const Registration& component, const std::vector<std::string>& settings) {
   const std::string name = kind_name(component.kind) + ("/" + component.name);
-  OptionValues values;
+  config::Diagnostics diagnostics;
+  config::Node map = config::make_map(
+      {diagnostics.add_source("dsv3 plugins check", "--set OPTION=VALUE", false), 1, 1});
   for (const std::string& setting : settings) {
+    const int source = diagnostics.add_source("--set", setting, false);
+    const config::Position at{source, 1, 1};
     const size_t equals = setting.find('=');
+    if (equals == std::string::npos || equals == 0) {
+      diagnostics.error(at, setting.size(), "expected OPTION=VALUE");
+      continue;
+    }
     const std::string key = setting.substr(0, equals);
-    const OptionSpec* spec = component.schema->find(key);
-    if (equals == std::string::npos || !spec)
-      refuse("--set " + setting + ": " + name + " has no option '" + key +
-             "'; write --set OPTION=VALUE with one of those that `dsv3 plugins describe " + name +
-             "` lists");
-    const OptionValue value = value_from(*spec, setting.substr(equals + 1));
-    if (const std::string wrong = config::misfit(*spec, value); !wrong.empty())
-      refuse("--set " + setting + ": '" + key + "' " + wrong);
-    values[key] = value;
+    if (const auto value = config::parse(diagnostics, source, 0, equals + 1)) {
+      map.erase(key);
+      map.add(key, at, *value);
+    }
   }
-  const std::shared_ptr<void> options = component.schema->make();
-  for (const OptionSpec& spec : component.schema->options) {
-    const auto given = values.find(spec.key);
-    if (given != values.end())
-      spec.store(options.get(), given->second);
-    else if (spec.required)
-      refuse(name + " cannot be made without its option '" + spec.key + "' (" + spec.doc +
-             "); add --set " + spec.key + "=...");
-  }
-  for (const auto& check : component.schema->checks)
-    if (const std::string wrong = check(options.get()); !wrong.empty())
-      refuse("the options of " + name + " do not fit together: " + wrong);
+  OneComponent catalog;
+  std::vector<std::string> notes;
+  config::Checker checker(map, diagnostics, catalog, notes);
+  config::Node resolved = config::make_map({});
+  const config::Scope scope{name, {}, "", component.kind, component.name};
+  OptionValues values = checker.values(&map, *component.schema, scope, resolved);
+  diagnostics.throw_if_any();
   return values;
 }
 
-// The schema is the component's word to the user, so it is checked as well.
+// The texts are all that users of the component see of it. (A default outside of its option's range
+// is sound: it means "not set".)
 void check_schema(const Subject& subject) {
   require(!subject.component.summary.empty(), "its registration has no summary");
-  for (const OptionSpec& spec : subject.component.schema->options) {
+  for (const OptionSpec& spec : subject.component.schema->options)
     require(!spec.doc.empty(), "option '" + spec.key + "' has no text that says what it is for");
-    if (spec.required) continue;
-    const auto* word = std::get_if<int64_t>(&spec.default_value);
-    const bool is_word =
-        word && std::any_of(spec.words.begin(), spec.words.end(),
-                            [&](const auto& each) { return each.second == *word; });
-    const std::string wrong = is_word ? "" : config::misfit(spec, spec.default_value);
-    require(wrong.empty() || spec.default_value == OptionValue(std::string()),
-            "the default of option '" + spec.key + "' does not fit its own rules: " + wrong);
-  }
 }
 
 std::vector<Check> all_checks(Kind kind, const std::vector<std::string>& only) {
   std::vector<Check> all = checks(kind);
-  all.insert(all.begin(),
-             {"schema", "describes its options, with defaults that fit", check_schema});
+  all.insert(all.begin(), {"schema", "says what it and its options are for", check_schema});
   if (only.empty()) return all;
   std::string known;
   for (const Check& each : all) known += (known.empty() ? "" : ", ") + each.name;
   std::vector<Check> some;
   for (const std::string& name : only) {
-    const auto found = std::find_if(all.begin(), all.end(),
-                                    [&](const Check& each) { return each.name == name; });
+    const auto found =
+        std::find_if(all.begin(), all.end(), [&](const Check& each) { return each.name == name; });
     if (found == all.end())
       refuse("there is no check '" + name + "' of " + kind_name(kind) + "; known: " + known);
     some.push_back(*found);
@@ -145,14 +109,6 @@ void warm_up() {
   at::set_num_threads(1);
   const at::Tensor x = at::ones({4, 4}).requires_grad_();
   torch::autograd::backward({x.mm(x).sum()}, {});
-}
-
-std::string folder_for_files() {
-  std::string name = "/tmp/dsv3-check-XXXXXX";
-  if (const char* temporary = std::getenv("TMPDIR"))
-    name = std::string(temporary) + "/dsv3-check-XXXXXX";
-  if (!::mkdtemp(name.data())) throw Error("cannot make a temporary folder " + name);
-  return name;
 }
 
 void run(const Check& check, const Subject& subject, int report) {
@@ -182,10 +138,10 @@ int run_child(const Request& request, size_t first, int report) {
     const std::vector<Check> all = all_checks(subject.component.kind, request.only);
     warm_up();
     for (size_t i = first; i < all.size(); ++i) {
-      subject.folder = folder_for_files();
+      const auto folder = request.folder / (subject.component.name + "-" + all[i].name);
+      std::filesystem::create_directory(folder);
+      subject.folder = folder.string();
       run(all[i], subject, report);
-      std::error_code ignored;
-      std::filesystem::remove_all(subject.folder, ignored);
     }
     send(report, {{"done", true}});
     return 0;

@@ -152,8 +152,9 @@ void check_resume(const Subject& subject) {
     for (int64_t call = 0; call < 8; ++call)
       for (const auto& rank : ranks)
         for (Row& row : read(*rank, half, 1)) rows.push_back(std::move(row));
-    require_rows(rows, wanted, "a stream that goes on with 2 ranks after " +
-                                   std::to_string(calls) + " batches of one");
+    require_rows(
+        rows, wanted,
+        "a stream that goes on with 2 ranks after " + std::to_string(calls) + " batches of one");
   }
 }
 

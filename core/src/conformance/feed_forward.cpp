@@ -42,7 +42,8 @@ void check_counts(const Subject& subject) {
   const at::Tensor once = counts_of(layer);
   require(once.sum().item<int64_t>() > 0, "a training forward counts nothing");
   layer(x, seq);
-  require(at::equal(counts_of(layer), once * 2), "step_counts() does not add up over micro-batches");
+  require(at::equal(counts_of(layer), once * 2),
+          "step_counts() does not add up over micro-batches");
   seq.recompute = true;
   layer(x, seq);
   require(at::equal(counts_of(layer), once * 2), "the forward of a recomputed block counts again");
@@ -128,10 +129,9 @@ void check_saved_values(const Subject& subject) {
   const Layer layer = build<FeedForward>(subject, at::kFloat);
   const at::Tensor x = normal({kBatch, kLong, kHidden}, 36, at::kFloat).requires_grad_();
   layer(x, one_document(kBatch, kLong));
-  const double measured = static_cast<double>(bytes_kept([&] {
-                            return layer(x, one_document(kBatch, kLong));
-                          })) /
-                          (4.0 * kBatch * kLong);
+  const double measured =
+      static_cast<double>(bytes_kept([&] { return layer(x, one_document(kBatch, kLong)); })) /
+      (4.0 * kBatch * kLong);
   require_saved_values(static_cast<double>(layer.layer->saved_values_per_token()), measured);
 }
 
@@ -150,12 +150,12 @@ std::vector<Check> feed_forward_checks() {
       {"state", "goes on from saved parameters and buffers as if never stopped", check_state},
       {"side_loss", "scales its side loss with aux_scale", check_side_loss},
       {"gradients", "has the gradients of central differences", check_gradients<FeedForward>},
-      {"recompute", "gives the same bits when a block is recomputed",
-       check_recompute<FeedForward>},
+      {"recompute", "gives the same bits when a block is recomputed", check_recompute<FeedForward>},
       {"saved_values", "keeps what saved_values_per_token() says", check_saved_values},
       {"memory", "gives its memory back", check_memory<FeedForward>},
-      {"model", "trains the same in a model with recomputation, other micro-batches, and a "
-                "strategy that frees parameters between uses",
+      {"model",
+       "trains the same in a model with recomputation, other micro-batches, and a "
+       "strategy that frees parameters between uses",
        check_in_model},
   };
 }

@@ -81,8 +81,8 @@ void require_sound(const Parameter& parameter, const std::string& prefix, at::Sc
           name + " is not of the context's dtype");
   require(spec.active > 0 && spec.active <= 1,
           name + " says that a share of " + std::to_string(spec.active) + " is used per token");
-  require(spec.matrices >= 1, name + " says that it holds " + std::to_string(spec.matrices) +
-                                  " matrices");
+  require(spec.matrices >= 1,
+          name + " says that it holds " + std::to_string(spec.matrices) + " matrices");
   if (spec.role == Role::matrix) {
     require(parameter.tensor.dim() >= 2,
             name + " has the role matrix, but sizes " + text(parameter.tensor.sizes()));
@@ -193,8 +193,7 @@ void require_gradients(const std::function<at::Tensor()>& function,
   const at::Tensor direction = normal(y.sizes(), 99);
   const std::vector<at::Tensor> analytic = gradients(y, tensors);
   double scale = 0;
-  for (const at::Tensor& grad : analytic)
-    scale = std::max(scale, grad.abs().max().item<double>());
+  for (const at::Tensor& grad : analytic) scale = std::max(scale, grad.abs().max().item<double>());
   const at::NoGradGuard no_grad;
   for (size_t i = 0; i < inputs.size(); ++i) {
     at::Tensor values = tensors[i].detach().view({-1});
@@ -250,7 +249,8 @@ void require_declarations(const std::function<void(const LayerContext&)>& build)
     const auto found = got.find(name);
     require(found != got.end(), "on the meta device it declares no " + name);
     const Parameter& other = found->second;
-    require(other.tensor.is_meta(), "parameter " + name + " is not on the meta device in a dry run");
+    require(other.tensor.is_meta(),
+            "parameter " + name + " is not on the meta device in a dry run");
     require(other.tensor.sizes() == parameter.tensor.sizes() &&
                 other.spec.role == parameter.spec.role &&
                 other.spec.matrices == parameter.spec.matrices &&

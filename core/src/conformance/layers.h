@@ -89,9 +89,8 @@ void check_shapes(const Subject& subject) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kDouble}) {
     const Built<Layer> layer = build<Layer>(subject, dtype);
     for (const auto& [batch, length] : {std::pair<int64_t, int64_t>{2, kLength}, {1, 1}, {3, 16}})
-      require_like(
-          layer(normal({batch, length, kHidden}, 7, dtype), one_document(batch, length)),
-          {batch, length, kHidden}, dtype, "forward's result");
+      require_like(layer(normal({batch, length, kHidden}, 7, dtype), one_document(batch, length)),
+                   {batch, length, kHidden}, dtype, "forward's result");
   }
 }
 

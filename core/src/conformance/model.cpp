@@ -1,5 +1,7 @@
 #include "conformance/model.h"
 
+#include <cmath>
+
 #include <ATen/ATen.h>
 
 #include "conformance/flat_strategy.h"
@@ -25,37 +27,35 @@ FirstStep first_step(const Experiment& experiment, const ModelFactory& factory, 
   return first;
 }
 
+// Counts must be equal; `bound` is relative, on the loss and on each gradient.
+void require_same_step(const FirstStep& actual, const FirstStep& expected, double bound,
+                       const std::string& what) {
+  const double loss = expected.result.loss;
+  require(std::abs(actual.result.loss - loss) <= bound * std::abs(loss),
+          what + " the loss is " + c10::str(actual.result.loss) + ", not " + c10::str(loss));
+  for (const auto& [name, gradient] : expected.result.gradients)
+    require_close(actual.result.gradients.at(name), gradient, bound,
+                  what + " the gradient of " + name);
+  for (size_t i = 0; i < expected.counts.size(); ++i)
+    require(at::equal(actual.counts[i], expected.counts[i]), what + " step_counts() differs");
+}
+
 void check_recomputation(const ModelFactory& factory) {
   Experiment experiment = tiny_experiment();
   const FirstStep plain = first_step(experiment, factory, kRows, at::kFloat);
   experiment.model.recompute = "full";
   const FirstStep again = first_step(experiment, factory, kRows, at::kFloat);
   require(again.result.loss == plain.result.loss,
-          "with recomputation (model.recompute: full) the loss is " +
-              std::to_string(again.result.loss) + ", without " +
-              std::to_string(plain.result.loss));
+          "with recomputation (model.recompute: full) the loss has other bits");
   // The order in which gradients of tied weights add up may differ.
-  for (const auto& [name, gradient] : plain.result.gradients)
-    require_close(again.result.gradients.at(name), gradient, 1e-6,
-                  "with recomputation the gradient of " + name);
-  for (size_t i = 0; i < plain.counts.size(); ++i)
-    require(at::equal(again.counts[i], plain.counts[i]),
-            "with recomputation step_counts() differs: counted twice?");
+  require_same_step(again, plain, 1e-6, "with recomputation");
 }
 
 void check_accumulation(const ModelFactory& factory) {
   const Experiment experiment = tiny_experiment();
-  const FirstStep whole = first_step(experiment, factory, kRows, at::kDouble);
-  const FirstStep parts = first_step(experiment, factory, 1, at::kDouble);
-  require(std::abs(parts.result.loss - whole.result.loss) <= 1e-9 * std::abs(whole.result.loss),
-          "4 micro-batches of 1 row have the loss " + std::to_string(parts.result.loss) +
-              ", one of 4 rows " + std::to_string(whole.result.loss));
-  for (const auto& [name, gradient] : whole.result.gradients)
-    require_close(parts.result.gradients.at(name), gradient, 1e-8,
-                  "with 4 micro-batches of 1 row instead of one of 4, the gradient of " + name);
-  for (size_t i = 0; i < whole.counts.size(); ++i)
-    require(at::equal(parts.counts[i], whole.counts[i]),
-            "with other micro-batches step_counts() differs");
+  require_same_step(first_step(experiment, factory, 1, at::kDouble),
+                    first_step(experiment, factory, kRows, at::kDouble), 1e-8,
+                    "with 4 micro-batches of 1 row instead of one of 4");
 }
 
 void check_freed_parameters(const ModelFactory& factory) {

@@ -165,8 +165,9 @@ void check_resume(const Subject& subject) {
     step(*straight, one, grad, update);
     step(*resumed, other, grad, update);
   }
-  require_equal(other.value, one.value,
-                "after going on from saved values and state (all memory must be in slots()): value");
+  require_equal(
+      other.value, one.value,
+      "after going on from saved values and state (all memory must be in slots()): value");
 }
 
 void check_memory(const Subject& subject) {

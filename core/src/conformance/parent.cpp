@@ -1,15 +1,14 @@
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <fcntl.h>
+#include <optional>
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <optional>
 
 #include <nlohmann/json.hpp>
 
@@ -29,10 +28,12 @@ class Child {
     int ends[2];
     if (::pipe(ends) != 0) throw Error(std::string("cannot make a pipe: ") + std::strerror(errno));
     ::fcntl(ends[0], F_SETFD, FD_CLOEXEC);
-    std::vector<std::string> words{"dsv3",  "plugins", "check",
-                                   request.library.string(), "--component", component,
-                                   "--child-first", std::to_string(first),
-                                   "--child-report", std::to_string(ends[1])};
+    std::vector<std::string> words{"dsv3",           "plugins",
+                                   "check",          request.library.string(),
+                                   "--component",    component,
+                                   "--child-first",  std::to_string(first),
+                                   "--child-report", std::to_string(ends[1]),
+                                   "--child-folder", request.folder.string()};
     for (const std::string& option : request.options) words.insert(words.end(), {"--set", option});
     for (const std::string& check : request.only) words.insert(words.end(), {"--only", check});
     std::vector<char*> arguments;
@@ -205,6 +206,28 @@ class ComponentRun {
   int broken_ = 0;
 };
 
+// Files of the checks; here and not in a child, which may die.
+class TemporaryFolder {
+ public:
+  TemporaryFolder() {
+    std::string name = std::filesystem::temp_directory_path() / "dsv3-check-XXXXXX";
+    if (!::mkdtemp(name.data()))
+      throw Error("cannot make a folder like " + name + ": " + std::strerror(errno) +
+                  "; set TMPDIR to a folder that can be written to");
+    path_ = name;
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
 // Loads the library in a child. Returns what it provides; none = it could not be loaded, and
 // `error` says why.
 std::vector<std::string> load_in_child(const Request& request, std::string& error) {
@@ -227,7 +250,10 @@ std::vector<std::string> load_in_child(const Request& request, std::string& erro
 
 }  // namespace
 
-int check_library(const Request& request, const std::function<void(const Result&)>& on_result) {
+int check_library(const Request& asked, const std::function<void(const Result&)>& on_result) {
+  const TemporaryFolder folder;
+  Request request = asked;
+  request.folder = folder.path();
   if (!std::filesystem::is_regular_file(request.library))
     throw Error("there is no plugin library " + request.library.string(), ExitCode::plugin);
   ::prctl(PR_SET_CHILD_SUBREAPER, 1);

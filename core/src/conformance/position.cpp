@@ -54,9 +54,9 @@ void check_tokens(const Subject& subject) {
   require_close(some_k, k.index_select(1, order), 1e-12, "k of reordered tokens");
   at::Tensor restarted = in.positions.clone();
   restarted.narrow(1, 6, 6).sub_(6);
-  const auto again = made->rotate(at::cat({in.q.narrow(1, 0, 6), in.q.narrow(1, 0, 6)}, 1),
-                                  at::cat({in.k.narrow(1, 0, 6), in.k.narrow(1, 0, 6)}, 1),
-                                  restarted);
+  const auto again =
+      made->rotate(at::cat({in.q.narrow(1, 0, 6), in.q.narrow(1, 0, 6)}, 1),
+                   at::cat({in.k.narrow(1, 0, 6), in.k.narrow(1, 0, 6)}, 1), restarted);
   require_close(again.first.narrow(1, 6, 6), q.narrow(1, 0, 6), 1e-12,
                 "q at positions that restart with a second document");
 }
@@ -137,8 +137,9 @@ std::vector<Check> position_checks() {
       {"threads", "may be called by several threads at once", check_threads},
       {"gradients", "has the gradients of central differences", check_gradients},
       {"memory", "gives its memory back", check_memory},
-      {"model", "trains the same in a model with recomputation, other micro-batches, and a "
-                "strategy that frees parameters between uses",
+      {"model",
+       "trains the same in a model with recomputation, other micro-batches, and a "
+       "strategy that frees parameters between uses",
        check_in_model},
   };
 }

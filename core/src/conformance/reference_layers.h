@@ -52,7 +52,9 @@ class ReferenceAttention final : public Attention {
 class RotaryAttention final : public Attention {
  public:
   explicit RotaryAttention(const LayerContext& context)
-      : Attention(context), width_(context.dims.hidden), position_(context.make_position(width_ / 2)) {
+      : Attention(context),
+        width_(context.dims.hidden),
+        position_(context.make_position(width_ / 2)) {
     for (size_t i = 0; i < 4; ++i)
       projections_[i] = Linear(*this, std::string(1, "qkvo"[i]), width_, width_);
   }

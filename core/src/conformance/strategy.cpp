@@ -182,8 +182,9 @@ std::vector<Check> strategy_checks() {
       {"master", "keeps fp32 master values under bf16 compute", check_master},
       {"load", "computes with what was loaded", check_load},
       {"estimate", "estimates memory on the meta device", check_estimate},
-      {"training", "trains as plain autograd does, with accumulation, recomputation, MTP and tied "
-                   "heads",
+      {"training",
+       "trains as plain autograd does, with accumulation, recomputation, MTP and tied "
+       "heads",
        check_training},
   };
 }

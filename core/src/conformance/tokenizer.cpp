@@ -31,9 +31,9 @@ std::shared_ptr<Tokenizer> tokenizer(const Subject& subject) {
 
 void require_ids(const Tokenizer& tokenizer, const std::vector<int32_t>& ids) {
   for (const int32_t id : ids)
-    require(id >= 0 && id < tokenizer.vocab_size(),
-            "encode() gives id " + std::to_string(id) + ", vocab_size() is " +
-                std::to_string(tokenizer.vocab_size()));
+    require(id >= 0 && id < tokenizer.vocab_size(), "encode() gives id " + std::to_string(id) +
+                                                        ", vocab_size() is " +
+                                                        std::to_string(tokenizer.vocab_size()));
 }
 
 void check_vocabulary(const Subject& subject) {
@@ -59,8 +59,8 @@ void check_round_trip(const Subject& subject) {
     std::string pieces;
     for (const int32_t id : ids) pieces += made->token_bytes(id);
     require(pieces == text, "the bytes of the ids of \"" + shown + "\" are not its bytes");
-    require(text.empty() == ids.empty(), "\"" + shown + "\" has " + std::to_string(ids.size()) +
-                                             " ids");
+    require(text.empty() == ids.empty(),
+            "\"" + shown + "\" has " + std::to_string(ids.size()) + " ids");
     for (const int32_t id : ids)
       require(id != made->eos_id() || made->eos_id() < 0, "encode() adds the end-of-text id");
   }

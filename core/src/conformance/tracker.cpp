@@ -26,7 +26,10 @@ RunInfo info(const std::string& folder, bool resumed = false) {
 std::vector<Event> events(int64_t first, int64_t count) {
   std::vector<Event> made;
   for (int64_t id = first; id < first + count; ++id)
-    made.push_back({id, id * 10, id * 1000, 1764000000.0 + static_cast<double>(id),
+    made.push_back({id,
+                    id * 10,
+                    id * 1000,
+                    1764000000.0 + static_cast<double>(id),
                     {{"train/loss", 5.0 / static_cast<double>(id + 1)},
                      {"train/lr/adamw (embedding, head)", 3e-4}}});
   return made;

@@ -47,7 +47,8 @@ T read_entry(std::string_view file, uint64_t table, uint64_t index) {
 }
 
 Elf64_Ehdr read_header(std::string_view file) {
-  if (!file.starts_with(ELFMAG)) refuse("not a shared library (no ELF file); name the .so that dsv3_add_plugin() builds");
+  if (!file.starts_with(ELFMAG))
+    refuse("not a shared library (no ELF file); name the .so that dsv3_add_plugin() builds");
   const auto header = read_at<Elf64_Ehdr>(file, 0);
   constexpr auto order = std::endian::native == std::endian::little ? ELFDATA2LSB : ELFDATA2MSB;
   if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_ident[EI_DATA] != order ||

@@ -148,8 +148,8 @@ std::string memory_text(const std::string& text) {
   const size_t at = text.find(kWanted);
   if (at == std::string::npos) return text;
   const size_t begin = at + kWanted.size();
-  return "no memory for " + text.substr(begin, text.find(' ', begin) - begin) + " more bytes: " +
-         kOutOfMemory;
+  return "no memory for " + text.substr(begin, text.find(' ', begin) - begin) +
+         " more bytes: " + kOutOfMemory;
 }
 
 // All libraries of the process, good and bad. A second dlopen of a file whose static initialisers
@@ -180,8 +180,9 @@ const Registration* Library::find(Kind kind, const std::string& name) const {
 const Library& load_library(const std::filesystem::path& path) {
   std::error_code failed;
   const std::filesystem::path canonical = std::filesystem::canonical(path, failed);
-  if (failed) refuse("plugin library " + path.string() + " cannot be opened: " + failed.message() +
-                     "; build it, or correct `library:` (relative to the file that holds it)");
+  if (failed)
+    refuse("plugin library " + path.string() + " cannot be opened: " + failed.message() +
+           "; build it, or correct `library:` (relative to the file that holds it)");
   Libraries& libraries = all();
   std::lock_guard lock(libraries.mutex);
   const auto [it, is_new] = libraries.by_path.try_emplace(canonical);
@@ -208,6 +209,20 @@ std::string component_list(const std::vector<std::string>& components) {
   std::string text;
   for (const std::string& one : components) text += (text.empty() ? "" : ", ") + one;
   return text.empty() ? "nothing" : text;
+}
+
+bool current_exception_is_out_of_memory() {
+  try {
+    throw;
+  } catch (const c10::Error& e) {
+    // LibTorch's CPU allocator has no type of its own for it.
+    const std::string text = e.what_without_backtrace();
+    return memory_text(text) != text;
+  } catch (const std::bad_alloc&) {
+    return true;
+  } catch (...) {
+    return false;
+  }
 }
 
 std::string current_exception_text() {

@@ -37,4 +37,7 @@ std::string component_list(const std::vector<std::string>& components);
 /// What the exception being handled says, without a backtrace. Call inside a catch block.
 std::string current_exception_text();
 
+/// Whether the exception being handled means that memory ran out. Call inside a catch block.
+bool current_exception_is_out_of_memory();
+
 }  // namespace dsv3

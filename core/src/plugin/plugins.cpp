@@ -230,10 +230,9 @@ void rethrow_from_component(const ComponentSpec& spec) {
   } catch (const Error& e) {
     throw Error(label + e.what(), e.code());
   } catch (...) {
-    const std::string text = current_exception_text();
     // A plugin is not to blame for a small machine.
-    const bool memory = text.find("out of memory") != std::string::npos;
-    throw Error(label + text, memory ? ExitCode::failed : ExitCode::plugin);
+    throw Error(label + current_exception_text(),
+                current_exception_is_out_of_memory() ? ExitCode::failed : ExitCode::plugin);
   }
 }
 

@@ -84,8 +84,11 @@ std::string sdk_text(const Stamp& stamp) {
 Stamp read_stamp(std::string_view file) {
   const auto note = elf_section(file, ".note.dsv3");
   if (!note)
-    throw Error("not a dsv3 plugin: it was not built with dsv3_add_plugin(), which find_package(dsv3) brings; "
-                "build it so", ExitCode::plugin);
+    throw Error(
+        "not a dsv3 plugin: it was not built with dsv3_add_plugin(), which find_package(dsv3) "
+        "brings; "
+        "build it so",
+        ExitCode::plugin);
   auto stamp = parse(note_text(*note));
   if (!stamp)
     throw Error("damaged: its stamp (section .note.dsv3) cannot be read", ExitCode::plugin);

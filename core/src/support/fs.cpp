@@ -69,7 +69,8 @@ std::string human(uint64_t bytes) {
   if (error == EROFS || error == EACCES || error == EPERM)
     text += ". Make it writable (it is used as user " + std::to_string(::geteuid()) +
             ") or name another folder";
-  if (error == EFBIG) text += ". The shell or the file system limits the size of files: see ulimit -f";
+  if (error == EFBIG)
+    text += ". The shell or the file system limits the size of files: see ulimit -f";
   throw Error(text);
 }
 

@@ -161,7 +161,8 @@ void OptimizerSet::check(const std::vector<Parameter>& unowned,
       add(described(member.spec) + " owns no parameter: all it matches (" + condition(member.spec) +
           ") belong to earlier groups; put it before them or remove it");
     if (!owns && !matched[i])
-      add(described(member.spec) + " owns no parameter: none has " + condition(member.spec) + "; correct its condition, or remove the group");
+      add(described(member.spec) + " owns no parameter: none has " + condition(member.spec) +
+          "; correct its condition, or remove the group");
     if (member.optimizer->whole_matrices() && !vectors.empty())
       add(described(member.spec) + ": '" + member.spec.component.plugin +
           "' works on matrices; give these vectors to another group:" + listed(vectors));

@@ -67,14 +67,17 @@ void Trainer::load_model(const StoredCheckpoint& checkpoint, const safetensors::
   const Json& state = checkpoint.manifest.at("state");
   const std::string other = differences(state.at("conventions"), experiment_.conventions);
   if (!other.empty())
-    throw Error(checkpoint.folder.string() + " was made under other conventions:" + other +
-                    "\nSet these options and plugins as the checkpoint has them, or start without it",
-                ExitCode::checkpoint);
+    throw Error(
+        checkpoint.folder.string() + " was made under other conventions:" + other +
+            "\nSet these options and plugins as the checkpoint has them, or start without it",
+        ExitCode::checkpoint);
   if (tokenizer_ && !state.at("tokenizer").is_null() &&
       state.at("tokenizer") != tokenizer_->digest())
-    throw Error(checkpoint.folder.string() + " was trained with another tokenizer than " +
-                    experiment_.tokenizer.plugin + " gives now: name the tokenizer it was trained with, or start without the checkpoint",
-                ExitCode::checkpoint);
+    throw Error(
+        checkpoint.folder.string() + " was trained with another tokenizer than " +
+            experiment_.tokenizer.plugin +
+            " gives now: name the tokenizer it was trained with, or start without the checkpoint",
+        ExitCode::checkpoint);
   try {
     load_parameters(*strategy_, file.tensors());
     for (const Buffer& buffer : model_->store().buffers())

@@ -121,7 +121,8 @@ TEST_CASE("errors of a constructor gain component and YAML position") {
   const auto [what, text, code] = GENERATE(values<Case>({
       {"error", "text.txt is empty", dsv3::ExitCode::data},
       {"standard", "index 7", dsv3::ExitCode::plugin},
-      {"number", "it threw something that is no std::exception; throw dsv3::Error with a text", dsv3::ExitCode::plugin},
+      {"number", "it threw something that is no std::exception; throw dsv3::Error with a text",
+       dsv3::ExitCode::plugin},
   }));
   Plugins plugins({{registry("throws_making")}});
   ComponentSpec spec = schedule("thrower");

@@ -108,7 +108,8 @@ TEST_CASE("folders are made with their parents and removed with their content") 
   REQUIRE_FALSE(fs::make_folder(folder / "a"));
   put(folder / "kept", "x");
   put(folder / "a/b/file", "x");
-  REQUIRE_THROWS_WITH(fs::make_folders(folder / "a/b/file"), Catch::Contains("a file of that name is in the way"));
+  REQUIRE_THROWS_WITH(fs::make_folders(folder / "a/b/file"),
+                      Catch::Contains("a file of that name is in the way"));
   std::filesystem::create_directory(folder / "elsewhere");
   put(folder / "elsewhere/kept", "x");
   std::filesystem::create_directory_symlink(folder / "elsewhere", folder / "a/link");

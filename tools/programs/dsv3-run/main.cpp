@@ -84,10 +84,13 @@ void check_usage(const Arguments& a, const dsv3::ExperimentRequest& request) {
     refuse("no experiment file: dsv3-run FILE [key=value ...], or dsv3-run --run_id RUN to go on");
   if (!a.run_id.empty() && !a.run_name.empty())
     refuse("--run_id goes on with a run, --run_name starts one: give one of them");
-  if (!a.resume.empty() && a.run_name.empty()) refuse("--resume auto needs to know which run: add --run_name NAME");
+  if (!a.resume.empty() && a.run_name.empty())
+    refuse("--resume auto needs to know which run: add --run_name NAME");
   if (!a.from.empty() && !a.run_id.empty())
     refuse("--from starts a new run, --run_id goes on with one: give one of them");
-  if (!a.gpu_memory.empty() && !a.dry_run) refuse("--gpu_memory goes with --dry-run, which says whether the experiment fits: add --dry-run");
+  if (!a.gpu_memory.empty() && !a.dry_run)
+    refuse(
+        "--gpu_memory goes with --dry-run, which says whether the experiment fits: add --dry-run");
   if ((a.check || a.print_config || a.dry_run) && request.file.empty())
     refuse("no experiment file");
 }
@@ -101,7 +104,8 @@ int run(int argc, char** argv) {
   } catch (const CLI::Success& success) {  // --help
     return app.exit(success);
   } catch (const CLI::ParseError& error) {
-    throw Error(std::string(error.what()) + "; dsv3-run --help lists what there is", ExitCode::usage);
+    throw Error(std::string(error.what()) + "; dsv3-run --help lists what there is",
+                ExitCode::usage);
   }
   dsv3::RunRequest request;
   request.experiment = experiment_of(a);
@@ -140,9 +144,7 @@ int run(int argc, char** argv) {
 
 int fail(const char* what, ExitCode code) {
   dsv3::flush_log();
-  const std::string text = what;
-  // A checker's text carries its own places and the word error.
-  std::cerr << (text.find(": error: ") == std::string::npos ? "error: " : "") << text << '\n';
+  std::cerr << dsv3::error_line(what) << '\n';
   return static_cast<int>(code);
 }
 

@@ -4,6 +4,7 @@
 #include <iostream>
 #include <string>
 
+#include <dsv3/runtime/logging.h>
 #include <dsv3/sdk/error.h>
 
 #include "commands.h"
@@ -11,7 +12,7 @@
 namespace {
 
 int fail(const char* what, dsv3::ExitCode exit_code) {
-  std::cerr << "error: " << what << '\n';
+  std::cerr << dsv3::error_line(what) << '\n';
   return static_cast<int>(exit_code);
 }
 

@@ -39,8 +39,8 @@ void find_library(Arguments& arguments) {
   const dsv3::Kind kind = dsv3::kind_from_name(arguments.target.substr(0, slash));
   const dsv3::PluginEntry* entry = plugins.find_entry(kind, name);
   if (!entry)
-    throw dsv3::Error("no registry knows " + arguments.target + "; looked in: " +
-                          plugins.searched() + "; `dsv3 plugins list` shows all",
+    throw dsv3::Error("no registry knows " + arguments.target +
+                          "; looked in: " + plugins.searched() + "; `dsv3 plugins list` shows all",
                       dsv3::ExitCode::plugin);
   request.library = entry->library;
   request.component = arguments.target;
@@ -63,8 +63,7 @@ void print(const conformance::Result& result, std::string& shown) {
 int check(Arguments& arguments) {
   if (arguments.child_report >= 0) {
     arguments.request.library = arguments.target;
-    return conformance::run_child(arguments.request, arguments.child_first,
-                                  arguments.child_report);
+    return conformance::run_child(arguments.request, arguments.child_first, arguments.child_report);
   }
   find_library(arguments);
   if (!arguments.json) std::cout << arguments.request.library.string() << '\n';
@@ -103,8 +102,7 @@ void add_plugins_check(CLI::App& group, int& exit_code) {
       ->add_option("--component", arguments->request.component,
                    "only this KIND/NAME of the library")
       ->type_name("KIND/NAME");
-  command
-      ->add_option("--set", arguments->request.options, "an option of the component")
+  command->add_option("--set", arguments->request.options, "an option of the component")
       ->type_name("OPTION=VALUE")
       ->allow_extra_args(false);
   command->add_option("--only", arguments->request.only, "only this check")
@@ -117,5 +115,6 @@ void add_plugins_check(CLI::App& group, int& exit_code) {
   // Between this program and its own children.
   command->add_option("--child-first", arguments->child_first)->group("");
   command->add_option("--child-report", arguments->child_report)->group("");
+  command->add_option("--child-folder", arguments->request.folder)->group("");
   command->callback([arguments, &exit_code] { exit_code = check(*arguments); });
 }

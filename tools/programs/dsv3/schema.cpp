@@ -23,10 +23,13 @@ void print_schema(const SchemaArguments& arguments) {
   for (const std::string& plugin : made.skipped)
     std::cerr << "warning: options not known of " << plugin << '\n';
   const std::string text = made.schema.dump(2) + "\n";
-  if (arguments.output.empty())
+  if (arguments.output.empty()) {
     std::cout << text;
-  else
-    dsv3::fs::write_atomically(arguments.output, text);
+    return;
+  }
+  const std::filesystem::path file = std::filesystem::absolute(arguments.output);
+  dsv3::fs::make_folders(file.parent_path());
+  dsv3::fs::write_atomically(file, text);
 }
 
 }  // namespace

@@ -12,11 +12,12 @@ namespace dsv3::conformance {
 
 struct Request {
   std::filesystem::path library;
-  std::string component;             ///< KIND/NAME; empty = all that the library provides
-  std::vector<std::string> options;  ///< key=value, for the component
-  std::vector<std::string> only;     ///< names of checks; empty = all
-  std::chrono::seconds time_limit{120};   ///< a check
+  std::string component;                     ///< KIND/NAME; empty = all that the library provides
+  std::vector<std::string> options;          ///< key=value, for the component
+  std::vector<std::string> only;             ///< names of checks; empty = all
+  std::chrono::seconds time_limit{120};      ///< a check
   int64_t memory_limit = int64_t{12} << 30;  ///< bytes of address space
+  std::filesystem::path folder;              ///< for run_child: where components may write files
 };
 
 /// What became of one check.

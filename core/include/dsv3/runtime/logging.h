@@ -30,4 +30,10 @@ void flush_log();
 /// take off.
 void set_progress_hooks(std::function<void()> before, std::function<void()> after);
 
+/// An error as programs print it: "error: " in front, unless `what` is a checker's text, which
+/// carries that word behind its own places.
+inline std::string error_line(const std::string& what) {
+  return (what.find(": error: ") == std::string::npos ? "error: " : "") + what;
+}
+
 }  // namespace dsv3

@@ -4,6 +4,6 @@
 #include "conformance/flat_strategy.h"
 
 DSV3_PLUGIN(registrar) {
-  registrar.strategy<dsv3::conformance::FlatStrategy>("flat",
-                                               "Test strategy that frees parameters between uses");
+  registrar.strategy<dsv3::conformance::FlatStrategy>(
+      "flat", "Test strategy that frees parameters between uses");
 }
