@@ -56,6 +56,11 @@ Node read_yaml_file(Diagnostics& diagnostics, const stdfs::path& file, int layer
   std::string text(kMaxBytes + 1, '\0');  // one more than the parser takes
   stream.read(text.data(), static_cast<std::streamsize>(text.size()));
   text.resize(static_cast<size_t>(stream.gcount()));
+  return read_yaml_text(diagnostics, file, std::move(text), layer);
+}
+
+Node read_yaml_text(Diagnostics& diagnostics, const stdfs::path& file, std::string text,
+                    int layer) {
   const int source = diagnostics.add_source(file.string(), std::move(text), true);
   std::optional<Node> node = parse(diagnostics, source, layer);
   if (node && node->is_map()) return std::move(*node);
@@ -70,7 +75,10 @@ Node read_yaml_file(Diagnostics& diagnostics, const stdfs::path& file, int layer
 Node LayerReader::read(const ExperimentRequest& request) {
   tree_ = make_map({}, 0);
   if (!request.machine_config.empty()) add_machine_config(request.machine_config);
-  add_file(request.file);
+  if (request.text.empty())
+    add_file(request.file);
+  else
+    add_layer(read_yaml_text(diagnostics_, request.file, request.text, 0), request.file);
   diagnostics_.throw_if_any();  // what a broken text says is anyone's guess
   add_overrides(request.overrides, "command line");
   add_overrides(request.forced, request.forced_label);
@@ -97,8 +105,11 @@ void LayerReader::add_file(const stdfs::path& file) {
     throw ConfigError(file.string() + ": error: an experiment of more than " +
                           std::to_string(kMaxFiles) + " files",
                       1);
+  add_layer(read_yaml_file(diagnostics_, file, 0), file);
+}
+
+void LayerReader::add_layer(Node&& layer, const stdfs::path& file) {
   const bool is_base = !open_.empty();
-  Node layer = read_yaml_file(diagnostics_, file, 0);
   open_.push_back(true_path(file));
   check_version(layer, !is_base);
   add_bases(layer, file);

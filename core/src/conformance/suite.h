@@ -72,5 +72,6 @@ std::vector<Check> strategy_checks();
 std::vector<Check> tracker_checks();
 std::vector<Check> data_checks();
 std::vector<Check> tokenizer_checks();
+std::vector<Check> format_checks();
 
 }  // namespace dsv3::conformance

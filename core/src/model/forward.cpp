@@ -1,5 +1,7 @@
 // What a model computes: training loss, validation loss, logits. The order of enter and leave is
 // the contract with strategies (docs/strategies.md).
+#include <limits>
+
 #include <ATen/ATen.h>
 
 #include <dsv3/sdk/error.h>
@@ -221,6 +223,32 @@ at::Tensor Model::logits(const at::Tensor& tokens) {
   at::Tensor x = parts.hidden(input, seq), result;
   parts.with_head({&x}, {&result}, [&] { result = parts.project(parts.final_norm(x)); });
   return result;
+}
+
+at::Tensor Model::mtp_logits(const at::Tensor& tokens) {
+  const at::NoGradGuard no_grad;
+  const Parts& parts = *parts_;
+  const int64_t length = tokens.size(1);
+  const bool normed = parts.experiment.mtp.input == "normed";
+  // A made last token makes rows [B, T + 1] as in training; what it leads to is overwritten.
+  const at::Tensor padded = at::cat({tokens, at::zeros_like(tokens.narrow(1, 0, 1))}, 1);
+  const at::Tensor all = padded.to(parts.device), input = all.narrow(1, 0, length);
+  Sequence seq;
+  seq.positions = at::arange(length, input.options()).expand_as(input);
+  at::Tensor hidden = parts.hidden(input, seq);
+  if (normed) parts.with_head({&hidden}, {&hidden}, [&] { hidden = parts.final_norm(hidden); });
+  std::vector<at::Tensor> logits;
+  for (size_t k = 0; k < parts.mtp.size(); ++k) {
+    const int64_t ahead = int64_t(k) + 1;
+    const Tensors out = parts.mtp_hidden(k, tokens_ahead(all, ahead), hidden, seq, !normed);
+    at::Tensor x = out.front(), result;
+    parts.with_head({&x}, {&result}, [&] { result = parts.project(x); });
+    const int64_t unknown = std::min(ahead, length);
+    result.narrow(1, length - unknown, unknown).fill_(std::numeric_limits<double>::quiet_NaN());
+    logits.push_back(result);
+    hidden = out.back();
+  }
+  return at::stack(logits);
 }
 
 at::Tensor Model::next_logits(const at::Tensor& tokens, std::vector<KvCache>& caches) {

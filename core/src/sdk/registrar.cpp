@@ -5,9 +5,9 @@
 
 namespace dsv3 {
 namespace {
-constexpr std::array<const char*, 9> kKindNames{"attention", "feed_forward", "position",
-                                                "optimizer", "schedule",     "strategy",
-                                                "tracker",   "data",         "tokenizer"};
+constexpr std::array<const char*, 10> kKindNames{
+    "attention", "feed_forward", "position", "optimizer", "schedule",
+    "strategy",  "tracker",      "data",     "tokenizer", "format"};
 }
 
 const char* kind_name(Kind kind) {

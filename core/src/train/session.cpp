@@ -87,24 +87,6 @@ void write_end(const RunFolder& folder, const Trainer& trainer) {
   fs::write_atomically(folder.provenance(), origin.dump(2) + "\n");
 }
 
-/// The checkpoint a path names: a checkpoint folder, or a run folder (its newest).
-StoredCheckpoint checkpoint_at(const std::filesystem::path& path) {
-  if (std::filesystem::exists(path / "manifest.json")) return verify_checkpoint(path);
-  if (std::filesystem::exists(path / "checkpoints"))
-    if (auto newest = CheckpointStore(path / "checkpoints", 0).newest()) return *newest;
-  std::error_code ignored;
-  if (!std::filesystem::exists(path, ignored))
-    throw Error("--from names " + path.string() + ", which is not there", ExitCode::checkpoint);
-  if (!std::filesystem::is_directory(path, ignored))
-    throw Error("--from names the file " + path.string() +
-                    ", but a checkpoint is a folder with manifest.json, such as "
-                    "runs/NAME/checkpoints/step-N; files of PyTorch are not read",
-                ExitCode::checkpoint);
-  throw Error(
-      path.string() + " is neither a checkpoint (a folder with manifest.json) nor a run with one",
-      ExitCode::checkpoint);
-}
-
 const char* state_of(int code) {
   if (code == 0) return "finished";
   return code == static_cast<int>(ExitCode::interrupted) ? "interrupted" : "preempted";
@@ -133,7 +115,7 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
       trainer->restore(*newest);
     } else {
       if (resumed) log::warning("no checkpoint yet: the run starts again at step 0");
-      if (!request.from.empty()) trainer->start_from(checkpoint_at(request.from));
+      if (!request.from.empty()) trainer->start_from(open_stored_model(request.from, plugins));
     }
     if (!resumed || !std::filesystem::exists(folder.provenance()))
       write_start(request, folder, experiment, plugins, *trainer);

@@ -196,7 +196,7 @@ void print_overrides(const std::string& file, const PluginOptions& options) {
   request.machine_config = options.config();
   for (const dsv3::ResolvedValue& value : dsv3::resolved_values(request, catalog))
     if (value.key != "dsv3") std::cout << value.key << "=\n";
-  for (int kind = 1; kind <= static_cast<int>(dsv3::Kind::tokenizer); ++kind)
+  for (int kind = 1; kind <= static_cast<int>(dsv3::Kind::format); ++kind)
     for (const std::string& name : plugins.names(static_cast<dsv3::Kind>(kind)))
       std::cout << dsv3::kind_name(static_cast<dsv3::Kind>(kind)) << '=' << name << '\n';
 }

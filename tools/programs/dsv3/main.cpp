@@ -21,6 +21,7 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   int exit_code = 0;
   add_plugins_commands(app, exit_code);
+  add_model_commands(app, exit_code);
   add_data_commands(app, exit_code);
   add_schema_commands(app, exit_code);
   add_compare_commands(app, exit_code);

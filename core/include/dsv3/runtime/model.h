@@ -73,6 +73,9 @@ class Model {
   at::Tensor next_logits(const at::Tensor& tokens, std::vector<KvCache>& caches);
   /// fp32 logits [B, T, V], no grad.
   at::Tensor logits(const at::Tensor& tokens);
+  /// fp32 logits of the MTP modules [depth, B, T, V], no grad. Module k at position t sees token
+  /// t + k + 1 and predicts token t + k + 2; where that input is beyond the row's end: NaN.
+  at::Tensor mtp_logits(const at::Tensor& tokens);
   std::vector<KvCache> make_caches(int64_t batch) const;
 
   const ParameterStore& store() const;
