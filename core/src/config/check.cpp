@@ -74,15 +74,35 @@ OptionValues Checker::values(const Node* map, const Schema& schema, const Scope&
                          {spec.doc});
       complete = false;
     } else {
-      add_convention(spec, spec.default_value, scope);
-      // A default outside the option's own range means "not set" and has no spelling.
-      if (misfit(spec, spec.default_value).empty())
-        out.add(spec.key, {}, value_node(spec, spec.default_value));
+      add_default(spec, scope, values, out);
     }
   }
   note_dropped(dropped, scope);
   if (complete) run_checks(map, schema, scope, values);
   return values;
+}
+
+void Checker::use_conventions(const std::string& implementation) {
+  implementation_ = implementation;
+  implementation_at_ = {diagnostics_.add_source("model.conventions", implementation, false), 1, 1};
+}
+
+// What an option has that the experiment does not set.
+void Checker::add_default(const OptionSpec& spec, const Scope& scope, OptionValues& values,
+                          Node& out) {
+  const auto other = spec.by_implementation.find(implementation_);
+  const OptionValue& value =
+      other == spec.by_implementation.end() ? spec.default_value : other->second;
+  add_convention(spec, value, scope);
+  if (other != spec.by_implementation.end()) {
+    values[spec.key] = value;
+    Node stored = value_node(spec, value);
+    stored.at = implementation_at_;
+    out.add(spec.key, implementation_at_, std::move(stored));
+  } else if (misfit(spec, value).empty()) {
+    // A default outside the option's own range means "not set" and has no spelling.
+    out.add(spec.key, {}, value_node(spec, value));
+  }
 }
 
 void Checker::run_checks(const Node* map, const Schema& schema, const Scope& scope,

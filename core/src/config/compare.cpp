@@ -10,9 +10,11 @@
 namespace dsv3 {
 namespace {
 
-// They name, repeat, watch or store a run and leave what is trained, and how fast, alone.
-constexpr std::array<std::string_view, 11> kNoFactors{"name",
+// They name, repeat, watch or store a run and leave what is trained, and how fast, alone; what
+// model.conventions sets is compared by itself.
+constexpr std::array<std::string_view, 12> kNoFactors{"name",
                                                       "output",
+                                                      "model.conventions",
                                                       "train.seed",
                                                       "train.log_every",
                                                       "validation.every",

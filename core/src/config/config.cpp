@@ -72,6 +72,7 @@ void read_model(Checker& checker, Experiment& experiment, Node& out) {
   experiment.model = checker.options<ModelOptions>(
       {"model", {"norm", "loss", "init", "mtp", "attention", "position", "feed_forward"}, "model"},
       model);
+  checker.use_conventions(experiment.model.conventions);  // before any option that is one
   read_section(checker, "model.norm", experiment.norm, model);
   read_section(checker, "model.loss", experiment.loss, model);
   read_section(checker, "model.init", experiment.init, model);

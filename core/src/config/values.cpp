@@ -131,6 +131,14 @@ std::vector<std::string> type_notes(OptionType type, const Text& text) {
 
 }  // namespace
 
+std::string doc_text(const OptionSpec& spec) {
+  if (!spec.convention) return spec.doc;
+  std::string others;
+  for (const auto& [implementation, value] : spec.by_implementation)
+    others += ", " + implementation + ": " + value_text(value);
+  return spec.doc + " (a convention" + others + ")";
+}
+
 std::string type_name(OptionType type) {
   switch (type) {
     case OptionType::boolean:

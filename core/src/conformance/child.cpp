@@ -76,8 +76,14 @@ OptionValues options_of(const Registration& component, const std::vector<std::st
 // is sound: it means "not set".)
 void check_schema(const Subject& subject) {
   require(!subject.component.summary.empty(), "its registration has no summary");
-  for (const OptionSpec& spec : subject.component.schema->options)
+  for (const OptionSpec& spec : subject.component.schema->options) {
     require(!spec.doc.empty(), "option '" + spec.key + "' has no text that says what it is for");
+    for (const auto& [implementation, value] : spec.by_implementation) {
+      const std::string wrong = config::misfit(spec, value);
+      require(wrong.empty(), "option '" + spec.key + "' is " + config::value_text(value) +
+                                 " by the conventions of " + implementation + ", but " + wrong);
+    }
+  }
 }
 
 std::vector<Check> all_checks(Kind kind, const std::vector<std::string>& only) {

@@ -92,6 +92,16 @@ const char* state_of(int code) {
   return code == static_cast<int>(ExitCode::interrupted) ? "interrupted" : "preempted";
 }
 
+/// Starts with the weights that --from names; errors say so.
+void start_from(Trainer& trainer, const std::string& from, Plugins& plugins) {
+  try {
+    trainer.start_from(open_stored_model(from, plugins));
+  } catch (const Error& error) {
+    const std::string text = error.what();
+    throw Error("--from " + (text.starts_with(from) ? "" : from + ": ") + text, error.code());
+  }
+}
+
 /// Trains inside `folder` and leaves status.json, also when it throws.
 int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment, Plugins& plugins,
              bool resumed) {
@@ -115,7 +125,7 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
       trainer->restore(*newest);
     } else {
       if (resumed) log::warning("no checkpoint yet: the run starts again at step 0");
-      if (!request.from.empty()) trainer->start_from(open_stored_model(request.from, plugins));
+      if (!request.from.empty()) start_from(*trainer, request.from, plugins);
     }
     if (!resumed || !std::filesystem::exists(folder.provenance()))
       write_start(request, folder, experiment, plugins, *trainer);

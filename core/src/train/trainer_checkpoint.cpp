@@ -43,12 +43,6 @@ void Trainer::save(std::optional<double> val_loss) {
 }
 
 void Trainer::load_model(const StoredModel& stored) {
-  const std::string other = convention_differences(stored.conventions, experiment_.conventions);
-  if (!other.empty())
-    throw Error(
-        stored.path.string() + " was made under other conventions:" + other +
-            "\nSet these options and plugins as the checkpoint has them, or start without it",
-        ExitCode::checkpoint);
   if (tokenizer_ && !stored.tokenizer_digest.empty() &&
       stored.tokenizer_digest != tokenizer_->digest())
     throw Error(
@@ -61,17 +55,16 @@ void Trainer::load_model(const StoredModel& stored) {
     for (const Buffer& buffer : model_->store().buffers())
       copy_view(stored.tensors, "buffer/" + buffer.name, buffer.tensor);
   } catch (const Error& error) {
-    const bool own = std::filesystem::exists(stored.path / "manifest.json");
     throw Error(stored.path.string() + " is of another model: " + error.what() +
                     "\nGive `model` as the checkpoint has it (its settings are in " +
-                    (stored.path / (own ? "manifest.json" : "config.json")).string() +
-                    "), or start without it",
+                    settings_file(stored).string() + "), or start without it",
                 error.code());
   }
 }
 
 void Trainer::restore(const StoredCheckpoint& checkpoint) {
   const StoredModel stored = stored_model_of(checkpoint);
+  require_conventions(stored, experiment_, true);
   load_model(stored);
   optimizers_->load(stored.tensors);
   const Json& state = checkpoint.manifest.at("state");
@@ -85,6 +78,7 @@ void Trainer::restore(const StoredCheckpoint& checkpoint) {
 }
 
 void Trainer::start_from(const StoredModel& stored) {
+  require_conventions(stored, experiment_, false);
   load_model(stored);
   init_hash_ = hash_parameters();
   // Killed before its first checkpoint, the run must not go on from other values.

@@ -36,12 +36,15 @@ struct MlaOptions {
           "query features a head, and key features shared by all heads, that carry position")
         .min(1);
     s.add("v_dim", &MlaOptions::v_dim, "value features a head").min(1);
-    s.add("latent_norm_eps", &MlaOptions::latent_norm_eps, "eps of the latents' RMSNorm").min(0);
+    // transformers has this number whatever the model's eps is; others take the model's.
+    s.add("latent_norm_eps", &MlaOptions::latent_norm_eps, "eps of the latents' RMSNorm")
+        .min(0)
+        .convention();
     s.add("muon_split", &MlaOptions::muon_split,
           "matrices in q_b (or q) and kv_b to a matrix optimizer: whole = one, per_head = one a "
           "head")
         .choices({"whole", "per_head"})
-        .convention();
+        .convention({{"torchtitan", "per_head"}});
     s.add("decode", &MlaOptions::decode,
           "generation from the cache: absorbed attends to the latents, naive rebuilds keys and "
           "values")
