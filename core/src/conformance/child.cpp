@@ -139,7 +139,7 @@ int run_child(const Request& request, size_t first, int report) {
     const Library& library = load_library(request.library);
     send(report, {{"provides", library.stamp.provides}});
     if (request.component.empty()) return 0;
-    Subject subject{component_of(library, request.component), {}, ""};
+    Subject subject{component_of(library, request.component), {}, "", request.levels};
     subject.options = options_of(subject.component, request.options);
     const std::vector<Check> all = all_checks(subject.component.kind, request.only);
     warm_up();

@@ -108,12 +108,13 @@ void require_conventions(const StoredModel& stored, const Experiment& experiment
   if (differences.empty()) return;
   const std::string implementation = implementation_of(stored);
   const bool other = experiment.model.conventions != implementation;
-  throw Error(settings_file(stored).string() + " was made under other conventions:" + differences +
-                  "\nSet " +
-                  (other ? "model.conventions: " + implementation + ", as the checkpoint has it, or "
-                         : "") +
-                  "these options and plugins as the checkpoint has them, or start without it",
-              ExitCode::checkpoint);
+  throw Error(
+      settings_file(stored).string() + " was made under other conventions:" + differences +
+          "\nSet " +
+          (other ? "model.conventions: " + implementation + ", as the checkpoint has it, or "
+                 : "") +
+          "these options and plugins as the checkpoint has them, or start without it",
+      ExitCode::checkpoint);
 }
 
 std::filesystem::path settings_file(const StoredModel& stored) {

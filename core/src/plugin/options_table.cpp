@@ -121,8 +121,8 @@ std::string options_table(const Schema& schema, bool markdown) {
   if (schema.options.empty()) return "It takes no options.\n";
   std::vector<Row> rows;
   for (const OptionSpec& spec : schema.options)
-    rows.push_back(
-        {spec.key, type_text(spec.type), default_text(spec), values_text(spec), config::doc_text(spec)});
+    rows.push_back({spec.key, type_text(spec.type), default_text(spec), values_text(spec),
+                    config::doc_text(spec)});
   return markdown ? as_markdown(rows) : as_text(std::move(rows));
 }
 

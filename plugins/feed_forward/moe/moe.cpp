@@ -97,11 +97,12 @@ class Moe final : public dsv3::FeedForward {
 };
 
 Moe::Moe(const MoeOptions& options, const dsv3::LayerContext& context)
-    : FeedForward(context),
-      o_(options),
-      rule_{options.top_k,        options.groups,
-            options.topk_groups,  options.normalize,
-            options.routed_scale, options.group_score == "top2_sum" ? 2 : 1} {
+    : FeedForward(context), o_(options), rule_{options.top_k,
+                                               options.groups,
+                                               options.topk_groups,
+                                               options.normalize,
+                                               options.routed_scale,
+                                               options.group_score == "top2_sum" ? 2 : 1} {
   const int64_t width = context.dims.hidden;
   dsv3::ParamSpec router;
   router.role = dsv3::Role::router;

@@ -37,9 +37,9 @@ bool same(const ComponentDescription& a, const ComponentDescription& b,
 const std::vector<std::string> kMlaKeys{"heads",          "q_lora_rank", "kv_lora_rank",
                                         "qk_nope_dim",    "qk_rope_dim", "v_dim",
                                         "latent_norm_eps"};
-const std::vector<std::string> kMoeKeys{"routed", "top_k",       "shared",    "hidden",
-                                        "groups", "topk_groups", "normalize", "routed_scale",
-                                        "group_score"};
+const std::vector<std::string> kMoeKeys{"routed",    "top_k",        "shared",
+                                        "hidden",    "groups",       "topk_groups",
+                                        "normalize", "routed_scale", "group_score"};
 
 /// Collects what cannot be expressed.
 class Obstacles {

@@ -26,7 +26,10 @@ class PluginOptions {
  public:
   void add_to(CLI::App& command);
   /// The plugins that those options, config.yaml, DSV3_PLUGIN_PATH and this build lead to.
-  dsv3::Plugins open() const;
+  dsv3::Plugins open() const { return dsv3::Plugins(levels()); }
+  dsv3::SearchLevels levels() const;
+  /// The options as words, for another program.
+  std::vector<std::string> words() const;
   /// --config, or config.yaml of the working folder; empty = neither.
   std::string config() const;
 
