@@ -28,9 +28,13 @@ constexpr uint64_t kLargestJson = uint64_t{64} << 20;
 }
 
 Json read_object(const stdfs::path& file) {
-  const Json json = parse_json(fs::read(file, kLargestJson), file.string());
-  if (!json.is_object()) damaged(file, "is no JSON object");
-  return json;
+  try {
+    const Json json = parse_json(fs::read(file, kLargestJson), file.string());
+    if (!json.is_object()) damaged(file, "is no JSON object");
+    return json;
+  } catch (const Error& error) {
+    throw Error(error.what(), ExitCode::checkpoint);
+  }
 }
 
 /// A few of the names, for errors.
