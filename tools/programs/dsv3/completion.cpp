@@ -12,7 +12,8 @@
 
 namespace {
 
-// What a shell may offer for a value: "file", "component", "experiment", words, or nothing.
+// What a shell may offer for a value: "file", "component", "format", "experiment", words, or
+// nothing.
 std::string value_kind(const CLI::Option& option) {
   const std::string type = option.get_type_name();
   const size_t open = type.find('{'), close = type.find('}');
@@ -24,6 +25,7 @@ std::string value_kind(const CLI::Option& option) {
   }
   if (type.find("key=value") != type.npos) return "experiment";
   if (type.find("KIND/NAME") != type.npos) return "component";
+  if (type.find("FORMAT") != type.npos) return "format";
   for (const char* file : {"FILE", "PATH", "DIR"})
     if (type.find(file) != type.npos) return "file";
   return "";
@@ -112,6 +114,7 @@ constexpr const char* kCandidates = R"sh(_dsv3_candidates() {
   case $kind in
     words*) echo "${kind#words }" | tr ' ' '\n' ;;
     component) dsv3 completion components 2>/dev/null ;;
+    format) dsv3 completion components 2>/dev/null | sed -n 's|^format/||p' ;;
     file) echo '<file>' ;;
     experiment) if [ -n "$file" ]; then dsv3 completion overrides "$file" 2>/dev/null; else echo '<file>'; fi ;;
   esac
@@ -171,6 +174,8 @@ complete -c dsv3-run -n 'string match -q -- "*.yaml" (commandline -opc)' -f -a '
   const auto values = [](const std::string& kind) -> std::string {
     if (kind == "file" || kind == "experiment") return " -F";
     if (kind == "component") return " -f -a '(dsv3 completion components 2>/dev/null)'";
+    if (kind == "format")
+      return " -f -a \"(dsv3 completion components 2>/dev/null | string replace -f format/ '')\"";
     if (kind.starts_with("words ")) return " -f -a " + fish_quoted(kind.substr(6));
     return "";
   };
@@ -196,7 +201,8 @@ void print_overrides(const std::string& file, const PluginOptions& options) {
   request.machine_config = options.config();
   for (const dsv3::ResolvedValue& value : dsv3::resolved_values(request, catalog))
     if (value.key != "dsv3") std::cout << value.key << "=\n";
-  for (int kind = 1; kind <= static_cast<int>(dsv3::Kind::format); ++kind)
+  // Formats, the last kind, stand in no experiment.
+  for (int kind = 1; kind < static_cast<int>(dsv3::Kind::format); ++kind)
     for (const std::string& name : plugins.names(static_cast<dsv3::Kind>(kind)))
       std::cout << dsv3::kind_name(static_cast<dsv3::Kind>(kind)) << '=' << name << '\n';
 }
