@@ -156,6 +156,30 @@ def test_print_config_names_every_layer(tmp_path):
     assert all("  # " in line or line.endswith(":") or line.endswith("-") for line in out.splitlines())
 
 
+def test_print_config_names_the_conventions_behind_a_value(tmp_path):
+    make_tiny(tmp_path)
+    out = dsv3_run("tiny.yaml", "model.conventions=torchtitan", "feed_forward.1.bias_update=sign", "--print-config", cwd=tmp_path).stdout
+    lines = [line.strip() for line in out.splitlines()]
+    for line in ("conventions: torchtitan  # command line: model.conventions=torchtitan",
+                 "muon_split: per_head  # model.conventions: torchtitan", "input: raw  # model.conventions: torchtitan",
+                 "bias_update: sign  # command line: feed_forward.1.bias_update=sign", "nesterov: true  # default"):
+        assert line in lines, line
+
+
+def test_conventions_go_into_checkpoints_and_comparisons(tmp_path):
+    make_tiny(tmp_path)
+    for run, words in (("deepseek", []), ("megatron", ["model.conventions=megatron"])):
+        dsv3_run("tiny.yaml", "train.steps=1", "validation.every=0", *words, "--run_name", run, cwd=tmp_path)
+    manifest = json.loads((tmp_path / "runs/megatron/checkpoints/step-1/manifest.json").read_text())
+    conventions = manifest["state"]["conventions"]
+    assert conventions["optimizer.muon.nesterov"] == "false" and conventions["optimizer.muon.scale"] == "spectral"
+    found = json.loads(dsv3("compare", "runs/deepseek", "runs/megatron", "--json", cwd=tmp_path))
+    assert found["verdict"] == "3 factors: model.mtp.denominator, optimizer.1.nesterov, optimizer.1.scale"
+    # Weights go on under another optimizer, and under any conventions that were theirs.
+    dsv3_run("tiny.yaml", "train.steps=1", "optimizer=adamw", "--from", "runs/deepseek", "--run_name", "a", cwd=tmp_path)
+    dsv3_run("tiny.yaml", "train.steps=1", "model.conventions=megatron", "--from", "runs/megatron", "--run_name", "b", cwd=tmp_path)
+
+
 def completed(line, cwd=SOURCE):
     """What bash offers for `line` with the cursor at its end."""
     words = line.split(" ")
@@ -174,6 +198,10 @@ printf '%s\\n' "${{COMPREPLY[@]}}\""""
     ("dsv3 plugins ", ["--help", "check", "describe", "list", "new"]),
     ("dsv3 plugins list --js", ["--json"]),
     ("dsv3 plugins describe attention/m", ["attention/mha", "attention/mla"]),
+    ("dsv3 plugins new f", ["feed_forward", "format"]),
+    ("dsv3 export runs/a out --format ", ["deepseek_v3", "llama"]),
+    ("dsv3-run experiments/nano.yaml format=", []),
+    ("dsv3-run experiments/nano.yaml model.conv", ["model.conventions="]),
     ("dsv3 data prepare --documents ", ["blank_line", "file", "line"]),
     ("dsv3 compare experiments/nano_m", ["experiments/nano_mha.yaml", "experiments/nano_muon.yaml"]),
     ("dsv3-run experiments/quick", ["experiments/quickstart.yaml"]),

@@ -28,6 +28,8 @@ replaced("yaml_number_for_section", "A number is given where a section belongs."
 replaced("yaml_out_of_range", "A share is given in percent.", "share: 0.1", "share: 10")
 replaced("yaml_negative_size", "A size is negative.", "heads: 2", "heads: -2")
 replaced("yaml_not_a_choice", "A word is none of the choices.", "precision: fp32", "precision: fp16")
+replaced("yaml_unknown_implementation", "The conventions of an unknown implementation are asked for.", "  layers: 3\n",
+         "  layers: 3\n  conventions: torchtitn\n")
 replaced("yaml_nan", "A number is .nan.", "weight: 0.3", "weight: .nan")
 replaced("yaml_empty_value", "A key has no value.", "seed: 7", "seed: ")
 replaced("yaml_duplicate_key", "A key is given twice.", "  layers: 3", "  layers: 3\n  hidden: 64")

@@ -1,5 +1,6 @@
-"""What a third party does: `plugins new` of every kind, built against a moved installation, trained by name."""
+"""What a third party does: `plugins new` of every kind, built against a moved installation, used by name."""
 
+import json
 import pathlib
 import re
 import subprocess
@@ -7,7 +8,8 @@ import subprocess
 import pytest
 from conftest import BUILD, SOURCE, run
 
-KINDS = ["attention", "feed_forward", "position", "optimizer", "schedule", "strategy", "tracker", "data", "tokenizer"]
+KINDS = ["attention", "feed_forward", "position", "optimizer", "schedule", "strategy", "tracker", "data", "tokenizer",
+         "format"]
 
 
 def test_the_installation_names_no_build_tree(prefix):
@@ -41,7 +43,7 @@ def plugins(prefix, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "format"])
 def test_a_new_plugin_builds_and_trains_by_name(prefix, plugins, kind):
     folder = plugins / f"my_{kind}"
     run("cmake", "-S", ".", "-B", "build", "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}", cwd=folder)
@@ -54,6 +56,18 @@ def test_a_new_plugin_builds_and_trains_by_name(prefix, plugins, kind):
         "--run_name", "first", cwd=folder)
     assert '"step":20' in (folder / "runs/first/metrics.jsonl").read_text().replace(" ", "")
     assert f"my_{kind}" in (folder / "runs/first/provenance.json").read_text()
+
+
+def test_a_new_format_writes_and_reads_a_trained_model(prefix, plugins):
+    """As its README says, word for word."""
+    folder = plugins / "my_format"
+    [script] = re.findall(r"^```sh\n(.*?)^```", (folder / "README.md").read_text(), re.M | re.S)
+    said = run("bash", "-ec", script.replace("cmake -S", "cmake -G Ninja -S").replace("PREFIX", str(prefix)), cwd=folder)
+    assert "my_format, 21 tensors" in said and "FAIL" not in said, said
+    config = json.loads((folder / "exported/config.json").read_text())
+    assert config["model_type"] == "my_format" and config["width"] == 32
+    run(prefix / "bin/dsv3", "logits", "runs/first", "--tokens", "ids.json", "--out", "own.safetensors", cwd=folder)
+    assert (folder / "own.safetensors").read_bytes() == (folder / "logits.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("kind, name, says", [
