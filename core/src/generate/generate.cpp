@@ -86,7 +86,7 @@ class Run {
       for (const size_t s : active) first = choose(s, logits, first);
       note_cache();
       for (const size_t s : active)
-        if (slots_[s]->done) free(s);
+        if (slots_[s]->done) release(s);
       stats.seconds += seconds() - ready;
     }
   }
@@ -267,7 +267,7 @@ class Run {
     stats.mtp_cache_bytes = mtp_bytes;
   }
 
-  void free(size_t s) {
+  void release(size_t s) {
     const size_t prompt = slots_[s]->prompt;
     slots_[s].reset();
     if (options_.on_done) options_.on_done(prompt, result_.texts[prompt]);

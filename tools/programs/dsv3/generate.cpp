@@ -215,7 +215,7 @@ void add_options(CLI::App& command, Arguments& a) {
       ->allow_extra_args(false);
   command.add_option("--prompt-file", a.prompt_file, "prompts, one a line")->type_name("FILE");
   command.add_flag("--ids", a.ids,
-                   "prompts are JSON lists of token ids, and so is what is produced");
+                   "prompts are JSON lists of token ids, [1, 2, 3], and ids come out");
   command.add_option("--tokens", a.options.tokens, "new tokens at most")->capture_default_str();
   command.add_option("--temperature", sampling.temperature, "0 = always the likeliest token")
       ->capture_default_str();
