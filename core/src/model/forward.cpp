@@ -251,35 +251,4 @@ at::Tensor Model::mtp_logits(const at::Tensor& tokens) {
   return at::stack(logits);
 }
 
-at::Tensor Model::next_logits(const at::Tensor& tokens, std::vector<KvCache>& caches) {
-  const at::NoGradGuard no_grad;
-  const Parts& parts = *parts_;
-  if (!caches.empty() && caches.size() != parts.blocks.size())
-    throw Error("next_logits got " + std::to_string(caches.size()) + " caches for " +
-                std::to_string(parts.blocks.size()) + " layers");
-  const at::Tensor given = tokens.to(parts.device);
-  const at::Tensor added = given.ge(0).sum(1);  // [B], without the padding
-  at::Tensor before = at::zeros_like(added);
-  if (!caches.empty()) before = caches.front().lengths().to(parts.device).clone();
-  Sequence seq;
-  seq.positions = before.unsqueeze(1) + at::arange(given.size(1), given.options());
-  at::Tensor x = parts.hidden(given.clamp_min(0), seq, caches.empty() ? nullptr : &caches);
-  const bool padded = added.min().item<int64_t>() < given.size(1);
-  if (padded)
-    for (KvCache& cache : caches) cache.truncate((before + added).to(cache.lengths().device()));
-  const at::Tensor last = (added - 1).clamp_min(0).reshape({-1, 1, 1}).expand({-1, 1, x.size(2)});
-  x = x.gather(1, last).squeeze(1);
-  at::Tensor result;
-  parts.with_head({&x}, {&result}, [&] { result = parts.project(parts.final_norm(x)); });
-  return result;
-}
-
-std::vector<KvCache> Model::make_caches(int64_t batch) const {
-  std::vector<KvCache> caches;
-  for (size_t i = 0; i < parts_->blocks.size(); ++i)
-    caches.emplace_back(batch, parts_->attention[i]->cache_values_per_token(),
-                        parts_->embedding.scalar_type(), parts_->device);
-  return caches;
-}
-
 }  // namespace dsv3

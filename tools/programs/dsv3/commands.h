@@ -17,6 +17,7 @@ void add_schema_commands(CLI::App& app, int& exit_code);
 void add_compare_commands(CLI::App& app, int& exit_code);
 /// export, import, logits
 void add_model_commands(CLI::App& app, int& exit_code);
+void add_generate_command(CLI::App& app, int& exit_code);
 /// Last of all: completion is made from the commands that `app` has when it runs.
 void add_completion_commands(CLI::App& app, int& exit_code);
 

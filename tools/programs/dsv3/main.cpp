@@ -1,4 +1,4 @@
-// `dsv3`: looks at plugins, prepares data, handles runs and models. `dsv3-run` trains.
+// `dsv3`: looks at plugins, prepares data, handles runs and models, generates. `dsv3-run` trains.
 #include <csignal>
 #include <exception>
 #include <iostream>
@@ -22,6 +22,7 @@ int run(int argc, char** argv) {
   int exit_code = 0;
   add_plugins_commands(app, exit_code);
   add_model_commands(app, exit_code);
+  add_generate_command(app, exit_code);
   add_data_commands(app, exit_code);
   add_schema_commands(app, exit_code);
   add_compare_commands(app, exit_code);
