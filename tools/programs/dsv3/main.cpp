@@ -22,6 +22,7 @@ int run(int argc, char** argv) {
   int exit_code = 0;
   add_plugins_commands(app, exit_code);
   add_model_commands(app, exit_code);
+  add_eval_commands(app, exit_code);
   add_data_commands(app, exit_code);
   add_schema_commands(app, exit_code);
   add_compare_commands(app, exit_code);

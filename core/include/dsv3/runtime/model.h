@@ -67,6 +67,9 @@ class Model {
   LossParts loss(const Batch& batch, const LossScale& scale);
   /// Sum of the main cross-entropy over valid targets, no grad: {sum, targets}.
   std::pair<double, int64_t> evaluate(const Batch& batch);
+  /// fp32 [B, T] on the host: cross-entropy in nats of `targets` int64 [B, T] (-1 = not asked: 0)
+  /// behind the first T tokens of each row, no grad.
+  at::Tensor token_losses(const Batch& batch, const at::Tensor& targets);
   /// fp32 logits [B, V] of each row's last token, no grad. tokens int64 [B, T], -1 = padding on the
   /// right; they are appended to `caches` (one a layer; empty = none), and positions go on from the
   /// caches' lengths.
