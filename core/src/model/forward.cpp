@@ -13,6 +13,9 @@
 namespace dsv3 {
 namespace {
 
+/// fp32 logits that token_losses holds: 64 MiB.
+constexpr int64_t kLogitsAtOnce = int64_t{16} << 20;
+
 /// The micro-batch on the device, as every layer sees it.
 Sequence sequence_of(const Batch& batch, at::Device device) {
   const int64_t rows = batch.tokens.size(0), length = batch.tokens.size(1) - 1;
@@ -212,6 +215,30 @@ std::pair<double, int64_t> Model::evaluate(const Batch& batch) {
               .second;
   });
   return {sum.item<double>(), targets.ge(0).sum().item<int64_t>()};
+}
+
+at::Tensor Model::token_losses(const Batch& batch, const at::Tensor& targets) {
+  const at::NoGradGuard no_grad;
+  const Parts& parts = *parts_;
+  const at::Tensor tokens = batch.tokens.to(parts.device);
+  at::Tensor x =
+      parts.hidden(tokens.narrow(1, 0, tokens.size(1) - 1), sequence_of(batch, parts.device));
+  const at::Tensor flat = targets.reshape(-1).to(parts.device);
+  const at::Tensor asked = flat.ge(0).nonzero().squeeze(1);
+  const at::Tensor index = flat.index_select(0, asked).unsqueeze(1);
+  at::Tensor losses = at::zeros(flat.sizes(), x.options().dtype(at::kFloat));
+  parts.with_head({&x}, {&losses}, [&] {
+    x = parts.final_norm(x).reshape({-1, x.size(-1)}).index_select(0, asked);
+    const int64_t rows = std::max<int64_t>(1, kLogitsAtOnce / parts.vocab);
+    for (int64_t begin = 0; begin < x.size(0); begin += rows) {
+      const int64_t count = std::min(rows, x.size(0) - begin);
+      const at::Tensor logits = parts.project(x.narrow(0, begin, count));
+      const at::Tensor picked = logits.gather(1, index.narrow(0, begin, count)).squeeze(1);
+      losses.index_copy_(0, asked.narrow(0, begin, count),
+                         (logits.logsumexp(1) - picked).to(at::kFloat));
+    }
+  });
+  return losses.view_as(targets).cpu();
 }
 
 at::Tensor Model::logits(const at::Tensor& tokens) {

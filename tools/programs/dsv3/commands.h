@@ -18,6 +18,8 @@ void add_compare_commands(CLI::App& app, int& exit_code);
 /// export, import, logits
 void add_model_commands(CLI::App& app, int& exit_code);
 void add_generate_command(CLI::App& app, int& exit_code);
+/// eval
+void add_eval_commands(CLI::App& app, int& exit_code);
 /// Last of all: completion is made from the commands that `app` has when it runs.
 void add_completion_commands(CLI::App& app, int& exit_code);
 

@@ -23,6 +23,7 @@ int run(int argc, char** argv) {
   add_plugins_commands(app, exit_code);
   add_model_commands(app, exit_code);
   add_generate_command(app, exit_code);
+  add_eval_commands(app, exit_code);
   add_data_commands(app, exit_code);
   add_schema_commands(app, exit_code);
   add_compare_commands(app, exit_code);

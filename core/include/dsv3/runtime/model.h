@@ -89,6 +89,9 @@ class Model {
   /// 2. `hidden` [N, D].
   Extended extend_mtp(size_t module, const NewTokens& added, const at::Tensor& hidden,
                       std::vector<KvCache>& caches);
+  /// fp32 [B, T] on the host: cross-entropy in nats of `targets` int64 [B, T] (-1 = not asked: 0)
+  /// behind the first T tokens of each row, no grad.
+  at::Tensor token_losses(const Batch& batch, const at::Tensor& targets);
   /// fp32 logits [B, T, V], no grad.
   at::Tensor logits(const at::Tensor& tokens);
   /// fp32 logits of the MTP modules [depth, B, T, V], no grad. Module k at position t sees token

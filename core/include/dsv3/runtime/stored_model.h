@@ -41,11 +41,13 @@ StoredModel open_stored_model(const std::filesystem::path& path, Plugins& plugin
 /// The model of a checkpoint that was verified before.
 StoredModel stored_model_of(const StoredCheckpoint& checkpoint);
 
-/// What to load, and onto what.
+/// What to load, and onto what. An empty device, precision or threads: as the model's experiment
+/// says.
 struct LoadRequest {
   std::filesystem::path path;
   std::string device = "auto";     ///< auto | cpu | cuda
   std::string precision = "auto";  ///< auto | fp32 | bf16, as train.precision
+  std::string threads = "auto";    ///< auto | a number, for Experiment::train
   std::string tokenizer;           ///< a tokenizer.json instead of the model's own; empty = its own
   bool with_tokenizer = true;      ///< false: it is not opened, so its file may be gone
 };
