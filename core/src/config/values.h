@@ -41,6 +41,9 @@ Node string_node(const std::string& text);
 /// reference.
 Node stored_string(const Node& node, const Text& text);
 
+/// What was written, for error texts: "'thirty-two'", "a list", "a map" or "nothing".
+std::string got(const Node& node);
+
 /// "an integer", "a list of strings", ...
 std::string type_name(OptionType type);
 

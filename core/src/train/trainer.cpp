@@ -257,8 +257,8 @@ std::optional<double> Trainer::validate() {
     targets += count;
   }
   if (targets == 0) {
-    log::warning("no validation: the data holds out no document (validation.share is " +
-                 std::to_string(experiment_.validation.share) + ")");
+    log::warning(c10::str("no validation: the data holds out no document (validation.share is ",
+                          experiment_.validation.share, ")"));
     return std::nullopt;
   }
   return sum / static_cast<double>(targets);

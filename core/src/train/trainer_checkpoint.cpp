@@ -4,6 +4,7 @@
 #include <dsv3/sdk/log.h>
 #include <dsv3/support/safetensors.h>
 
+#include "train/differences.h"
 #include "train/libraries.h"
 #include "train/tensor_views.h"
 #include "train/trainer.h"
@@ -17,20 +18,36 @@ Json digests_of(const std::vector<LoadedLibrary>& libraries) {
   return digests;
 }
 
+constexpr const char* kThere = "in the checkpoint";
+
 /// Lists what differs between the conventions of a checkpoint and of the experiment; empty =
 /// nothing.
-std::string differences(const Json& saved, const std::map<std::string, std::string>& wanted) {
+std::string differences(const std::map<std::string, std::string>& saved,
+                        const std::map<std::string, std::string>& wanted) {
   std::string text;
-  for (const auto& [key, value] : wanted) {
-    const std::string there = saved.value(key, "absent");
-    if (there != value)
-      text += "\n  " + key + ": checkpoint " + there + ", this experiment " + value;
-  }
-  for (const auto& [key, value] : saved.items())
-    if (!wanted.contains(key))
-      text +=
-          "\n  " + key + ": checkpoint " + value.get<std::string>() + ", this experiment absent";
+  const auto add = [&](const std::string& key, const std::string& there, const std::string& here) {
+    text += "\n  " + key + ": " + there + " " + kThere + ", " + here + " here";
+  };
+  for (const auto& [key, value] : saved)
+    if (!wanted.contains(key)) add(key, value, "absent");
+  for (const auto& [key, value] : wanted)
+    if (!saved.contains(key))
+      add(key, "absent", value);
+    else if (saved.at(key) != value)
+      add(key, saved.at(key), value);
   return text;
+}
+
+/// `why` is said only when the settings of the two models do not say it.
+[[noreturn]] void refuse_model(const StoredCheckpoint& checkpoint, const Experiment& experiment,
+                               const std::string& why) {
+  const std::string settings =
+      difference_lines(checkpoint.manifest.at("state").at("config").get<std::string>(),
+                       experiment.resolved, kThere, "here", "model");
+  throw Error(checkpoint.folder.string() + " is of another model:" +
+                  (settings.empty() ? " " + why : settings) +
+                  "\nGive `model` as the checkpoint has it, or start without it",
+              ExitCode::checkpoint);
 }
 
 safetensors::File open_tensors(const StoredCheckpoint& checkpoint) {
@@ -65,12 +82,6 @@ void Trainer::save(std::optional<double> val_loss) {
 
 void Trainer::load_model(const StoredCheckpoint& checkpoint, const safetensors::File& file) {
   const Json& state = checkpoint.manifest.at("state");
-  const std::string other = differences(state.at("conventions"), experiment_.conventions);
-  if (!other.empty())
-    throw Error(
-        checkpoint.folder.string() + " was made under other conventions:" + other +
-            "\nSet these options and plugins as the checkpoint has them, or start without it",
-        ExitCode::checkpoint);
   if (tokenizer_ && !state.at("tokenizer").is_null() &&
       state.at("tokenizer") != tokenizer_->digest())
     throw Error(
@@ -83,11 +94,15 @@ void Trainer::load_model(const StoredCheckpoint& checkpoint, const safetensors::
     for (const Buffer& buffer : model_->store().buffers())
       copy_view(file.tensors(), "buffer/" + buffer.name, buffer.tensor);
   } catch (const Error& error) {
-    throw Error(checkpoint.folder.string() + " is of another model: " + error.what() +
-                    "\nGive `model` as the checkpoint has it (its settings are in " +
-                    (checkpoint.folder / "manifest.json").string() + "), or start without it",
-                error.code());
+    refuse_model(checkpoint, experiment_, error.what());
   }
+  // After the tensors: another attention lacks a convention, too, but that is not what is wrong.
+  const std::string other = differences(state.at("conventions"), experiment_.conventions);
+  if (!other.empty())
+    throw Error(
+        checkpoint.folder.string() + " was made under other conventions:" + other +
+            "\nSet these options and plugins as the checkpoint has them, or start without it",
+        ExitCode::checkpoint);
 }
 
 void Trainer::restore(const StoredCheckpoint& checkpoint) {
