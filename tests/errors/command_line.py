@@ -36,6 +36,7 @@ typed("cli_missing_machine_config", "The file of machine defaults is not there."
 typed("cli_dsv3_nothing", "dsv3 is started without a command.", 2, program=dsv3)
 typed("cli_dsv3_unknown_flag", "A flag of a command is misspelled.", 2, "plugins", "check", "mine.so", "--memroy", "4G", program=dsv3)
 typed("cli_dsv3_too_many", "A command gets one argument too many.", 2, "data", "inspect", "shards", "more", program=dsv3)
+typed("cli_dsv3_unknown_subcommand", "A command of a command is misspelled.", 2, "plugins", "lst", program=dsv3)
 typed("cli_dsv3_unknown_command", "dsv3 is asked to train.", 2, "train", "tiny.yaml", program=dsv3)
 typed("cli_describe_without_kind", "A component is named without its kind.", 2, "plugins", "describe", "mla", program=dsv3)
 typed("cli_describe_unknown_kind", "A kind is misspelled.", 2, "plugins", "describe", "optimiser/adamw", program=dsv3)

@@ -8,6 +8,11 @@
 
 #include <dsv3/runtime/suggest.h>
 
+template <class T>
+bool is(const CLI::ParseError& error) {
+  return dynamic_cast<const T*>(&error);
+}
+
 /// The subcommand that was being read, and how it is typed: "dsv3 plugins check".
 inline const CLI::App& innermost(const CLI::App& app, std::string& path) {
   path += (path.empty() ? "" : " ") + app.get_name();
@@ -30,12 +35,16 @@ inline std::string unexpected(const CLI::App& command, const std::string& word) 
 inline std::string usage_text(const CLI::App& app, const CLI::ParseError& error) {
   std::string path;
   const CLI::App& command = innermost(app, path);
-  const std::string name = error.get_name(), what = error.what();
+  const std::string what = error.what();
   const std::vector<std::string> extra = app.remaining(true);
   std::string text = what;
-  if (name == "ExtrasError" && !extra.empty()) {
+  const bool has_commands = !command.get_subcommands({}).empty();
+  if (!extra.empty() && (!has_commands || extra.front().starts_with("-"))) {
     text = unexpected(command, extra.front());
-  } else if (name == "ArgumentMismatch") {
+  } else if (has_commands) {
+    text = extra.empty() ? path + " needs a command"
+                         : "there is no command '" + path + " " + extra.front() + "'";
+  } else if (is<CLI::ArgumentMismatch>(error)) {
     text = what.substr(0, what.find(':')) + " needs a value";
   } else if (const size_t not_in = what.find(" not in {"); not_in != what.npos) {
     const size_t colon = what.find(": ");  // "--resume: tiny not in {auto}"

@@ -66,18 +66,17 @@ void check_tiling(std::vector<Placed> placed, int64_t layers, const std::string&
     if (range.first > next && next < layers)
       diagnostics.error(
           *range.node,
-          path + " leaves out " + named_layers(next, std::min(range.first, layers) - 1),
-          {all});
+          path + " leaves out " + named_layers(next, std::min(range.first, layers) - 1), {all});
     if (range.first < next)
-      diagnostics.error(*range.node,
-                        path + " names " +
-                            named_layers(range.first, std::min(next - 1, range.last)) + " twice",
-                        {all});
+      diagnostics.error(
+          *range.node,
+          path + " names " + named_layers(range.first, std::min(next - 1, range.last)) + " twice",
+          {all});
     next = std::max(next, range.last + 1);
   }
   if (next < layers && !placed.empty())
-    diagnostics.error(*placed.back().node,
-                      path + " leaves out " + named_layers(next, layers - 1), {all});
+    diagnostics.error(*placed.back().node, path + " leaves out " + named_layers(next, layers - 1),
+                      {all});
 }
 
 // The words of `role:`, one or a list.

@@ -121,8 +121,7 @@ class Builder final : public YAML::EventHandler {
   void check_tag(const YAML::Mark& mark, const std::string& tag) {
     if (tag.empty() || tag == "!" || tag == "?") return;
     constexpr std::string_view kYaml = "tag:yaml.org,2002:";
-    const std::string written =
-        tag.starts_with(kYaml) ? "!!" + tag.substr(kYaml.size()) : tag;
+    const std::string written = tag.starts_with(kYaml) ? "!!" + tag.substr(kYaml.size()) : tag;
     throw Stop{position(mark), "tags such as '" + written + "' are not supported", {"remove it"}};
   }
 

@@ -1,7 +1,7 @@
-#include <dsv3/runtime/suggest.h>
-
 #include <algorithm>
 #include <numeric>
+
+#include <dsv3/runtime/suggest.h>
 
 namespace dsv3 {
 

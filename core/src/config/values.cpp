@@ -134,8 +134,7 @@ std::vector<std::string> type_notes(OptionType type, const Text& text) {
   if (type == OptionType::boolean) return {"write true or false"};
   if (type != OptionType::string && text.quoted && !text.environment)
     return {"a value in quotes is a string: remove the quotes"};
-  if (type == OptionType::number && is_not_finite(text.value))
-    return {"numbers must be finite"};
+  if (type == OptionType::number && is_not_finite(text.value)) return {"numbers must be finite"};
   return {};
 }
 

@@ -43,7 +43,8 @@ void find_files(const std::string& given, std::vector<std::string>& found) {
       inside.push_back(at->path().string());
   if (error) fail("cannot read folder " + given + ": " + error.message());
   if (inside.empty())
-    fail("no .txt or .jsonl file in folder " + given + "; a file of another name is read when it is "
+    fail("no .txt or .jsonl file in folder " + given +
+         "; a file of another name is read when it is "
          "named itself");
   std::sort(inside.begin(), inside.end());
   found.insert(found.end(), inside.begin(), inside.end());

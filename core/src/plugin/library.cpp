@@ -116,8 +116,8 @@ void check_provides(const std::vector<Registration>& registrations, const Stamp&
              " twice; remove one, or give it another name");
   }
   if (registered == std::set<std::string>(stamp.provides.begin(), stamp.provides.end())) return;
-  refuse(plugin_label(stamp.name, path) +
-         " registers " + component_list({registered.begin(), registered.end()}) +
+  refuse(plugin_label(stamp.name, path) + " registers " +
+         component_list({registered.begin(), registered.end()}) +
          " in DSV3_PLUGIN, but dsv3_add_plugin(PROVIDES) says " + component_list(stamp.provides) +
          "; make them agree");
 }

@@ -83,7 +83,8 @@ StoredCheckpoint checkpoint_at(const std::filesystem::path& path) {
     if (auto newest = CheckpointStore(path / "checkpoints", 0).newest()) return *newest;
   std::error_code ignored;
   if (!std::filesystem::exists(path, ignored))
-    throw Error("--from names " + path.string() + ", which is not there (relative paths start at the current folder)",
+    throw Error("--from names " + path.string() +
+                    ", which is not there (relative paths start at the current folder)",
                 ExitCode::checkpoint);
   if (!std::filesystem::is_directory(path, ignored))
     throw Error("--from names the file " + path.string() +

@@ -44,8 +44,8 @@ std::string differences(const std::map<std::string, std::string>& saved,
   const std::string settings =
       difference_lines(checkpoint.manifest.at("state").at("config").get<std::string>(),
                        experiment.resolved, kThere, "here", "model");
-  throw Error(checkpoint.folder.string() + " is of another model:" +
-                  (settings.empty() ? " " + why : settings) +
+  throw Error(checkpoint.folder.string() +
+                  " is of another model:" + (settings.empty() ? " " + why : settings) +
                   "\nGive `model` as the checkpoint has it, or start without it",
               ExitCode::checkpoint);
 }

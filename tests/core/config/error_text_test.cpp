@@ -13,9 +13,10 @@ TEST_CASE("a place in a file brings its line, with a caret below the word") {
   const std::string file = (folder / "a.yaml").string();
   put(file, "dsv3: 1\nschedule: {plugin: thrower, x: \xc3\xa9 }\n\tlast: 1");
   CHECK(error_text("schedule 'thrower' (" + file + ":2:20): no") ==
-        "error: schedule 'thrower' (" + file + ":2:20): no\n"
-        "  2 | schedule: {plugin: thrower, x: \xc3\xa9 }\n"
-        "    |                    ^~~~~~~");
+        "error: schedule 'thrower' (" + file +
+            ":2:20): no\n"
+            "  2 | schedule: {plugin: thrower, x: \xc3\xa9 }\n"
+            "    |                    ^~~~~~~");
   CHECK(error_text(file + ":3:2: error: a\n  asked for by " + file + ":1:1") ==
         file + ":3:2: error: a\n  3 |  last: 1\n    |  ^~~~\n  asked for by " + file +
             ":1:1\n  1 | dsv3: 1\n    | ^~~~");
@@ -52,6 +53,6 @@ TEST_CASE("all keys on which two resolved experiments differ, by path") {
   std::vector<std::string> lines;
   for (const auto& one : found) lines.push_back(one.key + " " + one.a + " " + one.b);
   CHECK(lines == std::vector<std::string>{"model.hidden 32 64", "model.attention.heads 2 ",
-                                          "optimizer.1.plugin muon sgd", "samples.prompts [a, b] [a, c]",
-                                          "optimizer.1.lr  1"});
+                                          "optimizer.1.plugin muon sgd",
+                                          "samples.prompts [a, b] [a, c]", "optimizer.1.lr  1"});
 }

@@ -119,10 +119,10 @@ int run(int argc, char** argv) {
   } catch (const CLI::Success& success) {  // --help
     return app.exit(success);
   } catch (const CLI::ParseError& error) {
-    const bool is_setting = error.get_name() == "ExtrasError";  // --lr
-    throw Error(usage_text(app, error) +
-                    (is_setting ? ", settings are given as key=value: train.steps=100" : ""),
-                ExitCode::usage);
+    const char* settings = is<CLI::ExtrasError>(error)  // --lr
+                               ? ", settings are given as key=value: train.steps=100"
+                               : "";
+    throw Error(usage_text(app, error) + settings, ExitCode::usage);
   }
   dsv3::RunRequest request;
   request.experiment = experiment_of(a);

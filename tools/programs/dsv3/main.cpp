@@ -32,9 +32,7 @@ int run(int argc, char** argv) {
     return app.exit(e);
   } catch (const CLI::ParseError& e) {
     std::string what = usage_text(app, e);
-    if (app.get_subcommands().empty())
-      what = (argc > 1 ? "there is no command '" + std::string(argv[1]) + "'" : "no command") +
-             "; dsv3 --help lists the commands, and dsv3-run FILE trains";
+    if (app.get_subcommands().empty()) what += "; dsv3-run FILE trains";
     return fail(what.c_str(), dsv3::ExitCode::usage);
   }
   return exit_code;
