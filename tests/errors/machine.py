@@ -10,7 +10,7 @@ from harness import dsv3, dsv3_run, experiment, mistake
 # goes with it, so it is listed.
 NAMESPACE = r"""
 exec unshare -rm bash -c 'mount -t tmpfs -o "$DISK" none disk || exit 99
-"$@"; code=$?; echo "left on the disk: $(find disk -mindepth 1 ! -name lock | sort | tr "\\n" " ")"; exit $code' bash "$@"
+"$@"; code=$?; echo left on the disk: $(find disk -mindepth 1 ! -name lock | sort); exit $code' bash "$@"
 """
 
 

@@ -146,10 +146,10 @@ void verify_file(const stdfs::path& path, const safetensors::Written& expected) 
   uint64_t bytes = stdfs::file_size(path, error);
   if (error)
     fail("cannot be read: " + error.message() +
-         "; copy the whole folder again, or name another checkpoint");
+         "; copy the whole folder again, or use another checkpoint");
   if (bytes != expected.bytes) {
     fail("has " + std::to_string(bytes) + " bytes, but the manifest says " +
-         std::to_string(expected.bytes) + "; copy it again, or name another checkpoint");
+         std::to_string(expected.bytes) + "; copy it again, or use another checkpoint");
   }
   std::string digest;
   try {
@@ -160,7 +160,7 @@ void verify_file(const stdfs::path& path, const safetensors::Written& expected) 
   if (digest != expected.sha256) {
     fail(
         "its SHA-256 is not the manifest's: the file was changed or damaged; copy it again, or "
-        "name another checkpoint");
+        "use another checkpoint");
   }
 }
 
