@@ -70,6 +70,22 @@ def yaml_several_mistakes(folder):
 
 
 @mistake(2)
+def yaml_mistake_in_base(folder):
+    """A file that the experiment extends has a misspelled key, and the experiment another mistake."""
+    experiment(folder, ("hidden: 32", "hiden: 32"))
+    (folder / "mine.yaml").write_text("dsv3: 1\nextends: [tiny.yaml]\nmodel: {layers: 0}\n")
+    return dsv3_run("mine.yaml", "--check")
+
+
+@mistake(2)
+def yaml_base_is_no_experiment(folder):
+    """The file that the experiment extends is a list."""
+    experiment(folder, ("dsv3: 1\n", "dsv3: 1\nextends: sizes.yaml\n"))
+    (folder / "sizes.yaml").write_text("- hidden: 32\n- layers: 3\n")
+    return dsv3_run(*CHECK)
+
+
+@mistake(2)
 def yaml_alias_bomb(folder):
     """Aliases of aliases expand to a billion values."""
     lines = ["dsv3: 1", "a: &a [x, x, x, x, x, x, x, x, x, x]"]

@@ -9,6 +9,7 @@
 #include "config/components.h"
 #include "config/emit.h"
 #include "config/layers.h"
+#include "config/parse.h"
 #include "config/schemas.h"
 #include "config/slots.h"
 
@@ -195,6 +196,16 @@ std::vector<ResolvedValue> resolved_values(const ExperimentRequest& request, Cat
   const Loaded loaded = load(request, catalog);
   std::vector<ResolvedValue> values;
   collect(loaded.resolved, "", loaded.diagnostics, values);
+  return values;
+}
+
+std::vector<ResolvedValue> resolved_values(const std::string& resolved) {
+  config::Diagnostics diagnostics;
+  const int source = diagnostics.add_source("resolved experiment", resolved, false);
+  const std::optional<Node> tree = config::parse(diagnostics, source, 0);
+  diagnostics.throw_if_any();
+  std::vector<ResolvedValue> values;
+  if (tree) collect(*tree, "", diagnostics, values);
   return values;
 }
 

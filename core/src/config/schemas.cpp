@@ -125,8 +125,8 @@ void TopOptions::describe(OptionSchema<TopOptions>& s) {
                          "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
                          "0123456789._-") != std::string::npos;
     if (odd || o.name.empty() || o.name.size() > 128 || o.name[0] == '.')
-      return "name must be 1 to 128 letters, digits, '.', '_' or '-', not '.' first: it becomes a "
-             "folder";
+      return "name must be 1 to 128 letters, digits, '.', '_' and '-', not '.' first: it becomes a "
+             "folder's";
     return "";
   });
 }

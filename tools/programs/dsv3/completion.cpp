@@ -142,7 +142,7 @@ complete -F _dsv3_complete dsv3 dsv3-run
 
 constexpr const char* kZsh = R"sh(_dsv3_complete() {
   local -a lines
-  lines=("${(@f)$(_dsv3_candidates "${(@)words[1,CURRENT-1]}")}")
+  lines=(${(f)"$(_dsv3_candidates "${(@)words[1,CURRENT-1]}")"})
   if (( ${lines[(Ie)<file>]} )); then
     lines=("${(@)lines:#<file>}")
     _files
@@ -161,12 +161,13 @@ std::string fish_quoted(const std::string& text) {
 }
 
 std::string fish(const std::vector<Command>& commands) {
-  std::string out = R"sh(function __dsv3_at
-  set -l words (commandline -opc)
-  set -l wanted (string split ' ' -- $argv[1])
-  set -l commands (string match -v -- '-*' $words)
-  set commands[1] (basename $commands[1])
-  test "$commands[1..$(count $wanted)]" = "$wanted"
+  std::string out = R"sh(function __dsv3_at -a path has_commands
+  set -l wanted (string split ' ' -- $path)
+  set -l words (string match -v -- '-*' (commandline -opc))
+  set words[1] (basename $words[1])
+  # What comes behind a command that has commands is one of those, or not known yet.
+  test "$words[1..$(count $wanted)]" = "$wanted"
+  and test $has_commands = no -o (count $words) = (count $wanted)
 end
 complete -c dsv3 -f
 complete -c dsv3-run -n 'string match -q -- "*.yaml" (commandline -opc)' -f -a '(dsv3 completion overrides (string match -- "*.yaml" (commandline -opc))[1] 2>/dev/null)'
@@ -177,11 +178,13 @@ complete -c dsv3-run -n 'string match -q -- "*.yaml" (commandline -opc)' -f -a '
     if (kind == "format")
       return " -f -a \"(dsv3 completion components 2>/dev/null | string replace -f format/ '')\"";
     if (kind.starts_with("words ")) return " -f -a " + fish_quoted(kind.substr(6));
-    return "";
+    return " -f";
   };
   for (const Command& command : commands) {
-    const std::string at = "complete -c " + command.path.substr(0, command.path.find(' ')) +
-                           " -n " + fish_quoted("__dsv3_at " + fish_quoted(command.path));
+    const bool has_commands = !command.choices.empty() && !command.choices.front().is_option;
+    const std::string at =
+        "complete -c " + command.path.substr(0, command.path.find(' ')) + " -n " +
+        fish_quoted("__dsv3_at " + fish_quoted(command.path) + (has_commands ? " yes" : " no"));
     for (const Choice& choice : command.choices) {
       out += at + (choice.is_option ? " -l " + choice.word.substr(2) : " -a " + choice.word);
       if (choice.takes_value) out += " -r" + values(choice.value);

@@ -7,12 +7,13 @@
 #include <dsv3/runtime/logging.h>
 #include <dsv3/sdk/error.h>
 
+#include "../usage.h"
 #include "commands.h"
 
 namespace {
 
 int fail(const char* what, dsv3::ExitCode exit_code) {
-  std::cerr << dsv3::error_line(what) << '\n';
+  std::cerr << dsv3::error_text(what) << '\n';
   return static_cast<int>(exit_code);
 }
 
@@ -33,11 +34,9 @@ int run(int argc, char** argv) {
   } catch (const CLI::Success& e) {  // --help
     return app.exit(e);
   } catch (const CLI::ParseError& e) {
-    std::string what = e.what();
-    if (app.get_subcommands().empty())
-      what = argc > 1 ? "there is no command '" + std::string(argv[1]) + "'" : "no command";
-    return fail((what + "; dsv3 --help lists the commands, and dsv3-run FILE trains").c_str(),
-                dsv3::ExitCode::usage);
+    std::string what = usage_text(app, e);
+    if (app.get_subcommands().empty()) what += "; dsv3-run FILE trains";
+    return fail(what.c_str(), dsv3::ExitCode::usage);
   }
   return exit_code;
 }
