@@ -31,7 +31,7 @@ def ours(name, options, values, grads):
     data += struct.pack("q", len(grads))
     for factor, update in zip(FACTORS, grads):
         data += struct.pack("d", factor) + b"".join(grad.numpy().tobytes() for grad in update)
-    driver = os.environ["DSV3_DRIVER"]
+    driver = os.path.join(os.environ.get("DSV3_BUILD_DIR", "build"), "bin/optimizer_driver")
     done = subprocess.run([driver, name, json.dumps(options)], input=data, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
     flat = torch.frombuffer(bytearray(done.stdout), dtype=torch.float32)
