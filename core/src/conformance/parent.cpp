@@ -113,9 +113,11 @@ class Child {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     const rlimit none{0, 0};
     ::setrlimit(RLIMIT_CORE, &none);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they reserve terabytes
     const rlimit memory{static_cast<rlim_t>(request.memory_limit),
                         static_cast<rlim_t>(request.memory_limit)};
     ::setrlimit(RLIMIT_AS, &memory);
+#endif
     ::execv("/proc/self/exe", arguments);
     ::_exit(127);
   }
