@@ -20,6 +20,8 @@
 #include <dsv3/support/fs.h>
 #include <dsv3/support/sha256.h>
 
+#include "barrier/call.h"
+
 namespace dsv3 {
 namespace {
 
@@ -131,6 +133,11 @@ std::unique_ptr<Library> load(const std::filesystem::path& path) {
     check_stamp(library->stamp, path);
     library->sha256 = sha256(bytes);
   }
+  const barrier::InCall call(
+      barrier::remember({.label = "plugin '" + library->stamp.name + "'",
+                         .check = path.string(),
+                         .library = path.string()}),
+      "loading");
   const auto& handle = open(library->stamp, path);
   library->registrations = collect(handle, library->stamp, path);
   check_provides(library->registrations, library->stamp, path);
@@ -197,6 +204,13 @@ const Library& load_library(const std::filesystem::path& path) {
   }
   if (!entry.library) refuse(entry.error);
   return *entry.library;
+}
+
+const Library& library_of(const Registration& registration) {
+  for (const Library* library : libraries())
+    for (const Registration& one : library->registrations)
+      if (&one == &registration) return *library;
+  throw Error("a component of no library: " + registration.name);
 }
 
 std::vector<const Library*> libraries() {

@@ -3,6 +3,7 @@
 #include <memory>
 #include <sstream>
 
+#include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/logging.h>
 #include <dsv3/runtime/provenance.h>
 #include <dsv3/runtime/trainer.h>
@@ -110,10 +111,18 @@ const char* state_of(int code) {
   return code == static_cast<int>(ExitCode::interrupted) ? "interrupted" : "preempted";
 }
 
+/// While one lives, a crash is told in the run's status.json.
+class CrashesInFolder {
+ public:
+  explicit CrashesInFolder(const RunFolder& folder) { report_crashes_to(folder.status()); }
+  ~CrashesInFolder() { report_crashes_to({}); }
+};
+
 /// Trains inside `folder` and leaves status.json, also when it throws.
 int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment, Plugins& plugins,
              bool resumed) {
   open_log_file(folder.log());
+  const CrashesInFolder crashes(folder);
   std::unique_ptr<Trainer> trainer;
   bool started = false;
   try {

@@ -56,7 +56,7 @@ class Trainer {
   LossScale scale_of(const at::Tensor& targets) const;
   void hash_rows(const Batch& batch);
   void end_feed_forward_step(bool skipped);
-  void refuse_or_report(const StepResult& result) const;
+  void refuse_or_report(const StepResult& result, const std::string& cause) const;
   std::optional<double> validate();
   void write_samples();
   void save(std::optional<double> val_loss);

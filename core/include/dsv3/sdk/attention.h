@@ -18,6 +18,8 @@ class KvCache {
   at::Tensor append(const at::Tensor& values);
   /// int64 [B]: tokens each row holds, as of the last append or truncate.
   const at::Tensor& lengths() const { return lengths_; }
+  /// The largest of them, known without asking the device.
+  int64_t longest() const { return longest_; }
   /// Cuts rows to `lengths` [B]: after a right-padded prefill, or when speculation was refused.
   void truncate(const at::Tensor& lengths);
   int64_t bytes() const;
@@ -25,7 +27,7 @@ class KvCache {
  private:
   at::Tensor storage_;   // [B, capacity, C]
   at::Tensor lengths_;   // [B]
-  int64_t longest_ = 0;  // max of lengths_, known without asking the device
+  int64_t longest_ = 0;  // max of lengths_
   bool even_ = true;     // all rows are equally long
 };
 
