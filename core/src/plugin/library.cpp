@@ -133,11 +133,10 @@ std::unique_ptr<Library> load(const std::filesystem::path& path) {
     check_stamp(library->stamp, path);
     library->sha256 = sha256(bytes);
   }
-  const barrier::InCall call(
-      barrier::remember({.label = "plugin '" + library->stamp.name + "'",
-                         .check = path.string(),
-                         .library = path.string()}),
-      "loading");
+  barrier::Callee callee;
+  callee.label = "plugin '" + library->stamp.name + "'";
+  callee.check = callee.library = path.string();
+  const barrier::InCall call(barrier::remember(std::move(callee)), "loading");
   const auto& handle = open(library->stamp, path);
   library->registrations = collect(handle, library->stamp, path);
   check_provides(library->registrations, library->stamp, path);

@@ -153,25 +153,15 @@ StepResult Trainer::train_step() {
   world_->all_reduce_sum(targets);
   const LossScale scale = scale_of(targets);
 
-  // Sums stay on the device until gradients are there: reading them is the only wait for it.
-  at::Tensor sums = at::zeros({3}, at::TensorOptions().dtype(at::kFloat).device(device_));
-  for (size_t m = 0; m < batches.size(); ++m) {
-    strategy_->begin_microbatch(m + 1 == batches.size());
-    const LossParts parts = model_->loss(batches[m], scale);
-    strategy_->backward({parts.total});
-    const at::Tensor mtp = parts.mtp.defined() ? parts.mtp : at::zeros_like(parts.main);
-    sums += at::stack({parts.total.detach(), parts.main, mtp});
-  }
-
+  at::Tensor sums = run_micro_batches(batches, scale);
   StepResult result;
   result.grad_norm = strategy_->grad_norm();
-  world_->all_reduce_sum(sums);
   sums = sums.cpu();
   result.loss = sums[0].item<double>();
   result.main_loss = sums[1].item<double>();
   result.mtp_loss = sums[2].item<double>();
-  lr_factor_ = schedule_->factor(step_ + 1, total_steps_);
   result.skipped = !std::isfinite(result.grad_norm) || !std::isfinite(result.loss);
+  lr_factor_ = schedule_->factor(step_ + 1, total_steps_);
   std::string cause;
   if (result.skipped) {
     const bool stops = experiment_.train.not_finite != "skip" && world_->size() == 1;
@@ -187,6 +177,20 @@ StepResult Trainer::train_step() {
   tokens_ += experiment_.train.batch * experiment_.train.sequence;
   if (result.skipped) refuse_or_report(result, cause);
   return result;
+}
+
+at::Tensor Trainer::run_micro_batches(std::span<const Batch> batches, const LossScale& scale) {
+  // Sums stay on the device until gradients are there: reading them is the only wait for it.
+  at::Tensor sums = at::zeros({3}, at::TensorOptions().dtype(at::kFloat).device(device_));
+  for (size_t m = 0; m < batches.size(); ++m) {
+    strategy_->begin_microbatch(m + 1 == batches.size());
+    const LossParts parts = model_->loss(batches[m], scale);
+    strategy_->backward({parts.total});
+    const at::Tensor mtp = parts.mtp.defined() ? parts.mtp : at::zeros_like(parts.main);
+    sums += at::stack({parts.total.detach(), parts.main, mtp});
+  }
+  world_->all_reduce_sum(sums);
+  return sums;
 }
 
 void Trainer::hash_rows(const Batch& batch) {

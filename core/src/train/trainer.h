@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -53,6 +54,8 @@ class Trainer {
 
  private:
   StepResult train_step();
+  /// Forward and backward of a step; sums of total, main and MTP loss [3], on the device.
+  at::Tensor run_micro_batches(std::span<const Batch> batches, const LossScale& scale);
   LossScale scale_of(const at::Tensor& targets) const;
   void hash_rows(const Batch& batch);
   void end_feed_forward_step(bool skipped);
