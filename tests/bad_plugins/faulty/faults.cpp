@@ -99,7 +99,7 @@ Fault::Fault(const FaultyOptions& options) : fault_(options.fault), after_(optio
   if (fault_ == "exits_in_constructor") std::exit(0);
 }
 
-Fault::~Fault() noexcept(false) {
+Fault::~Fault() {
   if (fault_ == "throws_in_destructor") fail();
 }
 

@@ -53,7 +53,7 @@ void register_feed_forward(dsv3::Registrar& registrar) {
                                      const dsv3::OptionValues& values,
                                      const dsv3::LayerContext& context) {
     const auto fault = values.find("fault");
-    const bool nothing = fault != values.end() && std::get<std::string>(fault->second) == "null";
+    const bool nothing = fault != values.end() && std::get<std::string>(fault->second) == "no_object";
     return nothing ? nullptr : sound(values, context);
   });
 }
