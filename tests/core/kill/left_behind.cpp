@@ -31,10 +31,12 @@ using Values = std::map<std::pair<std::string, std::string>, double>;
 Values values_in_journal(const std::filesystem::path& run) {
   Values values;
   const auto lines = lines_of(run / "metrics.jsonl");
-  for (size_t id = 0; id < lines.size(); ++id)
-    for (const auto& [key, value] : Json::parse(lines[id]).items())
+  for (size_t id = 0; id < lines.size(); ++id) {
+    const Json row = Json::parse(lines[id]);
+    for (const auto& [key, value] : row.items())
       if (key != "step" && key != "tokens" && key != "time")
         values[{std::to_string(id), key}] = dsv3::number_from_json(value);
+  }
   return values;
 }
 
@@ -42,8 +44,9 @@ Values values_in_journal(const std::filesystem::path& run) {
 
 LeftBehind::LeftBehind(const std::filesystem::path& run) {
   for (const std::string& line : lines_of(run / "metrics.jsonl")) {
+    const Json row = Json::parse(line);
     Json kept = Json::object();
-    for (const auto& [key, value] : Json::parse(line).items())
+    for (const auto& [key, value] : row.items())
       if (!depends_on_time(key)) kept[key] = value;
     metrics.push_back(kept.dump());
   }
