@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <random>
 #include <set>
 #include <unistd.h>
 
@@ -61,14 +60,6 @@ std::vector<int64_t> steps_in(const stdfs::path& folder) {
   return steps;
 }
 
-stdfs::path temporary_for(const stdfs::path& folder) {
-  static const char* const digits = "0123456789abcdef";
-  std::random_device random;
-  std::string nonce;
-  for (int i = 0; i < 8; ++i) nonce += digits[random() % 16];
-  return folder.string() + ".tmp-" + nonce;
-}
-
 /// Lower is better; what has no finite loss has no place in the order.
 std::vector<StoredCheckpoint> best_first(std::vector<StoredCheckpoint> stored) {
   std::erase_if(
@@ -91,7 +82,7 @@ void or_warn(const char* what, F&& f) {
 
 /// Takes a folder out of sight first: killed half-way, it leaves a leftover and no torn checkpoint.
 void remove_checkpoint(const stdfs::path& folder) {
-  stdfs::path aside = temporary_for(folder);
+  stdfs::path aside = fs::temporary_name(folder);
   fs::rename(folder, aside);
   fs::remove_all(aside);
 }
@@ -119,9 +110,14 @@ void retain(const stdfs::path& folder, const std::vector<StoredCheckpoint>& all,
 
 void write_all(const stdfs::path& folder, const CheckpointContent& content) {
   fs::make_folder(folder);
-  auto written = safetensors::write(folder / kTensorFile, content.tensors);
+  std::vector<ManifestFile> files{
+      {kTensorFile, safetensors::write(folder / kTensorFile, content.tensors)}};
+  for (const auto& [name, text] : content.files) {
+    fs::write_atomically(folder / name, text);
+    files.push_back({name, {text.size(), sha256(text)}});
+  }
   fs::Writer manifest(folder / kManifestName);
-  manifest.write(make_manifest(content, {{kTensorFile, written}}));
+  manifest.write(make_manifest(content, files));
   manifest.sync();
   manifest.close();
   fs::sync_folder(folder);
@@ -144,10 +140,12 @@ void verify_file(const stdfs::path& path, const safetensors::Written& expected) 
   };
   std::error_code error;
   uint64_t bytes = stdfs::file_size(path, error);
-  if (error) fail("cannot be read: " + error.message());
+  if (error)
+    fail("cannot be read: " + error.message() +
+         "; copy the whole folder again, or use another checkpoint");
   if (bytes != expected.bytes) {
     fail("has " + std::to_string(bytes) + " bytes, but the manifest says " +
-         std::to_string(expected.bytes));
+         std::to_string(expected.bytes) + "; copy it again, or use another checkpoint");
   }
   std::string digest;
   try {
@@ -156,7 +154,9 @@ void verify_file(const stdfs::path& path, const safetensors::Written& expected) 
     throw Error(failure.what(), ExitCode::checkpoint);
   }
   if (digest != expected.sha256) {
-    fail("its SHA-256 is not the manifest's; the file was changed or damaged");
+    fail(
+        "its SHA-256 is not the manifest's: the file was changed or damaged; copy it again, or "
+        "use another checkpoint");
   }
 }
 
@@ -180,12 +180,30 @@ StoredCheckpoint verify_checkpoint(const stdfs::path& folder) {
   return stored;
 }
 
+StoredCheckpoint write_checkpoint(const stdfs::path& folder, const CheckpointContent& content) {
+  std::error_code ignored;
+  if (stdfs::exists(folder, ignored))
+    throw Error(folder.string() + " is there already; name a new folder", ExitCode::usage);
+  const stdfs::path temporary = fs::temporary_name(folder);
+  const stdfs::path parent = folder.has_parent_path() ? folder.parent_path() : ".";
+  try {
+    fs::make_folders(parent);
+    write_all(temporary, content);
+    fs::rename(temporary, folder);
+    fs::sync_folder(parent);
+  } catch (const std::exception& error) {
+    or_warn("cannot remove a failed save", [&] { fs::remove_all(temporary); });
+    throw Error("cannot write " + folder.string() + ": " + error.what(), ExitCode::checkpoint);
+  }
+  return read_stored(folder);
+}
+
 CheckpointStore::CheckpointStore(stdfs::path folder, int64_t keep_best)
     : folder_(std::move(folder)), keep_best_(keep_best) {}
 
 StoredCheckpoint CheckpointStore::save(const CheckpointContent& content) {
   stdfs::path folder = folder_ / folder_name(content.step);
-  stdfs::path temporary = temporary_for(folder);
+  stdfs::path temporary = fs::temporary_name(folder);
   std::error_code ignored;
   try {
     fs::make_folders(folder_);

@@ -26,6 +26,7 @@ class LayerReader {
  private:
   void add_machine_config(const std::filesystem::path& file);
   void add_file(const std::filesystem::path& file);
+  void add_layer(Node&& layer, const std::filesystem::path& file);
   void add_bases(const Node& layer, const std::filesystem::path& file);
   void add_base(const Node& name, const std::filesystem::path& folder);
   void check_version(const Node& layer, bool required);
@@ -43,5 +44,8 @@ class LayerReader {
 
 /// Reads a YAML file as a map; mistakes go to `diagnostics`, and the result is then an empty map.
 Node read_yaml_file(Diagnostics& diagnostics, const std::filesystem::path& file, int layer);
+/// The same of a text that is kept in `file`.
+Node read_yaml_text(Diagnostics& diagnostics, const std::filesystem::path& file, std::string text,
+                    int layer);
 
 }  // namespace dsv3::config

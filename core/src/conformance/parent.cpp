@@ -36,6 +36,7 @@ class Child {
                                    "--child-folder", request.folder.string()};
     for (const std::string& option : request.options) words.insert(words.end(), {"--set", option});
     for (const std::string& check : request.only) words.insert(words.end(), {"--only", check});
+    words.insert(words.end(), request.plugin_words.begin(), request.plugin_words.end());
     std::vector<char*> arguments;
     for (std::string& word : words) arguments.push_back(word.data());
     arguments.push_back(nullptr);

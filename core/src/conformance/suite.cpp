@@ -128,6 +128,8 @@ std::vector<Check> checks(Kind kind) {
       return data_checks();
     case Kind::tokenizer:
       return tokenizer_checks();
+    case Kind::format:
+      return format_checks();
   }
   throw Error("a kind without a conformance suite");
 }

@@ -1,15 +1,21 @@
 // What a model computes: training loss, validation loss, logits. The order of enter and leave is
 // the contract with strategies (docs/strategies.md).
+#include <limits>
+
 #include <ATen/ATen.h>
 
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/ops.h>
 #include <dsv3/sdk/packing.h>
 
+#include "barrier/watch.h"
 #include "model/parts.h"
 
 namespace dsv3 {
 namespace {
+
+/// fp32 logits that token_losses holds: 64 MiB.
+constexpr int64_t kLogitsAtOnce = int64_t{16} << 20;
 
 /// The micro-batch on the device, as every layer sees it.
 Sequence sequence_of(const Batch& batch, at::Device device) {
@@ -37,6 +43,10 @@ at::Tensor tokens_ahead(const at::Tensor& tokens, int64_t ahead) {
   return result;
 }
 
+void show(const std::string& module, const at::Tensor& output) {
+  if (barrier::watch) barrier::watch->passed(module, {}, {output});
+}
+
 }  // namespace
 
 std::vector<int64_t> count_targets(const Batch& batch, int64_t mtp_depth) {
@@ -58,6 +68,7 @@ void Model::Parts::leave(const Unit& unit, TensorRefs outputs) const {
 at::Tensor Model::Parts::embed(const at::Tensor& tokens) const {
   enter(embedding_unit(), {});
   at::Tensor x = at::embedding(embedding, tokens);
+  show("embedding", x);
   leave(embedding_unit(), {&x});
   return x;
 }
@@ -71,11 +82,12 @@ at::Tensor Model::Parts::hidden(const at::Tensor& tokens, const Sequence& seq,
     if (caches) own.cache = &caches->at(i);
     const Recomputable forward = [block = blocks[i].get(), own](const Tensors& in, bool again) {
       Sequence seq = own;
-      seq.recompute = again;
+      seq.recompute |= again;
       return Tensors{block->forward(in[0], seq)};
     };
     enter(block_unit(i), {&x});
     x = recompute ? run_recomputed(forward, {x})[0] : forward({x}, false)[0];
+    show(block_unit(i).name, x);
     leave(block_unit(i), {&x});
   }
   return x;
@@ -87,7 +99,7 @@ Tensors Model::Parts::mtp_hidden(size_t k, const at::Tensor& tokens, at::Tensor 
   const Recomputable forward = [module = mtp[k].get(), seq, need_raw](const Tensors& in,
                                                                       bool again) {
     Sequence own = seq;
-    own.recompute = again;
+    own.recompute |= again;
     Tensors out = module->forward(in[1], in[0], own);
     if (!need_raw) out.pop_back();
     return out;
@@ -95,6 +107,7 @@ Tensors Model::Parts::mtp_hidden(size_t k, const at::Tensor& tokens, at::Tensor 
   enter(mtp_unit(k), {&hidden, &e});
   Tensors out = experiment.model.recompute == "full" ? run_recomputed(forward, {hidden, e})
                                                      : forward({hidden, e}, false);
+  show(mtp_unit(k).name, out.front());
   std::vector<at::Tensor*> outputs;
   for (at::Tensor& tensor : out) outputs.push_back(&tensor);
   leave(mtp_unit(k), outputs);
@@ -120,9 +133,10 @@ namespace {
 /// One call of Model::loss.
 class LossRun {
  public:
-  LossRun(const Model::Parts& parts, const Batch& batch, const LossScale& scale)
+  LossRun(const Model::Parts& parts, const Batch& batch, const LossScale& scale, bool again)
       : parts_(parts), batch_(batch), scale_(scale), seq_(sequence_of(batch, parts.device)) {
     seq_.training = true;
+    seq_.recompute = again;
     seq_.aux_scale = 1.0 / double(std::max<int64_t>(scale.sequences, 1));
     tokens_ = batch.tokens.to(parts.device);
   }
@@ -144,6 +158,7 @@ class LossRun {
     const LossOptions& options = parts_.experiment.loss;
     auto [loss, plain] = linear_cross_entropy(x.reshape({-1, x.size(-1)}), parts_.head, targets,
                                               options.z, factor / divisor, options.chunk);
+    show("head and loss", loss);
     return {loss, plain / divisor};
   }
 
@@ -191,8 +206,8 @@ class LossRun {
 
 }  // namespace
 
-LossParts Model::loss(const Batch& batch, const LossScale& scale) {
-  return LossRun(*parts_, batch, scale).run();
+LossParts Model::loss(const Batch& batch, const LossScale& scale, bool again) {
+  return LossRun(*parts_, batch, scale, again).run();
 }
 
 std::pair<double, int64_t> Model::evaluate(const Batch& batch) {
@@ -212,6 +227,30 @@ std::pair<double, int64_t> Model::evaluate(const Batch& batch) {
   return {sum.item<double>(), targets.ge(0).sum().item<int64_t>()};
 }
 
+at::Tensor Model::token_losses(const Batch& batch, const at::Tensor& targets) {
+  const at::NoGradGuard no_grad;
+  const Parts& parts = *parts_;
+  const at::Tensor tokens = batch.tokens.to(parts.device);
+  at::Tensor x =
+      parts.hidden(tokens.narrow(1, 0, tokens.size(1) - 1), sequence_of(batch, parts.device));
+  const at::Tensor flat = targets.reshape(-1).to(parts.device);
+  const at::Tensor asked = flat.ge(0).nonzero().squeeze(1);
+  const at::Tensor index = flat.index_select(0, asked).unsqueeze(1);
+  at::Tensor losses = at::zeros(flat.sizes(), x.options().dtype(at::kFloat));
+  parts.with_head({&x}, {&losses}, [&] {
+    x = parts.final_norm(x).reshape({-1, x.size(-1)}).index_select(0, asked);
+    const int64_t rows = std::max<int64_t>(1, kLogitsAtOnce / parts.vocab);
+    for (int64_t begin = 0; begin < x.size(0); begin += rows) {
+      const int64_t count = std::min(rows, x.size(0) - begin);
+      const at::Tensor logits = parts.project(x.narrow(0, begin, count));
+      const at::Tensor picked = logits.gather(1, index.narrow(0, begin, count)).squeeze(1);
+      losses.index_copy_(0, asked.narrow(0, begin, count),
+                         (logits.logsumexp(1) - picked).to(at::kFloat));
+    }
+  });
+  return losses.view_as(targets).cpu();
+}
+
 at::Tensor Model::logits(const at::Tensor& tokens) {
   const at::NoGradGuard no_grad;
   const Parts& parts = *parts_;
@@ -223,35 +262,30 @@ at::Tensor Model::logits(const at::Tensor& tokens) {
   return result;
 }
 
-at::Tensor Model::next_logits(const at::Tensor& tokens, std::vector<KvCache>& caches) {
+at::Tensor Model::mtp_logits(const at::Tensor& tokens) {
   const at::NoGradGuard no_grad;
   const Parts& parts = *parts_;
-  if (!caches.empty() && caches.size() != parts.blocks.size())
-    throw Error("next_logits got " + std::to_string(caches.size()) + " caches for " +
-                std::to_string(parts.blocks.size()) + " layers");
-  const at::Tensor given = tokens.to(parts.device);
-  const at::Tensor added = given.ge(0).sum(1);  // [B], without the padding
-  at::Tensor before = at::zeros_like(added);
-  if (!caches.empty()) before = caches.front().lengths().to(parts.device).clone();
+  const int64_t length = tokens.size(1);
+  const bool normed = parts.experiment.mtp.input == "normed";
+  // A made last token makes rows [B, T + 1] as in training; what it leads to is overwritten.
+  const at::Tensor padded = at::cat({tokens, at::zeros_like(tokens.narrow(1, 0, 1))}, 1);
+  const at::Tensor all = padded.to(parts.device), input = all.narrow(1, 0, length);
   Sequence seq;
-  seq.positions = before.unsqueeze(1) + at::arange(given.size(1), given.options());
-  at::Tensor x = parts.hidden(given.clamp_min(0), seq, caches.empty() ? nullptr : &caches);
-  const bool padded = added.min().item<int64_t>() < given.size(1);
-  if (padded)
-    for (KvCache& cache : caches) cache.truncate((before + added).to(cache.lengths().device()));
-  const at::Tensor last = (added - 1).clamp_min(0).reshape({-1, 1, 1}).expand({-1, 1, x.size(2)});
-  x = x.gather(1, last).squeeze(1);
-  at::Tensor result;
-  parts.with_head({&x}, {&result}, [&] { result = parts.project(parts.final_norm(x)); });
-  return result;
-}
-
-std::vector<KvCache> Model::make_caches(int64_t batch) const {
-  std::vector<KvCache> caches;
-  for (size_t i = 0; i < parts_->blocks.size(); ++i)
-    caches.emplace_back(batch, parts_->attention[i]->cache_values_per_token(),
-                        parts_->embedding.scalar_type(), parts_->device);
-  return caches;
+  seq.positions = at::arange(length, input.options()).expand_as(input);
+  at::Tensor hidden = parts.hidden(input, seq);
+  if (normed) parts.with_head({&hidden}, {&hidden}, [&] { hidden = parts.final_norm(hidden); });
+  std::vector<at::Tensor> logits;
+  for (size_t k = 0; k < parts.mtp.size(); ++k) {
+    const int64_t ahead = int64_t(k) + 1;
+    const Tensors out = parts.mtp_hidden(k, tokens_ahead(all, ahead), hidden, seq, !normed);
+    at::Tensor x = out.front(), result;
+    parts.with_head({&x}, {&result}, [&] { result = parts.project(x); });
+    const int64_t unknown = std::min(ahead, length);
+    result.narrow(1, length - unknown, unknown).fill_(std::numeric_limits<double>::quiet_NaN());
+    logits.push_back(result);
+    hidden = out.back();
+  }
+  return at::stack(logits);
 }
 
 }  // namespace dsv3

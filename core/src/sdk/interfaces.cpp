@@ -4,6 +4,7 @@
 #include <dsv3/sdk/communicator.h>
 #include <dsv3/sdk/data.h>
 #include <dsv3/sdk/feed_forward.h>
+#include <dsv3/sdk/format.h>
 #include <dsv3/sdk/optimizer.h>
 #include <dsv3/sdk/position.h>
 #include <dsv3/sdk/schedule.h>
@@ -18,6 +19,7 @@ Communicator::~Communicator() = default;
 Component::~Component() = default;
 Data::~Data() = default;
 FeedForward::~FeedForward() = default;
+Format::~Format() = default;
 Optimizer::~Optimizer() = default;
 Position::~Position() = default;
 Rejected::~Rejected() = default;

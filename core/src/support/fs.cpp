@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <memory>
 #include <mutex>
+#include <random>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -67,8 +68,8 @@ std::string human(uint64_t bytes) {
     text += ". Free some space or write to another disk";
   }
   if (error == EROFS || error == EACCES || error == EPERM)
-    text += ". Make it writable (it is used as user " + std::to_string(::geteuid()) +
-            ") or name another folder";
+    text +=
+        ". Make it writable for user " + std::to_string(::geteuid()) + " or name another folder";
   if (error == EFBIG)
     text += ". The shell or the file system limits the size of files: see ulimit -f";
   throw Error(text);
@@ -209,6 +210,14 @@ void write_atomically(const Path& path, std::string_view content) {
     throw;
   }
   sync_folder(parent_of(path));
+}
+
+Path temporary_name(const Path& path) {
+  static const char* const digits = "0123456789abcdef";
+  std::random_device random;
+  std::string nonce;
+  for (int i = 0; i < 8; ++i) nonce += digits[random() % 16];
+  return path.string() + ".tmp-" + nonce;
 }
 
 bool make_folder(const Path& path) {

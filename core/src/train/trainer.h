@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include <dsv3/runtime/model.h>
 #include <dsv3/runtime/optimizer_set.h>
 #include <dsv3/runtime/run_folder.h>
+#include <dsv3/runtime/stored_model.h>
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/data.h>
 #include <dsv3/sdk/schedule.h>
@@ -40,7 +42,7 @@ class Trainer {
   /// Goes on from a verified checkpoint: everything that decides the next bits.
   void restore(const StoredCheckpoint& checkpoint);
   /// A new run with the weights and buffers of an old one, kept as its checkpoint of step 0.
-  void start_from(const StoredCheckpoint& checkpoint);
+  void start_from(const StoredModel& stored);
   /// Trains to the last step or to a signal; the exit code of either.
   int run(bool resumed);
 
@@ -53,14 +55,16 @@ class Trainer {
 
  private:
   StepResult train_step();
+  /// Forward and backward of a step; sums of total, main and MTP loss [3], on the device.
+  at::Tensor run_micro_batches(std::span<const Batch> batches, const LossScale& scale);
   LossScale scale_of(const at::Tensor& targets) const;
   void hash_rows(const Batch& batch);
   void end_feed_forward_step(bool skipped);
-  void refuse_or_report(const StepResult& result) const;
+  void refuse_or_report(const StepResult& result, const std::string& cause) const;
   std::optional<double> validate();
   void write_samples();
   void save(std::optional<double> val_loss);
-  void load_model(const StoredCheckpoint& checkpoint, const safetensors::File& file);
+  void load_model(const StoredModel& stored);
   void mark_interval();
   void record(const StepResult* result, std::optional<double> val_loss);
   void announce() const;

@@ -2,8 +2,8 @@
 #include <ATen/ATen.h>
 
 #include <dsv3/sdk/log.h>
-#include <dsv3/support/safetensors.h>
 
+#include "train/differences.h"
 #include "train/libraries.h"
 #include "train/tensor_views.h"
 #include "train/trainer.h"
@@ -17,24 +17,15 @@ Json digests_of(const std::vector<LoadedLibrary>& libraries) {
   return digests;
 }
 
-/// Lists what differs between the conventions of a checkpoint and of the experiment; empty =
-/// nothing.
-std::string differences(const Json& saved, const std::map<std::string, std::string>& wanted) {
-  std::string text;
-  for (const auto& [key, value] : wanted) {
-    const std::string there = saved.value(key, "absent");
-    if (there != value)
-      text += "\n  " + key + ": checkpoint " + there + ", this experiment " + value;
-  }
-  for (const auto& [key, value] : saved.items())
-    if (!wanted.contains(key))
-      text +=
-          "\n  " + key + ": checkpoint " + value.get<std::string>() + ", this experiment absent";
-  return text;
-}
-
-safetensors::File open_tensors(const StoredCheckpoint& checkpoint) {
-  return safetensors::File(checkpoint.folder / "rank-00000.safetensors");
+/// `why` is said only when the settings of the two models do not say it.
+[[noreturn]] void refuse_model(const StoredModel& stored, const Experiment& experiment,
+                               const std::string& why) {
+  const std::string settings =
+      difference_lines(stored.config, experiment.resolved, "in the checkpoint", "here", "model");
+  throw Error(stored.path.string() +
+                  " is of another model:" + (settings.empty() ? " " + why : settings) +
+                  "\nGive `model` as the checkpoint has it, or start without it",
+              ExitCode::checkpoint);
 }
 
 }  // namespace
@@ -63,37 +54,29 @@ void Trainer::save(std::optional<double> val_loss) {
   log::info("saved " + stored.folder.string());
 }
 
-void Trainer::load_model(const StoredCheckpoint& checkpoint, const safetensors::File& file) {
-  const Json& state = checkpoint.manifest.at("state");
-  const std::string other = differences(state.at("conventions"), experiment_.conventions);
-  if (!other.empty())
+void Trainer::load_model(const StoredModel& stored) {
+  if (tokenizer_ && !stored.tokenizer_digest.empty() &&
+      stored.tokenizer_digest != tokenizer_->digest())
     throw Error(
-        checkpoint.folder.string() + " was made under other conventions:" + other +
-            "\nSet these options and plugins as the checkpoint has them, or start without it",
-        ExitCode::checkpoint);
-  if (tokenizer_ && !state.at("tokenizer").is_null() &&
-      state.at("tokenizer") != tokenizer_->digest())
-    throw Error(
-        checkpoint.folder.string() + " was trained with another tokenizer than " +
+        stored.path.string() + " was trained with another tokenizer than " +
             experiment_.tokenizer.plugin +
             " gives now: name the tokenizer it was trained with, or start without the checkpoint",
         ExitCode::checkpoint);
   try {
-    load_parameters(*strategy_, file.tensors());
+    load_parameters(*strategy_, stored.tensors);
     for (const Buffer& buffer : model_->store().buffers())
-      copy_view(file.tensors(), "buffer/" + buffer.name, buffer.tensor);
+      copy_view(stored.tensors, "buffer/" + buffer.name, buffer.tensor);
   } catch (const Error& error) {
-    throw Error(checkpoint.folder.string() + " is of another model: " + error.what() +
-                    "\nGive `model` as the checkpoint has it (its settings are in " +
-                    (checkpoint.folder / "manifest.json").string() + "), or start without it",
-                error.code());
+    refuse_model(stored, experiment_, error.what());
   }
 }
 
 void Trainer::restore(const StoredCheckpoint& checkpoint) {
-  const safetensors::File file = open_tensors(checkpoint);
-  load_model(checkpoint, file);
-  optimizers_->load(file.tensors());
+  const StoredModel stored = stored_model_of(checkpoint);
+  load_model(stored);
+  // After the tensors: another attention lacks a convention, too, but that is not what is wrong.
+  require_conventions(stored, experiment_, true);
+  optimizers_->load(stored.tensors);
   const Json& state = checkpoint.manifest.at("state");
   step_ = checkpoint.step;
   tokens_ = checkpoint.tokens;
@@ -104,8 +87,9 @@ void Trainer::restore(const StoredCheckpoint& checkpoint) {
   since_tokens_ = tokens_;
 }
 
-void Trainer::start_from(const StoredCheckpoint& checkpoint) {
-  load_model(checkpoint, open_tensors(checkpoint));
+void Trainer::start_from(const StoredModel& stored) {
+  load_model(stored);
+  require_conventions(stored, experiment_, false);
   init_hash_ = hash_parameters();
   // Killed before its first checkpoint, the run must not go on from other values.
   save(std::nullopt);

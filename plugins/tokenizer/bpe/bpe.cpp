@@ -1,6 +1,8 @@
 #include "bpe.h"
 
 #include <dsv3/sdk/plugin.h>
+#include <dsv3/support/fs.h>
+#include <dsv3/support/json.h>
 
 #include "utf8.h"
 
@@ -52,7 +54,7 @@ class Bpe::Borrowed {
 };
 
 Bpe::Bpe(const Options& options, const TokenizerContext&)
-    : definition_(bpe::read_tokenizer_json(options.file)), eos_(find_eos(options)) {
+    : file_(options.file), definition_(bpe::read_tokenizer_json(options.file)), eos_(find_eos(options)) {
   for (const bpe::AddedToken& token : definition_.added) {
     if (!token.normalized) {
       raw_tokens_.add(token, token.content);
@@ -148,6 +150,16 @@ std::string Bpe::token_bytes(int32_t id) const {
                     std::to_string(vocab_size() - 1) + ")",
                 ExitCode::data);
   return definition_.bytes[id];
+}
+
+std::map<std::string, std::string> Bpe::files() const {
+  const std::string text = fs::read(file_);
+  if (bpe::read_tokenizer_json(file_).digest != definition_.digest)
+    throw Error(file_ + " has changed since it was read", ExitCode::data);
+  Json config{{"tokenizer_class", "PreTrainedTokenizerFast"},
+              {"clean_up_tokenization_spaces", false}};
+  if (eos_ >= 0) config["eos_token"] = token_bytes(eos_);
+  return {{"tokenizer.json", text}, {"tokenizer_config.json", config.dump(2) + "\n"}};
 }
 
 std::string Bpe::decode(std::span<const int32_t> ids) const {

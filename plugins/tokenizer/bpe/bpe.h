@@ -40,6 +40,7 @@ class Bpe final : public Tokenizer {
   int64_t vocab_size() const override { return static_cast<int64_t>(definition_.bytes.size()); }
   int32_t eos_id() const override { return eos_; }
   std::string digest() const override { return definition_.digest; }
+  std::map<std::string, std::string> files() const override;
 
  private:
   struct Scratch;
@@ -49,6 +50,7 @@ class Bpe final : public Tokenizer {
   void encode_word(std::string_view word, Scratch& scratch, std::vector<int32_t>& ids) const;
   int32_t find_eos(const Options& options) const;
 
+  std::string file_;
   bpe::Definition definition_;
   bpe::AddedTokens raw_tokens_;         // found before normalisation
   bpe::AddedTokens normalized_tokens_;  // found after it

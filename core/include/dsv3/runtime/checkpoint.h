@@ -22,6 +22,7 @@ struct CheckpointContent {
   /// Data cursor, RNG, config and plugin digests, conventions, world size, strategy ... Numbers
   /// must be finite (JSON has no others; see number_to_json).
   Json state;
+  std::map<std::string, std::string> files;  ///< further files by name, verified like the tensors
 };
 
 /// A checkpoint on disk.
@@ -55,6 +56,11 @@ class CheckpointStore {
   std::filesystem::path folder_;
   int64_t keep_best_;
 };
+
+/// Writes one checkpoint as `folder`, which must not be there yet, atomically as
+/// CheckpointStore::save does. Throws dsv3::Error (ExitCode::checkpoint).
+StoredCheckpoint write_checkpoint(const std::filesystem::path& folder,
+                                  const CheckpointContent& content);
 
 /// Verifies one checkpoint folder; throws dsv3::Error (ExitCode::checkpoint) naming the file and
 /// the cause.

@@ -41,6 +41,9 @@ class ConfigError : public Error {
 
 struct ExperimentRequest {
   std::filesystem::path file;
+  /// The experiment's YAML when it is kept inside another file, such as a checkpoint's manifest;
+  /// `file` then names that one for errors, and relative names start at its folder.
+  std::string text;
   std::vector<std::string> overrides;    ///< key=value of the command line, in order
   std::filesystem::path machine_config;  ///< config.yaml; empty = none
   /// Values put on top of everything, e.g. what --debug sets; reported as `label`.

@@ -21,6 +21,7 @@ class Strategy;
 class Tracker;
 class Data;
 class Tokenizer;
+class Format;
 struct LayerContext;
 struct PositionContext;
 struct StrategyContext;
@@ -38,7 +39,8 @@ enum class Kind {
   strategy,
   tracker,
   data,
-  tokenizer
+  tokenizer,
+  format
 };
 
 /// "attention", "feed_forward", ...
@@ -53,7 +55,7 @@ using AnyFactory =
     std::variant<Factory<Attention, LayerContext>, Factory<FeedForward, LayerContext>,
                  Factory<Position, PositionContext>, Factory<Optimizer>, Factory<Schedule>,
                  Factory<Strategy, StrategyContext>, Factory<Tracker, RunContext>,
-                 Factory<Data, DataContext>, Factory<Tokenizer, TokenizerContext>>;
+                 Factory<Data, DataContext>, Factory<Tokenizer, TokenizerContext>, Factory<Format>>;
 
 struct Registration {
   Kind kind;
@@ -63,8 +65,8 @@ struct Registration {
 };
 
 /// Handed to a plugin's registration function. Every class `T` needs `using Options = ...;` with a
-/// static `describe`, and a constructor (const Options&, const Context&) of its kind (optimizer and
-/// schedule: only Options).
+/// static `describe`, and a constructor (const Options&, const Context&) of its kind (optimizer,
+/// schedule and format: only Options).
 class Registrar {
  public:
   template <class T>
@@ -102,6 +104,11 @@ class Registrar {
   template <class T>
   void tokenizer(std::string name, std::string summary) {
     add<T, Tokenizer, TokenizerContext>(Kind::tokenizer, std::move(name), std::move(summary));
+  }
+
+  template <class T>
+  void format(std::string name, std::string summary) {
+    add<T, Format>(Kind::format, std::move(name), std::move(summary));
   }
 
   const std::vector<Registration>& registrations() const { return registrations_; }

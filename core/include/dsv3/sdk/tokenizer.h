@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
@@ -24,6 +25,9 @@ class Tokenizer {
   virtual int32_t eos_id() const = 0;
   /// Hex digest of all that decides the ids: equal digest = equal ids for every text.
   virtual std::string digest() const = 0;
+  /// Files, by name, from which Hugging Face's libraries make the same tokenizer (tokenizer.json,
+  /// tokenizer_config.json), for exports; empty: there are none.
+  virtual std::map<std::string, std::string> files() const { return {}; }
 };
 
 /// What a tokenizer plugin is built with, next to its options.

@@ -47,6 +47,8 @@ std::string read(const Path& path, uint64_t limit = UINT64_MAX);
 void read_pieces(const Path& path, const std::function<void(std::string_view)>& use);
 /// Writes to a temporary neighbour, fsyncs, renames over `path`, fsyncs the folder.
 void write_atomically(const Path& path, std::string_view content);
+/// A name beside `path` that nobody uses: "<path>.tmp-<8 random hex digits>".
+Path temporary_name(const Path& path);
 /// Makes one folder; false = something of this name was there already.
 bool make_folder(const Path& path);
 /// Makes a folder and its parents where they are missing.

@@ -1,0 +1,259 @@
+// A model out to a Hugging Face folder.
+#include <algorithm>
+#include <fmt/format.h>
+
+#include <ATen/ATen.h>
+
+#include <dsv3/runtime/convert.h>
+#include <dsv3/runtime/stored_model.h>
+#include <dsv3/sdk/error.h>
+#include <dsv3/support/fs.h>
+#include <dsv3/support/json.h>
+
+#include "format/description.h"
+#include "format/folder.h"
+#include "train/tensor_views.h"
+
+namespace dsv3 {
+namespace {
+
+namespace stdfs = std::filesystem;
+
+struct Chosen {
+  std::string name;
+  std::shared_ptr<Format> format;
+};
+
+/// The wanted format, or the first that can express the model; throws with every format's reasons.
+Chosen choose_format(const std::string& wanted, const ModelDescription& model, Plugins& plugins) {
+  std::vector<std::string> names = plugins.names(Kind::format);
+  if (!wanted.empty()) names = {wanted};
+  std::string reasons;
+  for (const std::string& name : names) {
+    ComponentSpec spec;
+    spec.kind = Kind::format;
+    spec.plugin = name;
+    spec.origin.source = wanted.empty() ? "" : "--format";
+    std::shared_ptr<Format> format = make<Format>(plugins, spec);
+    const std::vector<std::string> obstacles = format->obstacles(model);
+    if (obstacles.empty()) return {name, format};
+    reasons += "\n  " + name + ":";
+    for (const std::string& obstacle : obstacles) reasons += "\n    " + obstacle;
+  }
+  throw Error(
+      "no format can express this model:" + (reasons.empty() ? " no format is known" : reasons),
+      ExitCode::usage);
+}
+
+/// Conventions of the exported folder: the model's own, but what the format laid down anew (such as
+/// the order of rotated features) as it now is.
+Sidecar sidecar_of(const LoadedModel& loaded, const Format& format, const Json& config,
+                   Plugins& plugins) {
+  const ModelDescription described = format.describe(config);
+  Sidecar sidecar;
+  for (const auto& [key, value] : loaded.experiment.conventions)
+    if (!set_by_description(described, key)) sidecar.conventions[key] = value;
+  sidecar.conventions =
+      experiment_of(described, loaded.experiment.name, {}, sidecar, plugins).conventions;
+  if (loaded.tokenizer) sidecar.tokenizer_digest = loaded.tokenizer->digest();
+  sidecar.step = loaded.stored.step;
+  return sidecar;
+}
+
+/// The tensors of a model under a format's names.
+class Weights {
+ public:
+  explicit Weights(const Model& model) {
+    for (const Parameter& parameter : model.store().parameters())
+      add(parameter.name, parameter.tensor);
+    for (const Buffer& buffer : model.store().buffers()) add(buffer.name, buffer.tensor);
+  }
+
+  at::Tensor at_place(const TensorPlace& place, at::ScalarType dtype) const {
+    const auto found = rows_.find(place.source);
+    if (found == rows_.end())
+      throw Error("the format stores '" + place.source + "', which the model does not have",
+                  ExitCode::plugin);
+    const at::Tensor index = row_index(place);
+    const int64_t columns = found->second.size(1);
+    const int64_t count = columns == 0 ? 0 : c10::multiply_integers(place.shape) / columns;
+    const at::Tensor values = index.defined() ? found->second.index_select(0, index)
+                                              : found->second.narrow(0, place.first_row, count);
+    return values.reshape(place.shape).to(dtype).contiguous();
+  }
+
+ private:
+  void add(const std::string& name, const at::Tensor& tensor) {
+    const int64_t columns = tensor.dim() == 0 ? 1 : tensor.size(-1);
+    rows_[name] = tensor.detach().cpu().reshape({-1, columns});
+  }
+  std::map<std::string, at::Tensor> rows_;  // [rows, columns]
+};
+
+int64_t size_of(const TensorPlace& place, at::ScalarType dtype) {
+  return c10::multiply_integers(place.shape) * int64_t(c10::elementSize(dtype));
+}
+
+class FolderWriter {
+ public:
+  FolderWriter(const ExportRequest& request, const LoadedModel& loaded) : request_(request) {
+    const std::map<std::string, std::string>& known = loaded.stored.dtypes;
+    if (request.dtype == "auto") dtypes_ = known;
+    if (request.dtype == "bf16") default_ = at::kBFloat16;
+    // What an imported model lacks (a copy, an MTP module) is as most of it is.
+    std::map<std::string, int> votes;
+    for (const auto& [name, dtype] : dtypes_) ++votes[dtype];
+    for (const auto& [dtype, count] : votes)
+      if (count > votes[name_of(default_)]) default_ = type_of(dtype);
+  }
+
+  at::ScalarType default_dtype() const { return default_; }
+
+  void write(const stdfs::path& folder, std::vector<TensorPlace> places, const Model& model,
+             ExportResult& result) {
+    std::sort(places.begin(), places.end(),
+              [](const TensorPlace& a, const TensorPlace& b) { return a.name < b.name; });
+    const Weights weights(model);
+    const auto shards = split(places);
+    Json map = Json::object();
+    for (size_t i = 0; i < shards.size(); ++i) {
+      const std::string file = shards.size() == 1 ? "model.safetensors"
+                                                  : fmt::format("model-{:05}-of-{:05}.safetensors",
+                                                                i + 1, shards.size());
+      write_shard(folder / file, shards[i], weights);
+      for (const TensorPlace* place : shards[i]) {
+        map[place->name] = file;
+        result.bytes += size_of(*place, dtype_of(*place));
+        ++result.tensors;
+      }
+    }
+    result.files = int64_t(shards.size());
+    if (shards.size() > 1)
+      fs::write_atomically(
+          folder / "model.safetensors.index.json",
+          Json{{"metadata", {{"total_size", result.bytes}}}, {"weight_map", map}}.dump(2) + "\n");
+  }
+
+ private:
+  static std::string name_of(at::ScalarType dtype) {
+    return dtype == at::kBFloat16 ? "BF16" : dtype == at::kHalf ? "F16" : "F32";
+  }
+  static at::ScalarType type_of(const std::string& name) {
+    return name == "BF16" ? at::kBFloat16 : name == "F16" ? at::kHalf : at::kFloat;
+  }
+
+  at::ScalarType dtype_of(const TensorPlace& place) const {
+    if (const auto found = dtypes_.find(place.name); found != dtypes_.end())
+      return type_of(found->second);
+    return place.keep_fp32 ? at::kFloat : default_;
+  }
+
+  std::vector<std::vector<const TensorPlace*>> split(const std::vector<TensorPlace>& places) const {
+    std::vector<std::vector<const TensorPlace*>> shards(1);
+    int64_t used = 0;
+    for (const TensorPlace& place : places) {
+      if (!place.written) continue;
+      const int64_t size = size_of(place, dtype_of(place));
+      if (request_.shard_bytes > 0 && used > 0 && used + size > request_.shard_bytes) {
+        shards.emplace_back();
+        used = 0;
+      }
+      shards.back().push_back(&place);
+      used += size;
+    }
+    return shards;
+  }
+
+  void write_shard(const stdfs::path& file, const std::vector<const TensorPlace*>& shard,
+                   const Weights& weights) const {
+    std::map<std::string, safetensors::View> views;
+    std::vector<at::Tensor> alive;
+    for (const TensorPlace* place : shard)
+      alive.push_back(add_view(views, place->name, weights.at_place(*place, dtype_of(*place))));
+    safetensors::write(file, views, {{"format", "pt"}});
+  }
+
+  const ExportRequest& request_;
+  std::map<std::string, std::string> dtypes_;
+  at::ScalarType default_ = at::kFloat;
+};
+
+std::string dtype_word(at::ScalarType dtype) {
+  return dtype == at::kBFloat16 ? "bfloat16" : dtype == at::kHalf ? "float16" : "float32";
+}
+
+void write_texts(const stdfs::path& folder, const LoadedModel& loaded, Json config,
+                 const std::string& dtype, const TokenIds& ids, const Sidecar& sidecar) {
+  config["dtype"] = dtype;
+  config["torch_dtype"] = dtype;  // its name until transformers 4
+  fs::write_atomically(folder / "config.json", config.dump(2) + "\n");
+  Json generation = Json::object();
+  if (ids.bos >= 0) generation["bos_token_id"] = ids.bos;
+  if (ids.eos >= 0) generation["eos_token_id"] = ids.eos;
+  fs::write_atomically(folder / "generation_config.json", generation.dump(2) + "\n");
+  fs::write_atomically(folder / kSidecarName, sidecar_text(sidecar));
+  if (!loaded.tokenizer) return;
+  for (const auto& [name, text] : loaded.tokenizer->files())
+    fs::write_atomically(folder / name, text);
+}
+
+std::vector<std::string> notes_of(const LoadedModel& loaded, const ModelDescription& model) {
+  std::vector<std::string> notes;
+  if (!loaded.tokenizer)
+    notes.push_back("the model names no tokenizer, so the folder holds none");
+  else if (loaded.tokenizer->files().empty())
+    notes.push_back(
+        "the tokenizer has no form that Hugging Face's libraries read, so the folder "
+        "holds none");
+  if (model.mtp_depth > 0)
+    notes.push_back(
+        "the folder holds MTP modules; transformers reports their weights as "
+        "unexpected keys unless it is told to use them (--no-mtp leaves them out)");
+  return notes;
+}
+
+void require_absent(const stdfs::path& folder) {
+  std::error_code ignored;
+  if (stdfs::exists(folder, ignored) && !stdfs::is_empty(folder, ignored))
+    throw Error(folder.string() + " is there already; name a new folder", ExitCode::usage);
+}
+
+}  // namespace
+
+ExportResult export_model(const ExportRequest& request, Plugins& plugins) {
+  require_absent(request.folder);
+  LoadRequest load;
+  load.path = request.model;
+  load.device = "cpu";
+  load.precision = "fp32";
+  load.tokenizer = request.tokenizer;
+  const LoadedModel loaded = load_model(load, plugins);
+  ModelDescription model = describe_model(loaded.experiment, loaded.model->vocab(), plugins);
+  if (!request.mtp) model.mtp_depth = 0;
+  const Chosen chosen = choose_format(request.format, model, plugins);
+  TokenIds ids;
+  if (loaded.tokenizer) ids.eos = loaded.tokenizer->eos_id();
+  const Json config = chosen.format->config(model, ids);
+  Json own = config;
+  for (auto field = own.begin(); field != own.end();)
+    field = is_common_field(field.key()) ? own.erase(field) : std::next(field);
+  const Sidecar sidecar = sidecar_of(loaded, *chosen.format, own, plugins);
+
+  ExportResult result{.format = chosen.name, .notes = notes_of(loaded, model)};
+  FolderWriter writer(request, loaded);
+  const stdfs::path temporary = fs::temporary_name(request.folder);
+  try {
+    fs::make_folders(temporary);
+    writer.write(temporary, chosen.format->tensors(model), *loaded.model, result);
+    write_texts(temporary, loaded, config, dtype_word(writer.default_dtype()), ids, sidecar);
+    fs::sync_folder(temporary);
+    fs::rename(temporary, request.folder);
+  } catch (...) {
+    std::error_code ignored;
+    stdfs::remove_all(temporary, ignored);
+    throw;
+  }
+  return result;
+}
+
+}  // namespace dsv3

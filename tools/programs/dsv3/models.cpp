@@ -1,0 +1,141 @@
+// dsv3 export | import | logits
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <memory>
+
+#include <dsv3/runtime/convert.h>
+#include <dsv3/runtime/logits.h>
+#include <dsv3/sdk/error.h>
+
+#include "commands.h"
+
+namespace {
+
+/// Bytes of "5G", "500M", "0".
+int64_t parse_size(const std::string& text) {
+  size_t end = 0;
+  double number = -1;
+  try {
+    number = std::stod(text, &end);
+  } catch (const std::exception&) {
+  }
+  const std::string unit = number < 0 ? "?" : text.substr(end);
+  const double factor = unit == "G" || unit == "GB"   ? 1e9
+                        : unit == "M" || unit == "MB" ? 1e6
+                        : unit == "K" || unit == "KB" ? 1e3
+                        : unit.empty()                ? 1
+                                                      : 0;
+  if (factor == 0)
+    throw dsv3::Error("--shard-size '" + text + "' is not a size: write it as 5G, 500M or 0",
+                      dsv3::ExitCode::usage);
+  return int64_t(number * factor);
+}
+
+void add_export(CLI::App& app) {
+  struct Arguments {
+    dsv3::ExportRequest request;
+    std::string model, folder, shard_size = "5G";
+    bool no_mtp = false;
+    PluginOptions plugins;
+  };
+  const auto a = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("export", "Writes a model as a Hugging Face folder");
+  command->add_option("MODEL", a->model, "run folder (its newest checkpoint) or checkpoint")
+      ->required()
+      ->type_name("PATH");
+  command->add_option("HF_DIR", a->folder, "folder to make")->required()->type_name("DIR");
+  command
+      ->add_option("--format", a->request.format,
+                   "architecture, a plugin of kind format; by default the first that fits")
+      ->type_name("FORMAT");
+  command->add_flag("--no-mtp", a->no_mtp, "leave multi-token prediction modules out");
+  command
+      ->add_option("--dtype", a->request.dtype,
+                   "of the weights; auto = as they were imported, else fp32")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "fp32", "bf16"}));
+  command->add_option("--shard-size", a->shard_size, "largest file of weights, 0 = one file")
+      ->capture_default_str();
+  command->add_option("--tokenizer", a->request.tokenizer, "tokenizer.json instead of the model's")
+      ->type_name("FILE");
+  a->plugins.add_to(*command);
+  command->callback([a] {
+    a->request.model = a->model;
+    a->request.folder = a->folder;
+    a->request.mtp = !a->no_mtp;
+    a->request.shard_bytes = parse_size(a->shard_size);
+    dsv3::Plugins plugins = a->plugins.open();
+    const dsv3::ExportResult result = dsv3::export_model(a->request, plugins);
+    std::cout << a->folder << ": " << result.format << ", " << result.tensors << " tensors, "
+              << result.bytes << " bytes in " << result.files << " file(s)\n";
+    for (const std::string& note : result.notes) std::cout << "note: " << note << '\n';
+  });
+}
+
+void add_import(CLI::App& app) {
+  struct Arguments {
+    std::string folder, checkpoint;
+    PluginOptions plugins;
+  };
+  const auto a = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("import", "Reads a Hugging Face folder into a checkpoint");
+  command->add_option("HF_DIR", a->folder, "folder with config.json and safetensors")
+      ->required()
+      ->type_name("DIR");
+  command->add_option("CKPT", a->checkpoint, "checkpoint folder to make")
+      ->required()
+      ->type_name("DIR");
+  a->plugins.add_to(*command);
+  command->callback([a] {
+    dsv3::Plugins plugins = a->plugins.open();
+    for (const std::string& note : dsv3::import_model(a->folder, a->checkpoint, plugins))
+      std::cout << "note: " << note << '\n';
+    std::cout << a->checkpoint << ": go on training with dsv3-run " << a->checkpoint
+              << "/experiment.yaml --from " << a->checkpoint << " data.path=TEXT\n";
+  });
+}
+
+void add_logits(CLI::App& app) {
+  struct Arguments {
+    dsv3::LogitsRequest request;
+    std::string model, tokens, out;
+    PluginOptions plugins;
+  };
+  const auto a = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("logits", "Writes a model's logits of given tokens");
+  command->add_option("MODEL", a->model, "run folder, checkpoint or Hugging Face folder")
+      ->required()
+      ->type_name("PATH");
+  command->add_option("--tokens", a->tokens, "JSON: a list of lists of ids, equally long")
+      ->required()
+      ->type_name("FILE");
+  command
+      ->add_option("--out", a->out,
+                   "safetensors with logits [B, T, V] and, of MTP modules, mtp_logits [depth, B, "
+                   "T, V], fp32")
+      ->required()
+      ->type_name("FILE");
+  command->add_option("--device", a->request.model.device, "where to compute")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  command->add_option("--precision", a->request.model.precision, "compute dtype")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "fp32", "bf16"}));
+  a->plugins.add_to(*command);
+  command->callback([a] {
+    a->request.model.path = a->model;
+    a->request.tokens = a->tokens;
+    a->request.out = a->out;
+    dsv3::Plugins plugins = a->plugins.open();
+    std::cout << a->out << ": " << dsv3::write_logits(a->request, plugins) << '\n';
+  });
+}
+
+}  // namespace
+
+void add_model_commands(CLI::App& app, int&) {
+  add_export(app);
+  add_import(app);
+  add_logits(app);
+}
