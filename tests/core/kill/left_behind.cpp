@@ -53,6 +53,10 @@ LeftBehind::LeftBehind(const std::filesystem::path& run) {
   for (const auto& entry : std::filesystem::directory_iterator(run / "checkpoints"))
     checkpoints.push_back(entry.path().filename().string());
   std::sort(checkpoints.begin(), checkpoints.end());
+  std::map<std::string, std::string> texts;
+  for (const auto& entry : std::filesystem::directory_iterator(run / "samples"))
+    texts[entry.path().filename().string()] = fs::read(entry.path());
+  for (const auto& [name, text] : texts) samples += name + ":\n" + text;
   if (auto newest = dsv3::CheckpointStore(run / "checkpoints", 0).newest()) {
     tensors = fs::read(newest->folder / "rank-00000.safetensors");
     state = newest->manifest.at("state").dump();
@@ -72,6 +76,7 @@ std::string LeftBehind::difference(const LeftBehind& other) const {
       return "metrics.jsonl line " + std::to_string(i + 1) + ":\n" + metrics[i] + "\n" +
              other.metrics[i];
   if (checkpoints != other.checkpoints) return "other checkpoints are there";
+  if (samples != other.samples) return "samples:\n" + samples + "\n" + other.samples;
   if (tensors.empty() || tensors != other.tensors) return "tensors of the newest checkpoint";
   if (state != other.state) return "state of the newest checkpoint:\n" + state + "\n" + other.state;
   if (status != other.status) return "status.json: " + status + ", not " + other.status;
