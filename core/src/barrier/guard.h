@@ -8,6 +8,7 @@
 #include <dsv3/sdk/attention.h>
 #include <dsv3/sdk/data.h>
 #include <dsv3/sdk/feed_forward.h>
+#include <dsv3/sdk/format.h>
 #include <dsv3/sdk/optimizer.h>
 #include <dsv3/sdk/position.h>
 #include <dsv3/sdk/schedule.h>
@@ -65,5 +66,6 @@ std::shared_ptr<Tracker> guard(const Callee&, std::shared_ptr<Tracker>, const Ru
 std::shared_ptr<Data> guard(const Callee&, std::shared_ptr<Data>, const DataContext&);
 std::shared_ptr<Tokenizer> guard(const Callee&, std::shared_ptr<Tokenizer>,
                                  const TokenizerContext&);
+std::shared_ptr<Format> guard(const Callee&, std::shared_ptr<Format>);
 
 }  // namespace dsv3::barrier

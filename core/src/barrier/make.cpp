@@ -64,5 +64,6 @@ template std::shared_ptr<Strategy> make(Plugins&, const ComponentSpec&, const St
 template std::shared_ptr<Tracker> make(Plugins&, const ComponentSpec&, const RunContext&);
 template std::shared_ptr<Data> make(Plugins&, const ComponentSpec&, const DataContext&);
 template std::shared_ptr<Tokenizer> make(Plugins&, const ComponentSpec&, const TokenizerContext&);
+template std::shared_ptr<Format> make(Plugins&, const ComponentSpec&);
 
 }  // namespace dsv3

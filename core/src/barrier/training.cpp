@@ -1,4 +1,5 @@
 // Guards of the components around the model.
+#include <optional>
 #include <cmath>
 
 #include <ATen/core/Tensor.h>
@@ -256,9 +257,51 @@ class GuardedTokenizer final : public Tokenizer {
   std::string digest() const override {
     return inner_.call("digest", [](Tokenizer& t) { return t.digest(); });
   }
+  std::map<std::string, std::string> files() const override {
+    return inner_.call("files", [](Tokenizer& t) { return t.files(); });
+  }
 
  private:
   Guarded<Tokenizer> inner_;
+};
+
+class GuardedFormat final : public Format {
+ public:
+  GuardedFormat(const Callee& callee, std::shared_ptr<Format> inner)
+      : inner_(callee, std::move(inner)) {}
+  std::vector<std::string> obstacles(const ModelDescription& model) const override {
+    return inner_.call("obstacles", [&](Format& f) { return f.obstacles(model); });
+  }
+  nlohmann::json config(const ModelDescription& model, const TokenIds& ids) const override {
+    return inner_.call("config", [&](Format& f) {
+      nlohmann::json config = f.config(model, ids);
+      if (!config.is_object()) refuse("config() is no JSON object");
+      return config;
+    });
+  }
+  ModelDescription describe(const nlohmann::json& config) const override {
+    // Its dsv3::Error is about the file, not about the plugin.
+    std::optional<Error> mistake;
+    ModelDescription model = inner_.call("describe", [&](Format& f) -> ModelDescription {
+      try {
+        return f.describe(config);
+      } catch (const Error& error) {
+        mistake = error;
+        return {};
+      }
+    });
+    if (mistake) throw Error(*mistake);
+    return model;
+  }
+  std::vector<TensorPlace> tensors(const ModelDescription& model) const override {
+    return inner_.call("tensors", [&](Format& f) { return f.tensors(model); });
+  }
+  std::vector<nlohmann::json> examples() const override {
+    return inner_.call("examples", [](Format& f) { return f.examples(); });
+  }
+
+ private:
+  Guarded<Format> inner_;
 };
 
 }  // namespace
@@ -289,6 +332,10 @@ std::shared_ptr<Data> guard(const Callee& callee, std::shared_ptr<Data> inner,
 std::shared_ptr<Tokenizer> guard(const Callee& callee, std::shared_ptr<Tokenizer> inner,
                                  const TokenizerContext&) {
   return std::make_shared<GuardedTokenizer>(callee, std::move(inner));
+}
+
+std::shared_ptr<Format> guard(const Callee& callee, std::shared_ptr<Format> inner) {
+  return std::make_shared<GuardedFormat>(callee, std::move(inner));
 }
 
 }  // namespace dsv3::barrier
