@@ -24,7 +24,7 @@ std::string folder_name(int64_t step) {
   return kPrefix + std::to_string(step);
 }
 
-/// N of "step-N"; nullopt for every other name, "step-007" and "step-7.tmp-x" included.
+/// N of "step-N"; nullopt for every other name, "step-007" and temporary names included.
 std::optional<int64_t> step_of(const std::string& name) {
   if (!name.starts_with(kPrefix)) return std::nullopt;
   const char* begin = name.data() + kPrefix.size();
@@ -33,10 +33,6 @@ std::optional<int64_t> step_of(const std::string& name) {
   auto [rest, error] = std::from_chars(begin, end, step);
   if (error != std::errc() || rest != end || folder_name(step) != name) return std::nullopt;
   return step;
-}
-
-bool is_leftover(const std::string& name) {
-  return name.starts_with(kPrefix) && name.find(".tmp-") != std::string::npos;
 }
 
 std::vector<std::string> names_in(const stdfs::path& folder) {
@@ -80,17 +76,13 @@ void or_warn(const char* what, F&& f) {
   }
 }
 
-/// Takes a folder out of sight first: killed half-way, it leaves a leftover and no torn checkpoint.
+/// Takes a folder out of sight first: stopped half-way, by a kill or a power cut, it leaves a
+/// leftover and no torn checkpoint.
 void remove_checkpoint(const stdfs::path& folder) {
   stdfs::path aside = fs::temporary_name(folder);
   fs::rename(folder, aside);
+  fs::sync_folder(folder.parent_path());
   fs::remove_all(aside);
-}
-
-void remove_leftovers(const stdfs::path& folder) {
-  for (const std::string& name : names_in(folder)) {
-    if (is_leftover(name)) fs::remove_all(folder / name);
-  }
 }
 
 void retain(const stdfs::path& folder, const std::vector<StoredCheckpoint>& all, int64_t newest,
@@ -207,7 +199,7 @@ StoredCheckpoint CheckpointStore::save(const CheckpointContent& content) {
   std::error_code ignored;
   try {
     fs::make_folders(folder_);
-    or_warn("cannot remove what a killed save left", [&] { remove_leftovers(folder_); });
+    or_warn("cannot remove what a killed save left", [&] { fs::remove_temporaries(folder_); });
     bool exists = stdfs::exists(folder, ignored);
     std::optional<StoredCheckpoint> there = exists ? verified(folder) : std::nullopt;
     if (!there) {
@@ -225,6 +217,13 @@ StoredCheckpoint CheckpointStore::save(const CheckpointContent& content) {
         "cannot save the checkpoint of step " + std::to_string(content.step) + ": " + error.what(),
         ExitCode::checkpoint);
   }
+}
+
+void CheckpointStore::clean_up(int64_t newest) {
+  or_warn("cannot remove what a killed save left", [&] { fs::remove_temporaries(folder_); });
+  std::vector<StoredCheckpoint> older = all();
+  std::erase_if(older, [&](const StoredCheckpoint& stored) { return stored.step > newest; });
+  or_warn("cannot clean up", [&] { retain(folder_, older, newest, keep_best_); });
 }
 
 std::optional<StoredCheckpoint> CheckpointStore::newest() const {

@@ -18,6 +18,8 @@ namespace {
 
 using Hook = std::function<int(Call, const Path&)>;
 
+constexpr std::string_view kTemporary = ".tmp-";
+
 std::mutex hook_mutex;
 std::shared_ptr<const Hook> hook;  // guarded by hook_mutex
 std::atomic<bool> hooked{false};
@@ -196,9 +198,7 @@ void read_pieces(const Path& path, const std::function<void(std::string_view)>& 
 }
 
 void write_atomically(const Path& path, std::string_view content) {
-  static std::atomic<uint64_t> serial{0};
-  Path temporary = path;
-  temporary += ".tmp-" + std::to_string(::getpid()) + "-" + std::to_string(++serial);
+  const Path temporary = temporary_name(path);
   try {
     Writer file(temporary);
     file.write(content);
@@ -217,7 +217,22 @@ Path temporary_name(const Path& path) {
   std::random_device random;
   std::string nonce;
   for (int i = 0; i < 8; ++i) nonce += digits[random() % 16];
-  return path.string() + ".tmp-" + nonce;
+  return path.string().append(kTemporary) + nonce;
+}
+
+void remove_temporaries(const Path& folder) {
+  const auto is_temporary = [](const std::string& name) {
+    const size_t at = name.rfind(kTemporary);
+    return at != std::string::npos && at + kTemporary.size() + 8 == name.size() &&
+           name.find_first_not_of("0123456789abcdef", at + kTemporary.size()) == std::string::npos;
+  };
+  std::error_code error;
+  std::vector<Path> left;
+  for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end;
+       it.increment(error))
+    if (is_temporary(it->path().filename().string())) left.push_back(it->path());
+  if (error && error != std::errc::no_such_file_or_directory) fail("list", folder, error.value());
+  for (const Path& path : left) fs::remove_all(path);
 }
 
 bool make_folder(const Path& path) {

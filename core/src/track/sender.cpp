@@ -89,16 +89,20 @@ class TrackerSender::Worker {
   }
 
  private:
+  /// A power cut may have taken lines that were acknowledged: those are delivered again.
   void load_offset() {
     if (!std::filesystem::exists(offset_file_)) return;
-    const Json offset = read_json(offset_file_);
-    lines_ = offset.at("lines").get<int64_t>();
-    bytes_ = offset.at("bytes").get<int64_t>();
+    const auto acknowledged = read_json(offset_file_).at("lines").get<int64_t>();
+    std::ifstream file(journal_, std::ios::binary);
+    for (std::string line; lines_ < acknowledged && std::getline(file, line) && !file.eof();) {
+      ++lines_;
+      bytes_ += static_cast<int64_t>(line.size()) + 1;
+    }
   }
 
   void save_offset() const {
     fs::make_folders(offset_file_.parent_path());
-    fs::write_atomically(offset_file_, Json{{"lines", lines_}, {"bytes", bytes_}}.dump());
+    fs::write_atomically(offset_file_, Json{{"lines", lines_}}.dump());
   }
 
   void work() {

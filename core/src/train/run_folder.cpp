@@ -78,6 +78,13 @@ std::vector<stdfs::path> make_output(const stdfs::path& output) {
   return missing;
 }
 
+/// Makes a run's folder, which a power cut does not take away; false = it was there.
+bool make_run(const stdfs::path& path) {
+  if (!fs::make_folder(path)) return false;
+  fs::sync_folder(path.parent_path());
+  return true;
+}
+
 /// Takes the lock of `folder`; the kernel gives it back when this process ends, however it ends.
 int take_lock(const stdfs::path& folder) {
   stdfs::path path = folder / "lock";
@@ -116,7 +123,7 @@ RunFolder RunFolder::create(const stdfs::path& output, const std::string& name) 
   std::vector<stdfs::path> made = make_output(output);
   for (;;) {
     stdfs::path path = stdfs::absolute(output) / (name.empty() ? made_name() : name);
-    if (fs::make_folder(path)) return RunFolder(path, true, std::move(made));
+    if (make_run(path)) return RunFolder(path, true, std::move(made));
     if (!name.empty()) {
       throw Error("run '" + name + "' exists already in " + output.string() +
                       "; take another name, go on with it by --run_id " + name +
@@ -141,13 +148,15 @@ RunFolder RunFolder::open_or_create(const stdfs::path& output, const std::string
   check_name(name);
   std::vector<stdfs::path> made = make_output(output);
   stdfs::path path = stdfs::absolute(output) / name;
-  bool created = fs::make_folder(path);
+  bool created = make_run(path);
   return RunFolder(path, created, std::move(made));
 }
 
 RunFolder::RunFolder(stdfs::path path, bool created, std::vector<stdfs::path> made)
     : path_(std::move(path)), created_(created), made_(std::move(made)) {
   lock_ = take_lock(path_);
+  // Now nobody else writes here.
+  for (const stdfs::path& folder : {path_, trackers(), samples()}) fs::remove_temporaries(folder);
 }
 
 RunFolder::~RunFolder() {

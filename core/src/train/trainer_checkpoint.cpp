@@ -85,6 +85,7 @@ void Trainer::restore(const StoredCheckpoint& checkpoint) {
   data_hash_ = state.at("data_hash").get<std::string>();
   loader_->load_state(state.at("data"));
   since_tokens_ = tokens_;
+  checkpoints_.clean_up(step_);
 }
 
 void Trainer::start_from(const StoredModel& stored) {

@@ -64,7 +64,10 @@ class CsvTracker final : public dsv3::Tracker {
     if (keep > 0) std::filesystem::resize_file(path_, keep);
     writer_ = keep > 0 ? std::make_unique<dsv3::fs::Writer>(dsv3::fs::Writer::append(path_))
                        : std::make_unique<dsv3::fs::Writer>(path_);
-    if (keep == 0) writer_->write(std::string_view("id,step,tokens,time,name,value\n"));
+    if (keep == 0) {
+      writer_->write(std::string_view("id,step,tokens,time,name,value\n"));
+      dsv3::fs::sync_folder(path_.parent_path());
+    }
   }
 
   std::filesystem::path path_;

@@ -211,8 +211,8 @@ TEST_CASE_METHOD(Fixture, "saving a step again keeps a good one and replaces a b
 }
 
 TEST_CASE_METHOD(Fixture, "what killed saves left goes, other files stay") {
-  std::filesystem::create_directories(checkpoints / "step-9.tmp-abc/sub");
-  put(checkpoints / "step-9.tmp-abc/sub/file", "x");
+  std::filesystem::create_directories(checkpoints / "step-9.tmp-0123abcd/sub");
+  put(checkpoints / "step-9.tmp-0123abcd/sub/file", "x");
   put(checkpoints / "notes.txt", "mine");
   std::filesystem::create_directory(checkpoints / "step-x");
   save(10);

@@ -41,8 +41,8 @@ struct Run {
   Run() {
     store.save(one.content);
     store.save(two.content);
-    std::filesystem::create_directory(checkpoints / "step-9.tmp-killed");
-    put(checkpoints / "step-9.tmp-killed/rank-00000.safetensors", "torn");
+    std::filesystem::create_directory(checkpoints / "step-9.tmp-0123abcd");
+    put(checkpoints / "step-9.tmp-0123abcd/rank-00000.safetensors", "torn");
   }
 
   /// Whatever happened while step 3 was saved: step 2 or 3 loads and is whole, step 1 is still the

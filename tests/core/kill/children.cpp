@@ -142,6 +142,7 @@ Ending TinyExperiment::train(const std::string& name, const std::optional<Death>
     ::dup2(::open(terminal.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666), STDERR_FILENO);
     int code = 1;
     try {
+      std::filesystem::current_path(folder_.path());
       arrange(death, run(name), calls);
       code = dsv3::train(request(name), plugins_);
     } catch (const std::exception& error) {

@@ -11,6 +11,7 @@
 #include <dsv3/runtime/trainer.h>
 
 #include "core/support/power_cut.h"
+#include "core/support/temporary_folder.h"
 
 /// How a child dies.
 struct Death {

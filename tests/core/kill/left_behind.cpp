@@ -31,10 +31,12 @@ using Values = std::map<std::pair<std::string, std::string>, double>;
 Values values_in_journal(const std::filesystem::path& run) {
   Values values;
   const auto lines = lines_of(run / "metrics.jsonl");
-  for (size_t id = 0; id < lines.size(); ++id)
-    for (const auto& [key, value] : Json::parse(lines[id]).items())
+  for (size_t id = 0; id < lines.size(); ++id) {
+    const Json row = Json::parse(lines[id]);
+    for (const auto& [key, value] : row.items())
       if (key != "step" && key != "tokens" && key != "time")
         values[{std::to_string(id), key}] = dsv3::number_from_json(value);
+  }
   return values;
 }
 
@@ -42,14 +44,19 @@ Values values_in_journal(const std::filesystem::path& run) {
 
 LeftBehind::LeftBehind(const std::filesystem::path& run) {
   for (const std::string& line : lines_of(run / "metrics.jsonl")) {
+    const Json row = Json::parse(line);
     Json kept = Json::object();
-    for (const auto& [key, value] : Json::parse(line).items())
+    for (const auto& [key, value] : row.items())
       if (!depends_on_time(key)) kept[key] = value;
     metrics.push_back(kept.dump());
   }
   for (const auto& entry : std::filesystem::directory_iterator(run / "checkpoints"))
     checkpoints.push_back(entry.path().filename().string());
   std::sort(checkpoints.begin(), checkpoints.end());
+  std::map<std::string, std::string> texts;
+  for (const auto& entry : std::filesystem::directory_iterator(run / "samples"))
+    texts[entry.path().filename().string()] = fs::read(entry.path());
+  for (const auto& [name, text] : texts) samples += name + ":\n" + text;
   if (auto newest = dsv3::CheckpointStore(run / "checkpoints", 0).newest()) {
     tensors = fs::read(newest->folder / "rank-00000.safetensors");
     state = newest->manifest.at("state").dump();
@@ -69,6 +76,7 @@ std::string LeftBehind::difference(const LeftBehind& other) const {
       return "metrics.jsonl line " + std::to_string(i + 1) + ":\n" + metrics[i] + "\n" +
              other.metrics[i];
   if (checkpoints != other.checkpoints) return "other checkpoints are there";
+  if (samples != other.samples) return "samples:\n" + samples + "\n" + other.samples;
   if (tensors.empty() || tensors != other.tensors) return "tensors of the newest checkpoint";
   if (state != other.state) return "state of the newest checkpoint:\n" + state + "\n" + other.state;
   if (status != other.status) return "status.json: " + status + ", not " + other.status;

@@ -9,6 +9,7 @@
 struct LeftBehind {
   std::vector<std::string> metrics;      ///< lines of metrics.jsonl, of all but times and rates
   std::vector<std::string> checkpoints;  ///< names of their folders
+  std::string samples;                   ///< files of samples, with their names
   std::string tensors, state;  ///< of the newest checkpoint: its file, its manifest's state
   std::string status, hashes;  ///< state, exit code and step; first values and data
 

@@ -45,6 +45,10 @@ class CheckpointStore {
   /// warning. On error (ExitCode::checkpoint) nothing that was there is lost, and the temporary
   /// folder is removed. One process at a time.
   StoredCheckpoint save(const CheckpointContent& content);
+  /// What a save that was killed had left to do, for a run that goes on from step `newest`: removes
+  /// its leftovers and the older checkpoints that it would have deleted. What cannot be deleted is
+  /// a warning.
+  void clean_up(int64_t newest);
   /// Newest that verifies (sizes and sha256 of every file); says in the log what it passed over.
   /// nullopt = none.
   std::optional<StoredCheckpoint> newest() const;

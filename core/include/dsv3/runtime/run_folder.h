@@ -12,7 +12,8 @@ namespace dsv3 {
 /// Names of runs: [A-Za-z0-9._-]{1,128}, but not "." or "..".
 bool is_run_name(const std::string& name);
 
-/// An open run folder, locked until the object goes away: no other process can train in it. Errors
+/// An open run folder, locked until the object goes away: no other process can train in it. What a
+/// killed process left under temporary names is removed, checkpoints apart. Errors
 /// are dsv3::Error with ExitCode::usage when the user's choice of the folder is to blame.
 class RunFolder {
  public:
@@ -41,6 +42,7 @@ class RunFolder {
   std::filesystem::path metrics() const { return path_ / "metrics.jsonl"; }
   std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
   std::filesystem::path samples() const { return path_ / "samples"; }
+  std::filesystem::path trackers() const { return path_ / "trackers"; }  ///< what they have taken
   std::filesystem::path status() const { return path_ / "status.json"; }
 
   /// Replaces status.json: {"state", "exit_code" (null while running), "step", "message", "time",

@@ -49,6 +49,9 @@ void read_pieces(const Path& path, const std::function<void(std::string_view)>& 
 void write_atomically(const Path& path, std::string_view content);
 /// A name beside `path` that nobody uses: "<path>.tmp-<8 random hex digits>".
 Path temporary_name(const Path& path);
+/// Removes what killed processes left in `folder` under such names. No other process may be writing
+/// there.
+void remove_temporaries(const Path& folder);
 /// Makes one folder; false = something of this name was there already.
 bool make_folder(const Path& path);
 /// Makes a folder and its parents where they are missing.
