@@ -61,7 +61,7 @@ class Trainer {
   std::optional<double> validate();
   void write_samples();
   void save(std::optional<double> val_loss);
-  void load_model(const StoredModel& stored);
+  void load_model(const StoredModel& stored, bool with_optimizers);
   void mark_interval();
   void record(const StepResult* result, std::optional<double> val_loss);
   void announce() const;

@@ -16,6 +16,12 @@ Json digests_of(const std::vector<LoadedLibrary>& libraries) {
   return digests;
 }
 
+/// What a model means, without what an optimizer's state means.
+std::map<std::string, std::string> of_model(std::map<std::string, std::string> conventions) {
+  std::erase_if(conventions, [](const auto& one) { return one.first.starts_with("optimizer."); });
+  return conventions;
+}
+
 }  // namespace
 
 void Trainer::save(std::optional<double> val_loss) {
@@ -42,8 +48,11 @@ void Trainer::save(std::optional<double> val_loss) {
   log::info("saved " + stored.folder.string());
 }
 
-void Trainer::load_model(const StoredModel& stored) {
-  const std::string other = convention_differences(stored.conventions, experiment_.conventions);
+void Trainer::load_model(const StoredModel& stored, bool with_optimizers) {
+  const std::string other =
+      with_optimizers
+          ? convention_differences(stored.conventions, experiment_.conventions)
+          : convention_differences(of_model(stored.conventions), of_model(experiment_.conventions));
   if (!other.empty())
     throw Error(
         stored.path.string() + " was made under other conventions:" + other +
@@ -72,7 +81,7 @@ void Trainer::load_model(const StoredModel& stored) {
 
 void Trainer::restore(const StoredCheckpoint& checkpoint) {
   const StoredModel stored = stored_model_of(checkpoint);
-  load_model(stored);
+  load_model(stored, /*with_optimizers=*/true);
   optimizers_->load(stored.tensors);
   const Json& state = checkpoint.manifest.at("state");
   step_ = checkpoint.step;
@@ -85,7 +94,7 @@ void Trainer::restore(const StoredCheckpoint& checkpoint) {
 }
 
 void Trainer::start_from(const StoredModel& stored) {
-  load_model(stored);
+  load_model(stored, /*with_optimizers=*/false);
   init_hash_ = hash_parameters();
   // Killed before its first checkpoint, the run must not go on from other values.
   save(std::nullopt);
