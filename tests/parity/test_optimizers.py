@@ -101,6 +101,14 @@ def test_muon_options(changes, muon_without_bf16):
     assert muon_pair("original", values, grads, torch.float64, "fp32", **changes) < 5e-6
 
 
+def test_muon_spectral_is_five_times_match_rms_adamw(muon_without_bf16):
+    values, grads = vectors(1.0)
+    wanted = oracle(lambda params: torch.optim.Muon(params, lr=0.02, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"), 0.02,
+                    values, grads, torch.float64)
+    options = {"lr": 0.004, "ns_dtype": "fp32", "scale": "spectral", "weight_decay": 0.0}
+    assert worst(ours("muon", options, values, grads), wanted) < 5e-6
+
+
 def test_muon_in_bf16():
     """An update moves values by about 0.02; bf16 keeps 8 bits, and both sides round on their own."""
     values, grads = vectors(1.0)

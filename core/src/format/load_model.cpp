@@ -16,8 +16,10 @@ Experiment experiment_of(const StoredModel& stored, const LoadRequest& request, 
   wanted.file = stored.path / "config.yaml";
   wanted.text = stored.config;
   // The machine that trained it need not be this one.
-  wanted.forced = {"train.device=" + request.device, "train.precision=" + request.precision,
-                   "train.threads=auto"};
+  const std::pair<const char*, const std::string&> machine[] = {
+      {"device", request.device}, {"precision", request.precision}, {"threads", request.threads}};
+  for (const auto& [key, value] : machine)
+    if (!value.empty()) wanted.forced.push_back(std::string("train.") + key + "=" + value);
   wanted.forced_label = "this machine";
   // A folder that was moved keeps its tokenizer beside the weights.
   std::filesystem::path tokenizer = request.tokenizer;

@@ -13,6 +13,9 @@
 namespace dsv3 {
 namespace {
 
+/// fp32 logits that token_losses holds: 64 MiB.
+constexpr int64_t kLogitsAtOnce = int64_t{16} << 20;
+
 /// The micro-batch on the device, as every layer sees it.
 Sequence sequence_of(const Batch& batch, at::Device device) {
   const int64_t rows = batch.tokens.size(0), length = batch.tokens.size(1) - 1;
@@ -214,6 +217,30 @@ std::pair<double, int64_t> Model::evaluate(const Batch& batch) {
   return {sum.item<double>(), targets.ge(0).sum().item<int64_t>()};
 }
 
+at::Tensor Model::token_losses(const Batch& batch, const at::Tensor& targets) {
+  const at::NoGradGuard no_grad;
+  const Parts& parts = *parts_;
+  const at::Tensor tokens = batch.tokens.to(parts.device);
+  at::Tensor x =
+      parts.hidden(tokens.narrow(1, 0, tokens.size(1) - 1), sequence_of(batch, parts.device));
+  const at::Tensor flat = targets.reshape(-1).to(parts.device);
+  const at::Tensor asked = flat.ge(0).nonzero().squeeze(1);
+  const at::Tensor index = flat.index_select(0, asked).unsqueeze(1);
+  at::Tensor losses = at::zeros(flat.sizes(), x.options().dtype(at::kFloat));
+  parts.with_head({&x}, {&losses}, [&] {
+    x = parts.final_norm(x).reshape({-1, x.size(-1)}).index_select(0, asked);
+    const int64_t rows = std::max<int64_t>(1, kLogitsAtOnce / parts.vocab);
+    for (int64_t begin = 0; begin < x.size(0); begin += rows) {
+      const int64_t count = std::min(rows, x.size(0) - begin);
+      const at::Tensor logits = parts.project(x.narrow(0, begin, count));
+      const at::Tensor picked = logits.gather(1, index.narrow(0, begin, count)).squeeze(1);
+      losses.index_copy_(0, asked.narrow(0, begin, count),
+                         (logits.logsumexp(1) - picked).to(at::kFloat));
+    }
+  });
+  return losses.view_as(targets).cpu();
+}
+
 at::Tensor Model::logits(const at::Tensor& tokens) {
   const at::NoGradGuard no_grad;
   const Parts& parts = *parts_;
@@ -249,37 +276,6 @@ at::Tensor Model::mtp_logits(const at::Tensor& tokens) {
     hidden = out.back();
   }
   return at::stack(logits);
-}
-
-at::Tensor Model::next_logits(const at::Tensor& tokens, std::vector<KvCache>& caches) {
-  const at::NoGradGuard no_grad;
-  const Parts& parts = *parts_;
-  if (!caches.empty() && caches.size() != parts.blocks.size())
-    throw Error("next_logits got " + std::to_string(caches.size()) + " caches for " +
-                std::to_string(parts.blocks.size()) + " layers");
-  const at::Tensor given = tokens.to(parts.device);
-  const at::Tensor added = given.ge(0).sum(1);  // [B], without the padding
-  at::Tensor before = at::zeros_like(added);
-  if (!caches.empty()) before = caches.front().lengths().to(parts.device).clone();
-  Sequence seq;
-  seq.positions = before.unsqueeze(1) + at::arange(given.size(1), given.options());
-  at::Tensor x = parts.hidden(given.clamp_min(0), seq, caches.empty() ? nullptr : &caches);
-  const bool padded = added.min().item<int64_t>() < given.size(1);
-  if (padded)
-    for (KvCache& cache : caches) cache.truncate((before + added).to(cache.lengths().device()));
-  const at::Tensor last = (added - 1).clamp_min(0).reshape({-1, 1, 1}).expand({-1, 1, x.size(2)});
-  x = x.gather(1, last).squeeze(1);
-  at::Tensor result;
-  parts.with_head({&x}, {&result}, [&] { result = parts.project(parts.final_norm(x)); });
-  return result;
-}
-
-std::vector<KvCache> Model::make_caches(int64_t batch) const {
-  std::vector<KvCache> caches;
-  for (size_t i = 0; i < parts_->blocks.size(); ++i)
-    caches.emplace_back(batch, parts_->attention[i]->cache_values_per_token(),
-                        parts_->embedding.scalar_type(), parts_->device);
-  return caches;
 }
 
 }  // namespace dsv3

@@ -185,5 +185,8 @@ const std::vector<std::shared_ptr<FeedForward>>& Model::feed_forward() const {
 int64_t Model::vocab() const {
   return parts_->vocab;
 }
+int64_t Model::mtp_depth() const {
+  return int64_t(parts_->mtp.size());
+}
 
 }  // namespace dsv3

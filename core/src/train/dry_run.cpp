@@ -1,6 +1,7 @@
 // --dry-run: what an experiment costs, computed on the meta device.
 #include <fmt/format.h>
 #include <iostream>
+#include <limits>
 
 #include <ATen/ATen.h>
 
@@ -84,6 +85,23 @@ void print_memory(const Memory& memory, bool recompute) {
       format_bytes(static_cast<double>(memory.total())));
 }
 
+/// What generation keeps of every token: 61 layers of DeepSeek-V3 keep 576 values each, where
+/// multi-head attention of 128 heads of 128 would keep 32,768.
+void print_cache(const Model& model, const Experiment& experiment) {
+  int64_t least = std::numeric_limits<int64_t>::max(), most = 0, all = 0;
+  for (int64_t i = 0; i < experiment.model.layers; ++i) {  // MTP modules take no part
+    const int64_t values = model.attention()[size_t(i)]->cache_values_per_token();
+    least = std::min(least, values);
+    most = std::max(most, values);
+    all += values;
+  }
+  const at::ScalarType type = compute_dtype(experiment.train);
+  std::cout << fmt::format(
+      "KV cache       {} values a token a layer, {} bytes a token in {} layer(s) of {}\n",
+      least == most ? fmt::format("{}", most) : fmt::format("{} to {}", least, most),
+      all * int64_t(c10::elementSize(type)), experiment.model.layers, experiment.train.precision);
+}
+
 /// Says whether `limit` bytes are enough, and if not, which micro-batch and recomputation would be.
 void print_fit(const Experiment& experiment, const ModelFigures& figures, Memory memory,
                int64_t micro_batch, int64_t limit) {
@@ -145,6 +163,7 @@ void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64
   std::cout << fmt::format(
       "FLOPs a token  {} forward and backward ({} with causal attention counted half)\n",
       format_count(figures.flops_per_token), format_count(figures.flops_per_token_causal));
+  print_cache(model, experiment);
   print_memory(memory, recompute);
   if (memory_limit) print_fit(experiment, figures, memory, micro_batch, *memory_limit);
   std::cout << fmt::format("steps          {} of {} x {} tokens, {} tokens in all\n", steps,

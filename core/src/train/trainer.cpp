@@ -11,37 +11,10 @@
 #include "train/clock.h"
 #include "train/machine.h"
 #include "train/signals.h"
+#include "train/validation.h"
 
 namespace dsv3 {
 namespace {
-
-/// `train.micro_batch`, or the whole batch for `auto`; throws when it does not divide the batch.
-int64_t micro_batch_of(const TrainOptions& train, int64_t world) {
-  const int64_t micro_batch = train.micro_batch > 0 ? train.micro_batch : train.batch / world;
-  if (micro_batch < 1 || train.batch % (micro_batch * world) != 0)
-    throw Error("train.batch is " + std::to_string(train.batch) + " sequences, which " +
-                    std::to_string(world) + " rank(s) with train.micro_batch " +
-                    std::to_string(micro_batch) +
-                    " cannot share evenly: make batch a multiple of micro_batch x ranks",
-                ExitCode::usage);
-  return micro_batch;
-}
-
-/// Training batches are made ahead on a thread; validation's are not.
-std::unique_ptr<Loader> make_loader(const Experiment& experiment, Plugins& plugins,
-                                    const Model& model, Split split, int64_t micro_batch,
-                                    std::shared_ptr<const Tokenizer> tokenizer) {
-  DataContext context;
-  context.split = split;
-  context.micro_batch = micro_batch;
-  context.sequence = experiment.train.sequence;
-  context.seed = static_cast<uint64_t>(experiment.train.seed);
-  context.vocab = model.vocab();
-  context.validation_share = experiment.validation.share;
-  context.tokenizer = std::move(tokenizer);
-  return std::make_unique<Loader>(make<Data>(plugins, experiment.data, context), context,
-                                  split == Split::train ? 4 : 0);
-}
 
 int64_t vocab_of(const Experiment& experiment, const Tokenizer* tokenizer) {
   if (experiment.model.vocab > 0) {
@@ -207,17 +180,16 @@ LossScale Trainer::scale_of(const at::Tensor& targets) const {
 }
 
 void Trainer::refuse_or_report(const StepResult& result) const {
-  const std::string what = "step " + std::to_string(step_ + 1) + ": loss " +
-                           std::to_string(result.loss) + ", gradient norm " +
-                           std::to_string(result.grad_norm) + " is not finite";
+  const auto shown = [](double value) { return std::isnan(value) ? "NaN" : c10::str(value); };
+  const std::string what = "step " + std::to_string(step_ + 1) + ": loss " + shown(result.loss) +
+                           ", gradient norm " + shown(result.grad_norm) + ", which is not finite";
   if (experiment_.train.not_finite == "skip") {
     log::warning(what + "; the update was skipped");
     return;
   }
   throw Error(what +
                   ". Nothing was updated; the newest checkpoint is unharmed. Lower the learning "
-                  "rate, lengthen the "
-                  "warm-up, or set train.not_finite=skip",
+                  "rate, lengthen the warm-up, or set train.not_finite=skip",
               ExitCode::not_finite);
 }
 
@@ -246,22 +218,15 @@ void Trainer::end_feed_forward_step(bool skipped) {
 
 std::optional<double> Trainer::validate() {
   validation_->load_state(validation_start_);
-  double sum = 0;
-  int64_t targets = 0;
   // Whole batches, so that the rows do not depend on the micro-batch.
-  for (int64_t i = 0; i < experiment_.validation.batches * accumulate_; ++i) {
-    const Batch batch = validation_->next();
-    if (!batch.tokens.defined()) break;
-    const auto [loss, count] = model_->evaluate(batch);
-    sum += loss;
-    targets += count;
-  }
-  if (targets == 0) {
-    log::warning("no validation: the data holds out no document (validation.share is " +
-                 std::to_string(experiment_.validation.share) + ")");
+  const ValidationSum sum =
+      dsv3::validate(*model_, *validation_, experiment_.validation.batches * accumulate_);
+  if (sum.targets == 0) {
+    log::warning(c10::str("no validation: the data holds out no document (validation.share is ",
+                          experiment_.validation.share, ")"));
     return std::nullopt;
   }
-  return sum / static_cast<double>(targets);
+  return sum.loss();
 }
 
 }  // namespace dsv3

@@ -3,6 +3,7 @@
 
 #include <dsv3/sdk/log.h>
 
+#include "train/differences.h"
 #include "train/libraries.h"
 #include "train/tensor_views.h"
 #include "train/trainer.h"
@@ -16,10 +17,15 @@ Json digests_of(const std::vector<LoadedLibrary>& libraries) {
   return digests;
 }
 
-/// What a model means, without what an optimizer's state means.
-std::map<std::string, std::string> of_model(std::map<std::string, std::string> conventions) {
-  std::erase_if(conventions, [](const auto& one) { return one.first.starts_with("optimizer."); });
-  return conventions;
+/// `why` is said only when the settings of the two models do not say it.
+[[noreturn]] void refuse_model(const StoredModel& stored, const Experiment& experiment,
+                               const std::string& why) {
+  const std::string settings =
+      difference_lines(stored.config, experiment.resolved, "in the checkpoint", "here", "model");
+  throw Error(stored.path.string() +
+                  " is of another model:" + (settings.empty() ? " " + why : settings) +
+                  "\nGive `model` as the checkpoint has it, or start without it",
+              ExitCode::checkpoint);
 }
 
 }  // namespace
@@ -48,16 +54,7 @@ void Trainer::save(std::optional<double> val_loss) {
   log::info("saved " + stored.folder.string());
 }
 
-void Trainer::load_model(const StoredModel& stored, bool with_optimizers) {
-  const std::string other =
-      with_optimizers
-          ? convention_differences(stored.conventions, experiment_.conventions)
-          : convention_differences(of_model(stored.conventions), of_model(experiment_.conventions));
-  if (!other.empty())
-    throw Error(
-        stored.path.string() + " was made under other conventions:" + other +
-            "\nSet these options and plugins as the checkpoint has them, or start without it",
-        ExitCode::checkpoint);
+void Trainer::load_model(const StoredModel& stored) {
   if (tokenizer_ && !stored.tokenizer_digest.empty() &&
       stored.tokenizer_digest != tokenizer_->digest())
     throw Error(
@@ -70,18 +67,15 @@ void Trainer::load_model(const StoredModel& stored, bool with_optimizers) {
     for (const Buffer& buffer : model_->store().buffers())
       copy_view(stored.tensors, "buffer/" + buffer.name, buffer.tensor);
   } catch (const Error& error) {
-    const bool own = std::filesystem::exists(stored.path / "manifest.json");
-    throw Error(stored.path.string() + " is of another model: " + error.what() +
-                    "\nGive `model` as the checkpoint has it (its settings are in " +
-                    (stored.path / (own ? "manifest.json" : "config.json")).string() +
-                    "), or start without it",
-                error.code());
+    refuse_model(stored, experiment_, error.what());
   }
 }
 
 void Trainer::restore(const StoredCheckpoint& checkpoint) {
   const StoredModel stored = stored_model_of(checkpoint);
-  load_model(stored, /*with_optimizers=*/true);
+  load_model(stored);
+  // After the tensors: another attention lacks a convention, too, but that is not what is wrong.
+  require_conventions(stored, experiment_, true);
   optimizers_->load(stored.tensors);
   const Json& state = checkpoint.manifest.at("state");
   step_ = checkpoint.step;
@@ -94,7 +88,8 @@ void Trainer::restore(const StoredCheckpoint& checkpoint) {
 }
 
 void Trainer::start_from(const StoredModel& stored) {
-  load_model(stored, /*with_optimizers=*/false);
+  load_model(stored);
+  require_conventions(stored, experiment_, false);
   init_hash_ = hash_parameters();
   // Killed before its first checkpoint, the run must not go on from other values.
   save(std::nullopt);

@@ -45,7 +45,7 @@ TEST_CASE("a stamp that differs in one field names that field with both values")
                             host.sdk + " (headers " + host.headers.substr(0, 8) + ")"},
       {"other_cxx_abi",
        "C++ ABI:         plugin libcpp_abi1, this dsv3 libstdcpp_gxx_abi_1xxx_cxx11_1"},
-      {"other_debug", "debug iterators: plugin 1, this dsv3 0"},
+      {"other_debug", "debug iterators: plugin on, this dsv3 off"},
       {"other_torch", "LibTorch:        plugin 2.9.1, this dsv3 " TORCH_VERSION},
       {"other_cuda", "CUDA:            plugin 12, this dsv3 none"},
   }));

@@ -41,11 +41,13 @@ StoredModel open_stored_model(const std::filesystem::path& path, Plugins& plugin
 /// The model of a checkpoint that was verified before.
 StoredModel stored_model_of(const StoredCheckpoint& checkpoint);
 
-/// What to load, and onto what.
+/// What to load, and onto what. An empty device, precision or threads: as the model's experiment
+/// says.
 struct LoadRequest {
   std::filesystem::path path;
   std::string device = "auto";     ///< auto | cpu | cuda
   std::string precision = "auto";  ///< auto | fp32 | bf16, as train.precision
+  std::string threads = "auto";    ///< auto | a number, for Experiment::train
   std::string tokenizer;           ///< a tokenizer.json instead of the model's own; empty = its own
   bool with_tokenizer = true;      ///< false: it is not opened, so its file may be gone
 };
@@ -63,9 +65,19 @@ struct LoadedModel {
 /// not.
 LoadedModel load_model(const LoadRequest& request, Plugins& plugins);
 
-/// What an error of "conventions differ" lists: a line each, "" when none differs.
+/// What an error of "conventions differ" lists: a line each, "" when none differs; with `advice`
+/// it says what to set.
 std::string convention_differences(const std::map<std::string, std::string>& stored,
-                                   const std::map<std::string, std::string>& wanted);
+                                   const std::map<std::string, std::string>& wanted,
+                                   bool advice = false);
+
+/// Throws dsv3::Error (ExitCode::checkpoint) unless `experiment` has the conventions that `stored`
+/// was made under; it names the file that says so and what to set. Those of optimizers count only
+/// with `optimizers`: who takes nothing but weights may go on with another one.
+void require_conventions(const StoredModel& stored, const Experiment& experiment, bool optimizers);
+
+/// The file that holds a stored model's settings: manifest.json or config.json.
+std::filesystem::path settings_file(const StoredModel& stored);
 
 /// Parameters and buffers of `model`, which lives in plain tensors on one device, from `stored`.
 void load_weights(Model& model, const StoredModel& stored);

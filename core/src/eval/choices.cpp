@@ -1,0 +1,230 @@
+// Multiple choice in HellaSwag's format, scored as lm-evaluation-harness scores it.
+#include <algorithm>
+#include <numeric>
+
+#include <ATen/ATen.h>
+
+#include <dsv3/sdk/error.h>
+
+#include "eval/scorer.h"
+
+namespace dsv3::eval {
+namespace {
+
+constexpr const char* kSpaces = " \t\n\v\f\r";
+
+/// A line's texts, cleaned.
+struct Item {
+  std::string context;
+  std::vector<std::string> endings;
+  int64_t label = 0;
+  std::string where;  // file:line
+};
+
+/// One ending behind its context; ids from `first` on are the ending's.
+struct Candidate {
+  std::vector<int64_t> ids;
+  int64_t first = 0;
+  size_t question = 0, ending = 0;
+};
+
+[[noreturn]] void fail(const std::string& where, const std::string& what) {
+  throw Error(where + ": " + what, ExitCode::data);
+}
+
+void replace_all(std::string& text, std::string_view from, std::string_view to) {
+  for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size()))
+    text.replace(at, from.size(), to);
+}
+
+/// Without the marks that HellaSwag's WikiHow half holds, as the harness reads it: outer white
+/// space, "[...]" within a line, doubled spaces; " [title]" ends a sentence.
+std::string cleaned(std::string text) {
+  text.erase(0, std::min(text.find_first_not_of(kSpaces), text.size()));
+  text.erase(text.find_last_not_of(kSpaces) + 1);
+  replace_all(text, " [title]", ". ");
+  for (size_t open = text.find('['); open != std::string::npos; open = text.find('[', open)) {
+    const size_t close = text.find_first_of("]\n", open);
+    if (close != std::string::npos && text[close] == ']')
+      text.erase(open, close + 1 - open);
+    else
+      ++open;
+  }
+  replace_all(text, "  ", " ");
+  return text;
+}
+
+/// First letter large, the others small; ASCII letters only.
+std::string capitalised(std::string text) {
+  for (char& c : text)
+    if (c >= 'A' && c <= 'Z') c = char(c - 'A' + 'a');
+  if (!text.empty() && text[0] >= 'a' && text[0] <= 'z') text[0] = char(text[0] - 'a' + 'A');
+  return text;
+}
+
+std::string text_of(const Json& line, const char* key, const std::string& where) {
+  if (!line.contains(key)) fail(where, std::string("no field '") + key + "'");
+  if (!line[key].is_string()) fail(where, std::string("field '") + key + "' must be a string");
+  return line[key].get<std::string>();
+}
+
+int64_t label_of(const Json& line, size_t endings, const std::string& where) {
+  if (!line.contains("label")) fail(where, "no field 'label'");
+  const Json& label = line["label"];
+  int64_t value = -1;
+  if (label.is_number_integer()) {
+    value = label.get<int64_t>();
+  } else if (label.is_string()) {
+    const std::string& text = label.get_ref<const std::string&>();
+    if (!text.empty() && text.size() < 10 &&
+        text.find_first_not_of("0123456789") == std::string::npos)
+      value = std::stoll(text);
+  }
+  if (value < 0 || value >= static_cast<int64_t>(endings))
+    fail(where, "label " + label.dump() + " names none of the endings 0 to " +
+                    std::to_string(endings - 1));
+  return value;
+}
+
+Item read_item(const Json& line, const std::string& where) {
+  if (!line.is_object()) fail(where, "every line must be an object");
+  Item item;
+  item.where = where;
+  std::string context;
+  if (line.contains("ctx_a"))
+    context = text_of(line, "ctx_a", where) + " " + capitalised(text_of(line, "ctx_b", where));
+  else if (line.contains("ctx"))
+    context = text_of(line, "ctx", where);
+  else
+    fail(where, "no field 'ctx', and no 'ctx_a' with 'ctx_b' either");
+  if (line.contains("activity_label"))
+    context = text_of(line, "activity_label", where) + ": " + context;
+  item.context = cleaned(context);
+  if (!line.contains("endings")) fail(where, "no field 'endings'");
+  const Json& endings = line["endings"];
+  if (!endings.is_array() || endings.size() < 2) fail(where, "'endings' must be a list of texts");
+  for (const Json& ending : endings) {
+    if (!ending.is_string()) fail(where, "'endings' must be a list of texts");
+    item.endings.push_back(cleaned(ending.get<std::string>()));
+    if (item.endings.back().empty()) fail(where, "an ending is empty");
+  }
+  item.label = label_of(line, endings.size(), where);
+  return item;
+}
+
+Json parse_line(std::string_view line, const std::string& where) {
+  try {
+    return parse_json(line, "line");
+  } catch (const Error& error) {
+    // "line:1:COLUMN: ...": the file's line takes the place of the first two.
+    throw Error(where + std::string(error.what()).substr(std::string_view("line:1").size()),
+                ExitCode::data);
+  }
+}
+
+std::vector<Item> read_items(const Scorer& scorer, const std::string& file) {
+  const fs::Mapping mapping(file);
+  std::vector<Item> items;
+  std::string_view rest = mapping.view();
+  for (int64_t number = 1; !rest.empty() && !scorer.enough(std::ssize(items)); ++number) {
+    const std::string_view line = rest.substr(0, rest.find('\n'));
+    rest.remove_prefix(std::min(line.size() + 1, rest.size()));
+    if (line.find_first_not_of(kSpaces) == std::string_view::npos) continue;
+    const std::string where = file + ":" + std::to_string(number);
+    items.push_back(read_item(parse_line(line, where), where));
+  }
+  if (items.empty()) throw Error(file + " holds no question", ExitCode::data);
+  return items;
+}
+
+/// Context and ending are encoded together and cut behind as many ids as the context alone has, so
+/// that the space between them belongs to the ending. Over-long ones lose their start.
+Candidate make_candidate(const Scorer& scorer, const Tokenizer& tokenizer, const Item& item,
+                         const std::string& ending) {
+  const size_t end = item.context.find_last_not_of(kSpaces) + 1;
+  const std::string context = item.context.substr(0, end);
+  const std::vector<int32_t> whole =
+      tokenizer.encode(context + item.context.substr(end) + " " + ending);
+  Candidate candidate{{whole.begin(), whole.end()}, 0, 0, 0};
+  candidate.first = std::ssize(tokenizer.encode(context));
+  if (candidate.first == 0) {
+    if (tokenizer.eos_id() < 0)
+      fail(item.where, "no context, and the tokenizer has no end-of-text id to stand for it");
+    candidate.ids.insert(candidate.ids.begin(), tokenizer.eos_id());
+    candidate.first = 1;
+  }
+  for (const int64_t id : candidate.ids) scorer.check_id(id, item.where);
+  const int64_t own = std::ssize(candidate.ids) - candidate.first;
+  if (own < 1) fail(item.where, "the tokenizer joins the ending '" + ending + "' into the context");
+  if (own > scorer.sequence)
+    fail(item.where, "an ending has " + std::to_string(own) + " tokens, more than the " +
+                         std::to_string(scorer.sequence) + " of --sequence");
+  return candidate;
+}
+
+/// Cuts the start off; whether there was anything to cut.
+bool fit(Candidate& candidate, int64_t sequence) {
+  const int64_t excess = std::ssize(candidate.ids) - (sequence + 1);
+  if (excess <= 0) return false;
+  candidate.ids.erase(candidate.ids.begin(), candidate.ids.begin() + excess);
+  candidate.first -= excess;
+  return true;
+}
+
+/// Log-likelihoods of the endings of `rows`. Padding is on the right, where causal attention does
+/// not look.
+std::vector<double> score_rows(Model& model, std::span<const Candidate* const> rows) {
+  int64_t longest = 0;
+  for (const Candidate* row : rows) longest = std::max(longest, std::ssize(row->ids));
+  const int64_t count = std::ssize(rows);
+  Batch batch{at::zeros({count, longest}, at::kLong), {}};
+  at::Tensor targets = at::full({count, longest - 1}, -1, at::kLong);
+  for (int64_t i = 0; i < count; ++i) {
+    const Candidate& row = *rows[i];
+    std::copy(row.ids.begin(), row.ids.end(),
+              batch.tokens.mutable_data_ptr<int64_t>() + i * longest);
+    std::copy(row.ids.begin() + row.first, row.ids.end(),
+              targets.mutable_data_ptr<int64_t>() + i * (longest - 1) + row.first - 1);
+  }
+  const at::Tensor sums = model.token_losses(batch, targets).to(at::kDouble).sum(1).neg();
+  return {sums.const_data_ptr<double>(), sums.const_data_ptr<double>() + count};
+}
+
+}  // namespace
+
+ChoiceScore score_choices(const Scorer& scorer, const std::string& file) {
+  const Tokenizer& tokenizer = scorer.required_tokenizer("multiple choice");
+  ChoiceScore score;
+  score.source = file;
+  std::vector<Candidate> candidates;
+  for (const Item& item : read_items(scorer, file)) {
+    Question question;
+    question.label = item.label;
+    question.log_likelihoods.resize(item.endings.size());
+    for (const std::string& ending : item.endings) {
+      Candidate candidate = make_candidate(scorer, tokenizer, item, ending);
+      candidate.question = score.questions.size();
+      candidate.ending = question.bytes.size();
+      score.truncated += fit(candidate, scorer.sequence);
+      candidates.push_back(std::move(candidate));
+      question.bytes.push_back(std::ssize(ending));
+    }
+    score.questions.push_back(std::move(question));
+  }
+  // Equal lengths side by side need the least padding.
+  std::vector<const Candidate*> order;
+  for (const Candidate& candidate : candidates) order.push_back(&candidate);
+  std::stable_sort(order.begin(), order.end(), [](const Candidate* a, const Candidate* b) {
+    return a->ids.size() > b->ids.size();
+  });
+  for (size_t begin = 0; begin < order.size(); begin += static_cast<size_t>(scorer.batch)) {
+    const size_t count = std::min(static_cast<size_t>(scorer.batch), order.size() - begin);
+    const std::span<const Candidate* const> rows(&order[begin], count);
+    const std::vector<double> values = score_rows(scorer.model, rows);
+    for (size_t i = 0; i < count; ++i)
+      score.questions[rows[i]->question].log_likelihoods[rows[i]->ending] = values[i];
+  }
+  return score;
+}
+
+}  // namespace dsv3::eval

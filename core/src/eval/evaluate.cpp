@@ -1,0 +1,151 @@
+#include <cmath>
+#include <numbers>
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <dsv3/runtime/evaluate.h>
+#include <dsv3/sdk/error.h>
+#include <dsv3/sdk/ops.h>
+#include <dsv3/sdk/packing.h>
+
+#include "eval/scorer.h"
+#include "train/validation.h"
+
+namespace dsv3 {
+namespace {
+
+/// Adds a batch's bytes, and the cross-entropy of what they belong to.
+void add_bytes(TextScore& score, Model& model, const Tokenizer& tokenizer, const Batch& batch) {
+  const at::Tensor targets = shifted_targets(batch.tokens, batch.document_ids, 0);
+  const at::Tensor text =
+      at::where(targets.ne(tokenizer.eos_id()), targets, at::full({}, -1, targets.options()));
+  score.text_nats += model.token_losses(batch, text).to(at::kDouble).sum().item<double>();
+  const int64_t* ids = text.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < text.numel(); ++i)
+    if (ids[i] >= 0) *score.bytes += std::ssize(tokenizer.token_bytes(int32_t(ids[i])));
+}
+
+/// The rows of the run's validation and their loss, bit for bit.
+TextScore score_validation(LoadedModel& loaded, Plugins& plugins) {
+  const Experiment& experiment = loaded.experiment;
+  if (std::filesystem::exists(loaded.stored.path / "config.json"))
+    throw Error(loaded.stored.path.string() +
+                    " is a Hugging Face folder, which has no validation split: give --text, "
+                    "--shards or --choices",
+                ExitCode::usage);
+  const int64_t micro_batch = micro_batch_of(experiment.train, 1);
+  const std::unique_ptr<Loader> loader = make_loader(
+      experiment, plugins, *loaded.model, Split::validation, micro_batch, loaded.tokenizer);
+  TextScore score;
+  score.source = experiment.name;
+  if (loaded.tokenizer) score.bytes = 0;
+  const ValidationSum sum =
+      validate(*loaded.model, *loader,
+               experiment.validation.batches * (experiment.train.batch / micro_batch),
+               [&](const Batch& batch) {
+                 if (loaded.tokenizer) add_bytes(score, *loaded.model, *loaded.tokenizer, batch);
+               });
+  if (sum.targets == 0)
+    throw Error("the experiment of " + loaded.stored.path.string() +
+                    " holds out no document (validation.share is " +
+                    std::to_string(experiment.validation.share) +
+                    "): give --text, --shards or --choices",
+                ExitCode::data);
+  score.nats = sum.nats;
+  score.tokens = sum.targets;
+  return score;
+}
+
+Json optional_number(const std::optional<double>& value) {
+  return value ? number_to_json(*value) : Json();
+}
+
+Json json_of(const TextScore& score) {
+  return {{"source", score.source},
+          {"documents", score.documents ? Json(*score.documents) : Json()},
+          {"tokens", score.tokens},
+          {"bytes", score.bytes ? Json(*score.bytes) : Json()},
+          {"loss", number_to_json(score.loss())},
+          {"bits_per_byte", optional_number(score.bits_per_byte())}};
+}
+
+Json json_of(const ChoiceScore& score) {
+  Json questions = Json::array();
+  for (const Question& question : score.questions) {
+    Json likelihoods = Json::array();
+    for (const double value : question.log_likelihoods)
+      likelihoods.push_back(number_to_json(value));
+    questions.push_back({{"label", question.label},
+                         {"choice", question.choice(false)},
+                         {"choice_norm", question.choice(true)},
+                         {"log_likelihoods", likelihoods},
+                         {"bytes", question.bytes}});
+  }
+  return {{"source", score.source},
+          {"accuracy", score.accuracy(false)},
+          {"acc_norm", score.accuracy(true)},
+          {"truncated", score.truncated},
+          {"questions", questions}};
+}
+
+}  // namespace
+
+std::optional<double> TextScore::bits_per_byte() const {
+  if (!bytes || *bytes == 0) return std::nullopt;
+  return text_nats / std::numbers::ln2 / static_cast<double>(*bytes);
+}
+
+size_t Question::choice(bool normalised) const {
+  const auto value = [&](size_t i) {
+    return normalised ? log_likelihoods[i] / static_cast<double>(bytes[i]) : log_likelihoods[i];
+  };
+  size_t best = 0;
+  for (size_t i = 1; i < log_likelihoods.size(); ++i)
+    if (value(i) > value(best)) best = i;
+  return best;
+}
+
+double ChoiceScore::accuracy(bool normalised) const {
+  int64_t right = 0;
+  for (const Question& question : questions)
+    right += question.choice(normalised) == static_cast<size_t>(question.label);
+  return static_cast<double>(right) / static_cast<double>(questions.size());
+}
+
+Evaluation evaluate(const EvalRequest& request, Plugins& plugins) {
+  LoadedModel loaded = load_model(request.model, plugins);
+  const TrainOptions& train = loaded.experiment.train;
+  // As in training, whose sums depend on both.
+  at::set_num_threads(static_cast<int>(train.threads));
+  use_reference_ops(train.ops == "reference");
+  const eval::Scorer scorer{*loaded.model, loaded.tokenizer.get(),
+                            request.sequence > 0 ? request.sequence : train.sequence, request.batch,
+                            request.limit};
+  Evaluation result;
+  result.step = loaded.stored.step;
+  result.device = loaded.device.str();
+  result.precision = train.precision;
+  if (request.text.empty() && request.shards.empty() && request.choices.empty())
+    result.validation = score_validation(loaded, plugins);
+  for (const std::string& path : request.text)
+    result.text.push_back(eval::score_text(scorer, path, request.format));
+  for (const std::string& path : request.shards)
+    result.shards.push_back(eval::score_shards(scorer, path));
+  for (const std::string& file : request.choices)
+    result.choices.push_back(eval::score_choices(scorer, file));
+  return result;
+}
+
+Json to_json(const Evaluation& evaluation) {
+  Json json{{"step", evaluation.step},           {"device", evaluation.device},
+            {"precision", evaluation.precision}, {"text", Json::array()},
+            {"shards", Json::array()},           {"choices", Json::array()}};
+  if (evaluation.validation) json["validation"] = json_of(*evaluation.validation);
+  for (const TextScore& score : evaluation.text) json["text"].push_back(json_of(score));
+  for (const TextScore& score : evaluation.shards) json["shards"].push_back(json_of(score));
+  for (const ChoiceScore& score : evaluation.choices) json["choices"].push_back(json_of(score));
+  return json;
+}
+
+}  // namespace dsv3

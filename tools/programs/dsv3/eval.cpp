@@ -1,0 +1,118 @@
+// dsv3 eval
+#include <cstdio>
+#include <iostream>
+#include <memory>
+
+#include <dsv3/runtime/evaluate.h>
+#include <dsv3/sdk/error.h>
+
+#include "commands.h"
+
+namespace {
+
+struct Arguments {
+  dsv3::EvalRequest request;
+  std::string model;
+  bool json = false;
+  PluginOptions plugins;
+};
+
+/// "12" or "-" in `width` columns.
+template <class Value>
+std::string cell(const char* format, const std::optional<Value>& value, int width) {
+  char text[64] = "-";
+  if (value) std::snprintf(text, sizeof text, format, *value);
+  const std::string shown = text;
+  return std::string(std::max<int>(width - int(shown.size()), 0), ' ') + shown;
+}
+
+std::optional<long long> wide(const std::optional<int64_t>& value) {
+  return value ? std::optional<long long>(*value) : std::nullopt;
+}
+
+void print_row(const char* what, const dsv3::TextScore& score) {
+  std::cout << cell("%lld", wide(score.documents), 10) << cell("%lld", wide(score.tokens), 12)
+            << cell("%lld", wide(score.bytes), 12) << cell("%.4f", std::optional(score.loss()), 10)
+            << cell("%.4f", score.bits_per_byte(), 11) << "  " << what << ' ' << score.source
+            << '\n';
+}
+
+void print_table(const std::string& model, const dsv3::Evaluation& result) {
+  std::cout << model << ": step " << result.step << ", " << result.precision << " on "
+            << result.device << '\n';
+  if (result.validation || !result.text.empty() || !result.shards.empty())
+    std::cout << " documents      tokens       bytes      loss  bits/byte\n";
+  if (result.validation) print_row("validation of", *result.validation);
+  for (const dsv3::TextScore& score : result.text) print_row("text", score);
+  for (const dsv3::TextScore& score : result.shards) print_row("shards", score);
+  if (!result.choices.empty()) std::cout << " questions   truncated    accuracy  acc_norm\n";
+  for (const dsv3::ChoiceScore& score : result.choices)
+    std::cout << cell("%lld", wide(std::ssize(score.questions)), 10)
+              << cell("%lld", wide(score.truncated), 12)
+              << cell("%.4f", std::optional(score.accuracy(false)), 12)
+              << cell("%.4f", std::optional(score.accuracy(true)), 10) << "  choices "
+              << score.source << '\n';
+}
+
+void check(const CLI::App& command, const dsv3::EvalRequest& request) {
+  if (!request.text.empty() || !request.shards.empty() || !request.choices.empty()) return;
+  for (const char* option : {"--sequence", "--batch", "--limit"})
+    if (command.count(option) > 0)
+      throw dsv3::Error(std::string(option) +
+                            " needs --text, --shards or --choices: without them the run's own "
+                            "validation is repeated as it was",
+                        dsv3::ExitCode::usage);
+}
+
+}  // namespace
+
+void add_eval_commands(CLI::App& app, int&) {
+  const auto a = std::make_shared<Arguments>();
+  dsv3::EvalRequest& request = a->request;
+  request.model.device = request.model.precision = request.model.threads = "";
+  CLI::App* command = app.add_subcommand(
+      "eval",
+      "Loss, bits per byte and multiple-choice accuracy of a model; by default its loss on "
+      "the validation split of its run");
+  command->add_option("MODEL", a->model, "run folder, checkpoint or Hugging Face folder")
+      ->required()
+      ->type_name("PATH");
+  command->add_option("--text", request.text, ".txt and .jsonl files, and folders of them")
+      ->type_name("PATH");
+  command->add_option("--shards", request.shards, "folders of token shards, and token files")
+      ->type_name("PATH");
+  command->add_option("--choices", request.choices, "questions in HellaSwag's format (.jsonl)")
+      ->type_name("FILE");
+  command
+      ->add_option("--documents", request.format.documents, "where a document of a .txt file ends")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"blank_line", "line", "file"}));
+  command->add_option("--field", request.format.field, "field of a .jsonl line with the text")
+      ->capture_default_str();
+  command->add_option("--sequence", request.sequence, "longest input in tokens [the experiment's]")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  command->add_option("--batch", request.batch, "rows of that many tokens at a time")
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
+  command->add_option("--limit", request.limit, "documents or questions of each source [all]")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--device", request.model.device, "where to compute [as in training]")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  command->add_option("--precision", request.model.precision, "compute dtype [as in training]")
+      ->check(CLI::IsMember({"auto", "fp32", "bf16"}));
+  command
+      ->add_option("--tokenizer", request.model.tokenizer, "tokenizer.json instead of the model's")
+      ->type_name("FILE");
+  command->add_flag("--json", a->json, "one object, with every question's log-likelihoods");
+  a->plugins.add_to(*command);
+  command->callback([a, command] {
+    check(*command, a->request);
+    a->request.model.path = a->model;
+    dsv3::Plugins plugins = a->plugins.open();
+    const dsv3::Evaluation result = dsv3::evaluate(a->request, plugins);
+    if (a->json)
+      std::cout << dsv3::to_json(result).dump(1) << '\n';
+    else
+      print_table(a->model, result);
+  });
+}
