@@ -141,7 +141,7 @@ std::vector<Check> attention_checks() {
        check_declarations<Attention>},
       {"shapes", "returns [B, T, D] in the input's dtype: fp32, bf16 and float64",
        check_shapes<Attention>},
-      {"inputs", "leaves its input and its parameters alone", check_inputs<Attention>},
+      {"inputs", "leaves its input and its parameters alone, and keeps no input", check_inputs<Attention>},
       {"determinism", "gives the same bits again", check_determinism<Attention>},
       {"causality", "looks at no later token", check_causality},
       {"documents", "keeps packed documents apart, bit for bit", check_documents},

@@ -45,10 +45,6 @@ ModelFactory factory_of(const Experiment& experiment, Plugins& plugins) {
   factory.position = [position = experiment.position, &plugins](const PositionContext& context) {
     return make<Position>(plugins, position, context);
   };
-  factory.origin = [spec](Kind kind, int64_t layer) {
-    const ComponentSpec component = spec(kind, layer);
-    return "plugin '" + component.plugin + "', " + component.origin.text();
-  };
   return factory;
 }
 

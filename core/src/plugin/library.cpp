@@ -21,6 +21,8 @@
 #include <dsv3/support/fs.h>
 #include <dsv3/support/sha256.h>
 
+#include "barrier/call.h"
+
 namespace dsv3 {
 namespace {
 
@@ -136,6 +138,10 @@ std::unique_ptr<Library> load(const std::filesystem::path& path) {
     check_stamp(library->stamp, path);
     library->sha256 = sha256(bytes);
   }
+  barrier::Callee callee;
+  callee.label = "plugin '" + library->stamp.name + "'";
+  callee.check = callee.library = path.string();
+  const barrier::InCall call(barrier::remember(std::move(callee)), "loading");
   const auto& handle = open(library->stamp, path);
   library->registrations = collect(handle, library->stamp, path);
   check_provides(library->registrations, library->stamp, path);
@@ -202,6 +208,13 @@ const Library& load_library(const std::filesystem::path& path) {
   }
   if (!entry.library) refuse(entry.error);
   return *entry.library;
+}
+
+const Library& library_of(const Registration& registration) {
+  for (const Library* library : libraries())
+    for (const Registration& one : library->registrations)
+      if (&one == &registration) return *library;
+  throw Error("a component of no library: " + registration.name);
 }
 
 std::vector<const Library*> libraries() {

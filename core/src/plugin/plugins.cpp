@@ -224,28 +224,4 @@ std::string PluginCatalog::searched() const {
   return plugins_.searched();
 }
 
-namespace detail {
-
-void rethrow_from_component(const ComponentSpec& spec) {
-  const std::string origin = spec.origin.text();
-  const std::string label = std::string(kind_name(spec.kind)) + " '" + spec.plugin + "'" +
-                            (origin.empty() ? "" : " (" + origin + ")") + ": ";
-  try {
-    throw;
-  } catch (const Error& e) {
-    throw Error(label + e.what(), e.code());
-  } catch (...) {
-    // A plugin is not to blame for a small machine.
-    throw Error(label + current_exception_text(),
-                current_exception_is_out_of_memory() ? ExitCode::failed : ExitCode::plugin);
-  }
-}
-
-void throw_wrong_base(const ComponentSpec& spec) {
-  throw Error(std::string(kind_name(spec.kind)) + " '" + spec.plugin +
-                  "' was asked for as another kind of component",
-              ExitCode::plugin);
-}
-
-}  // namespace detail
 }  // namespace dsv3

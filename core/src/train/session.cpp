@@ -2,6 +2,7 @@
 // leave behind.
 #include <memory>
 
+#include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/logging.h>
 #include <dsv3/runtime/provenance.h>
 #include <dsv3/runtime/trainer.h>
@@ -91,10 +92,18 @@ void start_from(Trainer& trainer, const std::string& from, Plugins& plugins) {
   }
 }
 
+/// While one lives, a crash is told in the run's status.json.
+class CrashesInFolder {
+ public:
+  explicit CrashesInFolder(const RunFolder& folder) { report_crashes_to(folder.status()); }
+  ~CrashesInFolder() { report_crashes_to({}); }
+};
+
 /// Trains inside `folder` and leaves status.json, also when it throws.
 int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment, Plugins& plugins,
              bool resumed) {
   open_log_file(folder.log());
+  const CrashesInFolder crashes(folder);
   std::unique_ptr<Trainer> trainer;
   bool started = false;
   try {

@@ -259,25 +259,5 @@ TEST_CASE("a model computes in the dtype of its parameters") {
   CHECK(values(*model).at("layers.0.attention.q.weight").grad().scalar_type() == dtype);
 }
 
-TEST_CASE("an error of a layer says which") {
-  class Wrong final : public FeedForward {
-   public:
-    using FeedForward::FeedForward;
-    explicit Wrong(const LayerContext& context) : FeedForward(context) {}
-    at::Tensor forward(const at::Tensor& x, const Sequence&) override { return x.narrow(2, 0, 3); }
-    int64_t saved_values_per_token() const override { return 0; }
-  };
-  ModelFactory factory = tiny_factory();
-  factory.feed_forward = [](const LayerContext& context) -> std::shared_ptr<FeedForward> {
-    if (context.layer == 1) return std::make_shared<Wrong>(context);
-    return std::make_shared<TinyFeedForward>(context);
-  };
-  factory.origin = [](Kind, int64_t) { return "plugin 'wrong', a.yaml:3:5"; };
-  Model model(tiny_experiment(), tiny_vocab, factory, at::kCPU);
-  model.initialise(1);
-  REQUIRE_THROWS_WITH(model.evaluate(tiny_batch()),
-                      Catch::Contains("layers.1.feed_forward (plugin 'wrong', a.yaml:3:5)"));
-}
-
 }  // namespace
 }  // namespace dsv3::test

@@ -118,15 +118,18 @@ TEST_CASE("errors of a constructor gain component and YAML position") {
     std::string what, text;
     dsv3::ExitCode code;
   };
-  const auto [what, text, code] = GENERATE(values<Case>({
-      {"error", "text.txt is empty", dsv3::ExitCode::data},
-      {"standard", "index 7", dsv3::ExitCode::plugin},
-      {"number", "it threw something that is no std::exception; throw dsv3::Error with a text",
+  const std::string foreign =
+      "schedule 'thrower' (constructor), nano.yaml:5:13, plugin " +
+      std::filesystem::canonical(library("throws_making")).string() + ": ";
+  const auto [what, text, code] = GENERATE_COPY(values<Case>({
+      {"error", "schedule 'thrower' (nano.yaml:5:13): text.txt is empty", dsv3::ExitCode::data},
+      {"standard", foreign + "index 7", dsv3::ExitCode::plugin},
+      {"number",
+       foreign + "it threw something that is no std::exception; throw dsv3::Error with a text",
        dsv3::ExitCode::plugin},
   }));
   Plugins plugins({{registry("throws_making")}});
   ComponentSpec spec = schedule("thrower");
   spec.options["what"] = what;
-  CHECK(error_of([&] { dsv3::make<Schedule>(plugins, spec); }, code) ==
-        "schedule 'thrower' (nano.yaml:5:13): " + text);
+  CHECK(error_of([&] { dsv3::make<Schedule>(plugins, spec); }, code) == text);
 }

@@ -7,6 +7,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/logging.h>
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/error.h>
@@ -168,6 +169,7 @@ int fail(const char* what, ExitCode code) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const dsv3::CrashReports crash_reports;
   std::signal(SIGXFSZ, SIG_IGN);  // a file over ulimit -f is an error, no death
   try {
     return run(argc, argv);

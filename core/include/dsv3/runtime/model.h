@@ -53,8 +53,6 @@ struct ModelFactory {
   std::function<std::shared_ptr<Attention>(const LayerContext&)> attention;
   std::function<std::shared_ptr<FeedForward>(const LayerContext&)> feed_forward;
   std::function<std::shared_ptr<Position>(const PositionContext&)> position;
-  /// Words for errors, e.g. "plugin 'mla', nano.yaml:12:3"; may be empty.
-  std::function<std::string(Kind, int64_t layer)> origin;
 };
 /// Components as the experiment names them. Keeps a reference to `plugins`.
 ModelFactory factory_of(const Experiment& experiment, Plugins& plugins);
@@ -76,9 +74,9 @@ class Model {
   void adopt(Strategy& strategy, uint64_t seed,
              const std::function<int(const Parameter&)>& group_of);
 
-  /// Forward of one training micro-batch up to the loss (facts: the loop of the strategy
-  /// interface).
-  LossParts loss(const Batch& batch, const LossScale& scale);
+  /// Forward of one training micro-batch up to the loss. `again`: the batch was seen before, so layers
+  /// count nothing.
+  LossParts loss(const Batch& batch, const LossScale& scale, bool again = false);
   /// Sum of the main cross-entropy over valid targets, no grad: {sum, targets}.
   std::pair<double, int64_t> evaluate(const Batch& batch);
   /// Generation, no grad: appends new tokens to the rows of `caches` (of make_caches); positions go
