@@ -245,7 +245,7 @@ def test_every_mistake_is_told_at_once(copy):
 
 
 @pytest.mark.parametrize("changes, piece", [({"hidden_size": 64}, "32"), ({"num_hidden_layers": 4}, "model.layers.3."),
-                                            ({"num_hidden_layers": 2}, "model.layers.2."), ({"n_routed_experts": 4}, "mlp.")])
+                                            ({"num_hidden_layers": 2}, "model.layers.2."), ({"moe_intermediate_size": 8}, "mlp.")])
 def test_config_of_another_model(copy, changes, piece):
     folder = copy("v3")
     change_config(folder, **changes)
