@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-import checkpoints, command_line, data, machine, plugins, yaml_mistakes  # noqa: E401, F401  (they fill the table)
+import checkpoints, command_line, data, folders, machine, plugins, yaml_mistakes  # noqa: E401, F401  (they fill the table)
 from harness import BUILD, MISTAKES, experiment, outcome
 
 GOLDEN = pathlib.Path(__file__).resolve().parent / "golden"

@@ -21,15 +21,13 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
-constexpr uint64_t kLargestJson = uint64_t{64} << 20;
-
 [[noreturn]] void damaged(const stdfs::path& file, const std::string& cause) {
   throw Error(file.string() + ": " + cause, ExitCode::checkpoint);
 }
 
 Json read_object(const stdfs::path& file) {
   try {
-    const Json json = parse_json(fs::read(file, kLargestJson), file.string());
+    const Json json = read_json(file);
     if (!json.is_object()) damaged(file, "is no JSON object");
     return json;
   } catch (const Error& error) {
@@ -71,39 +69,26 @@ class Assembly {
  public:
   Assembly(const stdfs::path& folder, const FolderTensors& files, const ModelDescription& model)
       : folder_(folder), files_(files) {
-    for (const auto& [name, shape] : model.shapes) {
-      Piece& piece = pieces_[name];
-      const int64_t columns = shape.empty() ? 1 : shape.back();
-      piece.shape = shape;
-      piece.values = at::empty({c10::multiply_integers(shape) / columns, columns}, at::kFloat);
-      piece.filled = at::zeros({piece.values.size(0)}, at::kBool);
-    }
+    for (const auto& [name, shape] : model.shapes) pieces_[name].shape = shape;
   }
 
   /// `places` must hold every value of the model once, and the folder nothing else.
   void fill(const std::vector<TensorPlace>& places) {
-    std::vector<std::string> missing, unexpected;
-    std::set<std::string> known;
-    std::vector<const TensorPlace*> copies;
-    for (const TensorPlace& place : places) {
-      known.insert(place.name);
-      if (place.copy)
-        copies.push_back(&place);
-      else if (!files_.tensors().contains(place.name))
-        missing.push_back(place.name);
-      else
-        put(place);
+    // Before anything is allocated: config.json may promise more than there is.
+    check_files(places);
+    for (auto& [name, piece] : pieces_) {
+      const int64_t columns = piece.shape.empty() ? 1 : piece.shape.back();
+      piece.values =
+          at::empty({c10::multiply_integers(piece.shape) / columns, columns}, at::kFloat);
+      piece.filled = at::zeros({piece.values.size(0)}, at::kBool);
     }
-    for (const auto& [name, view] : files_.tensors())
-      if (!known.contains(name)) unexpected.push_back(name);
-    if (!missing.empty()) damaged(folder_, "lacks the tensors " + some_of(missing));
-    if (!unexpected.empty())
-      damaged(folder_, "holds tensors that config.json's architecture does not have: " +
-                           some_of(unexpected));
+    for (const TensorPlace& place : places)
+      if (!place.copy) put(place);
     for (const auto& [name, piece] : pieces_)
       if (!piece.filled.all().item<bool>())
         throw Error("the format leaves rows of '" + name + "' without values", ExitCode::plugin);
-    for (const TensorPlace* copy : copies) compare(*copy);
+    for (const TensorPlace& place : places)
+      if (place.copy) compare(place);
   }
 
   /// Views under a checkpoint's names, and what they point into.
@@ -122,6 +107,24 @@ class Assembly {
     at::Tensor values;  // [rows, columns]
     at::Tensor filled;  // bool [rows]
   };
+
+  /// All tensors are there, none else, in the shapes that `places` say.
+  void check_files(const std::vector<TensorPlace>& places) const {
+    std::vector<std::string> missing, unexpected;
+    std::set<std::string> known;
+    for (const TensorPlace& place : places) {
+      known.insert(place.name);
+      if (!place.copy && !files_.tensors().contains(place.name)) missing.push_back(place.name);
+    }
+    for (const auto& [name, view] : files_.tensors())
+      if (!known.contains(name)) unexpected.push_back(name);
+    if (!missing.empty()) damaged(folder_, "lacks the tensors " + some_of(missing));
+    if (!unexpected.empty())
+      damaged(folder_, "holds tensors that config.json's architecture does not have: " +
+                           some_of(unexpected));
+    for (const TensorPlace& place : places)
+      if (!place.copy) view_of(place);
+  }
 
   const safetensors::View& view_of(const TensorPlace& place) const {
     const safetensors::View& view = files_.tensors().at(place.name);
@@ -227,7 +230,7 @@ std::shared_ptr<Format> format_of(const Json& config, const stdfs::path& file, P
 
 /// The names and sizes of the model's parameters, and the names of its buffers.
 std::set<std::string> add_shapes(ModelDescription& model, const Experiment& experiment,
-                                 Plugins& plugins) {
+                                 Plugins& plugins) try {
   std::set<std::string> buffers;
   const Model built(experiment, model.vocab, plugins, at::kMeta);
   for (const Parameter& parameter : built.store().parameters())
@@ -237,6 +240,9 @@ std::set<std::string> add_shapes(ModelDescription& model, const Experiment& expe
     buffers.insert(buffer.name);
   }
   return buffers;
+} catch (const c10::Error& error) {
+  throw Error(std::string("config.json's sizes make no model: ") + error.what_without_backtrace(),
+              ExitCode::usage);
 }
 
 }  // namespace

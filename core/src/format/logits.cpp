@@ -15,9 +15,15 @@ namespace {
   throw Error(file.string() + ": " + text, ExitCode::usage);
 }
 
+Json read_lists(const std::filesystem::path& file) try {
+  return read_json(file);
+} catch (const Error& error) {
+  throw Error(error.what(), ExitCode::usage);
+}
+
 /// int64 [B, T] from a list of lists of ids below `vocab`.
 at::Tensor read_tokens(const std::filesystem::path& file, int64_t vocab) {
-  const Json json = read_json(file);
+  const Json json = read_lists(file);
   if (!json.is_array() || json.empty() || !json[0].is_array() || json[0].empty())
     refuse(file, "expected a list of lists of ids, such as [[1, 2, 3], [4, 5, 6]]");
   const int64_t rows = int64_t(json.size()), length = int64_t(json[0].size());

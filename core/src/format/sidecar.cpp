@@ -9,13 +9,15 @@ Sidecar read_sidecar(const std::filesystem::path& folder) {
   const std::filesystem::path file = folder / kSidecarName;
   Sidecar sidecar;
   if (!std::filesystem::exists(file)) return sidecar;
-  const Json json = read_json(file);
   try {
+    const Json json = read_json(file);
     if (json.at("dsv3") != 1)
-      throw Error(file.string() + " is of another dsv3's format", ExitCode::checkpoint);
+      throw Error(file.string() + " is of another dsv3's format");
     sidecar.conventions = json.at("conventions").get<std::map<std::string, std::string>>();
     sidecar.tokenizer_digest = json.at("tokenizer").get<std::string>();
     sidecar.step = json.at("step").get<int64_t>();
+  } catch (const Error& error) {
+    throw Error(error.what(), ExitCode::checkpoint);
   } catch (const Json::exception& error) {
     throw Error(file.string() + ": " + error.what() + "; remove it to read the folder without it",
                 ExitCode::checkpoint);
