@@ -35,12 +35,12 @@ TEST_CASE("a text without a place in a file stays as it is") {
        {std::string("no place"), std::string(""), std::string(":"), std::string("::"),
         std::string("a:1:1"), std::string(":1:1"), std::string("x:99999999999999999999:1: y"),
         file + ":1", file + ":0:1: y", file + ":1:0: y", file + ":7:1: y",
-        folder.path().string() + ":1:1: y", "hub: http://localhost:8080/a:1"})
+        folder.path().string() + ":1:1: y", std::string("hub: http://localhost:8080/a:1")})
     CHECK(error_text(text) == "error: " + text);
   // The checker's own blocks, lists and notes.
   for (const std::string& text :
        {file + ":1:1: error: y\n  1 | dsv3: 1\n    | ^~~~\n  note: first at " + file + ":1:1",
-        "a:1:1: error: y\n  b: 1 (" + file + ":1:1)"})
+        std::string("a:1:1: error: y\n  b: 1 (") + file + ":1:1)"})
     CHECK(error_text(text) == text);
 }
 

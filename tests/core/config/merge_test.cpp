@@ -105,8 +105,11 @@ train: {sequence: 5000}
 samples: {prompts: [c]}
 )");
   fake::Catalog catalog;
-  dsv3::ExperimentRequest request{
-      file, {"train.micro_batch=1", "train.threads=2"}, machine, {"train.threads=3"}};
+  dsv3::ExperimentRequest request;
+  request.file = file;
+  request.overrides = {"train.micro_batch=1", "train.threads=2"};
+  request.machine_config = machine;
+  request.forced = {"train.threads=3"};
   const Experiment e = load_experiment(request, catalog);
   CHECK(e.train.batch == 2);
   CHECK(e.train.seed == 30);
