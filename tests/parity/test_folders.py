@@ -65,9 +65,9 @@ def test_import_and_export_keep_every_bit(name, shard, dtypes, tmp_path):
         for file in out.glob("*.safetensors"):
             with safe_open(file, "pt") as opened:
                 assert set(opened.keys()) == {key for key, there in index.items() if there == file.name}
-    model, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    model, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True, dtype=torch.float32)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    given = AutoModelForCausalLM.from_pretrained(folder)
+    given = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), given.state_dict().values()))
 
 
@@ -155,7 +155,7 @@ def small_bpe(path):
 @pytest.mark.parametrize("plugin", ["bytes", "bpe"])
 def test_exported_tokenizers_load(plugin, tmp_path):
     wanted = small_bpe(tmp_path / "tokenizer.json") if plugin == "bpe" else None
-    words = ["data.tokenizer={plugin: bpe, file: tokenizer.json}"] if wanted else []
+    words = [f"data.tokenizer={{plugin: bpe, file: {tmp_path}/tokenizer.json}}"] if wanted else []
     run = trained(tmp_path, *words)
     oracle.program("dsv3", "export", run, tmp_path / "hf")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
@@ -168,7 +168,20 @@ def test_exported_tokenizers_load(plugin, tmp_path):
             ids = sum(([*part.encode(), eos] for part in text.split("<|endoftext|>")), [])[:-1]
         assert tokenizer.encode(text, add_special_tokens=False) == ids
         assert tokenizer.decode(ids) == text
-    # The folder alone is enough to go on with: its tokenizer is the run's.
+    # The folder alone is enough to go on with, by its own tokenizer and by the run's.
     shutil.move(tmp_path / "hf", tmp_path / "elsewhere")
     oracle.program("dsv3", "import", tmp_path / "elsewhere", tmp_path / "checkpoint")
-    assert (tmp_path / "checkpoint/tokenizer.json").exists()
+    own = json.loads((tmp_path / "checkpoint/tokenizer.json").read_text())["model"]["vocab"]
+    assert len(own) == len(tokenizer.get_vocab()) - (1 if wanted and "<|endoftext|>" not in own else 0)
+    short = ["train.steps=1", "train.sequence=48", "train.batch=2", "data.path=text.txt"]
+    oracle.program("dsv3-run", "checkpoint/experiment.yaml", *short, "--from", "checkpoint", "--run_name", "own", cwd=tmp_path)
+    for start in ("checkpoint", "elsewhere"):
+        oracle.program("dsv3-run", "tiny.yaml", *words, "train.steps=1", "--from", start, "--run_name", start, cwd=tmp_path)
+
+
+def test_another_tokenizer_is_refused(tmp_path):
+    run = trained(tmp_path)
+    oracle.program("dsv3", "export", run, tmp_path / "hf")
+    small_bpe(tmp_path / "hf/tokenizer.json")
+    done = oracle.program("dsv3", "import", tmp_path / "hf", tmp_path / "checkpoint", check=5)
+    assert "not the tokenizer that the model was exported with" in done.stderr

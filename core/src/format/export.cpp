@@ -45,17 +45,32 @@ Chosen choose_format(const std::string& wanted, const ModelDescription& model, P
       ExitCode::usage);
 }
 
+/// The digest that the tokenizer in `folder` has when it is read from there; empty: nothing does.
+std::string read_back(const ModelDescription& described, const stdfs::path& folder,
+                      Plugins& plugins) {
+  const stdfs::path file = stdfs::absolute(folder / "tokenizer.json");
+  if (!stdfs::exists(file)) return "";
+  try {
+    const ComponentSpec spec = experiment_of(described, "tokenizer", file, {}, plugins).tokenizer;
+    return make<Tokenizer>(plugins, spec, TokenizerContext{})->digest();
+  } catch (const Error&) {
+    return "";
+  }
+}
+
 /// Conventions of the exported folder: the model's own, but what the format laid down anew (such as
-/// the order of rotated features) as it now is.
+/// the order of rotated features) as it now is. `folder` holds the tokenizer already.
 Sidecar sidecar_of(const LoadedModel& loaded, const Format& format, const Json& config,
-                   Plugins& plugins) {
+                   const stdfs::path& folder, Plugins& plugins) {
   const ModelDescription described = format.describe(config);
   Sidecar sidecar;
   for (const auto& [key, value] : loaded.experiment.conventions)
     if (!set_by_description(described, key)) sidecar.conventions[key] = value;
   sidecar.conventions =
       experiment_of(described, loaded.experiment.name, {}, sidecar, plugins).conventions;
-  if (loaded.tokenizer) sidecar.tokenizer_digest = loaded.tokenizer->digest();
+  if (loaded.tokenizer) sidecar.tokenizers.insert(loaded.tokenizer->digest());
+  if (const std::string digest = read_back(described, folder, plugins); !digest.empty())
+    sidecar.tokenizers.insert(digest);
   sidecar.step = loaded.stored.step;
   return sidecar;
 }
@@ -183,7 +198,7 @@ std::string dtype_word(at::ScalarType dtype) {
 }
 
 void write_texts(const stdfs::path& folder, const LoadedModel& loaded, Json config,
-                 const std::string& dtype, const TokenIds& ids, const Sidecar& sidecar) {
+                 const std::string& dtype, const TokenIds& ids) {
   config["dtype"] = dtype;
   config["torch_dtype"] = dtype;  // its name until transformers 4
   fs::write_atomically(folder / "config.json", config.dump(2) + "\n");
@@ -191,7 +206,6 @@ void write_texts(const stdfs::path& folder, const LoadedModel& loaded, Json conf
   if (ids.bos >= 0) generation["bos_token_id"] = ids.bos;
   if (ids.eos >= 0) generation["eos_token_id"] = ids.eos;
   fs::write_atomically(folder / "generation_config.json", generation.dump(2) + "\n");
-  fs::write_atomically(folder / kSidecarName, sidecar_text(sidecar));
   if (!loaded.tokenizer) return;
   for (const auto& [name, text] : loaded.tokenizer->files())
     fs::write_atomically(folder / name, text);
@@ -237,7 +251,6 @@ ExportResult export_model(const ExportRequest& request, Plugins& plugins) {
   Json own = config;
   for (auto field = own.begin(); field != own.end();)
     field = is_common_field(field.key()) ? own.erase(field) : std::next(field);
-  const Sidecar sidecar = sidecar_of(loaded, *chosen.format, own, plugins);
 
   ExportResult result{.format = chosen.name, .notes = notes_of(loaded, model)};
   FolderWriter writer(request, loaded);
@@ -245,7 +258,9 @@ ExportResult export_model(const ExportRequest& request, Plugins& plugins) {
   try {
     fs::make_folders(temporary);
     writer.write(temporary, chosen.format->tensors(model), *loaded.model, result);
-    write_texts(temporary, loaded, config, dtype_word(writer.default_dtype()), ids, sidecar);
+    write_texts(temporary, loaded, config, dtype_word(writer.default_dtype()), ids);
+    const Sidecar sidecar = sidecar_of(loaded, *chosen.format, own, temporary, plugins);
+    fs::write_atomically(temporary / kSidecarName, sidecar_text(sidecar));
     fs::sync_folder(temporary);
     fs::rename(temporary, request.folder);
   } catch (...) {

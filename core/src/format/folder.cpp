@@ -356,7 +356,7 @@ StoredModel read_folder(const stdfs::path& folder, Plugins& plugins) {
   stored.path = folder;
   stored.config = experiment.resolved;
   stored.conventions = experiment.conventions;
-  stored.tokenizer_digest = sidecar.tokenizer_digest;
+  stored.tokenizers = sidecar.tokenizers;
   stored.step = sidecar.step;
   for (const auto& [name, view] : files.tensors()) stored.dtypes[name] = view.dtype;
   const std::set<std::string> buffers = add_shapes(model, experiment, plugins);

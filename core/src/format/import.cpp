@@ -59,24 +59,24 @@ std::vector<std::string> import_model(const stdfs::path& folder, const stdfs::pa
   CheckpointContent content;
   content.step = stored.step;
   content.tensors = stored.tensors;
-  Json digest;
+  std::set<std::string> tokenizers = stored.tokenizers;
   if (const auto tokenizer = tokenizer_of(experiment, plugins, notes)) {
     content.files["tokenizer.json"] = fs::read(folder / "tokenizer.json");
     experiment = experiment_of(
         stored, plugins,
         {"data.tokenizer.file=" + stdfs::absolute(checkpoint / "tokenizer.json").string()});
-    digest = tokenizer->digest();
-    if (!stored.tokenizer_digest.empty() && digest != stored.tokenizer_digest)
+    if (!fits(*tokenizer, stored))
       throw Error((folder / "tokenizer.json").string() +
                       " is not the tokenizer that the model was exported with (dsv3.json)",
                   ExitCode::checkpoint);
+    tokenizers.insert(tokenizer->digest());
   } else {
     experiment = experiment_of(stored, plugins, {"data.tokenizer=null"});
   }
   content.files["experiment.yaml"] = experiment.resolved;
   content.state = {{"config", experiment.resolved},
                    {"conventions", experiment.conventions},
-                   {"tokenizer", digest},
+                   {"tokenizer", tokenizers},
                    {"dtypes", stored.dtypes}};
   write_checkpoint(checkpoint, content);
   return notes;

@@ -47,7 +47,7 @@ std::shared_ptr<const Tokenizer> tokenizer_of(const StoredModel& stored,
   if (experiment.tokenizer.plugin.empty()) return nullptr;
   std::shared_ptr<const Tokenizer> tokenizer =
       make<Tokenizer>(plugins, experiment.tokenizer, TokenizerContext{});
-  if (!stored.tokenizer_digest.empty() && tokenizer->digest() != stored.tokenizer_digest)
+  if (!fits(*tokenizer, stored))
     throw Error(stored.path.string() + " was trained with another tokenizer than " +
                     experiment.tokenizer.plugin +
                     " gives now: name the file it was trained with by --tokenizer",

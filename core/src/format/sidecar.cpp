@@ -11,10 +11,9 @@ Sidecar read_sidecar(const std::filesystem::path& folder) {
   if (!std::filesystem::exists(file)) return sidecar;
   try {
     const Json json = read_json(file);
-    if (json.at("dsv3") != 1)
-      throw Error(file.string() + " is of another dsv3's format");
+    if (json.at("dsv3") != 1) throw Error(file.string() + " is of another dsv3's format");
     sidecar.conventions = json.at("conventions").get<std::map<std::string, std::string>>();
-    sidecar.tokenizer_digest = json.at("tokenizer").get<std::string>();
+    sidecar.tokenizers = json.at("tokenizers").get<std::set<std::string>>();
     sidecar.step = json.at("step").get<int64_t>();
   } catch (const Error& error) {
     throw Error(error.what(), ExitCode::checkpoint);
@@ -28,7 +27,7 @@ Sidecar read_sidecar(const std::filesystem::path& folder) {
 std::string sidecar_text(const Sidecar& sidecar) {
   return Json{{"dsv3", 1},
               {"conventions", sidecar.conventions},
-              {"tokenizer", sidecar.tokenizer_digest},
+              {"tokenizers", sidecar.tokenizers},
               {"step", sidecar.step}}
              .dump(2) +
          "\n";

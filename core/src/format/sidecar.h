@@ -4,13 +4,14 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <string>
 
 namespace dsv3 {
 
 struct Sidecar {
   std::map<std::string, std::string> conventions;  ///< as Experiment::conventions; empty: no file
-  std::string tokenizer_digest;                    ///< empty: not known
+  std::set<std::string> tokenizers;                ///< as StoredModel::tokenizers
   int64_t step = 0;                                ///< optimizer steps behind the weights
 };
 

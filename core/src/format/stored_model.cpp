@@ -10,9 +10,11 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
-std::string tokenizer_digest_of(const Json& state) {
-  const Json& digest = state.at("tokenizer");
-  return digest.is_null() ? "" : digest.get<std::string>();
+/// Of an imported model several, which give the same ids.
+std::set<std::string> digests_of(const Json& tokenizer) {
+  if (tokenizer.is_null()) return {};
+  if (tokenizer.is_string()) return {tokenizer.get<std::string>()};
+  return tokenizer.get<std::set<std::string>>();
 }
 
 [[noreturn]] void refuse(const stdfs::path& path) {
@@ -54,6 +56,10 @@ std::string implementation_of(const StoredModel& stored) {
 
 }  // namespace
 
+bool fits(const Tokenizer& tokenizer, const StoredModel& stored) {
+  return stored.tokenizers.empty() || stored.tokenizers.contains(tokenizer.digest());
+}
+
 StoredModel stored_model_of(const StoredCheckpoint& checkpoint) {
   const auto file =
       std::make_shared<const safetensors::File>(checkpoint.folder / "rank-00000.safetensors");
@@ -62,7 +68,7 @@ StoredModel stored_model_of(const StoredCheckpoint& checkpoint) {
   stored.path = checkpoint.folder;
   stored.config = state.at("config").get<std::string>();
   stored.conventions = state.at("conventions").get<std::map<std::string, std::string>>();
-  stored.tokenizer_digest = tokenizer_digest_of(state);
+  stored.tokenizers = digests_of(state.at("tokenizer"));
   stored.dtypes = state.value("dtypes", std::map<std::string, std::string>());
   stored.step = checkpoint.step;
   stored.tensors = file->tensors();

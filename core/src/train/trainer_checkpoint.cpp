@@ -55,8 +55,7 @@ void Trainer::save(std::optional<double> val_loss) {
 }
 
 void Trainer::load_model(const StoredModel& stored) {
-  if (tokenizer_ && !stored.tokenizer_digest.empty() &&
-      stored.tokenizer_digest != tokenizer_->digest())
+  if (tokenizer_ && !fits(*tokenizer_, stored))
     throw Error(
         stored.path.string() + " was trained with another tokenizer than " +
             experiment_.tokenizer.plugin +

@@ -128,7 +128,8 @@ void add_logits(CLI::App& app) {
     a->request.tokens = a->tokens;
     a->request.out = a->out;
     dsv3::Plugins plugins = a->plugins.open();
-    std::cout << a->out << ": " << dsv3::write_logits(a->request, plugins) << '\n';
+    const std::string written = dsv3::write_logits(a->request, plugins);
+    std::cout << a->out << ": " << written << '\n';
   });
 }
 

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 
 #include <dsv3/runtime/checkpoint.h>
@@ -21,9 +22,9 @@ struct StoredModel {
   std::string config;          ///< YAML of a whole experiment that builds the model
   /// What `config` means; of a checkpoint as it was saved, see Experiment::conventions.
   std::map<std::string, std::string> conventions;
-  std::string tokenizer_digest;  ///< Tokenizer::digest() of the ids it was trained on; empty: not
-                                 ///< known
-  int64_t step = 0;              ///< optimizer steps behind the weights; 0 when not known
+  /// Tokenizer::digest() of the tokenizers that give the ids it was trained on; empty: not known.
+  std::set<std::string> tokenizers;
+  int64_t step = 0;  ///< optimizer steps behind the weights; 0 when not known
   /// Of a Hugging Face folder, and a checkpoint made from one: "BF16" ... by the name of the stored
   /// tensor.
   std::map<std::string, std::string> dtypes;
@@ -37,6 +38,9 @@ struct StoredModel {
 /// for anything else and for damaged files; a Hugging Face model that cannot be expressed is
 /// ExitCode::usage.
 StoredModel open_stored_model(const std::filesystem::path& path, Plugins& plugins);
+
+/// Whether `tokenizer` may give the ids that the model was trained on.
+bool fits(const Tokenizer& tokenizer, const StoredModel& stored);
 
 /// The model of a checkpoint that was verified before.
 StoredModel stored_model_of(const StoredCheckpoint& checkpoint);
