@@ -207,16 +207,17 @@ LossScale Trainer::scale_of(const at::Tensor& targets) const {
 }
 
 void Trainer::refuse_or_report(const StepResult& result) const {
-  const auto shown = [](double value) { return std::isnan(value) ? "NaN" : c10::str(value); };
-  const std::string what = "step " + std::to_string(step_ + 1) + ": loss " + shown(result.loss) +
-                           ", gradient norm " + shown(result.grad_norm) + ", which is not finite";
+  const std::string what = "step " + std::to_string(step_ + 1) + ": loss " +
+                           std::to_string(result.loss) + ", gradient norm " +
+                           std::to_string(result.grad_norm) + " is not finite";
   if (experiment_.train.not_finite == "skip") {
     log::warning(what + "; the update was skipped");
     return;
   }
   throw Error(what +
                   ". Nothing was updated; the newest checkpoint is unharmed. Lower the learning "
-                  "rate, lengthen the warm-up, or set train.not_finite=skip",
+                  "rate, lengthen the "
+                  "warm-up, or set train.not_finite=skip",
               ExitCode::not_finite);
 }
 
