@@ -1,56 +1,305 @@
-"""`dsv3 plugins check` survives whatever a plugin does to its process, and says what that was."""
+"""Bad plugins, a row each: `dsv3-run` names the culprit when it trains with one, and `dsv3 plugins check` refuses each.
 
+The component is KIND/faulty of tests/bad_plugins, told by option `fault` what to do, in call `after` + 1 of what it does.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
 import os
 import pathlib
+import re
+import resource
+import signal
 import subprocess
 
 import pytest
 
 BUILD = pathlib.Path(os.environ["DSV3_BUILD_DIR"])
-LIBRARY = BUILD / "tests/bad_plugins/prefix/lib/dsv3/plugins/libdsv3_fixture_faulty.so"
-# fault: a piece of the report
-FAULTS = {
-    "throws_in_constructor": "it throws: no",
-    "throws_in_destructor": "SIGABRT",
-    "segfault": "SIGSEGV",
-    "abort": "SIGABRT",
-    "exit_0": "it ends the process with exit code 0",
-    "exit_3": "it ends the process with exit code 3",
-    "hang": "it is not done after 2 s",
-    "throws_a_number": "no std::exception",
-    "nan": "is nan",
-    "negative": "is -1",
-    "leak": "memory grows by about",
-    "thread": "the number of threads",
-    "fork": "child processes",
-    "environment": "the process's environment",
-    "folder": "the current folder",
-    "out_of_memory": "it throws",
-    "counts_calls": "depends on the calls before it",
+PREFIX = BUILD / "tests/bad_plugins/prefix"
+LIBRARY = PREFIX / "lib/dsv3/plugins/libdsv3_fixture_faulty.so"
+AT_ONCE = 2  # most of a case is programs starting up
+
+# What an experiment is made of; one entry is the faulty component's.
+PARTS = {
+    "attention": "{plugin: mha, heads: 4}",
+    "position": "{plugin: rope}",
+    "feed_forward": "{plugin: swiglu, hidden: 32}",
+    "optimizer": "{plugin: adamw, lr: 1.0e-3}",
+    "schedule": "{plugin: constant}",
+    "strategy": "{plugin: single}",
+    "data": "{plugin: synthetic}",
+    "tracker": "[]",
 }
+EXPERIMENT = """\
+dsv3: 1
+name: tiny
+model:
+  hidden: 16
+  layers: 2
+  vocab: 300
+  attention: %(attention)s
+  position: %(position)s
+  feed_forward: %(feed_forward)s
+optimizer: %(optimizer)s
+schedule: %(schedule)s
+strategy: %(strategy)s
+data: %(data)s
+train: {steps: 4, batch: 2, sequence: 16, precision: fp32, log_every: 1, threads: 1}
+validation: {every: 0, batches: 1, share: 0.2}
+samples: {every: %(samples)s, tokens: 4}
+checkpoint: {every: 0}
+tracker: %(tracker)s
+"""
 
 
-def check(*arguments):
-    return subprocess.run([BUILD / "bin/dsv3", "plugins", "check", LIBRARY, "--timeout", "2", *arguments],
-                          capture_output=True, text=True, cwd="/", timeout=120)
+@dataclasses.dataclass
+class Fault:
+    kind: str
+    name: str
+    check: str  # of the suite, "" = all of them
+    finds: str  # a piece of what that check says
+    run: int | None = None  # exit code of dsv3-run, negative: a signal's; None: only the check finds it
+    does: str = ""  # what the error says the component did, a pattern
+    step: str = ""  # in which step, a pattern; "" = before training
+    says: str = ""  # a pattern in what follows the place
+    after: int = 0
+    settings: tuple = ()  # of dsv3-run
+    samples: int = 0
+
+    def __str__(self):
+        return f"{self.kind}-{self.name}"
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_is_reported(fault):
-    done = check("--set", f"fault={fault}")
+PURPOSE = "broken on purpose"
+SEGV, ABRT, ILL, FPE = (-int(s) for s in (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE))
+NO_EXIT = "a component must not end the process"
+STAYS = "shape, dtype and device must stay"
+
+FAULTS = [
+    # What errors of any kind become.
+    Fault("attention", "throws_in_constructor", "shapes", f"it throws: {PURPOSE}", 3, "layer 0, constructor", "", PURPOSE),
+    Fault("attention", "throws", "shapes", f"it throws: {PURPOSE}", 3, "layer 0, forward", "2", PURPOSE, after=2),
+    Fault("feed_forward", "throws_error", "shapes", "it throws: its file is gone", 4, "layer 0, forward", "1", "its file is gone", after=1),
+    Fault("position", "throws", "shapes", PURPOSE, 3, "layer 0, rotate", "0", PURPOSE, after=3),
+    Fault("optimizer", "throws_a_number", "descent", "no std::exception", 3, "step", "3", "no std::exception", after=2),
+    Fault("schedule", "throws_a_number", "values", "no std::exception", 3, "factor", "1", "no std::exception"),
+    Fault("strategy", "throws", "training", PURPOSE, 3, "begin_microbatch", "2", PURPOSE, after=1),
+    Fault("data", "throws", "batches", PURPOSE, 3, "next", r"\d", PURPOSE, after=2),
+    Fault("tokenizer", "throws", "round_trip", PURPOSE, 3, "encode", "", PURPOSE),
+    Fault("schedule", "out_of_memory", "values", "out of memory", 1, "factor", "1", "out of memory"),
+    Fault("schedule", "throws_in_destructor", "values", "SIGABRT", ABRT, "destructor", "", f"std::terminate.*{PURPOSE}"),
+    # Backward: the component is that of the forward, whoever runs autograd.
+    Fault("attention", "backward_throws", "determinism", PURPOSE, 3, "layer 1, backward, autograd node .*BadBackward.*", "1", PURPOSE),
+    Fault("feed_forward", "backward_wrong_shape", "determinism", "invalid gradient", 3, "layer 1, backward, autograd node .*", "1", "invalid gradient"),
+    Fault("attention", "backward_segfault", "determinism", "SIGSEGV", SEGV, "layer 1, backward", "1"),
+    Fault("position", "backward_throws", "gradients", PURPOSE, 3, "backward, autograd node .*", "1", PURPOSE),
+    Fault("strategy", "backward_throws", "training", PURPOSE, 3, "backward", "1", PURPOSE, after=0),
+    # Results that the kind does not allow.
+    Fault("attention", "undefined", "shapes", "undefined", 3, "layer 0, forward", "0", "gave back no tensor"),
+    Fault("attention", "wrong_dtype", "shapes", "forward's result", 3, "layer 0, forward", "0", STAYS),
+    Fault("attention", "wrong_device", "shapes", "forward's result", 3, "layer 0, forward", "0", f"on meta.*{STAYS}"),
+    Fault("feed_forward", "wrong_shape", "shapes", "forward's result", 3, "layer 0, forward", "0", STAYS),
+    Fault("position", "wrong_shape", "shapes", "rotated k", 3, "layer 0, rotate", "0", STAYS, after=2),
+    Fault("position", "wrong_dtype", "shapes", "rotated k", 3, "layer 0, rotate", "0", STAYS, after=2),
+    Fault("position", "scale_zero", "shapes", "softmax_scale() is 0", 3, "layer 0, softmax_scale", "", r"softmax_scale\(\) is 0"),
+    Fault("feed_forward", "null", "shapes", "constructor gives nothing", 3, "", "", "nullptr"),
+    Fault("feed_forward", "counts_in_float", "counts", "step_counts() is not int64", 3, "layer 0, step_counts", "1", "int64"),
+    Fault("feed_forward", "counts_in_two_dimensions", "counts", "step_counts()", 3, "layer 0, step_counts", "1", "one dimension"),
+    Fault("feed_forward", "step_end_throws", "state", PURPOSE, 3, "layer 0, on_step_end", "1", PURPOSE),
+    Fault("schedule", "nan", "values", "is nan", 3, "factor", "1", r"factor\(1, 4\) is nan"),
+    Fault("schedule", "negative", "values", "is -1", 3, "factor", "1", "is -1"),
+    Fault("schedule", "infinite", "values", "is inf", 3, "factor", "1", "is inf"),
+    Fault("optimizer", "lr_nan", "slots", "lr() is nan", 3, "lr", "1", r"lr\(\) is nan", after=0),
+    Fault("strategy", "counts_from_one", "training", "", 3, "adopt", "", "index 1 to unit 0"),
+    Fault("strategy", "masters_in_bf16", "ranges", "fp32", 3, "owned", "", "fp32"),
+    Fault("strategy", "gradient_missing", "gradients", "", 3, "update", "1", "fp32"),
+    Fault("strategy", "norm_negative", "gradients", "grad_norm() is wrong", 3, "grad_norm", "1", r"grad_norm\(\) is -1"),
+    Fault("data", "id_beyond", "batches", "a token is not in", 4, "next", "0", "token id 300"),
+    Fault("data", "id_negative", "batches", "a token is not in", 4, "next", r"\d", "token id -1", after=1),
+    Fault("data", "wrong_dtype", "batches", "int64", 4, "next", "0", "int64"),
+    Fault("data", "wrong_shape", "batches", "int64", 4, "next", "0", "wanted"),
+    Fault("data", "wrong_device", "batches", "", 4, "next", "0", "on meta"),
+    Fault("data", "ends", "batches", "undefined", 4, "next", r"\d", "has no end", after=1),
+    Fault("tokenizer", "id_beyond", "round_trip", "encode() gives id 100000", 3, "encode", "", "id 100000"),
+    Fault("tokenizer", "vocabulary_empty", "vocabulary", "vocab_size() is 0", 3, "vocab_size", "", "is 0"),
+    Fault("attention", "forgets_cache", "cache", "", 3, "layer 0, forward", "4", "appended 0 tokens to the cache", samples=4,
+          settings=("data={plugin: text, path: text.txt, tokenizer: {plugin: bytes}}",)),
+    # Numbers that go bad: the first module or parameter.
+    Fault("attention", "nan", "shapes", "not finite", 7, "", "1", r"first not finite: output of layers.0.attention \(attention 'faulty', PLACE\)", after=1),
+    Fault("position", "nan", "shapes", "not finite", 7, "", "1", r"first not finite: output of position 'faulty', PLACE", after=5),
+    Fault("feed_forward", "backward_nan", "determinism", "", 7, "", "1",
+          r"first not finite: gradient that comes out of layers.1.feed_forward \(feed_forward 'faulty', PLACE\).*from the loss back: layers.1.feed_forward"),
+    Fault("optimizer", "nan", "descent", "", 7, "", "3", r"parameter \S+ was not finite before the step; it is updated by optimizer 'faulty' \(PLACE\)", after=1),
+    # Faults that take the process down.
+    Fault("attention", "segfault", "shapes", "SIGSEGV", SEGV, "layer 0, forward", "3", after=3),
+    Fault("feed_forward", "segfault_in_a_thread", "shapes", "SIGSEGV", SEGV, "layer 0, forward", "0", "on another thread during"),
+    Fault("feed_forward", "stack_overflow", "shapes", "SIGSEGV", SEGV, "layer 0, forward", "0"),
+    Fault("position", "illegal_instruction", "shapes", "SIGILL", ILL, "layer 0, rotate", "0", after=2),
+    Fault("optimizer", "divides_by_zero", "descent", "SIGFPE", FPE, "step", "2", after=1),
+    Fault("schedule", "terminate", "values", "SIGABRT", ABRT, "factor", "1", f"std::terminate.*{PURPOSE}"),
+    Fault("strategy", "abort", "training", "SIGABRT", ABRT, "begin_microbatch", "4", after=3),
+    Fault("data", "segfault", "batches", "SIGSEGV", SEGV, "next", r"\d", after=1),
+    Fault("tokenizer", "abort", "round_trip", "SIGABRT", ABRT, "encode", ""),
+    Fault("tracker", "segfault", "delivery", "SIGSEGV", SEGV, "deliver", r"\d"),
+    Fault("schedule", "exit_0", "values", "ends the process with exit code 0", 3, "factor", "3", NO_EXIT, after=2),
+    Fault("attention", "exits_in_constructor", "shapes", "ends the process with exit code 0", 3, "layer 0, constructor", "", NO_EXIT),
+    Fault("data", "exit_0", "batches", "ends the process with exit code 0", 3, "next", r"\d", NO_EXIT, after=2),
+    Fault("tracker", "exit_0", "delivery", "ends the process with exit code 0", 3, "deliver", r"\d", NO_EXIT),
+    Fault("optimizer", "quick_exit", "descent", "ends the process with exit code 0", 3, "step", "1", NO_EXIT),
+    # A tracker never stops a run; the log names it.
+    Fault("tracker", "throws", "delivery", PURPOSE, 0, "deliver", r"\d", PURPOSE),
+    Fault("tracker", "start_throws", "delivery", PURPOSE, 0, "start", r"\d", PURPOSE),
+    Fault("tracker", "finish_throws", "delivery", PURPOSE, 0, "finish", r"\d", PURPOSE),
+    # Seen by the suites only.
+    Fault("attention", "looks_ahead", "causality", "the output before it"),
+    Fault("attention", "keeps_input", "inputs", "keeps its input"),
+    Fault("attention", "changes_input", "inputs", "the input after forward"),
+    Fault("attention", "grows", "memory", "memory grows by about"),
+    Fault("attention", "rng", "shapes", "torch's global random generator"),
+    Fault("feed_forward", "default_dtype", "shapes", "torch's default dtype"),
+    Fault("feed_forward", "grad_mode", "shapes", "torch's grad mode"),
+    Fault("feed_forward", "counts_twice", "counts", "counts again"),
+    Fault("position", "k_of_q", "rotation", "the score of"),
+    Fault("optimizer", "keeps_gradient", "inputs", "keeps the gradient"),
+    Fault("optimizer", "counts_its_own_steps", "resume", "going on from saved"),
+    Fault("optimizer", "grows", "memory", "memory grows by about"),
+    Fault("schedule", "counts_calls", "pure", "depends on the calls before it"),
+    Fault("schedule", "leak", "memory", "memory grows by about"),
+    Fault("schedule", "hang", "values", "it is not done after 2 s"),
+    Fault("schedule", "exit_unseen", "values", "it ends the process with exit code 3"),
+    Fault("schedule", "fork", "values", "child processes"),
+    Fault("strategy", "forgets_gradients", "training", "against plain autograd"),
+    Fault("strategy", "forgets_parameters", "training", "against plain autograd"),
+    Fault("strategy", "keeps_gradients", "gradients", "of the next step"),
+    Fault("data", "forgets_its_place", "resume", ""),
+    Fault("data", "depends_on_rank", "ranks", "the global stream"),
+    Fault("tokenizer", "decodes_wrong", "round_trip", "decode(encode("),
+    Fault("tokenizer", "eos_beyond", "vocabulary", "eos_id() is 5000"),
+    Fault("tracker", "thread", "delivery", "the number of threads"),
+    Fault("tracker", "environment", "delivery", "the process's environment"),
+    Fault("tracker", "folder", "delivery", "the current folder"),
+    Fault("tracker", "retries_at_nan", "delivery", "asks for a retry after nan"),
+]
+
+
+def no_core():
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def call(program, *words, cwd="/"):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DSV3_")}
+    return subprocess.run([BUILD / "bin" / program, *map(str, words)], capture_output=True, text=True, cwd=cwd, timeout=120,
+                          env={**environment, "OMP_NUM_THREADS": "1"}, preexec_fn=no_core, errors="replace")
+
+
+def experiment(fault):
+    parts = dict(PARTS, samples=fault.samples)
+    component = f"{{plugin: faulty, fault: {fault.name}, after: {fault.after}}}"
+    if fault.kind == "tokenizer":
+        parts["data"] = f"{{plugin: text, path: text.txt, tokenizer: {component}}}"
+    else:
+        parts[fault.kind] = f"[{component}]" if fault.kind == "tracker" else component
+    return EXPERIMENT % parts
+
+
+def place(text):
+    """Line and column of the faulty component's name."""
+    line, row = next((n, row) for n, row in enumerate(text.splitlines(), 1) if "plugin: faulty" in row)
+    return f"tiny.yaml:{line}:{row.index('faulty') + 1}"
+
+
+def train(fault, folder):
+    folder.mkdir()
+    (folder / "tiny.yaml").write_text(experiment(fault))
+    (folder / "text.txt").write_text("\n\n".join(f"line {i} of the text, {'and more ' * (i % 7)}" for i in range(200)) + "\n")
+    done = call("dsv3-run", "tiny.yaml", "--plugin-path", PREFIX / "registries/faulty.toml", "--run_name", "bad", "--quiet",
+                *fault.settings, cwd=folder)
+    status = folder / "runs/bad/status.json"
+    return done, json.loads(status.read_text()) if status.exists() else None
+
+
+def check(fault):
+    only = ["--only", fault.check] if fault.check else []
+    return call("dsv3", "plugins", "check", LIBRARY, "--component", f"{fault.kind}/faulty", "--set", f"fault={fault.name}",
+                "--timeout", 2 if fault.name == "hang" else 60, *only)
+
+
+@pytest.fixture(scope="session")
+def outcomes(request, tmp_path_factory):
+    """Futures of what the selected tests wait for, by their names."""
+    root = tmp_path_factory.mktemp("faults")
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        futures = {}
+        for item in request.session.items:
+            if (fault := getattr(item, "callspec", None) and item.callspec.params.get("fault")) is None:
+                continue
+            work = (train, fault, root / str(fault)) if item.function is test_training_names_the_culprit else (check, fault)
+            futures[item.name] = pool.submit(*work)
+        yield futures
+
+
+def pattern(fault):
+    """The line that names component, step and place."""
+    where = re.escape(place(experiment(fault)))
+    says = fault.says.replace("PLACE", where)
+    if fault.run == 7:
+        return rf"error: step {fault.step}: .* is not finite; .*{says}"
+    step = f" at step {fault.step}" if fault.step else "( at step [0-9])?"
+    if fault.name == "null":  # nothing was made: a constructor's error
+        return rf"error: feed_forward 'faulty' \({where}\): .*{says}"
+    named = rf"{fault.kind} 'faulty' \({fault.does}\){step}, {where}, plugin {re.escape(str(LIBRARY.resolve()))}"
+    if fault.run == 0:
+        return rf"warning tracker 'faulty-0' cannot {fault.does}, will try again: {named}: .*{says}"
+    if fault.run < 0 or NO_EXIT in says:
+        start = {SEGV: "SIGSEGV", ABRT: "(SIGABRT|std::terminate)", ILL: "SIGILL", FPE: "SIGFPE"}.get(fault.run, r"(exit\(0\)|quick_exit\(\))")
+        where_from = "on another thread during" if "another thread" in says else "in"
+        return rf"error: {start} {where_from} {named}.*; dsv3 plugins check {fault.kind}/faulty finds out more"
+    return rf"error: {named}: .*{says}"
+
+
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f.run is not None], ids=str)
+def test_training_names_the_culprit(fault, outcomes, request):
+    done, status = outcomes[request.node.name].result()
+    assert done.returncode == fault.run, done.stderr
+    lines = [line for line in done.stderr.splitlines() if re.search(pattern(fault), line)]
+    assert len(lines) == 1, f"{pattern(fault)}\n{done.stderr}"
+    if "std::terminate" in fault.says:
+        assert re.search(fault.says, lines[0]), lines[0]
+    for noise in ("frame #", "terminate called", "what():"):
+        assert noise not in done.stderr
+    if status is None:  # nothing was trained: the folder went
+        assert fault.step == ""
+    else:
+        assert status["state"] == ("finished" if fault.run == 0 else "failed"), status
+        assert status["exit_code"] == (fault.run if fault.run >= 0 else 128 - fault.run)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_plugins_check_refuses(fault, outcomes, request):
+    done = outcomes[request.node.name].result()
     assert done.returncode == 3, done.stdout + done.stderr
-    assert FAULTS[fault] in done.stdout, done.stdout
-    # The checks behind the one that died were run as well, each in a new process.
-    assert "gives its memory back" in done.stdout and "lets the process end" in done.stdout, done.stdout
+    failed = [text for text in done.stdout.split("\n  ") if text.startswith("FAIL")]
+    assert failed and fault.finds in done.stdout.split("FAIL", 1)[1], done.stdout
 
 
-def test_without_a_fault_every_promise_is_kept():
-    done = check()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 of 6" in done.stdout
+@pytest.mark.parametrize("kind", sorted({fault.kind for fault in FAULTS}))
+def test_without_a_fault_every_promise_is_kept(kind):
+    done = check(Fault(kind, "none", "", ""))
+    assert done.returncode == 0 and "FAIL" not in done.stdout, done.stdout + done.stderr
+
+
+def test_checks_behind_one_that_died_are_run():
+    done = check(Fault("schedule", "segfault", "", ""))
+    assert done.stdout.count("SIGSEGV") == 3 and "lets the process end" in done.stdout, done.stdout
+
+
+def test_a_sound_component_behind_the_guards_trains(tmp_path):
+    done, status = train(Fault("attention", "none", "", ""), tmp_path / "sound")
+    assert done.returncode == 0 and status["state"] == "finished", done.stderr
 
 
 @pytest.mark.parametrize("setting, says", [("fualt=nan", "did you mean 'fault'?"), ("fault", "OPTION=VALUE")])
 def test_mistaken_options_are_refused(setting, says):
-    done = check("--set", setting)
+    done = call("dsv3", "plugins", "check", LIBRARY, "--component", "schedule/faulty", "--set", setting)
     assert done.returncode == 2 and says in done.stderr, done.stdout + done.stderr

@@ -72,6 +72,18 @@ MUTATIONS = {
                      "const int64_t first = rows_;", ""),
     "world_not_counted": ("data/synthetic", "synthetic.cpp", "rows_ += B * context_.world;", "rows_ += B;", ""),
     "state_not_restored": ("data/synthetic", "synthetic.cpp", 'rows_ = state["rows"];', "", ""),
+    "key_rows_forgotten": ("format/llama", "llama.cpp", "if (interleaved) k.rows = half_split_rows(s.kv_heads, s.head_dim);", "",
+                           ""),
+    "up_beside_gate": ("format/llama", "llama.cpp", "gate_up, s.inner);", "gate_up, s.inner - 1);", ""),
+    "yarn_factor_forgotten": ("format/llama", "llama.cpp", 'rope.factor = option<double>(position, "factor");', "", ""),
+    "field_not_read": ("format/deepseek_v3", "deepseek_v3.cpp", 'reader.boolean("norm_topk_prob", true)',
+                       '(reader.ignore("norm_topk_prob"), true)', ""),
+    "router_bias_forgotten": ("format/deepseek_v3", "names.cpp",
+                              'add(there + "gate.e_score_correction_bias", {s_.experts}, here + "router.bias").keep_fp32 =\n'
+                              "        true;", "", ""),
+    "experts_in_one_place": ("format/deepseek_v3", "names.cpp", '"experts.down.weight", s_.expert_hidden, e);',
+                             '"experts.down.weight", s_.expert_hidden, 0);', ""),
+    "unknown_fields_pass": ("format/deepseek_v3", "deepseek_v3.cpp", "  reader.finish();\n", "", ""),
     "signed_bytes": ("tokenizer/bytes", "bytes.cpp", "static_cast<unsigned char>(text[i])", "text[i]", ""),
     "decay_from_the_start": ("schedule/wsd", "wsd.cpp", "std::min((double(step) - start)", "(2 * (double(step) - start)",
                              ""),
@@ -148,4 +160,4 @@ def test_is_caught(name, tmp_path):
 def test_there_are_enough_and_of_every_kind():
     assert len(MUTATIONS) >= 20
     kinds = {component.split("/")[0] for component, *_ in MUTATIONS.values()}
-    assert len(kinds) == 9
+    assert len(kinds) == 10

@@ -1,9 +1,15 @@
 """The tools around experiments: the schema for editors, comparison, origins, completion."""
 
 import json
+import os
+import pathlib
+import pty
 import re
+import select
 import shutil
 import subprocess
+import tempfile
+import time
 
 import jsonschema
 import pytest
@@ -156,7 +162,31 @@ def test_print_config_names_every_layer(tmp_path):
     assert all("  # " in line or line.endswith(":") or line.endswith("-") for line in out.splitlines())
 
 
-def completed(line, cwd=SOURCE):
+def test_print_config_names_the_conventions_behind_a_value(tmp_path):
+    make_tiny(tmp_path)
+    out = dsv3_run("tiny.yaml", "model.conventions=torchtitan", "feed_forward.1.bias_update=sign", "--print-config", cwd=tmp_path).stdout
+    lines = [line.strip() for line in out.splitlines()]
+    for line in ("conventions: torchtitan  # command line: model.conventions=torchtitan",
+                 "muon_split: per_head  # model.conventions: torchtitan", "input: raw  # model.conventions: torchtitan",
+                 "bias_update: sign  # command line: feed_forward.1.bias_update=sign", "nesterov: true  # default"):
+        assert line in lines, line
+
+
+def test_conventions_go_into_checkpoints_and_comparisons(tmp_path):
+    make_tiny(tmp_path)
+    for run, words in (("deepseek", []), ("megatron", ["model.conventions=megatron"])):
+        dsv3_run("tiny.yaml", "train.steps=1", "validation.every=0", *words, "--run_name", run, cwd=tmp_path)
+    manifest = json.loads((tmp_path / "runs/megatron/checkpoints/step-1/manifest.json").read_text())
+    conventions = manifest["state"]["conventions"]
+    assert conventions["optimizer.muon.nesterov"] == "false" and conventions["optimizer.muon.scale"] == "spectral"
+    found = json.loads(dsv3("compare", "runs/deepseek", "runs/megatron", "--json", cwd=tmp_path))
+    assert found["verdict"] == "3 factors: model.mtp.denominator, optimizer.1.nesterov, optimizer.1.scale"
+    # Weights go on under another optimizer, and under any conventions that were theirs.
+    dsv3_run("tiny.yaml", "train.steps=1", "optimizer=adamw", "--from", "runs/deepseek", "--run_name", "a", cwd=tmp_path)
+    dsv3_run("tiny.yaml", "train.steps=1", "model.conventions=megatron", "--from", "runs/megatron", "--run_name", "b", cwd=tmp_path)
+
+
+def completed_by_bash(line, cwd=SOURCE):
     """What bash offers for `line` with the cursor at its end."""
     words = line.split(" ")
     script = f"""eval "$(dsv3 completion bash)"
@@ -169,11 +199,69 @@ printf '%s\\n' "${{COMPREPLY[@]}}\""""
     return sorted(filter(None, done.stdout.splitlines()))
 
 
-@pytest.mark.parametrize("line,offers", [
+def completed_by_fish(line, cwd=SOURCE):
+    done = subprocess.run(["fish", "--no-config", "-c", f"dsv3 completion fish | source; complete -C {line!r}"], cwd=cwd, text=True,
+                          env={"PATH": f"{BUILD / 'bin'}:/usr/bin:/bin", "HOME": "/nonexistent"}, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return sorted(offer.split("\t")[0].removesuffix("/") for offer in done.stdout.splitlines())
+
+
+ZSHRC = """\
+autoload -Uz compinit && compinit -u -d {folder}/dump
+eval "$(dsv3 completion zsh)"
+# Notes what is offered on its way to the line editor.
+compadd() {{
+  local -a offered
+  builtin compadd -O offered "$@"
+  (( $#offered )) && print -rl -- "$offered[@]" >> {folder}/offers
+  builtin compadd "$@"
+}}
+finished() {{ : > {folder}/finished }}
+zle -N finished
+bindkey '^X' finished
+: > {folder}/ready
+"""
+
+
+def completed_by_zsh(line, cwd=SOURCE):
+    """Types the line and a tab into zsh, which completes on a terminal only."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        (folder / ".zshrc").write_text(ZSHRC.format(folder=folder))
+        ours, its = pty.openpty()
+        shell = subprocess.Popen(["zsh", "-i"], stdin=its, stdout=its, stderr=its, cwd=cwd, start_new_session=True,
+                                 env={"PATH": f"{BUILD / 'bin'}:/usr/bin:/bin", "HOME": name, "ZDOTDIR": name, "TERM": "vt100"})
+        os.close(its)
+        try:
+            read_until(ours, folder / "ready")
+            os.write(ours, line.encode() + b"\t\x18")
+            read_until(ours, folder / "finished")
+        finally:
+            shell.kill()
+            shell.wait()
+            os.close(ours)
+        offers = folder / "offers"
+        return sorted(set(offers.read_text().splitlines())) if offers.exists() else []
+
+
+def read_until(terminal, file, seconds=60):
+    """Takes what the shell prints, which would wait for us otherwise, until it has made the file."""
+    shown, end = b"", time.monotonic() + seconds
+    while not file.exists():
+        assert time.monotonic() < end, shown
+        if select.select([terminal], [], [], 0.05)[0]:
+            shown += os.read(terminal, 65536)
+
+
+LINES = [
     ("dsv3 plu", ["plugins"]),
     ("dsv3 plugins ", ["--help", "check", "describe", "list", "new"]),
     ("dsv3 plugins list --js", ["--json"]),
     ("dsv3 plugins describe attention/m", ["attention/mha", "attention/mla"]),
+    ("dsv3 plugins new f", ["feed_forward", "format"]),
+    ("dsv3 export runs/a out --format ", ["deepseek_v3", "llama"]),
+    ("dsv3-run experiments/nano.yaml format=", []),
+    ("dsv3-run experiments/nano.yaml model.conv", ["model.conventions="]),
     ("dsv3 data prepare --documents ", ["blank_line", "file", "line"]),
     ("dsv3 compare experiments/nano_m", ["experiments/nano_mha.yaml", "experiments/nano_muon.yaml"]),
     ("dsv3-run experiments/quick", ["experiments/quickstart.yaml"]),
@@ -181,11 +269,33 @@ printf '%s\\n' "${{COMPREPLY[@]}}\""""
     ("dsv3-run --resume a", ["auto"]),
     ("dsv3-run experiments/nano.yaml train.se", ["train.seed=", "train.sequence="]),
     ("dsv3-run experiments/nano.yaml train.seed=3 model.attention.kv", ["model.attention.kv_lora_rank="]),
-    ("dsv3-run experiments/nano.yaml attention=", ["mha", "mla"]),
+    ("dsv3-run experiments/nano.yaml attention=", ["attention=mha", "attention=mla"]),
     ("dsv3-run --output exper", ["experiments"]),
-])
+    ("dsv3-run --gpu_memory ", []),
+]
+
+
+@pytest.mark.parametrize("line,offers", LINES)
 def test_bash_completes(line, offers):
-    assert completed(line) == offers
+    # Bash takes = for the end of a word.
+    assert completed_by_bash(line) == [o.split("=")[1] if line.endswith("=") else o for o in offers]
+
+
+@pytest.mark.parametrize("line,offers", LINES)
+def test_zsh_completes(line, offers):
+    if shutil.which("zsh") is None:
+        pytest.skip("zsh is not installed")
+    # It completes paths folder by folder.
+    found = [o for o in completed_by_zsh(line) if not ("/" in line.split(" ")[-1] and o == "experiments")]
+    assert found == [pathlib.Path(o).name if (SOURCE / o).is_file() else o for o in offers]
+
+
+@pytest.mark.parametrize("line,offers", LINES)
+def test_fish_completes(line, offers):
+    if shutil.which("fish") is None:
+        pytest.skip("fish is not installed")
+    # It offers options behind a dash only.
+    assert completed_by_fish(line) == [o for o in offers if o[0] != "-" or line.split(" ")[-1].startswith("-")]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -73,6 +73,13 @@ def from_other_convention(folder):
 
 
 @mistake(5)
+def from_torchtitan_conventions(folder):
+    """--from names a checkpoint of DeepSeek's conventions, but the experiment has torchtitan's."""
+    trained(folder)
+    return start_from(LAST, "model.conventions=torchtitan")
+
+
+@mistake(5)
 def from_other_tokenizer(folder):
     """--from names a checkpoint that was trained with another tokenizer."""
     last = trained(folder)

@@ -114,11 +114,11 @@ def normalised(text, folder):
     # What a healthy start prints (sizes, plan, steps) is no part of an error.
     text = LOG_LINE.sub("", text)
     text = re.sub(r"stderr:\n\n+", "stderr:\n", text)
-    text = re.sub(r"^(group +optimizer|\w+ +\w+ +[\d.e-]+ +[\d,]+ +[\d,]+$).*\n", "", text, flags=re.M)
+    text = re.sub(r"^(group +optimizer|\w+ +\w+ +[\d.e+-]+ +[\d,]+ +[\d,]+$).*\n", "", text, flags=re.M)
     text = re.sub(r"^\d\d:\d\d:\d\d (warning|error)", r"HH:MM:SS \1", text, flags=re.M)
     for path, word in ((folder.resolve(), "FOLDER"), (folder.parent.resolve(), "PARENT"), (BUILD.resolve(), "BUILD"), (BUILD, "BUILD"), (SOURCE, "SOURCE")):
         text = text.replace(str(path), word)
-    for pattern, word in ((r"memory for \d+ more", "memory for N more"), (r"process \d+ on [\w.-]+", "process PID on HOST"), (r"\.tmp-[0-9a-f]+(-\d+)?", ".tmp-NONCE"), (r"last read: '\"[0-9a-f]+'", "last read: 'NONCE'"),
+    for pattern, word in ((r"memory: \d+ more", "memory: N more"), (r"loss [\d.]+, gradient", "loss LOSS, gradient"), (r"process \d+ on [\w.-]+", "process PID on HOST"), (r"\.tmp-[0-9a-f]+(-\d+)?", ".tmp-NONCE"), (r"last read: '\"[0-9a-f]+'", "last read: 'NONCE'"),
                           (r"\bheaders [0-9a-f]{4,16}", "headers DIGEST"), (r"[\d.]+ (B|[KMG]iB) free", "SPACE free"),
                           (r"\b(digest|experiment's is) [0-9a-f]{12}", r"\1 DIGEST"),
                           (r"(this dsv3 )libstdcpp\w+", r"\1CXX_ABI"), (r"(plugin )libstdcpp\w+", r"\1CXX_ABI"),

@@ -6,8 +6,12 @@ import subprocess
 
 from harness import dsv3, dsv3_run, experiment, mistake
 
-# A user and mount namespace of its own: a disk to fill, and a read-only one that stops root too.
-NAMESPACE = 'exec unshare -rm bash -c \'set -e; mount -t tmpfs -o "$DISK" none disk; "$@"\' bash "$@"'
+# A user and mount namespace of its own: a disk to fill, and a read-only one that stops root too. What is left on the disk
+# goes with it, so it is listed.
+NAMESPACE = r"""
+exec unshare -rm bash -c 'mount -t tmpfs -o "$DISK" none disk || exit 99
+"$@"; code=$?; echo left on the disk: $(find disk -mindepth 1 ! -name lock | sort); exit $code' bash "$@"
+"""
 
 
 @functools.cache
@@ -77,6 +81,13 @@ def file_size_limit(folder):
     """The shell limits the size of files (ulimit -f)."""
     experiment(folder)
     return dsv3_run("tiny.yaml", "--run_name", "new", limits={"RLIMIT_FSIZE": 100_000})
+
+
+@mistake(7)
+def loss_not_finite(folder):
+    """The learning rate is far too high."""
+    experiment(folder)
+    return dsv3_run("tiny.yaml", "train.steps=30", "optimizer={plugin: adamw, lr: 1e30}", "--run_name", "new")
 
 
 @mistake(1)

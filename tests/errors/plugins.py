@@ -51,6 +51,16 @@ def plugin_no_stamp(folder):
 
 
 @mistake(3)
+def plugin_damaged_stamp(folder):
+    """A byte of a plugin's stamp was flipped."""
+    library = own_library(folder, "good")
+    content = library.read_bytes()
+    assert content.count(b"@dsv3-plugin@ sdk=") == 1
+    library.write_bytes(content.replace(b"@dsv3-plugin@ sdk=", b"@dsv3-plugin@ sdk?"))
+    return dsv3_run("tiny.yaml", "--run_name", "new")
+
+
+@mistake(3)
 def plugin_truncated(folder):
     """A plugin's library was cut off while it was copied."""
     library = own_library(folder, "good")

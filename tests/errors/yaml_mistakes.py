@@ -28,6 +28,8 @@ replaced("yaml_number_for_section", "A number is given where a section belongs."
 replaced("yaml_out_of_range", "A share is given in percent.", "share: 0.1", "share: 10")
 replaced("yaml_negative_size", "A size is negative.", "heads: 2", "heads: -2")
 replaced("yaml_not_a_choice", "A word is none of the choices.", "precision: fp32", "precision: fp16")
+replaced("yaml_unknown_implementation", "The conventions of an unknown implementation are asked for.", "  layers: 3\n",
+         "  layers: 3\n  conventions: torchtitn\n")
 replaced("yaml_nan", "A number is .nan.", "weight: 0.3", "weight: .nan")
 replaced("yaml_empty_value", "A key has no value.", "seed: 7", "seed: ")
 replaced("yaml_duplicate_key", "A key is given twice.", "  layers: 3", "  layers: 3\n  hidden: 64")
@@ -64,6 +66,22 @@ def yaml_several_mistakes(folder):
     """Five mistakes at once."""
     experiment(folder, ("hidden: 32", "hiden: 32"), ("kv_lora_rank: 16", "kv_lora_rank: lots"), ("plugin: muon", "plugin: mion"),
                ("every: 3", "every: -3"), ("warmup: 5", "warmup: 5, cooldown: 5"))
+    return dsv3_run(*CHECK)
+
+
+@mistake(2)
+def yaml_mistake_in_base(folder):
+    """A file that the experiment extends has a misspelled key, and the experiment another mistake."""
+    experiment(folder, ("hidden: 32", "hiden: 32"))
+    (folder / "mine.yaml").write_text("dsv3: 1\nextends: [tiny.yaml]\nmodel: {layers: 0}\n")
+    return dsv3_run("mine.yaml", "--check")
+
+
+@mistake(2)
+def yaml_base_is_no_experiment(folder):
+    """The file that the experiment extends is a list."""
+    experiment(folder, ("dsv3: 1\n", "dsv3: 1\nextends: sizes.yaml\n"))
+    (folder / "sizes.yaml").write_text("- hidden: 32\n- layers: 3\n")
     return dsv3_run(*CHECK)
 
 

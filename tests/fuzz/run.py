@@ -30,8 +30,13 @@ def main():
         subprocess.run([target, *options, *known], env=environment, check=True)
         new = pathlib.Path(scratch, "corpus")
         new.mkdir()
-        subprocess.run([target, *options, f"-seed={seed}", f"-max_total_time={seconds}", "-max_len=16384",
-                        "-print_final_stats=1", "-verbosity=0", new, seeds], env=environment, check=True)
+        fuzzer = subprocess.Popen([target, *options, f"-seed={seed}", f"-max_total_time={seconds}", "-max_len=16384",
+                                   "-print_final_stats=1", "-print_funcs=0", new, seeds], env=environment,
+                                  stderr=subprocess.PIPE, text=True, errors="replace")
+        for line in fuzzer.stderr:
+            if "DONE" in line or line[0] not in '#"':  # DONE has the coverage; the rest is progress
+                print(line, end="", flush=True)
+        assert fuzzer.wait() == 0, f"exit code {fuzzer.returncode}, see above; repeat with DSV3_TEST_SEED={seed}"
 
 
 main()

@@ -31,7 +31,7 @@ def ours(name, options, values, grads):
     data += struct.pack("q", len(grads))
     for factor, update in zip(FACTORS, grads):
         data += struct.pack("d", factor) + b"".join(grad.numpy().tobytes() for grad in update)
-    driver = os.environ["DSV3_DRIVER"]
+    driver = os.path.join(os.environ.get("DSV3_BUILD_DIR", "build"), "bin/optimizer_driver")
     done = subprocess.run([driver, name, json.dumps(options)], input=data, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
     flat = torch.frombuffer(bytearray(done.stdout), dtype=torch.float32)
@@ -99,6 +99,14 @@ def test_muon(scale, ratio, muon_without_bf16):
 def test_muon_options(changes, muon_without_bf16):
     values, grads = vectors(1.0)
     assert muon_pair("original", values, grads, torch.float64, "fp32", **changes) < 5e-6
+
+
+def test_muon_spectral_is_five_times_match_rms_adamw(muon_without_bf16):
+    values, grads = vectors(1.0)
+    wanted = oracle(lambda params: torch.optim.Muon(params, lr=0.02, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"), 0.02,
+                    values, grads, torch.float64)
+    options = {"lr": 0.004, "ns_dtype": "fp32", "scale": "spectral", "weight_decay": 0.0}
+    assert worst(ours("muon", options, values, grads), wanted) < 5e-6
 
 
 def test_muon_in_bf16():

@@ -1,5 +1,6 @@
-"""An installation in a folder of its own, copied away from where it was installed."""
+"""An installation in a folder of its own, copied away from where it was installed, and a machine without the source."""
 
+import functools
 import os
 import pathlib
 import shutil
@@ -9,12 +10,52 @@ import pytest
 
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("DSV3_BUILD_DIR", SOURCE / "build"))
+VENV = SOURCE / ".venv"
+
+# A mount namespace of its own, so that tests beside this one keep their files: the source tree and the build folder are
+# empty but for .venv, where LibTorch, CMake and Ninja are. $LIBTORCH, if set, is a folder that LibTorch moves to.
+HIDDEN = r"""
+set -eu
+held=$(mktemp -d)
+mount -t tmpfs none "$held"
+mkdir "$held/venv"
+mount --bind "$(realpath "$VENV")" "$held/venv"
+mount -t tmpfs none "$BUILD"
+mount -t tmpfs none "$SOURCE"
+mkdir "$VENV"
+mount --bind "$held/venv" "$VENV"
+if [ -n "${LIBTORCH:-}" ]; then
+  for part in torch nvidia; do
+    mount --bind "$held/venv"/lib/python3*/site-packages/$part "$LIBTORCH/$part"
+    mount -t tmpfs none "$VENV"/lib/python3*/site-packages/$part
+  done
+fi
+umount -l "$held"
+rmdir "$held"
+cd "$PWD"
+exec "$@"
+"""
 
 
-def run(*words, cwd=None, timeout=500):
-    done = subprocess.run([str(w) for w in words], cwd=cwd, text=True, capture_output=True, timeout=timeout)
+@functools.cache
+def no_namespaces():
+    """Why the source cannot be hidden here; empty = it can."""
+    done = subprocess.run(["unshare", "-rm", "true"], capture_output=True)
+    return "" if done.returncode == 0 else "user namespaces are not allowed here: the source tree stays in sight"
+
+
+def run(*words, cwd=None, timeout=500, **environment):
+    done = subprocess.run([str(w) for w in words], cwd=cwd, text=True, capture_output=True, timeout=timeout,
+                          env={**os.environ, **{k: str(v) for k, v in environment.items()}})
     assert done.returncode == 0, f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def third_party(*words, **rest):
+    """Runs a command where there is no source and no build tree, if this machine can hide them."""
+    if no_namespaces():
+        return run(*words, **rest)
+    return run("unshare", "-rm", "bash", "-c", HIDDEN, "bash", *words, SOURCE=SOURCE, BUILD=BUILD, VENV=VENV, **rest)
 
 
 @pytest.fixture(scope="session")

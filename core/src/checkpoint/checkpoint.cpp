@@ -140,10 +140,12 @@ void verify_file(const stdfs::path& path, const safetensors::Written& expected) 
   };
   std::error_code error;
   uint64_t bytes = stdfs::file_size(path, error);
-  if (error) fail("cannot be read: " + error.message());
+  if (error)
+    fail("cannot be read: " + error.message() +
+         "; copy the whole folder again, or use another checkpoint");
   if (bytes != expected.bytes) {
     fail("has " + std::to_string(bytes) + " bytes, but the manifest says " +
-         std::to_string(expected.bytes));
+         std::to_string(expected.bytes) + "; copy it again, or use another checkpoint");
   }
   std::string digest;
   try {
@@ -152,7 +154,9 @@ void verify_file(const stdfs::path& path, const safetensors::Written& expected) 
     throw Error(failure.what(), ExitCode::checkpoint);
   }
   if (digest != expected.sha256) {
-    fail("its SHA-256 is not the manifest's; the file was changed or damaged");
+    fail(
+        "its SHA-256 is not the manifest's: the file was changed or damaged; copy it again, or "
+        "use another checkpoint");
   }
 }
 

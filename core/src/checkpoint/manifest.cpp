@@ -53,7 +53,8 @@ StoredCheckpoint parse(const std::filesystem::path& folder, const Json& manifest
   check(format == kFormat, "format " + std::to_string(format) + ", but this dsv3 reads format " +
                                std::to_string(kFormat) + "; use the dsv3 that wrote it");
   check(text_from(manifest, "sha256") == digest_of(manifest),
-        "its digest does not fit its content; it was changed or damaged");
+        "its digest does not fit its content: it was changed or damaged; copy it again, or use "
+        "another checkpoint");
   stored.folder = folder;
   stored.step = count_from(manifest, "step");
   stored.tokens = count_from(manifest, "tokens");
@@ -107,7 +108,8 @@ StoredCheckpoint read_manifest(const std::filesystem::path& folder) {
   try {
     manifest = parse_json(fs::read(path, kMaxBytes), path.string());
   } catch (const Error& error) {
-    throw Error(error.what(), ExitCode::checkpoint);
+    throw Error(error.what() + std::string("; copy it again, or use another checkpoint"),
+                ExitCode::checkpoint);
   }
   try {
     return parse(folder, manifest);

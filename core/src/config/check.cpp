@@ -3,9 +3,10 @@
 #include <algorithm>
 #include <filesystem>
 
+#include <dsv3/runtime/suggest.h>
+
 #include "config/schemas.h"
 #include "config/slots.h"
-#include "config/suggest.h"
 
 namespace dsv3::config {
 namespace {
@@ -18,6 +19,14 @@ std::vector<std::string> keys_of(const Schema& schema) {
 
 bool contains(const std::vector<std::string>& words, const std::string& word) {
   return std::find(words.begin(), words.end(), word) != words.end();
+}
+
+// "a, b or c".
+std::string either(const std::vector<std::string>& words) {
+  std::string text;
+  for (size_t i = 0; i < words.size(); ++i)
+    text += (i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i];
+  return text;
 }
 
 std::string quoted(const std::vector<std::string>& words) {
@@ -38,7 +47,8 @@ const Node* Checker::section(const std::string& path) {
   if (!node || node->is_null()) return nullptr;
   if (node->is_map()) return node;
   // Below something that is no map there is nothing to find, so this is reported once.
-  diagnostics_.error(*node, "'" + path + "' must be a map of keys and values");
+  diagnostics_.error(*node, "'" + path + "' must be a map of keys and values, got " + got(*node),
+                     {"write " + path + ": {KEY: VALUE}"});
   return nullptr;
 }
 
@@ -74,15 +84,35 @@ OptionValues Checker::values(const Node* map, const Schema& schema, const Scope&
                          {spec.doc});
       complete = false;
     } else {
-      add_convention(spec, spec.default_value, scope);
-      // A default outside the option's own range means "not set" and has no spelling.
-      if (misfit(spec, spec.default_value).empty())
-        out.add(spec.key, {}, value_node(spec, spec.default_value));
+      add_default(spec, scope, values, out);
     }
   }
   note_dropped(dropped, scope);
   if (complete) run_checks(map, schema, scope, values);
   return values;
+}
+
+void Checker::use_conventions(const std::string& implementation) {
+  implementation_ = implementation;
+  implementation_at_ = {diagnostics_.add_source("model.conventions", implementation, false), 1, 1};
+}
+
+// What an option has that the experiment does not set.
+void Checker::add_default(const OptionSpec& spec, const Scope& scope, OptionValues& values,
+                          Node& out) {
+  const auto other = spec.by_implementation.find(implementation_);
+  const OptionValue& value =
+      other == spec.by_implementation.end() ? spec.default_value : other->second;
+  add_convention(spec, value, scope);
+  if (other != spec.by_implementation.end()) {
+    values[spec.key] = value;
+    Node stored = value_node(spec, value);
+    stored.at = implementation_at_;
+    out.add(spec.key, implementation_at_, std::move(stored));
+  } else if (misfit(spec, value).empty()) {
+    // A default outside the option's own range means "not set" and has no spelling.
+    out.add(spec.key, {}, value_node(spec, value));
+  }
 }
 
 void Checker::run_checks(const Node* map, const Schema& schema, const Scope& scope,
@@ -94,12 +124,13 @@ void Checker::run_checks(const Node* map, const Schema& schema, const Scope& sco
       spec.store(options.get(), value->second);
   for (const auto& check : schema.checks)
     if (const std::string wrong = check(options.get()); !wrong.empty()) {
+      const std::string text = (scope.path.empty() ? "" : scope.text() + ": ") + wrong;
       // A text that starts with an option is about that option.
       const Entry* entry = map ? map->find(wrong.substr(0, wrong.find(' '))) : nullptr;
       if (entry)
-        diagnostics_.error(*entry, scope.text() + ": " + wrong);
+        diagnostics_.error(entry->value, text);
       else
-        diagnostics_.error(position_of(map), 1, scope.text() + ": " + wrong);
+        diagnostics_.error(position_of(map), 1, text);
     }
 }
 
@@ -154,7 +185,7 @@ void Checker::unknown_key(const Entry& entry, const Schema& schema, const Scope&
     note = "'" + entry.key + "' is an option of " + quoted(siblings) + ", not of '" + scope.plugin +
            "'";
   else if (!elsewhere.empty() && (!scope.kind || near.empty()))
-    note = "'" + entry.key + "' belongs to " + comma_list(elsewhere);
+    note = "did you mean " + either(elsewhere) + "?";
   else if (!near.empty())
     note = "did you mean '" + near + "'?";
   else
@@ -182,8 +213,14 @@ std::string Checker::known_plugins(Kind kind) {
 
 void Checker::unknown_plugin(const Node& name, Kind kind, const std::string& text) {
   const std::string near = nearest(text, catalog_.names(kind));
+  std::string hint = near.empty() ? "" : "did you mean '" + near + "'? ";
+  for (const Slot& slot : slots()) {
+    const std::vector<std::string> others = catalog_.names(slot.kind);
+    if (slot.kind != kind && contains(others, text))
+      hint = "'" + text + "' is of kind " + kind_name(slot.kind) + "; ";
+  }
   diagnostics_.error(name, "unknown " + std::string(kind_name(kind)) + " plugin '" + text + "'",
-                     {(near.empty() ? "" : "did you mean '" + near + "'? ") + known_plugins(kind)});
+                     {hint + known_plugins(kind)});
 }
 
 std::optional<Word> Checker::word(const Node& node, const std::string& what) {

@@ -47,6 +47,9 @@ class Checker {
   /// What the experiment says at `path`; nullptr = nothing.
   const Node* written(const std::string& path) const { return find_path(root_, path); }
 
+  /// Unset conventions get this implementation's values from now on.
+  void use_conventions(const std::string& implementation);
+
   /// The map at `path`; nullptr when absent or empty, an error when it is something else.
   const Node* section(const std::string& path);
 
@@ -91,6 +94,7 @@ class Checker {
   void note_dropped(const std::vector<const Entry*>& dropped, const Scope& scope);
   void run_checks(const Node* map, const Schema& schema, const Scope& scope,
                   const OptionValues& values);
+  void add_default(const OptionSpec& spec, const Scope& scope, OptionValues& values, Node& out);
   void add_convention(const OptionSpec& spec, const OptionValue& value, const Scope& scope);
   std::string library_of(const Node& map, const std::string& path, Node& out);
 
@@ -100,6 +104,8 @@ class Checker {
   std::vector<std::string>& notes_;
   Resolver resolver_;
   std::map<std::string, std::string> conventions_;
+  std::string implementation_;
+  Position implementation_at_;
 };
 
 }  // namespace dsv3::config

@@ -10,9 +10,11 @@
 namespace dsv3 {
 namespace {
 
-// They name, repeat, watch or store a run and leave what is trained, and how fast, alone.
-constexpr std::array<std::string_view, 11> kNoFactors{"name",
+// They name, repeat, watch or store a run and leave what is trained, and how fast, alone; what
+// model.conventions sets is compared by itself.
+constexpr std::array<std::string_view, 12> kNoFactors{"name",
                                                       "output",
+                                                      "model.conventions",
                                                       "train.seed",
                                                       "train.log_every",
                                                       "validation.every",
@@ -101,6 +103,24 @@ const ResolvedValue* find(const std::vector<ResolvedValue>& values, const std::s
   return nullptr;
 }
 
+// What differs, in the order of keys; factors are not told yet.
+std::vector<Difference> differences(const std::vector<ResolvedValue>& a,
+                                    const std::vector<ResolvedValue>& b) {
+  std::vector<Difference> found;
+  const auto add = [&](const std::string& key, const ResolvedValue& in_a,
+                       const ResolvedValue& in_b) {
+    found.push_back({key, in_a.value, in_b.value, in_a.origin, in_b.origin, ""});
+  };
+  for (const ResolvedValue& value : a) {
+    const ResolvedValue* other = find(b, value.key);
+    if (!other || other->value != value.value)
+      add(value.key, value, other ? *other : ResolvedValue{});
+  }
+  for (const ResolvedValue& value : b)
+    if (!find(a, value.key)) add(value.key, {}, value);
+  return found;
+}
+
 }  // namespace
 
 std::string Comparison::verdict() const {
@@ -120,24 +140,19 @@ Comparison compare_experiments(const ExperimentRequest& a, const ExperimentReque
   const std::vector<ResolvedValue> left = resolved_values(a, catalog);
   const std::vector<ResolvedValue> right = resolved_values(b, catalog);
   const auto swapped = swapped_slots(left, right);
-  Comparison comparison;
-  const auto add = [&](const std::string& key, const ResolvedValue& in_a,
-                       const ResolvedValue& in_b) {
-    const std::string factor = factor_of(key, swapped);
-    comparison.differences.push_back(
-        {key, in_a.value, in_b.value, in_a.origin, in_b.origin, factor});
-    std::vector<std::string>& all = comparison.factors;
-    if (!factor.empty() && std::find(all.begin(), all.end(), factor) == all.end())
-      all.push_back(factor);
-  };
-  for (const ResolvedValue& value : left) {
-    const ResolvedValue* other = find(right, value.key);
-    if (!other || other->value != value.value)
-      add(value.key, value, other ? *other : ResolvedValue{});
+  Comparison comparison{differences(left, right), {}};
+  std::vector<std::string>& all = comparison.factors;
+  for (Difference& difference : comparison.differences) {
+    difference.factor = factor_of(difference.key, swapped);
+    if (!difference.factor.empty() &&
+        std::find(all.begin(), all.end(), difference.factor) == all.end())
+      all.push_back(difference.factor);
   }
-  for (const ResolvedValue& value : right)
-    if (!find(left, value.key)) add(value.key, {}, value);
   return comparison;
+}
+
+std::vector<Difference> compare_resolved(const std::string& a, const std::string& b) {
+  return differences(resolved_values(a), resolved_values(b));
 }
 
 }  // namespace dsv3

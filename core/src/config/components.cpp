@@ -6,7 +6,7 @@
 #include <map>
 #include <regex>
 
-#include "config/suggest.h"
+#include <dsv3/runtime/suggest.h>
 
 namespace dsv3::config {
 namespace {
@@ -45,6 +45,11 @@ std::string range_text(int64_t first, int64_t last) {
   return first == last ? std::to_string(first) : std::to_string(first) + "-" + std::to_string(last);
 }
 
+// "layer 3" or "layers 2-11".
+std::string named_layers(int64_t first, int64_t last) {
+  return (first == last ? "layer " : "layers ") + range_text(first, last);
+}
+
 void check_tiling(std::vector<Placed> placed, int64_t layers, const std::string& path,
                   Diagnostics& diagnostics) {
   std::stable_sort(placed.begin(), placed.end(),
@@ -61,18 +66,17 @@ void check_tiling(std::vector<Placed> placed, int64_t layers, const std::string&
     if (range.first > next && next < layers)
       diagnostics.error(
           *range.node,
-          path + " leaves out layers " + range_text(next, std::min(range.first, layers) - 1),
-          {all});
+          path + " leaves out " + named_layers(next, std::min(range.first, layers) - 1), {all});
     if (range.first < next)
-      diagnostics.error(*range.node,
-                        path + " names layers " +
-                            range_text(range.first, std::min(next - 1, range.last)) + " twice",
-                        {all});
+      diagnostics.error(
+          *range.node,
+          path + " names " + named_layers(range.first, std::min(next - 1, range.last)) + " twice",
+          {all});
     next = std::max(next, range.last + 1);
   }
   if (next < layers && !placed.empty())
-    diagnostics.error(*placed.back().node,
-                      path + " leaves out layers " + range_text(next, layers - 1), {all});
+    diagnostics.error(*placed.back().node, path + " leaves out " + named_layers(next, layers - 1),
+                      {all});
 }
 
 // The words of `role:`, one or a list.

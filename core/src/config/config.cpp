@@ -9,6 +9,7 @@
 #include "config/components.h"
 #include "config/emit.h"
 #include "config/layers.h"
+#include "config/parse.h"
 #include "config/schemas.h"
 #include "config/slots.h"
 
@@ -72,6 +73,7 @@ void read_model(Checker& checker, Experiment& experiment, Node& out) {
   experiment.model = checker.options<ModelOptions>(
       {"model", {"norm", "loss", "init", "mtp", "attention", "position", "feed_forward"}, "model"},
       model);
+  checker.use_conventions(experiment.model.conventions);  // before any option that is one
   read_section(checker, "model.norm", experiment.norm, model);
   read_section(checker, "model.loss", experiment.loss, model);
   read_section(checker, "model.init", experiment.init, model);
@@ -194,6 +196,16 @@ std::vector<ResolvedValue> resolved_values(const ExperimentRequest& request, Cat
   const Loaded loaded = load(request, catalog);
   std::vector<ResolvedValue> values;
   collect(loaded.resolved, "", loaded.diagnostics, values);
+  return values;
+}
+
+std::vector<ResolvedValue> resolved_values(const std::string& resolved) {
+  config::Diagnostics diagnostics;
+  const int source = diagnostics.add_source("resolved experiment", resolved, false);
+  const std::optional<Node> tree = config::parse(diagnostics, source, 0);
+  diagnostics.throw_if_any();
+  std::vector<ResolvedValue> values;
+  if (tree) collect(*tree, "", diagnostics, values);
   return values;
 }
 

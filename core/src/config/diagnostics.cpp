@@ -5,6 +5,8 @@
 
 #include <dsv3/runtime/config.h>
 
+#include "config/excerpt.h"
+
 namespace dsv3 {
 
 Catalog::~Catalog() = default;
@@ -20,29 +22,7 @@ std::string Origin::text() const {
 namespace dsv3::config {
 namespace {
 
-constexpr size_t kMaxShown = 50;       // mistakes printed; more help nobody
-constexpr size_t kMaxLineShown = 160;  // bytes of a source line printed
-
-std::string line_of(const std::string& text, int line) {
-  size_t begin = 0;
-  for (int i = 1; i < line; ++i) {
-    const size_t end = text.find('\n', begin);
-    if (end == text.npos) return "";
-    begin = end + 1;
-  }
-  return text.substr(begin, text.find('\n', begin) - begin);
-}
-
-bool starts_character(char c) {
-  return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
-}
-
-// Keeps control characters of a file off the terminal.
-std::string printable(std::string line) {
-  for (char& c : line)
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = ' ';
-  return line;
-}
+constexpr size_t kMaxShown = 50;  // mistakes printed; more help nobody
 
 }  // namespace
 
@@ -108,26 +88,8 @@ std::string Diagnostics::render(const Mistake& mistake) const {
 std::string Diagnostics::excerpt(const Mistake& mistake) const {
   if (mistake.at.source < 0 || mistake.at.line < 1) return "";
   const Source& source = sources_.at(mistake.at.source);
-  std::string line = line_of(source.text, mistake.at.line);
-  if (!line.empty() && line.back() == '\r') line.pop_back();
-  size_t column = std::min<size_t>(std::max(mistake.at.column, 1) - 1, line.size());
-  if (line.size() > kMaxLineShown) {  // a window around the place
-    size_t begin = column > kMaxLineShown / 2 ? column - kMaxLineShown / 2 : 0;
-    // A character has at most four bytes; more of these are no UTF-8.
-    for (int i = 0; i < 3 && begin > 0 && !starts_character(line[begin]); ++i) --begin;
-    line = line.substr(begin, kMaxLineShown);
-    column -= begin;
-  }
-  const size_t end = std::min(line.size(), column + std::max<size_t>(mistake.length, 1));
-  const size_t indent =
-      std::count_if(line.begin(), line.begin() + static_cast<long>(column), starts_character);
-  const size_t width = std::count_if(line.begin() + static_cast<long>(column),
-                                     line.begin() + static_cast<long>(end), starts_character);
-  const std::string number = source.is_file ? std::to_string(mistake.at.line) + " | " : "";
-  const std::string margin =
-      source.is_file ? std::string(number.size() - 2, ' ') + "| " : std::string();
-  return "\n  " + number + printable(line) + "\n  " + margin + std::string(indent, ' ') + "^" +
-         std::string(width > 1 ? width - 1 : 0, '~');
+  return config::excerpt(line_of(source.text, mistake.at.line),
+                         source.is_file ? mistake.at.line : 0, mistake.at.column, mistake.length);
 }
 
 }  // namespace dsv3::config

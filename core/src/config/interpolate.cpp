@@ -56,7 +56,8 @@ Text Resolver::look_up(const Node& scalar, const std::string& name) {
   if (name.rfind("env:", 0) == 0) {
     const char* value = std::getenv(name.c_str() + 4);
     if (value) return {value, false, true, true};
-    diagnostics_.error(scalar, "environment variable '" + name.substr(4) + "' is not set");
+    diagnostics_.error(scalar, "environment variable '" + name.substr(4) + "' is not set",
+                       {"set it for this command: " + name.substr(4) + "=... dsv3-run ..."});
     return failed;
   }
   const Node* target = name.empty() ? nullptr : find_path(root_, name);

@@ -84,7 +84,7 @@ Json default_json(const OptionSpec& spec) {
 
 Json option_schema(const OptionSpec& spec) {
   Json schema = value_schema(spec);
-  schema["description"] = spec.doc;
+  schema["description"] = config::doc_text(spec);
   // A default outside the option's own range means "not set".
   if (!spec.required && config::misfit(spec, spec.default_value).empty())
     schema["default"] = default_json(spec);

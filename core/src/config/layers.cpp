@@ -33,6 +33,9 @@ bool is_key_character(char c) {
   return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '-' || c == '.';
 }
 
+constexpr const char* kWhatAnExperimentIs =
+    "an experiment is YAML: `dsv3: 1`, then `model:`, `optimizer:`, `data:`, `train:` ...";
+
 // A value of a machine's config.yaml must not shadow what the experiment says; only these are
 // defaults.
 constexpr std::array kMachineKeys{"plugin_paths", "output", "tracker", "hub", "log"};
@@ -61,15 +64,21 @@ Node read_yaml_file(Diagnostics& diagnostics, const stdfs::path& file, int layer
 
 Node read_yaml_text(Diagnostics& diagnostics, const stdfs::path& file, std::string text,
                     int layer) {
+  const bool binary = text.find('\0') != text.npos;
   const int source = diagnostics.add_source(file.string(), std::move(text), true);
+  // Nobody need be told what an unreadable file lacks.
+  const Node nothing = make_map({}, layer);
+  if (binary) {
+    diagnostics.error({source, 0, 0}, 1, "not YAML but a binary file", {kWhatAnExperimentIs});
+    return nothing;
+  }
   std::optional<Node> node = parse(diagnostics, source, layer);
   if (node && node->is_map()) return std::move(*node);
   if (node && node->is_null()) return make_map({source, 1, 1}, layer);
   if (node)
-    diagnostics.error(
-        {source, 1, 1}, 1, "the file must be a map of keys and values",
-        {"an experiment is YAML: `dsv3: 1`, then `model:`, `optimizer:`, `data:`, `train:` ..."});
-  return make_map({}, layer);  // nobody need be told what an unreadable file lacks
+    diagnostics.error({source, 1, 1}, 1, "the file must be a map of keys and values",
+                      {kWhatAnExperimentIs});
+  return nothing;
 }
 
 Node LayerReader::read(const ExperimentRequest& request) {
@@ -164,7 +173,10 @@ void LayerReader::add_base(const Node& name, const stdfs::path& folder) {
 void LayerReader::check_version(const Node& layer, bool required) {
   const Entry* version = layer.find("dsv3");
   if (!version) {
-    if (required && layer.at.source >= 0)
+    if (!required || layer.at.source < 0) return;
+    if (layer.entries.empty())
+      diagnostics_.error({layer.at.source, 0, 0}, 1, "the file is empty", {kWhatAnExperimentIs});
+    else
       diagnostics_.error({layer.at.source, 1, 1}, 1, "the key 'dsv3' is missing",
                          {"write 'dsv3: 1', the version of the experiment format, at the top"});
   } else if (!version->value.is_scalar() || version->value.text != "1") {

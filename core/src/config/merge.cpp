@@ -28,6 +28,17 @@ void move_to(Node& node, Position at, int layer) {
   }
 }
 
+// "optimizer.0 (adamw), optimizer.1 (muon)".
+std::string elements(const Node& list, const std::string& path) {
+  std::vector<std::string> words;
+  for (size_t i = 0; i < list.items.size(); ++i) {
+    const Entry* plugin = list.items[i].find("plugin");
+    words.push_back(join(path, std::to_string(i)) +
+                    (plugin && plugin->value.is_scalar() ? " (" + plugin->value.text + ")" : ""));
+  }
+  return comma_list(words);
+}
+
 bool all_indices(const Node& map) {
   return !map.entries.empty() && std::all_of(map.entries.begin(), map.entries.end(),
                                              [](const Entry& e) { return is_index(e.key); });
@@ -132,8 +143,8 @@ void Merger::merge_into_list(Node& base, Node&& over, const std::string& path) {
       if (index < base.items.size())
         merge(base.items[index], std::move(entry.value), join(path, entry.key));
       else
-        diagnostics_.error(entry, path + " has no element " + entry.key + ": it is a list of " +
-                                      std::to_string(base.items.size()));
+        diagnostics_.error(entry, path + " has no element " + entry.key,
+                           {"it has " + elements(base, path)});
     }
     return;
   }
@@ -148,8 +159,9 @@ void Merger::merge_into_list(Node& base, Node&& over, const std::string& path) {
         over.entries.front(),
         path + " is a list of " + std::to_string(base.items.size()) +
             " components; which one is meant?",
-        {"write " + path + ".0." + key +
-         "=... on the command line, give the whole list, or name a plugin that replaces it"});
+        {"it has " + elements(base, path),
+         "write " + path + ".0." + key +
+             "=... on the command line, give the whole list, or name a plugin that replaces it"});
   } else {
     base = std::move(over);
   }

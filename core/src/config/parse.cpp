@@ -16,7 +16,16 @@ namespace {
 struct Stop {
   Position at;
   std::string message;
+  std::vector<std::string> notes = {};
 };
+
+// yaml-cpp's words in plain ones, with what to do.
+std::string plain(const std::string& message) {
+  if (message == "end of map flow not found") return "'{' without '}'";
+  if (message == "end of sequence flow not found") return "'[' without ']'";
+  if (message.starts_with("illegal tab")) return "indented by a tab; use blanks";
+  return message;
+}
 
 class Builder final : public YAML::EventHandler {
  public:
@@ -105,12 +114,15 @@ class Builder final : public YAML::EventHandler {
       throw Stop{at, "more than " + std::to_string(kMaxNodes) + " keys and values"};
     if (expanded_ > kMaxExpandedNodes)
       throw Stop{at,
-                 "aliases expand to more than " + std::to_string(kMaxExpandedNodes) + " values"};
+                 "aliases expand to more than " + std::to_string(kMaxExpandedNodes) + " values",
+                 {"write the values out instead of naming them by *alias"}};
   }
 
   void check_tag(const YAML::Mark& mark, const std::string& tag) {
     if (tag.empty() || tag == "!" || tag == "?") return;
-    throw Stop{position(mark), "tags such as '" + tag + "' are not supported"};
+    constexpr std::string_view kYaml = "tag:yaml.org,2002:";
+    const std::string written = tag.starts_with(kYaml) ? "!!" + tag.substr(kYaml.size()) : tag;
+    throw Stop{position(mark), "tags such as '" + written + "' are not supported", {"remove it"}};
   }
 
   bool wants_key() const {
@@ -200,7 +212,8 @@ std::optional<Node> parse(Diagnostics& diagnostics, int source, int layer, size_
   if (text.size() > kMaxBytes) {
     diagnostics.error(
         {source, 1, 1}, 1,
-        "larger than " + std::to_string(kMaxBytes) + " bytes, the limit of a YAML file");
+        "larger than " + std::to_string(kMaxBytes) + " bytes, the limit of a YAML file",
+        {"is it an experiment? texts and token files are named in one, by data.path"});
     return std::nullopt;
   }
   Builder builder(diagnostics, source, layer, static_cast<int>(begin));
@@ -213,9 +226,9 @@ std::optional<Node> parse(Diagnostics& diagnostics, int source, int layer, size_
       throw Stop{{source, 1, 1}, "more than one YAML document; keep one"};
     return node;
   } catch (const Stop& stop) {
-    diagnostics.error(stop.at, 1, stop.message);
+    diagnostics.error(stop.at, 1, stop.message, stop.notes);
   } catch (const YAML::Exception& error) {
-    diagnostics.error(builder.place_of(error), 1, "not valid YAML: " + error.msg);
+    diagnostics.error(builder.place_of(error), 1, "not valid YAML: " + plain(error.msg));
   }
   return std::nullopt;
 }

@@ -16,6 +16,10 @@ void ModelOptions::describe(OptionSchema<ModelOptions>& s) {
   s.add("tied_head", &ModelOptions::tied_head, "the head uses the embedding's weights");
   s.add("recompute", &ModelOptions::recompute, "activation checkpointing per block")
       .choices({"none", "full"});
+  s.add("conventions", &ModelOptions::conventions,
+        "implementation whose values the options have on which implementations differ, unless they "
+        "are set")
+      .choices(implementations());
 }
 
 void NormOptions::describe(OptionSchema<NormOptions>& s) {
@@ -44,14 +48,14 @@ void MtpOptions::describe(OptionSchema<MtpOptions>& s) {
   s.add("input", &MtpOptions::input,
         "hidden states go into a module after (normed) or before their final norm")
       .choices({"normed", "raw"})
-      .convention();
+      .convention({{"torchtitan", "raw"}});
   s.add("concat", &MtpOptions::concat, "order in the projection's input")
       .choices({"embedding_first", "hidden_first"})
       .convention();
   s.add("denominator", &MtpOptions::denominator,
         "valid targets that divide a depth's loss: the main loss's or its own")
       .choices({"main", "own"})
-      .convention();
+      .convention({{"megatron", "own"}});  // counted before ranks meet, which `own` leaves to them
 }
 
 void TrainOptions::describe(OptionSchema<TrainOptions>& s) {
@@ -121,8 +125,8 @@ void TopOptions::describe(OptionSchema<TopOptions>& s) {
                          "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
                          "0123456789._-") != std::string::npos;
     if (odd || o.name.empty() || o.name.size() > 128 || o.name[0] == '.')
-      return "name must be 1 to 128 letters, digits, '.', '_' or '-', not '.' first: it becomes a "
-             "folder";
+      return "name must be 1 to 128 letters, digits, '.', '_' and '-', not '.' first: it becomes a "
+             "folder's";
     return "";
   });
 }

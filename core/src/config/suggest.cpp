@@ -1,9 +1,9 @@
-#include "config/suggest.h"
-
 #include <algorithm>
 #include <numeric>
 
-namespace dsv3::config {
+#include <dsv3/runtime/suggest.h>
+
+namespace dsv3 {
 
 int edit_distance(const std::string& a, const std::string& b) {
   std::vector<int> row(b.size() + 1);
@@ -36,4 +36,4 @@ std::string nearest(const std::string& word, const std::vector<std::string>& kno
   return best;
 }
 
-}  // namespace dsv3::config
+}  // namespace dsv3

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "config/suggest.h"
+#include <dsv3/runtime/suggest.h>
 
 namespace dsv3::config {
 namespace {
@@ -122,14 +122,36 @@ std::string not_of_type(const OptionSpec& spec, OptionType type) {
   return text;
 }
 
+// As YAML, C++ and Python spell them, with or without a sign.
+bool is_not_finite(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
+  text.erase(0, text.find_first_not_of("+-."));
+  return text == "nan" || text == "inf" || text == "infinity";
+}
+
 std::vector<std::string> type_notes(OptionType type, const Text& text) {
   if (type == OptionType::boolean) return {"write true or false"};
   if (type != OptionType::string && text.quoted && !text.environment)
-    return {"a value in quotes is a string"};
+    return {"a value in quotes is a string: remove the quotes"};
+  if (type == OptionType::number && is_not_finite(text.value)) return {"numbers must be finite"};
   return {};
 }
 
 }  // namespace
+
+std::string doc_text(const OptionSpec& spec) {
+  if (!spec.convention) return spec.doc;
+  std::string others;
+  for (const auto& [implementation, value] : spec.by_implementation)
+    others += ", " + implementation + ": " + value_text(value);
+  return spec.doc + " (a convention" + others + ")";
+}
+
+std::string got(const Node& node) {
+  if (node.is_scalar()) return "'" + node.text + "'";
+  return node.is_null() ? "nothing" : node.is_list() ? "a list" : "a map";
+}
 
 std::string type_name(OptionType type) {
   switch (type) {
@@ -178,11 +200,11 @@ std::optional<Converted> convert_scalar(OptionType type, const OptionSpec& spec,
                                         Diagnostics& diagnostics) {
   if (node.is_null()) {
     diagnostics.error(node, what + " has no value",
-                      {"give it one, or remove the key; it is: " + spec.doc});
+                      {"give it one, or remove the key (" + spec.doc + ")"});
     return std::nullopt;
   }
   if (!node.is_scalar()) {
-    diagnostics.error(node, what + " " + not_of_type(spec, type));
+    diagnostics.error(node, what + " " + not_of_type(spec, type) + ", got " + got(node));
     return std::nullopt;
   }
   const Text& text = resolver.resolve(node);
@@ -214,7 +236,7 @@ std::optional<Converted> convert(const OptionSpec& spec, const Node& node, const
   if (!is_list(spec.type))
     return convert_scalar(spec.type, spec, node, what, resolver, diagnostics);
   if (!node.is_list()) {
-    diagnostics.error(node, what + " must be " + type_name(spec.type),
+    diagnostics.error(node, what + " must be " + type_name(spec.type) + ", got " + got(node),
                       {"write it in brackets: [a, b]"});
     return std::nullopt;
   }

@@ -41,6 +41,12 @@ Node string_node(const std::string& text);
 /// reference.
 Node stored_string(const Node& node, const Text& text);
 
+/// What an option is for and, of a convention, which implementations have another value than the
+/// default.
+std::string doc_text(const OptionSpec& spec);
+/// What was written, for error texts: "'thirty-two'", "a list", "a map" or "nothing".
+std::string got(const Node& node);
+
 /// "an integer", "a list of strings", ...
 std::string type_name(OptionType type);
 

@@ -57,40 +57,44 @@ void check_rows(const Subject& subject) {
     require_equal(z[row], y[row], "with another row of the batch changed, a row's output");
 }
 
-// Decodes x with a cache: rows of different length are prefilled right-padded, then token by token.
+// Decodes two texts with a cache: of different length at the start, then one or three tokens at
+// once, some taken back, and steps in which one text rests.
 void check_cache(const Subject& subject) {
   const Layer layer = build<Attention>(subject, at::kDouble);
-  require(layer.layer->cache_values_per_token() > 0, "cache_values_per_token() is not positive");
+  const int64_t width = layer.layer->cache_values_per_token();
+  require(width > 0, "cache_values_per_token() is not positive");
   const at::NoGradGuard no_grad;
   const at::Tensor x = normal({2, kLength, kHidden}, 24);
   Sequence seq = one_document(2, kLength);
   seq.training = false;
   const at::Tensor wanted = layer(x, seq);
-  KvCache cache(2, layer.layer->cache_values_per_token(), at::kDouble, at::kCPU);
-  const int64_t prompts[] = {4, 6};
-  const auto feed = [&](const at::Tensor& tokens, const at::Tensor& positions) {
+  KvCache cache(2, width, at::kDouble, at::kCPU);
+  const auto feed = [&](const std::vector<int64_t>& counts, const std::string& what) {
+    const std::vector<int64_t> held = cache.lengths();
+    std::vector<at::Tensor> tokens, positions, results;
+    for (int64_t row = 0; row < 2; ++row) {
+      const int64_t begin = held[row], count = counts[row];
+      tokens.push_back(x[row].narrow(0, begin, count));
+      positions.push_back(at::arange(begin, begin + count));
+      results.push_back(wanted[row].narrow(0, begin, count));
+    }
+    cache.expect(counts);
     Sequence step;
-    step.positions = positions;
+    step.positions = at::cat(positions).unsqueeze(0);
     step.cache = &cache;
-    return layer(tokens, step);
+    require_close(layer(at::cat(tokens).unsqueeze(0), step), at::cat(results).unsqueeze(0), 1e-9,
+                  what + ", against the forward without a cache:");
+    for (size_t row = 0; row < 2; ++row)
+      require(cache.lengths()[row] == held[row] + counts[row],
+              "it does not append every token to the cache exactly once");
   };
-  at::Tensor prompt = x.narrow(1, 0, 6).clone();
-  prompt[0].narrow(0, 4, 2).fill_(7);  // padding
-  const at::Tensor first = feed(prompt, at::arange(6).expand({2, 6}).contiguous());
-  for (int64_t row = 0; row < 2; ++row)
-    require_close(first[row].narrow(0, 0, prompts[row]), wanted[row].narrow(0, 0, prompts[row]),
-                  1e-9, "prefill with a cache, against the forward without one:");
-  cache.truncate(at::tensor({4, 6}, at::kLong));
-  for (int64_t step = 0; step < 6; ++step) {
-    const at::Tensor tokens = at::stack({x[0].narrow(0, 4 + step, 1), x[1].narrow(0, 6 + step, 1)});
-    const at::Tensor positions = at::tensor({4 + step, 6 + step}, at::kLong).view({2, 1});
-    const at::Tensor y = feed(tokens, positions);
-    for (int64_t row = 0; row < 2; ++row)
-      require_close(y[row], wanted[row].narrow(0, prompts[row] + step, 1), 1e-9,
-                    "decoding with a cache, against the forward without one:");
-  }
-  require(at::equal(cache.lengths(), at::tensor({10, 12}, at::kLong)),
-          "it does not append every token to the cache exactly once");
+  feed({4, 6}, "reading two texts into a cache");
+  feed({1, 1}, "decoding a token with a cache");
+  feed({3, 1}, "decoding with a cache, three tokens at once in a row");
+  cache.truncate(0, 6);
+  feed({1, 0}, "decoding with a cache of which tokens were taken back");
+  feed({2, 3}, "decoding some tokens with a cache");
+  require(cache.bytes() == (9 + 11) * width * 8, "its cache is not what it declares");
 }
 
 void check_flops(const Subject& subject) {
@@ -137,7 +141,7 @@ std::vector<Check> attention_checks() {
        check_declarations<Attention>},
       {"shapes", "returns [B, T, D] in the input's dtype: fp32, bf16 and float64",
        check_shapes<Attention>},
-      {"inputs", "leaves its input and its parameters alone", check_inputs<Attention>},
+      {"inputs", "leaves its input and its parameters alone, and keeps no input", check_inputs<Attention>},
       {"determinism", "gives the same bits again", check_determinism<Attention>},
       {"causality", "looks at no later token", check_causality},
       {"documents", "keeps packed documents apart, bit for bit", check_documents},

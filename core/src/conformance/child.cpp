@@ -76,8 +76,14 @@ OptionValues options_of(const Registration& component, const std::vector<std::st
 // is sound: it means "not set".)
 void check_schema(const Subject& subject) {
   require(!subject.component.summary.empty(), "its registration has no summary");
-  for (const OptionSpec& spec : subject.component.schema->options)
+  for (const OptionSpec& spec : subject.component.schema->options) {
     require(!spec.doc.empty(), "option '" + spec.key + "' has no text that says what it is for");
+    for (const auto& [implementation, value] : spec.by_implementation) {
+      const std::string wrong = config::misfit(spec, value);
+      require(wrong.empty(), "option '" + spec.key + "' is " + config::value_text(value) +
+                                 " by the conventions of " + implementation + ", but " + wrong);
+    }
+  }
 }
 
 std::vector<Check> all_checks(Kind kind, const std::vector<std::string>& only) {
@@ -133,7 +139,7 @@ int run_child(const Request& request, size_t first, int report) {
     const Library& library = load_library(request.library);
     send(report, {{"provides", library.stamp.provides}});
     if (request.component.empty()) return 0;
-    Subject subject{component_of(library, request.component), {}, ""};
+    Subject subject{component_of(library, request.component), {}, "", request.levels};
     subject.options = options_of(subject.component, request.options);
     const std::vector<Check> all = all_checks(subject.component.kind, request.only);
     warm_up();

@@ -143,7 +143,7 @@ std::vector<Check> feed_forward_checks() {
        check_declarations<FeedForward>},
       {"shapes", "returns [B, T, D] in the input's dtype: fp32, bf16 and float64",
        check_shapes<FeedForward>},
-      {"inputs", "leaves its input and its parameters alone", check_inputs<FeedForward>},
+      {"inputs", "leaves its input and its parameters alone, and keeps no input", check_inputs<FeedForward>},
       {"determinism", "gives the same bits again", check_determinism<FeedForward>},
       {"tokens", "computes a token from nothing but the token", check_tokens},
       {"counts", "counts once a token, when training and not recomputing", check_counts},

@@ -1,19 +1,25 @@
 // Promises of formats of Hugging Face models.
 #include <algorithm>
+#include <cmath>
+#include <functional>
 #include <map>
 #include <set>
 
-#include <ATen/core/Tensor.h>
+#include <ATen/ATen.h>
 #include <c10/util/accumulate.h>
 
+#include <dsv3/runtime/model.h>
 #include <dsv3/sdk/format.h>
 #include <dsv3/support/json.h>
 
 #include "conformance/suite.h"
+#include "format/description.h"
 #include "format/folder.h"
 
 namespace dsv3::conformance {
 namespace {
+
+using Choices = std::vector<std::string>;
 
 std::vector<Json> examples_of(const Format& format) {
   const std::vector<Json> examples = format.examples();
@@ -116,6 +122,144 @@ void check_places(const Subject& subject) {
   }
 }
 
+/// Every parameter and buffer as [rows, columns], sharing the model's memory.
+using Values = std::map<std::string, at::Tensor>;
+
+Values values_of(const Model& model) {
+  Values values;
+  const auto add = [&](const std::string& name, const at::Tensor& tensor) {
+    values[name] = tensor.detach().view({-1, tensor.dim() == 0 ? 1 : tensor.size(-1)});
+  };
+  for (const Parameter& parameter : model.store().parameters())
+    add(parameter.name, parameter.tensor);
+  for (const Buffer& buffer : model.store().buffers()) add(buffer.name, buffer.tensor);
+  return values;
+}
+
+at::Tensor rows_in(const TensorPlace& place) {
+  const at::Tensor index = row_index(place);
+  return index.defined() ? index : at::arange(place.first_row, place.first_row + rows_of(place));
+}
+
+/// A model with its description, as an experiment builds it.
+struct Built {
+  Built(const ModelDescription& asked, Plugins& plugins)
+      : experiment(experiment_of(asked, "example", {}, {}, plugins)),
+        model(experiment, asked.vocab, plugins, at::kCPU),
+        description(describe_model(experiment, asked.vocab, plugins)),
+        values(values_of(model)) {
+    model.initialise(1);
+  }
+
+  /// Throws Violation unless `places` hold every value once, and nothing else.
+  void require_whole(const std::vector<TensorPlace>& places) const {
+    std::map<std::string, int64_t> held;
+    for (const TensorPlace& place : places) {
+      const auto found = values.find(place.source);
+      require(found != values.end(), "'" + place.name + "' is stored in '" + place.source +
+                                         "', which the model does not have");
+      require(place.shape.back() == found->second.size(1) &&
+                  rows_in(place).max().item<int64_t>() < found->second.size(0),
+              "'" + place.name + "' does not fit into '" + place.source + "'");
+      if (!place.copy) held[place.source] += rows_of(place);
+    }
+    for (const auto& [name, rows] : values)
+      require(held[name] == rows.size(0), "rows of '" + name + "' are stored nowhere");
+  }
+
+  Experiment experiment;
+  Model model;
+  ModelDescription description;
+  Values values;
+};
+
+at::Tensor tokens_of(const Built& built) {
+  return at::arange(24).mul(7).remainder(built.model.vocab()).view({2, 12});
+}
+
+void require_same_logits(Built& a, Built& b, const std::string& when) {
+  const at::Tensor tokens = tokens_of(a);
+  std::vector<at::Tensor> all{a.model.logits(tokens), b.model.logits(tokens)};
+  if (a.experiment.mtp.depth > 0) {
+    all.push_back(a.model.mtp_logits(tokens));
+    all.push_back(b.model.mtp_logits(tokens));
+  }
+  for (size_t i = 0; i < all.size(); i += 2)
+    require(at::allclose(all[i], all[i + 1], 1e-4, 1e-6, /*equal_nan=*/true),
+            "a model computes something else after it was written and read, " + when);
+}
+
+/// Writes a model and reads it back as the core does, but in memory.
+void require_way_back(const Format& format, const ModelDescription& asked, Plugins& plugins,
+                      const std::string& when) {
+  Built before(asked, plugins);
+  if (!format.obstacles(before.description).empty()) return;
+  const std::vector<TensorPlace> written = format.tensors(before.description);
+  before.require_whole(written);
+  std::map<std::string, at::Tensor> stored;
+  for (const TensorPlace& place : written)
+    if (place.written)
+      stored[place.name] = before.values.at(place.source).index_select(0, rows_in(place));
+
+  ModelDescription read = format.describe(own_fields(format.config(before.description, {1, 2})));
+  Built after(read, plugins);
+  for (const auto& [name, values] : after.values) values.fill_(std::nan(""));
+  const std::vector<TensorPlace> places = format.tensors(after.description);
+  after.require_whole(places);
+  for (const TensorPlace& place : places) {
+    if (place.copy) continue;
+    require(stored.contains(place.name), "it reads '" + place.name + "' but does not write it");
+    after.values.at(place.source).index_copy_(0, rows_in(place), stored.at(place.name));
+  }
+  require_same_logits(before, after, when);
+}
+
+/// `model` with another choice for each option of its components that is a convention.
+void vary(const ModelDescription& model, Plugins& plugins,
+          const std::function<void(const ModelDescription&, const std::string&)>& use) {
+  const auto vary_component = [&](Kind kind, const std::string& plugin, auto change) {
+    ComponentSpec spec;
+    spec.kind = kind;
+    spec.plugin = plugin;
+    for (const OptionSpec& option : plugins.find(spec).schema->options)
+      for (const std::string& choice : option.convention ? option.choices : Choices()) {
+        ModelDescription other = model;
+        change(other, option.key, choice);
+        use(other, std::string("with ") + kind_name(kind) + " " + plugin + "'s " + option.key +
+                       ": " + choice);
+      }
+  };
+  const auto in_layers = [&](Kind kind, std::vector<ComponentDescription> ModelDescription::*list) {
+    std::set<std::string> names;
+    for (const ComponentDescription& each : model.*list) names.insert(each.plugin);
+    for (const std::string& name : names)
+      vary_component(kind, name, [&](ModelDescription& other, const std::string& key, auto choice) {
+        for (ComponentDescription& each : other.*list)
+          if (each.plugin == name) each.options[key] = choice;
+      });
+  };
+  in_layers(Kind::attention, &ModelDescription::attention);
+  in_layers(Kind::feed_forward, &ModelDescription::feed_forward);
+  vary_component(Kind::position, model.position.plugin,
+                 [](ModelDescription& other, const std::string& key, auto choice) {
+                   other.position.options[key] = choice;
+                 });
+}
+
+// What a format cannot express under one convention, it lays down anew under its own, such as
+// features in another order: the model must compute the same.
+void check_way_back(const Subject& subject) {
+  const auto format = make<Format>(subject);
+  Plugins plugins(subject.levels);
+  for (const Json& example : examples_of(*format)) {
+    const ModelDescription model = format->describe(example);
+    require_way_back(*format, model, plugins, "as an example has it");
+    vary(model, plugins, [&](const ModelDescription& other, const std::string& when) {
+      require_way_back(*format, other, plugins, when);
+    });
+  }
+}
+
 void check_memory(const Subject& subject) {
   require_steady_memory([&] {
     const auto format = make<Format>(subject);
@@ -129,6 +273,7 @@ std::vector<Check> format_checks() {
   return {{"round_trip", "writes what it reads", check_round_trip},
           {"strictness", "refuses fields it does not know", check_strictness},
           {"places", "stores every value of a model once", check_places},
+          {"way_back", "leaves what a model computes as it is", check_way_back},
           {"memory", "gives its memory back", check_memory}};
 }
 

@@ -156,6 +156,7 @@ void check_inputs(const Subject& subject) {
   std::vector<at::Tensor> values;
   for (const auto& [name, tensor] : layer.parameters()) values.push_back(tensor.detach().clone());
   layer(x, one_document(2, kLength));
+  require(x.use_count() == 1, "it keeps its input when the result is gone");
   require_equal(x, was, "the input after forward");
   size_t i = 0;
   for (const auto& [name, tensor] : layer.parameters())

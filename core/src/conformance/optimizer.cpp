@@ -70,6 +70,20 @@ void check_slots(const Subject& subject) {
           "lr() is " + std::to_string(optimizer->lr()));
 }
 
+void check_inputs(const Subject& subject) {
+  const auto optimizer = make<Optimizer>(subject);
+  Owned one = owned(*optimizer, "w", 9);
+  const at::Tensor grad = gradient(one, 1);
+  {
+    const Slice slice{one.range, one.value, grad, one.state};
+    optimizer->step({&slice, 1}, {1, 1});
+  }
+  require(grad.use_count() == 1 && one.value.use_count() == 1,
+          "it keeps the gradient or the value when step() is over");
+  for (const at::Tensor& state : one.state)
+    require(state.use_count() == 1, "it keeps its state when step() is over");
+}
+
 void check_learning_rate(const Subject& subject) {
   const auto optimizer = make<Optimizer>(subject);
   const auto change = [&](double factor) {
@@ -185,6 +199,7 @@ void check_memory(const Subject& subject) {
 std::vector<Check> optimizer_checks() {
   return {
       {"slots", "declares its state", check_slots},
+      {"inputs", "keeps nothing that it is handed", check_inputs},
       {"lr_factor", "multiplies its learning rate by the schedule's factor", check_learning_rate},
       {"descent", "goes down a quadratic", check_descent},
       {"extremes", "stays finite for zero, tiny and huge gradients", check_extremes},

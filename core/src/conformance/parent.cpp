@@ -36,6 +36,7 @@ class Child {
                                    "--child-folder", request.folder.string()};
     for (const std::string& option : request.options) words.insert(words.end(), {"--set", option});
     for (const std::string& check : request.only) words.insert(words.end(), {"--only", check});
+    words.insert(words.end(), request.plugin_words.begin(), request.plugin_words.end());
     std::vector<char*> arguments;
     for (std::string& word : words) arguments.push_back(word.data());
     arguments.push_back(nullptr);
@@ -112,9 +113,11 @@ class Child {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     const rlimit none{0, 0};
     ::setrlimit(RLIMIT_CORE, &none);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they reserve terabytes
     const rlimit memory{static_cast<rlim_t>(request.memory_limit),
                         static_cast<rlim_t>(request.memory_limit)};
     ::setrlimit(RLIMIT_AS, &memory);
+#endif
     ::execv("/proc/self/exe", arguments);
     ::_exit(127);
   }

@@ -29,16 +29,24 @@ void check_shapes(const Subject& subject) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kDouble})
     for (const int64_t length : {kLength, int64_t{1}}) {
       const Inputs in = inputs(dtype, length);
-      const Inputs was{in.q.clone(), in.k.clone(), in.positions.clone()};
       const auto [q, k] = made->rotate(in.q, in.k, in.positions);
       require_like(q, in.q.sizes(), dtype, "the rotated q");
       require_like(k, in.k.sizes(), dtype, "the rotated k");
-      require(at::equal(in.q, was.q) && at::equal(in.k, was.k) &&
-                  at::equal(in.positions, was.positions),
-              "rotate() changes its arguments");
     }
   const double scale = made->softmax_scale();
   require(std::isfinite(scale) && scale > 0, "softmax_scale() is " + std::to_string(scale));
+}
+
+void check_inputs(const Subject& subject) {
+  const auto made = position(subject);
+  const Inputs in = inputs(at::kFloat);
+  const Inputs was{in.q.clone(), in.k.clone(), in.positions.clone()};
+  made->rotate(in.q, in.k, in.positions);
+  require(at::equal(in.q, was.q) && at::equal(in.k, was.k) &&
+              at::equal(in.positions, was.positions),
+          "rotate() changes its arguments");
+  require(in.q.use_count() == 1 && in.k.use_count() == 1 && in.positions.use_count() == 1,
+          "rotate() keeps an argument when the result is gone");
 }
 
 void check_tokens(const Subject& subject) {
@@ -131,6 +139,7 @@ void check_memory(const Subject& subject) {
 std::vector<Check> position_checks() {
   return {
       {"shapes", "returns q and k as they came: sizes and dtype", check_shapes},
+      {"inputs", "leaves its arguments alone, and keeps none", check_inputs},
       {"tokens", "turns a token by nothing but its position", check_tokens},
       {"rotation", "makes scores depend on distances only", check_rotation},
       {"length", "works beyond the training length", check_long},

@@ -24,26 +24,34 @@ class ReferenceAttention final : public Attention {
   }
   at::Tensor forward(const at::Tensor& x, const Sequence& seq) override {
     const at::Tensor q = projections_[0](x);
-    at::Tensor keys_values = at::cat({projections_[1](x), projections_[2](x)}, -1);
-    at::Tensor key_positions = seq.positions;
-    at::Tensor allowed;
-    if (seq.cache) {
-      keys_values = seq.cache->append(keys_values);
-      key_positions = at::arange(keys_values.size(1), seq.positions.options()).unsqueeze(0);
-    }
-    const at::Tensor distance = seq.positions.unsqueeze(2) - key_positions.unsqueeze(1);
-    allowed = seq.mask.defined() ? seq.mask.squeeze(1) : distance.ge(0);
-    const at::Tensor k = keys_values.narrow(2, 0, width_),
-                     v = keys_values.narrow(2, width_, width_);
-    const at::Tensor scores =
-        at::matmul(q, k.transpose(1, 2)) * 4 - distance.to(q.scalar_type()) * 0.3;
-    return projections_[3](at::matmul(scores.masked_fill(~allowed, -1e9).softmax(-1), v));
+    const at::Tensor keys_values = at::cat({projections_[1](x), projections_[2](x)}, -1);
+    if (!seq.cache)
+      return projections_[3](mix(q, keys_values, seq.positions, seq.positions, seq.mask));
+    seq.cache->append(keys_values);
+    const at::Tensor placed = at::cat({q, seq.positions.unsqueeze(2).to(q.scalar_type())}, -1);
+    return projections_[3](
+        seq.cache->each_row(placed, [&](const at::Tensor& own, const at::Tensor& all) {
+          return mix(own.narrow(2, 0, width_), all, own.select(2, width_).to(at::kLong),
+                     at::arange(all.size(1), seq.positions.options()).unsqueeze(0), {});
+        }));
   }
   double attention_flops(int64_t seq) const override { return 4.0 * double(seq * width_); }
   int64_t cache_values_per_token() const override { return 2 * width_; }
   int64_t saved_values_per_token(int64_t) const override { return 4 * width_; }
 
  private:
+  /// q [B, T, D], keys_values [B, S, 2 D], positions [B, T] and [B, S].
+  at::Tensor mix(const at::Tensor& q, const at::Tensor& keys_values, const at::Tensor& positions,
+                 const at::Tensor& key_positions, const at::Tensor& mask) const {
+    const at::Tensor distance = positions.unsqueeze(2) - key_positions.unsqueeze(1);
+    const at::Tensor allowed = mask.defined() ? mask.squeeze(1) : distance.ge(0);
+    const at::Tensor k = keys_values.narrow(2, 0, width_),
+                     v = keys_values.narrow(2, width_, width_);
+    const at::Tensor scores =
+        at::matmul(q, k.transpose(1, 2)) * 4 - distance.to(q.scalar_type()) * 0.3;
+    return at::matmul(scores.masked_fill(~allowed, -1e9).softmax(-1), v);
+  }
+
   int64_t width_;
   Linear projections_[4];
 };

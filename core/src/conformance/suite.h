@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include <dsv3/runtime/plugins.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/options.h>
 #include <dsv3/sdk/registrar.h>
@@ -26,7 +27,8 @@ void require(bool kept, const std::string& text);
 struct Subject {
   const Registration& component;
   OptionValues options;
-  std::string folder;  ///< empty folder that the component may write to
+  std::string folder;   ///< empty folder that the component may write to
+  SearchLevels levels;  ///< where plugins of other kinds are found
 };
 
 /// One promise of a kind.

@@ -6,55 +6,14 @@
 #include <stop_token>
 #include <thread>
 
-#include <ATen/ATen.h>
-
 #include <dsv3/runtime/data.h>
-#include <dsv3/sdk/error.h>
 
 namespace dsv3 {
-namespace {
-
-std::string sizes_text(const at::Tensor& tensor) {
-  std::string text = "[";
-  for (int64_t size : tensor.sizes()) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-  return text + "] of " + std::string(c10::toString(tensor.scalar_type()));
-}
-
-/// A plugin's mistake found here names the plugin's batch; found later it is a crash in the
-/// embedding.
-at::Tensor checked(const at::Tensor& tensor, const char* name, const DataContext& context) {
-  const bool fits = tensor.device().is_cpu() && tensor.scalar_type() == at::kLong &&
-                    tensor.sizes() == at::IntArrayRef{context.micro_batch, context.sequence + 1};
-  if (!fits)
-    throw Error(std::string("the data plugin returned ") + name + " " + sizes_text(tensor) +
-                    "; int64 [" + std::to_string(context.micro_batch) + ", " +
-                    std::to_string(context.sequence + 1) + "] on the host is wanted",
-                ExitCode::data);
-  return tensor.contiguous();
-}
-
-Batch checked(Batch batch, const DataContext& context) {
-  if (!batch.tokens.defined()) return batch;
-  batch.tokens = checked(batch.tokens, "tokens", context);
-  if (batch.document_ids.defined())
-    batch.document_ids = checked(batch.document_ids, "document ids", context);
-  // A plain loop: LibTorch's operators would start a second set of threads for the loader's thread.
-  const int64_t* ids = batch.tokens.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < batch.tokens.numel(); ++i)
-    if (ids[i] < 0 || (context.vocab > 0 && ids[i] >= context.vocab))
-      throw Error("the data plugin returned token id " + std::to_string(ids[i]) +
-                      "; the model's vocabulary has " + std::to_string(context.vocab) +
-                      " ids (model.vocab)",
-                  ExitCode::data);
-  return batch;
-}
-
-}  // namespace
 
 class Loader::Queue {
  public:
-  Queue(std::shared_ptr<Data> data, const DataContext& context, int64_t depth)
-      : data_(std::move(data)), context_(context), depth_(depth), state_(data_->state()) {}
+  Queue(std::shared_ptr<Data> data, int64_t depth)
+      : data_(std::move(data)), depth_(depth), state_(data_->state()) {}
 
   ~Queue() { stop(); }
 
@@ -98,7 +57,7 @@ class Loader::Queue {
   };
 
   Made make() {
-    Batch batch = checked(data_->next(), context_);
+    Batch batch = data_->next();
     return {std::move(batch), data_->state()};
   }
 
@@ -143,7 +102,6 @@ class Loader::Queue {
   }
 
   std::shared_ptr<Data> data_;
-  DataContext context_;
   int64_t depth_;
   Json state_;  // after the last batch handed out
   double waited_ = 0;
@@ -156,8 +114,8 @@ class Loader::Queue {
   std::jthread thread_;
 };
 
-Loader::Loader(std::shared_ptr<Data> data, const DataContext& context, int64_t depth)
-    : queue_(std::make_unique<Queue>(std::move(data), context, depth)) {}
+Loader::Loader(std::shared_ptr<Data> data, int64_t depth)
+    : queue_(std::make_unique<Queue>(std::move(data), depth)) {}
 Loader::~Loader() = default;
 Batch Loader::next() {
   return queue_->next();

@@ -57,9 +57,9 @@ void PackedStream::check_enough() {
   for (int64_t i = 0; i < documents_->count() && found < needed; ++i)
     found += documents_->length(static_cast<int64_t>(order_(i)));
   if (found >= needed) return;
-  const std::string have = std::to_string(found) + " tokens in " +
-                           std::to_string(documents_->count()) + " documents of " +
-                           documents_->source();
+  const std::string have =
+      std::to_string(found) + " tokens in " + std::to_string(documents_->count()) +
+      (documents_->count() == 1 ? " document of " : " documents of ") + documents_->source();
   if (training())
     throw Error("too little text to train on: " + have + ", and one row of sequence " +
                     std::to_string(context_.sequence) + " needs " + std::to_string(needed) + " (" +

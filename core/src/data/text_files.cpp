@@ -42,7 +42,10 @@ void find_files(const std::string& given, std::vector<std::string>& found) {
     if (has_extension(at->path(), {".txt", ".jsonl"}) && at->is_regular_file(error))
       inside.push_back(at->path().string());
   if (error) fail("cannot read folder " + given + ": " + error.message());
-  if (inside.empty()) fail("no .txt or .jsonl file in folder " + given);
+  if (inside.empty())
+    fail("no .txt or .jsonl file in folder " + given +
+         "; a file of another name is read when it is "
+         "named itself");
   std::sort(inside.begin(), inside.end());
   found.insert(found.end(), inside.begin(), inside.end());
 }
@@ -86,8 +89,9 @@ TextFiles::TextFiles(const std::vector<std::string>& paths, const TextFormat& fo
     find_documents(files_.size() - 1, format);
   }
   if (documents_.empty())
-    fail("no text in " + source_ + ": " + std::to_string(found.size()) +
-         " files, all empty or white space");
+    fail("no text in " + source_ + ": " +
+         (found.size() == 1 ? "it is" : "its " + std::to_string(found.size()) + " files are") +
+         " empty or white space");
 }
 
 void TextFiles::add(uint32_t file, std::string_view document) {
@@ -127,24 +131,26 @@ std::string_view TextFiles::text(const Document& document, std::string& buffer) 
   // Lines are counted only for an error text: the index of documents does not keep them.
   const auto where = [&] {
     const std::string_view before = file.mapping.view().substr(0, document.begin);
-    return file.path + ":" + std::to_string(std::count(before.begin(), before.end(), '\n') + 1);
+    return file.path + ":" + std::to_string(std::count(before.begin(), before.end(), '\n') + 1) +
+           ":";
   };
   Json line;
   try {
     line = parse_json(bytes, "line");
   } catch (const Error& error) {
     // "line:1:COLUMN: ...": the file's line takes the place of the first two.
-    fail(where() + std::string(error.what()).substr(std::string_view("line:1").size()));
+    fail(where() + std::string(error.what()).substr(std::string_view("line:1:").size()) +
+         "; correct or remove the line");
   }
   const auto it = line.is_object() ? line.find(field_) : line.end();
-  if (!line.is_object()) fail(where() + ": every line of a .jsonl file must be an object");
+  if (!line.is_object()) fail(where() + "1: every line of a .jsonl file must be an object");
   if (it == line.end()) {
     std::string keys;
     for (const auto& item : line.items()) keys += (keys.empty() ? "" : ", ") + item.key();
-    fail(where() + ": no field '" + field_ + "' in the object; it has: " + keys +
-         ". Name the field that holds the text with `field`");
+    fail(where() + "1: no field '" + field_ + "' in the object; it has: " + keys +
+         "; name the one that holds the text with `field`");
   }
-  if (!it->is_string()) fail(where() + ": field '" + field_ + "' must be a string");
+  if (!it->is_string()) fail(where() + "1: field '" + field_ + "' must be a string");
   buffer = it->get<std::string>();
   return buffer;
 }

@@ -69,7 +69,9 @@ TokenFile::TokenFile(const std::string& path, const std::string& format)
 void TokenFile::open_shard() {
   const std::string_view bytes = mapping_.view();
   if (bytes.size() < kHeaderBytes)
-    fail(path_, "it has " + std::to_string(bytes.size()) + " bytes, fewer than a shard's header");
+    fail(path_,
+         "it has " + std::to_string(bytes.size()) +
+             " bytes, fewer than a shard's header; copy it again, or prepare the data again");
   if (!bytes.starts_with(kMagic))
     fail(
         path_,
@@ -96,17 +98,20 @@ void TokenFile::open_shard() {
       padded(header_.tokens * header_.id_bytes) + header_.documents * 16 != room)
     fail(path_, "its header promises " + std::to_string(header_.tokens) + " tokens and " +
                     std::to_string(header_.documents) + " documents, which " +
-                    std::to_string(bytes.size()) + " bytes do not hold; was it cut off?");
+                    std::to_string(bytes.size()) +
+                    " bytes do not hold; it was cut off: copy it again, or prepare the data again");
   ids_ = bytes.data() + kHeaderBytes;
   table_ = ids_ + padded(header_.tokens * header_.id_bytes);
   uint64_t end = 0;
   for (uint64_t i = 0; i < header_.documents; ++i) {
     const uint64_t next = load<uint64_t>(table_ + i * 16);
     if (next < end || next > header_.tokens)
-      fail(path_, "its table of documents is damaged at entry " + std::to_string(i));
+      fail(path_, "its table of documents is damaged at entry " + std::to_string(i) +
+                      "; prepare the data again");
     end = next;
   }
-  if (end != header_.tokens) fail(path_, "its table of documents does not cover its tokens");
+  if (end != header_.tokens)
+    fail(path_, "its table of documents does not cover its tokens; prepare the data again");
 }
 
 void TokenFile::open_llmc() {

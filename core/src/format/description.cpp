@@ -84,15 +84,23 @@ std::string name_from(const std::string& text) {
   return name;
 }
 
-/// "<kind>.<plugin>.<option>" of a convention's key; empty parts when it is another key.
+/// "<kind>.<plugin>.<option>", of some layers with " (layers 2-11)" behind it; empty parts when it
+/// is another key.
 struct ConventionKey {
   std::string kind, plugin, option;
+  size_t first_layer = 0, last_layer = SIZE_MAX;
   explicit ConventionKey(const std::string& key) {
     const size_t first = key.find('.'), second = key.find('.', first + 1);
     if (first == std::string::npos || second == std::string::npos) return;
     kind = key.substr(0, first);
     plugin = key.substr(first + 1, second - first - 1);
-    option = key.substr(second + 1);
+    const size_t end = key.find(" (layers ");
+    option = key.substr(second + 1, end == std::string::npos ? end : end - second - 1);
+    if (end == std::string::npos) return;
+    const std::string layers = key.substr(end + 9);  // "2-11)" or "3)"
+    first_layer = last_layer = std::stoul(layers);
+    if (const size_t dash = layers.find('-'); dash != std::string::npos)
+      last_layer = std::stoul(layers.substr(dash + 1));
   }
 };
 
@@ -102,10 +110,27 @@ std::vector<ComponentDescription*> meant_by(const ConventionKey& key, ModelDescr
   const auto add = [&](const char* kind, ComponentDescription& component) {
     if (key.kind == kind && key.plugin == component.plugin) found.push_back(&component);
   };
-  for (ComponentDescription& component : model.attention) add("attention", component);
-  for (ComponentDescription& component : model.feed_forward) add("feed_forward", component);
+  const size_t end = std::min(key.last_layer, size_t(model.layers) - 1) + 1;
+  for (size_t layer = key.first_layer; layer < end; ++layer) {
+    add("attention", model.attention.at(layer));
+    add("feed_forward", model.feed_forward.at(layer));
+  }
   add("position", model.position);
   return found;
+}
+
+/// A convention's text as a value of its option.
+OptionValue typed(const std::string& text, OptionType type) {
+  switch (type) {
+    case OptionType::boolean:
+      return text == "true";
+    case OptionType::integer:
+      return static_cast<int64_t>(std::stoll(text));
+    case OptionType::number:
+      return std::stod(text);
+    default:
+      return text;
+  }
 }
 
 void replace_mark(std::string& text, const std::string& mark, const std::string& value) {
@@ -164,10 +189,16 @@ bool set_by_description(const ModelDescription& model, const std::string& key) {
   return false;
 }
 
-void set_convention(ModelDescription& model, const std::string& key, const std::string& value) {
+void set_convention(ModelDescription& model, const std::string& key, const std::string& value,
+                    Plugins& plugins) {
   const ConventionKey parts(key);
-  for (ComponentDescription* component : meant_by(parts, model))
-    component->options.emplace(parts.option, value);
+  for (ComponentDescription* component : meant_by(parts, model)) {
+    ComponentSpec spec;
+    spec.kind = kind_from_name(parts.kind);
+    spec.plugin = parts.plugin;
+    if (const OptionSpec* option = plugins.find(spec).schema->find(parts.option))
+      component->options.emplace(parts.option, typed(value, option->type));
+  }
 }
 
 std::string imported_experiment(const ModelDescription& model, const std::string& name,

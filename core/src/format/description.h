@@ -17,9 +17,11 @@ std::string model_yaml(const ModelDescription& model);
 
 /// Whether `model` gives a value to the option behind a convention's key (Experiment::conventions).
 bool set_by_description(const ModelDescription& model, const std::string& key);
-/// Gives the option behind a convention's key a value, unless the description did or no component
-/// has it. Keys of the core ("model.norm.place") are left alone.
-void set_convention(ModelDescription& model, const std::string& key, const std::string& value);
+/// Gives the option behind a convention's key a value, unless it has one or no component has it.
+/// Keys of the core ("model.norm.place") are left alone. Of one plugin's keys, those of some layers
+/// ("feed_forward.moe.score (layers 2-11)") must come first.
+void set_convention(ModelDescription& model, const std::string& key, const std::string& value,
+                    Plugins& plugins);
 
 /// A whole experiment called `name` around `model`, from the template of imported models. It reads
 /// `tokenizer` (a tokenizer.json) when that is not empty.

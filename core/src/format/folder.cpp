@@ -28,9 +28,13 @@ constexpr uint64_t kLargestJson = uint64_t{64} << 20;
 }
 
 Json read_object(const stdfs::path& file) {
-  const Json json = parse_json(fs::read(file, kLargestJson), file.string());
-  if (!json.is_object()) damaged(file, "is no JSON object");
-  return json;
+  try {
+    const Json json = parse_json(fs::read(file, kLargestJson), file.string());
+    if (!json.is_object()) damaged(file, "is no JSON object");
+    return json;
+  } catch (const Error& error) {
+    throw Error(error.what(), ExitCode::checkpoint);
+  }
 }
 
 /// A few of the names, for errors.
@@ -299,11 +303,12 @@ Experiment experiment_of(ModelDescription model, const std::string& name,
   ExperimentRequest request;
   request.file = "config.json of " + name;
   request.forced_label = "dsv3.json of " + name;
-  for (const auto& [key, value] : sidecar.conventions)
-    if (key.starts_with("model.") && !set_by_description(model, key))
-      request.forced.push_back(key + "=" + value);
+  // From behind: what is said of some layers goes before what is said of the rest.
+  for (auto each = sidecar.conventions.rbegin(); each != sidecar.conventions.rend(); ++each)
+    if (each->first.starts_with("model.") && !set_by_description(model, each->first))
+      request.forced.push_back(each->first + "=" + each->second);
     else
-      set_convention(model, key, value);
+      set_convention(model, each->first, each->second, plugins);
   if (tokenizer.empty()) request.forced.push_back("data.tokenizer=null");
   request.text = imported_experiment(model, name, tokenizer.string());
   PluginCatalog catalog(plugins);

@@ -49,7 +49,9 @@ std::vector<std::string> import_model(const stdfs::path& folder, const stdfs::pa
   if (stdfs::exists(checkpoint, ignored))
     throw Error(checkpoint.string() + " is there already; name a new folder", ExitCode::usage);
   if (!stdfs::exists(folder / "config.json", ignored))
-    throw Error(folder.string() + " is no Hugging Face folder: it has no config.json",
+    throw Error(folder.string() + (stdfs::exists(folder, ignored)
+                                       ? " is no Hugging Face folder: it has no config.json"
+                                       : " is not there"),
                 ExitCode::checkpoint);
   const StoredModel stored = read_folder(folder, plugins);
   std::vector<std::string> notes;

@@ -1,3 +1,5 @@
+#include <numeric>
+
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
@@ -5,52 +7,84 @@
 #include <dsv3/sdk/error.h>
 
 namespace dsv3 {
+namespace {
 
-KvCache::KvCache(int64_t batch, int64_t values, at::ScalarType dtype, at::Device device)
-    : storage_(at::zeros({batch, 0, values}, at::TensorOptions().dtype(dtype).device(device))),
-      lengths_(at::zeros({batch}, at::TensorOptions().dtype(at::kLong).device(device))) {}
+// Tokens by which a full row grows: a copy of the row every 64 tokens is little beside attention,
+// which reads the row for every token.
+constexpr int64_t kGrowth = 64;
 
-at::Tensor KvCache::append(const at::Tensor& values) {
-  const at::NoGradGuard no_grad;
-  const int64_t batch = storage_.size(0), width = storage_.size(2), length = values.size(1);
-  TORCH_CHECK(values.dim() == 3 && values.size(0) == batch && values.size(2) == width,
-              "KvCache: values ", values.sizes(), " do not fit a cache of ", batch, " rows with ",
-              width, " values a token");
-  const int64_t needed = longest_ + length;
-  if (needed > storage_.size(1)) {
-    // Zeros, not garbage: a masked value still meets a weight of 0, and 0 * NaN would be NaN.
-    const int64_t capacity = std::max({needed, 2 * storage_.size(1), int64_t{64}});
-    at::Tensor grown = at::zeros({batch, capacity, width}, storage_.options());
-    grown.narrow(1, 0, longest_).copy_(storage_.narrow(1, 0, longest_));
-    storage_ = grown;
-  }
-  if (even_) {
-    storage_.narrow(1, longest_, length).copy_(values);
-  } else {
-    const at::Tensor at_token =
-        lengths_.unsqueeze(1) + at::arange(length, lengths_.options()).unsqueeze(0);  // [B, T]
-    storage_.scatter_(1, at_token.unsqueeze(2).expand({batch, length, width}),
-                      values.to(storage_.scalar_type()));
-  }
-  lengths_ = lengths_ + length;
-  longest_ = needed;
-  return storage_.narrow(1, 0, longest_);
+}  // namespace
+
+KvCache::KvCache(int64_t rows, int64_t values, at::ScalarType dtype, at::Device device)
+    : lengths_(static_cast<size_t>(rows), 0), counts_(lengths_) {
+  for (int64_t row = 0; row < rows; ++row)
+    rows_.push_back(at::empty({0, values}, at::TensorOptions().dtype(dtype).device(device)));
 }
 
-void KvCache::truncate(const at::Tensor& lengths) {
-  const at::Tensor host = lengths.to(at::kCPU, at::kLong);
-  if (host.dim() != 1 || host.size(0) != lengths_.size(0) || host.lt(0).any().item<bool>() ||
-      host.gt(lengths_.cpu()).any().item<bool>())
-    throw Error(
-        "KvCache::truncate: the new lengths must be one number a row, each between 0 and what "
-        "the row holds");
-  lengths_ = host.to(lengths_.device(), /*non_blocking=*/false, /*copy=*/true);
-  longest_ = host.numel() ? host.max().item<int64_t>() : 0;
-  even_ = host.numel() == 0 || host.eq(longest_).all().item<bool>();
+void KvCache::expect(const std::vector<int64_t>& counts) {
+  TORCH_CHECK(counts.size() == rows_.size(), "KvCache: ", counts.size(),
+              " counts of new tokens for ", rows_.size(), " rows");
+  counts_ = counts;
+}
+
+void KvCache::append(const at::Tensor& values) {
+  const at::NoGradGuard no_grad;
+  const int64_t total = std::accumulate(counts_.begin(), counts_.end(), int64_t{0});
+  TORCH_CHECK(values.dim() == 3 && values.size(0) == 1 && values.size(1) == total &&
+                  (rows_.empty() || values.size(2) == rows_[0].size(1)),
+              "KvCache: values ", values.sizes(), " do not fit a cache that expects ", total,
+              " new tokens of ", rows_.empty() ? 0 : rows_[0].size(1), " values");
+  fresh_ = true;
+  int64_t begin = 0;
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    const int64_t count = counts_[i], held = lengths_[i], needed = held + count;
+    if (count == 0) continue;
+    if (held > 0) fresh_ = false;
+    at::Tensor& row = rows_[i];
+    if (needed > row.size(0)) {
+      const int64_t capacity = held == 0 ? needed : std::max(needed, row.size(0) + kGrowth);
+      at::Tensor grown = at::empty({capacity, row.size(1)}, row.options());
+      grown.narrow(0, 0, held).copy_(row.narrow(0, 0, held));
+      row = grown;
+    }
+    row.narrow(0, held, count).copy_(values[0].narrow(0, begin, count));
+    lengths_[i] = needed;
+    begin += count;
+  }
+}
+
+at::Tensor KvCache::each_row(const at::Tensor& q, const RowFunction& attend) const {
+  std::vector<at::Tensor> results;
+  int64_t begin = 0;
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    if (counts_[i] == 0) continue;
+    const at::Tensor all = rows_[i].narrow(0, 0, lengths_[i]).unsqueeze(0).to(q.scalar_type());
+    results.push_back(attend(q.narrow(1, begin, counts_[i]), all));
+    begin += counts_[i];
+  }
+  return results.size() == 1 ? results[0] : at::cat(results, 1);
+}
+
+void KvCache::truncate(int64_t row, int64_t length) {
+  const size_t i = static_cast<size_t>(row);
+  if (row < 0 || i >= rows_.size() || length < 0 || length > lengths_[i])
+    throw Error("KvCache::truncate: row " + std::to_string(row) + " cannot be cut to " +
+                std::to_string(length) + " tokens, which it does not hold");
+  lengths_[i] = length;
+  if (length == 0) rows_[i] = at::empty({0, rows_[i].size(1)}, rows_[i].options());
 }
 
 int64_t KvCache::bytes() const {
-  return static_cast<int64_t>(storage_.nbytes());
+  int64_t bytes = 0;
+  for (size_t i = 0; i < rows_.size(); ++i)
+    bytes += lengths_[i] * rows_[i].size(1) * static_cast<int64_t>(rows_[i].element_size());
+  return bytes;
+}
+
+int64_t KvCache::reserved_bytes() const {
+  int64_t bytes = 0;
+  for (const at::Tensor& row : rows_) bytes += static_cast<int64_t>(row.nbytes());
+  return bytes;
 }
 
 }  // namespace dsv3

@@ -2,61 +2,44 @@
 
 #include <ATen/ATen.h>
 
-#include <dsv3/sdk/error.h>
-
 namespace dsv3 {
 
 Block::Block(const LayerContext& context, const ModelFactory& factory,
              const std::string& norm_place)
     : Component(context) {
   LayerContext inner = context;
-  first_ = make_sublayer("attention", Kind::attention, factory, norm_place, [&] {
+  attention_norms_ = make_norms("attention", norm_place, [&] {
     inner.prefix = context.prefix + ".attention";
     attention_ = factory.attention(inner);
   });
-  second_ = make_sublayer("feed_forward", Kind::feed_forward, factory, norm_place, [&] {
+  feed_forward_norms_ = make_norms("feed_forward", norm_place, [&] {
     inner.prefix = context.prefix + ".feed_forward";
     feed_forward_ = factory.feed_forward(inner);
   });
 }
 
-Block::Sublayer Block::make_sublayer(const std::string& name, Kind kind,
-                                     const ModelFactory& factory, const std::string& norm_place,
-                                     const std::function<void()>& build) {
+// Parameters are declared in the order in which they are used: the layer's between its norms.
+Block::Norms Block::make_norms(const std::string& name, const std::string& place,
+                               const std::function<void()>& build) {
   const ModelDims& dims = context().dims;
-  Sublayer sublayer;
-  sublayer.name = context().prefix + "." + name;
-  if (factory.origin) sublayer.name += " (" + factory.origin(kind, context().layer) + ")";
-  if (norm_place != "post")
-    sublayer.before.emplace(*this, name + "_norm", dims.hidden, dims.norm_eps);
+  Norms norms;
+  if (place != "post") norms.before.emplace(*this, name + "_norm", dims.hidden, dims.norm_eps);
   build();
-  if (norm_place != "pre")
-    sublayer.after.emplace(*this, name + "_post_norm", dims.hidden, dims.norm_eps);
-  return sublayer;
+  if (place != "pre") norms.after.emplace(*this, name + "_post_norm", dims.hidden, dims.norm_eps);
+  return norms;
 }
 
 template <class Layer>
-at::Tensor Block::apply(const Sublayer& sublayer, Layer& layer, const at::Tensor& x,
+at::Tensor Block::apply(const Norms& norms, Layer& layer, const at::Tensor& x,
                         const Sequence& seq) {
-  at::Tensor y = sublayer.before ? (*sublayer.before)(x) : x;
-  try {
-    y = layer.forward(y, seq);
-  } catch (const Error& error) {
-    throw Error(sublayer.name + ": " + error.what(), error.code());
-  } catch (const c10::Error& error) {
-    throw Error(sublayer.name + ": " + error.what_without_backtrace(), ExitCode::plugin);
-  }
-  if (y.sizes() != x.sizes() || y.scalar_type() != x.scalar_type())
-    throw Error(sublayer.name + ": forward got " + c10::str(x.sizes(), " ", x.scalar_type()) +
-                    " and gave back " + c10::str(y.sizes(), " ", y.scalar_type()) +
-                    "; shape and dtype must stay",
-                ExitCode::plugin);
-  if (sublayer.after) y = (*sublayer.after)(y);
+  at::Tensor y = layer.forward(norms.before ? (*norms.before)(x) : x, seq);
+  if (norms.after) y = (*norms.after)(y);
   return x + y;
 }
 
 at::Tensor Block::forward(const at::Tensor& x, const Sequence& seq) const {
-  return apply(second_, *feed_forward_, apply(first_, *attention_, x, seq), seq);
+  return apply(feed_forward_norms_, *feed_forward_, apply(attention_norms_, *attention_, x, seq),
+               seq);
 }
 
 MtpModule::MtpModule(const LayerContext& context, const ModelFactory& factory,

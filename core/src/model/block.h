@@ -25,19 +25,18 @@ class Block : public Component {
   const std::shared_ptr<FeedForward>& feed_forward() const { return feed_forward_; }
 
  private:
-  struct Sublayer {
+  struct Norms {
     std::optional<RmsNorm> before, after;
-    std::string name;  // for errors
   };
-  Sublayer make_sublayer(const std::string& name, Kind kind, const ModelFactory& factory,
-                         const std::string& norm_place, const std::function<void()>& build);
+  Norms make_norms(const std::string& name, const std::string& place,
+                   const std::function<void()>& build);
   template <class Layer>
-  static at::Tensor apply(const Sublayer& sublayer, Layer& layer, const at::Tensor& x,
+  static at::Tensor apply(const Norms& norms, Layer& layer, const at::Tensor& x,
                           const Sequence& seq);
 
   std::shared_ptr<Attention> attention_;
   std::shared_ptr<FeedForward> feed_forward_;
-  Sublayer first_, second_;
+  Norms attention_norms_, feed_forward_norms_;
 };
 
 /// Module k of multi-token prediction (DeepSeek-V3 report, section 2.2): one block on

@@ -8,6 +8,7 @@
 #include <dsv3/sdk/ops.h>
 #include <dsv3/sdk/packing.h>
 
+#include "barrier/watch.h"
 #include "model/parts.h"
 
 namespace dsv3 {
@@ -42,6 +43,10 @@ at::Tensor tokens_ahead(const at::Tensor& tokens, int64_t ahead) {
   return result;
 }
 
+void show(const std::string& module, const at::Tensor& output) {
+  if (barrier::watch) barrier::watch->passed(module, {}, {output});
+}
+
 }  // namespace
 
 std::vector<int64_t> count_targets(const Batch& batch, int64_t mtp_depth) {
@@ -63,6 +68,7 @@ void Model::Parts::leave(const Unit& unit, TensorRefs outputs) const {
 at::Tensor Model::Parts::embed(const at::Tensor& tokens) const {
   enter(embedding_unit(), {});
   at::Tensor x = at::embedding(embedding, tokens);
+  show("embedding", x);
   leave(embedding_unit(), {&x});
   return x;
 }
@@ -76,11 +82,12 @@ at::Tensor Model::Parts::hidden(const at::Tensor& tokens, const Sequence& seq,
     if (caches) own.cache = &caches->at(i);
     const Recomputable forward = [block = blocks[i].get(), own](const Tensors& in, bool again) {
       Sequence seq = own;
-      seq.recompute = again;
+      seq.recompute |= again;
       return Tensors{block->forward(in[0], seq)};
     };
     enter(block_unit(i), {&x});
     x = recompute ? run_recomputed(forward, {x})[0] : forward({x}, false)[0];
+    show(block_unit(i).name, x);
     leave(block_unit(i), {&x});
   }
   return x;
@@ -92,7 +99,7 @@ Tensors Model::Parts::mtp_hidden(size_t k, const at::Tensor& tokens, at::Tensor 
   const Recomputable forward = [module = mtp[k].get(), seq, need_raw](const Tensors& in,
                                                                       bool again) {
     Sequence own = seq;
-    own.recompute = again;
+    own.recompute |= again;
     Tensors out = module->forward(in[1], in[0], own);
     if (!need_raw) out.pop_back();
     return out;
@@ -100,6 +107,7 @@ Tensors Model::Parts::mtp_hidden(size_t k, const at::Tensor& tokens, at::Tensor 
   enter(mtp_unit(k), {&hidden, &e});
   Tensors out = experiment.model.recompute == "full" ? run_recomputed(forward, {hidden, e})
                                                      : forward({hidden, e}, false);
+  show(mtp_unit(k).name, out.front());
   std::vector<at::Tensor*> outputs;
   for (at::Tensor& tensor : out) outputs.push_back(&tensor);
   leave(mtp_unit(k), outputs);
@@ -125,9 +133,10 @@ namespace {
 /// One call of Model::loss.
 class LossRun {
  public:
-  LossRun(const Model::Parts& parts, const Batch& batch, const LossScale& scale)
+  LossRun(const Model::Parts& parts, const Batch& batch, const LossScale& scale, bool again)
       : parts_(parts), batch_(batch), scale_(scale), seq_(sequence_of(batch, parts.device)) {
     seq_.training = true;
+    seq_.recompute = again;
     seq_.aux_scale = 1.0 / double(std::max<int64_t>(scale.sequences, 1));
     tokens_ = batch.tokens.to(parts.device);
   }
@@ -149,6 +158,7 @@ class LossRun {
     const LossOptions& options = parts_.experiment.loss;
     auto [loss, plain] = linear_cross_entropy(x.reshape({-1, x.size(-1)}), parts_.head, targets,
                                               options.z, factor / divisor, options.chunk);
+    show("head and loss", loss);
     return {loss, plain / divisor};
   }
 
@@ -196,8 +206,8 @@ class LossRun {
 
 }  // namespace
 
-LossParts Model::loss(const Batch& batch, const LossScale& scale) {
-  return LossRun(*parts_, batch, scale).run();
+LossParts Model::loss(const Batch& batch, const LossScale& scale, bool again) {
+  return LossRun(*parts_, batch, scale, again).run();
 }
 
 std::pair<double, int64_t> Model::evaluate(const Batch& batch) {
@@ -276,37 +286,6 @@ at::Tensor Model::mtp_logits(const at::Tensor& tokens) {
     hidden = out.back();
   }
   return at::stack(logits);
-}
-
-at::Tensor Model::next_logits(const at::Tensor& tokens, std::vector<KvCache>& caches) {
-  const at::NoGradGuard no_grad;
-  const Parts& parts = *parts_;
-  if (!caches.empty() && caches.size() != parts.blocks.size())
-    throw Error("next_logits got " + std::to_string(caches.size()) + " caches for " +
-                std::to_string(parts.blocks.size()) + " layers");
-  const at::Tensor given = tokens.to(parts.device);
-  const at::Tensor added = given.ge(0).sum(1);  // [B], without the padding
-  at::Tensor before = at::zeros_like(added);
-  if (!caches.empty()) before = caches.front().lengths().to(parts.device).clone();
-  Sequence seq;
-  seq.positions = before.unsqueeze(1) + at::arange(given.size(1), given.options());
-  at::Tensor x = parts.hidden(given.clamp_min(0), seq, caches.empty() ? nullptr : &caches);
-  const bool padded = added.min().item<int64_t>() < given.size(1);
-  if (padded)
-    for (KvCache& cache : caches) cache.truncate((before + added).to(cache.lengths().device()));
-  const at::Tensor last = (added - 1).clamp_min(0).reshape({-1, 1, 1}).expand({-1, 1, x.size(2)});
-  x = x.gather(1, last).squeeze(1);
-  at::Tensor result;
-  parts.with_head({&x}, {&result}, [&] { result = parts.project(parts.final_norm(x)); });
-  return result;
-}
-
-std::vector<KvCache> Model::make_caches(int64_t batch) const {
-  std::vector<KvCache> caches;
-  for (size_t i = 0; i < parts_->blocks.size(); ++i)
-    caches.emplace_back(batch, parts_->attention[i]->cache_values_per_token(),
-                        parts_->embedding.scalar_type(), parts_->device);
-  return caches;
 }
 
 }  // namespace dsv3

@@ -45,10 +45,6 @@ ModelFactory factory_of(const Experiment& experiment, Plugins& plugins) {
   factory.position = [position = experiment.position, &plugins](const PositionContext& context) {
     return make<Position>(plugins, position, context);
   };
-  factory.origin = [spec](Kind kind, int64_t layer) {
-    const ComponentSpec component = spec(kind, layer);
-    return "plugin '" + component.plugin + "', " + component.origin.text();
-  };
   return factory;
 }
 
@@ -184,6 +180,9 @@ const std::vector<std::shared_ptr<FeedForward>>& Model::feed_forward() const {
 }
 int64_t Model::vocab() const {
   return parts_->vocab;
+}
+int64_t Model::mtp_depth() const {
+  return int64_t(parts_->mtp.size());
 }
 
 }  // namespace dsv3

@@ -10,12 +10,9 @@
 namespace dsv3 {
 namespace {
 
-// bool [B, 1, T, S] for T queries at the end of rows that hold `lengths` tokens of S.
-at::Tensor cache_mask(const at::Tensor& lengths, int64_t queries, int64_t keys) {
-  const auto options = lengths.options();
-  const at::Tensor last =
-      lengths.view({-1, 1, 1, 1}) - queries + at::arange(queries, options).view({1, 1, -1, 1});
-  return at::arange(keys, options).view({1, 1, 1, -1}) <= last;
+// bool [1, 1, T, S]: T queries are the last of S tokens.
+at::Tensor end_mask(int64_t queries, int64_t keys, const at::Tensor& like) {
+  return at::ones({1, 1, queries, keys}, like.options().dtype(at::kBool)).tril_(keys - queries);
 }
 
 // Scores in full. q [B, H, T, Dk], k [B, H, S, Dk], v [B, H, S, Dv].
@@ -23,8 +20,7 @@ at::Tensor plain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                  const at::Tensor& mask, double scale) {
   const int64_t groups = q.size(1) / k.size(1);
   const at::Tensor keys = k.repeat_interleave(groups, 1), values = v.repeat_interleave(groups, 1);
-  const at::Tensor allowed =
-      mask.defined() ? mask : at::ones({q.size(2), k.size(2)}, q.options().dtype(at::kBool)).tril();
+  const at::Tensor allowed = mask.defined() ? mask : end_mask(q.size(2), k.size(2), q);
   const at::ScalarType math = math_type(q.scalar_type());
   const at::Tensor scores = at::matmul(q, keys.transpose(2, 3)).to(math) * scale;
   const at::Tensor weights =
@@ -35,7 +31,8 @@ at::Tensor plain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 
 // Flash wants equal head dimensions on a CPU. Zeros behind q and k leave the scores, zeros behind v
 // give columns that are cut off again: less work than the scores in full, and memory linear in T.
-at::Tensor fused(at::Tensor q, at::Tensor k, at::Tensor v, const at::Tensor& mask, double scale) {
+at::Tensor fused(at::Tensor q, at::Tensor k, at::Tensor v, const at::Tensor& mask, bool causal,
+                 double scale) {
   const int64_t key_dim = q.size(3), value_dim = v.size(3);
   if (q.is_cpu() && key_dim < value_dim) {
     q = at::constant_pad_nd(q, {0, value_dim - key_dim});
@@ -46,22 +43,22 @@ at::Tensor fused(at::Tensor q, at::Tensor k, at::Tensor v, const at::Tensor& mas
   std::optional<at::Tensor> allowed;
   if (mask.defined()) allowed = mask;
   const at::Tensor out = at::scaled_dot_product_attention(q, k, v, allowed, /*dropout_p=*/0.0,
-                                                          /*is_causal=*/!mask.defined(), scale,
+                                                          /*is_causal=*/causal, scale,
                                                           /*enable_gqa=*/q.size(1) != k.size(1));
   return out.narrow(3, 0, value_dim);
 }
 
 // Decoding: the query heads that share a key head become rows of one matrix product.
-// q [B, T, H, Dk] -> [B, Hk, T * G, Dk], mask [B, 1, T, S] -> [B, 1, T * G, S].
-at::Tensor decode(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                  const at::Tensor& mask, double scale) {
+// q [B, T, H, Dk] -> [B, Hk, T * G, Dk], mask [1, 1, T, S] -> [1, 1, T * G, S].
+at::Tensor decode(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
   const int64_t batch = q.size(0), length = q.size(1), heads = q.size(2), key_heads = k.size(2);
   const int64_t groups = heads / key_heads;
   const at::Tensor rows = q.reshape({batch, length, key_heads, groups, q.size(3)})
                               .permute({0, 2, 1, 3, 4})
                               .reshape({batch, key_heads, length * groups, q.size(3)});
-  const at::Tensor out =
-      fused(rows, k.transpose(1, 2), v.transpose(1, 2), mask.repeat_interleave(groups, 2), scale);
+  at::Tensor mask;  // one token attends to all
+  if (length > 1) mask = end_mask(length, k.size(1), q).repeat_interleave(groups, 2);
+  const at::Tensor out = fused(rows, k.transpose(1, 2), v.transpose(1, 2), mask, false, scale);
   return out.reshape({batch, key_heads, length, groups, v.size(3)})
       .permute({0, 2, 1, 3, 4})
       .reshape({batch, length, heads, v.size(3)});
@@ -75,16 +72,15 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                   k.size(1) == v.size(1) && k.size(2) == v.size(2) && q.size(2) % k.size(2) == 0,
               "attend: q ", q.sizes(), ", k ", k.sizes(), " and v ", v.sizes(), " do not fit");
   const int64_t queries = q.size(1), keys = k.size(1);
-  // As many keys as queries: nothing was cached before, every row starts at its first token.
   const bool cached = queries != keys;
-  TORCH_CHECK(!cached || seq.cache, "attend: ", queries, " queries and ", keys,
+  TORCH_CHECK(!cached || (seq.cache && queries < keys), "attend: ", queries, " queries and ", keys,
               " keys differ, which only a KvCache explains");
-  const at::Tensor mask = cached ? cache_mask(seq.cache->lengths(), queries, keys) : seq.mask;
   if (reference_ops())
-    return plain(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale)
+    return plain(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seq.mask, scale)
         .transpose(1, 2);
-  if (cached) return decode(q, k, v, mask, scale);
-  return fused(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale)
+  if (cached) return decode(q, k, v, scale);
+  return fused(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seq.mask,
+               !seq.mask.defined(), scale)
       .transpose(1, 2);
 }
 

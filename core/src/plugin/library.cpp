@@ -8,6 +8,7 @@
 #include <set>
 
 #include <c10/util/Exception.h>
+#include <c10/util/Type.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/version.h>
 
@@ -19,6 +20,8 @@
 #include <dsv3/sdk/log.h>
 #include <dsv3/support/fs.h>
 #include <dsv3/support/sha256.h>
+
+#include "barrier/call.h"
 
 namespace dsv3 {
 namespace {
@@ -55,8 +58,8 @@ void check_stamp(const Stamp& stamp, const std::filesystem::path& path) {
   }
   std::string text = plugin_label(stamp.name, path) + " cannot be loaded";
   for (const std::string& line : lines) text += "\n  " + line;
-  refuse(text + "\n  hint: rebuild it with the dsv3 SDK " + host.sdk + " (find_package(dsv3 " +
-         host.sdk + ")) and LibTorch " + host.torch);
+  refuse(text + "\n  hint: rebuild it with this dsv3's SDK " + host.sdk + " (find_package(dsv3 " +
+         host.sdk + ")), compiler settings and LibTorch " + host.torch);
 }
 
 // Static initialisers of a library run inside dlopen. It is declared to throw nothing, so a
@@ -67,10 +70,13 @@ void run_static_initialisers(const std::filesystem::path& path) {
   if (open_library(path.c_str(), RTLD_NOW | RTLD_LOCAL)) return;
   std::string cause = ::dlerror();  // in fewer words than Boost's
   if (cause.starts_with(path.string() + ": ")) cause.erase(0, path.string().size() + 2);
-  const bool symbol = cause.starts_with("undefined symbol");
-  refuse(cause + (symbol ? " (c++filt shows its name); link the library that defines it with "
-                           "dsv3_add_plugin(LINK ...), or define it"
-                         : ""));
+  constexpr std::string_view kUndefined = "undefined symbol: ";
+  if (!cause.starts_with(kUndefined)) refuse(cause);
+  std::string symbol = cause.substr(kUndefined.size());
+  // A version may stand behind the name, in brackets.
+  refuse("it needs '" + c10::demangle(symbol.substr(0, symbol.find(' ')).c_str()) +
+         "', which no loaded library defines; link the library that does with "
+         "dsv3_add_plugin(LINK ...), or define it");
 }
 
 // Opens the library; its handle is leaked on purpose. LibTorch objects, exceptions and threads of a
@@ -108,13 +114,14 @@ void check_provides(const std::vector<Registration>& registrations, const Stamp&
   for (const Registration& one : registrations) {
     const std::string component = kind_name(one.kind) + ("/" + one.name);
     if (!registered.insert(component).second)
-      refuse(plugin_label(stamp.name, path) + " registers " + component + " twice");
+      refuse(plugin_label(stamp.name, path) + " registers " + component +
+             " twice; remove one, or give it another name");
   }
   if (registered == std::set<std::string>(stamp.provides.begin(), stamp.provides.end())) return;
-  refuse(plugin_label(stamp.name, path) +
-         " does not keep its word: dsv3_add_plugin(PROVIDES) says " +
-         component_list(stamp.provides) + ", DSV3_PLUGIN registers " +
-         component_list({registered.begin(), registered.end()}));
+  refuse(plugin_label(stamp.name, path) + " registers " +
+         component_list({registered.begin(), registered.end()}) +
+         " in DSV3_PLUGIN, but dsv3_add_plugin(PROVIDES) says " + component_list(stamp.provides) +
+         "; make them agree");
 }
 
 std::unique_ptr<Library> load(const std::filesystem::path& path) {
@@ -131,25 +138,29 @@ std::unique_ptr<Library> load(const std::filesystem::path& path) {
     check_stamp(library->stamp, path);
     library->sha256 = sha256(bytes);
   }
+  barrier::Callee callee;
+  callee.label = "plugin '" + library->stamp.name + "'";
+  callee.check = callee.library = path.string();
+  const barrier::InCall call(barrier::remember(std::move(callee)), "loading");
   const auto& handle = open(library->stamp, path);
   library->registrations = collect(handle, library->stamp, path);
   check_provides(library->registrations, library->stamp, path);
   return library;
 }
 
-constexpr const char* kOutOfMemory =
-    "out of memory. Make train.micro_batch, train.sequence or the model smaller; --dry-run says "
-    "what an experiment needs";
+constexpr const char* kMakeSmaller =
+    "; make train.micro_batch, train.sequence or the model smaller (--dry-run says what an "
+    "experiment needs)";
 
 /// LibTorch's text, or plain words when it is about memory.
 std::string memory_text(const std::string& text) {
   constexpr std::string_view kWanted = "you tried to allocate ";
-  if (text.find("CUDA out of memory") != std::string::npos) return text + "\n" + kOutOfMemory;
+  if (text.find("CUDA out of memory") != std::string::npos) return text + kMakeSmaller;
   const size_t at = text.find(kWanted);
   if (at == std::string::npos) return text;
   const size_t begin = at + kWanted.size();
-  return "no memory for " + text.substr(begin, text.find(' ', begin) - begin) +
-         " more bytes: " + kOutOfMemory;
+  return "out of memory: " + text.substr(begin, text.find(' ', begin) - begin) +
+         " more bytes were asked for" + kMakeSmaller;
 }
 
 // All libraries of the process, good and bad. A second dlopen of a file whose static initialisers
@@ -199,6 +210,13 @@ const Library& load_library(const std::filesystem::path& path) {
   return *entry.library;
 }
 
+const Library& library_of(const Registration& registration) {
+  for (const Library* library : libraries())
+    for (const Registration& one : library->registrations)
+      if (&one == &registration) return *library;
+  throw Error("a component of no library: " + registration.name);
+}
+
 std::vector<const Library*> libraries() {
   Libraries& libraries = all();
   std::lock_guard lock(libraries.mutex);
@@ -231,7 +249,7 @@ std::string current_exception_text() {
   } catch (const c10::Error& e) {
     return memory_text(e.what_without_backtrace());
   } catch (const std::bad_alloc&) {
-    return kOutOfMemory;
+    return std::string("out of memory") + kMakeSmaller;
   } catch (const std::exception& e) {
     return e.what();
   } catch (...) {

@@ -28,6 +28,9 @@ struct Library {
 /// touching it. The result lives as long as the process. Thread-safe.
 const Library& load_library(const std::filesystem::path& path);
 
+/// The library that registered the component. Thread-safe.
+const Library& library_of(const Registration& registration);
+
 /// In order of loading; thread-safe.
 std::vector<const Library*> libraries();
 

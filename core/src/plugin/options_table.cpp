@@ -5,6 +5,8 @@
 
 #include <dsv3/runtime/plugins.h>
 
+#include "config/values.h"
+
 namespace dsv3 {
 namespace {
 
@@ -119,8 +121,8 @@ std::string options_table(const Schema& schema, bool markdown) {
   if (schema.options.empty()) return "It takes no options.\n";
   std::vector<Row> rows;
   for (const OptionSpec& spec : schema.options)
-    rows.push_back(
-        {spec.key, type_text(spec.type), default_text(spec), values_text(spec), spec.doc});
+    rows.push_back({spec.key, type_text(spec.type), default_text(spec), values_text(spec),
+                    config::doc_text(spec)});
   return markdown ? as_markdown(rows) : as_text(std::move(rows));
 }
 

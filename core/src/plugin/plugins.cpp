@@ -1,12 +1,13 @@
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <set>
 #include <tuple>
 
 #include <dsv3/runtime/plugins.h>
+#include <dsv3/runtime/suggest.h>
 #include <dsv3/sdk/error.h>
 
-#include "config/suggest.h"
 #include "plugin/library.h"
 #include "plugin/registry.h"
 
@@ -36,9 +37,7 @@ std::vector<Path> toml_files(const Path& folder) {
 // The registry files that one path of a search level stands for.
 std::vector<Path> registry_files(const Path& path) {
   if (!std::filesystem::exists(path))
-    refuse("plugin path " + path.string() +
-           " does not exist (paths come from --plugin-path, config.yaml and DSV3_PLUGIN_PATH); "
-           "correct or remove it");
+    refuse("plugin path " + path.string() + " does not exist; correct or remove it");
   if (!std::filesystem::is_directory(path)) return {path};
   std::vector<Path> files = toml_files(path);
   if (files.empty() && std::filesystem::is_directory(path / "registries"))
@@ -109,6 +108,12 @@ SearchLevels plugin_search_levels(const std::vector<std::string>& command_line,
       rest.remove_prefix(std::min(end + 1, rest.size()));
     }
   }
+  constexpr std::array kLevels{"--plugin-path", "plugin_paths of config.yaml", "DSV3_PLUGIN_PATH"};
+  for (size_t i = 0; i < levels.size(); ++i)
+    for (const Path& path : levels[i])
+      if (!std::filesystem::exists(path))
+        refuse(std::string(kLevels[i]) + " names " + path.string() +
+               ", which does not exist; correct or remove it");
   const Path own = own_prefix() / "registries";
   if (std::filesystem::is_directory(own)) levels.push_back({own});
   return levels;
@@ -155,7 +160,7 @@ void Plugins::refuse_unknown(Kind kind, const std::string& name) const {
   for (const PluginEntry& entry : entries_)
     if (entry.kind == kind) components.insert(entry.name);
   const std::vector<std::string> known(components.begin(), components.end());
-  const std::string close = config::nearest(name, known);
+  const std::string close = nearest(name, known);
   refuse("unknown " + std::string(kind_name(kind)) + " plugin '" + name + "'; " +
          (close.empty() ? "" : "did you mean '" + close + "'? ") +
          "known: " + (known.empty() ? "none" : join(known)) + "; looked in: " + searched());
@@ -219,28 +224,4 @@ std::string PluginCatalog::searched() const {
   return plugins_.searched();
 }
 
-namespace detail {
-
-void rethrow_from_component(const ComponentSpec& spec) {
-  const std::string origin = spec.origin.text();
-  const std::string label = std::string(kind_name(spec.kind)) + " '" + spec.plugin + "'" +
-                            (origin.empty() ? "" : " (" + origin + ")") + ": ";
-  try {
-    throw;
-  } catch (const Error& e) {
-    throw Error(label + e.what(), e.code());
-  } catch (...) {
-    // A plugin is not to blame for a small machine.
-    throw Error(label + current_exception_text(),
-                current_exception_is_out_of_memory() ? ExitCode::failed : ExitCode::plugin);
-  }
-}
-
-void throw_wrong_base(const ComponentSpec& spec) {
-  throw Error(std::string(kind_name(spec.kind)) + " '" + spec.plugin +
-                  "' was asked for as another kind of component",
-              ExitCode::plugin);
-}
-
-}  // namespace detail
 }  // namespace dsv3

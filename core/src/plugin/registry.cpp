@@ -23,13 +23,25 @@
 #include <toml++/toml.h>
 // clang-format on
 
+#include <dsv3/runtime/suggest.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/support/fs.h>
+
+#include "config/node.h"
 
 namespace dsv3 {
 namespace {
 
 constexpr uint64_t kLargestRegistry = 1 << 20;
+
+// toml++'s words ("Error while parsing value: could not determine value type") in plain ones.
+std::string plain(std::string text) {
+  constexpr std::string_view kStart = "Error while parsing ";
+  if (text.starts_with(kStart)) text.erase(0, kStart.size());
+  if (text.ends_with("could not determine value type"))
+    text += "; texts stand in quotes, as in name = \"adamw\"";
+  return "not valid TOML: " + text;
+}
 
 using Keys = std::initializer_list<std::string_view>;
 
@@ -40,12 +52,14 @@ class Reader {
   Registry read() {
     const std::string text = fs::read(file_, kLargestRegistry);
     const toml::parse_result parsed = toml::parse(std::string_view(text), file_.string());
-    if (!parsed) fail(parsed.error().source(), std::string(parsed.error().description()));
+    if (!parsed) fail(parsed.error().source(), plain(std::string(parsed.error().description())));
     const toml::table& root = parsed.table();
     check_keys(root, {"registry", "set", "plugin", "alias"}, "a registry");
     const toml::node* format = root.get("registry");
     if (!format || format->value<int64_t>() != 1)
-      fail((format ? *format : root).source(), "this dsv3 reads registries with `registry = 1`");
+      fail((format ? *format : root).source(),
+           "this dsv3 reads registries of format 1: write `registry = 1` at the top, or use the "
+           "dsv3 that this one was written for");
     Registry registry;
     for (const toml::table* table : tables(root, "plugin"))
       registry.plugins.push_back(plugin(*table));
@@ -64,10 +78,11 @@ class Reader {
   void check_keys(const toml::table& table, Keys known, const char* of) const {
     for (const auto& [key, node] : table) {
       if (std::find(known.begin(), known.end(), key.str()) != known.end()) continue;
-      std::string list;
-      for (std::string_view one : known) list += (list.empty() ? "" : ", ") + std::string(one);
-      fail(key.source(),
-           "unknown key '" + std::string(key.str()) + "' in " + of + "; known keys: " + list);
+      const std::vector<std::string> words(known.begin(), known.end());
+      const std::string near = nearest(std::string(key.str()), words);
+      fail(key.source(), "unknown key '" + std::string(key.str()) + "' in " + of + "; " +
+                             (near.empty() ? "" : "did you mean '" + near + "'? ") +
+                             "known keys: " + config::comma_list(words));
     }
   }
 
@@ -76,7 +91,7 @@ class Reader {
     const toml::node* node = root.get(key);
     if (!node) return found;
     const std::string wanted =
-        "'" + std::string(key) + "' must be written [[" + std::string(key) + "]]";
+        "'" + std::string(key) + "' must be written in two brackets: [[" + std::string(key) + "]]";
     if (!node->is_array()) fail(node->source(), wanted);
     for (const toml::node& element : *node->as_array()) {
       if (!element.is_table()) fail(element.source(), wanted);
@@ -88,7 +103,8 @@ class Reader {
   std::string text(const toml::table& table, std::string_view key, bool needed = true) const {
     const toml::node* node = table.get(key);
     if (!node && !needed) return "";
-    if (!node) fail(table.source(), "key '" + std::string(key) + "' is missing");
+    if (!node)
+      fail(table.source(), "key '" + std::string(key) + "' is missing in this entry; add it");
     if (!node->is_string()) fail(node->source(), "'" + std::string(key) + "' must be a string");
     return node->as_string()->get();
   }

@@ -75,6 +75,11 @@ std::string shown(const std::string& value) {
   return value.empty() ? "(none)" : value;
 }
 
+// Of _GLIBCXX_DEBUG.
+std::string on_or_off(const std::string& value) {
+  return value == "1" ? "on" : value == "0" ? "off" : value;
+}
+
 std::string sdk_text(const Stamp& stamp) {
   return shown(stamp.sdk) + " (headers " + shown(stamp.headers.substr(0, 8)) + ")";
 }
@@ -111,7 +116,7 @@ std::vector<std::string> stamp_differences(const Stamp& plugin, const Stamp& hos
   compare(plugin.sdk == host.sdk && plugin.headers == host.headers,
           "SDK:             ", sdk_text(plugin), sdk_text(host));
   plain("C++ ABI:         ", plugin.cxx_abi, host.cxx_abi);
-  plain("debug iterators: ", plugin.glibcxx_debug, host.glibcxx_debug);
+  plain("debug iterators: ", on_or_off(plugin.glibcxx_debug), on_or_off(host.glibcxx_debug));
   plain("LibTorch:        ", plugin.torch, host.torch);
   compare(plugin.cuda == host.cuda || plugin.cuda == "none",
           "CUDA:            ", shown(plugin.cuda), shown(host.cuda));

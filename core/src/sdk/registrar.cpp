@@ -1,7 +1,10 @@
 #include <array>
 
+#include <dsv3/runtime/suggest.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/registrar.h>
+
+#include "config/node.h"
 
 namespace dsv3 {
 namespace {
@@ -15,12 +18,14 @@ const char* kind_name(Kind kind) {
 }
 
 Kind kind_from_name(const std::string& name) {
-  std::string known;
-  for (size_t i = 0; i < kKindNames.size(); ++i) {
+  for (size_t i = 0; i < kKindNames.size(); ++i)
     if (name == kKindNames[i]) return static_cast<Kind>(i + 1);
-    known += (i ? ", " : "") + std::string(kKindNames[i]);
-  }
-  throw Error("unknown kind of component '" + name + "'; known kinds: " + known, ExitCode::usage);
+  const std::vector<std::string> known(kKindNames.begin(), kKindNames.end());
+  const std::string near = nearest(name, known);
+  throw Error("unknown kind of component '" + name + "'; " +
+                  (near.empty() ? "" : "did you mean '" + near + "'? ") +
+                  "known kinds: " + config::comma_list(known),
+              ExitCode::usage);
 }
 
 }  // namespace dsv3

@@ -68,8 +68,8 @@ std::string human(uint64_t bytes) {
     text += ". Free some space or write to another disk";
   }
   if (error == EROFS || error == EACCES || error == EPERM)
-    text += ". Make it writable (it is used as user " + std::to_string(::geteuid()) +
-            ") or name another folder";
+    text +=
+        ". Make it writable for user " + std::to_string(::geteuid()) + " or name another folder";
   if (error == EFBIG)
     text += ". The shell or the file system limits the size of files: see ulimit -f";
   throw Error(text);

@@ -183,6 +183,12 @@ int OptimizerSet::group_of(const Parameter& parameter) const {
   return found->second;
 }
 
+std::string OptimizerSet::owner_of(const std::string& parameter) const {
+  const ComponentSpec& owner = members_.at(group_of_.at(parameter)).spec.component;
+  const std::string origin = owner.origin.text();
+  return "optimizer '" + owner.plugin + "'" + (origin.empty() ? "" : " (" + origin + ")");
+}
+
 std::vector<GroupSpec> OptimizerSet::specs() const {
   std::vector<GroupSpec> specs;
   for (const OptimizerMember& member : members_)

@@ -11,6 +11,7 @@
 
 #include <dsv3/runtime/provenance.h>
 #include <dsv3/runtime/run_folder.h>
+#include <dsv3/runtime/suggest.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/support/fs.h>
 #include <dsv3/support/json.h>
@@ -39,35 +40,22 @@ std::string made_name() {
 
 void check_name(const std::string& name) {
   if (is_run_name(name)) return;
-  throw Error(Json(name).dump(-1, ' ', true, Json::error_handler_t::replace) +
-                  " cannot name a run: use 1 to 128 letters, digits, '.', '_' and '-'",
+  // Escaped as JSON: a name may hold anything.
+  std::string shown = Json(name).dump(-1, ' ', true, Json::error_handler_t::replace);
+  shown.front() = shown.back() = '\'';
+  throw Error(shown + " cannot name a run: use 1 to 128 letters, digits, '.', '_' and '-'",
               ExitCode::usage);
-}
-
-/// Letters to insert, delete or replace to turn one into the other.
-size_t edits(const std::string& a, const std::string& b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      size_t changed = diagonal + (a[i - 1] != b[j - 1]);
-      diagonal = row[j];
-      row[j] = std::min({changed, row[j] + 1, row[j - 1] + 1});
-    }
-  }
-  return row.back();
 }
 
 /// Up to three runs in `output` whose names are like `name`, as a sentence; empty = none.
 std::string similar_runs(const stdfs::path& output, const std::string& name) {
-  std::vector<std::pair<size_t, std::string>> found;
+  std::vector<std::pair<int, std::string>> found;
   std::error_code error;
   for (stdfs::directory_iterator it(output, error), end; !error && it != end; it.increment(error)) {
     std::string other = it->path().filename().string();
-    size_t distance = other.starts_with(name) || name.starts_with(other) ? 1 : edits(name, other);
-    if (it->is_directory(error) && distance <= std::max<size_t>(2, name.size() / 3)) {
+    const int distance =
+        other.starts_with(name) || name.starts_with(other) ? 1 : edit_distance(name, other);
+    if (it->is_directory(error) && distance <= std::max(2, int(name.size() / 3))) {
       found.emplace_back(distance, other);
     }
   }
@@ -77,6 +65,17 @@ std::string similar_runs(const stdfs::path& output, const std::string& name) {
     text += (i ? ", '" : ". Did you mean '") + found[i].second + "'";
   }
   return text.empty() ? text : text + "?";
+}
+
+/// Makes the folder of runs; the folders that this made, innermost first.
+std::vector<stdfs::path> make_output(const stdfs::path& output) {
+  std::vector<stdfs::path> missing;
+  std::error_code ignored;
+  for (stdfs::path path = stdfs::absolute(output).lexically_normal();
+       !stdfs::exists(path, ignored) && path.has_relative_path(); path = path.parent_path())
+    missing.push_back(path);
+  fs::make_folders(output);
+  return missing;
 }
 
 /// Takes the lock of `folder`; the kernel gives it back when this process ends, however it ends.
@@ -114,10 +113,10 @@ bool is_run_name(const std::string& name) {
 
 RunFolder RunFolder::create(const stdfs::path& output, const std::string& name) {
   if (!name.empty()) check_name(name);
-  fs::make_folders(output);
+  std::vector<stdfs::path> made = make_output(output);
   for (;;) {
     stdfs::path path = stdfs::absolute(output) / (name.empty() ? made_name() : name);
-    if (fs::make_folder(path)) return RunFolder(path, true);
+    if (fs::make_folder(path)) return RunFolder(path, true, std::move(made));
     if (!name.empty()) {
       throw Error("run '" + name + "' exists already in " + output.string() +
                       "; take another name, go on with it by --run_id " + name +
@@ -135,18 +134,19 @@ RunFolder RunFolder::open(const stdfs::path& output, const std::string& name) {
     throw Error("there is no run '" + name + "' in " + output.string() + similar_runs(output, name),
                 ExitCode::usage);
   }
-  return RunFolder(path, false);
+  return RunFolder(path, false, {});
 }
 
 RunFolder RunFolder::open_or_create(const stdfs::path& output, const std::string& name) {
   check_name(name);
-  fs::make_folders(output);
+  std::vector<stdfs::path> made = make_output(output);
   stdfs::path path = stdfs::absolute(output) / name;
   bool created = fs::make_folder(path);
-  return RunFolder(path, created);
+  return RunFolder(path, created, std::move(made));
 }
 
-RunFolder::RunFolder(stdfs::path path, bool created) : path_(std::move(path)), created_(created) {
+RunFolder::RunFolder(stdfs::path path, bool created, std::vector<stdfs::path> made)
+    : path_(std::move(path)), created_(created), made_(std::move(made)) {
   lock_ = take_lock(path_);
 }
 
@@ -155,8 +155,17 @@ RunFolder::~RunFolder() {
 }
 
 RunFolder::RunFolder(RunFolder&& other) noexcept
-    : path_(std::move(other.path_)), created_(other.created_), lock_(other.lock_) {
+    : path_(std::move(other.path_)),
+      created_(other.created_),
+      made_(std::move(other.made_)),
+      lock_(other.lock_) {
   other.lock_ = -1;
+}
+
+void RunFolder::remove() {
+  fs::remove_all(path_);
+  std::error_code not_empty;
+  for (const stdfs::path& folder : made_) stdfs::remove(folder, not_empty);
 }
 
 void RunFolder::write_status(const std::string& state, std::optional<int> exit_code, int64_t step,

@@ -1,8 +1,8 @@
 // From a request to a run folder with a trainer in it: new runs, runs that go on, and what they
 // leave behind.
 #include <memory>
-#include <sstream>
 
+#include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/logging.h>
 #include <dsv3/runtime/provenance.h>
 #include <dsv3/runtime/trainer.h>
@@ -10,6 +10,7 @@
 #include <dsv3/support/fs.h>
 
 #include "plugin/library.h"
+#include "train/differences.h"
 #include "train/libraries.h"
 #include "train/machine.h"
 #include "train/trainer.h"
@@ -20,17 +21,6 @@ namespace {
 bool goes_on(const RunRequest& request, const std::filesystem::path& output) {
   if (!request.run_id.empty()) return true;
   return request.resume_auto && std::filesystem::exists(output / request.run_name);
-}
-
-/// The first lines in which two resolved experiments differ, for an error.
-std::string first_difference(const std::string& before, const std::string& now) {
-  std::istringstream a(before), b(now);
-  std::string text, line_a, line_b;
-  while (std::getline(a, line_a) && std::getline(b, line_b)) {
-    if (line_a == line_b) continue;
-    return "\n  the run:  " + line_a + "\n  now:      " + line_b;
-  }
-  return "\n  one has lines that the other lacks";
 }
 
 /// The experiment a run was started with, from its folder; when the request names an experiment
@@ -57,7 +47,7 @@ Experiment stored_experiment(const RunRequest& request, const RunFolder& folder,
   const Experiment wanted = load_experiment(given, catalog);
   if (wanted.resolved != experiment.resolved)
     throw Error("run '" + folder.name() + "' was started with other settings:" +
-                    first_difference(experiment.resolved, wanted.resolved) +
+                    difference_lines(experiment.resolved, wanted.resolved, "in the run", "now") +
                     "\nGo on as it was with --run_id " + folder.name() +
                     " alone, or start a new run from its checkpoint with --from",
                 ExitCode::usage);
@@ -92,13 +82,35 @@ const char* state_of(int code) {
   return code == static_cast<int>(ExitCode::interrupted) ? "interrupted" : "preempted";
 }
 
+/// Starts with the weights that --from names; errors say so.
+void start_from(Trainer& trainer, const std::string& from, Plugins& plugins) {
+  try {
+    trainer.start_from(open_stored_model(from, plugins));
+  } catch (const Error& error) {
+    const std::string text = error.what();
+    throw Error("--from " + (text.starts_with(from) ? "" : from + ": ") + text, error.code());
+  }
+}
+
+/// While one lives, a crash is told in the run's status.json.
+class CrashesInFolder {
+ public:
+  explicit CrashesInFolder(const RunFolder& folder) { report_crashes_to(folder.status()); }
+  ~CrashesInFolder() { report_crashes_to({}); }
+};
+
 /// Trains inside `folder` and leaves status.json, also when it throws.
 int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment, Plugins& plugins,
              bool resumed) {
   open_log_file(folder.log());
+  const CrashesInFolder crashes(folder);
   std::unique_ptr<Trainer> trainer;
   bool started = false;
   try {
+    // Settings let a run go on without its first command. With --from they are written only when
+    // the weights are kept too, or it would go on with fresh ones.
+    if (request.from.empty() && !std::filesystem::exists(folder.config()))
+      fs::write_atomically(folder.config(), experiment.resolved);
     folder.write_status("running", std::nullopt, 0, "");
     for (const std::string& note : experiment.notes) log::info(note);
     trainer = std::make_unique<Trainer>(experiment, plugins, folder, request.quiet);
@@ -115,7 +127,7 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
       trainer->restore(*newest);
     } else {
       if (resumed) log::warning("no checkpoint yet: the run starts again at step 0");
-      if (!request.from.empty()) trainer->start_from(open_stored_model(request.from, plugins));
+      if (!request.from.empty()) start_from(*trainer, request.from, plugins);
     }
     if (!resumed || !std::filesystem::exists(folder.provenance()))
       write_start(request, folder, experiment, plugins, *trainer);
@@ -133,7 +145,7 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
       // A mistake found before the first step leaves nothing, so that the corrected command works.
       if (folder.created() && !started) {
         close_log_file();
-        fs::remove_all(folder.path());
+        folder.remove();
       } else {
         folder.write_status("failed", static_cast<int>(code), trainer ? trainer->step() : 0, text);
       }
@@ -160,8 +172,7 @@ int train(const RunRequest& request, Plugins& plugins) {
   RunFolder folder = !request.run_id.empty() ? RunFolder::open(output, request.run_id)
                      : request.resume_auto   ? RunFolder::open_or_create(output, request.run_name)
                                              : RunFolder::create(output, request.run_name);
-  const bool stored = resumed && std::filesystem::exists(folder.config());
-  if (stored)
+  if (resumed && std::filesystem::exists(folder.config()))
     experiment = stored_experiment(request, folder, plugins);
   else if (!request.run_id.empty())
     throw Error("run '" + folder.name() +
@@ -169,10 +180,6 @@ int train(const RunRequest& request, Plugins& plugins) {
                     "with --run_name " +
                     folder.name() + " --resume auto",
                 ExitCode::usage);
-  // Settings let a run go on without its first command. With --from they are written only when the
-  // weights are kept too, or it would go on with fresh ones.
-  else if (request.from.empty())
-    fs::write_atomically(folder.config(), experiment->resolved);
   return train_in(request, folder, *experiment, plugins, resumed);
 }
 

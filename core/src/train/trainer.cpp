@@ -8,8 +8,10 @@
 #include <dsv3/sdk/ops.h>
 #include <dsv3/support/sha256.h>
 
+#include "barrier/call.h"
 #include "train/clock.h"
 #include "train/machine.h"
+#include "train/not_finite.h"
 #include "train/signals.h"
 #include "train/validation.h"
 
@@ -83,11 +85,14 @@ int Trainer::run(bool resumed) {
   announce();
   start_trackers(resumed);
   SignalGuard signals;
+  const barrier::StepNumbers numbers;
+  numbers.end(step_);
   if (step_ == 0) record(nullptr, validate());
   mark_interval();
   while (step_ < total_steps_) {
+    numbers.begin(step_ + 1);
     const StepResult result = train_step();
-    ++step_;
+    numbers.end(++step_);
     const bool last = step_ == total_steps_;
     const int stop = last ? 0 : SignalGuard::requested();
     std::optional<double> val_loss;
@@ -121,36 +126,44 @@ StepResult Trainer::train_step() {
   world_->all_reduce_sum(targets);
   const LossScale scale = scale_of(targets);
 
-  // Sums stay on the device until the step is over: reading them is the only wait for it.
-  at::Tensor total, main, mtp;
-  for (size_t m = 0; m < batches.size(); ++m) {
-    strategy_->begin_microbatch(m + 1 == batches.size());
-    const LossParts parts = model_->loss(batches[m], scale);
-    strategy_->backward({parts.total});
-    total = total.defined() ? total + parts.total.detach() : parts.total.detach();
-    main = main.defined() ? main + parts.main : parts.main;
-    if (parts.mtp.defined()) mtp = mtp.defined() ? mtp + parts.mtp : parts.mtp;
-  }
-
+  at::Tensor sums = run_micro_batches(batches, scale);
   StepResult result;
   result.grad_norm = strategy_->grad_norm();
+  sums = sums.cpu();
+  result.loss = sums[0].item<double>();
+  result.main_loss = sums[1].item<double>();
+  result.mtp_loss = sums[2].item<double>();
+  result.skipped = !std::isfinite(result.grad_norm) || !std::isfinite(result.loss);
   lr_factor_ = schedule_->factor(step_ + 1, total_steps_);
-  if (std::isfinite(result.grad_norm)) {
+  std::string cause;
+  if (result.skipped) {
+    const bool stops = experiment_.train.not_finite != "skip" && world_->size() == 1;
+    cause = find_not_finite(*model_, *strategy_, *optimizers_, batches, scale, stops);
+  } else {
     const double clip = experiment_.train.clip;
     if (clip > 0 && result.grad_norm > clip)
       strategy_->scale_grads(clip / (result.grad_norm + 1e-6));
     optimizers_->step(*strategy_, ++updates_, lr_factor_);
-  } else {
-    result.skipped = true;
   }
   strategy_->end_step();
   end_feed_forward_step(result.skipped);
   tokens_ += experiment_.train.batch * experiment_.train.sequence;
-  result.loss = total.item<double>();
-  result.main_loss = main.item<double>();
-  if (mtp.defined()) result.mtp_loss = mtp.item<double>();
-  if (result.skipped) refuse_or_report(result);
+  if (result.skipped) refuse_or_report(result, cause);
   return result;
+}
+
+at::Tensor Trainer::run_micro_batches(std::span<const Batch> batches, const LossScale& scale) {
+  // Sums stay on the device until gradients are there: reading them is the only wait for it.
+  at::Tensor sums = at::zeros({3}, at::TensorOptions().dtype(at::kFloat).device(device_));
+  for (size_t m = 0; m < batches.size(); ++m) {
+    strategy_->begin_microbatch(m + 1 == batches.size());
+    const LossParts parts = model_->loss(batches[m], scale);
+    strategy_->backward({parts.total});
+    const at::Tensor mtp = parts.mtp.defined() ? parts.mtp : at::zeros_like(parts.main);
+    sums += at::stack({parts.total.detach(), parts.main, mtp});
+  }
+  world_->all_reduce_sum(sums);
+  return sums;
 }
 
 void Trainer::hash_rows(const Batch& batch) {
@@ -179,18 +192,18 @@ LossScale Trainer::scale_of(const at::Tensor& targets) const {
   return scale;
 }
 
-void Trainer::refuse_or_report(const StepResult& result) const {
-  const std::string what = "step " + std::to_string(step_ + 1) + ": loss " +
-                           std::to_string(result.loss) + ", gradient norm " +
-                           std::to_string(result.grad_norm) + " is not finite";
+void Trainer::refuse_or_report(const StepResult& result, const std::string& cause) const {
+  const auto shown = [](double value) { return std::isnan(value) ? "NaN" : c10::str(value); };
+  std::string what = "step " + std::to_string(step_ + 1) + ": loss " + shown(result.loss) +
+                           ", gradient norm " + shown(result.grad_norm) + ", which is not finite";
+  if (!cause.empty()) what += "; " + cause;
   if (experiment_.train.not_finite == "skip") {
     log::warning(what + "; the update was skipped");
     return;
   }
   throw Error(what +
                   ". Nothing was updated; the newest checkpoint is unharmed. Lower the learning "
-                  "rate, lengthen the "
-                  "warm-up, or set train.not_finite=skip",
+                  "rate, lengthen the warm-up, or set train.not_finite=skip",
               ExitCode::not_finite);
 }
 
@@ -223,8 +236,8 @@ std::optional<double> Trainer::validate() {
   const ValidationSum sum =
       dsv3::validate(*model_, *validation_, experiment_.validation.batches * accumulate_);
   if (sum.targets == 0) {
-    log::warning("no validation: the data holds out no document (validation.share is " +
-                 std::to_string(experiment_.validation.share) + ")");
+    log::warning(c10::str("no validation: the data holds out no document (validation.share is ",
+                          experiment_.validation.share, ")"));
     return std::nullopt;
   }
   return sum.loss();

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -54,10 +55,12 @@ class Trainer {
 
  private:
   StepResult train_step();
+  /// Forward and backward of a step; sums of total, main and MTP loss [3], on the device.
+  at::Tensor run_micro_batches(std::span<const Batch> batches, const LossScale& scale);
   LossScale scale_of(const at::Tensor& targets) const;
   void hash_rows(const Batch& batch);
   void end_feed_forward_step(bool skipped);
-  void refuse_or_report(const StepResult& result) const;
+  void refuse_or_report(const StepResult& result, const std::string& cause) const;
   std::optional<double> validate();
   void write_samples();
   void save(std::optional<double> val_loss);

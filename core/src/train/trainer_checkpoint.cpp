@@ -3,6 +3,7 @@
 
 #include <dsv3/sdk/log.h>
 
+#include "train/differences.h"
 #include "train/libraries.h"
 #include "train/tensor_views.h"
 #include "train/trainer.h"
@@ -14,6 +15,17 @@ Json digests_of(const std::vector<LoadedLibrary>& libraries) {
   Json digests = Json::object();
   for (const LoadedLibrary& library : libraries) digests[library.name] = library.sha256;
   return digests;
+}
+
+/// `why` is said only when the settings of the two models do not say it.
+[[noreturn]] void refuse_model(const StoredModel& stored, const Experiment& experiment,
+                               const std::string& why) {
+  const std::string settings =
+      difference_lines(stored.config, experiment.resolved, "in the checkpoint", "here", "model");
+  throw Error(stored.path.string() +
+                  " is of another model:" + (settings.empty() ? " " + why : settings) +
+                  "\nGive `model` as the checkpoint has it, or start without it",
+              ExitCode::checkpoint);
 }
 
 }  // namespace
@@ -43,12 +55,6 @@ void Trainer::save(std::optional<double> val_loss) {
 }
 
 void Trainer::load_model(const StoredModel& stored) {
-  const std::string other = convention_differences(stored.conventions, experiment_.conventions);
-  if (!other.empty())
-    throw Error(
-        stored.path.string() + " was made under other conventions:" + other +
-            "\nSet these options and plugins as the checkpoint has them, or start without it",
-        ExitCode::checkpoint);
   if (tokenizer_ && !stored.tokenizer_digest.empty() &&
       stored.tokenizer_digest != tokenizer_->digest())
     throw Error(
@@ -61,18 +67,15 @@ void Trainer::load_model(const StoredModel& stored) {
     for (const Buffer& buffer : model_->store().buffers())
       copy_view(stored.tensors, "buffer/" + buffer.name, buffer.tensor);
   } catch (const Error& error) {
-    const bool own = std::filesystem::exists(stored.path / "manifest.json");
-    throw Error(stored.path.string() + " is of another model: " + error.what() +
-                    "\nGive `model` as the checkpoint has it (its settings are in " +
-                    (stored.path / (own ? "manifest.json" : "config.json")).string() +
-                    "), or start without it",
-                error.code());
+    refuse_model(stored, experiment_, error.what());
   }
 }
 
 void Trainer::restore(const StoredCheckpoint& checkpoint) {
   const StoredModel stored = stored_model_of(checkpoint);
   load_model(stored);
+  // After the tensors: another attention lacks a convention, too, but that is not what is wrong.
+  require_conventions(stored, experiment_, true);
   optimizers_->load(stored.tensors);
   const Json& state = checkpoint.manifest.at("state");
   step_ = checkpoint.step;
@@ -86,6 +89,7 @@ void Trainer::restore(const StoredCheckpoint& checkpoint) {
 
 void Trainer::start_from(const StoredModel& stored) {
   load_model(stored);
+  require_conventions(stored, experiment_, false);
   init_hash_ = hash_parameters();
   // Killed before its first checkpoint, the run must not go on from other values.
   save(std::nullopt);

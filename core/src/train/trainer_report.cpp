@@ -4,12 +4,12 @@
 #include <sstream>
 #include <sys/time.h>
 
+#include <dsv3/runtime/generate.h>
 #include <dsv3/runtime/logging.h>
 #include <dsv3/sdk/log.h>
 #include <dsv3/sdk/optimizer.h>
 #include <dsv3/support/fs.h>
 
-#include "generate/sample.h"
 #include "train/clock.h"
 #include "train/machine.h"
 #include "train/trainer.h"
@@ -119,20 +119,25 @@ void Trainer::mark_interval() {
 void Trainer::write_samples() {
   if (!tokenizer_) return;
   const SamplesOptions& samples = experiment_.samples;
-  std::ostringstream text;
-  for (size_t i = 0; i < samples.prompts.size(); ++i) {
-    SampleOptions options;
-    options.tokens = samples.tokens;
-    options.temperature = samples.temperature;
-    options.top_k = samples.top_k;
-    options.stop_id = tokenizer_->eos_id();
-    options.seed = static_cast<uint64_t>(experiment_.train.seed) * 1'000'003u +
-                   static_cast<uint64_t>(step_) * 1'009u + i;
-    std::vector<int32_t> ids = tokenizer_->encode(samples.prompts[i]);
+  GenerateOptions options;
+  options.tokens = samples.tokens;
+  options.sampling.temperature = samples.temperature;
+  options.sampling.top_k = samples.top_k;
+  options.ids = tokenizer_->vocab_size();
+  if (tokenizer_->eos_id() >= 0) options.stop_ids.push_back(tokenizer_->eos_id());
+  std::vector<Prompt> prompts;
+  for (const std::string& prompt : samples.prompts) {
+    const uint64_t seed = static_cast<uint64_t>(experiment_.train.seed) * 1'000'003u +
+                          static_cast<uint64_t>(step_) * 1'009u + prompts.size();
+    std::vector<int32_t> ids = tokenizer_->encode(prompt);
     if (ids.empty()) ids.push_back(std::max(tokenizer_->eos_id(), 0));
-    const std::vector<int32_t> produced = sample(*model_, ids, options);
-    text << samples.prompts[i] << tokenizer_->decode(produced) << "\n";
-    if (i + 1 < samples.prompts.size()) text << "---\n";
+    prompts.push_back({std::move(ids), seed});
+  }
+  const Generation generation = generate(*model_, prompts, options);
+  std::ostringstream text;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    text << samples.prompts[i] << tokenizer_->decode(generation.texts[i].ids) << "\n";
+    if (i + 1 < prompts.size()) text << "---\n";
   }
   fs::make_folders(folder_.samples());
   fs::write_atomically(folder_.samples() / fmt::format("step-{:07}.txt", step_), text.str());

@@ -26,7 +26,7 @@ std::unique_ptr<Loader> make_loader(const Experiment& experiment, Plugins& plugi
   context.vocab = model.vocab();
   context.validation_share = experiment.validation.share;
   context.tokenizer = std::move(tokenizer);
-  return std::make_unique<Loader>(make<Data>(plugins, experiment.data, context), context,
+  return std::make_unique<Loader>(make<Data>(plugins, experiment.data, context),
                                   split == Split::train ? 4 : 0);
 }
 

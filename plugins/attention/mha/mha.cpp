@@ -114,13 +114,22 @@ at::Tensor Mha::forward(const at::Tensor& x, const dsv3::Sequence& seq) {
     k = k_norm_(k);
   }
   std::tie(q, k) = rotated(q, k, seq.positions);
+  const auto mix = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+    return dsv3::attend(q, k, v, seq, scale_);
+  };
+  at::Tensor mixed;
   if (seq.cache) {
-    const at::Tensor all =
-        seq.cache->append(at::cat({k.flatten(2), v.flatten(2)}, -1)).to(x.scalar_type());
-    k = all.narrow(2, 0, width).unflatten(2, {o_.kv_heads, o_.head_dim});
-    v = all.narrow(2, width, width).unflatten(2, {o_.kv_heads, o_.head_dim});
+    seq.cache->append(at::cat({k.flatten(2), v.flatten(2)}, -1));
+    mixed = seq.cache->each_row(q, [&](const at::Tensor& own, const at::Tensor& all) {
+      const auto part = [&](int64_t begin) {
+        return all.narrow(2, begin, width).unflatten(2, {o_.kv_heads, o_.head_dim});
+      };
+      return mix(own, part(0), part(width));
+    });
+  } else {
+    mixed = mix(q, k, v);
   }
-  return out_(dsv3::attend(q, k, v, seq, scale_).reshape({batch, length, o_.heads * o_.head_dim}));
+  return out_(mixed.reshape({batch, length, o_.heads * o_.head_dim}));
 }
 
 double Mha::attention_flops(int64_t seq) const {

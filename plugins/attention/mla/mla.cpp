@@ -36,12 +36,15 @@ struct MlaOptions {
           "query features a head, and key features shared by all heads, that carry position")
         .min(1);
     s.add("v_dim", &MlaOptions::v_dim, "value features a head").min(1);
-    s.add("latent_norm_eps", &MlaOptions::latent_norm_eps, "eps of the latents' RMSNorm").min(0);
+    // transformers has this number whatever the model's eps is; others take the model's.
+    s.add("latent_norm_eps", &MlaOptions::latent_norm_eps, "eps of the latents' RMSNorm")
+        .min(0)
+        .convention();
     s.add("muon_split", &MlaOptions::muon_split,
           "matrices in q_b (or q) and kv_b to a matrix optimizer: whole = one, per_head = one a "
           "head")
         .choices({"whole", "per_head"})
-        .convention();
+        .convention({{"torchtitan", "per_head"}});
     s.add("decode", &MlaOptions::decode,
           "generation from the cache: absorbed attends to the latents, naive rebuilds keys and "
           "values")
@@ -64,8 +67,8 @@ class Mla final : public dsv3::Attention {
   at::Tensor queries(const at::Tensor& x) const;
   at::Tensor expanded(const at::Tensor& q, const at::Tensor& latent, const at::Tensor& k_rope,
                       const dsv3::Sequence& seq) const;
-  at::Tensor absorbed(const at::Tensor& q_nope, const at::Tensor& q_rope, const at::Tensor& cached,
-                      const dsv3::Sequence& seq) const;
+  at::Tensor cached(const at::Tensor& q, const dsv3::Sequence& seq) const;
+  at::Tensor absorbed(const at::Tensor& q, const dsv3::Sequence& seq) const;
 
   MlaOptions o_;
   dsv3::Linear q_, q_a_, q_b_, kv_a_, kv_b_, out_;
@@ -114,27 +117,41 @@ at::Tensor Mla::expanded(const at::Tensor& q, const at::Tensor& latent, const at
   return dsv3::attend(q, k, kv[1], seq, scale_);
 }
 
+// Attention to what the cache holds; it has the new tokens already.
+at::Tensor Mla::cached(const at::Tensor& q, const dsv3::Sequence& seq) const {
+  // A prefill, in which nothing was cached before, is cheaper with keys and values in full.
+  if (o_.decode == "absorbed" && !seq.cache->fresh()) return absorbed(q, seq);
+  return seq.cache->each_row(q, [&](const at::Tensor& own, const at::Tensor& all) {
+    return expanded(own, all.narrow(-1, 0, o_.kv_lora_rank),
+                    all.narrow(-1, o_.kv_lora_rank, o_.qk_rope_dim).unsqueeze(2), seq);
+  });
+}
+
 // The same without keys or values: kv_b's key half W_k is applied to the queries, its value half
 // W_v to the result, and all heads attend to the cached [latent | rotated k_rope] as one shared
 // key:
 //   q_nope . (W_k c) = (W_k^T q_nope) . c,   sum_s p_s (W_v c_s) = W_v (sum_s p_s c_s).
-at::Tensor Mla::absorbed(const at::Tensor& q_nope, const at::Tensor& q_rope,
-                         const at::Tensor& cached, const dsv3::Sequence& seq) const {
-  const int64_t batch = q_nope.size(0), length = q_nope.size(1);
+at::Tensor Mla::absorbed(const at::Tensor& q, const dsv3::Sequence& seq) const {
+  const int64_t batch = q.size(0), length = q.size(1);
   const std::vector<at::Tensor> weight =
       kv_b_.weight()
           .view({o_.heads, o_.qk_nope_dim + o_.v_dim, o_.kv_lora_rank})
           .split_with_sizes({o_.qk_nope_dim, o_.v_dim}, 1);
-  const at::Tensor by_head = q_nope.reshape({batch * length, o_.heads, -1}).transpose(0, 1);
+  const std::vector<at::Tensor> parts = q.split_with_sizes({o_.qk_nope_dim, o_.qk_rope_dim}, -1);
+  const at::Tensor by_head = parts[0].reshape({batch * length, o_.heads, -1}).transpose(0, 1);
   const at::Tensor q_latent = at::bmm(by_head, weight[0])  // [H, B * T, kv_lora]
                                   .transpose(0, 1)
                                   .reshape({batch, length, o_.heads, o_.kv_lora_rank});
-  const at::Tensor shared = cached.unsqueeze(2);  // [B, S, 1, kv_lora + rope]
   // The rope columns of the "values" are cut off again: cheaper than a copy of the cache without
   // them.
-  const at::Tensor mixed =
-      dsv3::attend(at::cat({q_latent, q_rope}, -1), shared, shared, seq, scale_)
-          .narrow(-1, 0, o_.kv_lora_rank);
+  const at::Tensor mixed = seq.cache
+                               ->each_row(at::cat({q_latent, parts[1]}, -1),
+                                          [&](const at::Tensor& own, const at::Tensor& all) {
+                                            const at::Tensor shared =
+                                                all.unsqueeze(2);  // [1, S, 1, kv_lora + rope]
+                                            return dsv3::attend(own, shared, shared, seq, scale_);
+                                          })
+                               .narrow(-1, 0, o_.kv_lora_rank);
   const at::Tensor values = at::bmm(mixed.reshape({batch * length, o_.heads, -1}).transpose(0, 1),
                                     weight[1].transpose(1, 2));  // [H, B * T, v]
   return values.transpose(0, 1).reshape({batch, length, o_.heads, o_.v_dim});
@@ -146,18 +163,12 @@ at::Tensor Mla::forward(const at::Tensor& x, const dsv3::Sequence& seq) {
       queries(x).split_with_sizes({o_.qk_nope_dim, o_.qk_rope_dim}, -1);
   const std::vector<at::Tensor> kv =
       kv_a_(x).split_with_sizes({o_.kv_lora_rank, o_.qk_rope_dim}, -1);
-  at::Tensor latent = kv_a_norm_(kv[0]);
-  auto [q_rope, k_rope] = position_->rotate(q[1], kv[1].unsqueeze(2), seq.positions);
-  at::Tensor cached;
-  if (seq.cache) {
-    cached = seq.cache->append(at::cat({latent, k_rope.squeeze(2)}, -1)).to(x.scalar_type());
-    latent = cached.narrow(-1, 0, o_.kv_lora_rank);
-    k_rope = cached.narrow(-1, o_.kv_lora_rank, o_.qk_rope_dim).unsqueeze(2);
-  }
-  // A prefill, in which nothing was cached before, is cheaper with keys and values in full.
-  const bool absorb = seq.cache && latent.size(1) > length && o_.decode == "absorbed";
-  const at::Tensor mixed = absorb ? absorbed(q[0], q_rope, cached, seq)
-                                  : expanded(at::cat({q[0], q_rope}, -1), latent, k_rope, seq);
+  const at::Tensor latent = kv_a_norm_(kv[0]);
+  const auto [q_rope, k_rope] = position_->rotate(q[1], kv[1].unsqueeze(2), seq.positions);
+  const at::Tensor rotated = at::cat({q[0], q_rope}, -1);
+  if (seq.cache) seq.cache->append(at::cat({latent, k_rope.squeeze(2)}, -1));
+  const at::Tensor mixed =
+      seq.cache ? cached(rotated, seq) : expanded(rotated, latent, k_rope, seq);
   return out_(mixed.reshape({batch, length, o_.heads * o_.v_dim}));
 }
 

@@ -17,7 +17,7 @@ std::vector<std::string> all_paths(const TextOptions& options) {
 
 std::shared_ptr<const Tokenizer> checked_tokenizer(const DataContext& context) {
   if (!context.tokenizer)
-    throw Error("data/text needs a tokenizer: add `tokenizer: {plugin: bytes}` to `data`",
+    throw Error("it needs a tokenizer: add `tokenizer: {plugin: bytes}` to `data`",
                 ExitCode::usage);
   if (context.vocab > 0 && context.tokenizer->vocab_size() > context.vocab)
     throw Error("the tokenizer has " + std::to_string(context.tokenizer->vocab_size()) +

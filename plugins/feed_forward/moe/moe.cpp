@@ -19,6 +19,7 @@ struct MoeOptions {
   int64_t hidden = 384;
   int64_t groups = 1;
   int64_t topk_groups = 1;
+  std::string group_score = "top2_sum";
   bool normalize = true;
   double routed_scale = 1;
   double bias_rate = 1e-3;
@@ -46,6 +47,11 @@ void MoeOptions::describe(dsv3::OptionSchema<MoeOptions>& s) {
   s.add("hidden", &MoeOptions::hidden, "inner width of an expert").min(1);
   s.add("groups", &MoeOptions::groups, "groups of experts; 1 = no limit by group").min(1);
   s.add("topk_groups", &MoeOptions::topk_groups, "groups that a token may use").min(1);
+  s.add("group_score", &MoeOptions::group_score,
+        "what ranks groups: the sum of a group's two best experts (DeepSeek-V3), or the best one "
+        "(DeepSeek-V2)")
+      .choices({"top2_sum", "max"})
+      .convention();
   s.add("normalize", &MoeOptions::normalize, "divide a token's expert weights by their sum");
   s.add("routed_scale", &MoeOptions::routed_scale,
         "multiplies the routed experts' weights; DeepSeek-V3 has 2.5")
@@ -55,7 +61,7 @@ void MoeOptions::describe(dsv3::OptionSchema<MoeOptions>& s) {
   s.add("bias_update", &MoeOptions::bias_update,
         "sign = DeepSeek-V3's rule, centered = its changes less their mean, as torchtitan")
       .choices({"sign", "centered"})
-      .convention();
+      .convention({{"torchtitan", "centered"}});
   s.add("bias_until", &MoeOptions::bias_until,
         "share of training after which the bias stays; DeepSeek-V3 stopped near the end")
       .min(0)
@@ -91,10 +97,12 @@ class Moe final : public dsv3::FeedForward {
 };
 
 Moe::Moe(const MoeOptions& options, const dsv3::LayerContext& context)
-    : FeedForward(context),
-      o_(options),
-      rule_{options.top_k, options.groups, options.topk_groups, options.normalize,
-            options.routed_scale} {
+    : FeedForward(context), o_(options), rule_{options.top_k,
+                                               options.groups,
+                                               options.topk_groups,
+                                               options.normalize,
+                                               options.routed_scale,
+                                               options.group_score == "top2_sum" ? 2 : 1} {
   const int64_t width = context.dims.hidden;
   dsv3::ParamSpec router;
   router.role = dsv3::Role::router;

@@ -13,7 +13,7 @@ at::Tensor choose(const at::Tensor& biased, const RoutingRule& rule) {
   if (rule.groups > 1) {
     const int64_t size = experts / rule.groups;
     const at::Tensor grouped = biased.view({-1, rule.groups, size});
-    const at::Tensor best = std::get<0>(grouped.topk(std::min<int64_t>(2, size), -1));
+    const at::Tensor best = std::get<0>(grouped.topk(std::min(rule.group_best, size), -1));
     const at::Tensor kept = std::get<1>(best.sum(-1).topk(rule.topk_groups, -1));
     const at::Tensor closed =
         at::ones({biased.size(0), rule.groups}, biased.options().dtype(at::kBool))

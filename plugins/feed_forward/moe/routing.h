@@ -13,6 +13,7 @@ struct RoutingRule {
   int64_t topk_groups = 1;  ///< ... of which a token may use this many
   bool normalize = true;    ///< a token's weights add up to `scale`
   double scale = 1;
+  int64_t group_best = 2;  ///< a group's score is the sum of this many best biased scores
 };
 
 struct Routing {
@@ -22,7 +23,7 @@ struct Routing {
 };
 
 /// int64 [N, k]: the experts with the highest `biased` [N, E] scores, out of the groups with the
-/// highest sums of two. Groups that were not kept are out however low the scores of the others are.
+/// highest sums of `group_best`. Groups that were not kept are out however low the scores of the others are.
 at::Tensor choose(const at::Tensor& biased, const RoutingRule& rule);
 
 /// Routes tokens by `logits` [N, E]. `bias` [E] takes part in the choice only.

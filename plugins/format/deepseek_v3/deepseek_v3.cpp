@@ -37,8 +37,9 @@ bool same(const ComponentDescription& a, const ComponentDescription& b,
 const std::vector<std::string> kMlaKeys{"heads",          "q_lora_rank", "kv_lora_rank",
                                         "qk_nope_dim",    "qk_rope_dim", "v_dim",
                                         "latent_norm_eps"};
-const std::vector<std::string> kMoeKeys{"routed", "top_k",       "shared",    "hidden",
-                                        "groups", "topk_groups", "normalize", "routed_scale"};
+const std::vector<std::string> kMoeKeys{"routed",    "top_k",        "shared",
+                                        "hidden",    "groups",       "topk_groups",
+                                        "normalize", "routed_scale", "group_score"};
 
 /// Collects what cannot be expressed.
 class Obstacles {
@@ -91,6 +92,8 @@ class Obstacles {
         return add("the layers' mixtures differ; the architecture has one for all");
     if (option<int64_t>(moe, "shared") < 1)
       add("feed_forward moe has no shared expert, but the architecture always has one");
+    if (option<int64_t>(moe, "groups") > 1 && option<std::string>(moe, "group_score") != "top2_sum")
+      add("feed_forward moe: group_score is not top2_sum, which the architecture has");
     if (option<int64_t>(moe, "routed") / option<int64_t>(moe, "groups") < 2)
       add("feed_forward moe has groups of one expert; the architecture scores a group by its two "
           "best");
@@ -250,6 +253,7 @@ ComponentDescription read_mixture(dsv3::ConfigReader& reader) {
   moe.options["top_k"] = reader.integer("num_experts_per_tok");
   moe.options["groups"] = reader.integer("n_group", 1);
   moe.options["topk_groups"] = reader.integer("topk_group", 1);
+  moe.options["group_score"] = std::string("top2_sum");
   moe.options["normalize"] = reader.boolean("norm_topk_prob", true);
   moe.options["routed_scale"] = reader.number("routed_scaling_factor", 1.0);
   reader.require("scoring_func", {"sigmoid"});

@@ -21,7 +21,9 @@ struct MuonOptions {
   static void describe(dsv3::OptionSchema<MuonOptions>& s) {
     s.add("lr", &MuonOptions::lr, "learning rate before the schedule's factor").min(0);
     s.add("momentum", &MuonOptions::momentum, "decay of the mean of gradients").min(0).max(1);
-    s.add("nesterov", &MuonOptions::nesterov, "look ahead: mix the gradient into the momentum");
+    // Directions differ, with the same name of the option and the same state.
+    s.add("nesterov", &MuonOptions::nesterov, "look ahead: mix the gradient into the momentum")
+        .convention({{"megatron", false}});
     s.add("weight_decay", &MuonOptions::weight_decay,
           "decoupled decay: weights shrink by lr * weight_decay an update")
         .min(0);
@@ -31,9 +33,9 @@ struct MuonOptions {
         .choices({"auto", "bf16", "fp32"});
     s.add("scale", &MuonOptions::scale,
           "factor on the rate: original = sqrt(max(1, rows/cols)), match_rms_adamw = 0.2 "
-          "sqrt(max(rows, cols))")
-        .choices({"original", "match_rms_adamw"})
-        .convention();
+          "sqrt(max(rows, cols)), spectral = sqrt(max(rows, cols))")
+        .choices({"original", "match_rms_adamw", "spectral"})
+        .convention({{"megatron", "spectral"}});
     s.add("momentum_form", &MuonOptions::momentum_form,
           "ema: B = momentum B + (1 - momentum) G; sum: B = momentum B + G")
         .choices({"ema", "sum"})
@@ -124,7 +126,8 @@ class Muon final : public dsv3::Optimizer {
 
   double ratio(int64_t rows, int64_t cols) const {
     if (options_.scale == "original") return std::sqrt(std::max(1.0, double(rows) / double(cols)));
-    return 0.2 * std::sqrt(double(std::max(rows, cols)));
+    const double spectral = std::sqrt(double(std::max(rows, cols)));
+    return options_.scale == "spectral" ? spectral : 0.2 * spectral;
   }
 
   MuonOptions options_;

@@ -57,7 +57,9 @@ struct Moe {
   static void describe(dsv3::OptionSchema<Moe>& s) {
     s.add("routed", &Moe::routed, "experts").min(1);
     s.add("top_k", &Moe::top_k, "experts a token").min(1);
-    s.add("centring", &Moe::centring, "bias").choices({"none", "mean"}).convention();
+    s.add("centring", &Moe::centring, "bias")
+        .choices({"none", "mean"})
+        .convention({{"torchtitan", "mean"}});
     s.add("scales", &Moe::scales, "one an expert");
   }
 };
@@ -74,7 +76,7 @@ struct Muon {
   bool nesterov = true;
   static void describe(dsv3::OptionSchema<Muon>& s) {
     s.add("lr", &Muon::lr, "learning rate").min(0);
-    s.add("nesterov", &Muon::nesterov, "look ahead").convention();
+    s.add("nesterov", &Muon::nesterov, "look ahead").convention({{"megatron", false}});
   }
 };
 struct Cosine {

@@ -56,19 +56,19 @@ const Mistake kMistakes[] = {
     {"scales: [1, 2.5]", "scales: [1, x]",
      "an element of 'scales' in model.feed_forward.1 (plugin 'moe') must be a number, got 'x'"},
     {"hidden: 64", "hiden: 64", "e.yaml:4:3: error: unknown key 'hiden' in model\n"},
-    {"hidden: 64", "seed: 64", "note: 'seed' belongs to train.seed"},
+    {"hidden: 64", "seed: 64", "note: did you mean train.seed?"},
     {"hidden: 64", "every: 64",
-     "note: 'every' belongs to validation.every, samples.every, checkpoint.every"},
-    {"strategy: single", "attention: mha", "note: 'attention' belongs to model.attention"},
+     "note: did you mean validation.every, samples.every or checkpoint.every?"},
+    {"strategy: single", "attention: mha", "note: did you mean model.attention?"},
     {"strategy: single", "", "error: the experiment names no strategy"},
     {"strategy: single", "strategy: {stage: 1}", "error: strategy names no plugin"},
     {"strategy: single", "strategy: [single]", "error: strategy must be one component"},
     {"strategy: single", "strategy: {plugin: zero, stage: 4}", "must be at most 3"},
-    {"layers: 1-3", "layers: 2-3", "error: model.feed_forward leaves out layers 1\n"},
-    {"layers: 1-3", "layers: 0-3", "error: model.feed_forward names layers 0 twice"},
+    {"layers: 1-3", "layers: 2-3", "error: model.feed_forward leaves out layer 1\n"},
+    {"layers: 1-3", "layers: 0-3", "error: model.feed_forward names layer 0 twice"},
     {"layers: 1-3", "layers: 1-4",
      "error: model.feed_forward names layer 4, which the model does not have"},
-    {"layers: 1-3", "layers: 1-2", "error: model.feed_forward leaves out layers 3\n"},
+    {"layers: 1-3", "layers: 1-2", "error: model.feed_forward leaves out layer 3\n"},
     {"layers: 1-3", "layers: 3-1", "must be a layer or a range, got '3-1'"},
     {"layers: 1-3, ", "", "does not say for which layers it is"},
     {"role: matrix", "role: matrx", "error: unknown role 'matrx' in optimizer.1"},
@@ -150,7 +150,7 @@ TEST_CASE("mistakes on the command line show the argument") {
   CHECK(has(fake::mistakes(file, {"train.steps"}), "error: expected key=value"));
   CHECK(has(fake::mistakes(file, {"train..steps=1"}), "error: expected key=value"));
   CHECK(fake::mistakes(file, {"train.steps=["}) ==
-        "command line: error: not valid YAML: end of sequence flow not found\n"
+        "command line: error: not valid YAML: '[' without ']'\n"
         "  train.steps=[\n"
         "              ^");
   CHECK(

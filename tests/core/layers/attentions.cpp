@@ -179,32 +179,29 @@ TEST_CASE("generation from a cache gives what one forward gives") {
   const at::Tensor whole = layer(x, test::sequence(2, 9));
 
   dsv3::KvCache cache(2, layer.attention->cache_values_per_token(), at::kDouble, at::kCPU);
-  const auto step = [&](const at::Tensor& tokens) {
+  // New tokens of both rows, row behind row: what came out, against the whole texts.
+  const auto error = [&](const std::vector<int64_t>& counts) {
+    std::vector<at::Tensor> tokens, positions, wanted;
+    for (int64_t row = 0; row < 2; ++row) {
+      const int64_t begin = cache.lengths()[row], count = counts[row];
+      tokens.push_back(x[row].narrow(0, begin, count));
+      positions.push_back(at::arange(begin, begin + count));
+      wanted.push_back(whole[row].narrow(0, begin, count));
+    }
+    cache.expect(counts);
     dsv3::Sequence seq;
     seq.cache = &cache;
-    seq.positions = cache.lengths().unsqueeze(1) + at::arange(tokens.size(1)).unsqueeze(0);
-    return layer(tokens, seq);
+    seq.positions = at::cat(positions).unsqueeze(0);
+    return difference(layer(at::cat(tokens).unsqueeze(0), seq), at::cat(wanted).unsqueeze(0));
   };
-  // Row 0 has 2 tokens and two of padding, row 1 has 4; then single tokens, then three at once.
-  at::Tensor first = x.narrow(1, 0, 4).clone();
-  first[0].narrow(0, 2, 2).fill_(7);
-  const at::Tensor prefill = step(first);
-  CHECK(difference(prefill[0].narrow(0, 0, 2), whole[0].narrow(0, 0, 2)) < 1e-12);
-  CHECK(difference(prefill[1], whole[1].narrow(0, 0, 4)) < 1e-12);
-  cache.truncate(at::tensor({2, 4}, at::kLong));
-  int64_t done = 0;
-  for (const int64_t count : {1, 1, 3}) {
-    const at::Tensor next =
-        at::stack({x[0].narrow(0, 2 + done, count), x[1].narrow(0, 4 + done, count)});
-    const at::Tensor y = step(next);
-    CHECK(difference(y[0], whole[0].narrow(0, 2 + done, count)) < 1e-12);
-    CHECK(difference(y[1], whole[1].narrow(0, 4 + done, count)) < 1e-12);
-    done += count;
-  }
-  // Refused speculation: two tokens taken back and given again.
-  cache.truncate(cache.lengths() - 2);
-  const at::Tensor again = at::stack({x[0].narrow(0, 5, 2), x[1].narrow(0, 7, 2)});
-  CHECK(difference(step(again)[0], whole[0].narrow(0, 5, 2)) < 1e-12);
+  CHECK(error({2, 4}) < 1e-12);
+  CHECK(error({1, 1}) < 1e-12);
+  CHECK(error({3, 2}) < 1e-12);
+  // Refused speculation: tokens taken back and given again.
+  cache.truncate(0, 4);
+  cache.truncate(1, 6);
+  CHECK(error({2, 0}) < 1e-12);
+  CHECK(error({1, 3}) < 1e-12);
 }
 
 TEST_CASE("attention agrees with reference operators, and in fp32 and bf16 with float64") {
@@ -283,17 +280,44 @@ TEST_CASE("mha says what is wrong with its heads") {
                     Catch::Contains("24 is not a multiple of heads 5"));
 }
 
-TEST_CASE("a cache grows, cuts and complains") {
-  dsv3::KvCache cache(2, 3, at::kFloat, at::kCPU);
-  const at::Tensor a = normal({2, 70, 3}, 60, at::kFloat), b = normal({2, 2, 3}, 61, at::kFloat);
-  CHECK(at::equal(cache.append(a), a));
-  cache.truncate(at::tensor({1, 70}, at::kLong));
-  const at::Tensor all = cache.append(b);
-  CHECK(all.size(1) == 72);
-  CHECK(at::equal(all[0].narrow(0, 1, 2), b[0]));
-  CHECK(at::equal(all[1].narrow(0, 70, 2), b[1]));
-  CHECK(at::equal(cache.lengths(), at::tensor({3, 72}, at::kLong)));
-  CHECK(cache.bytes() >= 2 * 72 * 3 * 4);
-  CHECK_THROWS_AS(cache.truncate(at::tensor({4, 72}, at::kLong)), dsv3::Error);
-  CHECK_THROWS_AS(cache.truncate(at::tensor({1}, at::kLong)), dsv3::Error);
+TEST_CASE("a cache keeps rows of any length without padding") {
+  dsv3::KvCache cache(3, 2, at::kFloat, at::kCPU);
+  std::vector<at::Tensor> rows(3);
+  const auto add = [&](const std::vector<int64_t>& counts, uint64_t seed) {
+    std::vector<at::Tensor> parts;
+    for (size_t i = 0; i < 3; ++i) {
+      parts.push_back(normal({counts[i], 2}, seed * 3 + i, at::kFloat));
+      rows[i] = rows[i].defined() ? at::cat({rows[i], parts[i]}) : parts[i];
+    }
+    cache.expect(counts);
+    cache.append(at::cat(parts).unsqueeze(0));
+    int64_t total = 0;
+    std::vector<at::Tensor> seen;
+    for (const at::Tensor& row : rows) total += row.size(0);
+    // Each row is handed its own values, and its own part of q.
+    const at::Tensor q = at::cat(parts).unsqueeze(0);
+    const at::Tensor back = cache.each_row(q, [&](const at::Tensor& own, const at::Tensor& all) {
+      seen.push_back(all);
+      return own * 2;
+    });
+    CHECK(at::equal(back, q * 2));
+    for (size_t i = 0, j = 0; i < 3; ++i)
+      if (counts[i] > 0) CHECK(at::equal(seen.at(j++)[0], rows[i]));
+    CHECK(cache.bytes() == total * 2 * 4);
+  };
+  add({70, 1, 5}, 60);
+  CHECK(cache.fresh());
+  CHECK(cache.reserved_bytes() == cache.bytes());
+  add({1, 3, 0}, 61);
+  CHECK_FALSE(cache.fresh());
+  cache.truncate(0, 7);
+  rows[0] = rows[0].narrow(0, 0, 7);
+  add({2, 0, 9}, 62);
+  for (int step = 0; step < 150; ++step) add({1, 1, 1}, 70 + step);
+  cache.truncate(0, 0);
+  CHECK(cache.reserved_bytes() < cache.bytes() + 2 * 64 * 2 * 4);
+  CHECK(cache.lengths() == std::vector<int64_t>{0, 154, 164});
+  CHECK_THROWS_AS(cache.truncate(1, 155), dsv3::Error);
+  CHECK_THROWS_AS(cache.truncate(3, 0), dsv3::Error);
+  CHECK_THROWS(cache.append(normal({1, 4, 2}, 63, at::kFloat)));
 }

@@ -256,6 +256,11 @@ TEST_CASE("groups are chosen by their two best, and closed ones stay out") {
   const at::Tensor negative = biased - 10;
   CHECK(at::equal(sorted(moe::choose(negative, rule)),
                   at::tensor({2, 6, 7}, at::kLong).unsqueeze(0)));
+  // By their best alone, groups 2 and 3 (0.95, 0.8; group 1 too has 0.8, so it is lowered).
+  rule.group_best = 1;
+  const at::Tensor lowered = biased - at::tensor({0.0, 0.0, 0.1, 0.1, 0.0, 0.0, 0.0, 0.0});
+  CHECK(
+      at::equal(sorted(moe::choose(lowered, rule)), at::tensor({4, 6, 7}, at::kLong).unsqueeze(0)));
   rule.groups = rule.topk_groups = 1;
   CHECK(
       at::equal(sorted(moe::choose(biased, rule)), at::tensor({2, 4, 7}, at::kLong).unsqueeze(0)));

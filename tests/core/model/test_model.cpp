@@ -146,39 +146,81 @@ TEST_CASE("a micro-batch without targets gives zero, not NaN") {
   CHECK(model->evaluate(batch) == std::pair<double, int64_t>{0, 0});
 }
 
-TEST_CASE("generation with caches gives the logits of the whole text") {
+/// `counts` tokens of each row of `text` [B, T] behind what `caches` hold.
+NewTokens next_of(const at::Tensor& text, const std::vector<KvCache>& caches,
+                  const std::vector<int64_t>& counts) {
+  NewTokens added;
+  added.counts = counts;
+  for (size_t b = 0; b < counts.size(); ++b)
+    for (int64_t t = 0; t < counts[b]; ++t) {
+      const int64_t at = caches.front().lengths()[b] + t;
+      added.wanted.push_back(int64_t(added.tokens.size()));
+      added.tokens.push_back(text[int64_t(b)][at].item<int64_t>());
+    }
+  return added;
+}
+
+TEST_CASE("generation with caches gives the logits of the whole texts") {
   const auto model = tiny_model(tiny_experiment());
   const at::Tensor text = tiny_batch().tokens.narrow(0, 0, 2);
   const at::Tensor want = model->logits(text);  // [2, 9, V]
   REQUIRE(want.sizes() == at::IntArrayRef({2, 9, tiny_vocab}));
   std::vector<KvCache> caches = model->make_caches(2);
-  at::Tensor got = model->next_logits(text.narrow(1, 0, 4), caches);
-  CHECK(at::allclose(got, want.select(1, 3), 1e-5, 1e-5));
-  for (int64_t t = 4; t < 9; ++t) {
-    got = model->next_logits(text.narrow(1, t, 1), caches);
-    CHECK(at::allclose(got, want.select(1, t), 1e-5, 1e-5));
+  REQUIRE(caches.size() == 4);  // two of MTP modules
+  for (const std::vector<int64_t>& counts :
+       std::vector<std::vector<int64_t>>{{4, 2}, {1, 1}, {0, 3}, {3, 1}, {1, 2}}) {
+    const std::vector<int64_t> held = caches.front().lengths();
+    const NewTokens added = next_of(text, caches, counts);
+    const Extended got = model->extend(added, caches);
+    REQUIRE(got.logits.sizes() == at::IntArrayRef({counts[0] + counts[1], tiny_vocab}));
+    const at::Tensor rows =
+        at::cat({want[0].narrow(0, held[0], counts[0]), want[1].narrow(0, held[1], counts[1])});
+    CHECK(at::allclose(got.logits, rows, 1e-5, 1e-5));
+    CHECK_FALSE(got.logits.requires_grad());
   }
-  std::vector<KvCache> none;
-  CHECK(at::allclose(model->next_logits(text, none), want.select(1, 8), 1e-5, 1e-5));
-  CHECK_FALSE(got.requires_grad());
+  CHECK(caches[0].lengths() == std::vector<int64_t>{9, 9});
+  CHECK(caches[2].bytes() == 0);
 }
 
-TEST_CASE("prompts of different lengths are padded on the right") {
-  const auto model = tiny_model(tiny_experiment());
+TEST_CASE("MTP modules with caches give the logits of the whole texts") {
+  Experiment experiment = tiny_experiment();
+  experiment.mtp.input = GENERATE("normed", "raw");
+  experiment.mtp.concat = GENERATE("embedding_first", "hidden_first");
+  const auto model = tiny_model(experiment);
   const at::Tensor text = tiny_batch().tokens.narrow(0, 0, 2);
-  const at::Tensor want = model->logits(text);
-  at::Tensor prompt = text.narrow(1, 0, 5).clone();
-  prompt[1].narrow(0, 3, 2).fill_(-1);
+  const at::Tensor want = model->mtp_logits(text);  // [2, 2, 9, V]
   std::vector<KvCache> caches = model->make_caches(2);
-  at::Tensor got = model->next_logits(prompt, caches);
-  int64_t lengths[2] = {5, 3};
-  for (int64_t step = 0; step < 3; ++step) {
-    at::Tensor next = at::empty({2, 1}, at::kLong);
-    for (int64_t b = 0; b < 2; ++b) {
-      CHECK(at::allclose(got[b], want[b][lengths[b] - 1], 1e-5, 1e-5));
-      next[b][0] = text[b][lengths[b]++];
+  at::Tensor hidden = model->extend(next_of(text, caches, {9, 9}), caches).hidden;
+  for (int64_t k = 0; k < 2; ++k) {
+    // Both rows' positions whose input token is there, in two pieces of unequal size.
+    const int64_t count = 8 - k;
+    std::vector<at::Tensor> got[2];
+    std::vector<at::Tensor> next[2];
+    std::vector<int64_t> done{0, 0};
+    for (const std::vector<int64_t>& counts :
+         std::vector<std::vector<int64_t>>{{2, 5}, {count - 2, count - 5}}) {
+      NewTokens added;
+      added.counts = counts;
+      std::vector<at::Tensor> inputs;
+      for (int64_t b = 0; b < 2; ++b)
+        for (int64_t t = 0; t < counts[b]; ++t) {
+          added.wanted.push_back(int64_t(added.tokens.size()));
+          added.tokens.push_back(text[b][done[b] + t + k + 1].item<int64_t>());
+          inputs.push_back(hidden[b * hidden.size(0) / 2 + done[b] + t]);
+        }
+      const Extended out = model->extend_mtp(size_t(k), added, at::stack(inputs), caches);
+      CHECK(out.hidden.defined() == (k == 0));
+      got[0].push_back(out.logits.narrow(0, 0, counts[0]));
+      got[1].push_back(out.logits.narrow(0, counts[0], counts[1]));
+      if (k == 0) {
+        next[0].push_back(out.hidden.narrow(0, 0, counts[0]));
+        next[1].push_back(out.hidden.narrow(0, counts[0], counts[1]));
+      }
+      for (int64_t b = 0; b < 2; ++b) done[b] += counts[b];
     }
-    got = model->next_logits(next, caches);
+    for (int64_t b = 0; b < 2; ++b)
+      CHECK(at::allclose(at::cat(got[b]), want[k][b].narrow(0, 0, count), 1e-5, 1e-5));
+    if (k == 0) hidden = at::cat({at::cat(next[0]), at::cat(next[1])});
   }
 }
 
@@ -215,26 +257,6 @@ TEST_CASE("a model computes in the dtype of its parameters") {
   CHECK(got.total.item<double>() ==
         Approx(want.total.item<double>()).epsilon(dtype == at::kDouble ? 1e-5 : 0.05));
   CHECK(values(*model).at("layers.0.attention.q.weight").grad().scalar_type() == dtype);
-}
-
-TEST_CASE("an error of a layer says which") {
-  class Wrong final : public FeedForward {
-   public:
-    using FeedForward::FeedForward;
-    explicit Wrong(const LayerContext& context) : FeedForward(context) {}
-    at::Tensor forward(const at::Tensor& x, const Sequence&) override { return x.narrow(2, 0, 3); }
-    int64_t saved_values_per_token() const override { return 0; }
-  };
-  ModelFactory factory = tiny_factory();
-  factory.feed_forward = [](const LayerContext& context) -> std::shared_ptr<FeedForward> {
-    if (context.layer == 1) return std::make_shared<Wrong>(context);
-    return std::make_shared<TinyFeedForward>(context);
-  };
-  factory.origin = [](Kind, int64_t) { return "plugin 'wrong', a.yaml:3:5"; };
-  Model model(tiny_experiment(), tiny_vocab, factory, at::kCPU);
-  model.initialise(1);
-  REQUIRE_THROWS_WITH(model.evaluate(tiny_batch()),
-                      Catch::Contains("layers.1.feed_forward (plugin 'wrong', a.yaml:3:5)"));
 }
 
 }  // namespace

@@ -128,9 +128,13 @@ TEST_CASE("parameters are read between enter and leave only") {
 
   CHECK(model.evaluate(batch) == plain->evaluate(batch));
   CHECK(at::equal(model.logits(batch.tokens), plain->logits(batch.tokens)));
-  std::vector<KvCache> caches = model.make_caches(4), others = plain->make_caches(4);
-  CHECK(
-      at::equal(model.next_logits(batch.tokens, caches), plain->next_logits(batch.tokens, others)));
+  std::vector<KvCache> caches = model.make_caches(1), others = plain->make_caches(1);
+  const NewTokens added{{5, 1, 7}, {3}, {0, 2}};
+  const Extended got_next = model.extend(added, caches), want_next = plain->extend(added, others);
+  CHECK(at::equal(got_next.logits, want_next.logits));
+  for (size_t k = 0; k < 2; ++k)
+    CHECK(at::equal(model.extend_mtp(k, added, got_next.hidden, caches).logits,
+                    plain->extend_mtp(k, added, want_next.hidden, others).logits));
 }
 
 TEST_CASE("units are entered in the order that strategies are promised") {

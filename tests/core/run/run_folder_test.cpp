@@ -87,6 +87,18 @@ TEST_CASE("going on needs a known name, and similar ones are told") {
   REQUIRE_FALSE(std::filesystem::exists(output / "zzz"));
 }
 
+TEST_CASE("a run that never began takes the folders that were made for it away, and no others") {
+  TemporaryFolder output;
+  std::filesystem::create_directory(output / "mine");
+  RunFolder::create(output / "mine/a/b", "first").remove();
+  REQUIRE(std::filesystem::is_empty(output / "mine"));
+  RunFolder run = RunFolder::create(output / "mine/a/b", "first");
+  put(output / "mine/a/notes", "kept");
+  run.remove();
+  REQUIRE(std::filesystem::exists(output / "mine/a/notes"));
+  REQUIRE_FALSE(std::filesystem::exists(output / "mine/a/b"));
+}
+
 TEST_CASE("open_or_create does either") {
   TemporaryFolder output;
   REQUIRE(RunFolder::open_or_create(output.path(), "a").created());

@@ -1,9 +1,12 @@
-// Whole training steps with components loaded from plugins against the same classes linked into
-// this program, in alternation, and the cost of one virtual call into each. Prints JSON.
-#include <algorithm>
-#include <chrono>
+// What training steps cost with components loaded from plugins, and with the same classes linked
+// into this program, in alternation. Prints JSON.
 #include <cstdlib>
+#include <ctime>
 #include <iostream>
+#include <linux/perf_event.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -37,11 +40,36 @@
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
+// User instructions that this thread has retired, where the machine counts them; else its CPU time.
+class Meter {
+ public:
+  Meter() {
+    perf_event_attr what{};
+    what.size = sizeof what;
+    what.type = PERF_TYPE_HARDWARE;
+    what.config = PERF_COUNT_HW_INSTRUCTIONS;
+    what.exclude_kernel = what.exclude_hv = 1;
+    counter_ = static_cast<int>(syscall(SYS_perf_event_open, &what, 0, -1, -1, 0));
+  }
+  ~Meter() {
+    if (counter_ >= 0) close(counter_);
+  }
+  Meter(const Meter&) = delete;
+  Meter& operator=(const Meter&) = delete;
 
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
+  const char* unit() const { return counter_ >= 0 ? "instructions" : "ms of CPU time"; }
+  double now() const {
+    uint64_t count = 0;
+    if (counter_ >= 0 && read(counter_, &count, sizeof count) == sizeof count)
+      return static_cast<double>(count);
+    timespec time{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return static_cast<double>(time.tv_sec) * 1e3 + static_cast<double>(time.tv_nsec) * 1e-6;
+  }
+
+ private:
+  int counter_ = -1;
+};
 
 template <class Base, class... Context>
 std::shared_ptr<Base> make_linked(const dsv3::ComponentSpec& spec, const Context&... context) {
@@ -84,7 +112,6 @@ struct Side {
   std::unique_ptr<dsv3::Model> model;
   std::unique_ptr<dsv3::OptimizerSet> optimizers;
   int64_t updates = 0;
-  std::vector<double> seconds;
 
   void start(const dsv3::Experiment& e) {
     const auto group = [this](const dsv3::Parameter& p) { return optimizers->group_of(p); };
@@ -95,7 +122,6 @@ struct Side {
 
   // One training step; its loss.
   double step(const dsv3::Experiment& e, const dsv3::Batch& batch) {
-    const Clock::time_point begin = Clock::now();
     dsv3::LossScale scale;
     const std::vector<int64_t> targets = dsv3::count_targets(batch, e.mtp.depth);
     scale.main_targets = static_cast<double>(targets[0]);
@@ -108,9 +134,7 @@ struct Side {
     if (norm > e.train.clip) strategy->scale_grads(e.train.clip / (norm + 1e-6));
     optimizers->step(*strategy, ++updates, 1.0);
     strategy->end_step();
-    const double loss = parts.total.item<double>();
-    seconds.push_back(seconds_since(begin));
-    return loss;
+    return parts.total.item<double>();
   }
 };
 
@@ -135,76 +159,76 @@ Side linked_side(const dsv3::Experiment& e, const dsv3::StrategyContext& context
   return side;
 }
 
-// Nanoseconds of a virtual call that does next to nothing.
-double call_ns(const dsv3::Attention& attention) {
-  constexpr int kCalls = 20'000'000;
-  const dsv3::Attention* volatile opaque = &attention;  // so that no call is left out
-  int64_t sum = 0;
-  const Clock::time_point begin = Clock::now();
-  for (int i = 0; i < kCalls; ++i) sum += opaque->cache_values_per_token();
-  const double seconds = seconds_since(begin);
-  if (sum == 0) throw dsv3::Error("the call was left out", dsv3::ExitCode::failed);
-  return seconds / kCalls * 1e9;
+// Functions of their own, so that tools tell the sides apart.
+__attribute__((noinline, no_icf)) double loaded_step(Side& side, const dsv3::Experiment& e,
+                                             const dsv3::Batch& batch) {
+  return side.step(e, batch);
+}
+__attribute__((noinline, no_icf)) double linked_step(Side& side, const dsv3::Experiment& e,
+                                             const dsv3::Batch& batch) {
+  return side.step(e, batch);
 }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t n = values.size();
-  return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+dsv3::Batch made_batch(const dsv3::Experiment& e) {
+  const int64_t rows = e.train.batch, columns = e.train.sequence + 1;
+  dsv3::Batch batch;
+  batch.tokens = at::arange(rows * columns, at::kLong).mul(7919).remainder(e.model.vocab);
+  batch.tokens = batch.tokens.view({rows, columns});
+  return batch;
 }
 
-dsv3::Json measure(const std::string& file, int rounds) {
+// Where a side's tensors lie decides more than how it is linked. So a block makes both sides anew,
+// and in the other order; its result is a list of [loaded, linked] costs of two steps each, taken
+// in the order loaded, linked, linked, loaded, in which what drifts cancels.
+dsv3::Json block(const dsv3::Experiment& e, dsv3::Plugins& plugins, const Meter& meter, int rounds,
+                 bool loaded_first) {
+  const dsv3::StrategyContext context{dsv3::local_communicator(), at::kCPU, at::kFloat};
+  Side loaded, linked;
+  if (loaded_first) loaded = loaded_side(e, plugins, context);
+  linked = linked_side(e, context);
+  if (!loaded_first) loaded = loaded_side(e, plugins, context);
+  for (Side* side : {&loaded, &linked}) side->start(e);
+  const dsv3::Batch batch = made_batch(e);
+  dsv3::Json costs = dsv3::Json::array();
+  for (int round = -2; round < rounds; ++round) {  // two that do not count
+    double cost[2] = {}, loss[4];
+    int i = 0;
+    for (const bool is_linked : {false, true, true, false}) {
+      const double begin = meter.now();
+      loss[i++] = is_linked ? linked_step(linked, e, batch) : loaded_step(loaded, e, batch);
+      cost[is_linked] += meter.now() - begin;
+    }
+    if (loss[0] != loss[1] || loss[2] != loss[3])
+      throw dsv3::Error("the two sides' losses differ", dsv3::ExitCode::failed);
+    if (round >= 0) costs.push_back({cost[0], cost[1]});
+  }
+  return costs;
+}
+
+dsv3::Json measure(const std::string& file, int blocks, int rounds) {
   dsv3::Plugins plugins(dsv3::plugin_search_levels({}, {}));
   dsv3::PluginCatalog catalog(plugins);
   dsv3::ExperimentRequest request;
   request.file = file;
   const dsv3::Experiment e = dsv3::load_experiment(request, catalog);
-  at::set_num_threads(static_cast<int>(std::max<int64_t>(e.train.threads, 1)));
-  const dsv3::StrategyContext context{dsv3::local_communicator(), at::kCPU, at::kFloat};
-  Side loaded = loaded_side(e, plugins, context), linked = linked_side(e, context);
-  loaded.start(e);
-  linked.start(e);
-  dsv3::Batch batch;
-  const int64_t rows = e.train.batch, columns = e.train.sequence + 1;
-  batch.tokens = at::arange(rows * columns, at::kLong).mul(7919).remainder(e.model.vocab);
-  batch.tokens = batch.tokens.view({rows, columns});
-  std::vector<double> ratios, loaded_ns, linked_ns;
-  for (int round = 0; round < rounds + 2; ++round) {  // two that do not count
-    Side& first = round % 2 ? linked : loaded;
-    Side& second = round % 2 ? loaded : linked;
-    const double a = first.step(e, batch), b = second.step(e, batch);
-    if (a != b) throw dsv3::Error("the two sides' losses differ", dsv3::ExitCode::failed);
-    if (round < 2) continue;
-    ratios.push_back(loaded.seconds.back() / linked.seconds.back());
-  }
-  for (int i = 0; i < 5; ++i) {
-    loaded_ns.push_back(call_ns(*loaded.model->attention()[0]));
-    linked_ns.push_back(call_ns(*linked.model->attention()[0]));
-  }
-  std::sort(ratios.begin(), ratios.end());
-  const auto counted = [](const Side& side) {
-    return std::vector<double>(side.seconds.begin() + 2, side.seconds.end());
-  };
-  const auto modules = static_cast<int64_t>(loaded.model->attention().size());
-  return {{"rounds", rounds},
-          {"threads", at::get_num_threads()},
-          {"loaded_step_s", median(counted(loaded))},
-          {"linked_step_s", median(counted(linked))},
-          {"ratio_median", median(ratios)},
-          {"ratio_quartiles", {ratios[ratios.size() / 4], ratios[ratios.size() * 3 / 4]}},
-          {"loaded_call_ns", median(loaded_ns)},
-          {"linked_call_ns", median(linked_ns)},
-          // More than there are: attention, feed_forward, position, counts and the strategy's enter
-          // and leave of every block, with as many again for recomputation, and what a step has.
-          {"calls_a_step", 12 * modules + 50}};
+  at::set_num_threads(1);  // the meter sees this thread only
+  cpu_set_t here;
+  CPU_ZERO(&here);
+  CPU_SET(sched_getcpu(), &here);
+  sched_setaffinity(0, sizeof here, &here);
+  const Meter meter;
+  dsv3::Json all = dsv3::Json::array();
+  for (int i = 0; i < blocks; ++i) all.push_back(block(e, plugins, meter, rounds, i % 2 == 0));
+  return {{"unit", meter.unit()}, {"blocks", all}};
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   try {
-    if (argc != 3) throw dsv3::Error("usage: plugin_overhead FILE ROUNDS", dsv3::ExitCode::usage);
-    std::cout << measure(argv[1], std::max(std::atoi(argv[2]), 1)).dump(2) << '\n';
+    if (argc != 4)
+      throw dsv3::Error("usage: plugin_overhead FILE BLOCKS ROUNDS", dsv3::ExitCode::usage);
+    std::cout << measure(argv[1], std::atoi(argv[2]), std::atoi(argv[3])) << '\n';
     return 0;
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << '\n';

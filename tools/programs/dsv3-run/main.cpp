@@ -7,10 +7,12 @@
 
 #include <CLI/CLI.hpp>
 
+#include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/logging.h>
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/error.h>
 
+#include "../usage.h"
 #include "arguments.h"
 
 namespace {
@@ -29,6 +31,20 @@ std::filesystem::path machine_config(const Arguments& a) {
   return {};
 }
 
+/// `train.steps = 5` reaches the program as three words, `train.steps= 5` and `train.steps =5` as
+/// two.
+void check_blanks(const std::vector<std::string>& words) {
+  for (size_t i = 1; i < words.size(); ++i) {
+    const std::string &word = words[i], &before = words[i - 1];
+    const bool is_value = word.find('=') == word.npos && !word.ends_with(".yaml");
+    if (!word.starts_with('=') && !(before.ends_with('=') && is_value)) continue;
+    const std::string key = before.substr(0, before.find('='));
+    throw Error("blanks around the '=' of " + key + ": write " + key +
+                    "=VALUE as one word, in quotes if the value holds blanks",
+                ExitCode::usage);
+  }
+}
+
 dsv3::ExperimentRequest experiment_of(const Arguments& a) {
   dsv3::ExperimentRequest request;
   request.machine_config = machine_config(a);
@@ -39,14 +55,14 @@ dsv3::ExperimentRequest experiment_of(const Arguments& a) {
                          "train.log_every=1",        "validation.every=0",
                          "validation.batches=1",     "samples.every=0",
                          "checkpoint.every=0",       "tracker=[]"};
+  check_blanks(a.words);
   for (const std::string& word : a.words) {
     if (word.find('=') != std::string::npos)
       request.overrides.push_back(word);
     else if (request.file.empty())
       request.file = word;
     else
-      throw Error("two experiment files, " + request.file.string() + " and " + word +
-                      ": give one; overrides are spelled key=value, without blanks",
+      throw Error("two experiment files, " + request.file.string() + " and " + word + ": give one",
                   ExitCode::usage);
   }
   if (!a.device.empty()) request.overrides.push_back("train.device=" + a.device);
@@ -104,8 +120,10 @@ int run(int argc, char** argv) {
   } catch (const CLI::Success& success) {  // --help
     return app.exit(success);
   } catch (const CLI::ParseError& error) {
-    throw Error(std::string(error.what()) + "; dsv3-run --help lists what there is",
-                ExitCode::usage);
+    const char* settings = is<CLI::ExtrasError>(error)  // --lr
+                               ? ", settings are given as key=value: train.steps=100"
+                               : "";
+    throw Error(usage_text(app, error) + settings, ExitCode::usage);
   }
   dsv3::RunRequest request;
   request.experiment = experiment_of(a);
@@ -144,13 +162,14 @@ int run(int argc, char** argv) {
 
 int fail(const char* what, ExitCode code) {
   dsv3::flush_log();
-  std::cerr << dsv3::error_line(what) << '\n';
+  std::cerr << dsv3::error_text(what) << '\n';
   return static_cast<int>(code);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
+  const dsv3::CrashReports crash_reports;
   std::signal(SIGXFSZ, SIG_IGN);  // a file over ulimit -f is an error, no death
   try {
     return run(argc, argv);

@@ -17,6 +17,7 @@ void add_schema_commands(CLI::App& app, int& exit_code);
 void add_compare_commands(CLI::App& app, int& exit_code);
 /// export, import, logits
 void add_model_commands(CLI::App& app, int& exit_code);
+void add_generate_command(CLI::App& app, int& exit_code);
 /// eval
 void add_eval_commands(CLI::App& app, int& exit_code);
 /// Last of all: completion is made from the commands that `app` has when it runs.
@@ -28,7 +29,10 @@ class PluginOptions {
  public:
   void add_to(CLI::App& command);
   /// The plugins that those options, config.yaml, DSV3_PLUGIN_PATH and this build lead to.
-  dsv3::Plugins open() const;
+  dsv3::Plugins open() const { return dsv3::Plugins(levels()); }
+  dsv3::SearchLevels levels() const;
+  /// The options as words, for another program.
+  std::vector<std::string> words() const;
   /// --config, or config.yaml of the working folder; empty = neither.
   std::string config() const;
 

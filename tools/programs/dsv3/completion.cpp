@@ -12,7 +12,8 @@
 
 namespace {
 
-// What a shell may offer for a value: "file", "component", "experiment", words, or nothing.
+// What a shell may offer for a value: "file", "component", "format", "experiment", words, or
+// nothing.
 std::string value_kind(const CLI::Option& option) {
   const std::string type = option.get_type_name();
   const size_t open = type.find('{'), close = type.find('}');
@@ -24,6 +25,7 @@ std::string value_kind(const CLI::Option& option) {
   }
   if (type.find("key=value") != type.npos) return "experiment";
   if (type.find("KIND/NAME") != type.npos) return "component";
+  if (type.find("FORMAT") != type.npos) return "format";
   for (const char* file : {"FILE", "PATH", "DIR"})
     if (type.find(file) != type.npos) return "file";
   return "";
@@ -112,6 +114,7 @@ constexpr const char* kCandidates = R"sh(_dsv3_candidates() {
   case $kind in
     words*) echo "${kind#words }" | tr ' ' '\n' ;;
     component) dsv3 completion components 2>/dev/null ;;
+    format) dsv3 completion components 2>/dev/null | sed -n 's|^format/||p' ;;
     file) echo '<file>' ;;
     experiment) if [ -n "$file" ]; then dsv3 completion overrides "$file" 2>/dev/null; else echo '<file>'; fi ;;
   esac
@@ -139,7 +142,7 @@ complete -F _dsv3_complete dsv3 dsv3-run
 
 constexpr const char* kZsh = R"sh(_dsv3_complete() {
   local -a lines
-  lines=("${(@f)$(_dsv3_candidates "${(@)words[1,CURRENT-1]}")}")
+  lines=(${(f)"$(_dsv3_candidates "${(@)words[1,CURRENT-1]}")"})
   if (( ${lines[(Ie)<file>]} )); then
     lines=("${(@)lines:#<file>}")
     _files
@@ -158,12 +161,13 @@ std::string fish_quoted(const std::string& text) {
 }
 
 std::string fish(const std::vector<Command>& commands) {
-  std::string out = R"sh(function __dsv3_at
-  set -l words (commandline -opc)
-  set -l wanted (string split ' ' -- $argv[1])
-  set -l commands (string match -v -- '-*' $words)
-  set commands[1] (basename $commands[1])
-  test "$commands[1..$(count $wanted)]" = "$wanted"
+  std::string out = R"sh(function __dsv3_at -a path has_commands
+  set -l wanted (string split ' ' -- $path)
+  set -l words (string match -v -- '-*' (commandline -opc))
+  set words[1] (basename $words[1])
+  # What comes behind a command that has commands is one of those, or not known yet.
+  test "$words[1..$(count $wanted)]" = "$wanted"
+  and test $has_commands = no -o (count $words) = (count $wanted)
 end
 complete -c dsv3 -f
 complete -c dsv3-run -n 'string match -q -- "*.yaml" (commandline -opc)' -f -a '(dsv3 completion overrides (string match -- "*.yaml" (commandline -opc))[1] 2>/dev/null)'
@@ -171,12 +175,16 @@ complete -c dsv3-run -n 'string match -q -- "*.yaml" (commandline -opc)' -f -a '
   const auto values = [](const std::string& kind) -> std::string {
     if (kind == "file" || kind == "experiment") return " -F";
     if (kind == "component") return " -f -a '(dsv3 completion components 2>/dev/null)'";
+    if (kind == "format")
+      return " -f -a \"(dsv3 completion components 2>/dev/null | string replace -f format/ '')\"";
     if (kind.starts_with("words ")) return " -f -a " + fish_quoted(kind.substr(6));
-    return "";
+    return " -f";
   };
   for (const Command& command : commands) {
-    const std::string at = "complete -c " + command.path.substr(0, command.path.find(' ')) +
-                           " -n " + fish_quoted("__dsv3_at " + fish_quoted(command.path));
+    const bool has_commands = !command.choices.empty() && !command.choices.front().is_option;
+    const std::string at =
+        "complete -c " + command.path.substr(0, command.path.find(' ')) + " -n " +
+        fish_quoted("__dsv3_at " + fish_quoted(command.path) + (has_commands ? " yes" : " no"));
     for (const Choice& choice : command.choices) {
       out += at + (choice.is_option ? " -l " + choice.word.substr(2) : " -a " + choice.word);
       if (choice.takes_value) out += " -r" + values(choice.value);
@@ -196,7 +204,8 @@ void print_overrides(const std::string& file, const PluginOptions& options) {
   request.machine_config = options.config();
   for (const dsv3::ResolvedValue& value : dsv3::resolved_values(request, catalog))
     if (value.key != "dsv3") std::cout << value.key << "=\n";
-  for (int kind = 1; kind <= static_cast<int>(dsv3::Kind::format); ++kind)
+  // Formats, the last kind, stand in no experiment.
+  for (int kind = 1; kind < static_cast<int>(dsv3::Kind::format); ++kind)
     for (const std::string& name : plugins.names(static_cast<dsv3::Kind>(kind)))
       std::cout << dsv3::kind_name(static_cast<dsv3::Kind>(kind)) << '=' << name << '\n';
 }

@@ -1,4 +1,4 @@
-// `dsv3`: looks at plugins, prepares data, handles runs and models. `dsv3-run` trains.
+// `dsv3`: looks at plugins, prepares data, handles runs and models, generates. `dsv3-run` trains.
 #include <csignal>
 #include <exception>
 #include <iostream>
@@ -7,12 +7,13 @@
 #include <dsv3/runtime/logging.h>
 #include <dsv3/sdk/error.h>
 
+#include "../usage.h"
 #include "commands.h"
 
 namespace {
 
 int fail(const char* what, dsv3::ExitCode exit_code) {
-  std::cerr << dsv3::error_line(what) << '\n';
+  std::cerr << dsv3::error_text(what) << '\n';
   return static_cast<int>(exit_code);
 }
 
@@ -22,6 +23,7 @@ int run(int argc, char** argv) {
   int exit_code = 0;
   add_plugins_commands(app, exit_code);
   add_model_commands(app, exit_code);
+  add_generate_command(app, exit_code);
   add_eval_commands(app, exit_code);
   add_data_commands(app, exit_code);
   add_schema_commands(app, exit_code);
@@ -32,11 +34,9 @@ int run(int argc, char** argv) {
   } catch (const CLI::Success& e) {  // --help
     return app.exit(e);
   } catch (const CLI::ParseError& e) {
-    std::string what = e.what();
-    if (app.get_subcommands().empty())
-      what = argc > 1 ? "there is no command '" + std::string(argv[1]) + "'" : "no command";
-    return fail((what + "; dsv3 --help lists the commands, and dsv3-run FILE trains").c_str(),
-                dsv3::ExitCode::usage);
+    std::string what = usage_text(app, e);
+    if (app.get_subcommands().empty()) what += "; dsv3-run FILE trains";
+    return fail(what.c_str(), dsv3::ExitCode::usage);
   }
   return exit_code;
 }

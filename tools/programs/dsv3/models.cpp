@@ -45,8 +45,10 @@ void add_export(CLI::App& app) {
       ->required()
       ->type_name("PATH");
   command->add_option("HF_DIR", a->folder, "folder to make")->required()->type_name("DIR");
-  command->add_option("--format", a->request.format,
-                      "architecture, a plugin of kind format; by default the first that fits");
+  command
+      ->add_option("--format", a->request.format,
+                   "architecture, a plugin of kind format; by default the first that fits")
+      ->type_name("FORMAT");
   command->add_flag("--no-mtp", a->no_mtp, "leave multi-token prediction modules out");
   command
       ->add_option("--dtype", a->request.dtype,

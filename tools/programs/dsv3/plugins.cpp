@@ -95,10 +95,17 @@ std::string PluginOptions::config() const {
   return config_.empty() && std::filesystem::exists("config.yaml") ? "config.yaml" : config_;
 }
 
-dsv3::Plugins PluginOptions::open() const {
+dsv3::SearchLevels PluginOptions::levels() const {
   dsv3::MachineConfig machine;
   if (!config().empty()) machine = dsv3::read_machine_config(config());
-  return dsv3::Plugins(dsv3::plugin_search_levels(paths_, machine.plugin_paths));
+  return dsv3::plugin_search_levels(paths_, machine.plugin_paths);
+}
+
+std::vector<std::string> PluginOptions::words() const {
+  std::vector<std::string> words;
+  for (const std::string& path : paths_) words.insert(words.end(), {"--plugin-path", path});
+  if (!config_.empty()) words.insert(words.end(), {"--config", config_});
+  return words;
 }
 
 void add_plugins_commands(CLI::App& app, int& exit_code) {

@@ -27,6 +27,7 @@ struct Arguments {
 void find_library(Arguments& arguments) {
   conformance::Request& request = arguments.request;
   request.time_limit = std::chrono::seconds(arguments.time_limit);
+  request.plugin_words = arguments.plugins.words();
   request.library = arguments.target;
   if (std::filesystem::exists(arguments.target)) return;
   const size_t slash = arguments.target.find('/');
@@ -63,6 +64,7 @@ void print(const conformance::Result& result, std::string& shown) {
 int check(Arguments& arguments) {
   if (arguments.child_report >= 0) {
     arguments.request.library = arguments.target;
+    arguments.request.levels = arguments.plugins.levels();
     return conformance::run_child(arguments.request, arguments.child_first, arguments.child_report);
   }
   find_library(arguments);

@@ -112,11 +112,21 @@ void write_plugin(const Request& request) {
     dsv3::fs::write_atomically(partial.folder() / to, filled(dsv3::fs::read(from), request));
   };
   write(templates / request.kind / "plugin.cpp", request.name + ".cpp");
-  for (const char* file : {"CMakeLists.txt", "README.md", "experiment.yaml", "text.txt"})
-    write(templates / "common" / file, file);
+  for (const char* file : {"CMakeLists.txt", "README.md", "experiment.yaml", "text.txt"}) {
+    const path own = templates / request.kind / file;
+    write(std::filesystem::exists(own) ? own : templates / "common" / file, file);
+  }
   partial.keep();
   std::cout << target.string() << ": " << request.kind << " '" << request.name
-            << "'; its README.md says how to build it and train with it\n";
+            << "'; its README.md says how to build it and use it\n";
+}
+
+/// "{attention,feed_forward,...}".
+std::string kinds() {
+  std::string all;
+  for (int kind = 1; kind <= static_cast<int>(dsv3::Kind::format); ++kind)
+    all += (all.empty() ? "{" : ",") + std::string(dsv3::kind_name(static_cast<dsv3::Kind>(kind)));
+  return all + "}";
 }
 
 }  // namespace
@@ -125,7 +135,7 @@ void add_plugins_new(CLI::App& group) {
   const auto request = std::make_shared<Request>();
   CLI::App* command =
       group.add_subcommand("new", "start a plugin: a folder that builds and trains as it is");
-  command->add_option("kind", request->kind, "attention, feed_forward, ..., tokenizer")->required();
+  command->add_option("kind", request->kind, "what it is")->required()->type_name(kinds());
   command->add_option("name", request->name, "its name in experiments, and the folder's")
       ->required();
   command->add_option("--output", request->output, "where the folder goes; default: here");

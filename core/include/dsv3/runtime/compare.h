@@ -29,6 +29,9 @@ struct Comparison {
 Comparison compare_experiments(const ExperimentRequest& a, const ExperimentRequest& b,
                                Catalog& catalog);
 
+/// Keys on which two texts of Experiment::resolved differ, without origins and factors.
+std::vector<Difference> compare_resolved(const std::string& a, const std::string& b);
+
 /// A resolved experiment's value at a dotted path, with its origin.
 struct ResolvedValue {
   std::string key, value, origin;
@@ -36,5 +39,7 @@ struct ResolvedValue {
 /// Every value of a resolved experiment in order; components of lists are numbered when there are
 /// several.
 std::vector<ResolvedValue> resolved_values(const ExperimentRequest& request, Catalog& catalog);
+/// The same of a text of Experiment::resolved.
+std::vector<ResolvedValue> resolved_values(const std::string& resolved);
 
 }  // namespace dsv3

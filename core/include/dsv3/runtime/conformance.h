@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include <dsv3/runtime/plugins.h>
+
 namespace dsv3::conformance {
 
 struct Request {
@@ -17,7 +19,9 @@ struct Request {
   std::vector<std::string> only;             ///< names of checks; empty = all
   std::chrono::seconds time_limit{120};      ///< a check
   int64_t memory_limit = int64_t{12} << 30;  ///< bytes of address space
+  std::vector<std::string> plugin_words;     ///< the child's command line: --plugin-path ...
   std::filesystem::path folder;              ///< for run_child: where components may write files
+  SearchLevels levels;                       ///< for run_child: where other plugins are found
 };
 
 /// What became of one check.

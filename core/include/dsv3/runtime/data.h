@@ -13,13 +13,12 @@
 
 namespace dsv3 {
 
-/// Takes batches from a Data on a thread of its own and checks them: int64 on the host, [B, T + 1],
-/// ids within the vocabulary. For one user thread; nobody else may use the Data.
+/// Takes batches from a Data on a thread of its own. For one user thread; nobody else may use the
+/// Data.
 class Loader {
  public:
-  /// `context` is what `data` was made with. `depth`: batches made ahead; 0 = no thread
-  /// (validation).
-  Loader(std::shared_ptr<Data> data, const DataContext& context, int64_t depth = 4);
+  /// `depth`: batches made ahead; 0 = no thread (validation).
+  explicit Loader(std::shared_ptr<Data> data, int64_t depth = 4);
   ~Loader();
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;

@@ -39,7 +39,8 @@ struct ModelOptions {
   int64_t layers = 4;
   int64_t vocab = 0;  ///< 0 = `auto`, the tokenizer's size
   bool tied_head = false;
-  std::string recompute = "none";  ///< none | full: activation checkpointing per block
+  std::string recompute = "none";        ///< none | full: activation checkpointing per block
+  std::string conventions = "deepseek";  ///< implementation whose conventions unset options have
   static void describe(OptionSchema<ModelOptions>& s);
 };
 struct NormOptions {

@@ -31,9 +31,8 @@ void flush_log();
 void set_progress_hooks(std::function<void()> before, std::function<void()> after);
 
 /// An error as programs print it: "error: " in front, unless `what` is a checker's text, which
-/// carries that word behind its own places.
-inline std::string error_line(const std::string& what) {
-  return (what.find(": error: ") == std::string::npos ? "error: " : "") + what;
-}
+/// carries that word behind its own places; and below a line that names a place in a file,
+/// FILE:LINE:COLUMN, that file's line with a caret.
+std::string error_text(const std::string& what);
 
 }  // namespace dsv3

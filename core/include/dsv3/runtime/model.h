@@ -33,14 +33,26 @@ struct LossParts {
   at::Tensor mtp;    ///< detached mean over depths, unweighted; undefined without MTP
 };
 
+/// New tokens of a batch of texts, row behind row, without padding.
+struct NewTokens {
+  std::vector<int64_t> tokens;  ///< N
+  std::vector<int64_t> counts;  ///< of each row, 0 allowed; their sum is N
+  std::vector<int64_t> wanted;  ///< places in `tokens` whose logits are asked for; may be empty
+};
+
+/// What a model says about new tokens.
+struct Extended {
+  at::Tensor logits;  ///< fp32 [wanted, V]
+  at::Tensor hidden;  ///< [N, D] for the next MTP module, normed or raw as `mtp.input` says;
+                      ///< undefined when there is none
+};
+
 /// Where a model gets its components. A layer of `dims.layers` or more is an MTP module's, built as
 /// the last layer is. Plugins stand behind it in a run; tests put their own classes in.
 struct ModelFactory {
   std::function<std::shared_ptr<Attention>(const LayerContext&)> attention;
   std::function<std::shared_ptr<FeedForward>(const LayerContext&)> feed_forward;
   std::function<std::shared_ptr<Position>(const PositionContext&)> position;
-  /// Words for errors, e.g. "plugin 'mla', nano.yaml:12:3"; may be empty.
-  std::function<std::string(Kind, int64_t layer)> origin;
 };
 /// Components as the experiment names them. Keeps a reference to `plugins`.
 ModelFactory factory_of(const Experiment& experiment, Plugins& plugins);
@@ -62,29 +74,35 @@ class Model {
   void adopt(Strategy& strategy, uint64_t seed,
              const std::function<int(const Parameter&)>& group_of);
 
-  /// Forward of one training micro-batch up to the loss (facts: the loop of the strategy
-  /// interface).
-  LossParts loss(const Batch& batch, const LossScale& scale);
+  /// Forward of one training micro-batch up to the loss. `again`: the batch was seen before, so layers
+  /// count nothing.
+  LossParts loss(const Batch& batch, const LossScale& scale, bool again = false);
   /// Sum of the main cross-entropy over valid targets, no grad: {sum, targets}.
   std::pair<double, int64_t> evaluate(const Batch& batch);
+  /// Generation, no grad: appends new tokens to the rows of `caches` (of make_caches); positions go
+  /// on from what a row holds. MTP modules' caches are left alone.
+  Extended extend(const NewTokens& added, std::vector<KvCache>& caches);
+  /// The same by MTP module `module`, 0 the first, and its cache: token t + module + 1 and what the
+  /// module before (extend for the first) said of position t lead to logits of token t + module +
+  /// 2. `hidden` [N, D].
+  Extended extend_mtp(size_t module, const NewTokens& added, const at::Tensor& hidden,
+                      std::vector<KvCache>& caches);
   /// fp32 [B, T] on the host: cross-entropy in nats of `targets` int64 [B, T] (-1 = not asked: 0)
   /// behind the first T tokens of each row, no grad.
   at::Tensor token_losses(const Batch& batch, const at::Tensor& targets);
-  /// fp32 logits [B, V] of each row's last token, no grad. tokens int64 [B, T], -1 = padding on the
-  /// right; they are appended to `caches` (one a layer; empty = none), and positions go on from the
-  /// caches' lengths.
-  at::Tensor next_logits(const at::Tensor& tokens, std::vector<KvCache>& caches);
   /// fp32 logits [B, T, V], no grad.
   at::Tensor logits(const at::Tensor& tokens);
   /// fp32 logits of the MTP modules [depth, B, T, V], no grad. Module k at position t sees token
   /// t + k + 1 and predicts token t + k + 2; where that input is beyond the row's end: NaN.
   at::Tensor mtp_logits(const at::Tensor& tokens);
-  std::vector<KvCache> make_caches(int64_t batch) const;
+  /// Empty caches, one a layer, MTP modules last.
+  std::vector<KvCache> make_caches(int64_t rows) const;
 
   const ParameterStore& store() const;
   const std::vector<std::shared_ptr<Attention>>& attention() const;       ///< MTP modules last
   const std::vector<std::shared_ptr<FeedForward>>& feed_forward() const;  ///< MTP modules last
   int64_t vocab() const;
+  int64_t mtp_depth() const;
   /// Units in the order of adopt(), for estimates.
   std::vector<UnitSpec> units(const std::function<int(const Parameter&)>& group_of) const;
 

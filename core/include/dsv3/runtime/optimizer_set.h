@@ -38,6 +38,8 @@ class OptimizerSet {
 
   /// Index of the group that owns `parameter`.
   int group_of(const Parameter& parameter) const;
+  /// "optimizer 'adamw' (nano.yaml:15:5)", the one that updates the parameter.
+  std::string owner_of(const std::string& parameter) const;
   /// What Strategy::ready() takes.
   std::vector<GroupSpec> specs() const;
 

@@ -4,7 +4,6 @@
 #include <filesystem>
 #include <memory>
 #include <string>
-#include <variant>
 #include <vector>
 
 #include <dsv3/runtime/config.h>
@@ -103,25 +102,12 @@ class PluginCatalog final : public Catalog {
 /// as plugins' READMEs show it.
 std::string options_table(const Schema& schema, bool markdown);
 
-namespace detail {
-/// Throws the exception being handled again as dsv3::Error, with component and YAML position in
-/// front.
-[[noreturn]] void rethrow_from_component(const ComponentSpec& spec);
-/// The programmer asked for a component as the wrong base class or with the wrong context.
-[[noreturn]] void throw_wrong_base(const ComponentSpec& spec);
-}  // namespace detail
-
-/// Makes the component `spec` of kind `Base`; errors gain the component and its YAML position. A
-/// dsv3::Error keeps its exit code, anything else becomes ExitCode::plugin.
+/// Makes the component `spec` of kind `Base` with the context of its kind, behind a guard: whatever
+/// it throws, from its constructor to its last call, becomes a dsv3::Error that names component,
+/// YAML position, step and library, and so does a result that the kind does not allow. A
+/// dsv3::Error keeps its exit code, anything else becomes ExitCode::plugin. Tokenizers may be used by
+/// several threads.
 template <class Base, class... Context>
-std::shared_ptr<Base> make(Plugins& plugins, const ComponentSpec& spec, const Context&... context) {
-  const auto* factory = std::get_if<Factory<Base, Context...>>(&plugins.find(spec).factory);
-  if (!factory) detail::throw_wrong_base(spec);
-  try {
-    return (*factory)(spec.options, context...);
-  } catch (...) {
-    detail::rethrow_from_component(spec);
-  }
-}
+std::shared_ptr<Base> make(Plugins& plugins, const ComponentSpec& spec, const Context&... context);
 
 }  // namespace dsv3

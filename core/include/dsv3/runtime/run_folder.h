@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace dsv3 {
 
@@ -47,10 +48,14 @@ class RunFolder {
   void write_status(const std::string& state, std::optional<int> exit_code, int64_t step,
                     const std::string& message) const;
 
+  /// Removes a run that never began, and the folders above it that were made for it and are empty.
+  void remove();
+
  private:
-  RunFolder(std::filesystem::path path, bool created);
+  RunFolder(std::filesystem::path path, bool created, std::vector<std::filesystem::path> made);
   std::filesystem::path path_;
   bool created_;
+  std::vector<std::filesystem::path> made_;  // folders above path_, innermost first
   int lock_ = -1;
 };
 

@@ -66,9 +66,19 @@ struct LoadedModel {
 /// not.
 LoadedModel load_model(const LoadRequest& request, Plugins& plugins);
 
-/// What an error of "conventions differ" lists: a line each, "" when none differs.
+/// What an error of "conventions differ" lists: a line each, "" when none differs; with `advice`
+/// it says what to set.
 std::string convention_differences(const std::map<std::string, std::string>& stored,
-                                   const std::map<std::string, std::string>& wanted);
+                                   const std::map<std::string, std::string>& wanted,
+                                   bool advice = false);
+
+/// Throws dsv3::Error (ExitCode::checkpoint) unless `experiment` has the conventions that `stored`
+/// was made under; it names the file that says so and what to set. Those of optimizers count only
+/// with `optimizers`: who takes nothing but weights may go on with another one.
+void require_conventions(const StoredModel& stored, const Experiment& experiment, bool optimizers);
+
+/// The file that holds a stored model's settings: manifest.json or config.json.
+std::filesystem::path settings_file(const StoredModel& stored);
 
 /// Parameters and buffers of `model`, which lives in plain tensors on one device, from `stored`.
 void load_weights(Model& model, const StoredModel& stored);

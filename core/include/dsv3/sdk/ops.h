@@ -27,9 +27,9 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
                   bool interleaved);
 
-/// Causal attention that keeps documents apart (`seq.mask`) and honours a cache's lengths.
+/// Causal attention that keeps documents apart (`seq.mask`).
 /// q is [B, T, H, Dk], k [B, S, Hk, Dk], v [B, S, Hk, Dv], H a multiple of Hk; the result is [B, T,
-/// H, Dv]. `scale` multiplies the scores. Picks flash attention wherever shapes allow it.
+/// H, Dv]. S > T (a row of a KvCache): the queries are of the last T tokens. `scale` multiplies the scores. Picks flash attention wherever shapes allow it.
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                   const Sequence& seq, double scale);
 

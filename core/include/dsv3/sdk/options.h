@@ -13,7 +13,15 @@
 #include <variant>
 #include <vector>
 
+#include <dsv3/sdk/error.h>
+
 namespace dsv3 {
+
+/// What `model.conventions` may be: implementations whose conventions an experiment can take over.
+inline const std::vector<std::string>& implementations() {
+  static const std::vector<std::string> names{"deepseek", "megatron", "torchtitan"};
+  return names;
+}
 
 /// The types an option may have. Enumerators start at 1 so that 0 is never a valid type.
 enum class OptionType { boolean = 1, integer, number, string, integers, numbers, strings };
@@ -36,6 +44,7 @@ struct OptionSpec {
   std::vector<std::string> choices;                    ///< Strings only; empty = any.
   std::vector<std::pair<std::string, int64_t>> words;  ///< Integers only: `auto` and the like.
   bool convention = false;  ///< Implementations differ on it: saved in checkpoints and compared.
+  std::map<std::string, OptionValue> by_implementation;  ///< of a convention; others: the default
   std::function<void(void* options, const OptionValue&)> store;
 };
 
@@ -101,8 +110,20 @@ class OptionRef {
     spec_.required = true;
     return *this;
   }
-  OptionRef& convention() {
+  /// Implementations differ on it. `by_implementation` holds what those of implementations() have
+  /// that do not have the default, e.g. {{"torchtitan", "centered"}}; `model.conventions` sets it.
+  /// Throws dsv3::Error for another name or type.
+  OptionRef& convention(std::map<std::string, OptionValue> by_implementation = {}) {
+    for (const auto& [name, value] : by_implementation) {
+      bool known = false;
+      for (const std::string& implementation : implementations()) known |= implementation == name;
+      if (!known || value.index() != spec_.default_value.index())
+        throw Error("option '" + spec_.key + "' gives a convention to '" + name + "', which is " +
+                        (known ? "of another type than its default" : "no implementation known"),
+                    ExitCode::plugin);
+    }
     spec_.convention = true;
+    spec_.by_implementation = std::move(by_implementation);
     return *this;
   }
 

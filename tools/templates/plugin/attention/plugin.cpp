@@ -48,14 +48,17 @@ class SelfAttention final : public dsv3::Attention {
     at::Tensor k = key_(x).unflatten(2, split);
     at::Tensor v = value_(x).unflatten(2, split);
     std::tie(q, k) = position_->rotate(q, k, seq.positions);
-    if (seq.cache) {  // generating: what is attended to is all that came before as well
-      const at::Tensor all =
-          seq.cache->append(at::cat({k.flatten(2), v.flatten(2)}, -1)).to(x.scalar_type());
-      k = all.narrow(2, 0, hidden).unflatten(2, split);
-      v = all.narrow(2, hidden, hidden).unflatten(2, split);
-    }
-    // attend() is causal, keeps documents apart and masks the cache's padding.
-    return out_(dsv3::attend(q, k, v, seq, scale_).flatten(2));
+    // attend() is causal and keeps documents apart.
+    const auto mix = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+      return dsv3::attend(q, k, v, seq, scale_).flatten(2);
+    };
+    if (!seq.cache) return out_(mix(q, k, v));
+    // Generating: each text of the batch attends to all that came before in it as well.
+    seq.cache->append(at::cat({k.flatten(2), v.flatten(2)}, -1));
+    return out_(seq.cache->each_row(q, [&](const at::Tensor& own, const at::Tensor& all) {
+      return mix(own, all.narrow(2, 0, hidden).unflatten(2, split),
+                 all.narrow(2, hidden, hidden).unflatten(2, split));
+    }));
   }
 
   // Scores and their product with the values: 2 FLOPs a multiplication and addition.

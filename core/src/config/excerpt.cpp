@@ -1,0 +1,143 @@
+#include "config/excerpt.h"
+
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+
+#include <dsv3/runtime/logging.h>
+
+namespace dsv3::config {
+namespace {
+
+constexpr size_t kMaxLineShown = 160;      // bytes of a source line printed
+constexpr size_t kMaxFileRead = 64 << 20;  // bytes of a file searched for a line
+
+bool starts_character(char c) {
+  return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
+}
+
+// FILE:LINE:COLUMN in an error's text.
+struct Place {
+  std::string file;
+  int line, column;
+};
+
+// The number that starts at `begin` and ends before `end`; 0 = none.
+int number_in(std::string_view text, size_t begin, size_t end) {
+  int number = 0;
+  const auto [stop, error] = std::from_chars(text.data() + begin, text.data() + end, number);
+  return error == std::errc() && stop == text.data() + end ? number : 0;
+}
+
+// The last place that a line of an error's text names: the innermost cause stands last.
+std::optional<Place> last_place(std::string_view text) {
+  for (size_t second = text.rfind(':'); second != text.npos && second > 0;
+       second = text.rfind(':', second - 1)) {
+    const size_t first = text.rfind(':', second - 1);
+    if (first == text.npos) return std::nullopt;
+    size_t end = second + 1;
+    while (end < text.size() && text[end] >= '0' && text[end] <= '9') ++end;
+    const int line = number_in(text, first + 1, second);
+    const int column = number_in(text, second + 1, end);
+    const size_t begin = text.find_last_of(" (", first) + 1;  // npos + 1 = 0
+    if (line > 0 && column > 0 && begin < first)
+      return Place{std::string(text.substr(begin, first - begin)), line, column};
+  }
+  return std::nullopt;
+}
+
+// Bytes of the word at `column`: an option's value, a name.
+size_t word_length(std::string_view line, int column) {
+  const size_t begin = static_cast<size_t>(column) - 1;
+  if (begin >= line.size()) return 1;
+  return std::min(line.find_first_of(" \t,;:=[]{}()\"'#", begin), line.size()) - begin;
+}
+
+// The excerpt of a place; empty when there is no such file or line.
+std::string excerpt_of(const Place& place) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(place.file, error)) return "";
+  std::ifstream file(place.file, std::ios::binary);
+  std::string line;
+  size_t read = 0;
+  for (int i = 0; i < place.line; ++i) {
+    if (read > kMaxFileRead || !std::getline(file, line)) return "";
+    read += line.size() + 1;
+  }
+  return excerpt(line, place.line, place.column, word_length(line, place.column));
+}
+
+// "  17 | hidden: 32", the first of an excerpt's lines.
+bool is_excerpt(std::string_view line) {
+  if (!line.starts_with("  ")) return false;
+  const size_t end = line.find_first_not_of("0123456789", 2);
+  return end != line.npos && end > 2 && line.substr(end).starts_with(" |");
+}
+
+// Lists of details and notes need no second look at their places.
+bool is_detail(std::string_view line) {
+  return line.starts_with("  ") && !line.starts_with("  asked for by ");
+}
+
+}  // namespace
+
+std::string_view line_of(std::string_view text, int line) {
+  for (int i = 1; i < line; ++i) {
+    const size_t end = text.find('\n');
+    if (end == text.npos) return {};
+    text.remove_prefix(end + 1);
+  }
+  return text.substr(0, text.find('\n'));
+}
+
+std::string printable(std::string_view text) {
+  std::string out(text);
+  for (char& c : out)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = ' ';
+  return out;
+}
+
+std::string excerpt(std::string_view whole_line, int number, int column, size_t length) {
+  std::string line(whole_line);
+  if (line.ends_with('\r')) line.pop_back();
+  size_t at = std::min<size_t>(std::max(column, 1) - 1, line.size());
+  if (line.size() > kMaxLineShown) {  // a window around the place
+    size_t begin = at > kMaxLineShown / 2 ? at - kMaxLineShown / 2 : 0;
+    // A character has at most four bytes; more of these are no UTF-8.
+    for (int i = 0; i < 3 && begin > 0 && !starts_character(line[begin]); ++i) --begin;
+    line = line.substr(begin, kMaxLineShown);
+    at -= begin;
+  }
+  const size_t end = std::min(line.size(), at + std::max<size_t>(length, 1));
+  const auto characters = [&](size_t from, size_t to) {
+    return std::count_if(line.begin() + static_cast<long>(from),
+                         line.begin() + static_cast<long>(to), starts_character);
+  };
+  const size_t indent = characters(0, at), width = characters(at, end);
+  const std::string digits = number ? std::to_string(number) : "";
+  const std::string margin = number ? std::string(digits.size() + 1, ' ') + "| " : "";
+  return "\n  " + (number ? digits + " | " : "") + printable(line) + "\n  " + margin +
+         std::string(indent, ' ') + "^" + std::string(width > 1 ? width - 1 : 0, '~');
+}
+
+}  // namespace dsv3::config
+
+namespace dsv3 {
+
+std::string error_text(const std::string& what) {
+  std::string text = what.find(": error: ") == std::string::npos ? "error: " : "";
+  std::string_view rest = what;
+  while (!rest.empty()) {
+    const std::string_view line = rest.substr(0, rest.find('\n'));
+    rest.remove_prefix(std::min(line.size() + 1, rest.size()));
+    text.append(line);
+    if (!config::is_detail(line) && !config::is_excerpt(rest))
+      if (const auto place = config::last_place(line)) text += config::excerpt_of(*place);
+    if (!rest.empty()) text += '\n';
+  }
+  return text;
+}
+
+}  // namespace dsv3

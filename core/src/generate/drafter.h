@@ -1,0 +1,53 @@
+// Drafts by a model's MTP modules while it generates.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include <dsv3/runtime/model.h>
+
+namespace dsv3 {
+
+/// Feeds MTP modules and keeps what they need from one round to the next. Module k makes of token
+/// t + k + 1 and of what module k - 1 (the main model, for k = 0) said of position t the logits of
+/// token t + k + 2. What it said of position t is final once token t + k + 1 is.
+class Drafter {
+ public:
+  /// Keeps references.
+  Drafter(Model& model, std::vector<KvCache>& caches, size_t layers, int64_t rows);
+  size_t depth() const { return depth_; }
+
+  /// What the main model said of the positions behind those known of a row: [n, D].
+  void add(size_t row, const at::Tensor& hidden);
+  /// Runs module k on all positions of `rows` whose tokens are in `texts` (one a row of the
+  /// caches). Returns logits of the last position, [.., V] on the CPU, one for each row of `ran`.
+  struct Drafted {
+    std::vector<size_t> ran;  ///< rows that had such positions
+    at::Tensor logits;
+  };
+  Drafted run(size_t module, const std::vector<size_t>& rows,
+              const std::vector<std::vector<int32_t>>& texts);
+  /// Forgets what depends on tokens of a row from `tokens` on; the main model holds `positions`.
+  void settle(size_t row, int64_t tokens, int64_t positions);
+  void clear(size_t row);
+
+ private:
+  /// What a module is fed for positions [first, first + rows of hidden) of a row.
+  struct Input {
+    int64_t first = 0;
+    at::Tensor hidden;
+    int64_t end() const { return first + (hidden.defined() ? hidden.size(0) : 0); }
+    void append(const at::Tensor& more);
+    void keep(int64_t begin, int64_t end);
+  };
+
+  Model& model_;
+  std::vector<KvCache>& caches_;
+  size_t layers_, depth_;
+  std::vector<std::vector<Input>> inputs_;  // [row][module]
+};
+
+}  // namespace dsv3

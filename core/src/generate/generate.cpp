@@ -1,0 +1,301 @@
+// Batches of prompts: slots that take a prompt each, a forward a round for all of them.
+#include <algorithm>
+#include <chrono>
+#include <optional>
+
+#include <ATen/ATen.h>
+
+#include <dsv3/sdk/error.h>
+
+#include "generate/drafter.h"
+#include "generate/sampling.h"
+
+namespace dsv3 {
+namespace {
+
+constexpr int64_t kPromptChunk = 4096;  // tokens of prompts in one forward
+
+double seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+[[noreturn]] void refuse(const std::string& text) {
+  throw Error(text, ExitCode::usage);
+}
+
+void check(const GenerateOptions& options) {
+  const Sampling& sampling = options.sampling;
+  if (options.tokens < 1) refuse("the number of new tokens must be 1 or more");
+  if (options.batch < 1) refuse("the number of texts at once must be 1 or more");
+  if (!(sampling.temperature >= 0)) refuse("temperature must be 0 or more");
+  if (sampling.top_k < 0) refuse("top_k must be 1 or more, or 0 for all tokens");
+  if (!(sampling.top_p > 0 && sampling.top_p <= 1)) refuse("top_p must be above 0 and at most 1");
+  if (!(sampling.repetition_penalty > 0)) refuse("the repetition penalty must be above 0");
+}
+
+void check(const std::vector<Prompt>& prompts, int64_t vocab) {
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    const std::string which =
+        prompts.size() > 1 ? "prompt " + std::to_string(i + 1) : std::string("the prompt");
+    if (prompts[i].ids.empty()) refuse(which + " is empty: give at least one token to continue");
+    for (const int32_t id : prompts[i].ids)
+      if (id < 0 || id >= vocab)
+        refuse(which + " holds id " + std::to_string(id) +
+               ", which is none of the model's ids 0 to " + std::to_string(vocab - 1));
+  }
+}
+
+/// One text at work. The main model's cache holds all of its tokens but the last one and drafts.
+struct Slot {
+  explicit Slot(uint64_t seed) : random(seed) {}
+  size_t prompt = 0;
+  Random random;
+  std::vector<Distribution> drafts;  // what the drafts at the end of the text were drawn from
+  bool done = false;
+};
+
+class Run {
+ public:
+  Run(Model& model, const std::vector<Prompt>& prompts, const GenerateOptions& options)
+      : model_(model), prompts_(prompts), options_(options) {
+    const int64_t rows = std::min<int64_t>(options.batch, int64_t(prompts.size()));
+    slots_.resize(size_t(rows));
+    texts_.resize(size_t(rows));
+    result_.texts.resize(prompts.size());
+    if (!options.cache) return;
+    caches_ = model.make_caches(rows);
+    layers_ = caches_.size() - size_t(model.mtp_depth());
+    if (options.speculate && model.mtp_depth() > 0) drafter_.emplace(model, caches_, layers_, rows);
+    result_.stats.drafts.assign(drafter_ ? drafter_->depth() : 0, 0);
+    result_.stats.accepted = result_.stats.drafts;
+  }
+
+  Generation run() {
+    GenerateStats& stats = result_.stats;
+    for (;;) {
+      const double start = seconds();
+      take_prompts();
+      const double ready = seconds();
+      stats.prompt_seconds += ready - start;
+      const std::vector<size_t> active = active_slots();
+      if (active.empty()) return std::move(result_);
+      if (drafter_) draft(active);
+      const at::Tensor logits = options_.cache ? forward(active) : forward_all(active);
+      stats.forwards += 1;
+      int64_t first = 0;
+      for (const size_t s : active) first = choose(s, logits, first);
+      note_cache();
+      for (const size_t s : active)
+        if (slots_[s]->done) release(s);
+      stats.seconds += seconds() - ready;
+    }
+  }
+
+ private:
+  std::vector<size_t> active_slots() const {
+    std::vector<size_t> active;
+    for (size_t s = 0; s < slots_.size(); ++s)
+      if (slots_[s]) active.push_back(s);
+    return active;
+  }
+
+  int64_t held(size_t s) const { return caches_[0].lengths()[s]; }
+  /// Known ids of a text, drafts not counted.
+  size_t known(size_t s) const { return texts_[s].size() - slots_[s]->drafts.size(); }
+  int64_t left(size_t s) const {
+    return options_.tokens - int64_t(result_.texts[slots_[s]->prompt].ids.size());
+  }
+
+  /// Gives free slots a prompt and feeds it, but for its last token: that is the first round's.
+  void take_prompts() {
+    std::vector<size_t> fresh;
+    for (size_t s = 0; s < slots_.size() && next_ < prompts_.size(); ++s) {
+      if (slots_[s]) continue;
+      slots_[s].emplace(prompts_[next_].seed);
+      slots_[s]->prompt = next_;
+      texts_[s] = prompts_[next_].ids;
+      result_.stats.prompt_tokens += int64_t(texts_[s].size());
+      ++next_;
+      fresh.push_back(s);
+    }
+    if (options_.cache && !fresh.empty()) read(fresh);
+  }
+
+  void read(const std::vector<size_t>& rows) {
+    for (;;) {
+      NewTokens added;
+      added.counts.assign(texts_.size(), 0);
+      for (const size_t s : rows) {
+        const int64_t count = std::min(int64_t(texts_[s].size()) - 1 - held(s),
+                                       kPromptChunk - int64_t(added.tokens.size()));
+        added.counts[s] = count;
+        const auto begin = texts_[s].begin() + held(s);
+        added.tokens.insert(added.tokens.end(), begin, begin + count);
+      }
+      if (added.tokens.empty()) return;
+      const Extended out = model_.extend(added, caches_);
+      if (drafter_) read_by_drafter(rows, added, out.hidden);
+    }
+  }
+
+  void read_by_drafter(const std::vector<size_t>& rows, const NewTokens& added,
+                       const at::Tensor& hidden) {
+    int64_t begin = 0;
+    for (size_t s = 0; s < texts_.size(); ++s) {
+      if (added.counts[s] > 0) drafter_->add(s, hidden.narrow(0, begin, added.counts[s]));
+      begin += added.counts[s];
+    }
+    for (size_t k = 0; k < drafter_->depth(); ++k) drafter_->run(k, rows, texts_);
+    for (const size_t s : rows) drafter_->settle(s, int64_t(texts_[s].size()), held(s));
+  }
+
+  /// Puts drafts behind texts: as many as there are modules, fewer where a text is about to end.
+  void draft(const std::vector<size_t>& active) {
+    for (size_t k = 0; k < drafter_->depth(); ++k) {
+      std::vector<size_t> rows;
+      for (const size_t s : active)
+        if (slots_[s]->drafts.size() == k && left(s) > int64_t(k) + 1) rows.push_back(s);
+      const Drafter::Drafted drafted = drafter_->run(k, rows, texts_);
+      for (size_t i = 0; i < drafted.ran.size(); ++i) {
+        const size_t s = drafted.ran[i];
+        slots_[s]->drafts.push_back(next_of(drafted.logits, int64_t(i), texts_[s]));
+        texts_[s].push_back(draw(slots_[s]->drafts.back(), slots_[s]->random));
+      }
+    }
+  }
+
+  /// What comes after `before`, by one row of logits.
+  Distribution next_of(const at::Tensor& logits, int64_t row,
+                       std::span<const int32_t> before) const {
+    const int64_t all = logits.size(1), ids = options_.ids > 0 ? std::min(options_.ids, all) : all;
+    return distribution({logits.const_data_ptr<float>() + row * all, size_t(ids)}, before,
+                        options_.sampling);
+  }
+
+  /// fp32 logits on the CPU: of each text's last known token and of its drafts.
+  at::Tensor forward(const std::vector<size_t>& active) {
+    NewTokens added;
+    added.counts.assign(texts_.size(), 0);
+    for (const size_t s : active) {
+      const auto begin = texts_[s].begin() + held(s);
+      added.counts[s] = texts_[s].end() - begin;
+      added.tokens.insert(added.tokens.end(), begin, texts_[s].end());
+    }
+    for (size_t i = 0; i < added.tokens.size(); ++i) added.wanted.push_back(int64_t(i));
+    const Extended out = model_.extend(added, caches_);
+    hidden_ = out.hidden;
+    return out.logits.to(at::kCPU, at::kFloat).contiguous();
+  }
+
+  at::Tensor forward_all(const std::vector<size_t>& active) {
+    std::vector<at::Tensor> last;
+    for (const size_t s : active) {
+      const at::Tensor text = at::tensor(at::ArrayRef<int32_t>(texts_[s]), at::kLong).unsqueeze(0);
+      last.push_back(model_.logits(text)[0][-1].to(at::kCPU, at::kFloat));
+    }
+    return at::stack(last);
+  }
+
+  /// Judges drafts and adds a token; `first` is the text's first row of logits. Returns the next
+  /// text's.
+  int64_t choose(size_t s, const at::Tensor& logits, int64_t first) {
+    Slot& slot = *slots_[s];
+    std::vector<int32_t>& text = texts_[s];
+    const size_t start = known(s), drafts = slot.drafts.size();
+    size_t j = 0;
+    int32_t id = 0;
+    for (;; ++j) {
+      const Distribution p =
+          next_of(logits, first + int64_t(j), std::span<const int32_t>(text).first(start + j));
+      bool accepted = false;
+      if (j < drafts) {
+        std::tie(id, accepted) = judge(text[start + j], p, slot.drafts[j], slot.random);
+        result_.stats.drafts[j] += 1;
+        result_.stats.accepted[j] += accepted;
+      } else {
+        id = draw(p, slot.random);
+      }
+      if (!emit(slot, id) || !accepted) break;
+    }
+    text.resize(start + j);
+    slot.drafts.clear();
+    if (options_.cache) settle(s, first, int64_t(j) + 1);
+    text.push_back(id);
+    return first + int64_t(drafts) + 1;
+  }
+
+  /// Takes what was fed of refused drafts out of the caches: of the text's last forward, `kept`
+  /// tokens stay; its part of hidden_ is at `first`.
+  void settle(size_t s, int64_t first, int64_t kept) {
+    const int64_t length = int64_t(texts_[s].size());
+    for (size_t i = 0; i < layers_; ++i) caches_[i].truncate(int64_t(s), length);
+    if (!drafter_) return;
+    drafter_->add(s, hidden_.narrow(0, first, kept));
+    drafter_->settle(s, length, length);
+  }
+
+  /// Adds an id to the result; false when the text ends with it.
+  bool emit(Slot& slot, int32_t id) {
+    Continuation& text = result_.texts[slot.prompt];
+    const std::vector<int32_t>& stops = options_.stop_ids;
+    slot.done = true;
+    if (std::find(stops.begin(), stops.end(), id) != stops.end()) {
+      text.reason = StopReason::stop_id;
+      text.stop_id = id;
+      return false;
+    }
+    text.ids.push_back(id);
+    result_.stats.new_tokens += 1;
+    if (options_.on_token && !options_.on_token(slot.prompt, id)) {
+      text.reason = StopReason::callback;
+      return false;
+    }
+    slot.done = int64_t(text.ids.size()) >= options_.tokens;
+    return !slot.done;
+  }
+
+  void note_cache() {
+    if (!options_.cache) return;
+    GenerateStats& stats = result_.stats;
+    int64_t bytes = 0, mtp_bytes = 0, tokens = 0;
+    for (size_t i = 0; i < caches_.size(); ++i)
+      (i < layers_ ? bytes : mtp_bytes) += caches_[i].bytes();
+    for (const int64_t length : caches_[0].lengths()) tokens += length;
+    if (bytes <= stats.cache_bytes) return;
+    stats.cache_tokens = tokens;
+    stats.cache_bytes = bytes;
+    stats.mtp_cache_bytes = mtp_bytes;
+  }
+
+  void release(size_t s) {
+    const size_t prompt = slots_[s]->prompt;
+    slots_[s].reset();
+    if (options_.on_done) options_.on_done(prompt, result_.texts[prompt]);
+    if (!options_.cache) return;
+    for (size_t i = 0; i < layers_; ++i) caches_[i].truncate(int64_t(s), 0);
+    if (drafter_) drafter_->clear(s);
+  }
+
+  Model& model_;
+  const std::vector<Prompt>& prompts_;
+  const GenerateOptions& options_;
+  size_t next_ = 0;                          // prompt that no slot has had
+  std::vector<std::optional<Slot>> slots_;   // empty = free
+  std::vector<std::vector<int32_t>> texts_;  // of slots: prompt, new ids, drafts
+  std::vector<KvCache> caches_;              // rows are slots; MTP modules last
+  size_t layers_ = 0;                        // without MTP modules
+  std::optional<Drafter> drafter_;
+  at::Tensor hidden_;  // for the drafter, of all tokens of the last forward
+  Generation result_;
+};
+
+}  // namespace
+
+Generation generate(Model& model, const std::vector<Prompt>& prompts,
+                    const GenerateOptions& options) {
+  check(options);
+  check(prompts, model.vocab());
+  return Run(model, prompts, options).run();
+}
+
+}  // namespace dsv3

@@ -1,0 +1,59 @@
+#include <algorithm>
+#include <utility>
+
+#include <dsv3/runtime/text_stream.h>
+#include <dsv3/sdk/error.h>
+
+namespace dsv3 {
+namespace {
+
+/// Bytes at the end of `text` that begin a UTF-8 character without completing it.
+size_t open_character(const std::string& text) {
+  for (size_t back = 1; back <= std::min<size_t>(3, text.size()); ++back) {
+    const auto byte = static_cast<unsigned char>(text[text.size() - back]);
+    if ((byte & 0xC0) == 0x80) continue;  // continues one
+    const size_t length = byte >= 0xF0 ? 4 : byte >= 0xE0 ? 3 : byte >= 0xC0 ? 2 : 1;
+    return length > back ? back : 0;
+  }
+  return 0;
+}
+
+/// Bytes at the end of `text` that may be the start of `stop`.
+size_t open_stop(const std::string& text, const std::string& stop) {
+  for (size_t length = std::min(text.size(), stop.size() - 1); length > 0; --length)
+    if (text.compare(text.size() - length, length, stop, 0, length) == 0) return length;
+  return 0;
+}
+
+}  // namespace
+
+TextStream::TextStream(const Tokenizer& tokenizer, std::vector<std::string> stops)
+    : tokenizer_(tokenizer), stops_(std::move(stops)) {
+  for (const std::string& stop : stops_)
+    if (stop.empty()) throw Error("a stop text is empty: leave it out", ExitCode::usage);
+}
+
+std::string TextStream::add(int32_t id) {
+  if (stopped_) return "";
+  held_ += tokenizer_.token_bytes(id);
+  size_t end = std::string::npos;
+  for (const std::string& stop : stops_) end = std::min(end, held_.find(stop));
+  if (end != std::string::npos) {
+    stopped_ = true;
+    held_.resize(end);
+    return finish();
+  }
+  size_t back = open_character(held_);
+  for (const std::string& stop : stops_) back = std::max(back, open_stop(held_, stop));
+  std::string certain = held_.substr(0, held_.size() - back);
+  // Also without cutting the character in front of a possible stop text.
+  certain.resize(certain.size() - open_character(certain));
+  held_.erase(0, certain.size());
+  return certain;
+}
+
+std::string TextStream::finish() {
+  return std::exchange(held_, "");
+}
+
+}  // namespace dsv3

@@ -1,0 +1,107 @@
+#include "train/not_finite.h"
+
+#include <map>
+
+#include <ATen/ATen.h>
+
+#include <dsv3/sdk/log.h>
+
+#include "barrier/watch.h"
+
+namespace dsv3 {
+namespace {
+
+bool finite(const at::Tensor& tensor) {
+  return !tensor.is_floating_point() || at::isfinite(tensor.detach()).all().item<bool>();
+}
+
+bool finite(at::TensorList tensors) {
+  for (const at::Tensor& tensor : tensors)
+    if (!finite(tensor)) return false;
+  return true;
+}
+
+/// Keeps the first module that hands on something that is not finite, forward or backward.
+class FirstModule final : public barrier::Watch {
+ public:
+  void passed(const std::string& name, at::TensorList inputs, at::TensorList outputs) override {
+    if (found_.empty() && !finite(outputs)) found_ = "output of " + name;
+    // Backward meets a module's output first.
+    listen(outputs, "gradient that reaches the output of " + name);
+    listen(inputs, "gradient that comes out of " + name);
+  }
+  const std::string& found() const { return found_; }
+
+ private:
+  void listen(at::TensorList tensors, const std::string& what) {
+    for (const at::Tensor& tensor : tensors)
+      if (tensor.requires_grad())
+        tensor.register_hook([this, what](const at::Tensor& gradient) {
+          if (found_.empty() && !finite(gradient)) found_ = what;
+        });
+  }
+
+  std::string found_;
+};
+
+std::string first_module(Model& model, Strategy& strategy, std::span<const Batch> batches,
+                         const LossScale& scale, bool backward) {
+  FirstModule first;
+  {
+    const at::NoGradGuard no_grad;
+    for (const Batch& batch : batches) model.loss(batch, scale, true);
+  }
+  for (size_t m = 0; backward && first.found().empty() && m < batches.size(); ++m) {
+    strategy.begin_microbatch(m + 1 == batches.size());
+    strategy.backward({model.loss(batches[m], scale, true).total});
+  }
+  return first.found();
+}
+
+/// The parameter that is last in the order of declaration, which is the first in backward.
+class FirstParameter {
+ public:
+  explicit FirstParameter(const ParameterStore& store) {
+    for (const Parameter& parameter : store.parameters())
+      order_.emplace(parameter.name, order_.size());
+  }
+  void see(const std::string& name, const at::Tensor& tensor) {
+    if ((found_.empty() || order_.at(name) > order_.at(found_)) && !finite(tensor)) found_ = name;
+  }
+  const std::string& found() const { return found_; }
+
+ private:
+  std::map<std::string, size_t> order_;
+  std::string found_;
+};
+
+}  // namespace
+
+std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet& optimizers,
+                            std::span<const Batch> batches, const LossScale& scale, bool backward) {
+  std::string text;
+  const auto add = [&text](const std::string& part) {
+    text += (text.empty() ? "" : "; ") + part;
+  };
+  try {
+    FirstParameter value(model.store()), gradient(model.store());
+    for (const OwnedTensor& owned : strategy.owned()) value.see(owned.range.name, owned.value);
+    for (size_t group = 0; group < optimizers.specs().size(); ++group)
+      strategy.update(static_cast<int>(group), [&](std::span<UpdateTensor> tensors) {
+        for (const UpdateTensor& each : tensors) gradient.see(each.range.name, each.grad);
+      });
+    if (!value.found().empty())
+      add("parameter " + value.found() + " was not finite before the step; it is updated by " +
+          optimizers.owner_of(value.found()));
+    const std::string module = first_module(model, strategy, batches, scale, backward);
+    if (!module.empty()) add("first not finite: " + module);
+    if (!gradient.found().empty())
+      add("first parameter with a gradient that is not finite, from the loss back: " +
+          gradient.found());
+  } catch (const std::exception& error) {
+    log::debug(std::string("looking for what is not finite ended in: ") + error.what());
+  }
+  return text;
+}
+
+}  // namespace dsv3

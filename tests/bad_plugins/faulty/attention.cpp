@@ -1,0 +1,42 @@
+// The sound component, registered by nobody.
+#define dsv3_register_plugin sound_attention
+#include "../../../tools/templates/plugin/attention/plugin.cpp"
+#undef dsv3_register_plugin
+
+#include "faults.h"
+
+namespace faulty {
+namespace {
+
+class Faulty final : public dsv3::Attention {
+ public:
+  using Options = FaultyOptions;
+  Faulty(const FaultyOptions& options, const dsv3::LayerContext& context)
+      : Attention(context), fault_(options), sound_(::Options{}, context) {}
+
+  at::Tensor forward(const at::Tensor& x, const dsv3::Sequence& seq) override {
+    fault_.work();
+    dsv3::Sequence used = seq;
+    if (fault_.is("looks_ahead") && !seq.cache)
+      used.mask = at::ones({x.size(0), 1, x.size(1), x.size(1)}, at::kBool);
+    if (fault_.is("forgets_cache")) used.cache = nullptr;
+    return spoiled(fault_, x, sound_.forward(x, used));
+  }
+  double attention_flops(int64_t seq) const override { return sound_.attention_flops(seq); }
+  int64_t cache_values_per_token() const override { return sound_.cache_values_per_token(); }
+  int64_t saved_values_per_token(int64_t seq) const override {
+    return sound_.saved_values_per_token(seq);
+  }
+
+ private:
+  Fault fault_;
+  SelfAttention sound_;
+};
+
+}  // namespace
+
+void register_attention(dsv3::Registrar& registrar) {
+  registrar.attention<Faulty>("faulty", "Attention that goes wrong as it is told");
+}
+
+}  // namespace faulty

@@ -1,0 +1,61 @@
+// The sound component, registered by nobody.
+#define dsv3_register_plugin sound_feed_forward
+#include "../../../tools/templates/plugin/feed_forward/plugin.cpp"
+#undef dsv3_register_plugin
+
+#include <cmath>
+#include <stdexcept>
+
+#include "faults.h"
+
+namespace faulty {
+namespace {
+
+class Faulty final : public dsv3::FeedForward {
+ public:
+  using Options = FaultyOptions;
+  Faulty(const FaultyOptions& options, const dsv3::LayerContext& context)
+      : FeedForward(context), fault_(options), sound_(::Options{}, context) {
+    counts_ = at::zeros({4}, at::kLong);
+  }
+
+  at::Tensor forward(const at::Tensor& x, const dsv3::Sequence& seq) override {
+    fault_.work();
+    if (seq.training && (!seq.recompute || fault_.is("counts_twice"))) counts_ += x.size(0);
+    return spoiled(fault_, x, sound_.forward(x, seq));
+  }
+  at::Tensor step_counts() override {
+    if (fault_.is("counts_in_float")) return counts_.to(at::kFloat);
+    if (fault_.is("counts_in_two_dimensions")) return counts_.view({2, 2});
+    return counts_;
+  }
+  void on_step_end(const dsv3::StepEnd&) override {
+    if (fault_.is("step_end_throws")) throw std::runtime_error("broken on purpose");
+  }
+  int64_t saved_values_per_token() const override {
+    return fault_.is("saves_less_than_nothing") ? -1 : sound_.saved_values_per_token();
+  }
+
+ private:
+  Fault fault_;
+  GatedMlp sound_;
+  at::Tensor counts_;
+};
+
+}  // namespace
+
+void register_feed_forward(dsv3::Registrar& registrar) {
+  registrar.feed_forward<Faulty>("faulty", "Feed-forward that goes wrong as it is told");
+  // A registrar's own factories give an object or throw: this one is smuggled in.
+  using Factory = dsv3::Factory<dsv3::FeedForward, dsv3::LayerContext>;
+  auto& registration = const_cast<dsv3::Registration&>(registrar.registrations().back());
+  registration.factory = Factory([sound = std::get<Factory>(registration.factory)](
+                                     const dsv3::OptionValues& values,
+                                     const dsv3::LayerContext& context) {
+    const auto fault = values.find("fault");
+    const bool nothing = fault != values.end() && std::get<std::string>(fault->second) == "null";
+    return nothing ? nullptr : sound(values, context);
+  });
+}
+
+}  // namespace faulty

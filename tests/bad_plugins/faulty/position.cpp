@@ -1,0 +1,43 @@
+// The sound component, registered by nobody.
+#define dsv3_register_plugin sound_position
+#include "../../../tools/templates/plugin/position/plugin.cpp"
+#undef dsv3_register_plugin
+
+#include <cmath>
+#include <stdexcept>
+
+#include "faults.h"
+
+namespace faulty {
+namespace {
+
+class Faulty final : public dsv3::Position {
+ public:
+  using Options = FaultyOptions;
+  Faulty(const FaultyOptions& options, const dsv3::PositionContext& context)
+      : fault_(options), sound_(::Options{}, context) {}
+
+  std::pair<at::Tensor, at::Tensor> rotate(const at::Tensor& q, const at::Tensor& k,
+                                           const at::Tensor& positions) const override {
+    fault_.work();
+    auto [new_q, new_k] = sound_.rotate(q, k, positions);
+    if (fault_.is("k_of_q")) return {new_q, k};
+    return {new_q, spoiled(fault_, k, new_k)};
+  }
+  double softmax_scale() const override {
+    fault_.work();
+    return fault_.is("scale_zero") ? 0 : sound_.softmax_scale();
+  }
+
+ private:
+  mutable Fault fault_;
+  Rotary sound_;
+};
+
+}  // namespace
+
+void register_position(dsv3::Registrar& registrar) {
+  registrar.position<Faulty>("faulty", "Positions that go wrong as they are told");
+}
+
+}  // namespace faulty

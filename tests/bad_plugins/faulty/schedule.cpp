@@ -1,0 +1,40 @@
+// The sound component, registered by nobody.
+#define dsv3_register_plugin sound_schedule
+#include "../../../tools/templates/plugin/schedule/plugin.cpp"
+#undef dsv3_register_plugin
+
+#include <cmath>
+#include <stdexcept>
+
+#include "faults.h"
+
+namespace faulty {
+namespace {
+
+class Faulty final : public dsv3::Schedule {
+ public:
+  using Options = FaultyOptions;
+  explicit Faulty(const FaultyOptions& options) : fault_(options), sound_(::Options{}) {}
+
+  double factor(int64_t step, int64_t total) const override {
+    fault_.work();
+    if (fault_.is("nan")) return std::nan("");
+    if (fault_.is("infinite")) return HUGE_VAL;
+    if (fault_.is("negative")) return -1;
+    if (fault_.is("counts_calls")) return 1.0 / double(++calls_);
+    return sound_.factor(step, total);
+  }
+
+ private:
+  mutable Fault fault_;
+  InverseSqrt sound_;
+  mutable int calls_ = 0;
+};
+
+}  // namespace
+
+void register_schedule(dsv3::Registrar& registrar) {
+  registrar.schedule<Faulty>("faulty", "A schedule that goes wrong as it is told");
+}
+
+}  // namespace faulty

@@ -1,0 +1,45 @@
+// The sound component, registered by nobody.
+#define dsv3_register_plugin sound_tracker
+#include "../../../tools/templates/plugin/tracker/plugin.cpp"
+#undef dsv3_register_plugin
+
+#include <cmath>
+#include <stdexcept>
+
+#include "faults.h"
+
+namespace faulty {
+namespace {
+
+class Faulty final : public dsv3::Tracker {
+ public:
+  using Options = FaultyOptions;
+  Faulty(const FaultyOptions& options, const dsv3::RunContext& run)
+      : fault_(options), sound_(::Options{}, run) {}
+
+  void start(const dsv3::RunInfo& run) override {
+    if (fault_.is("start_throws")) throw std::runtime_error("broken on purpose");
+    sound_.start(run);
+  }
+  void deliver(std::span<const dsv3::Event> events) override {
+    fault_.work();
+    if (fault_.is("retries_at_nan")) throw dsv3::RetryAfter("later", std::nan(""));
+    sound_.deliver(events);
+  }
+  void finish(dsv3::RunStatus status) override {
+    if (fault_.is("finish_throws")) throw std::runtime_error("broken on purpose");
+    sound_.finish(status);
+  }
+
+ private:
+  Fault fault_;
+  JsonLines sound_;
+};
+
+}  // namespace
+
+void register_tracker(dsv3::Registrar& registrar) {
+  registrar.tracker<Faulty>("faulty", "A tracker that goes wrong as it is told");
+}
+
+}  // namespace faulty

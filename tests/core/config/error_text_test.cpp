@@ -1,0 +1,58 @@
+// How programs print errors: the file's line below a place that the text names.
+#include <catch2/catch.hpp>
+
+#include <dsv3/runtime/compare.h>
+#include <dsv3/runtime/logging.h>
+
+#include "core/support/temporary_folder.h"
+
+using dsv3::error_text;
+
+TEST_CASE("a place in a file brings its line, with a caret below the word") {
+  TemporaryFolder folder;
+  const std::string file = (folder / "a.yaml").string();
+  put(file, "dsv3: 1\nschedule: {plugin: thrower, x: \xc3\xa9 }\n\tlast: 1");
+  CHECK(error_text("schedule 'thrower' (" + file + ":2:20): no") ==
+        "error: schedule 'thrower' (" + file +
+            ":2:20): no\n"
+            "  2 | schedule: {plugin: thrower, x: \xc3\xa9 }\n"
+            "    |                    ^~~~~~~");
+  CHECK(error_text(file + ":3:2: error: a\n  asked for by " + file + ":1:1") ==
+        file + ":3:2: error: a\n  3 |  last: 1\n    |  ^~~~\n  asked for by " + file +
+            ":1:1\n  1 | dsv3: 1\n    | ^~~~");
+  // The cause stands behind what it is the cause of.
+  CHECK(error_text("a (" + file + ":2:1): b (" + file + ":1:7): c") ==
+        "error: a (" + file + ":2:1): b (" + file + ":1:7): c\n  1 | dsv3: 1\n    |       ^");
+  // Behind a letter of two bytes the caret still stands below its letter.
+  CHECK(error_text(file + ":2:35: error: a").ends_with("| " + std::string(33, ' ') + "^"));
+}
+
+TEST_CASE("a text without a place in a file stays as it is") {
+  TemporaryFolder folder;
+  const std::string file = (folder / "a.yaml").string();
+  put(file, "dsv3: 1\n");
+  for (const std::string& text :
+       {std::string("no place"), std::string(""), std::string(":"), std::string("::"),
+        std::string("a:1:1"), std::string(":1:1"), std::string("x:99999999999999999999:1: y"),
+        file + ":1", file + ":0:1: y", file + ":1:0: y", file + ":7:1: y",
+        folder.path().string() + ":1:1: y", "hub: http://localhost:8080/a:1"})
+    CHECK(error_text(text) == "error: " + text);
+  // The checker's own blocks, lists and notes.
+  for (const std::string& text :
+       {file + ":1:1: error: y\n  1 | dsv3: 1\n    | ^~~~\n  note: first at " + file + ":1:1",
+        "a:1:1: error: y\n  b: 1 (" + file + ":1:1)"})
+    CHECK(error_text(text) == text);
+}
+
+TEST_CASE("all keys on which two resolved experiments differ, by path") {
+  const auto found = dsv3::compare_resolved(
+      "dsv3: 1\nmodel:\n  hidden: 32\n  attention:\n    plugin: mla\n    heads: 2\noptimizer:\n  - "
+      "plugin: adamw\n  - plugin: muon\nsamples:\n  prompts: [a, b]\n",
+      "dsv3: 1\nmodel:\n  hidden: 64\n  attention:\n    plugin: mla\noptimizer:\n  - plugin: "
+      "adamw\n  - plugin: sgd\n    lr: 1\nsamples:\n  prompts: [a, c]\n");
+  std::vector<std::string> lines;
+  for (const auto& one : found) lines.push_back(one.key + " " + one.a + " " + one.b);
+  CHECK(lines == std::vector<std::string>{"model.hidden 32 64", "model.attention.heads 2 ",
+                                          "optimizer.1.plugin muon sgd",
+                                          "samples.prompts [a, b] [a, c]", "optimizer.1.lr  1"});
+}

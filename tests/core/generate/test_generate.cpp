@@ -1,0 +1,239 @@
+#include <set>
+
+#include <ATen/ATen.h>
+#include <catch2/catch.hpp>
+
+#include <dsv3/sdk/error.h>
+
+#include "core/generate/chi_square.h"
+#include "core/model/tiny.h"
+#include "generate/sampling.h"
+
+namespace dsv3::test {
+namespace {
+
+using Ids = std::vector<int32_t>;
+
+std::unique_ptr<Model> model_of(int64_t depth, const std::string& input = "normed",
+                                int64_t vocab = tiny_vocab) {
+  Experiment experiment = tiny_experiment();
+  experiment.mtp.depth = depth;
+  experiment.mtp.input = input;
+  // float64: rounding must not decide between two tokens.
+  auto model = std::make_unique<Model>(experiment, vocab, tiny_factory(), at::kCPU, at::kDouble);
+  model->initialise(3);
+  return model;
+}
+
+std::vector<Prompt> prompts_of(const std::vector<Ids>& ids) {
+  std::vector<Prompt> prompts;
+  for (const Ids& each : ids) prompts.push_back({each, 100 + prompts.size()});
+  return prompts;
+}
+
+const std::vector<Ids> kTexts{{3, 9, 1, 20, 7}, {5}, {11, 2}, {4, 4, 8, 0, 19, 22, 1, 13, 6}, {5}};
+
+std::vector<Ids> ids_of(const Generation& generation) {
+  std::vector<Ids> ids;
+  for (const Continuation& text : generation.texts) ids.push_back(text.ids);
+  return ids;
+}
+
+std::vector<float> last_logits(Model& model, const Ids& text) {
+  const at::Tensor ids = at::tensor(at::ArrayRef<int32_t>(text), at::kLong).unsqueeze(0);
+  const at::Tensor row = model.logits(ids)[0][-1].to(at::kFloat).contiguous();
+  return {row.const_data_ptr<float>(), row.const_data_ptr<float>() + row.numel()};
+}
+
+/// What `generate` must give for temperature 0, by forwards of whole texts.
+Ids greedy(Model& model, Ids text, int64_t tokens, const Sampling& sampling) {
+  const size_t start = text.size();
+  for (int64_t i = 0; i < tokens; ++i)
+    text.push_back(distribution(last_logits(model, text), text, sampling).ids[0]);
+  return {text.begin() + ptrdiff_t(start), text.end()};
+}
+
+TEST_CASE("greedy texts are those of whole forwards, with and without cache and speculation") {
+  const int64_t depth = GENERATE(0, 1, 2);
+  const auto model = model_of(depth, GENERATE("normed", "raw"));
+  GenerateOptions options;
+  options.tokens = 20;
+  options.sampling = {.temperature = 0, .repetition_penalty = GENERATE(1.0, 1.3)};
+  std::vector<Ids> want;
+  for (const Ids& text : kTexts)
+    want.push_back(greedy(*model, text, options.tokens, options.sampling));
+  REQUIRE(std::set<Ids>(want.begin(), want.end()).size() == 4);
+  for (const int64_t batch : {1, 2, 32})
+    for (const bool speculate : {false, true}) {
+      options.batch = batch;
+      options.speculate = speculate;
+      const Generation got = generate(*model, prompts_of(kTexts), options);
+      CHECK(ids_of(got) == want);
+      CHECK(got.stats.new_tokens == 100);
+      CHECK(got.stats.prompt_tokens == 18);
+      CHECK(got.stats.drafts.size() == size_t(speculate ? depth : 0));
+    }
+  options.cache = false;
+  CHECK(ids_of(generate(*model, prompts_of(kTexts), options)) == want);
+}
+
+TEST_CASE("a text does not depend on what else is in the batch") {
+  const auto model = model_of(2);
+  GenerateOptions options;
+  options.tokens = 12;
+  options.sampling = {.temperature = 1.2, .top_k = 15, .top_p = 0.95, .repetition_penalty = 1.1};
+  options.speculate = GENERATE(false, true);
+  const std::vector<Prompt> prompts = prompts_of(kTexts);
+  std::vector<Ids> alone;
+  for (const Prompt& prompt : prompts)
+    alone.push_back(generate(*model, {prompt}, options).texts[0].ids);
+  CHECK(alone[1] != alone[4]);  // the same prompt, another seed
+  for (const int64_t batch : {2, 3, 5}) {
+    options.batch = batch;
+    CHECK(ids_of(generate(*model, prompts, options)) == alone);
+  }
+  std::vector<Prompt> reversed(prompts.rbegin(), prompts.rend());
+  std::vector<Ids> got = ids_of(generate(*model, reversed, options));
+  std::reverse(got.begin(), got.end());
+  CHECK(got == alone);
+}
+
+/// Exact probabilities of all continuations of `text` by `tokens` ids.
+void continuations(Model& model, const Ids& text, size_t start, size_t tokens,
+                   const Sampling& sampling, double chance, std::map<Ids, double>& out) {
+  if (text.size() == start + tokens) {
+    out[{text.begin() + ptrdiff_t(start), text.end()}] = chance;
+    return;
+  }
+  const Distribution next = distribution(last_logits(model, text), text, sampling);
+  for (size_t i = 0; i < next.ids.size(); ++i) {
+    Ids longer = text;
+    longer.push_back(next.ids[i]);
+    continuations(model, longer, start, tokens, sampling, chance * next.probabilities[i], out);
+  }
+}
+
+TEST_CASE("speculation leaves the distribution of texts alone") {
+  const int64_t depth = GENERATE(1, 2);
+  const auto model = model_of(depth, "normed", 5);
+  GenerateOptions options;
+  options.sampling =
+      GENERATE(Sampling{.temperature = 3, .top_k = 0},
+               Sampling{.temperature = 2.5, .top_k = 4, .top_p = 0.9, .repetition_penalty = 1.4});
+  options.tokens = 3;
+  options.batch = 500;
+  options.speculate = true;
+  constexpr int64_t total = 3000;
+  const Ids prompt{1, 3, 0, 2};
+  std::map<Ids, double> want;
+  continuations(*model, prompt, prompt.size(), 3, options.sampling, 1, want);
+  std::vector<Prompt> prompts;
+  for (uint64_t seed = 0; seed < total; ++seed) prompts.push_back({prompt, seed});
+  const Generation got = generate(*model, prompts, options);
+  std::map<Ids, int64_t> counts;
+  for (const Continuation& text : got.texts) ++counts[text.ids];
+  check_counts(counts, want, total);
+  for (int64_t k = 0; k < depth; ++k) {  // drafts were judged both ways
+    CHECK(got.stats.accepted[size_t(k)] > 100);
+    CHECK(got.stats.drafts[size_t(k)] - got.stats.accepted[size_t(k)] > 100);
+  }
+  CHECK(got.stats.drafts[0] >= total);
+  CHECK(got.stats.forwards < 3 * total / options.batch);
+}
+
+TEST_CASE("the cache holds the tokens of each text and no padding") {
+  const auto model = model_of(1);
+  GenerateOptions options;
+  options.tokens = 7;
+  options.speculate = GENERATE(false, true);
+  const GenerateStats stats = generate(*model, prompts_of(kTexts), options).stats;
+  if (options.speculate) {
+    CHECK(stats.mtp_cache_bytes > 0);
+    CHECK(stats.mtp_cache_bytes <= (18 + 5 * 6) * 24 * 8);
+    CHECK(stats.cache_tokens <= 18 + 5 * 6);
+  } else {
+    CHECK(stats.mtp_cache_bytes == 0);
+    CHECK(stats.cache_tokens == 18 + 5 * 6);  // a text's last token is never read
+    CHECK(stats.forwards == 7);
+  }
+  // 2 layers, keys and values of 12 features, float64
+  CHECK(stats.cache_bytes == stats.cache_tokens * 2 * 24 * 8);
+}
+
+TEST_CASE("texts end at stop ids, at their length and when they are told to") {
+  const auto model = model_of(2);
+  GenerateOptions options;
+  options.tokens = 9;
+  options.sampling.temperature = 0;
+  const Ids all = generate(*model, prompts_of({{3, 9, 1}}), options).texts[0].ids;
+  REQUIRE(all.size() == 9);
+  const size_t place = GENERATE(0, 1, 2, 3, 4, 5);
+  const size_t first = size_t(std::find(all.begin(), all.end(), all[place]) - all.begin());
+  options.speculate = GENERATE(false, true);
+
+  SECTION("stop id") {
+    options.stop_ids = {99, all[place]};
+    const Continuation got = generate(*model, prompts_of({{3, 9, 1}}), options).texts[0];
+    CHECK(got.ids == Ids(all.begin(), all.begin() + ptrdiff_t(first)));
+    CHECK(got.reason == StopReason::stop_id);
+    CHECK(got.stop_id == all[place]);
+  }
+  SECTION("callback") {
+    Ids told;
+    std::vector<size_t> done;
+    options.on_token = [&](size_t, int32_t id) {
+      told.push_back(id);
+      return told.size() <= place;
+    };
+    options.on_done = [&](size_t prompt, const Continuation& text) {
+      done.push_back(prompt);
+      CHECK(text.ids == told);
+    };
+    const Continuation got = generate(*model, prompts_of({{3, 9, 1}}), options).texts[0];
+    CHECK(got.reason == StopReason::callback);
+    CHECK(got.ids == Ids(all.begin(), all.begin() + ptrdiff_t(place) + 1));
+    CHECK(told == got.ids);
+    CHECK(done == std::vector<size_t>{0});
+  }
+  SECTION("length") {
+    options.tokens = int64_t(place) + 1;
+    const Continuation got = generate(*model, prompts_of({{3, 9, 1}}), options).texts[0];
+    CHECK(got.reason == StopReason::length);
+    CHECK(got.ids == Ids(all.begin(), all.begin() + ptrdiff_t(place) + 1));
+  }
+}
+
+TEST_CASE("ids from a bound on are never chosen") {
+  const auto model = model_of(2);
+  GenerateOptions options;
+  options.ids = 4;
+  options.tokens = 50;
+  options.sampling = {.temperature = 5, .top_k = 0};
+  options.speculate = GENERATE(false, true);
+  const Ids got = generate(*model, prompts_of({{20, 9}}), options).texts[0].ids;
+  CHECK(std::set<int32_t>(got.begin(), got.end()) == std::set<int32_t>{0, 1, 2, 3});
+}
+
+TEST_CASE("senseless prompts and options are refused") {
+  const auto model = model_of(0);
+  const auto refused = [&](const std::vector<Ids>& prompts, const GenerateOptions& options,
+                           const std::string& text) {
+    CHECK_THROWS_WITH(generate(*model, prompts_of(prompts), options), Catch::Contains(text));
+  };
+  refused({{}}, {}, "the prompt is empty");
+  refused({{1}, {}}, {}, "prompt 2 is empty");
+  refused({{1}, {2, 23}}, {}, "prompt 2 holds id 23, which is none of the model's ids 0 to 22");
+  refused({{-1}}, {}, "id -1");
+  refused({{1}}, {.tokens = 0}, "new tokens");
+  refused({{1}}, {.batch = 0}, "at once");
+  refused({{1}}, {.sampling = {.temperature = -1}}, "temperature");
+  refused({{1}}, {.sampling = {.temperature = NAN}}, "temperature");
+  refused({{1}}, {.sampling = {.top_k = -1}}, "top_k");
+  refused({{1}}, {.sampling = {.top_p = 0}}, "top_p");
+  refused({{1}}, {.sampling = {.top_p = 1.5}}, "top_p");
+  refused({{1}}, {.sampling = {.repetition_penalty = 0}}, "penalty");
+  CHECK(generate(*model, {}, {}).texts.empty());
+}
+
+}  // namespace
+}  // namespace dsv3::test

@@ -1,0 +1,72 @@
+#include <catch2/catch.hpp>
+
+#include <dsv3/runtime/text_stream.h>
+#include <dsv3/sdk/error.h>
+
+namespace dsv3::test {
+namespace {
+
+/// An id is a byte.
+class Bytes final : public Tokenizer {
+ public:
+  std::vector<int32_t> encode(std::string_view text) const override {
+    std::vector<int32_t> ids;
+    for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
+    return ids;
+  }
+  std::string decode(std::span<const int32_t> ids) const override {
+    std::string text;
+    for (const int32_t id : ids) text += token_bytes(id);
+    return text;
+  }
+  std::string token_bytes(int32_t id) const override { return std::string(1, char(id)); }
+  int64_t vocab_size() const override { return 256; }
+  int32_t eos_id() const override { return -1; }
+  std::string digest() const override { return ""; }
+};
+
+struct Streamed {
+  std::vector<std::string> pieces;
+  bool stopped;
+};
+
+Streamed stream(const std::string& text, const std::vector<std::string>& stops = {}) {
+  const Bytes tokenizer;
+  TextStream stream(tokenizer, stops);
+  Streamed result{};
+  for (const int32_t id : tokenizer.encode(text)) {
+    const std::string piece = stream.add(id);
+    if (!piece.empty()) result.pieces.push_back(piece);
+  }
+  const std::string last = stream.finish();
+  if (!last.empty()) result.pieces.push_back(last);
+  result.stopped = stream.stopped();
+  return result;
+}
+
+using Pieces = std::vector<std::string>;
+
+TEST_CASE("only whole characters come out") {
+  CHECK(stream("aé€😀.").pieces == Pieces{"a", "é", "€", "😀", "."});
+  // Cut off at the end, and bytes that are no UTF-8.
+  CHECK(stream("a\xE2\x82").pieces == Pieces{"a", "\xE2\x82"});
+  CHECK(stream("\x82z\xC3x").pieces == Pieces{"\x82", "z", "\xC3x"});
+}
+
+TEST_CASE("a stop text ends the text and does not come out") {
+  CHECK(stream("one\n\ntwo", {"\n\n"}).pieces == Pieces{"o", "n", "e"});
+  CHECK(stream("one\n\ntwo", {"\n\n"}).stopped);
+  // What may be its start waits until it is clear.
+  const Streamed other = stream("a\nb<e<en", {"\n\n", "<end>"});
+  CHECK(other.pieces == Pieces{"a", "\nb", "<e", "<en"});
+  CHECK_FALSE(other.stopped);
+  CHECK(stream("xaab", {"ab"}).pieces == Pieces{"x", "a"});
+  CHECK(stream("€€!", {"€!"}).pieces == Pieces{"€"});
+  CHECK(stream("abc", {"bc", "b"}).pieces == Pieces{"a"});
+  CHECK(stream("stop", {"stop"}).pieces.empty());
+  const Bytes tokenizer;
+  CHECK_THROWS_AS(TextStream(tokenizer, {""}), Error);
+}
+
+}  // namespace
+}  // namespace dsv3::test

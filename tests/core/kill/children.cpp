@@ -1,0 +1,169 @@
+#include "core/kill/children.h"
+
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <fcntl.h>
+#include <new>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <dsv3/support/fs.h>
+
+namespace fs = dsv3::fs;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+constexpr const char* kExperiment = R"(
+dsv3: 1
+model:
+  hidden: 16
+  layers: 2
+  vocab: auto
+  attention: {plugin: mla, heads: 2, q_lora_rank: 8, kv_lora_rank: 8, qk_nope_dim: 4, qk_rope_dim: 4, v_dim: 8}
+  position: {plugin: rope}
+  feed_forward:
+    - {layers: 0, plugin: swiglu, hidden: 16}
+    - {layers: 1-, plugin: moe, routed: 4, top_k: 2, shared: 1, hidden: 8}
+  mtp: {depth: 1}
+optimizer:
+  - {role: [embedding, head, norm, router, bias], plugin: adamw, lr: 5.0e-3}
+  - {role: matrix, plugin: muon, lr: 0.02}
+schedule: {plugin: cosine, warmup: 2}
+strategy: {plugin: single}
+data: {plugin: text, path: text.txt, tokenizer: {plugin: bytes}}
+train: {steps: 10, batch: 2, sequence: 16, precision: fp32, seed: 7, log_every: 1, threads: 1, device: cpu}
+validation: {every: 4, batches: 1, share: 0.1}
+samples: {every: 5, tokens: 4}
+checkpoint: {every: 2, keep_best: 1}
+tracker: [{plugin: csv}]
+)";
+
+std::string made_text() {
+  std::string text;
+  for (int paragraph = 0; paragraph < 60; ++paragraph)
+    text += "Paragraph " + std::to_string(paragraph * paragraph) + " says " +
+            std::to_string(paragraph * 7919 % 1009) + " in words of no great weight.\n\n";
+  return text;
+}
+
+std::atomic<int>& shared_counter() {
+  void* memory = ::mmap(nullptr, sizeof(std::atomic<int>), PROT_READ | PROT_WRITE,
+                        MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  return *new (memory) std::atomic<int>(0);
+}
+
+[[noreturn]] void die() {
+  ::kill(::getpid(), SIGKILL);
+  for (;;) ::pause();
+}
+
+/// From now on `path` may take `more` bytes and no other file may be longer than that: the kernel
+/// writes what fits and ends the process at the next write.
+void limit_file(const fs::Path& path, uint64_t more) {
+  std::error_code missing;
+  const uintmax_t size = std::filesystem::file_size(path, missing);
+  const rlim_t limit = (missing ? 0 : size) + more;
+  const rlimit files{limit, limit}, none{0, 0};
+  ::setrlimit(RLIMIT_CORE, &none);
+  ::setrlimit(RLIMIT_FSIZE, &files);
+}
+
+/// Sets the hook by which this process counts its calls and dies.
+void arrange(const std::optional<Death>& death, const fs::Path& run, std::atomic<int>& calls) {
+  // Lives until the process ends.
+  PowerCut* disk =
+      death && death->kind == Death::power_cut ? new PowerCut(run.parent_path()) : nullptr;
+  fs::set_fault_hook([=, &calls](fs::Call call, const fs::Path& path) {
+    const int number = ++calls;
+    if (!death || number < death->call || death->kind == Death::moment) {
+      if (disk) disk->before(call, path);
+      return 0;
+    }
+    if (death->kind == Death::torn_write) {
+      if (call == fs::Call::write) limit_file(path, death->bytes);
+      return 0;
+    }
+    if (disk) disk->cut(run.parent_path().string() + "-left", death->unsynced, death->seed);
+    die();
+  });
+}
+
+}  // namespace
+
+std::string Death::text() const {
+  switch (kind) {
+    case before_call:
+      return "killed before system call " + std::to_string(call);
+    case torn_write:
+      return "a write from system call " + std::to_string(call) + " on torn after " +
+             std::to_string(bytes) + " bytes";
+    case moment:
+      return "killed after " + std::to_string(seconds) + " s";
+    case power_cut:
+      return "power cut before system call " + std::to_string(call);
+  }
+  return "";
+}
+
+TinyExperiment::TinyExperiment() : plugins_({{DSV3_BUILD_DIR}}) {
+  put(folder_ / "tiny.yaml", kExperiment);
+  put(folder_ / "text.txt", made_text());
+  std::filesystem::create_directory(folder_ / "runs");
+  dsv3::resolve_machine(request("any").experiment, plugins_);  // loads every plugin
+}
+
+dsv3::RunRequest TinyExperiment::request(const std::string& name) const {
+  dsv3::RunRequest request;
+  request.output = folder_ / "runs";
+  request.quiet = true;
+  if (std::filesystem::exists(run(name) / "config.yaml")) {
+    request.run_id = name;
+    return request;
+  }
+  request.experiment.file = folder_ / "tiny.yaml";
+  request.run_name = name;
+  request.resume_auto = true;
+  return request;
+}
+
+Ending TinyExperiment::train(const std::string& name, const std::optional<Death>& death) {
+  static std::atomic<int>& calls = shared_counter();
+  calls = 0;
+  const auto terminal = folder_ / "terminal.txt";
+  const auto begin = Clock::now();
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::dup2(::open(terminal.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666), STDERR_FILENO);
+    int code = 1;
+    try {
+      arrange(death, run(name), calls);
+      code = dsv3::train(request(name), plugins_);
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "%s\n", error.what());
+    }
+    ::_exit(code);
+  }
+  if (death && death->kind == Death::moment) {
+    ::usleep(static_cast<useconds_t>(death->seconds * 1e6));
+    ::kill(child, SIGKILL);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  if (const auto left = folder_ / "runs-left"; std::filesystem::exists(left)) {
+    std::filesystem::remove_all(folder_ / "runs");
+    std::filesystem::rename(left, folder_ / "runs");
+  }
+  Ending ending;
+  ending.killed = WIFSIGNALED(status);
+  ending.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  ending.calls = calls;
+  ending.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  ending.said = get(terminal);
+  return ending;
+}

@@ -1,0 +1,54 @@
+// Training in children that die at a chosen point. The parent has loaded the plugins and has no
+// thread, so that a child costs a fork and no start-up.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include <dsv3/runtime/plugins.h>
+#include <dsv3/runtime/trainer.h>
+
+#include "core/support/power_cut.h"
+
+/// How a child dies.
+struct Death {
+  enum Kind {
+    before_call,  ///< SIGKILL just before the `call`-th writing system call
+    torn_write,   ///< from that call on no file may grow by more than `bytes`: its write is torn
+    moment,       ///< SIGKILL after `seconds`
+    power_cut,    ///< before that call the disk loses what was not synced, or some of it
+  };
+  Kind kind = before_call;
+  int call = 0;
+  uint64_t bytes = 0;
+  double seconds = 0;
+  PowerCut::Unsynced unsynced = PowerCut::Unsynced::random;
+  uint64_t seed = 0;
+  std::string text() const;
+};
+
+/// How a child ended.
+struct Ending {
+  bool killed = false;
+  int code = 0;   ///< of a child that ended by itself
+  int calls = 0;  ///< writing system calls it made
+  double seconds = 0;
+  std::string said;  ///< its terminal
+};
+
+/// A tiny experiment of every part of a DeepSeek-V3-style model in a folder of its own.
+class TinyExperiment {
+ public:
+  TinyExperiment();
+  /// Starts the run `name`, or goes on with it if it is there; dies as told.
+  Ending train(const std::string& name, const std::optional<Death>& death = {});
+  std::filesystem::path run(const std::string& name) const { return folder_ / "runs" / name; }
+
+ private:
+  dsv3::RunRequest request(const std::string& name) const;
+
+  TemporaryFolder folder_;
+  dsv3::Plugins plugins_;
+};

@@ -1,0 +1,263 @@
+// dsv3 generate
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <unistd.h>
+
+#include <dsv3/runtime/generate.h>
+#include <dsv3/runtime/stored_model.h>
+#include <dsv3/runtime/text_stream.h>
+#include <dsv3/sdk/error.h>
+#include <dsv3/sdk/log.h>
+#include <dsv3/support/json.h>
+
+#include "commands.h"
+#include "generate_stats.h"
+
+namespace {
+
+using dsv3::Json;
+
+[[noreturn]] void refuse(const std::string& text) {
+  throw dsv3::Error(text, dsv3::ExitCode::usage);
+}
+
+struct Arguments {
+  dsv3::LoadRequest model;
+  dsv3::GenerateOptions options;
+  std::string path, prompt_file;
+  std::vector<std::string> prompts, stops;
+  uint64_t seed = 0;
+  std::optional<bool> speculate;
+  bool ids = false, no_cache = false, stats = false, json = false;
+  PluginOptions plugins;
+};
+
+std::vector<std::string> lines_of(std::istream& in) {
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(in, line);) {
+    if (!line.empty() && line.back() == '\r') line.pop_back();
+    if (!line.empty()) lines.push_back(line);
+  }
+  return lines;
+}
+
+/// Prompts as they were given: --prompt, the lines of --prompt-file, else standard input, which is
+/// one prompt (with --ids one a line).
+std::vector<std::string> read_prompts(const Arguments& a) {
+  std::vector<std::string> prompts = a.prompts;
+  if (!a.prompt_file.empty()) {
+    std::ifstream file(a.prompt_file, std::ios::binary);
+    if (!file || std::filesystem::is_directory(a.prompt_file))
+      refuse("cannot read --prompt-file " + a.prompt_file);
+    const std::vector<std::string> lines = lines_of(file);
+    prompts.insert(prompts.end(), lines.begin(), lines.end());
+    if (prompts.empty()) refuse(a.prompt_file + " has no prompt: write one a line");
+  }
+  if (!prompts.empty()) return prompts;
+  if (isatty(STDIN_FILENO))
+    std::cerr << "reading the prompt from standard input up to Ctrl-D; --prompt TEXT gives it "
+                 "directly\n";
+  if (a.ids) return lines_of(std::cin);
+  std::string text{std::istreambuf_iterator<char>(std::cin), {}};
+  if (!text.empty() && text.back() == '\n') text.pop_back();  // of `echo`
+  return {text};
+}
+
+/// The ids of "[1, 2, 3]".
+std::vector<int32_t> parse_ids(const std::string& text) {
+  const Json json = dsv3::parse_json(text, "prompt " + text.substr(0, 40));
+  if (!json.is_array()) refuse("with --ids a prompt is a list of ids such as [1, 2, 3]: " + text);
+  std::vector<int32_t> ids;
+  for (const Json& id : json) {
+    if (!id.is_number_integer() || id < 0 || id > INT32_MAX)
+      refuse("a prompt holds " + id.dump() + ", which is no id");
+    ids.push_back(id.get<int32_t>());
+  }
+  return ids;
+}
+
+/// Prints texts as they come or are complete.
+class Printer {
+ public:
+  Printer(const Arguments& a, const dsv3::Tokenizer* tokenizer, std::vector<std::string> prompts)
+      : a_(a),
+        tokenizer_(tokenizer),
+        prompts_(std::move(prompts)),
+        live_(prompts_.size() == 1 && !a.json),
+        texts_(prompts_.size()),
+        done_(prompts_.size()) {
+    if (tokenizer)
+      for (size_t i = 0; i < prompts_.size(); ++i) streams_.emplace_back(*tokenizer, a.stops);
+    if (live_) std::cout << prompts_[0] << (tokenizer ? "" : " ") << std::flush;
+  }
+
+  /// False: the text ends here.
+  bool token(size_t i, int32_t id) {
+    if (!tokenizer_) {
+      add(i, (texts_[i].empty() ? "" : " ") + std::to_string(id));
+      return true;
+    }
+    add(i, streams_[i].add(id));
+    return !streams_[i].stopped();
+  }
+
+  /// Prints what is complete, in the order of prompts.
+  void done(size_t i, const dsv3::Continuation& text) {
+    if (tokenizer_) add(i, streams_[i].finish());
+    done_[i] = text;
+    for (; next_ < done_.size() && done_[next_]; ++next_) print(next_);
+    std::cout << std::flush;
+  }
+
+ private:
+  void add(size_t i, const std::string& text) {
+    texts_[i] += text;
+    if (live_) std::cout << text << std::flush;
+  }
+
+  void print(size_t i) {
+    if (a_.json) return print_json(i);
+    if (live_) {
+      std::cout << '\n';
+      return;
+    }
+    std::cout << "--- " << i + 1 << " of " << prompts_.size() << " ---\n"
+              << prompts_[i] << (tokenizer_ ? "" : " ") << texts_[i] << '\n';
+  }
+
+  void print_json(size_t i) {
+    const dsv3::Continuation& text = *done_[i];
+    const bool eos = tokenizer_ && text.stop_id >= 0 && text.stop_id == tokenizer_->eos_id();
+    const Json line{{"prompt", tokenizer_ ? Json(prompts_[i]) : Json::parse(prompts_[i])},
+                    {"text", tokenizer_ ? Json(texts_[i]) : Json()},
+                    {"ids", text.ids},
+                    {"stop_reason", text.reason == dsv3::StopReason::length ? "length"
+                                    : eos                                   ? "eos"
+                                                                            : "stop"}};
+    std::cout << line.dump(-1, ' ', false, Json::error_handler_t::replace) << '\n';
+  }
+
+  const Arguments& a_;
+  const dsv3::Tokenizer* tokenizer_;
+  std::vector<std::string> prompts_;
+  bool live_;  // one text, on the terminal as it is produced
+  std::vector<dsv3::TextStream> streams_;
+  std::vector<std::string> texts_;
+  std::vector<std::optional<dsv3::Continuation>> done_;
+  size_t next_ = 0;
+};
+
+std::vector<dsv3::Prompt> encode(const Arguments& a, const std::vector<std::string>& prompts,
+                                 const dsv3::LoadedModel& loaded) {
+  std::vector<dsv3::Prompt> encoded;
+  size_t longest = 0;
+  for (const std::string& prompt : prompts) {
+    encoded.push_back({a.ids ? parse_ids(prompt) : loaded.tokenizer->encode(prompt), a.seed});
+    longest = std::max(longest, encoded.back().ids.size());
+  }
+  const int64_t length = int64_t(longest) + a.options.tokens;
+  if (length > loaded.experiment.train.sequence)
+    dsv3::log::warning("the text may get " + std::to_string(length) +
+                       " tokens long, but the model was made for " +
+                       std::to_string(loaded.experiment.train.sequence) +
+                       ": what comes beyond them may be worthless");
+  return encoded;
+}
+
+void run(Arguments& a) {
+  a.model.path = a.path;
+  a.model.with_tokenizer = !a.ids;
+  if (a.ids && !a.stops.empty()) refuse("--stop needs a tokenizer: with --ids use --stop-id");
+  dsv3::Plugins plugins = a.plugins.open();
+  const dsv3::LoadedModel loaded = dsv3::load_model(a.model, plugins);
+  const dsv3::Tokenizer* tokenizer = loaded.tokenizer.get();
+  if (!a.ids && !tokenizer)
+    refuse(a.path +
+           " has no tokenizer: name one by --tokenizer FILE, or give and get token ids by --ids");
+  dsv3::GenerateOptions& options = a.options;
+  options.cache = !a.no_cache;
+  const bool can = loaded.model->mtp_depth() > 0 && options.cache;
+  if (a.speculate.value_or(false) && !can)
+    refuse(a.no_cache ? "--speculate needs the cache: leave out --no-cache"
+                      : a.path + " has no MTP modules to speculate with");
+  options.speculate = a.speculate.value_or(can);
+  if (tokenizer) {
+    options.ids = tokenizer->vocab_size();
+    if (tokenizer->eos_id() >= 0) options.stop_ids.push_back(tokenizer->eos_id());
+  }
+  const std::vector<std::string> prompts = read_prompts(a);
+  const std::vector<dsv3::Prompt> encoded = encode(a, prompts, loaded);
+  std::optional<Printer> printer;  // nothing is printed before generate() has checked the prompts
+  const auto print = [&]() -> Printer& {
+    if (!printer) printer.emplace(a, tokenizer, prompts);
+    return *printer;
+  };
+  options.on_token = [&](size_t i, int32_t id) { return print().token(i, id); };
+  options.on_done = [&](size_t i, const dsv3::Continuation& text) { print().done(i, text); };
+  const dsv3::GenerateStats stats = dsv3::generate(*loaded.model, encoded, options).stats;
+  if (a.stats) std::cerr << describe_stats(stats, *loaded.model, a.json) << std::flush;
+}
+
+void add_options(CLI::App& command, Arguments& a) {
+  dsv3::Sampling& sampling = a.options.sampling;
+  command.add_option("MODEL", a.path, "run folder, checkpoint or Hugging Face folder")
+      ->required()
+      ->type_name("PATH");
+  command
+      .add_option("--prompt", a.prompts,
+                  "text to continue, may be repeated; without it and --prompt-file: standard input")
+      ->allow_extra_args(false);
+  command.add_option("--prompt-file", a.prompt_file, "prompts, one a line")->type_name("FILE");
+  command.add_flag("--ids", a.ids,
+                   "prompts are JSON lists of token ids, [1, 2, 3], and ids come out");
+  command.add_option("--tokens", a.options.tokens, "new tokens at most")->capture_default_str();
+  command.add_option("--temperature", sampling.temperature, "0 = always the likeliest token")
+      ->capture_default_str();
+  command.add_option("--top-k", sampling.top_k, "only the k likeliest tokens; 0 = all")
+      ->capture_default_str();
+  command
+      .add_option("--top-p", sampling.top_p,
+                  "only the likeliest tokens, until their probabilities reach it")
+      ->capture_default_str();
+  command
+      .add_option("--repetition-penalty", sampling.repetition_penalty,
+                  "above 1: tokens that the text has already get less likely")
+      ->capture_default_str();
+  command.add_option("--stop", a.stops, "text that ends a continuation, may be repeated")
+      ->allow_extra_args(false);
+  command.add_option("--stop-id", a.options.stop_ids, "the same for a token id")
+      ->allow_extra_args(false);
+  command.add_option("--seed", a.seed, "of each prompt's choices")->capture_default_str();
+  command.add_flag("--speculate,!--no-speculate", a.speculate,
+                   "draft tokens with the model's MTP modules; on if it has any");
+  command.add_flag("--no-cache", a.no_cache, "read the whole text again for every token");
+  command.add_option("--batch", a.options.batch, "prompts at work at once")->capture_default_str();
+  command.add_option("--device", a.model.device, "where to compute")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  command.add_option("--precision", a.model.precision, "compute dtype")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "fp32", "bf16"}));
+  command.add_option("--tokenizer", a.model.tokenizer, "tokenizer.json instead of the model's")
+      ->type_name("FILE");
+  command.add_flag("--stats", a.stats,
+                   "speed, size of the cache and accepted drafts, on standard error");
+  command.add_flag("--json", a.json,
+                   "a JSON object a line: prompt, text, ids, stop_reason; and --stats as one");
+  a.plugins.add_to(command);
+}
+
+}  // namespace
+
+void add_generate_command(CLI::App& app, int&) {
+  const auto a = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("generate", "Continues texts");
+  add_options(*command, *a);
+  command->callback([a] { run(*a); });
+}

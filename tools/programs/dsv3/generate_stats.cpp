@@ -1,0 +1,100 @@
+#include "generate_stats.h"
+
+#include <cstdio>
+
+#include <ATen/core/Tensor.h>
+
+#include <dsv3/support/json.h>
+
+namespace {
+
+using dsv3::Json;
+
+/// Values that attention caches a token, summed over the main layers.
+struct Cached {
+  int64_t layers = 0, values = 0;
+  double multi_head = 0;  ///< of multi-head attention with the same heads
+  int64_t element_bytes = 0;
+};
+
+Cached cached_of(const dsv3::Model& model) {
+  Cached cached;
+  cached.layers = int64_t(model.attention().size()) - model.mtp_depth();
+  for (int64_t i = 0; i < cached.layers; ++i) {
+    const dsv3::Attention& layer = *model.attention()[size_t(i)];
+    cached.values += layer.cache_values_per_token();
+    // FLOPs are 2 for each feature of each head's key and value.
+    cached.multi_head += layer.attention_flops(1) / 2;
+  }
+  // A cache has the dtype of the embedding, which is the first parameter.
+  cached.element_bytes = int64_t(model.store().parameters().front().tensor.element_size());
+  return cached;
+}
+
+std::string number(double value, int digits = 1) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%.*f", value == double(int64_t(value)) ? 0 : digits, value);
+  return text;
+}
+
+double rate(int64_t count, double per) {
+  return per > 0 ? double(count) / per : 0;
+}
+
+std::string as_json(const dsv3::GenerateStats& stats, const Cached& cached) {
+  Json depths = Json::array();
+  for (size_t k = 0; k < stats.drafts.size(); ++k)
+    depths.push_back(
+        {{"depth", k + 1}, {"drafts", stats.drafts[k]}, {"accepted", stats.accepted[k]}});
+  const Json json{
+      {"prompt_tokens", stats.prompt_tokens},
+      {"prompt_seconds", stats.prompt_seconds},
+      {"new_tokens", stats.new_tokens},
+      {"seconds", stats.seconds},
+      {"tokens_per_s", rate(stats.new_tokens, stats.seconds)},
+      {"forwards", stats.forwards},
+      {"layers", cached.layers},
+      {"cache_values_per_token_per_layer", double(cached.values) / double(cached.layers)},
+      {"mha_values_per_token_per_layer", cached.multi_head / double(cached.layers)},
+      {"cache_element_bytes", cached.element_bytes},
+      {"cache_tokens", stats.cache_tokens},
+      {"cache_bytes", stats.cache_bytes},
+      {"mtp_cache_bytes", stats.mtp_cache_bytes},
+      {"speculation", depths}};
+  return Json{{"stats", json}}.dump() + "\n";
+}
+
+std::string as_text(const dsv3::GenerateStats& stats, const Cached& cached) {
+  const double layers = double(cached.layers), values = double(cached.values);
+  std::string text =
+      "prompts: " + std::to_string(stats.prompt_tokens) + " tokens in " +
+      number(stats.prompt_seconds, 2) + " s\n" + "new: " + std::to_string(stats.new_tokens) +
+      " tokens in " + number(stats.seconds, 2) + " s, " +
+      number(rate(stats.new_tokens, stats.seconds)) + " tokens/s, " +
+      std::to_string(stats.forwards) + " forwards\n" + "cache: " + number(values / layers) +
+      " values a token a layer; multi-head attention with the same heads: " +
+      number(cached.multi_head / layers) + ", " + number(cached.multi_head / values) +
+      " times as many\n";
+  if (stats.cache_tokens > 0)
+    text += "cache at its fullest: " + std::to_string(stats.cache_tokens) + " tokens x " +
+            std::to_string(cached.layers) + " layers x " + number(values / layers) + " values x " +
+            std::to_string(cached.element_bytes) + " bytes = " + std::to_string(stats.cache_bytes) +
+            " bytes" +
+            (stats.drafts.empty()
+                 ? ""
+                 : ", and " + std::to_string(stats.mtp_cache_bytes) + " bytes of MTP modules") +
+            "\n";
+  for (size_t k = 0; k < stats.drafts.size(); ++k)
+    text += "speculation, depth " + std::to_string(k + 1) + ": " +
+            std::to_string(stats.accepted[k]) + " of " + std::to_string(stats.drafts[k]) +
+            " drafts accepted (" + number(100 * rate(stats.accepted[k], double(stats.drafts[k]))) +
+            " %)\n";
+  return text;
+}
+
+}  // namespace
+
+std::string describe_stats(const dsv3::GenerateStats& stats, const dsv3::Model& model, bool json) {
+  const Cached cached = cached_of(model);
+  return json ? as_json(stats, cached) : as_text(stats, cached);
+}

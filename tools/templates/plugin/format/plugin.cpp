@@ -1,0 +1,148 @@
+// format/@NAME@: a small architecture with attention of equal heads and dense gated layers, and how
+// a folder with "model_type": "@NAME@" describes and stores it.
+#include <dsv3/sdk/config_reader.h>
+#include <dsv3/sdk/format.h>
+#include <dsv3/sdk/plugin.h>
+
+namespace {
+
+using dsv3::ComponentDescription;
+using dsv3::ModelDescription;
+using dsv3::TensorPlace;
+using Json = nlohmann::json;
+
+int64_t integer(const ComponentDescription& component, const std::string& key) {
+  return std::get<int64_t>(component.options.at(key));
+}
+
+/// Of `layer`, also where the experiment left it to the plugin.
+int64_t inner_width(const ModelDescription& model, size_t layer) {
+  const int64_t given = integer(model.feed_forward[layer], "hidden");
+  if (given > 0) return given;
+  return model.shapes.at("layers." + std::to_string(layer) + ".feed_forward.gate_up.weight")[0] / 2;
+}
+
+class Architecture final : public dsv3::Format {
+ public:
+  using Options = dsv3::NoOptions;
+  explicit Architecture(const Options&) {}
+
+  // Whatever the architecture cannot say must be named here: else another model would be written.
+  std::vector<std::string> obstacles(const ModelDescription& model) const override {
+    std::vector<std::string> found;
+    const auto need = [&](bool fits, const std::string& text) {
+      if (!fits) found.push_back(text);
+    };
+    for (size_t layer = 0; layer < model.attention.size(); ++layer) {
+      const ComponentDescription& attention = model.attention[layer];
+      if (attention.plugin != "mha" || model.feed_forward[layer].plugin != "swiglu")
+        return {"layer " + std::to_string(layer) + " is " + attention.plugin + " and " +
+                model.feed_forward[layer].plugin + ", but the architecture has mha and swiglu"};
+      const int64_t heads = integer(attention, "heads"), kv_heads = integer(attention, "kv_heads"),
+                    head_dim = integer(attention, "head_dim");
+      need(heads == integer(model.attention[0], "heads") &&
+               inner_width(model, layer) == inner_width(model, 0),
+           "the layers differ in their sizes");
+      need(kv_heads == 0 || kv_heads == heads, "attention mha: kv_heads is not heads");
+      need(head_dim == 0 || head_dim * heads == model.hidden, "attention mha: head_dim is not auto");
+      need(!std::get<bool>(attention.options.at("qk_norm")), "attention mha: qk_norm is on");
+      need(std::get<double>(attention.options.at("rotary_share")) == 1,
+           "attention mha: rotary_share is not 1");
+      if (!found.empty()) return found;
+    }
+    need(model.position.plugin == "rope", "model.position is not rope");
+    need(model.norm_place == "pre", "model.norm.place is not pre");
+    need(!model.tied_head, "the head is tied to the embedding");
+    need(model.mtp_depth == 0, "it has MTP modules (--no-mtp leaves them out)");
+    return found;
+  }
+
+  Json config(const ModelDescription& model, const dsv3::TokenIds& ids) const override {
+    return {{"architectures", {"@NAME@"}},
+            {"model_type", "@NAME@"},
+            {"vocabulary", model.vocab},
+            {"width", model.hidden},
+            {"depth", model.layers},
+            {"heads", integer(model.attention[0], "heads")},
+            {"inner_width", inner_width(model, 0)},
+            {"rope_base", std::get<double>(model.position.options.at("theta"))},
+            {"rope_pairs", std::get<std::string>(model.position.options.at("layout"))},
+            {"norm_eps", model.norm_eps},
+            {"init_std", model.init_std},
+            {"context", model.sequence},
+            {"eos_token_id", ids.eos >= 0 ? Json(ids.eos) : Json()}};
+  }
+
+  ModelDescription describe(const Json& config) const override {
+    dsv3::ConfigReader reader(config);
+    ModelDescription model;
+    model.vocab = reader.integer("vocabulary");
+    model.hidden = reader.integer("width");
+    model.layers = reader.integer("depth");
+    if (model.layers < 1 || model.layers > 1000) reader.mistake("\"depth\" must be 1 to 1000");
+    model.norm_eps = reader.number("norm_eps");
+    model.init_std = reader.number("init_std", 0.02);
+    model.sequence = reader.integer("context");
+    reader.require("rope_pairs", {"interleaved", "half"});
+    const Json pairs = reader.value("rope_pairs");
+    model.position = {"rope",
+                      {{"theta", reader.number("rope_base", 10000)},
+                       {"layout", pairs.is_string() ? pairs.get<std::string>() : "interleaved"}}};
+    const ComponentDescription attention{"mha",
+                                         {{"heads", reader.integer("heads")},
+                                          {"kv_heads", int64_t{0}},
+                                          {"head_dim", int64_t{0}},
+                                          {"qk_norm", false},
+                                          {"rotary_share", 1.0}}};
+    const ComponentDescription dense{"swiglu", {{"hidden", reader.integer("inner_width")}}};
+    reader.finish();  // throws, naming every mistake and every field that nobody read
+    model.attention.assign(size_t(model.layers), attention);
+    model.feed_forward.assign(size_t(model.layers), dense);
+    return model;
+  }
+
+  std::vector<TensorPlace> tensors(const ModelDescription& model) const override {
+    const int64_t width = model.hidden, inner = inner_width(model, 0);
+    std::vector<TensorPlace> places;
+    const auto add = [&](const std::string& name, std::vector<int64_t> shape,
+                         const std::string& source, int64_t first_row = 0) {
+      TensorPlace place;
+      place.name = name;
+      place.shape = std::move(shape);
+      place.source = source;
+      place.first_row = first_row;
+      places.push_back(std::move(place));
+    };
+    add("tokens", {model.vocab, width}, "embedding.weight");
+    for (int64_t layer = 0; layer < model.layers; ++layer) {
+      const std::string there = "blocks." + std::to_string(layer) + ".",
+                        here = "layers." + std::to_string(layer) + ".";
+      add(there + "norm_a", {width}, here + "attention_norm.weight");
+      for (const char* part : {"q", "k", "v", "o"})
+        add(there + part, {width, width}, here + "attention." + part + ".weight");
+      add(there + "norm_f", {width}, here + "feed_forward_norm.weight");
+      // One parameter of the model, gate above up, becomes two tensors.
+      add(there + "gate", {inner, width}, here + "feed_forward.gate_up.weight");
+      add(there + "up", {inner, width}, here + "feed_forward.gate_up.weight", inner);
+      add(there + "down", {width, inner}, here + "feed_forward.down.weight");
+    }
+    add("norm", {width}, "final_norm.weight");
+    add("logits", {model.vocab, width}, "head.weight");
+    return places;
+  }
+
+  // `plugins check` writes and reads these.
+  std::vector<Json> examples() const override {
+    const Json small{{"vocabulary", 31}, {"width", 16},        {"depth", 2},     {"heads", 4},
+                     {"context", 64},    {"inner_width", 24}, {"norm_eps", 1e-5}};
+    Json other = small;
+    other.update({{"rope_pairs", "half"}, {"rope_base", 500.0}, {"init_std", 0.01}});
+    return {small, other};
+  }
+};
+
+}  // namespace
+
+DSV3_PLUGIN(registrar) {
+  registrar.format<Architecture>("@NAME@", "@NAME@, started from the format template");
+}
