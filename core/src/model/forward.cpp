@@ -167,6 +167,7 @@ class LossRun {
     if (!parts_.mtp.empty() && feeds_normed()) outputs.push_back(&x);
     parts_.with_head({&x}, outputs, [&] {
       x = parts_.final_norm(x);
+      show("final_norm", x);
       std::tie(losses_.total, losses_.main) = entropy(x, 0, 1, scale_.main_targets);
     });
     return feeds_normed() ? x : raw;

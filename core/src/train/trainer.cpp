@@ -220,9 +220,8 @@ LossScale Trainer::scale_of(const at::Tensor& targets) const {
 }
 
 void Trainer::refuse_or_report(const StepResult& result, const std::string& cause) const {
-  std::string what = "step " + std::to_string(step_ + 1) + ": loss " +
-                           std::to_string(result.loss) + ", gradient norm " +
-                     std::to_string(result.grad_norm) + " is not finite";
+  std::string what = "step " + std::to_string(step_ + 1) + ": loss " + std::to_string(result.loss) +
+                     ", gradient norm " + std::to_string(result.grad_norm) + " is not finite";
   if (!cause.empty()) what += "; " + cause;
   if (experiment_.train.not_finite == "skip") {
     log::warning(what + "; the update was skipped");

@@ -27,18 +27,18 @@ class Fault {
   /// Of the constructor of a component.
   explicit Fault(const FaultyOptions& options);
   /// Of its destructor.
-  ~Fault() noexcept(false);
+  ~Fault();
   Fault(const Fault&) = delete;
   Fault& operator=(const Fault&) = delete;
 
   /// Where the component does its work: counts the call, and misbehaves if it is to do what every
   /// kind can do wrong.
   void work();
-  /// Whether this kind's own fault is due in the call that work() counted last.
+  /// Whether this kind's own fault is due: from the call on that `after` tells, as work() counts.
   bool is(const char* name) const { return due() && fault_ == name; }
 
  private:
-  bool due() const { return calls_ > after_; }
+  bool due() const { return after_ == 0 || calls_ > after_; }
 
   std::string fault_;
   int64_t after_, calls_ = 0;

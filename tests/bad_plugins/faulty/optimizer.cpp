@@ -22,12 +22,13 @@ class Faulty final : public dsv3::Optimizer {
 
   void step(std::span<const dsv3::Slice> slices, const dsv3::OptimStep& step) override {
     fault_.work();
-    if (fault_.is("counts_its_own_steps")) return sound_.step(slices, {step.update, 1.0 / ++steps_});
+    if (fault_.is("counts_its_own_steps"))
+      return sound_.step(slices, {step.update, 1.0 / ++steps_});
     sound_.step(slices, step);
     for (const dsv3::Slice& slice : slices) {
       if (fault_.is("nan")) slice.value.fill_(std::nan(""));
       if (fault_.is("keeps_gradient")) kept_ = slice.grad;
-      if (fault_.is("grows")) grown_.push_back(slice.grad.clone());
+      if (fault_.is("grows")) grown_.push_back(at::ones({1024}));
     }
   }
 
