@@ -33,7 +33,8 @@ struct Arguments {
   std::string path, prompt_file;
   std::vector<std::string> prompts, stops;
   uint64_t seed = 0;
-  std::optional<bool> speculate;
+  bool speculate = false;
+  const CLI::Option* speculation = nullptr;  // --speculate or --no-speculate; given or not
   bool ids = false, no_cache = false, stats = false, json = false;
   PluginOptions plugins;
 };
@@ -183,10 +184,10 @@ void run(Arguments& a) {
   dsv3::GenerateOptions& options = a.options;
   options.cache = !a.no_cache;
   const bool can = loaded.model->mtp_depth() > 0 && options.cache;
-  if (a.speculate.value_or(false) && !can)
+  if (a.speculate && !can)
     refuse(a.no_cache ? "--speculate needs the cache: leave out --no-cache"
                       : a.path + " has no MTP modules to speculate with");
-  options.speculate = a.speculate.value_or(can);
+  options.speculate = a.speculation->count() > 0 ? a.speculate : can;
   if (tokenizer) {
     options.ids = tokenizer->vocab_size();
     if (tokenizer->eos_id() >= 0) options.stop_ids.push_back(tokenizer->eos_id());
@@ -234,8 +235,8 @@ void add_options(CLI::App& command, Arguments& a) {
   command.add_option("--stop-id", a.options.stop_ids, "the same for a token id")
       ->allow_extra_args(false);
   command.add_option("--seed", a.seed, "of each prompt's choices")->capture_default_str();
-  command.add_flag("--speculate,!--no-speculate", a.speculate,
-                   "draft tokens with the model's MTP modules; on if it has any");
+  a.speculation = command.add_flag("--speculate,!--no-speculate", a.speculate,
+                                   "draft tokens with the model's MTP modules; on if it has any");
   command.add_flag("--no-cache", a.no_cache, "read the whole text again for every token");
   command.add_option("--batch", a.options.batch, "prompts at work at once")->capture_default_str();
   command.add_option("--device", a.model.device, "where to compute")
