@@ -10,7 +10,6 @@ import subprocess
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("DSV3_BUILD_DIR", SOURCE / "build"))
 RUN = BUILD / "bin/dsv3-run"
-FULL = os.environ.get("DSV3_TEST_FULL") == "1"
 SEED = int(os.environ.get("DSV3_TEST_SEED", random.SystemRandom().randrange(10**9)))
 
 # Every part of a DeepSeek-V3-style model, at a size that trains hundreds of steps a second-ish.

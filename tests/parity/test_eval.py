@@ -187,9 +187,9 @@ def expected_likelihoods(oracle, question, sequence):
     return result
 
 
-@pytest.mark.parametrize("sequence, batch, cut", [(256, 7, False), (40, 1, True)])
+@pytest.mark.parametrize("sequence, batch, cut", [(256, 7, False), (20, 1, True)])
 def test_choices(oracle, tmp_path, sequence, batch, cut):
-    questions = make_questions(random.Random(4))
+    questions = make_questions(random.Random(9))
     file = tmp_path / "questions.jsonl"
     file.write_text("".join(json.dumps(q) + "\n" for q in questions) + "\n")
     found = evaluate(oracle.folder, "--choices", file, "--sequence", sequence, "--batch", batch)["choices"][0]

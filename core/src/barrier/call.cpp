@@ -105,9 +105,9 @@ void rethrow_from_constructor(const InCall& call) {
     throw;
   } catch (const Error& error) {
     const std::string& origin = call.callee.origin;
-    throw Named(call.callee.label + (origin.empty() ? "" : " (" + origin + ")") + ": " +
-                    error.what(),
-                error.code());
+    throw Named(
+        call.callee.label + (origin.empty() ? "" : " (" + origin + ")") + ": " + error.what(),
+        error.code());
   } catch (...) {
     rethrow_named(call);
   }

@@ -1,5 +1,5 @@
-// Which loaded component this process is in: what errors and crashes name. Being inside a call costs
-// a few loads and stores; everything else happens when something went wrong.
+// Which loaded component this process is in: what errors and crashes name. Being inside a call
+// costs a few loads and stores; everything else happens when something went wrong.
 #pragma once
 
 #include <atomic>
@@ -29,8 +29,7 @@ const Callee& remember(Callee callee);
 class InCall;
 
 /// This thread's innermost call. Placed so that a signal handler can read it.
-extern constinit thread_local const InCall* innermost
-    __attribute__((tls_model("initial-exec")));
+extern constinit thread_local const InCall* innermost __attribute__((tls_model("initial-exec")));
 
 /// Keeps which component made the autograd nodes [first, end) of this thread.
 void remember_nodes(const Callee& callee, uint64_t first, uint64_t end) noexcept;
@@ -40,10 +39,7 @@ class InCall {
  public:
   /// `action`: a literal, e.g. "forward".
   InCall(const Callee& callee, const char* action) noexcept
-      : callee(callee),
-        action(action),
-        outer(innermost),
-        first_node_(at::sequence_number::peek()) {
+      : callee(callee), action(action), outer(innermost), first_node_(at::sequence_number::peek()) {
     innermost = this;
   }
   ~InCall() {
@@ -102,8 +98,8 @@ std::string at_step();
 /// "attention 'mla' (layer 3, forward) at step 12, nano.yaml:5:13, plugin /lib/libdsv3_mla.so: "
 std::string place(const Callee& callee, int64_t layer, const std::string& action);
 /// Throws what is being handled again as a dsv3::Error with `place` in front, unless it says one
-/// already. A dsv3::Error keeps its exit code, running out of memory gets ExitCode::failed, anything
-/// else `foreign`. Call inside a catch block.
+/// already. A dsv3::Error keeps its exit code, running out of memory gets ExitCode::failed,
+/// anything else `foreign`. Call inside a catch block.
 [[noreturn]] void rethrow_behind(const std::string& place, ExitCode foreign);
 
 /// Throws what is being handled again as one dsv3::Error that says component, layer, action, step,

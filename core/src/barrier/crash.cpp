@@ -1,7 +1,5 @@
 // Last words. Whatever runs here may run in a signal handler, in the middle of malloc: it calls
 // write, open, rename and such only, and reads memory that was prepared before.
-#include <dsv3/runtime/crash.h>
-
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -18,6 +16,7 @@
 
 #include <torch/csrc/autograd/function.h>
 
+#include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/provenance.h>
 
 #include "barrier/call.h"
@@ -106,7 +105,8 @@ void add_place(Text& text, const InCall& call, bool own_thread) {
   text.add(call.action).add(")");
 }
 
-// "error: SIGSEGV in attention 'mla' (layer 3, forward) at step 12, nano.yaml:5:13, plugin /x.so; ..."
+// "error: SIGSEGV in attention 'mla' (layer 3, forward) at step 12, nano.yaml:5:13, plugin /x.so;
+// ..."
 void describe(Text& text, std::string_view what, std::string_view cause) {
   const InCall* own = barrier::innermost;
   const InCall* call = own ? own : prepared.main_thread ? *prepared.main_thread : nullptr;
@@ -115,8 +115,7 @@ void describe(Text& text, std::string_view what, std::string_view cause) {
     add_place(text, *call, own);
   else
     text.add(" outside of any plugin's call");
-  if (const int64_t number = barrier::step.number; number >= 0)
-    text.add(" at step ").add(number);
+  if (const int64_t number = barrier::step.number; number >= 0) text.add(" at step ").add(number);
   if (call) {
     const Callee& callee = running(*call, own);
     if (!callee.origin.empty()) text.add(", ").add(callee.origin);
@@ -133,8 +132,7 @@ void add_time(Text& text) {
   const int64_t day = now.tv_sec / 86400, second = now.tv_sec % 86400;
   const int64_t shifted = day + 719468;  // days since 0000-03-01
   const int64_t era = shifted / 146097, of_era = shifted % 146097;
-  const int64_t year_of_era =
-      (of_era - of_era / 1460 + of_era / 36524 - of_era / 146096) / 365;
+  const int64_t year_of_era = (of_era - of_era / 1460 + of_era / 36524 - of_era / 146096) / 365;
   const int64_t of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
   const int64_t march_month = (5 * of_year + 2) / 153;
   const int64_t month = march_month < 10 ? march_month + 3 : march_month - 9;
@@ -231,10 +229,12 @@ CrashReports::CrashReports() {
   prepared.main_thread = &barrier::innermost;
   prepared.terminal = ::isatty(STDERR_FILENO) == 1;
   copy(host_name(), prepared.host);
-  const stack_t stack{.ss_sp = prepared.stack.data(), .ss_flags = 0, .ss_size = prepared.stack.size()};
+  const stack_t stack{
+      .ss_sp = prepared.stack.data(), .ss_flags = 0, .ss_size = prepared.stack.size()};
   ::sigaltstack(&stack, nullptr);  // for a stack that overflows
   for (const int signal : kSignals) {
-    struct sigaction action {}, former {};
+    struct sigaction action {
+    }, former{};
     action.sa_handler = on_fault;
     action.sa_flags = SA_ONSTACK;
     sigemptyset(&action.sa_mask);
@@ -255,8 +255,8 @@ void report_crashes_to(const std::filesystem::path& status) {
   if (path.size() + 5 > sizeof prepared.status) return;
   copy(path.empty() ? "" : path + ".new", prepared.temporary);
   copy(path, prepared.status);
-  // Those registered last run first: before the destructors of libraries that were loaded since main
-  // began, which a thread of training may still need.
+  // Those registered last run first: before the destructors of libraries that were loaded since
+  // main began, which a thread of training may still need.
   if (prepared.process != 0) ::on_exit(on_exit_of_process, nullptr);
 }
 

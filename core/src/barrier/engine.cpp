@@ -57,7 +57,8 @@ void rethrow_from_backward(const InCall& call) {
   }
   if (!node) rethrow_named(call);
   const std::string action = "backward, autograd node " + node->name;
-  if (node->maker) rethrow_behind(place(*node->maker, node->maker->layer, action), ExitCode::plugin);
+  if (node->maker)
+    rethrow_behind(place(*node->maker, node->maker->layer, action), ExitCode::plugin);
   rethrow_behind(action + at_step() + " under " + call.callee.label + ": ", ExitCode::failed);
 }
 

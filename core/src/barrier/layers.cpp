@@ -103,9 +103,8 @@ class GuardedFeedForward final : public FeedForward {
                      const LayerContext& context)
       : FeedForward(context), inner_(callee, std::move(inner)) {}
   at::Tensor forward(const at::Tensor& x, const Sequence& seq) override {
-    return inner_.call("forward", [&](FeedForward& f) {
-      return passed(inner_.callee(), x, f.forward(x, seq));
-    });
+    return inner_.call(
+        "forward", [&](FeedForward& f) { return passed(inner_.callee(), x, f.forward(x, seq)); });
   }
   at::Tensor step_counts() override {
     return inner_.call("step_counts", [](FeedForward& f) {
@@ -146,7 +145,8 @@ class GuardedPosition final : public Position {
     return inner_.call("softmax_scale", [](Position& p) {
       const double scale = p.softmax_scale();
       if (!std::isfinite(scale) || scale <= 0)
-        refuse("softmax_scale() is " + std::to_string(scale) + "; a finite number above 0 is wanted");
+        refuse("softmax_scale() is " + std::to_string(scale) +
+               "; a finite number above 0 is wanted");
       return scale;
     });
   }

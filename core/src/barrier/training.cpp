@@ -185,9 +185,9 @@ class GuardedData final : public Data {
   }
 
   at::Tensor checked(const at::Tensor& tensor, const char* name) const {
-    const bool fits = tensor.device().is_cpu() && tensor.scalar_type() == at::kLong &&
-                      tensor.sizes() ==
-                          at::IntArrayRef{context_.micro_batch, context_.sequence + 1};
+    const bool fits =
+        tensor.device().is_cpu() && tensor.scalar_type() == at::kLong &&
+        tensor.sizes() == at::IntArrayRef{context_.micro_batch, context_.sequence + 1};
     if (!fits)
       refuse(std::string("its ") + name + " are " + described(tensor) + "; int64 [" +
              std::to_string(context_.micro_batch) + ", " + std::to_string(context_.sequence + 1) +

@@ -42,9 +42,9 @@ void check_inputs(const Subject& subject) {
   const Inputs in = inputs(at::kFloat);
   const Inputs was{in.q.clone(), in.k.clone(), in.positions.clone()};
   made->rotate(in.q, in.k, in.positions);
-  require(at::equal(in.q, was.q) && at::equal(in.k, was.k) &&
-              at::equal(in.positions, was.positions),
-          "rotate() changes its arguments");
+  require(
+      at::equal(in.q, was.q) && at::equal(in.k, was.k) && at::equal(in.positions, was.positions),
+      "rotate() changes its arguments");
   require(in.q.use_count() == 1 && in.k.use_count() == 1 && in.positions.use_count() == 1,
           "rotate() keeps an argument when the result is gone");
 }

@@ -321,7 +321,8 @@ Experiment experiment_of(ModelDescription model, const std::string& name,
   return load_experiment(request, catalog);
 }
 
-StoredModel read_folder(const stdfs::path& folder, Plugins& plugins) {
+StoredModel read_folder(const stdfs::path& folder, Plugins& plugins,
+                        const stdfs::path& other_tokenizer) {
   const stdfs::path file = folder / "config.json";
   const Json config = read_object(file);
   const std::shared_ptr<Format> format = format_of(config, file, plugins);
@@ -338,8 +339,10 @@ StoredModel read_folder(const stdfs::path& folder, Plugins& plugins) {
     model.mtp_depth = 0;
   }
   const Sidecar sidecar = read_sidecar(folder);
-  stdfs::path tokenizer = stdfs::absolute(folder / "tokenizer.json");
-  if (!stdfs::exists(tokenizer)) tokenizer.clear();
+  stdfs::path tokenizer = other_tokenizer;
+  if (tokenizer.empty() && stdfs::exists(folder / "tokenizer.json"))
+    tokenizer = folder / "tokenizer.json";
+  if (!tokenizer.empty()) tokenizer = stdfs::absolute(tokenizer);
   const Experiment experiment =
       experiment_of(model, stdfs::absolute(folder / "").parent_path().filename().string(),
                     tokenizer, sidecar, plugins);

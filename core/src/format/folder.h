@@ -26,8 +26,9 @@ Experiment experiment_of(ModelDescription model, const std::string& name,
                          const std::filesystem::path& tokenizer, const Sidecar& sidecar,
                          Plugins& plugins);
 
-/// Reads a whole Hugging Face folder; errors as open_stored_model says.
-StoredModel read_folder(const std::filesystem::path& folder, Plugins& plugins);
+/// Reads a whole Hugging Face folder; `tokenizer` and errors as open_stored_model says.
+StoredModel read_folder(const std::filesystem::path& folder, Plugins& plugins,
+                        const std::filesystem::path& tokenizer = {});
 
 /// All tensors of a folder's safetensors files: model.safetensors, or the shards that
 /// model.safetensors.index.json names.

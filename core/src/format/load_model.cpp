@@ -81,7 +81,7 @@ void load_weights(Model& model, const StoredModel& stored) {
 
 LoadedModel load_model(const LoadRequest& request, Plugins& plugins) {
   LoadedModel loaded;
-  loaded.stored = open_stored_model(request.path, plugins);
+  loaded.stored = open_stored_model(request.path, plugins, request.tokenizer);
   StoredModel& stored = loaded.stored;
   loaded.experiment = experiment_of(stored, request, plugins);
   const std::string other =

@@ -76,14 +76,15 @@ StoredModel stored_model_of(const StoredCheckpoint& checkpoint) {
   return stored;
 }
 
-StoredModel open_stored_model(const stdfs::path& path, Plugins& plugins) {
+StoredModel open_stored_model(const stdfs::path& path, Plugins& plugins,
+                              const stdfs::path& tokenizer) {
   std::error_code ignored;
   if (stdfs::exists(path / "manifest.json", ignored))
     return stored_model_of(verify_checkpoint(path));
   if (stdfs::is_directory(path / "checkpoints", ignored))
     if (const auto newest = CheckpointStore(path / "checkpoints", 0).newest())
       return stored_model_of(*newest);
-  if (stdfs::exists(path / "config.json", ignored)) return read_folder(path, plugins);
+  if (stdfs::exists(path / "config.json", ignored)) return read_folder(path, plugins, tokenizer);
   refuse(path);
 }
 

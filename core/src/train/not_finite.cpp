@@ -80,9 +80,7 @@ class FirstParameter {
 std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet& optimizers,
                             std::span<const Batch> batches, const LossScale& scale, bool backward) {
   std::string text;
-  const auto add = [&text](const std::string& part) {
-    text += (text.empty() ? "" : "; ") + part;
-  };
+  const auto add = [&text](const std::string& part) { text += (text.empty() ? "" : "; ") + part; };
   try {
     FirstParameter value(model.store()), gradient(model.store());
     for (const OwnedTensor& owned : strategy.owned()) value.see(owned.range.name, owned.value);

@@ -203,7 +203,8 @@ void Trainer::refuse_or_report(const StepResult& result, const std::string& caus
   }
   throw Error(what +
                   ". Nothing was updated; the newest checkpoint is unharmed. Lower the learning "
-                  "rate, lengthen the warm-up, or set train.not_finite=skip",
+                  "rate, lengthen the "
+                  "warm-up, or set train.not_finite=skip",
               ExitCode::not_finite);
 }
 

@@ -51,7 +51,8 @@ const std::map<std::string, void (*)()>& faults_of_all_kinds() {
       {"throws", fail},
       {"throws_error", [] { throw dsv3::Error("its file is gone", dsv3::ExitCode::data); }},
       {"throws_a_number", [] { throw 7; }},
-      {"out_of_memory", [] { leaked.push_back(new char[std::numeric_limits<int64_t>::max() / 2]); }},
+      {"out_of_memory",
+       [] { leaked.push_back(new char[std::numeric_limits<int64_t>::max() / 2]); }},
       {"segfault", [] { *nowhere = 1; }},
       {"segfault_in_a_thread", [] { std::thread([] { *nowhere = 1; }).join(); }},
       {"stack_overflow", [] { leaked.resize(overflow_stack(0) & 1); }},
@@ -62,12 +63,18 @@ const std::map<std::string, void (*)()>& faults_of_all_kinds() {
       {"exit_0", [] { std::exit(0); }},
       {"quick_exit", [] { std::quick_exit(0); }},
       {"exit_unseen", [] { ::_exit(3); }},
-      {"hang", [] { for (;;) ::usleep(1000); }},
+      {"hang",
+       [] {
+         for (;;) ::usleep(1000);
+       }},
       {"leak", [] { leaked.push_back(new char[4096]()); }},
       {"thread", start_thread},
       {"fork", fork_once},
       {"environment", [] { ::setenv("DSV3_FAULTY", "1", 1); }},
-      {"folder", [] { if (::chdir("/usr") != 0) fail(); }},
+      {"folder",
+       [] {
+         if (::chdir("/usr") != 0) fail();
+       }},
       {"rng", [] { at::rand({1}); }},
       {"default_dtype", [] { c10::set_default_dtype(caffe2::TypeMeta::Make<double>()); }},
       {"grad_mode", [] { at::GradMode::set_enabled(false); }},
@@ -113,7 +120,8 @@ at::Tensor spoiled(const Fault& fault, const at::Tensor& x, at::Tensor y) {
   static std::vector<at::Tensor> kept;
   if (fault.is("undefined")) return {};
   if (fault.is("wrong_shape")) return y.narrow(-1, 0, y.size(-1) - 1);
-  if (fault.is("wrong_dtype")) return y.to(y.scalar_type() == at::kDouble ? at::kFloat : at::kDouble);
+  if (fault.is("wrong_dtype"))
+    return y.to(y.scalar_type() == at::kDouble ? at::kFloat : at::kDouble);
   if (fault.is("wrong_device")) return y.to(at::kMeta);
   if (fault.is("nan")) return y * std::numeric_limits<float>::quiet_NaN();
   if (fault.is("changes_input")) x.detach().zero_();

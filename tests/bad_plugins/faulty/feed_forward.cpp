@@ -49,13 +49,14 @@ void register_feed_forward(dsv3::Registrar& registrar) {
   // A registrar's own factories give an object or throw: this one is smuggled in.
   using Factory = dsv3::Factory<dsv3::FeedForward, dsv3::LayerContext>;
   auto& registration = const_cast<dsv3::Registration&>(registrar.registrations().back());
-  registration.factory = Factory([sound = std::get<Factory>(registration.factory)](
-                                     const dsv3::OptionValues& values,
-                                     const dsv3::LayerContext& context) {
-    const auto fault = values.find("fault");
-    const bool nothing = fault != values.end() && std::get<std::string>(fault->second) == "no_object";
-    return nothing ? nullptr : sound(values, context);
-  });
+  registration.factory =
+      Factory([sound = std::get<Factory>(registration.factory)](const dsv3::OptionValues& values,
+                                                                const dsv3::LayerContext& context) {
+        const auto fault = values.find("fault");
+        const bool nothing =
+            fault != values.end() && std::get<std::string>(fault->second) == "no_object";
+        return nothing ? nullptr : sound(values, context);
+      });
 }
 
 }  // namespace faulty

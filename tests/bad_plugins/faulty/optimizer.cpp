@@ -22,7 +22,8 @@ class Faulty final : public dsv3::Optimizer {
 
   void step(std::span<const dsv3::Slice> slices, const dsv3::OptimStep& step) override {
     fault_.work();
-    if (fault_.is("counts_its_own_steps")) return sound_.step(slices, {step.update, 1.0 / ++steps_});
+    if (fault_.is("counts_its_own_steps"))
+      return sound_.step(slices, {step.update, 1.0 / ++steps_});
     sound_.step(slices, step);
     for (const dsv3::Slice& slice : slices) {
       if (fault_.is("nan")) slice.value.fill_(std::nan(""));

@@ -108,7 +108,9 @@ TEST_CASE("a layer is named by whatever happens inside of it") {
   const auto attention = faulty<dsv3::Attention>(dsv3::Kind::attention, "none", context);
   dsv3::Sequence seq;
   seq.positions = at::arange(8).expand({1, 8});
-  CHECK_THAT(error_of([&] { attention->forward(at::ones({1, 8, 16}), seq); }),
+  CHECK_THAT(error_of([&] {
+               attention->forward(at::ones({1, 8, 16}), seq);
+             }),
              Contains("position 'faulty' (layer 1, rotate), nano.yaml:5:13") &&
                  Contains("it gave back no tensor for k (undefined)"));
 }

@@ -118,9 +118,8 @@ TEST_CASE("errors of a constructor gain component and YAML position") {
     std::string what, text;
     dsv3::ExitCode code;
   };
-  const std::string foreign =
-      "schedule 'thrower' (constructor), nano.yaml:5:13, plugin " +
-      std::filesystem::canonical(library("throws_making")).string() + ": ";
+  const std::string foreign = "schedule 'thrower' (constructor), nano.yaml:5:13, plugin " +
+                              std::filesystem::canonical(library("throws_making")).string() + ": ";
   const auto [what, text, code] = GENERATE_COPY(values<Case>({
       {"error", "schedule 'thrower' (nano.yaml:5:13): text.txt is empty", dsv3::ExitCode::data},
       {"standard", foreign + "index 7", dsv3::ExitCode::plugin},

@@ -5,12 +5,12 @@
 
 namespace dsv3 {
 
-/// While one lives, a process that dies of a fault signal (SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT),
-/// of std::terminate, or by exit() writes one line to stderr that names the component it was in, the
-/// optimizer step, the place in the experiment and the library; and so does the run's status.json. The
-/// signal's own effect stays (core dump, exit status); exit() and quick_exit() end with ExitCode::plugin
-/// instead of what was passed to them. _exit() cannot be seen. Make it in main, before plugins are
-/// loaded, on the thread that trains.
+/// While one lives, a process that dies of a fault signal (SIGSEGV, SIGBUS, SIGFPE, SIGILL,
+/// SIGABRT), of std::terminate, or by exit() writes one line to stderr that names the component it
+/// was in, the optimizer step, the place in the experiment and the library; and so does the run's
+/// status.json. The signal's own effect stays (core dump, exit status); exit() and quick_exit() end
+/// with ExitCode::plugin instead of what was passed to them. _exit() cannot be seen. Make it in
+/// main, before plugins are loaded, on the thread that trains.
 class CrashReports {
  public:
   CrashReports();

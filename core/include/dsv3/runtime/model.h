@@ -74,8 +74,8 @@ class Model {
   void adopt(Strategy& strategy, uint64_t seed,
              const std::function<int(const Parameter&)>& group_of);
 
-  /// Forward of one training micro-batch up to the loss. `again`: the batch was seen before, so layers
-  /// count nothing.
+  /// Forward of one training micro-batch up to the loss. `again`: the batch was seen before, so
+  /// layers count nothing.
   LossParts loss(const Batch& batch, const LossScale& scale, bool again = false);
   /// Sum of the main cross-entropy over valid targets, no grad: {sum, targets}.
   std::pair<double, int64_t> evaluate(const Batch& batch);

@@ -105,8 +105,8 @@ std::string options_table(const Schema& schema, bool markdown);
 /// Makes the component `spec` of kind `Base` with the context of its kind, behind a guard: whatever
 /// it throws, from its constructor to its last call, becomes a dsv3::Error that names component,
 /// YAML position, step and library, and so does a result that the kind does not allow. A
-/// dsv3::Error keeps its exit code, anything else becomes ExitCode::plugin. Tokenizers may be used by
-/// several threads.
+/// dsv3::Error keeps its exit code, anything else becomes ExitCode::plugin. Tokenizers may be used
+/// by several threads.
 template <class Base, class... Context>
 std::shared_ptr<Base> make(Plugins& plugins, const ComponentSpec& spec, const Context&... context);
 

@@ -36,8 +36,9 @@ struct StoredModel {
 /// Finds a model at `path`: a checkpoint folder (manifest.json), a run folder (its newest
 /// checkpoint), or a Hugging Face folder (config.json). Throws dsv3::Error (ExitCode::checkpoint)
 /// for anything else and for damaged files; a Hugging Face model that cannot be expressed is
-/// ExitCode::usage.
-StoredModel open_stored_model(const std::filesystem::path& path, Plugins& plugins);
+/// ExitCode::usage. `tokenizer`: the tokenizer.json of a Hugging Face folder, if not its own.
+StoredModel open_stored_model(const std::filesystem::path& path, Plugins& plugins,
+                              const std::filesystem::path& tokenizer = {});
 
 /// Whether `tokenizer` may give the ids that the model was trained on.
 bool fits(const Tokenizer& tokenizer, const StoredModel& stored);
