@@ -173,7 +173,7 @@ def test_exported_tokenizers_load(plugin, tmp_path):
     oracle.program("dsv3", "import", tmp_path / "elsewhere", tmp_path / "checkpoint")
     own = json.loads((tmp_path / "checkpoint/tokenizer.json").read_text())["model"]["vocab"]
     assert len(own) == len(tokenizer.get_vocab()) - (1 if wanted and "<|endoftext|>" not in own else 0)
-    short = ["train.steps=1", "train.sequence=48", "train.batch=2", "data.path=text.txt"]
+    short = ["train.steps=1", "validation.share=0.1", "train.sequence=48", "train.batch=2", "data.path=text.txt"]
     oracle.program("dsv3-run", "checkpoint/experiment.yaml", *short, "--from", "checkpoint", "--run_name", "own", cwd=tmp_path)
     for start in ("checkpoint", "elsewhere"):
         oracle.program("dsv3-run", "tiny.yaml", *words, "train.steps=1", "--from", start, "--run_name", start, cwd=tmp_path)
