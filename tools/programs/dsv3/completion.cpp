@@ -170,7 +170,10 @@ std::string fish(const std::vector<Command>& commands) {
   and test $has_commands = no -o (count $words) = (count $wanted)
 end
 complete -c dsv3 -f
-complete -c dsv3-run -n 'string match -q -- "*.yaml" (commandline -opc)' -f -a '(dsv3 completion overrides (string match -- "*.yaml" (commandline -opc))[1] 2>/dev/null)'
+function __dsv3_has_file
+  string match -q -- '*.yaml' (commandline -opc)
+end
+complete -c dsv3-run -n __dsv3_has_file -f -a '(dsv3 completion overrides (string match -- "*.yaml" (commandline -opc))[1] 2>/dev/null)'
 )sh";
   const auto values = [](const std::string& kind) -> std::string {
     if (kind == "file" || kind == "experiment") return " -F";
@@ -190,7 +193,10 @@ complete -c dsv3-run -n 'string match -q -- "*.yaml" (commandline -opc)' -f -a '
       if (choice.takes_value) out += " -r" + values(choice.value);
       out += " -d " + fish_quoted(choice.description) + "\n";
     }
-    if (!command.positional.empty()) out += at + values(command.positional) + "\n";
+    if (command.positional == "experiment")
+      out += "complete -c dsv3-run -n 'not __dsv3_has_file' -F\n";
+    else if (!command.positional.empty())
+      out += at + values(command.positional) + "\n";
   }
   return out;
 }
