@@ -31,7 +31,7 @@ void Drafter::add(size_t row, const at::Tensor& hidden) {
 }
 
 Drafter::Drafted Drafter::run(size_t module, const std::vector<size_t>& rows,
-                              const std::vector<std::vector<int32_t>>& texts) {
+                              const std::vector<std::vector<int32_t>>& texts, int64_t without) {
   const KvCache& cache = caches_[layers_ + module];
   NewTokens added;
   added.counts.assign(texts.size(), 0);
@@ -41,7 +41,8 @@ Drafter::Drafted Drafter::run(size_t module, const std::vector<size_t>& rows,
     if (std::find(rows.begin(), rows.end(), row) == rows.end()) continue;
     const Input& input = inputs_[row][module];
     const int64_t begin = cache.lengths()[row], ahead = static_cast<int64_t>(module) + 1;
-    const int64_t end = std::min(input.end(), static_cast<int64_t>(texts[row].size()) - ahead);
+    const int64_t known = static_cast<int64_t>(texts[row].size()) - without;
+    const int64_t end = std::min(input.end(), known - ahead);
     if (end <= begin) continue;
     added.counts[row] = end - begin;
     hidden.push_back(input.hidden.narrow(0, begin - input.first, end - begin));

@@ -22,14 +22,15 @@ class Drafter {
 
   /// What the main model said of the positions behind those known of a row: [n, D].
   void add(size_t row, const at::Tensor& hidden);
-  /// Runs module k on all positions of `rows` whose tokens are in `texts` (one a row of the
-  /// caches). Returns logits of the last position, [.., V] on the CPU, one for each row of `ran`.
+  /// Runs a module on all positions of `rows` whose tokens are in `texts` (one a row of the
+  /// caches), but for the last `without` tokens of each. Returns logits of the last position,
+  /// [.., V] on the CPU, one for each row of `ran`.
   struct Drafted {
     std::vector<size_t> ran;  ///< rows that had such positions
     at::Tensor logits;
   };
   Drafted run(size_t module, const std::vector<size_t>& rows,
-              const std::vector<std::vector<int32_t>>& texts);
+              const std::vector<std::vector<int32_t>>& texts, int64_t without = 0);
   /// Forgets what depends on tokens of a row from `tokens` on; the main model holds `positions`.
   void settle(size_t row, int64_t tokens, int64_t positions);
   void clear(size_t row);

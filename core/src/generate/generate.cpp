@@ -145,7 +145,8 @@ class Run {
       if (added.counts[s] > 0) drafter_->add(s, hidden.narrow(0, begin, added.counts[s]));
       begin += added.counts[s];
     }
-    for (size_t k = 0; k < drafter_->depth(); ++k) drafter_->run(k, rows, texts_);
+    // The last token waits for the first round, whose drafts come of it.
+    for (size_t k = 0; k < drafter_->depth(); ++k) drafter_->run(k, rows, texts_, 1);
     for (const size_t s : rows) drafter_->settle(s, int64_t(texts_[s].size()), held(s));
   }
 
