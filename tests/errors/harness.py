@@ -118,7 +118,7 @@ def normalised(text, folder):
     text = re.sub(r"^\d\d:\d\d:\d\d (warning|error)", r"HH:MM:SS \1", text, flags=re.M)
     for path, word in ((folder.resolve(), "FOLDER"), (folder.parent.resolve(), "PARENT"), (BUILD.resolve(), "BUILD"), (BUILD, "BUILD"), (SOURCE, "SOURCE")):
         text = text.replace(str(path), word)
-    for pattern, word in ((r"memory: \d+ more", "memory: N more"), (r"loss \S+, gradient norm \S+", "loss LOSS, gradient norm NORM"), (r"process \d+ on [\w.-]+", "process PID on HOST"), (r"\.tmp-[0-9a-f]+(-\d+)?", ".tmp-NONCE"), (r"last read: '\"[0-9a-f]+'", "last read: 'NONCE'"),
+    for pattern, word in ((r"memory: \d+ more", "memory: N more"), (r"loss \S+, gradient norm \S+", "loss LOSS, gradient norm NORM"), (r"first not finite: .*?\. Nothing was", "first not finite: WHERE. Nothing was"), (r"process \d+ on [\w.-]+", "process PID on HOST"), (r"\.tmp-[0-9a-f]+(-\d+)?", ".tmp-NONCE"), (r"last read: '\"[0-9a-f]+'", "last read: 'NONCE'"),
                           (r'("sha256": ")[0-9a-f]{6,}', r"\1DIGEST"),
                           (r"\bheaders [0-9a-f]{4,16}", "headers DIGEST"), (r"[\d.]+ (B|[KMG]iB) free", "SPACE free"),
                           (r"\b(digest|experiment's is) [0-9a-f]{12}", r"\1 DIGEST"),
