@@ -80,10 +80,11 @@ TEST_CASE("each fault of a library has its own error") {
        "failed while it registered its components: it threw something that is no std::exception"},
       {"throws_statically", "cannot be loaded: thrown by a static initialiser"},
       {"broken_word",
-       "dsv3_add_plugin(PROVIDES) says schedule/quarters, DSV3_PLUGIN registers schedule/halving"},
+       "registers schedule/halving in DSV3_PLUGIN, but dsv3_add_plugin(PROVIDES) says "
+       "schedule/quarters"},
       {"registers_twice", "registers schedule/halving twice"},
       {"no_entry_point", "it has no DSV3_PLUGIN(registrar)"},
-      {"missing_symbol", "undefined symbol: _Z15defined_nowherev"},
+      {"missing_symbol", "it needs 'defined_nowhere()', which no loaded library defines"},
   }));
   const std::string error = load_error(library(fixture));
   CHECK_THAT(error, Contains(library(fixture).string()));
