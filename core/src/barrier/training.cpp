@@ -1,6 +1,6 @@
 // Guards of the components around the model.
-#include <optional>
 #include <cmath>
+#include <optional>
 
 #include <ATen/core/Tensor.h>
 #include <nlohmann/json.hpp>

@@ -195,7 +195,7 @@ LossScale Trainer::scale_of(const at::Tensor& targets) const {
 void Trainer::refuse_or_report(const StepResult& result, const std::string& cause) const {
   const auto shown = [](double value) { return std::isnan(value) ? "NaN" : c10::str(value); };
   std::string what = "step " + std::to_string(step_ + 1) + ": loss " + shown(result.loss) +
-                           ", gradient norm " + shown(result.grad_norm) + ", which is not finite";
+                     ", gradient norm " + shown(result.grad_norm) + ", which is not finite";
   if (!cause.empty()) what += "; " + cause;
   if (experiment_.train.not_finite == "skip") {
     log::warning(what + "; the update was skipped");

@@ -23,7 +23,8 @@ struct Routing {
 };
 
 /// int64 [N, k]: the experts with the highest `biased` [N, E] scores, out of the groups with the
-/// highest sums of `group_best`. Groups that were not kept are out however low the scores of the others are.
+/// highest sums of `group_best`. Groups that were not kept are out however low the scores of the
+/// others are.
 at::Tensor choose(const at::Tensor& biased, const RoutingRule& rule);
 
 /// Routes tokens by `logits` [N, E]. `bias` [E] takes part in the choice only.

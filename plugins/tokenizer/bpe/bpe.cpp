@@ -54,7 +54,9 @@ class Bpe::Borrowed {
 };
 
 Bpe::Bpe(const Options& options, const TokenizerContext&)
-    : file_(options.file), definition_(bpe::read_tokenizer_json(options.file)), eos_(find_eos(options)) {
+    : file_(options.file),
+      definition_(bpe::read_tokenizer_json(options.file)),
+      eos_(find_eos(options)) {
   for (const bpe::AddedToken& token : definition_.added) {
     if (!token.normalized) {
       raw_tokens_.add(token, token.content);

@@ -29,7 +29,8 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
 
 /// Causal attention that keeps documents apart (`seq.mask`).
 /// q is [B, T, H, Dk], k [B, S, Hk, Dk], v [B, S, Hk, Dv], H a multiple of Hk; the result is [B, T,
-/// H, Dv]. S > T (a row of a KvCache): the queries are of the last T tokens. `scale` multiplies the scores. Picks flash attention wherever shapes allow it.
+/// H, Dv]. S > T (a row of a KvCache): the queries are of the last T tokens. `scale` multiplies the
+/// scores. Picks flash attention wherever shapes allow it.
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                   const Sequence& seq, double scale);
 
