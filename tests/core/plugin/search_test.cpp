@@ -49,14 +49,22 @@ TEST_CASE("the first level that knows a name wins") {
 }
 
 TEST_CASE("the usual levels: command line, config.yaml, environment, own prefix") {
-  const Environment variable("DSV3_PLUGIN_PATH", "/c:/d:");
-  const auto levels = dsv3::plugin_search_levels({"/a"}, {"/b"});
+  TemporaryFolder folder;
+  const auto made = [&](const char* name) {
+    std::filesystem::create_directories(folder / name);
+    return (folder / name).string();
+  };
+  const std::string a = made("a"), b = made("b"), c = made("c"), d = made("d");
+  const Environment variable("DSV3_PLUGIN_PATH", c + ":" + d + ":");
+  const auto levels = dsv3::plugin_search_levels({a}, {b});
   REQUIRE(levels.size() == 4);
-  CHECK(levels[0] == std::vector<std::filesystem::path>{"/a"});
-  CHECK(levels[1] == std::vector<std::filesystem::path>{"/b"});
-  CHECK(levels[2] == std::vector<std::filesystem::path>{"/c", "/d"});
+  CHECK(levels[0] == std::vector<std::filesystem::path>{a});
+  CHECK(levels[1] == std::vector<std::filesystem::path>{b});
+  CHECK(levels[2] == std::vector<std::filesystem::path>{c, d});
   REQUIRE(levels[3].size() == 1);
   CHECK(std::filesystem::equivalent(levels[3][0], DSV3_BUILD_DIR "/registries"));
+  CHECK_THAT(error_of([&] { dsv3::plugin_search_levels({a}, {b, a + "/gone"}); }),
+             Contains("plugin_paths of config.yaml names " + a + "/gone, which does not exist"));
 }
 
 TEST_CASE("two hits on one level are an error that names both, when the name is asked for") {
