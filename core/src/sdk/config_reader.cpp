@@ -108,12 +108,13 @@ RopeParameters read_rope(ConfigReader& reader, int64_t length) {
     reader.mistake("\"rope_theta\" is there twice with different values");
   const Json type = map.value("rope_type", map.value("type", Json("default")));
   std::set<std::string> known{"rope_type", "type", "rope_theta"};
-  if (type == "yarn") {
+  if (type == kYarnType) {
     read_yarn(map, length, rope, reader);
     known.insert({"factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
                   "original_max_position_embeddings", "truncate", "attention_factor"});
   } else if (type != "default") {
-    reader.mistake("rope type " + type.dump() + " is none that dsv3 has: \"default\", \"yarn\"");
+    reader.mistake("rope type " + type.dump() + " is none that dsv3 has: \"default\", " +
+                   Json(kYarnType).dump());
     return rope;
   }
   for (const auto& [key, value] : map.items())
@@ -127,7 +128,7 @@ void write_rope(Json& config, const RopeParameters& rope) {
   config["rope_theta"] = rope.theta;
   config["rope_scaling"] = nullptr;
   if (!rope.yarn) return;
-  Json scaling{{"type", "yarn"},
+  Json scaling{{"type", kYarnType},
                {"factor", rope.factor},
                {"beta_fast", rope.beta_fast},
                {"beta_slow", rope.beta_slow},

@@ -42,6 +42,9 @@ class ConfigReader {
   std::vector<std::string> mistakes_;
 };
 
+/// config.json's word for YaRN, `rope_type` or `type`.
+inline constexpr const char* kYarnType = "yarn";
+
 /// RoPE as config.json has it: `rope_theta` with `rope_scaling` until transformers 4,
 /// `rope_parameters` since 5.
 struct RopeParameters {
