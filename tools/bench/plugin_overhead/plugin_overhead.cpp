@@ -161,11 +161,11 @@ Side linked_side(const dsv3::Experiment& e, const dsv3::StrategyContext& context
 
 // Functions of their own, so that tools tell the sides apart.
 __attribute__((noinline, no_icf)) double loaded_step(Side& side, const dsv3::Experiment& e,
-                                             const dsv3::Batch& batch) {
+                                                     const dsv3::Batch& batch) {
   return side.step(e, batch);
 }
 __attribute__((noinline, no_icf)) double linked_step(Side& side, const dsv3::Experiment& e,
-                                             const dsv3::Batch& batch) {
+                                                     const dsv3::Batch& batch) {
   return side.step(e, batch);
 }
 
