@@ -89,6 +89,9 @@ void arrange(const std::optional<Death>& death, const fs::Path& run, std::atomic
       if (call == fs::Call::write) limit_file(path, death->bytes);
       return 0;
     }
+    // Other threads go on until the process is dead: they must not cut, too.
+    if (disk && number > death->call)
+      for (;;) ::pause();
     if (disk) disk->cut(run.parent_path().string() + "-left", death->unsynced, death->seed);
     die();
   });
