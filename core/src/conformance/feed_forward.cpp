@@ -35,6 +35,7 @@ void check_counts(const Subject& subject) {
   at::Tensor counts = layer.layer->step_counts();
   if (!counts.defined()) return;
   require(counts.scalar_type() == at::kLong, "step_counts() is not int64");
+  require(counts.dim() == 1, "step_counts() is not of one dimension");
   require(counts.eq(0).all().item<bool>(), "step_counts() of a new layer is not zero");
   const at::Tensor x = normal({2, kLength, kHidden}, 32, at::kFloat);
   Sequence seq = one_document(2, kLength);

@@ -78,6 +78,7 @@ struct OneUnit {
   int unit;
   explicit OneUnit(const Subject& subject, at::ScalarType dtype = at::kFloat)
       : made(strategy(subject, dtype)), unit(made->adopt({"unit", {param("w", w)}})) {
+    require(unit == 0, "adopt() gives index " + std::to_string(unit) + " to unit 0");
     made->ready({{}});
   }
   void run(double slope) {
