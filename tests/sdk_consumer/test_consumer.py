@@ -85,7 +85,8 @@ def test_a_new_format_writes_and_reads_a_trained_model(prefix, plugins):
     """As its README says, word for word."""
     folder = plugins / "my_format"
     [script] = re.findall(r"^```sh\n(.*?)^```", (folder / "README.md").read_text(), re.M | re.S)
-    said = third_party("bash", "-ec", script.replace("cmake -S", "cmake -G Ninja -S").replace("PREFIX", str(prefix)), cwd=folder)
+    script = re.sub(r"\bPREFIX\b", str(prefix), script.replace("cmake -S", "cmake -G Ninja -S"))
+    said = third_party("bash", "-ec", script, cwd=folder)
     assert "my_format, 21 tensors" in said and "FAIL" not in said, said
     config = json.loads((folder / "exported/config.json").read_text())
     assert config["model_type"] == "my_format" and config["width"] == 32
