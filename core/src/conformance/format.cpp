@@ -27,12 +27,6 @@ std::vector<Json> examples_of(const Format& format) {
   return examples;
 }
 
-Json own_fields(Json config) {
-  for (auto field = config.begin(); field != config.end();)
-    field = is_common_field(field.key()) ? config.erase(field) : std::next(field);
-  return config;
-}
-
 void require_same(const ModelDescription& a, const ModelDescription& b, const std::string& when) {
   require(a.hidden == b.hidden && a.layers == b.layers && a.vocab == b.vocab &&
               a.tied_head == b.tied_head && a.norm_eps == b.norm_eps &&
@@ -59,7 +53,7 @@ void check_round_trip(const Subject& subject) {
     require(config.value("model_type", "") == subject.component.name,
             "config() writes another model_type than the plugin's name");
     require(config.contains("architectures"), "config() writes no \"architectures\"");
-    require_same(format->describe(own_fields(config)), model, "when it is written and read again");
+    require_same(format->describe(without_common_fields(config)), model, "when it is written and read again");
   }
 }
 
@@ -201,7 +195,7 @@ void require_way_back(const Format& format, const ModelDescription& asked, Plugi
     if (place.written)
       stored[place.name] = before.values.at(place.source).index_select(0, rows_in(place));
 
-  ModelDescription read = format.describe(own_fields(format.config(before.description, {1, 2})));
+  ModelDescription read = format.describe(without_common_fields(format.config(before.description, {1, 2})));
   Built after(read, plugins);
   for (const auto& [name, values] : after.values) values.fill_(std::nan(""));
   const std::vector<TensorPlace> places = format.tensors(after.description);

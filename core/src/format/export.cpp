@@ -248,9 +248,7 @@ ExportResult export_model(const ExportRequest& request, Plugins& plugins) {
   TokenIds ids;
   if (loaded.tokenizer) ids.eos = loaded.tokenizer->eos_id();
   const Json config = chosen.format->config(model, ids);
-  Json own = config;
-  for (auto field = own.begin(); field != own.end();)
-    field = is_common_field(field.key()) ? own.erase(field) : std::next(field);
+  const Json own = without_common_fields(config);
 
   ExportResult result{.format = chosen.name, .notes = notes_of(loaded, model)};
   FolderWriter writer(request, loaded);

@@ -200,12 +200,6 @@ bool lacks_mtp(const std::vector<TensorPlace>& places, int64_t layers,
   return any && all_missing;
 }
 
-Json without_common_fields(Json config) {
-  for (auto field = config.begin(); field != config.end();)
-    field = is_common_field(field.key()) ? config.erase(field) : std::next(field);
-  return config;
-}
-
 std::shared_ptr<Format> format_of(const Json& config, const stdfs::path& file, Plugins& plugins) {
   const std::string type = config.contains("model_type") && config["model_type"].is_string()
                                ? config["model_type"].get<std::string>()
@@ -247,12 +241,14 @@ std::set<std::string> add_shapes(ModelDescription& model, const Experiment& expe
 
 }  // namespace
 
-bool is_common_field(const std::string& name) {
+Json without_common_fields(Json config) {
   static const std::set<std::string> kCommon{
       "architectures",        "model_type",    "dtype",        "torch_dtype",
       "transformers_version", "use_cache",     "bos_token_id", "eos_token_id",
       "pad_token_id",         "_name_or_path", "auto_map"};
-  return kCommon.contains(name);
+  for (auto field = config.begin(); field != config.end();)
+    field = kCommon.contains(field.key()) ? config.erase(field) : std::next(field);
+  return config;
 }
 
 at::Tensor row_index(const TensorPlace& place) {

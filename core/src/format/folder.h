@@ -16,9 +16,9 @@
 
 namespace dsv3 {
 
-/// Fields of config.json that mean the same for every architecture, or nothing for a model's
-/// values: formats neither see nor write them.
-bool is_common_field(const std::string& name);
+/// `config` without the fields of config.json that mean the same for every architecture, or nothing
+/// for a model's values: formats neither see nor write them.
+Json without_common_fields(Json config);
 
 /// The experiment of a model that a format described, with the conventions that `sidecar` states
 /// and the description does not. `tokenizer` may be empty.
