@@ -108,7 +108,7 @@ class Child {
   }
 
  private:
-  [[noreturn]] static void become_child(const Request& request, char** arguments) {
+  [[noreturn]] static void become_child([[maybe_unused]] const Request& request, char** arguments) {
     ::setpgid(0, 0);
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     const rlimit none{0, 0};

@@ -1,6 +1,7 @@
 #include "plugin/library.h"
 
 #include <algorithm>
+#include <deque>
 #include <dlfcn.h>
 #include <map>
 #include <memory>
@@ -79,13 +80,14 @@ void run_static_initialisers(const std::filesystem::path& path) {
          "dsv3_add_plugin(LINK ...), or define it");
 }
 
-// Opens the library; its handle is leaked on purpose. LibTorch objects, exceptions and threads of a
-// plugin may outlive every use that could be counted.
+// Opens the library for good: LibTorch objects, exceptions and threads of a plugin may outlive
+// every use that could be counted, and the end of main as well. The caller holds the lock.
 const boost::dll::shared_library& open(const Stamp& stamp, const std::filesystem::path& path) {
   using boost::dll::load_mode::type;
+  static auto& opened = *new std::deque<boost::dll::shared_library>;
   try {
     run_static_initialisers(path);
-    return *new boost::dll::shared_library(path, type::rtld_now | type::rtld_local);
+    return opened.emplace_back(path, type::rtld_now | type::rtld_local);
   } catch (...) {
     refuse(plugin_label(stamp.name, path) + " cannot be loaded: " + current_exception_text());
   }
