@@ -1,19 +1,23 @@
 """Training steps with components loaded from plugins against the same classes linked into the program.
 
-    tools/dev bench plugin-overhead [--blocks N] [--rounds N] [--file EXPERIMENT]
+    tools/dev bench plugin-overhead [--time [--blocks N]] [--rounds N] [--file EXPERIMENT]
 
 Both models train in one process on one thread, on the same batch, in the order loaded, linked, linked, loaded; their
-losses must be equal bit for bit. A step's cost is the user instructions that it retires where the machine counts them,
-else the thread's CPU time. A round gives one ratio; every block makes both models anew, for where their tensors lie
-decides more than how they are linked. The interval is a bootstrap's over blocks and over the rounds in them.
+losses must be equal bit for bit. Valgrind's callgrind counts the instructions of each side's steps: a count is the same
+on a busy machine, where time is not. --time measures the thread's CPU time instead. A round then gives one ratio; every
+block makes both models anew, for where their tensors lie decides more than how they are linked. The interval is a
+bootstrap's over blocks and over the rounds in them.
 """
 
 import argparse
 import json
 import pathlib
 import random
+import re
+import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -46,31 +50,62 @@ def interval(blocks, samples=2000):
     return medians[int(0.025 * samples)], medians[int(0.975 * samples) - 1]
 
 
+def judge(low, high):
+    if high < LIMIT:
+        print(f"VERDICT loading costs less than 0.1 % of a step: below {LIMIT}")
+    elif low > LIMIT:
+        print(f"VERDICT loading costs more than 0.1 % of a step: above {LIMIT}")
+    else:
+        print(f"VERDICT not resolved: the interval contains {LIMIT}")
+
+
+def compare_instructions(command, rounds, folder):
+    if not shutil.which("valgrind"):
+        sys.exit("error: counting instructions needs Valgrind: apt-get install valgrind, or measure with --time")
+    counts = folder / "callgrind.out"
+    subprocess.run(["valgrind", "--quiet", "--tool=callgrind", f"--callgrind-out-file={counts}", "--collect-atstart=no",
+                    "--toggle-collect=*loaded_step*", "--toggle-collect=*linked_step*", *command, "1", str(rounds)],
+                   check=True, stdout=subprocess.DEVNULL)
+    table = subprocess.run(["callgrind_annotate", "--inclusive=yes", counts], check=True, text=True,
+                           stdout=subprocess.PIPE).stdout
+    loaded, linked = (int(re.search(rf"([\d,]+) .*::{side}_step\(", table)[1].replace(",", "")) / (2 * rounds)
+                      for side in ("loaded", "linked"))
+    print(f"loaded {loaded:14,.0f} instructions a step\nlinked {linked:14,.0f} instructions a step")
+    print(f"RATIO loaded/linked {loaded / linked:.5f} ({2 * rounds} pairs of steps)")
+    judge(loaded / linked, loaded / linked)
+
+
+def compare_times(command, blocks, rounds):
+    done = subprocess.run([*command, str(blocks), str(rounds)], check=True, text=True, stdout=subprocess.PIPE)
+    times = json.loads(done.stdout)
+    pairs = [pair for block in times for pair in block]
+    for side, i in ("loaded", 0), ("linked", 1):
+        print(f"{side} {statistics.median(pair[i] for pair in pairs) / 2:10.3f} ms of CPU time a step")
+    ratios = [[loaded / linked for loaded, linked in block] for block in times]
+    low, high = interval(ratios)
+    print(f"RATIO loaded/linked {statistics.median(sum(ratios, [])):.5f}, 95 % interval {low:.5f} to {high:.5f} "
+          f"({2 * len(pairs)} pairs of steps in {blocks} blocks)")
+    judge(low, high)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=100, help="of a block; a round is two steps of each side")
+    parser.add_argument("--time", action="store_true", help="measure CPU time instead of counting instructions")
+    parser.add_argument("--blocks", type=int, default=20, help="of --time; default 20")
+    parser.add_argument("--rounds", type=int, help="of a block, two steps of each side; default 2, with --time 100")
     parser.add_argument("--file", help="an experiment of mla, swiglu, moe, rope, adamw and single")
     a = parser.parse_args()
     subprocess.run(["ninja", "-C", ROOT / "build", "--quiet", "plugin_overhead"], check=True)
-    with tempfile.TemporaryDirectory() as folder:
-        file = a.file or pathlib.Path(folder) / "bench.yaml"
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        file = a.file or folder / "bench.yaml"
         if not a.file:
             file.write_text(EXPERIMENT)
-        done = subprocess.run([ROOT / "build/bin/plugin_overhead", file, str(a.blocks), str(a.rounds)], check=True,
-                              text=True, stdout=subprocess.PIPE)
-    result = json.loads(done.stdout)
-    rounds = [pair for block in result["blocks"] for pair in block]
-    for side, i in ("loaded", 0), ("linked", 1):
-        print(f"{side} {statistics.median(pair[i] for pair in rounds) / 2:14,.3f} {result['unit']} a step")
-    ratios = [[loaded / linked for loaded, linked in block] for block in result["blocks"]]
-    low, high = interval(ratios)
-    print(f"RATIO loaded/linked {statistics.median(sum(ratios, [])):.5f}, 95 % interval {low:.5f} to {high:.5f} "
-          f"({2 * len(rounds)} pairs of steps in {a.blocks} blocks)")
-    if high < LIMIT:
-        print(f"VERDICT loading costs less than 0.1 % of a step: the interval ends below {LIMIT}")
-    else:
-        print(f"VERDICT not resolved: the interval does not end below {LIMIT}")
+        command = [ROOT / "build/bin/plugin_overhead", file]
+        if a.time:
+            compare_times(command, a.blocks, a.rounds or 100)
+        else:
+            compare_instructions(command, a.rounds or 2, folder)
 
 
 if __name__ == "__main__":

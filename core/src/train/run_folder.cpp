@@ -85,13 +85,22 @@ bool make_run(const stdfs::path& path) {
   return true;
 }
 
+/// flock with patience: a process that was killed while it started another (git, for provenance)
+/// leaves its locks with that one until its exec. 0 or errno.
+int lock_file(int fd) {
+  for (int tries = 0;; ++tries) {
+    if (::flock(fd, LOCK_EX | LOCK_NB) == 0) return 0;
+    if (errno != EWOULDBLOCK || tries == 100) return errno;
+    ::usleep(10'000);
+  }
+}
+
 /// Takes the lock of `folder`; the kernel gives it back when this process ends, however it ends.
 int take_lock(const stdfs::path& folder) {
   stdfs::path path = folder / "lock";
   int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (fd == -1) throw Error("cannot write " + path.string() + ": " + std::strerror(errno));
-  if (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
-    int error = errno;
+  if (const int error = lock_file(fd); error != 0) {
     char owner[300] = "";
     ssize_t size = ::pread(fd, owner, sizeof owner - 1, 0);
     ::close(fd);

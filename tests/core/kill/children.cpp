@@ -139,6 +139,7 @@ Ending TinyExperiment::train(const std::string& name, const std::optional<Death>
   static std::atomic<int>& calls = shared_counter();
   calls = 0;
   const auto terminal = folder_ / "terminal.txt";
+  put(terminal, "");  // a child may die before it opens it
   const auto begin = Clock::now();
   const pid_t child = ::fork();
   if (child == 0) {

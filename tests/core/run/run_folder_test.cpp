@@ -127,6 +127,21 @@ TEST_CASE("one process at a time trains in a folder, and the lock goes with its 
   REQUIRE(text.find("process " + std::to_string(::getpid())) != std::string::npos);
 }
 
+TEST_CASE("a lock that outlives its holder for a moment is waited for") {
+  TemporaryFolder output;
+  pid_t child = ::fork();
+  if (child == 0) {
+    RunFolder run = RunFolder::create(output.path(), "a");
+    if (::fork() == 0) {  // as git before its exec
+      ::usleep(50'000);
+      ::_exit(0);
+    }
+    ::kill(::getpid(), SIGKILL);
+  }
+  REQUIRE(::waitpid(child, nullptr, 0) == child);
+  REQUIRE_NOTHROW(RunFolder::open(output.path(), "a"));
+}
+
 TEST_CASE("the status says state, exit code, step and message") {
   TemporaryFolder output;
   RunFolder run = RunFolder::create(output.path(), "a");

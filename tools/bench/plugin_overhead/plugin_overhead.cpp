@@ -3,10 +3,7 @@
 #include <cstdlib>
 #include <ctime>
 #include <iostream>
-#include <linux/perf_event.h>
 #include <sched.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -40,36 +37,12 @@
 
 namespace {
 
-// User instructions that this thread has retired, where the machine counts them; else its CPU time.
-class Meter {
- public:
-  Meter() {
-    perf_event_attr what{};
-    what.size = sizeof what;
-    what.type = PERF_TYPE_HARDWARE;
-    what.config = PERF_COUNT_HW_INSTRUCTIONS;
-    what.exclude_kernel = what.exclude_hv = 1;
-    counter_ = static_cast<int>(syscall(SYS_perf_event_open, &what, 0, -1, -1, 0));
-  }
-  ~Meter() {
-    if (counter_ >= 0) close(counter_);
-  }
-  Meter(const Meter&) = delete;
-  Meter& operator=(const Meter&) = delete;
-
-  const char* unit() const { return counter_ >= 0 ? "instructions" : "ms of CPU time"; }
-  double now() const {
-    uint64_t count = 0;
-    if (counter_ >= 0 && read(counter_, &count, sizeof count) == sizeof count)
-      return static_cast<double>(count);
-    timespec time{};
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-    return static_cast<double>(time.tv_sec) * 1e3 + static_cast<double>(time.tv_nsec) * 1e-6;
-  }
-
- private:
-  int counter_ = -1;
-};
+// CPU time of this thread, in ms.
+double cpu_time() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) * 1e3 + static_cast<double>(time.tv_nsec) * 1e-6;
+}
 
 template <class Base, class... Context>
 std::shared_ptr<Base> make_linked(const dsv3::ComponentSpec& spec, const Context&... context) {
@@ -159,7 +132,7 @@ Side linked_side(const dsv3::Experiment& e, const dsv3::StrategyContext& context
   return side;
 }
 
-// Functions of their own, so that tools tell the sides apart.
+// Functions of their own, so that callgrind tells the sides apart.
 __attribute__((noinline, no_icf)) double loaded_step(Side& side, const dsv3::Experiment& e,
                                                      const dsv3::Batch& batch) {
   return side.step(e, batch);
@@ -178,10 +151,9 @@ dsv3::Batch made_batch(const dsv3::Experiment& e) {
 }
 
 // Where a side's tensors lie decides more than how it is linked. So a block makes both sides anew,
-// and in the other order; its result is a list of [loaded, linked] costs of two steps each, taken
+// and in the other order; its result is a list of [loaded, linked] times of two steps each, taken
 // in the order loaded, linked, linked, loaded, in which what drifts cancels.
-dsv3::Json block(const dsv3::Experiment& e, dsv3::Plugins& plugins, const Meter& meter, int rounds,
-                 bool loaded_first) {
+dsv3::Json block(const dsv3::Experiment& e, dsv3::Plugins& plugins, int rounds, bool loaded_first) {
   const dsv3::StrategyContext context{dsv3::local_communicator(), at::kCPU, at::kFloat};
   Side loaded, linked;
   if (loaded_first) loaded = loaded_side(e, plugins, context);
@@ -189,20 +161,22 @@ dsv3::Json block(const dsv3::Experiment& e, dsv3::Plugins& plugins, const Meter&
   if (!loaded_first) loaded = loaded_side(e, plugins, context);
   for (Side* side : {&loaded, &linked}) side->start(e);
   const dsv3::Batch batch = made_batch(e);
-  dsv3::Json costs = dsv3::Json::array();
-  for (int round = -2; round < rounds; ++round) {  // two that do not count
-    double cost[2] = {}, loss[4];
+  for (int i = 0; i < 2; ++i)  // what only first steps do
+    for (Side* side : {&loaded, &linked}) side->step(e, batch);
+  dsv3::Json times = dsv3::Json::array();
+  for (int round = 0; round < rounds; ++round) {
+    double time[2] = {}, loss[4];
     int i = 0;
     for (const bool is_linked : {false, true, true, false}) {
-      const double begin = meter.now();
+      const double begin = cpu_time();
       loss[i++] = is_linked ? linked_step(linked, e, batch) : loaded_step(loaded, e, batch);
-      cost[is_linked] += meter.now() - begin;
+      time[is_linked] += cpu_time() - begin;
     }
     if (loss[0] != loss[1] || loss[2] != loss[3])
       throw dsv3::Error("the two sides' losses differ", dsv3::ExitCode::failed);
-    if (round >= 0) costs.push_back({cost[0], cost[1]});
+    times.push_back({time[0], time[1]});
   }
-  return costs;
+  return times;
 }
 
 dsv3::Json measure(const std::string& file, int blocks, int rounds) {
@@ -211,15 +185,14 @@ dsv3::Json measure(const std::string& file, int blocks, int rounds) {
   dsv3::ExperimentRequest request;
   request.file = file;
   const dsv3::Experiment e = dsv3::load_experiment(request, catalog);
-  at::set_num_threads(1);  // the meter sees this thread only
+  at::set_num_threads(1);  // cpu_time() and callgrind's totals are one thread's
   cpu_set_t here;
   CPU_ZERO(&here);
   CPU_SET(sched_getcpu(), &here);
   sched_setaffinity(0, sizeof here, &here);
-  const Meter meter;
   dsv3::Json all = dsv3::Json::array();
-  for (int i = 0; i < blocks; ++i) all.push_back(block(e, plugins, meter, rounds, i % 2 == 0));
-  return {{"unit", meter.unit()}, {"blocks", all}};
+  for (int i = 0; i < blocks; ++i) all.push_back(block(e, plugins, rounds, i % 2 == 0));
+  return all;
 }
 
 }  // namespace
