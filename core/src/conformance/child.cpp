@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <filesystem>
+#include <thread>
 #include <unistd.h>
 
 #include <ATen/ATen.h>
@@ -113,6 +114,9 @@ const Registration& component_of(const Library& library, const std::string& comp
 // What LibTorch starts or allocates on first use is no fault of the component.
 void warm_up() {
   at::set_num_threads(1);
+#ifdef __SANITIZE_THREAD__
+  std::thread([] {}).join();  // with the first thread it starts one of its own
+#endif
   const at::Tensor x = at::ones({4, 4}).requires_grad_();
   torch::autograd::backward({x.mm(x).sum()}, {});
 }

@@ -1,6 +1,6 @@
 // Short vectors for the fused CPU loops, written with the compiler's vector extension: one source
 // for every instruction set. Kernels carry DSV3_CLONES, so that the loader picks AVX-512, AVX2 or
-// baseline code.
+// baseline code (not under ThreadSanitizer: the loader's choice would run before it can).
 #pragma once
 
 #include <cmath>
@@ -10,7 +10,7 @@
 
 #include <c10/util/BFloat16.h>
 
-#ifdef __x86_64__
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
 #define DSV3_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define DSV3_CLONES

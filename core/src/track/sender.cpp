@@ -62,7 +62,9 @@ class TrackerSender::Worker {
   }
 
   ~Worker() {
-    if (thread_.joinable()) finish(RunStatus::failed, Clock::now());
+    if (!thread_.joinable()) return;
+    begin_finish(RunStatus::failed, Clock::now());
+    join();
   }
 
   void notify() {
@@ -73,6 +75,7 @@ class TrackerSender::Worker {
     wake_.notify_one();
   }
 
+  /// Once: the thread reads what it says without the lock.
   void begin_finish(RunStatus status, Clock::time_point deadline) {
     {
       std::lock_guard lock(mutex_);
@@ -83,10 +86,7 @@ class TrackerSender::Worker {
     wake_.notify_one();
   }
 
-  void finish(RunStatus status, Clock::time_point deadline) {
-    begin_finish(status, deadline);
-    thread_.join();
-  }
+  void join() { thread_.join(); }
 
  private:
   /// A power cut may have taken lines that were acknowledged: those are delivered again.
@@ -226,7 +226,7 @@ void TrackerSender::finish(RunStatus status, double seconds) {
   const auto deadline =
       Clock::now() + std::chrono::duration_cast<Clock::duration>(Seconds(seconds));
   for (auto& worker : workers_) worker->begin_finish(status, deadline);
-  for (auto& worker : workers_) worker->finish(status, deadline);
+  for (auto& worker : workers_) worker->join();
   workers_.clear();
 }
 

@@ -1,7 +1,8 @@
 #include "kernel.h"
 
-// One copy a generation of processors, chosen when the library is loaded.
-#if defined(__x86_64__)
+// One copy a generation of processors, chosen when the library is loaded. ThreadSanitizer is not
+// ready by then.
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
 #define DSV3_CPU_CLONES \
   __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
 #else
