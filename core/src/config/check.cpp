@@ -178,8 +178,9 @@ void Checker::unknown_key(const Entry& entry, const Schema& schema, const Scope&
   for (const std::string& other : scope.others)
     if (!scope.kind || other != "plugin") known.push_back(other);
   const std::vector<std::string> siblings = siblings_with(entry.key, scope);
-  const std::vector<std::string> elsewhere = core_paths_of(entry.key);
   const std::string near = nearest(entry.key, known);
+  std::vector<std::string> elsewhere = core_paths_of(entry.key);
+  if (elsewhere.empty() && near.empty()) elsewhere = slots_near(entry.key);
   std::string note;
   if (!siblings.empty())
     note = "'" + entry.key + "' is an option of " + quoted(siblings) + ", not of '" + scope.plugin +

@@ -1,5 +1,7 @@
 #include "config/schemas.h"
 
+#include <dsv3/runtime/suggest.h>
+
 #include "config/node.h"
 #include "config/slots.h"
 
@@ -168,6 +170,12 @@ std::vector<std::string> core_paths_of(const std::string& key) {
   for (const Slot& slot : slots())
     if (kind_name(slot.kind) == key) paths.emplace_back(slot.path);
   return paths;
+}
+
+std::vector<std::string> slots_near(const std::string& key) {
+  std::vector<std::string> kinds;
+  for (const Slot& slot : slots()) kinds.emplace_back(kind_name(slot.kind));
+  return core_paths_of(nearest(key, kinds));
 }
 
 }  // namespace config

@@ -28,5 +28,7 @@ const std::vector<std::pair<std::string, Schema>>& core_sections();
 
 /// Full paths of the core's options and slots called `key`, e.g. "train.steps".
 std::vector<std::string> core_paths_of(const std::string& key);
+/// Paths of the slots whose kind may be meant by the mistyped `key`; often none.
+std::vector<std::string> slots_near(const std::string& key);
 
 }  // namespace dsv3::config

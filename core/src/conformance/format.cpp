@@ -53,7 +53,8 @@ void check_round_trip(const Subject& subject) {
     require(config.value("model_type", "") == subject.component.name,
             "config() writes another model_type than the plugin's name");
     require(config.contains("architectures"), "config() writes no \"architectures\"");
-    require_same(format->describe(without_common_fields(config)), model, "when it is written and read again");
+    require_same(format->describe(without_common_fields(config)), model,
+                 "when it is written and read again");
   }
 }
 
@@ -195,7 +196,8 @@ void require_way_back(const Format& format, const ModelDescription& asked, Plugi
     if (place.written)
       stored[place.name] = before.values.at(place.source).index_select(0, rows_in(place));
 
-  ModelDescription read = format.describe(without_common_fields(format.config(before.description, {1, 2})));
+  ModelDescription read =
+      format.describe(without_common_fields(format.config(before.description, {1, 2})));
   Built after(read, plugins);
   for (const auto& [name, values] : after.values) values.fill_(std::nan(""));
   const std::vector<TensorPlace> places = format.tensors(after.description);

@@ -143,6 +143,7 @@ TEST_CASE("mistakes on the command line show the argument") {
         "  model.attention.heds=4\n"
         "                  ^~~~\n"
         "  note: did you mean 'heads'?");
+  CHECK(has(fake::mistakes(file, {"atention=mha"}), "did you mean model.attention?"));
   CHECK(fake::mistakes(file, {"train.steps=many"}) ==
         "command line: error: 'steps' in train must be an integer, got 'many'\n"
         "  train.steps=many\n"
