@@ -1,11 +1,11 @@
-"""Prepares the quick start's data: the King James text and a small byte-level BPE made for it.
+"""Prepare the quick start's data: the King James Bible and a small byte-level BPE trained on it.
 
     quickstart.py FOLDER
 
-Writes FOLDER/kjv.txt (a verse is a line, a chapter a document that ends in a blank line), FOLDER/tokenizer.json
-(2,048 tokens, GPT-2's split pattern) and FOLDER/about.json, and prints the text's unigram entropy under that
-tokenizer: what a model that knows only how often each token occurs would reach as loss. Does nothing when done
-already; a run that is cut off leaves nothing half-made.
+Writes FOLDER/kjv.txt (one line per verse, one document per chapter, blank lines between documents),
+FOLDER/tokenizer.json (2,048 tokens, GPT-2's split pattern) and FOLDER/about.json. Prints the text's unigram entropy
+under that tokenizer: the loss of a model that knows only how often each token occurs. Does nothing if the files are
+complete. An interrupted run leaves no incomplete file.
 """
 
 import collections
@@ -20,21 +20,21 @@ import sys
 
 VOCAB = 2048
 END_OF_TEXT = "<|endoftext|>"
-RECIPE = 1  # raise when what this file makes changes
+RECIPE = 1  # increase when the output of this file changes
 REFERENCE = re.compile(r"^(\S+?)(\d+):\d+ (.*)$")  # "1Sm12:3 And the ..."
 
 
 def read_chapters():
-    """Chapters in order, each a string of verses that end in newlines."""
+    """Return the chapters in order, each a string with one verse per line."""
     if not pathlib.Path("/usr/bin/bible").exists():
-        sys.exit("quickstart: error: /usr/bin/bible is missing; `tools/dev setup` installs Debian's bible-kjv")
+        sys.exit("quickstart: error: /usr/bin/bible not found; run `tools/dev setup` to install Debian's bible-kjv")
     text = subprocess.run(["/usr/bin/bible", "-f", "gen1:1-rev22:21"], check=True, capture_output=True,
                           text=True, encoding="utf-8").stdout
     chapters = collections.OrderedDict()
     for line in text.splitlines():
         match = REFERENCE.match(line)
         if not match:
-            sys.exit(f"quickstart: error: unexpected line from `bible`: {line[:80]!r}")
+            sys.exit(f"quickstart: error: `bible` printed an unexpected line: {line[:80]!r}")
         book, chapter, verse = match.groups()
         chapters.setdefault((book, int(chapter)), []).append(verse.strip() + "\n")
     if len(chapters) != 1189:
@@ -43,7 +43,7 @@ def read_chapters():
 
 
 def train_tokenizer(chapters):
-    """A byte-level BPE; the same text and wheel give the same file."""
+    """Train a byte-level BPE. The same text and wheel give the same file."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -58,7 +58,7 @@ def train_tokenizer(chapters):
 
 
 def unigram_entropy(tokenizer, chapters):
-    """(tokens, nats a token) of all documents, each ended by the end-of-text token."""
+    """Return (tokens, nats per token) of all documents, each followed by the end-of-text token."""
     counts = collections.Counter()
     for encoding in tokenizer.encode_batch(chapters):
         counts.update(encoding.ids)
@@ -77,7 +77,7 @@ def write_atomically(path, text):
 
 
 def is_done(folder):
-    """about.json is written last; it holds the digests of the other files."""
+    """Check the files against the digests in about.json, which is written last."""
     try:
         about = json.loads((folder / "about.json").read_text())
         return about["recipe"] == RECIPE and all(
@@ -109,7 +109,7 @@ def main():
         prepare(folder)
     about = json.loads((folder / "about.json").read_text())
     print(f"quickstart: {about['documents']} documents, {about['tokens']} tokens, "
-          f"unigram entropy {about['unigram_entropy']:.4f} nats a token", file=sys.stderr)
+          f"unigram entropy {about['unigram_entropy']:.4f} nats per token", file=sys.stderr)
 
 
 if __name__ == "__main__":

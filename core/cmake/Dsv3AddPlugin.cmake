@@ -1,11 +1,13 @@
 # dsv3_add_plugin(NAME PROVIDES kind/name ... SOURCES a.cpp ... [VERSION v] [STATUS s] [SUMMARY text] [LINK lib ...])
-# Builds one plugin library, its stamp and its entry in the registry; the same call inside and outside the tree.
-#   PROVIDES  the components it registers, e.g. attention/mla; the loader compares
-#   VERSION   default: the project's; STATUS: stable (default), experimental or wip; SUMMARY: one line
-#   LINK      the plugin's own libraries
+# Builds one plugin library with its stamp, and adds its entries to the registry. Works inside and outside this tree.
+#   PROVIDES  the components it registers, e.g. attention/mla; the loader checks that they agree
+#   VERSION   default: the project's version
+#   STATUS    stable (default), experimental or wip
+#   SUMMARY   one line
+#   LINK      libraries that only this plugin needs
 # Variables that a project may set before the call:
-#   DSV3_PLUGIN_PREFIX  libraries go to <it>/lib/dsv3/plugins, the registry to <it>/registries; default: the build folder
-#   DSV3_REGISTRY_SET   name of the registry, default: the project's name
+#   DSV3_PLUGIN_PREFIX  prefix of lib/dsv3/plugins (libraries) and registries; default: the build folder
+#   DSV3_REGISTRY_SET   name of the registry; default: the project's name
 set(DSV3_CMAKE_DIR ${CMAKE_CURRENT_LIST_DIR})
 
 function(dsv3_add_plugin name)
@@ -20,7 +22,7 @@ function(dsv3_add_plugin name)
   endforeach()
   foreach(component IN LISTS arg_PROVIDES)
     if(NOT component MATCHES "^[a-z_]+/[a-z0-9_]+$")
-      message(FATAL_ERROR "dsv3_add_plugin(${name}): PROVIDES takes kind/name in lower case, not '${component}'")
+      message(FATAL_ERROR "dsv3_add_plugin(${name}): PROVIDES must be kind/name in lower case, not '${component}'")
     endif()
   endforeach()
   if(NOT arg_VERSION)
@@ -33,7 +35,7 @@ function(dsv3_add_plugin name)
     set(arg_STATUS stable)
   endif()
   if(NOT arg_STATUS MATCHES "^(stable|experimental|wip)$")
-    message(FATAL_ERROR "dsv3_add_plugin(${name}): STATUS is stable, experimental or wip, not '${arg_STATUS}'")
+    message(FATAL_ERROR "dsv3_add_plugin(${name}): STATUS must be stable, experimental or wip, not '${arg_STATUS}'")
   endif()
   set(prefix ${CMAKE_BINARY_DIR})
   if(DSV3_PLUGIN_PREFIX)
@@ -48,7 +50,7 @@ function(dsv3_add_plugin name)
   set_target_properties(${name} PROPERTIES
     OUTPUT_NAME dsv3_${name} PREFIX lib SUFFIX .so LIBRARY_OUTPUT_DIRECTORY ${prefix}/lib/dsv3/plugins
     CXX_EXTENSIONS OFF CXX_VISIBILITY_PRESET hidden
-    # Where libdsv3 lies, seen from an installed plugin, and LibTorch.
+    # The folders of libdsv3, as seen from an installed plugin, and of LibTorch.
     INSTALL_RPATH "$ORIGIN/../..;$<TARGET_FILE_DIR:LibTorch::cpu>")
   target_link_libraries(${name} PRIVATE dsv3::sdk ${arg_LINK})
   target_link_options(${name} PRIVATE -Wl,--no-undefined)
@@ -67,7 +69,7 @@ function(dsv3_add_plugin name)
   install(TARGETS ${name} LIBRARY DESTINATION lib/dsv3/plugins)
 endfunction()
 
-# Notes the entries of one plugin for the registry, which is written when all folders have been read.
+# Records the registry entries of one plugin. The registry is written after all folders have been processed.
 function(dsv3_register_plugin name prefix)
   set(set ${PROJECT_NAME})
   if(DSV3_REGISTRY_SET)
@@ -85,20 +87,20 @@ function(dsv3_register_plugin name prefix)
     string(REGEX MATCH "[^/]+$" short ${component})
     get_property(known GLOBAL PROPERTY dsv3_registry_${set})
     if(component IN_LIST known)
-      message(FATAL_ERROR "dsv3_add_plugin(${name}): another plugin of registry '${set}' provides ${component} already")
+      message(FATAL_ERROR "dsv3_add_plugin(${name}): registry '${set}' already has ${component}, from another plugin")
     endif()
     set_property(GLOBAL APPEND PROPERTY dsv3_registry_${set} ${component})
     set_property(GLOBAL PROPERTY dsv3_registry_${set}_${component}
       "\n[[plugin]]\nkind = \"${kind}\"\nname = \"${short}\"\nlibrary = \"libdsv3_${name}.so\"\nversion = \"${arg_VERSION}\"\nstatus = \"${arg_STATUS}\"\nsummary = \"${summary}\"\ndocs = \"${docs}\"\n")
   endforeach()
   dsv3_write_registry_later(${set} ${prefix})
-  # A project may make this target to build all plugins of a registry at once.
+  # A project may create this target to build all plugins of a registry at once.
   if(TARGET dsv3_plugins_${set})
     add_dependencies(dsv3_plugins_${set} ${name})
   endif()
 endfunction()
 
-# Arranges that <prefix>/registries/<set>.toml is written and installed at the end of the configuration.
+# Schedules <prefix>/registries/<set>.toml to be written at the end of the configuration, and installed.
 function(dsv3_write_registry_later set prefix)
   get_property(arranged GLOBAL PROPERTY dsv3_registry_arranged_${set})
   if(NOT arranged)
@@ -110,11 +112,11 @@ function(dsv3_write_registry_later set prefix)
   endif()
 endfunction()
 
-# The registry: header, plugins in order, then the hand-written part (property dsv3_registry_<set>_aliases: a file).
+# Writes the registry: header, plugins in order, then the hand-written part (a file, property dsv3_registry_<set>_aliases).
 function(dsv3_write_registry set file)
   get_property(components GLOBAL PROPERTY dsv3_registry_${set})
   list(SORT components)
-  set(text "# Made by the build from the dsv3_add_plugin() calls; do not edit.\nregistry = 1\nset = \"${set}\"\n")
+  set(text "# Generated by the build from the dsv3_add_plugin() calls; do not edit.\nregistry = 1\nset = \"${set}\"\n")
   foreach(component IN LISTS components)
     get_property(entry GLOBAL PROPERTY dsv3_registry_${set}_${component})
     string(APPEND text "${entry}")

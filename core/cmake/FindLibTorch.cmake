@@ -1,5 +1,5 @@
 # LibTorch inside the pinned `torch` wheel of .venv (or -DLIBTORCH_ROOT=<site-packages>/torch).
-# Gives the target LibTorch::cpu. The CPU path links libtorch_cpu and libc10 only.
+# Defines the target LibTorch::cpu, which links libtorch_cpu and libc10 only.
 if(NOT LIBTORCH_ROOT)
   file(GLOB LIBTORCH_ROOT ${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch)
 endif()
@@ -12,7 +12,7 @@ if(LIBTORCH_CPU)
 endif()
 include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(LibTorch REQUIRED_VARS LIBTORCH_CPU LIBTORCH_C10 VERSION_VAR LibTorch_VERSION
-  REASON_FAILURE_MESSAGE "run tools/dev setup, which installs the wheel")
+  REASON_FAILURE_MESSAGE "run `tools/dev setup` to install the wheel")
 if(LibTorch_FOUND AND NOT TARGET LibTorch::cpu)
   cmake_path(GET LIBTORCH_ROOT PARENT_PATH site_packages)
   add_library(LibTorch::c10 SHARED IMPORTED)
@@ -21,10 +21,11 @@ if(LibTorch_FOUND AND NOT TARGET LibTorch::cpu)
   set_target_properties(LibTorch::cpu PROPERTIES
     IMPORTED_LOCATION ${LIBTORCH_CPU}
     INTERFACE_INCLUDE_DIRECTORIES "${LIBTORCH_ROOT}/include;${LIBTORCH_ROOT}/include/torch/csrc/api/include"
-    # at::parallel_for lives in a header and is serial in files compiled without OpenMP. The wheel's own
-    # libgomp keeps one thread pool in the process.
+    # at::parallel_for is in a header and runs serially in files compiled without OpenMP. Linking the wheel's own libgomp
+    # avoids a second thread pool.
     INTERFACE_COMPILE_OPTIONS -fopenmp
     INTERFACE_LINK_LIBRARIES "LibTorch::c10;${LIBTORCH_ROOT}/lib/libgomp.so.1"
-    # libtorch_cpu needs libcudart and libcupti of the wheel set; its own RPATH finds them, the linker needs help.
+    # libtorch_cpu needs libcudart and libcupti from their wheels. Its RPATH finds them at run time, but the linker needs a
+    # hint.
     INTERFACE_LINK_OPTIONS "-Wl,--allow-shlib-undefined;-Wl,-rpath-link,${site_packages}/nvidia/cu13/lib")
 endif()

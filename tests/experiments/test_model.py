@@ -123,7 +123,7 @@ def test_the_cache_is_57_times_smaller():
     assert cached == [576, 32768] and round(cached[1] / cached[0]) == 57
     assert "**57 times smaller** (32,768 / 576 = 56.9)" in TEXT
     assert "70,272 bytes a token instead of 3,997,696" in TEXT and (61 * 2 * 576, 61 * 2 * 32768) == (70272, 3997696)
-    rows = {row[0]: (code(row[1])[0], row[2]) for row in table("| values a token a layer")}
+    rows = {row[0]: (code(row[1])[0], row[2]) for row in table("| values per token and layer")}
     v3 = dict(H=128, W=128, C=512, R=64)
     assert {name: (f"{eval(formula, {}, v3):,}") for name, (formula, _) in rows.items()} == {k: v[1] for k, v in rows.items()}
 

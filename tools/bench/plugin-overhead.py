@@ -1,12 +1,12 @@
-"""Training steps with components loaded from plugins against the same classes linked into the program.
+"""Compare training steps with loaded plugins and with the same classes linked into the program.
 
     tools/dev bench plugin-overhead [--time [--blocks N]] [--rounds N] [--file EXPERIMENT]
 
-Both models train in one process on one thread, on the same batch, in the order loaded, linked, linked, loaded; their
-losses must be equal bit for bit. Valgrind's callgrind counts the instructions of each side's steps: a count is the same
-on a busy machine, where time is not. --time measures the thread's CPU time instead. A round then gives one ratio; every
-block makes both models anew, for where their tensors lie decides more than how they are linked. The interval is a
-bootstrap's over blocks and over the rounds in them.
+Both models train in one process on one thread, on the same batch, in the order loaded, linked, linked, loaded. Their
+losses must be bit-identical. Valgrind's callgrind counts the instructions of each side's steps, because a count, unlike
+time, does not change on a busy machine. --time measures the thread's CPU time instead. Each round then gives one ratio.
+Every block creates both models again, because the addresses of their tensors matter more than how they are linked. The
+interval is a bootstrap over blocks and over the rounds in them.
 """
 
 import argparse
@@ -43,7 +43,7 @@ train: {steps: 1, batch: 2, sequence: 128, precision: fp32, device: cpu, threads
 
 
 def interval(blocks, samples=2000):
-    """Of the median ratio, with 95 % confidence; `blocks` are lists of ratios."""
+    """Return the 95 % confidence interval of the median ratio; `blocks` are lists of ratios."""
     rng = random.Random(1)
     medians = sorted(statistics.median([ratio for block in rng.choices(blocks, k=len(blocks))
                                         for ratio in rng.choices(block, k=len(block))]) for _ in range(samples))
@@ -61,7 +61,7 @@ def judge(low, high):
 
 def compare_instructions(command, rounds, folder):
     if not shutil.which("valgrind"):
-        sys.exit("error: counting instructions needs Valgrind: apt-get install valgrind, or measure with --time")
+        sys.exit("error: valgrind not found; install it with apt-get install valgrind, or measure with --time")
     counts = folder / "callgrind.out"
     subprocess.run(["valgrind", "--quiet", "--tool=callgrind", f"--callgrind-out-file={counts}", "--collect-atstart=no",
                     "--toggle-collect=*loaded_step*", "--toggle-collect=*linked_step*", *command, "1", str(rounds)],
@@ -70,7 +70,7 @@ def compare_instructions(command, rounds, folder):
                            stdout=subprocess.PIPE).stdout
     loaded, linked = (int(re.search(rf"([\d,]+) .*::{side}_step\(", table)[1].replace(",", "")) / (2 * rounds)
                       for side in ("loaded", "linked"))
-    print(f"loaded {loaded:14,.0f} instructions a step\nlinked {linked:14,.0f} instructions a step")
+    print(f"loaded {loaded:14,.0f} instructions per step\nlinked {linked:14,.0f} instructions per step")
     print(f"RATIO loaded/linked {loaded / linked:.5f} ({2 * rounds} pairs of steps)")
     judge(loaded / linked, loaded / linked)
 
@@ -80,7 +80,7 @@ def compare_times(command, blocks, rounds):
     times = json.loads(done.stdout)
     pairs = [pair for block in times for pair in block]
     for side, i in ("loaded", 0), ("linked", 1):
-        print(f"{side} {statistics.median(pair[i] for pair in pairs) / 2:10.3f} ms of CPU time a step")
+        print(f"{side} {statistics.median(pair[i] for pair in pairs) / 2:10.3f} ms of CPU time per step")
     ratios = [[loaded / linked for loaded, linked in block] for block in times]
     low, high = interval(ratios)
     print(f"RATIO loaded/linked {statistics.median(sum(ratios, [])):.5f}, 95 % interval {low:.5f} to {high:.5f} "
@@ -91,9 +91,9 @@ def compare_times(command, blocks, rounds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--time", action="store_true", help="measure CPU time instead of counting instructions")
-    parser.add_argument("--blocks", type=int, default=20, help="of --time; default 20")
-    parser.add_argument("--rounds", type=int, help="of a block, two steps of each side; default 2, with --time 100")
-    parser.add_argument("--file", help="an experiment of mla, swiglu, moe, rope, adamw and single")
+    parser.add_argument("--blocks", type=int, default=20, help="blocks with --time (default 20)")
+    parser.add_argument("--rounds", type=int, help="rounds per block, each with two steps per side (default 2, with --time 100)")
+    parser.add_argument("--file", help="an experiment that uses mla, swiglu, moe, rope, adamw and single")
     a = parser.parse_args()
     subprocess.run(["ninja", "-C", ROOT / "build", "--quiet", "plugin_overhead"], check=True)
     with tempfile.TemporaryDirectory() as name:

@@ -1,9 +1,9 @@
-"""Training speed of dsv3 and of transformers' DeepseekV3ForCausalLM on the same shape, alternating in one run.
+"""Compare the training speed of dsv3 and of transformers' DeepseekV3ForCausalLM, alternating in one run.
 
     tools/dev bench train [--shape tiny|nano] [--batch B] [--sequence T] [--steps N] [--rounds R] [--threads N] [--compile]
 
-Both sides: fp32 on the CPU, AdamW, gradient clipping at 1.0, random tokens, no MTP, no validation inside the timed
-steps. Prints a table and lines such as `RATIO tokens_per_s dsv3/transformers_eager 1.23`.
+Both sides train the same shape in fp32 on the CPU, with AdamW, gradient clipping at 1.0, random tokens, no MTP, and no
+validation inside the timed steps. Prints a table and lines such as `RATIO tokens_per_s dsv3/transformers_eager 1.23`.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUN = ROOT / "build/bin/dsv3-run"
-WARM_UP = 2  # steps that do not count
+WARM_UP = 2  # steps that are not measured
 
 # hidden, layers, dense layers, heads, q_lora, kv_lora, nope, rope, v, dense ffn, experts, top_k, shared, expert ffn, vocab
 SHAPES = {
@@ -55,7 +55,7 @@ validation: {{every: 0, batches: 1}}
 
 
 def run_dsv3(shape, a):
-    """(tokens/s by step, peak bytes, seconds from launch to the end of step 1 less that step)"""
+    """Return (tokens/s of each step, peak bytes, seconds from launch to the start of step 1)."""
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "bench.yaml"
         file.write_text(experiment(SHAPES[shape], a))
@@ -76,7 +76,7 @@ def run_peer(shape, a, compiled):
 
 
 def peer(a):
-    """The transformers side, in a process of its own."""
+    """Run the transformers side, in its own process."""
     begin = time.time()
     import torch
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
@@ -116,7 +116,7 @@ def main():
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--compile", action="store_true", help="torch.compile as a third side")
+    parser.add_argument("--compile", action="store_true", help="add torch.compile as a third side")
     parser.add_argument("--peer", choices=("eager", "compiled"), help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.peer:

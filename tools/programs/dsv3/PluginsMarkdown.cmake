@@ -6,7 +6,7 @@ function(run output)
   set(${output} "${text}" PARENT_SCOPE)
 endfunction()
 
-set(all "# Plugins\n\nMade from the plugins' schemas by `ninja -C build update_readmes`; do not edit. The same on a terminal: `dsv3 plugins list`,\n`dsv3 plugins describe KIND/NAME`.\n")
+set(all "# Plugins\n\nGenerated from the plugins' schemas by `ninja -C build update_readmes`; do not edit. `dsv3 plugins list` and\n`dsv3 plugins describe KIND/NAME` print the same in a terminal.\n")
 run(plugins list --json)
 string(JSON last LENGTH "${plugins}")
 math(EXPR last "${last} - 1")

@@ -1,5 +1,5 @@
 # cmake -DDSV3=<program> -DREGISTRY=<file> -DSOURCE=<folder> -P UpdateReadmes.cmake
-# Puts what `dsv3 plugins describe KIND/NAME --markdown` prints below "## Options" of each plugin's README.
+# Writes the output of `dsv3 plugins describe KIND/NAME --markdown` below "## Options" in each plugin's README.
 function(run output)
   execute_process(COMMAND ${DSV3} plugins ${ARGN} --plugin-path ${REGISTRY} WORKING_DIRECTORY ${CMAKE_CURRENT_LIST_DIR}
     OUTPUT_VARIABLE text COMMAND_ERROR_IS_FATAL ANY)
@@ -14,14 +14,14 @@ foreach(i RANGE ${last})
   string(JSON name GET "${plugins}" ${i} name)
   string(JSON docs GET "${plugins}" ${i} docs)
   run(table describe ${kind}/${name} --markdown)
-  if(docs STREQUAL "")  # a plugin without a README gets its first lines; configure again to have it registered
+  if(docs STREQUAL "")  # creates a missing README; configure again to register it
     string(JSON summary GET "${plugins}" ${i} summary)
     set(docs plugins/${kind}/${name}/README.md)
     set(old "# ${kind}/${name}\n\n${summary}.\n")
   else()
     file(READ ${SOURCE}/${docs} old)
   endif()
-  # What stands before the section is kept, and what stands after it from the next heading on.
+  # Text before the section stays, and so does everything from the next heading on.
   string(FIND "${old}" "\n## Options\n" start)
   set(before "${old}")
   set(after "")
