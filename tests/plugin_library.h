@@ -1,4 +1,4 @@
-// A built plugin library opened the plain way, for tests of what is inside: no registry, no stamp.
+// Opens a built plugin library with dlopen, without registry and stamp, to test its components.
 #pragma once
 
 #include <dlfcn.h>
@@ -14,7 +14,7 @@
 
 namespace dsv3::tests {
 
-/// What libdsv3_<library>.so registers; opened once and never closed.
+/// The first registration of libdsv3_<library>.so, which is opened once and never closed.
 inline const Registration& registration(const std::string& library) {
   static std::map<std::string, Registrar> opened;
   if (const auto it = opened.find(library); it != opened.end())
@@ -31,14 +31,14 @@ inline const Registration& registration(const std::string& library) {
 
 inline std::shared_ptr<Tokenizer> make_tokenizer(const std::string& name,
                                                  const OptionValues& values = {}) {
-  const Registration& found = registration("tokenizer_" + name);
-  return std::get<Factory<Tokenizer, TokenizerContext>>(found.factory)(values, {});
+  const Registration& component = registration("tokenizer_" + name);
+  return construct<Tokenizer>(component, values);
 }
 
 inline std::shared_ptr<Data> make_data(const std::string& name, const OptionValues& values,
                                        const DataContext& context) {
-  const Registration& found = registration("data_" + name);
-  return std::get<Factory<Data, DataContext>>(found.factory)(values, context);
+  const Registration& component = registration("data_" + name);
+  return construct<Data>(component, values, context);
 }
 
 }  // namespace dsv3::tests

@@ -1,4 +1,4 @@
-// Calls a function that exists nowhere; the linker was told to let it pass.
+// Calls an undefined function; a linker option permits that.
 #include <dsv3/sdk/plugin.h>
 
 void defined_nowhere();

@@ -25,5 +25,5 @@ class Thrower final : public dsv3::Schedule {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.schedule<Thrower>("thrower", "Cannot be made");
+  registrar.schedule<Thrower>("thrower", "Fails in its constructor");
 }

@@ -1,11 +1,12 @@
-// A sound schedule that throws what its step tells it to: exceptions across the library's border.
+// A schedule that throws an exception chosen by the step, to test exceptions across libraries.
+#include <dsv3/sdk/config_reader.h>
 #include <dsv3/sdk/plugin.h>
 #include <dsv3/sdk/schedule.h>
 #include <dsv3/sdk/tracker.h>
 
 namespace {
 
-// Lives in this library only; the host sees its base.
+// Defined in this library only; the host knows its base class.
 class TwinError : public dsv3::Error {
  public:
   using dsv3::Error::Error;
@@ -18,9 +19,12 @@ class Twin final : public dsv3::Schedule {
   double factor(int64_t step, int64_t total) const override {
     if (step == 1) throw TwinError("twin", dsv3::ExitCode::data);
     if (step == 2) throw dsv3::RetryAfter("later", 2.5);
-    // An exception of libdsv3, caught here by its base: the other way across the border.
+    // The other direction: an exception of libdsv3, caught here by its base class.
     if (step == 3) try {
-        dsv3::kind_from_name("nonsense");
+        const nlohmann::json empty;
+        dsv3::ConfigReader reader(empty);
+        reader.mistake("nonsense");
+        reader.finish();
       } catch (const dsv3::Error& e) {
         return static_cast<double>(e.code());
       }
@@ -31,5 +35,5 @@ class Twin final : public dsv3::Schedule {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.schedule<Twin>("twin", "Throws what it is told to");
+  registrar.schedule<Twin>("twin", "Throws an exception chosen by the step");
 }

@@ -1,6 +1,7 @@
-"""Bad plugins, a row each: `dsv3-run` names the culprit when it trains with one, and `dsv3 plugins check` refuses each.
+"""Faulty components, one per row: `dsv3-run` names the component that fails, and `dsv3 plugins check` rejects it.
 
-The component is KIND/faulty of tests/bad_plugins, told by option `fault` what to do, in call `after` + 1 of what it does.
+The component is KIND/faulty of tests/bad_plugins. Option `fault` selects what fails, and `after` the number of calls that
+succeed first.
 """
 
 import concurrent.futures
@@ -20,7 +21,7 @@ PREFIX = BUILD / "tests/bad_plugins/prefix"
 LIBRARY = PREFIX / "lib/dsv3/plugins/libdsv3_fixture_faulty.so"
 AT_ONCE = 2  # most of a case is programs starting up
 
-# What an experiment is made of; one entry is the faulty component's.
+# Components of the experiment; the faulty one replaces one of them.
 PARTS = {
     "attention": "{plugin: mha, heads: 4}",
     "position": "{plugin: rope}",
@@ -53,57 +54,63 @@ tracker: %(tracker)s
 """
 
 
+RECOMPUTED = ("model.recompute=full",)
+
+
 @dataclasses.dataclass
 class Fault:
     kind: str
     name: str
     check: str  # of the suite, "" = all of them
-    finds: str  # a piece of what that check says
+    finds: str  # part of that check's message
     run: int | None = None  # exit code of dsv3-run, negative: a signal's; None: only the check finds it
-    does: str = ""  # what the error says the component did, a pattern
+    does: str = ""  # the call that the error names, a pattern
     step: str = ""  # in which step, a pattern; "" = before training
-    says: str = ""  # a pattern in what follows the place
+    says: str = ""  # a pattern in the rest of the error
     after: int = 0
     settings: tuple = ()  # of dsv3-run
     samples: int = 0
 
     def __str__(self):
-        return f"{self.kind}-{self.name}"
+        return f"{self.kind}-{self.name}" + ("-recomputed" if self.settings == RECOMPUTED else "")
 
 
 PURPOSE = "broken on purpose"
 SEGV, ABRT, ILL, FPE = (-int(s) for s in (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE))
 NO_EXIT = "a component must not end the process"
-STAYS = "shape, dtype and device must stay"
+UNCHANGED = "shape, dtype and device must not change"
 
 FAULTS = [
-    # What errors of any kind become.
+    # Exceptions of any kind.
     Fault("attention", "throws_in_constructor", "shapes", f"it throws: {PURPOSE}", 3, "layer 0, constructor", "", PURPOSE),
     Fault("attention", "throws", "shapes", f"it throws: {PURPOSE}", 3, "layer 0, forward", "2", PURPOSE, after=2),
     Fault("feed_forward", "throws_error", "shapes", "it throws: its file is gone", 4, "layer 0, forward", "1", "its file is gone", after=1),
     Fault("position", "throws", "shapes", PURPOSE, 3, "layer 1, rotate", "0", PURPOSE, after=3),
-    Fault("optimizer", "throws_a_number", "descent", "no std::exception", 3, "step", "3", "no std::exception", after=2),
-    Fault("schedule", "throws_a_number", "values", "no std::exception", 3, "factor", "1", "no std::exception"),
+    Fault("optimizer", "throws_a_number", "descent", "not a std::exception", 3, "step", "3", "not a std::exception", after=2),
+    Fault("schedule", "throws_a_number", "values", "not a std::exception", 3, "factor", "1", "not a std::exception"),
     Fault("strategy", "throws", "training", PURPOSE, 3, "begin_microbatch", "2", PURPOSE, after=1),
     Fault("data", "throws", "batches", PURPOSE, 3, "next", r"\d", PURPOSE, after=2),
     Fault("tokenizer", "throws", "round_trip", PURPOSE, 3, "encode", "", PURPOSE),
     Fault("schedule", "out_of_memory", "values", "out of memory", 1, "factor", "1", "out of memory"),
     Fault("schedule", "throws_in_destructor", "values", "SIGABRT", ABRT, "destructor", "", f"std::terminate.*{PURPOSE}"),
-    # Backward: the component is that of the forward, whoever runs autograd.
-    Fault("attention", "backward_throws", "determinism", PURPOSE, 3, "layer 1, backward, autograd node .*BadBackward.*", "1", PURPOSE),
-    Fault("feed_forward", "backward_wrong_shape", "determinism", "invalid gradient", 3, "layer 1, backward, autograd node .*", "1", "invalid gradient"),
+    # Backward: the error names the component whose forward created the node.
+    Fault("attention", "backward_throws", "determinism", PURPOSE, 3, "layer 1, backward", "1", PURPOSE),
+    Fault("feed_forward", "backward_wrong_shape", "determinism", "invalid gradient", 3, "layer 1, backward", "1", "invalid gradient"),
     Fault("attention", "backward_segfault", "determinism", "SIGSEGV", SEGV, "layer 1, backward", "1"),
-    Fault("position", "backward_throws", "gradients", PURPOSE, 3, "backward, autograd node .*", "1", PURPOSE),
+    Fault("position", "backward_throws", "gradients", PURPOSE, 3, "layer 1, backward", "1", PURPOSE),
     Fault("strategy", "backward_throws", "training", PURPOSE, 3, "backward", "1", PURPOSE, after=0),
+    Fault("attention", "backward_throws", "", "", 3, "layer 1, backward", "1", PURPOSE, settings=RECOMPUTED),
+    Fault("position", "backward_throws", "", "", 3, "layer 1, backward", "1", PURPOSE, settings=RECOMPUTED),
+    Fault("attention", "backward_segfault", "", "", SEGV, "layer 1, backward", "1", settings=RECOMPUTED),
     # Results that the kind does not allow.
-    Fault("attention", "undefined", "shapes", "undefined", 3, "layer 0, forward", "0", "gave back no tensor"),
-    Fault("attention", "wrong_dtype", "shapes", "forward's result", 3, "layer 0, forward", "0", STAYS),
-    Fault("attention", "wrong_device", "shapes", "forward's result", 3, "layer 0, forward", "0", f"on meta.*{STAYS}"),
-    Fault("feed_forward", "wrong_shape", "shapes", "forward's result", 3, "layer 0, forward", "0", STAYS),
-    Fault("position", "wrong_shape", "shapes", "rotated k", 3, "layer 0, rotate", "0", STAYS, after=2),
-    Fault("position", "wrong_dtype", "shapes", "rotated k", 3, "layer 0, rotate", "0", STAYS, after=2),
+    Fault("attention", "undefined", "shapes", "undefined", 3, "layer 0, forward", "0", "returned an undefined tensor"),
+    Fault("attention", "wrong_dtype", "shapes", "forward's result", 3, "layer 0, forward", "0", UNCHANGED),
+    Fault("attention", "wrong_device", "shapes", "forward's result", 3, "layer 0, forward", "0", f"on meta.*{UNCHANGED}"),
+    Fault("feed_forward", "wrong_shape", "shapes", "forward's result", 3, "layer 0, forward", "0", UNCHANGED),
+    Fault("position", "wrong_shape", "shapes", "rotated k", 3, "layer 0, rotate", "0", UNCHANGED, after=2),
+    Fault("position", "wrong_dtype", "shapes", "rotated k", 3, "layer 0, rotate", "0", UNCHANGED, after=2),
     Fault("position", "scale_zero", "shapes", "softmax_scale() is 0", 3, "layer 0, softmax_scale", "", r"softmax_scale\(\) is 0"),
-    Fault("feed_forward", "no_object", "shapes", "constructor gives nothing", 3, "", "", "nullptr"),
+    Fault("feed_forward", "no_object", "shapes", "factory returned a null pointer", 3, "", "", "nullptr"),
     Fault("feed_forward", "counts_in_float", "counts", "step_counts() is not int64", 3, "layer 0, step_counts", "1", "int64"),
     Fault("feed_forward", "counts_in_two_dimensions", "counts", "step_counts()", 3, "layer 0, step_counts", "1", "one dimension"),
     Fault("feed_forward", "step_end_throws", "state", PURPOSE, 3, "layer 0, on_step_end", "1", PURPOSE),
@@ -111,27 +118,29 @@ FAULTS = [
     Fault("schedule", "negative", "values", "is -1", 3, "factor", "1", "is -1"),
     Fault("schedule", "infinite", "values", "is inf", 3, "factor", "1", "is inf"),
     Fault("optimizer", "lr_nan", "slots", "lr() is nan", 3, "lr", "", r"lr\(\) is nan", after=0),
-    Fault("strategy", "counts_from_one", "gradients", "index 1 to unit 0", 3, "adopt", "", "index 1 to unit 0"),
+    Fault("strategy", "counts_from_one", "gradients", "index 1 to unit 0", 3, "adopt", "", "index 1 for unit 0"),
     Fault("strategy", "masters_in_bf16", "ranges", "fp32", 3, "owned", "", "fp32"),
     Fault("strategy", "gradient_missing", "gradients", "", 3, "update", "1", "fp32"),
     Fault("strategy", "norm_negative", "gradients", "grad_norm() is wrong", 3, "grad_norm", "1", r"grad_norm\(\) is -1"),
-    Fault("data", "id_beyond", "batches", "a token is not in", 4, "next", "0", "token id 300"),
+    Fault("data", "id_beyond", "batches", "a token is not in", 4, "next", "0", "returned token id 300"),
     Fault("data", "id_negative", "batches", "a token is not in", 4, "next", r"\d", "token id -1", after=1),
     Fault("data", "wrong_dtype", "batches", "int64", 4, "next", "0", "int64"),
-    Fault("data", "wrong_shape", "batches", "int64", 4, "next", "0", "wanted"),
+    Fault("data", "wrong_shape", "batches", "int64", 4, "next", "0", "must be"),
     Fault("data", "wrong_device", "batches", "", 4, "next", "0", "on meta"),
-    Fault("data", "ends", "batches", "undefined", 4, "next", r"\d", "has no end", after=1),
+    Fault("data", "ends", "batches", "undefined", 4, "next", r"\d", "must not end", after=1),
     Fault("tokenizer", "id_beyond", "round_trip", "encode() gives id 100000", 3, "encode", "", "id 100000"),
     Fault("tokenizer", "vocabulary_empty", "vocabulary", "vocab_size() is 0", 3, "vocab_size", "", "is 0"),
     Fault("attention", "forgets_cache", "cache", "", 3, "layer 0, forward", "4", "appended 0 tokens to the cache", samples=4,
           settings=("data={plugin: text, path: text.txt, tokenizer: {plugin: bytes}}",)),
-    # Numbers that go bad: the first module or parameter.
-    Fault("attention", "nan", "shapes", "NaN or infinite", 7, "", "1", r"first not finite: output of layers.0.attention \(attention 'faulty', PLACE\)", after=1),
-    Fault("position", "nan", "shapes", "NaN or infinite", 7, "", "1", r"first not finite: output of position 'faulty', PLACE", after=5),
+    # Values that become NaN or infinite: the first module or parameter.
+    Fault("attention", "nan", "shapes", "NaN or infinite", 7, "", "1", r"first non-finite value: output of layers.0.attention \(attention 'faulty', PLACE\)", after=1),
+    Fault("position", "nan", "shapes", "NaN or infinite", 7, "", "1", r"first non-finite value: output of position 'faulty', PLACE", after=5),
     Fault("feed_forward", "backward_nan", "determinism", "", 7, "", "1",
-          r"first not finite: gradient that comes out of layers.1.feed_forward \(feed_forward 'faulty', PLACE\).*from the loss back: layers.1.feed_forward"),
+          r"first non-finite value: gradient of the input of layers.1.feed_forward \(feed_forward 'faulty', PLACE\).*going back from the loss: layers.1.feed_forward"),
+    Fault("feed_forward", "backward_nan", "", "", 7, "", "1",
+          r"first non-finite value: gradient of the input of layers.1.feed_forward \(feed_forward 'faulty', PLACE\)", settings=RECOMPUTED),
     Fault("optimizer", "nan", "descent", "", 7, "", "3", r"parameter \S+ was not finite before the step; it is updated by optimizer 'faulty' \(PLACE\)", after=1),
-    # Faults that take the process down.
+    # Faults that end the process.
     Fault("attention", "segfault", "shapes", "SIGSEGV", SEGV, "layer 0, forward", "3", after=3),
     Fault("feed_forward", "segfault_in_a_thread", "shapes", "SIGSEGV", SEGV, "layer 0, forward", "0", "on another thread during"),
     Fault("feed_forward", "stack_overflow", "shapes", "SIGSEGV", SEGV, "layer 0, forward", "0"),
@@ -151,7 +160,7 @@ FAULTS = [
     Fault("tracker", "throws", "delivery", PURPOSE, 0, "deliver", r"\d", PURPOSE),
     Fault("tracker", "start_throws", "delivery", PURPOSE, 0, "start", r"\d", PURPOSE),
     Fault("tracker", "finish_throws", "delivery", PURPOSE, 0, "finish", r"\d", PURPOSE),
-    # Seen by the suites only.
+    # Found by the suites only.
     Fault("attention", "looks_ahead", "causality", "the output before it"),
     Fault("attention", "keeps_input", "inputs", "keeps its input"),
     Fault("attention", "changes_input", "inputs", "the input after forward"),
@@ -162,11 +171,11 @@ FAULTS = [
     Fault("feed_forward", "counts_twice", "counts", "counts again"),
     Fault("position", "k_of_q", "rotation", "the score of"),
     Fault("optimizer", "keeps_gradient", "inputs", "keeps the gradient"),
-    Fault("optimizer", "counts_its_own_steps", "resume", "going on from saved"),
+    Fault("optimizer", "counts_its_own_steps", "resume", "resuming from saved"),
     Fault("optimizer", "grows", "memory", "memory grows by about"),
     Fault("schedule", "counts_calls", "pure", "depends on the calls before it"),
     Fault("schedule", "leak", "memory", "memory grows by about"),
-    Fault("schedule", "hang", "values", "it is not done after 8 s"),
+    Fault("schedule", "hang", "values", "timed out after 8 s"),
     Fault("schedule", "exit_unseen", "values", "it ends the process with exit code 3"),
     Fault("schedule", "fork", "values", "child processes"),
     Fault("strategy", "forgets_gradients", "training", "against plain autograd"),
@@ -234,33 +243,33 @@ def outcomes(request, tmp_path_factory):
         for item in request.session.items:
             if (fault := getattr(item, "callspec", None) and item.callspec.params.get("fault")) is None:
                 continue
-            work = (train, fault, root / str(fault)) if item.function is test_training_names_the_culprit else (check, fault)
+            work = (train, fault, root / str(fault)) if item.function is test_training_names_the_component else (check, fault)
             futures[item.name] = pool.submit(*work)
         yield futures
 
 
 def pattern(fault):
-    """The line that names component, step and place."""
+    """The line that names component, step and origin."""
     where = re.escape(place(experiment(fault)))
     says = fault.says.replace("PLACE", where)
     if fault.run == 7:
         return rf"error: step {fault.step}: .* is not finite; .*{says}"
     step = f" at step {fault.step}" if fault.step else "( at step [0-9])?"
-    if fault.name == "no_object":  # nothing was made: a constructor's error
+    if fault.name == "no_object":  # reported as an error of the constructor
         return rf"error: feed_forward 'faulty' \({where}\): .*{says}"
     named = rf"{fault.kind} 'faulty' \({fault.does}\){step}, {where}, plugin {re.escape(str(LIBRARY.resolve()))}"
     if fault.run == 0:
-        return rf"warning tracker 'faulty-0' cannot {fault.does}, will try again: {named}: .*{says}"
+        return rf"warning tracker 'faulty-0' cannot {fault.does}, retrying: {named}: .*{says}"
     if fault.run < 0 or NO_EXIT in says:
         start = {SEGV: "SIGSEGV", ABRT: "(SIGABRT|std::terminate)", ILL: "SIGILL", FPE: "SIGFPE"}.get(fault.run, r"(exit\(0\)|quick_exit\(\))")
         where_from = "on another thread during" if "another thread" in says else "in"
-        return rf"error: {start} {where_from} {named}.*; dsv3 plugins check {fault.kind}/faulty finds out more"
-    maker = r"(\w+ '\w+' \(tiny.yaml:\d+:\d+\): )?"  # of which constructor it was used
-    return rf"error: {maker}{named}: .*{says}"
+        return rf"error: {start} {where_from} {named}.*; run `dsv3 plugins check {fault.kind}/faulty` to test the component"
+    outer = r"(\w+ '\w+' \(tiny.yaml:\d+:\d+\): )?"  # the component whose constructor used it
+    return rf"error: {outer}{named}: .*{says}"
 
 
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f.run is not None], ids=str)
-def test_training_names_the_culprit(fault, outcomes, request):
+def test_training_names_the_component(fault, outcomes, request):
     done, status = outcomes[request.node.name].result()
     assert done.returncode == fault.run, done.stderr
     lines = [line for line in done.stderr.splitlines() if re.search(pattern(fault), line)]
@@ -269,15 +278,15 @@ def test_training_names_the_culprit(fault, outcomes, request):
         assert re.search(fault.says, lines[0]), lines[0]
     for noise in ("frame #", "terminate called", "what():"):
         assert noise not in done.stderr
-    if status is None:  # nothing was trained: the folder went
+    if status is None:  # nothing was trained, so the folder was removed
         assert fault.step == ""
     else:
         assert status["state"] == ("finished" if fault.run == 0 else "failed"), status
         assert status["exit_code"] == (fault.run if fault.run >= 0 else 128 - fault.run)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=str)
-def test_plugins_check_refuses(fault, outcomes, request):
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f.settings != RECOMPUTED], ids=str)
+def test_plugins_check_rejects(fault, outcomes, request):
     done = outcomes[request.node.name].result()
     assert done.returncode == 3, done.stdout + done.stderr
     failed = [text for text in done.stdout.split("\n  ") if text.startswith("FAIL")]
@@ -285,22 +294,30 @@ def test_plugins_check_refuses(fault, outcomes, request):
 
 
 @pytest.mark.parametrize("kind", sorted({fault.kind for fault in FAULTS}))
-def test_without_a_fault_every_promise_is_kept(kind):
+def test_a_component_without_a_fault_passes(kind):
     done = check(Fault(kind, "none", "", ""))
     assert done.returncode == 0 and "FAIL" not in done.stdout, done.stdout + done.stderr
 
 
-def test_checks_behind_one_that_died_are_run():
+def test_checks_after_a_crashed_one_run():
     done = check(Fault("schedule", "segfault", "", ""))
     assert done.stdout.count("SIGSEGV") == 3 and "lets the process end" in done.stdout, done.stdout
 
 
-def test_a_sound_component_behind_the_guards_trains(tmp_path):
+def test_a_component_without_a_fault_trains(tmp_path):
     done, status = train(Fault("attention", "none", "", ""), tmp_path / "sound")
     assert done.returncode == 0 and status["state"] == "finished", done.stderr
 
 
+def test_backtrace_prints_the_frames_of_a_crash(tmp_path):
+    crash = Fault("attention", "segfault", "", "")
+    for settings, frames in (((), 0), (("--backtrace",), 1)):
+        done, _ = train(dataclasses.replace(crash, settings=settings), tmp_path / f"run{frames}")
+        assert done.returncode == SEGV and "error: SIGSEGV in attention 'faulty'" in done.stderr
+        assert bool(re.search(r"libdsv3_fixture_faulty\.so\(.*\[0x", done.stderr)) == bool(frames), done.stderr
+
+
 @pytest.mark.parametrize("setting, says", [("fualt=nan", "did you mean 'fault'?"), ("fault", "OPTION=VALUE")])
-def test_mistaken_options_are_refused(setting, says):
+def test_invalid_options_are_rejected(setting, says):
     done = call("dsv3", "plugins", "check", LIBRARY, "--component", "schedule/faulty", "--set", setting)
     assert done.returncode == 2 and says in done.stderr, done.stdout + done.stderr

@@ -1,7 +1,7 @@
-"""The conformance suites find typical bugs: each mutation of a plugin of the tree must break a promise.
+"""The conformance suite finds typical bugs: each mutation of a built-in plugin must break a promise.
 
-A mutation replaces one piece of a plugin's source, which is compiled and linked with the plugin's own commands.
-DSV3_TEST_FULL=1 runs all of them, else a tenth, chosen by DSV3_TEST_SEED.
+A mutation rewrites a piece of a plugin's source (rewrite.py), which is compiled and linked with the plugin's own commands.
+DSV3_TEST_FULL=1 runs all mutations, else a tenth of them, chosen by DSV3_TEST_SEED.
 """
 
 import os
@@ -10,96 +10,101 @@ import random
 import shlex
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
+from rewrite import rewrite
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ["DSV3_BUILD_DIR"])
 NINJA = pathlib.Path(sys.executable).parent / "ninja"
 
+
+class Mutation(NamedTuple):
+    component: str
+    edits: list  # (pattern, replacement)
+    options: str = ""  # of the check
+
+
+def mutation(component, pattern, replacement, options=""):
+    return Mutation(component, [(pattern, replacement)], options)
+
+
 MLA, MHA = "attention/mla", "attention/mha"
 MOE, SWIGLU = "feed_forward/moe", "feed_forward/swiglu"
-# name: (component, source, what is there, what is put there, options of the check)
+ROPE, MUON, SINGLE = "position/rope", "optimizer/muon", "strategy/single"
+SYNTHETIC, LLAMA, DEEPSEEK_V3 = "data/synthetic", "format/llama", "format/deepseek_v3"
 MUTATIONS = {
-    "no_mask": (MHA, "mha.cpp", "dsv3::attend(q, k, v, seq, scale_)",
-                "dsv3::attend(q, k, v, [&] { dsv3::Sequence s = seq; s.mask = at::Tensor(); return s; }(), scale_)",
-                "heads=4"),
-    "all_to_all_mask": (MHA, "mha.cpp", "dsv3::attend(q, k, v, seq, scale_)",
-                        "dsv3::attend(q, k, v, [&] { dsv3::Sequence s = seq; if (!s.cache) s.mask = "
-                        "at::ones({x.size(0), 1, x.size(1), x.size(1)}, at::kBool); return s; }(), scale_)",
-                        "heads=4"),
-    "absorbed_scale_missing": (MLA, "mla.cpp", "shared, shared, seq, scale_)", "shared, shared, seq, 1.0)", ""),
-    "off_by_one_position": (MHA, "mha.cpp", "rotated(q, k, seq.positions)",
-                            "rotated(q, k, seq.cache ? seq.positions + 1 + seq.positions : seq.positions)",
-                            "heads=4"),
-    "positions_of_the_row": (MLA, "mla.cpp", "kv[1].unsqueeze(2), seq.positions)",
-                             "kv[1].unsqueeze(2), at::arange(x.size(1)).expand({x.size(0), x.size(1)}).contiguous())",
-                             ""),
-    "cache_before_rotation": (MLA, "mla.cpp", "at::cat({latent, k_rope.squeeze(2)}, -1)",
-                              "at::cat({latent, kv[1]}, -1)", ""),
-    "cache_too_small": (MHA, "mha.cpp", "return 2 * o_.kv_heads * o_.head_dim;",
-                        "return o_.kv_heads * o_.head_dim;", "heads=4"),
-    "flops_doubled": (MLA, "mla.cpp", "return 2.0 * seq * o_.heads", "return 4.0 * seq * o_.heads", ""),
-    "saved_values_forgotten": (MHA, "mha.cpp", "return context().dims.hidden + 2 * q", "return 0 * q", "heads=4"),
-    "double_count": (MOE, "moe.cpp", "if (seq.training && !seq.recompute) counts_", "if (seq.training) counts_", ""),
-    "counts_in_validation": (MOE, "moe.cpp", "if (seq.training && !seq.recompute) counts_",
-                             "if (!seq.recompute) counts_", ""),
-    "side_loss_unscaled": (MOE, "moe.cpp", "o_.balance_alpha, seq.aux_scale)", "o_.balance_alpha, 1.0)",
-                           "balance_alpha=0.1"),
-    "routing_over_the_batch": (MOE, "routing.cpp", "choose(routing.scores + bias, rule)",
-                               "choose(routing.scores + bias - routing.scores.mean(0), rule)", ""),
-    "weights_without_gradient": (MOE, "routing.cpp", "routing.scores.gather(1, routing.chosen)",
-                                 "routing.scores.detach().gather(1, routing.chosen)", ""),
-    "bias_shared_by_layers": (MOE, "moe.cpp",
-                              'bias_ = buffer("router.bias", {o_.routed}, at::kFloat, dsv3::Init::zeros());',
-                              'static at::Tensor shared = at::zeros({o_.routed}); bias_ = shared;', ""),
-    "half_the_gate": (SWIGLU, "swiglu.cpp", "dsv3::swiglu(", "dsv3::swiglu(0.5 * x.mean() + ", ""),
-    "keys_not_rotated": ("position/rope", "rope.cpp", "dsv3::rotate(k, cos, sin, interleaved_)};", "k};", ""),
-    "layouts_mixed": ("position/rope", "rope.cpp", "dsv3::rotate(k, cos, sin, interleaved_)};",
-                      "dsv3::rotate(k, cos, sin, !interleaved_)};", ""),
-    "counts_its_own_steps": ("optimizer/adamw", "adamw.cpp", "t = double(step.update);",
-                             "t = double(++calls);\n    static int dummy = 0;\n    (void)dummy;", ""),
-    "momentum_not_declared": ("optimizer/muon", "muon.cpp", "momentum(slices[i]->state[0], slices[i]->grad)",
-                              "momentum(kept, slices[i]->grad)", ""),
-    "decay_ignores_schedule": ("optimizer/muon", "muon.cpp", "const double lr = options_.lr * lr_factor;",
-                               "const double lr = options_.lr;", ""),
-    "gradients_not_dropped": ("strategy/single", "single.cpp", "if (unit.grad.defined()) unit.grad.zero_();", "", ""),
-    "norm_without_root": ("strategy/single", "single.cpp", "return std::sqrt(sum);", "return sum;", ""),
-    "bf16_master": ("strategy/single", "single.cpp", "if (unit.compute.defined()) unit.compute.copy_(unit.master);",
-                    "if (unit.compute.defined()) unit.compute.copy_(unit.master), unit.master.copy_(unit.compute);",
-                    ""),
-    "rank_ignored": ("data/synthetic", "synthetic.cpp", "const int64_t first = rows_ + context_.rank * B;",
-                     "const int64_t first = rows_;", ""),
-    "world_not_counted": ("data/synthetic", "synthetic.cpp", "rows_ += B * context_.world;", "rows_ += B;", ""),
-    "state_not_restored": ("data/synthetic", "synthetic.cpp", 'rows_ = state["rows"];', "", ""),
-    "key_rows_forgotten": ("format/llama", "llama.cpp", "if (interleaved) k.rows = half_split_rows(s.kv_heads, s.head_dim);", "",
-                           ""),
-    "up_beside_gate": ("format/llama", "llama.cpp", "gate_up, s.inner);", "gate_up, s.inner - 1);", ""),
-    "yarn_factor_forgotten": ("format/llama", "llama.cpp", 'rope.factor = option<double>(position, "factor");', "", ""),
-    "field_not_read": ("format/deepseek_v3", "deepseek_v3.cpp", 'reader.boolean("norm_topk_prob", true)',
-                       '(reader.ignore("norm_topk_prob"), true)', ""),
-    "router_bias_forgotten": ("format/deepseek_v3", "names.cpp",
-                              'add(there + "gate.e_score_correction_bias", {s_.experts}, here + "router.bias").keep_fp32 =\n'
-                              "        true;", "", ""),
-    "experts_in_one_place": ("format/deepseek_v3", "names.cpp", '"experts.down.weight", s_.expert_hidden, e);',
-                             '"experts.down.weight", s_.expert_hidden, 0);', ""),
-    "unknown_fields_pass": ("format/deepseek_v3", "deepseek_v3.cpp", "  reader.finish();\n", "", ""),
-    "signed_bytes": ("tokenizer/bytes", "bytes.cpp", "static_cast<unsigned char>(text[i])", "text[i]", ""),
-    "decay_from_the_start": ("schedule/wsd", "wsd.cpp", "std::min((double(step) - start)", "(2 * (double(step) - start)",
-                             ""),
-    "dies_of_refused_rows": ("tracker/csv", "csv.cpp", "writer_->write(rows);",
-                             'if (rows.find("nan") != std::string::npos) throw std::runtime_error("nan");\n'
-                             "    writer_->write(rows);", ""),
-}
-# Declarations that a mutation needs besides.
-EXTRA = {
-    "counts_its_own_steps": ("AdamWOptions options_;\n", "AdamWOptions options_;\n  mutable int calls = 0;\n"),
-    "momentum_not_declared": ("    const at::Tensor& first = slices.front()->value;",
-                              "    static std::map<std::string, at::Tensor> all;\n"
-                              "    at::Tensor& kept = all.try_emplace(slices.front()->range.name, "
-                              "at::zeros_like(slices.front()->grad)).first->second;\n"
-                              "    const at::Tensor& first = slices.front()->value;"),
-    "decay_from_the_start": ("(double(total) - start), 1.0);", "(double(total) - start));"),
+    "no_mask": mutation(
+        MHA, "attend($q, $k, $v, $seq, $scale)",
+        "attend($q, $k, $v, [&] { dsv3::Sequence s = $seq; s.mask = at::Tensor(); return s; }(), $scale)", "heads=4"),
+    "all_to_all_mask": mutation(
+        MHA, "attend($q, $k, $v, $seq, $scale)",
+        "attend($q, $k, $v, [&] { dsv3::Sequence s = $seq; if (!s.cache) s.mask = at::ones({$q.size(0), 1, $q.size(1), "
+        "$q.size(1)}, at::kBool); return s; }(), $scale)", "heads=4"),
+    "absorbed_scale_missing": mutation(MLA, "attend($q, $k, $k, $seq, $scale)", "attend($q, $k, $k, $seq, 1.0)"),
+    "off_by_one_position": mutation(
+        MHA, "rotated($q, $k, $seq.positions)",
+        "rotated($q, $k, $seq.cache ? $seq.positions + 1 + $seq.positions : $seq.positions)", "heads=4"),
+    "positions_of_the_row": mutation(
+        MLA, "rotate($q, $k, $seq.positions)",
+        "rotate($q, $k, at::arange($seq.positions.size(1)).expand_as($seq.positions).contiguous())"),
+    "cache_before_rotation": Mutation(MLA, [
+        ("rotate($q, $k, $seq.positions)", "rotate($q, $k, $seq.positions)"),
+        ("append(at::cat({$latent, $rotated.squeeze(2)}, -1))", "append(at::cat({$latent, $k.squeeze(2)}, -1))")]),
+    "cache_too_small": mutation(MHA, "cache_values_per_token() const { return 2 * $values; }",
+                                "cache_values_per_token() const { return $values; }", "heads=4"),
+    "flops_doubled": mutation(MLA, "attention_flops($seq) const { return 2.0 * $products; }",
+                              "attention_flops($seq) const { return 4.0 * $products; }"),
+    "saved_values_forgotten": mutation(MHA, "return context().dims.hidden + $more;", "return 0 * ($more);", "heads=4"),
+    "double_count": mutation(MOE, "($seq.training && !$seq.recompute)", "($seq.training)"),
+    "counts_in_validation": mutation(MOE, "($seq.training && !$seq.recompute)", "(!$seq.recompute)"),
+    "side_loss_unscaled": mutation(MOE, "add_loss($y, $loss, $seq.aux_scale)", "add_loss($y, $loss, 1.0)",
+                                   "balance_alpha=0.1"),
+    "routing_over_the_batch": mutation(MOE, "choose($scores + $bias, $rule)",
+                                       "choose($scores + $bias - $scores.mean(0), $rule)"),
+    "weights_without_gradient": mutation(MOE, "= $scores.gather(1, $chosen);", "= $scores.detach().gather(1, $chosen);"),
+    "bias_shared_by_layers": mutation(MOE, "bias_ = buffer($name, {$experts}, at::kFloat, $init);",
+                                      "static at::Tensor shared = at::zeros({$experts}); bias_ = shared;"),
+    "half_the_gate": mutation(SWIGLU, "down_(dsv3::swiglu($gate))", "down_(dsv3::swiglu(0.5 * $gate.mean() + $gate))"),
+    "keys_not_rotated": mutation(
+        ROPE, "{dsv3::rotate($q, $cos, $sin, $layout), dsv3::rotate($k, $cos, $sin, $layout)}",
+        "{dsv3::rotate($q, $cos, $sin, $layout), $k}"),
+    "layouts_mixed": mutation(
+        ROPE, "{dsv3::rotate($q, $cos, $sin, $layout), dsv3::rotate($k, $cos, $sin, $layout)}",
+        "{dsv3::rotate($q, $cos, $sin, $layout), dsv3::rotate($k, $cos, $sin, !$layout)}"),
+    "counts_its_own_steps": mutation("optimizer/adamw", "double($step.update);",
+                                     "double([] { static int64_t calls = 0; return ++calls; }());"),
+    "momentum_not_declared": mutation(
+        MUON, "momentum($slice->state[0], $slice->grad)",
+        "momentum([&] { static std::map<std::string, at::Tensor> all; return all.try_emplace($slice->range.name, "
+        "at::zeros_like($slice->grad)).first->second; }(), $slice->grad)"),
+    "decay_ignores_schedule": mutation(MUON, "= options_.lr * $factor;", "= options_.lr;"),
+    "gradients_not_dropped": mutation(SINGLE, "if ($unit.grad.defined()) $unit.grad.zero_();", ""),
+    "norm_without_root": mutation(SINGLE, "return std::sqrt($sum);", "return $sum;"),
+    "bf16_master": mutation(SINGLE, "$unit.compute.copy_($unit.master);",
+                            "$unit.compute.copy_($unit.master), $unit.master.copy_($unit.compute);"),
+    "rank_ignored": mutation(SYNTHETIC, "= $rows + context_.rank * $batch;", "= $rows;"),
+    "world_not_counted": mutation(SYNTHETIC, "+= $batch * context_.world;", "+= $batch;"),
+    "state_not_restored": mutation(SYNTHETIC, 'rows_ = $state["rows"];', ""),
+    "key_rows_forgotten": mutation(LLAMA, "if ($interleaved) $k.rows = half_split_rows($sizes.kv_heads, $dim);", ""),
+    "up_beside_gate": mutation(LLAMA, 'add($layer + "mlp.up_proj.weight", $shape, $source, $sizes.inner);',
+                               'add($layer + "mlp.up_proj.weight", $shape, $source, $sizes.inner - 1);'),
+    "yarn_factor_forgotten": mutation(LLAMA, '$rope.factor = $position.option<double>("factor");', ""),
+    "field_not_read": mutation(DEEPSEEK_V3, '$reader.boolean("norm_topk_prob", $default)',
+                               '($reader.ignore("norm_topk_prob"), $default)'),
+    "router_bias_forgotten": mutation(
+        DEEPSEEK_V3, 'add($layer + "gate.e_score_correction_bias", $shape, $source).keep_fp32 = true;', ""),
+    "experts_in_one_place": mutation(
+        DEEPSEEK_V3, 'gated($stored, $layer, "experts.gate_up.weight", "experts.down.weight", $width, $expert);',
+        'gated($stored, $layer, "experts.gate_up.weight", "experts.down.weight", $width, 0);'),
+    "unknown_fields_pass": mutation(DEEPSEEK_V3, "$reader.finish();", ""),
+    "signed_bytes": mutation("tokenizer/bytes", "static_cast<unsigned char>($byte)", "$byte"),
+    "decay_from_the_start": mutation("schedule/wsd", "std::min(($step - $start) / ($total - $start), 1.0)",
+                                     "(2 * ($step - $start) / ($total - $start))"),
+    "dies_of_rejected_rows": mutation(
+        "tracker/csv", "$writer->write($rows); $writer->sync(); }",
+        'if ($rows.find("nan") != std::string::npos) throw std::runtime_error("nan"); $writer->write($rows); $writer->sync(); }'),
 }
 
 
@@ -111,34 +116,35 @@ def chosen():
     return random.Random(seed).sample(names, max(2, len(names) // 10))
 
 
-def replaced(text, old, new):
-    assert text.count(old) == 1, f"the mutation's place is there {text.count(old)} times: {old}"
-    return text.replace(old, new)
+def mutated(name):
+    """The changed source file and its new text."""
+    component, edits, _ = MUTATIONS[name]
+    sources = {file: file.read_text() for file in sorted((ROOT / "plugins" / component).glob("*.cpp"))}
+    [(source, text)] = rewrite(sources, edits).items()
+    assert text != sources[source], name
+    return source, text
 
 
 def run(command):
-    done = subprocess.run(command, shell=isinstance(command, str), cwd=BUILD, capture_output=True, text=True)
+    done = subprocess.run(command, shell=True, cwd=BUILD, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def build_mutant(name, folder):
-    """The plugin's library with the mutation in it, made by the build's own commands."""
-    component, file, old, new, _ = MUTATIONS[name]
-    source = ROOT / "plugins" / component / file
-    text = replaced(source.read_text(), old, new)
-    if name in EXTRA:
-        text = replaced(text, *EXTRA[name])
-    mutant = folder / file
+    """The plugin's library with the mutation in it, built by the build's own commands."""
+    component = MUTATIONS[name].component
+    source, text = mutated(name)
+    mutant = folder / source.name
     mutant.write_text(text)
     library = f"lib/dsv3/plugins/libdsv3_{component.replace('/', '_')}.so"
     listed = subprocess.run([NINJA, "-t", "commands", library], cwd=BUILD, capture_output=True, text=True, check=True)
     commands = listed.stdout.splitlines()
     [compile_command] = [line for line in commands if f"-c {source}" in line]
     words = shlex.split(compile_command)
-    made = words[words.index("-o") + 1]
+    output = words[words.index("-o") + 1]
     run(compile_command.replace(f"-c {source}", f"-I{source.parent} -c {mutant}")
-        .replace(f"-o {made}", f"-o {folder / 'mutant.o'}").replace(f"-MF {made}.d", f"-MF {folder / 'mutant.d'}"))
-    run(commands[-1].replace(made, str(folder / "mutant.o")).replace(f"-o {library}", f"-o {folder / 'mutant.so'}"))
+        .replace(f"-o {output}", f"-o {folder / 'mutant.o'}").replace(f"-MF {output}.d", f"-MF {folder / 'mutant.d'}"))
+    run(commands[-1].replace(output, str(folder / "mutant.o")).replace(f"-o {library}", f"-o {folder / 'mutant.so'}"))
     return folder / "mutant.so"
 
 
@@ -149,15 +155,38 @@ def check(library, component, options):
 
 
 @pytest.mark.parametrize("name", chosen())
-def test_is_caught(name, tmp_path):
-    component, *_, options = MUTATIONS[name]
+def test_the_suite_finds(name, tmp_path):
+    component, _, options = MUTATIONS[name]
     result = check(build_mutant(name, tmp_path), component, options)
     assert result.returncode == 3, result.stdout + result.stderr
     assert "FAIL" in result.stdout
     print(result.stdout)
 
 
-def test_there_are_enough_and_of_every_kind():
+@pytest.mark.parametrize("name", sorted(MUTATIONS))
+def test_mutation_applies(name):
+    mutated(name)
+
+
+def test_mutations_cover_every_kind():
     assert len(MUTATIONS) >= 20
-    kinds = {component.split("/")[0] for component, *_ in MUTATIONS.values()}
+    kinds = {mutation.component.split("/")[0] for mutation in MUTATIONS.values()}
     assert len(kinds) == 10
+
+
+SOURCE = "void f() {\n  g(a, b[1] + c); // g(a, d)\n  if (x) y.push(a,  b[1]);\n}\n"
+
+
+@pytest.mark.parametrize("pattern, replacement, result", [
+    ("g($first, $rest)", "h($rest)", "h(b [ 1 ] + c); // g(a, d)"),
+    ("$y . push(a, b [1])", "$y.pop()", "if (x) y.pop();"),
+    ("g ( a, $same /* any */ + c )", "$same", "  b [ 1 ]; //"),
+])
+def test_rewrite_ignores_layout_and_names(pattern, replacement, result):
+    assert result in rewrite({"f.cpp": SOURCE}, [(pattern, replacement)])["f.cpp"]
+
+
+@pytest.mark.parametrize("pattern", ["missing($x)", "push($x)", "$x(a, $y)", "g($x, $x)", "a"])
+def test_a_pattern_that_does_not_match_once_is_an_error(pattern):
+    with pytest.raises(AssertionError, match="must match once"):
+        rewrite({"f.cpp": SOURCE}, [(pattern, "")])

@@ -1,4 +1,4 @@
-"""Every plugin of the tree keeps what its kind promises, in several settings of its options."""
+"""Every built-in plugin keeps the promises of its kind, with several settings of its options."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 BUILD = pathlib.Path(os.environ["DSV3_BUILD_DIR"])
 DSV3 = BUILD / "bin" / "dsv3"
 
-# Settings beside the defaults; None = the defaults do not fit the suite's small sizes.
+# Settings to check; "" stands for the defaults, which do not fit the suite's small sizes everywhere.
 SETTINGS = {
     "attention/mla": [
         "",
@@ -29,7 +29,7 @@ SETTINGS = {
 def components():
     listed = subprocess.run([DSV3, "plugins", "list", "--json"], capture_output=True, text=True,
                             check=True, cwd="/")
-    return [f"{each['kind']}/{each['name']}" for each in json.loads(listed.stdout)]
+    return [f"{entry['kind']}/{entry['name']}" for entry in json.loads(listed.stdout)]
 
 
 def cases():
@@ -37,7 +37,7 @@ def cases():
 
 
 def byte_level_tokenizer():
-    """A tokenizer.json of GPT-2's kind with the 256 byte tokens and two merges."""
+    """A byte-level tokenizer.json as GPT-2's, with the 256 byte tokens and two merges."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters, spare = {}, 256
     for byte in range(256):
@@ -67,13 +67,13 @@ def byte_level_tokenizer():
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("conformance")
+    folder = tmp_path_factory.mktemp("conformance")
     lines = [f"line {i} of the text, {'and more ' * (i % 7)}{i * i}" for i in range(400)]
-    (made / "text.txt").write_text("\n\n".join(lines) + "\n")
-    (made / "tokenizer.json").write_text(json.dumps(byte_level_tokenizer()))
+    (folder / "text.txt").write_text("\n\n".join(lines) + "\n")
+    (folder / "tokenizer.json").write_text(json.dumps(byte_level_tokenizer()))
     ids = [id for line in lines for id in [*line.encode(), 256]]
-    (made / "ids.bin").write_bytes(struct.pack(f"<{len(ids)}H", *ids))
-    return made
+    (folder / "ids.bin").write_bytes(struct.pack(f"<{len(ids)}H", *ids))
+    return folder
 
 
 def check(*arguments):

@@ -1,4 +1,4 @@
-"""Running the programs as a user would, and reading what they leave behind."""
+"""Runs the programs as a user would, and reads what they write."""
 
 import json
 import os
@@ -12,7 +12,7 @@ BUILD = pathlib.Path(os.environ.get("DSV3_BUILD_DIR", SOURCE / "build"))
 RUN = BUILD / "bin/dsv3-run"
 SEED = int(os.environ.get("DSV3_TEST_SEED", random.SystemRandom().randrange(10**9)))
 
-# Every part of a DeepSeek-V3-style model, at a size that trains hundreds of steps a second-ish.
+# Every part of a DeepSeek-V3-style model, at a size that trains about a hundred steps per second.
 TINY = """\
 dsv3: 1
 name: tiny
@@ -42,7 +42,7 @@ tracker: [{plugin: csv}]
 
 
 def make_tiny(folder):
-    """tiny.yaml and its text in `folder`; the file's path."""
+    """Writes tiny.yaml and its text to `folder`; returns the path of tiny.yaml."""
     rng = random.Random(5)
     words = "the quick brown fox jumps over a lazy dog while seven wizards mix potions near old stone bridges".split()
     paragraphs = ["\n".join(" ".join(rng.choices(words, k=9)) + "." for _ in range(rng.randrange(2, 7)))
@@ -61,7 +61,7 @@ def dsv3_run(*arguments, cwd, check=0, timeout=300):
 
 
 def metrics(run):
-    """Lines of metrics.jsonl by step, those of one step merged."""
+    """Rows of metrics.jsonl by step, with the rows of one step merged."""
     by_step = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -70,7 +70,7 @@ def metrics(run):
 
 
 def losses(run):
-    """What must repeat bit for bit: everything but times, rates and memory."""
+    """The metrics that must be bit-identical: all but times, rates and memory."""
     skip = ("time", "throughput/", "data/", "memory/")
     return {step: {k: v for k, v in row.items() if not k.startswith(skip)} for step, row in metrics(run).items()}
 

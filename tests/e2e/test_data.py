@@ -1,4 +1,4 @@
-"""`dsv3 data`: text becomes shards that train exactly as the text does."""
+"""`dsv3 data`: shards train exactly as the text they were prepared from."""
 
 import subprocess
 
@@ -13,7 +13,7 @@ def dsv3(*arguments, cwd, check=0):
 
 def test_shards_train_as_their_text(tmp_path):
     make_tiny(tmp_path)
-    out = dsv3("data", "prepare", "text.txt", "--tokenizer", "bytes", "--out", "shards", "--shard-tokens", 4000,
+    out = dsv3("data", "prepare", "text.txt", "--tokenizer", "bytes", "--output", "shards", "--shard-tokens", 4000,
                cwd=tmp_path).stdout
     assert "120 documents" in out
     assert "bytes" in dsv3("data", "inspect", "shards", cwd=tmp_path).stdout
@@ -22,15 +22,15 @@ def test_shards_train_as_their_text(tmp_path):
     assert losses(tmp_path / "runs/tokens") == losses(tmp_path / "runs/text")
 
 
-def test_mistakes_write_nothing(tmp_path):
+def test_errors_write_nothing(tmp_path):
     make_tiny(tmp_path)
-    missing = dsv3("data", "prepare", "nowhere.txt", "--tokenizer", "bytes", "--out", "shards", cwd=tmp_path, check=4)
+    missing = dsv3("data", "prepare", "nowhere.txt", "--tokenizer", "bytes", "--output", "shards", cwd=tmp_path, check=4)
     assert "nowhere.txt" in missing.stderr
-    dsv3("data", "prepare", "text.txt", "--tokenizer", "absent.json", "--out", "shards", cwd=tmp_path, check=4)
+    dsv3("data", "prepare", "text.txt", "--tokenizer", "absent.json", "--output", "shards", cwd=tmp_path, check=4)
     assert not (tmp_path / "shards").exists()
 
 
-def test_ids_beyond_the_vocabulary_are_refused(tmp_path):
+def test_ids_beyond_the_vocabulary_are_rejected(tmp_path):
     make_tiny(tmp_path)
     (tmp_path / "raw.bin").write_bytes((60_000).to_bytes(2, "little") * 4096)
     done = dsv3_run("tiny.yaml", "data={plugin: tokens, path: raw.bin}", "validation.share=0", "--run_name", "raw",

@@ -1,9 +1,10 @@
-"""kill -9 of dsv3-run at random moments, then --run_id: losses and final weights are those of a run never killed.
+"""kill -9 of dsv3-run at random moments, then --run_id: losses and final weights equal those of an unkilled run.
 
-The program as users run it, a few times; tests/core/kill has the many kill points.
+These are a few kills of the program as users run it; tests/core/kill covers the many kill points.
 """
 
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from support import RUN, SEED, dsv3_run, last_checkpoint, losses, make_tiny, met
 KILLS = 8
 
 
-def test_killed_runs_end_in_the_same_bits(tmp_path):
+def test_killed_runs_end_bit_identical(tmp_path):
     print(f"DSV3_TEST_SEED={SEED}, {KILLS} kills")
     rng = random.Random(SEED)
     make_tiny(tmp_path)
@@ -24,7 +25,7 @@ def test_killed_runs_end_in_the_same_bits(tmp_path):
     dsv3_run(*arguments, "--run_name", "unkilled", cwd=tmp_path)
     seconds = time.monotonic() - begin
     unkilled = tmp_path / "runs/unkilled"
-    went_on, inside_a_save = 0, 0
+    resumed, inside_a_save = 0, 0
     for number in range(KILLS):
         name = f"killed-{number}"
         run = tmp_path / "runs" / name
@@ -36,11 +37,11 @@ def test_killed_runs_end_in_the_same_bits(tmp_path):
             continue
         inside_a_save += bool(list((run / "checkpoints").glob("*.tmp-*")))
         done = dsv3_run(*arguments, "--run_id", name, cwd=tmp_path)
-        went_on += "going on from step" in done.stderr
+        resumed += "resuming from step" in done.stderr
         assert losses(run) == losses(unkilled), f"kill {number}, seed {SEED}"
         assert tensors(last_checkpoint(run)) == tensors(last_checkpoint(unkilled)), f"kill {number}, seed {SEED}"
         assert not list((run / "checkpoints").glob("*.tmp-*"))
         assert sorted(metrics(run)) == list(range(61))
         shutil.rmtree(run)
-    print(f"{went_on} of {KILLS} went on from a step above 0, {inside_a_save} were killed inside a save")
-    assert went_on >= KILLS // 2
+    print(f"{resumed} of {KILLS} resumed from a step above 0, {inside_a_save} were killed inside a save")
+    assert resumed >= KILLS // 2

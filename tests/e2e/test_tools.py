@@ -1,4 +1,4 @@
-"""The tools around experiments: the schema for editors, comparison, origins, completion."""
+"""The tools around experiments: flags, the schema for editors, comparison, origins, completion."""
 
 import json
 import os
@@ -43,18 +43,45 @@ def validator():
     return jsonschema.Draft7Validator(schema)
 
 
+def test_flags_accept_dashes_and_underscores(tmp_path):
+    make_tiny(tmp_path)
+    checked = dsv3_run("tiny.yaml", "--check", "--run-name", "a_b", "--plugin_path=" + str(BUILD), cwd=tmp_path).stdout
+    assert checked == dsv3_run("tiny.yaml", "--check", "--run_name=a_b", "--plugin-path", BUILD, cwd=tmp_path).stdout
+    assert "fits" in dsv3_run("tiny.yaml", "--dry_run", "--gpu_memory", "8G", cwd=tmp_path).stdout
+    estimate = dsv3_run("tiny.yaml", "--dry-run", "--gpu-memory", "8G", cwd=tmp_path).stdout
+    assert "fits" in estimate
+    # Values keep their underscores.
+    unknown = dsv3_run("--run-id", "no_such_run", cwd=tmp_path, check=2).stderr
+    assert unknown == dsv3_run("--run_id", "no_such_run", cwd=tmp_path, check=2).stderr and "no_such_run" in unknown
+    assert "schedule/cosine" in dsv3("plugins", "list", "--plugin_path", BUILD)
+
+
+def test_out_is_answered_with_output(tmp_path):
+    for words in (["logits", "runs/a", "--tokens", "ids.json", "--out", "a"], ["data", "prepare", "a.txt", "--out", "a"]):
+        done = subprocess.run([BUILD / "bin/dsv3", *words], cwd=tmp_path, text=True, capture_output=True)
+        assert done.returncode == 2 and "unknown flag --out; did you mean --output?" in done.stderr, done.stderr
+
+
+def test_version():
+    ran = subprocess.run([BUILD / "bin/dsv3-run", "--version"], text=True, capture_output=True, check=True).stdout
+    assert ran == dsv3("--version")
+    assert re.fullmatch(r"dsv3 \d+\.\d+\.\d+( \([0-9a-f]{12}\))?\nSDK +[\d.]+, headers [0-9a-f]{16}\nLibTorch [\d.]+\nCompiler .+\n", ran), ran
+
+
 def complaints(validator, text):
     return [f"{'.'.join(map(str, e.absolute_path))}: {e.message}" for e in validator.iter_errors(yaml.load(text, Yaml12))]
 
 
 def test_shipped_experiments_fit_the_schema(validator):
+    partial = jsonschema.Draft7Validator(json.loads(dsv3("schema", "--partial")))
     files = list((SOURCE / "experiments").rglob("*.yaml"))
     assert len(files) > 10
     for file in files:
-        assert complaints(validator, file.read_text()) == [], file
+        is_preset = file.parent.name == "conventions"
+        assert complaints(partial if is_preset else validator, file.read_text()) == [], file
 
 
-# (what is replaced in TINY, by what); right ones first.
+# Replacements in TINY: (old text, new text).
 RIGHT = [
     ("heads: 2", "heads: 2.0e0"), ("heads: 2", "heads: '${train.batch}'"), ("steps: 30", "tokens: 1e4"),
     ("{plugin: rope}", "rope"), ("tracker: [{plugin: csv}]", "tracker: csv"), ("tracker: [{plugin: csv}]", "tracker: [csv]"),
@@ -78,18 +105,18 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("mistake,change", [(False, c) for c in RIGHT] + [(True, c) for c in WRONG],
+@pytest.mark.parametrize("invalid,change", [(False, c) for c in RIGHT] + [(True, c) for c in WRONG],
                          ids=lambda v: v[1].strip() if isinstance(v, tuple) else str(v))
-def test_the_schema_judges_as_the_checker_does(validator, tmp_path, mistake, change):
+def test_the_schema_agrees_with_the_checker(validator, tmp_path, invalid, change):
     assert change[0] in TINY
     text = TINY.replace(*change, 1)
     (tmp_path / "a.yaml").write_text(text)
-    checked = dsv3_run("a.yaml", "--check", cwd=tmp_path, check=None)
-    assert (checked.returncode == 2) == mistake, checked.stderr
-    assert bool(complaints(validator, text)) == mistake, complaints(validator, text)
+    checked = dsv3_run("a.yaml", "--check", "--config-only", cwd=tmp_path, check=None)
+    assert (checked.returncode == 2) == invalid, checked.stderr
+    assert bool(complaints(validator, text)) == invalid, complaints(validator, text)
 
 
-def test_a_file_that_extends_may_leave_things_out(validator):
+def test_a_file_that_extends_another_may_omit_keys(validator):
     assert complaints(validator, "dsv3: 1\nextends: [b.yaml]\nmodel: {attention: {heads: 8}}\noptimizer: {0: {lr: 1e-3}}") == []
     assert complaints(validator, "dsv3: 1\nextends: [b.yaml]\nmodel: {attention: {headz: 8}}") != []
     assert complaints(validator, "dsv3: 1\nextends: [b.yaml]\noptimizer: {0: {lr: fast}}") != []
@@ -139,7 +166,7 @@ def test_factors(tmp_path, changes, factors):
 def test_comparison_of_runs_names_origins_and_losses(tmp_path):
     make_tiny(tmp_path)
     for name, override in ("a", "train.seed=7"), ("b", "attention=mha"):
-        dsv3_run("tiny.yaml", "train.steps=3", override, "--run_name", name, cwd=tmp_path)
+        dsv3_run("tiny.yaml", "train.steps=3", "schedule.warmup=0", override, "--run_name", name, cwd=tmp_path)
     found = json.loads(dsv3("compare", "runs/a", "runs/b", "--json", cwd=tmp_path))
     assert found["factors"] == ["model.attention (mla -> mha)"]
     assert found["metrics"]["val/loss"]["a"] != found["metrics"]["val/loss"]["b"]
@@ -162,28 +189,35 @@ def test_print_config_names_every_layer(tmp_path):
     assert all("  # " in line or line.endswith(":") or line.endswith("-") for line in out.splitlines())
 
 
-def test_print_config_names_the_conventions_behind_a_value(tmp_path):
+def with_conventions(folder, preset):
+    """An experiment that extends tiny.yaml and a preset of conventions."""
+    file = folder / f"{preset}.yaml"
+    file.write_text(f"dsv3: 1\nextends: [tiny.yaml, {SOURCE}/experiments/conventions/{preset}.yaml]\n")
+    return file.name
+
+
+def test_print_config_names_the_preset_of_a_convention(tmp_path):
     make_tiny(tmp_path)
-    out = dsv3_run("tiny.yaml", "model.conventions=torchtitan", "feed_forward.1.bias_update=sign", "--print-config", cwd=tmp_path).stdout
-    lines = [line.strip() for line in out.splitlines()]
-    for line in ("conventions: torchtitan  # command line: model.conventions=torchtitan",
-                 "muon_split: per_head  # model.conventions: torchtitan", "input: raw  # model.conventions: torchtitan",
+    out = dsv3_run(with_conventions(tmp_path, "torchtitan"), "feed_forward.1.bias_update=sign", "--print-config", cwd=tmp_path).stdout
+    lines = [re.sub(r"# .*/conventions/", "# ", line.strip()) for line in out.splitlines()]
+    for line in ("muon_split: per_head  # torchtitan.yaml:5:29", "input: raw  # torchtitan.yaml:4:20",
                  "bias_update: sign  # command line: feed_forward.1.bias_update=sign", "nesterov: true  # default"):
         assert line in lines, line
 
 
 def test_conventions_go_into_checkpoints_and_comparisons(tmp_path):
     make_tiny(tmp_path)
-    for run, words in (("deepseek", []), ("megatron", ["model.conventions=megatron"])):
-        dsv3_run("tiny.yaml", "train.steps=1", "validation.every=0", *words, "--run_name", run, cwd=tmp_path)
+    megatron = with_conventions(tmp_path, "megatron")
+    for run, file in (("deepseek", "tiny.yaml"), ("megatron", megatron)):
+        dsv3_run(file, "train.steps=1", "schedule.warmup=0", "validation.every=0", "--run_name", run, cwd=tmp_path)
     manifest = json.loads((tmp_path / "runs/megatron/checkpoints/step-1/manifest.json").read_text())
     conventions = manifest["state"]["conventions"]
     assert conventions["optimizer.muon.nesterov"] == "false" and conventions["optimizer.muon.scale"] == "spectral"
     found = json.loads(dsv3("compare", "runs/deepseek", "runs/megatron", "--json", cwd=tmp_path))
     assert found["verdict"] == "3 factors: model.mtp.denominator, optimizer.1.nesterov, optimizer.1.scale"
-    # Weights go on under another optimizer, and under any conventions that were theirs.
-    dsv3_run("tiny.yaml", "train.steps=1", "optimizer=adamw", "--from", "runs/deepseek", "--run_name", "a", cwd=tmp_path)
-    dsv3_run("tiny.yaml", "train.steps=1", "model.conventions=megatron", "--from", "runs/megatron", "--run_name", "b", cwd=tmp_path)
+    # Weights can be reused under another optimizer, and under the conventions that they were trained with.
+    dsv3_run("tiny.yaml", "train.steps=1", "schedule.warmup=0", "optimizer=adamw", "--from", "runs/deepseek", "--run_name", "a", cwd=tmp_path)
+    dsv3_run(megatron, "train.steps=1", "schedule.warmup=0", "--from", "runs/megatron", "--run_name", "b", cwd=tmp_path)
 
 
 def completed_by_bash(line, cwd=SOURCE):
@@ -209,7 +243,7 @@ def completed_by_fish(line, cwd=SOURCE):
 ZSHRC = """\
 autoload -Uz compinit && compinit -u -d {folder}/dump
 eval "$(dsv3 completion zsh)"
-# Notes what is offered on its way to the line editor.
+# Records what is offered to the line editor.
 compadd() {{
   local -a offered
   builtin compadd -O offered "$@"
@@ -245,7 +279,7 @@ def completed_by_zsh(line, cwd=SOURCE):
 
 
 def read_until(terminal, file, seconds=60):
-    """Takes what the shell prints, which would wait for us otherwise, until it has made the file."""
+    """Drains the shell's output, on which it would block otherwise, until the file exists."""
     shown, end = b"", time.monotonic() + seconds
     while not file.exists():
         assert time.monotonic() < end, shown
@@ -261,7 +295,7 @@ LINES = [
     ("dsv3 plugins new f", ["feed_forward", "format"]),
     ("dsv3 export runs/a out --format ", ["deepseek_v3", "llama"]),
     ("dsv3-run experiments/nano.yaml format=", []),
-    ("dsv3-run experiments/nano.yaml model.conv", ["model.conventions="]),
+    ("dsv3-run experiments/nano.yaml model.recomp", ["model.recompute="]),
     ("dsv3 data prepare --documents ", ["blank_line", "file", "line"]),
     ("dsv3 compare experiments/nano_m", ["experiments/nano_mha.yaml", "experiments/nano_muon.yaml"]),
     ("dsv3-run experiments/quick", ["experiments/quickstart.yaml"]),
@@ -271,21 +305,31 @@ LINES = [
     ("dsv3-run experiments/nano.yaml train.seed=3 model.attention.kv", ["model.attention.kv_lora_rank="]),
     ("dsv3-run experiments/nano.yaml attention=", ["attention=mha", "attention=mla"]),
     ("dsv3-run --output exper", ["experiments"]),
-    ("dsv3-run --gpu_memory ", []),
+    ("dsv3-run --gpu", ["--gpu-memory"]),
+    ("dsv3-run --gpu-memory ", []),
+    ("dsv3-run --plugin-path exper", ["experiments"]),
 ]
 
 
 @pytest.mark.parametrize("line,offers", LINES)
 def test_bash_completes(line, offers):
-    # Bash takes = for the end of a word.
+    # Bash splits words at =.
     assert completed_by_bash(line) == [o.split("=")[1] if line.endswith("=") else o for o in offers]
+
+
+@pytest.mark.parametrize("complete", [completed_by_bash, completed_by_zsh])
+def test_values_are_completed_after_either_spelling_of_a_flag(complete):
+    if complete is completed_by_zsh and shutil.which("zsh") is None:
+        pytest.skip("zsh is not installed")
+    assert complete("dsv3-run --gpu_memory ") == complete("dsv3-run --run-id ") == []
+    assert complete("dsv3-run --plugin_path exper") == ["experiments"]
 
 
 @pytest.mark.parametrize("line,offers", LINES)
 def test_zsh_completes(line, offers):
     if shutil.which("zsh") is None:
         pytest.skip("zsh is not installed")
-    # It completes paths folder by folder.
+    # zsh completes paths folder by folder.
     found = [o for o in completed_by_zsh(line) if not ("/" in line.split(" ")[-1] and o == "experiments")]
     assert found == [pathlib.Path(o).name if (SOURCE / o).is_file() else o for o in offers]
 
@@ -294,14 +338,14 @@ def test_zsh_completes(line, offers):
 def test_fish_completes(line, offers):
     if shutil.which("fish") is None:
         pytest.skip("fish is not installed")
-    # It offers options behind a dash only.
+    # fish offers flags only after a dash.
     assert completed_by_fish(line) == [o for o in offers if o[0] != "-" or line.split(" ")[-1].startswith("-")]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts_parse(shell):
     script = dsv3("completion", shell)
-    assert "gpu_memory" in script and "prepare" in script
+    assert "gpu-memory" in script and "prepare" in script
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     subprocess.run([shell, "-n"], input=script, text=True, check=True)

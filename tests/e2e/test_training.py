@@ -1,4 +1,4 @@
-"""Training on text through the program: it learns, components are swapped by a word, runs go on or refuse to."""
+"""Training on text with dsv3-run: it learns, changing one word swaps a component, runs resume or are rejected."""
 
 import json
 import signal
@@ -28,7 +28,7 @@ def provenance_of(run):
 
 
 def started(folder, *arguments):
-    """A run in the background that has trained a few steps; its process."""
+    """The process of a run in the background that has trained a few steps."""
     run = folder / "runs" / arguments[arguments.index("--run_name") + 1]
     process = subprocess.Popen([RUN, *arguments], cwd=folder, stderr=subprocess.DEVNULL)
     while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 8:
@@ -60,11 +60,11 @@ def test_csv_tracker_has_every_value(finished):
     table = [line.split(",") for line in (finished / "metrics.csv").read_text().splitlines()]
     assert table[0] == ["id", "step", "tokens", "time", "name", "value"]
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    wanted = {(i, k): v for i, row in enumerate(rows) for k, v in row.items() if k not in ("step", "tokens", "time")}
-    assert {(int(r[0]), r[4]): float(r[5]) for r in table[1:]} == wanted
+    expected = {(i, k): v for i, row in enumerate(rows) for k, v in row.items() if k not in ("step", "tokens", "time")}
+    assert {(int(r[0]), r[4]): float(r[5]) for r in table[1:]} == expected
 
 
-def test_the_same_run_twice_is_the_same_bits(folder, finished):
+def test_two_equal_runs_are_bit_identical(folder, finished):
     dsv3_run("tiny.yaml", "--run_name", "again", cwd=folder)
     assert losses(folder / "runs/again") == losses(finished)
     assert tensors(last_checkpoint(folder / "runs/again")) == tensors(last_checkpoint(finished))
@@ -83,34 +83,34 @@ def test_accumulation_changes_nothing(folder, finished):
     assert provenance_of(ours)["data_hash"] == provenance_of(theirs)["data_hash"]
 
 
-def test_data_hash_tells_other_rows(folder, finished):
+def test_data_hash_depends_on_the_rows(folder, finished):
     dsv3_run("tiny.yaml", "train.seed=8", "--run_name", "other_rows", cwd=folder)
     assert provenance_of(folder / "runs/other_rows")["data_hash"] != provenance_of(finished)["data_hash"]
 
 
-def first_values(folder, name, *overrides):
-    """Parameters after one step that moves nothing."""
-    dsv3_run("tiny.yaml", "optimizer=adamw", "optimizer.lr=0", "optimizer.weight_decay=0", "train.steps=1", *overrides,
+def initial_weights(folder, name, *overrides):
+    """Parameters after one step with learning rate 0, and the plugins that were loaded."""
+    dsv3_run("tiny.yaml", "optimizer=adamw", "optimizer.lr=0", "optimizer.weight_decay=0", "train.steps=1", "schedule.warmup=0", *overrides,
              "--run_name", name, cwd=folder)
     run = folder / "runs" / name
     loaded = {p["name"] for p in provenance_of(run)["plugins"]}
     return {k: v for k, v in tensors(last_checkpoint(run)).items() if k.startswith("model/")}, loaded
 
 
-def test_a_swap_leaves_all_other_first_values_alone(folder):
-    mla, mla_loaded = first_values(folder, "first_mla")
-    mha, mha_loaded = first_values(folder, "first_mha", "attention=mha")
+def test_a_swap_changes_no_other_initial_weights(folder):
+    mla, mla_loaded = initial_weights(folder, "first_mla")
+    mha, mha_loaded = initial_weights(folder, "first_mha", "attention=mha")
     assert "attention_mla" in mla_loaded and "attention_mha" not in mla_loaded
     assert "attention_mha" in mha_loaded and "attention_mla" not in mha_loaded
     def others(values):
         return {k: v for k, v in values.items() if ".attention." not in k}
     assert len(others(mla)) > 20 and others(mla) == others(mha)
-    own = [{k for k in values if ".attention." in k} for values in (mla, mha)]
-    assert any("kv_a" in k for k in own[0]) and not any("kv_a" in k for k in own[1])
+    attention = [{k for k in values if ".attention." in k} for values in (mla, mha)]
+    assert any("kv_a" in k for k in attention[0]) and not any("kv_a" in k for k in attention[1])
 
 
 def test_swapped_optimizer_runs_and_prints_its_plan(folder, finished):
-    done = dsv3_run("tiny.yaml", "attention=mha", "optimizer=adamw", "train.steps=3", "--run_name", "swapped", cwd=folder)
+    done = dsv3_run("tiny.yaml", "attention=mha", "optimizer=adamw", "train.steps=3", "schedule.warmup=0", "--run_name", "swapped", cwd=folder)
     rows, muon = metrics(folder / "runs/swapped"), metrics(finished)
     assert [k for k in rows[1] if k.startswith("train/lr/")] == ["train/lr/adamw"]
     assert rows[1]["train/loss"] != muon[1]["train/loss"]
@@ -119,7 +119,7 @@ def test_swapped_optimizer_runs_and_prints_its_plan(folder, finished):
     assert any(k.startswith("optimizer/exp_avg_sq/layers.0.attention") for k in keys)
 
 
-def test_signals_stop_with_a_checkpoint_and_the_run_goes_on(folder):
+def test_signals_stop_with_a_checkpoint_and_the_run_resumes(folder):
     dsv3_run("tiny.yaml", "train.steps=400", "--run_name", "unbroken", cwd=folder)
     for sent, code in ((signal.SIGTERM, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)):
         name = f"stopped-{sent}"
@@ -136,18 +136,18 @@ def test_signals_stop_with_a_checkpoint_and_the_run_goes_on(folder):
         assert provenance_of(run)["data_hash"] == provenance_of(folder / "runs/unbroken")["data_hash"]
 
 
-def test_start_and_go_on_refuse_what_is_not_meant(folder, finished):
+def test_unintended_starts_and_resumes_are_rejected(folder, finished):
     assert "finished" in dsv3_run("tiny.yaml", "--run_name", "finished", cwd=folder, check=2).stderr
     done = dsv3_run("--run_id", "finishd", cwd=folder, check=2)
     assert "finished" in done.stderr and not (folder / "runs/finishd").exists()
     changed = dsv3_run("tiny.yaml", "train.seed=8", "--run_id", "finished", cwd=folder, check=2)
     assert "seed" in changed.stderr and "--from" in changed.stderr
-    dsv3_run("tiny.yaml", "--run_id", "finished", cwd=folder)  # the same settings are no change
+    dsv3_run("tiny.yaml", "--run_id", "finished", cwd=folder)  # the same settings are accepted
     (folder / "runs/early").mkdir()  # killed before anything was written
     early = dsv3_run("tiny.yaml", "--run_id", "early", cwd=folder, check=2)
     assert "--run_name early --resume auto" in early.stderr
     for _ in range(2):  # starts, then finds it finished
-        dsv3_run("tiny.yaml", "train.steps=2", "--run_name", "auto", "--resume", "auto", cwd=folder)
+        dsv3_run("tiny.yaml", "train.steps=2", "schedule.warmup=0", "--run_name", "auto", "--resume", "auto", cwd=folder)
     assert sorted(metrics(folder / "runs/auto")) == [0, 1, 2]
 
 
@@ -157,7 +157,7 @@ def test_from_starts_with_the_weights(folder, finished):
     tuned = folder / "runs/tuned"
     assert metrics(tuned)[0]["val/loss"] == metrics(finished)[30]["val/loss"]
     assert provenance_of(tuned)["init_hash"] != provenance_of(finished)["init_hash"]
-    # Killed before its first own checkpoint, it goes on from these weights, not from fresh ones.
+    # Killed before its first checkpoint, the run resumes from these weights, not from initial ones.
     process = started(folder, *arguments, "--run_name", "killed")
     process.kill()
     process.wait()
@@ -167,12 +167,12 @@ def test_from_starts_with_the_weights(folder, finished):
     assert losses(killed) == losses(tuned)
     assert tensors(last_checkpoint(killed)) == tensors(last_checkpoint(tuned))
     assert provenance_of(killed)["init_hash"] == provenance_of(tuned)["init_hash"]
-    refused = dsv3_run("tiny.yaml", "model.position.layout=half", "--run_name", "other", "--from", "runs/finished",
+    rejected = dsv3_run("tiny.yaml", "model.position.layout=half", "--run_name", "other", "--from", "runs/finished",
                        cwd=folder, check=5)
-    assert "layout" in refused.stderr
+    assert "layout" in rejected.stderr
 
 
-def test_mistakes_have_exit_codes(folder):
+def test_errors_have_exit_codes(folder):
     typo = dsv3_run("tiny.yaml", "model.attention.kv_lora_rnk=8", cwd=folder, check=2)
     assert "did you mean 'kv_lora_rank'" in typo.stderr
     assert "did you mean 'mla'" in dsv3_run("tiny.yaml", "attention=mlaa", cwd=folder, check=2).stderr

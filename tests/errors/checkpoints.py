@@ -1,87 +1,100 @@
-"""Mistakes with checkpoints, and damaged ones."""
+"""Checkpoints that do not fit, and damaged ones."""
 
+import hashlib
 import json
 import shutil
 
-from harness import dsv3_run, experiment, mistake, trained
-
-
-def start_from(checkpoint, *words):
-    return dsv3_run("tiny.yaml", *words, "--from", checkpoint, "--run_name", "new")
+from harness import GOLDEN, case, dsv3_run, experiment, trained
 
 
 DONE = "runs/done"
 LAST = "runs/done/checkpoints/step-3"
+SETTINGS = ("train.steps=3", "schedule.warmup=0", "checkpoint.every=1", "validation.every=0")  # those of trained()
 
 
-@mistake(5)
+def start_from(checkpoint, *words, file="tiny.yaml"):
+    return dsv3_run(file, *words, "--from", checkpoint, "--run_name", "new")
+
+
+def rewrite(checkpoint, manifest):
+    """Writes a manifest with the digest of its new content."""
+    manifest.pop("sha256")
+    # As the program writes it: sorted keys, no blanks.
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+@case(5, "runs/dnoe")
 def from_missing(folder):
-    """--from names nothing."""
+    """--from with a path that does not exist."""
     experiment(folder)
     return start_from("runs/dnoe")
 
 
-@mistake(5)
+@case(5, GOLDEN)
 def from_pytorch_file(folder):
-    """--from names a checkpoint of PyTorch."""
+    """--from with a file that PyTorch saved."""
     experiment(folder)
     (folder / "model.pt").write_bytes(b"PK\x03\x04" + bytes(100))
     return start_from("model.pt")
 
 
-@mistake(5)
+@case(5, "runs/done", "manifest.json", "config.json")
 def from_run_without_checkpoints(folder):
-    """--from names a run that has no checkpoint."""
+    """--from with a run that has no checkpoint."""
     trained(folder)
     shutil.rmtree(folder / DONE / "checkpoints")
     return start_from(DONE)
 
 
-@mistake(5)
+@case(5, LAST, "model.hidden: 32", "64", "`model`")
 def from_other_width(folder):
-    """--from names a checkpoint of a narrower model."""
+    """--from with a checkpoint of a narrower model."""
     trained(folder)
     return start_from(LAST, "model.hidden=64")
 
 
-@mistake(5)
+@case(5, LAST, "model.attention.plugin: mla", "mha", "model.attention.q_lora_rank: 16", "model.attention.kv_heads")
 def from_other_attention(folder):
-    """--from names a checkpoint of a model with another attention."""
+    """--from with a checkpoint of a model with another attention."""
     trained(folder)
     return start_from(LAST, "attention=mha")
 
 
-@mistake(5)
+@case(5, GOLDEN)
 def from_fewer_layers(folder):
-    """--from names a checkpoint of a model with fewer layers."""
+    """--from with a checkpoint of fewer layers."""
     trained(folder)
     return start_from(LAST, "model.layers=4")
 
 
-@mistake(5)
+@case(5, LAST, "model.layers: 3", "model.feed_forward.1.layers: 1-2")
 def from_more_layers(folder):
-    """--from names a checkpoint of a model with more layers."""
+    """--from with a checkpoint of more layers."""
     trained(folder)
     return start_from(LAST, "model.layers=2")
 
 
-@mistake(5)
-def from_other_convention(folder):
-    """--from names a checkpoint whose rotary layout is another one."""
+@case(5, LAST, "position.rope.layout", "model.position.layout: interleaved")
+def from_other_rope_layout(folder):
+    """--from with a checkpoint of another rotary layout."""
     trained(folder)
     return start_from(LAST, "model.position.layout=half")
 
 
-@mistake(5)
+@case(5, GOLDEN)
 def from_torchtitan_conventions(folder):
-    """--from names a checkpoint of DeepSeek's conventions, but the experiment has torchtitan's."""
+    """torchtitan's conventions, --from with a checkpoint of DeepSeek's."""
     trained(folder)
-    return start_from(LAST, "model.conventions=torchtitan")
+    (folder / "titan.yaml").write_text("dsv3: 1\nextends: tiny.yaml\nconventions:\n  model.mtp.input: raw\n"
+                                       "  attention.mla.muon_split: per_head\n  feed_forward.moe.bias_update: centered\n")
+    return start_from(LAST, file="titan.yaml")
 
 
-@mistake(5)
+@case(5, LAST, "tokenizer", "bytes")
 def from_other_tokenizer(folder):
-    """--from names a checkpoint that was trained with another tokenizer."""
+    """--from with a checkpoint that was trained with another tokenizer."""
     last = trained(folder)
     manifest = json.loads((last / "manifest.json").read_text())
     manifest["state"]["tokenizer"] = "0" * 64
@@ -89,19 +102,9 @@ def from_other_tokenizer(folder):
     return start_from(LAST)
 
 
-def rewrite(checkpoint, manifest):
-    """Writes a manifest whose digest fits."""
-    import hashlib
-    manifest.pop("sha256")
-    # As the program dumps it: keys in order, no blanks.
-    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-
-
-@mistake(5)
+@case(5, GOLDEN)
 def from_corrupted(folder):
-    """--from names a checkpoint of which a bit was flipped."""
+    """--from with a checkpoint in which one bit is flipped."""
     tensors = trained(folder) / "rank-00000.safetensors"
     content = bytearray(tensors.read_bytes())
     content[len(content) // 2] ^= 1
@@ -109,31 +112,31 @@ def from_corrupted(folder):
     return start_from(LAST)
 
 
-@mistake(5)
+@case(5, LAST + "/rank-00000.safetensors", "10000 bytes", "593536")
 def from_truncated(folder):
-    """--from names a checkpoint that was cut off while it was copied."""
+    """--from with a checkpoint of which a copy is incomplete."""
     tensors = trained(folder) / "rank-00000.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:10_000])
     return start_from(LAST)
 
 
-@mistake(5)
+@case(5, LAST + "/rank-00000.safetensors", "No such file or directory")
 def from_without_tensors(folder):
-    """--from names a checkpoint whose tensors were not copied."""
+    """--from with a checkpoint that lacks its tensors."""
     (trained(folder) / "rank-00000.safetensors").unlink()
     return start_from(LAST)
 
 
-@mistake(5)
+@case(5, LAST, "manifest.json", "config.json")
 def from_without_manifest(folder):
-    """--from names a checkpoint whose manifest was not copied."""
+    """--from with a checkpoint that lacks its manifest."""
     (trained(folder) / "manifest.json").unlink()
     return start_from(LAST)
 
 
-@mistake(5)
+@case(5, LAST + "/manifest.json", "digest")
 def from_edited_manifest(folder):
-    """The manifest was edited by hand."""
+    """--from with a manifest that was edited."""
     last = trained(folder)
     manifest = json.loads((last / "manifest.json").read_text())
     manifest["step"] = 300
@@ -141,17 +144,17 @@ def from_edited_manifest(folder):
     return start_from(LAST)
 
 
-@mistake(5)
+@case(5, GOLDEN)
 def from_broken_manifest(folder):
-    """The manifest is cut off."""
+    """--from with an incomplete manifest."""
     manifest = trained(folder) / "manifest.json"
     manifest.write_text(manifest.read_text()[:200])
     return start_from(LAST)
 
 
-@mistake(5)
+@case(5, LAST + "/manifest.json", "format 2", "this dsv3 reads")
 def from_later_format(folder):
-    """The checkpoint was written by a later dsv3."""
+    """--from with a checkpoint of a later version."""
     last = trained(folder)
     manifest = json.loads((last / "manifest.json").read_text())
     manifest["format"] = 2
@@ -159,42 +162,42 @@ def from_later_format(folder):
     return start_from(LAST)
 
 
-@mistake(2)
+@case(2, GOLDEN)
 def resume_changed_keys(folder):
-    """A run is to go on with changed settings."""
+    """Resuming a run with changed settings."""
     trained(folder)
-    return dsv3_run("tiny.yaml", "train.steps=3", "checkpoint.every=1", "validation.every=0", "train.seed=8", "model.hidden=64",
+    return dsv3_run("tiny.yaml", *SETTINGS, "train.seed=8", "model.hidden=64",
                     "--run_id", "done")
 
 
-@mistake(2)
+@case(2, "'done'", "model.attention.heads: 2", "4", "--run_id done", "--from")
 def resume_changed_file(folder):
-    """The experiment's file was changed since the run was started, and the run is to go on."""
+    """Resuming a run whose experiment file has changed."""
     trained(folder)
     experiment(folder, ("heads: 2", "heads: 4"))
-    return dsv3_run("tiny.yaml", "train.steps=3", "checkpoint.every=1", "validation.every=0", "--run_name", "done", "--resume", "auto")
+    return dsv3_run("tiny.yaml", *SETTINGS, "--run_name", "done", "--resume", "auto")
 
 
-@mistake(5)
+@case(5, GOLDEN)
 def resume_all_damaged(folder):
-    """A run is to go on, but all its checkpoints are damaged."""
+    """Resuming a run whose checkpoints are all damaged."""
     trained(folder)
     for tensors in (folder / DONE / "checkpoints").glob("*/rank-00000.safetensors"):
         tensors.write_bytes(b"")
     return dsv3_run("--run_id", "done")
 
 
-@mistake(4)
+@case(4, GOLDEN)
 def resume_changed_data(folder):
-    """The text was changed since the run's last checkpoint."""
+    """Resuming a run whose text has changed."""
     trained(folder)
     (folder / "text.txt").write_text((folder / "text.txt").read_text() + "\n\nOne more paragraph of text.\n")
     return dsv3_run("--run_id", "done")
 
 
-@mistake(2)
+@case(2, "FOLDER/runs/done/config.yaml:2:8", "'{'", "'}'")
 def resume_damaged_config(folder):
-    """The run's own settings were damaged."""
+    """Resuming a run whose config.yaml is damaged."""
     trained(folder)
     (folder / DONE / "config.yaml").write_text("dsv3: 1\nmodel: {hidden: 32\n")
     return dsv3_run("--run_id", "done")

@@ -1,71 +1,99 @@
-"""Mistakes on the command line."""
+"""Errors on the command line."""
 
-from harness import dsv3, dsv3_run, experiment, mistake, trained
+from harness import GOLDEN, case, dsv3, dsv3_run, experiment, trained
+
+DSV3_RUN = [
+    # name, what is wrong, words after dsv3-run, phrases
+    ("nothing", "No arguments.", [], GOLDEN),
+    ("unknown_flag", "A misspelled flag.", ["tiny.yaml", "--dryrun"], GOLDEN),
+    ("flag_of_another_program", "A flag of another program.", ["tiny.yaml", "--lr", "0.1"], "--lr", "--help",
+     "train.steps=100"),
+    ("two_files", "Two experiment files.", ["tiny.yaml", "other.yaml"], "tiny.yaml", "other.yaml"),
+    ("spaces_around_equals", "Spaces around the = of an override.", ["tiny.yaml", "train.steps", "=", "5"],
+     "train.steps=VALUE"),
+    ("space_after_equals", "A space after the = of an override.", ["tiny.yaml", "train.steps=", "5"],
+     "train.steps=VALUE"),
+    ("flag_without_value", "A flag without its value.", ["tiny.yaml", "--run_name"], "--run_name", "value", "--help"),
+    ("override_unknown_key", "A misspelled key in an override.", ["tiny.yaml", "train.stesp=5"], GOLDEN),
+    ("override_wrong_type", "An override of the wrong type.", ["tiny.yaml", "train.steps=many"],
+     "command line", "train.steps=many\n              ^~~~", "integer"),
+    ("override_bad_yaml", "An override that is not valid YAML.", ["tiny.yaml", "samples.prompts=[The"],
+     "command line", "samples.prompts=[The\n                  ^", "']'"),
+    ("override_list_element", "An override of a list that names no element.", ["tiny.yaml", "optimizer.lr=0.1"],
+     GOLDEN),
+    ("override_no_such_element", "An override of an element that does not exist.", ["tiny.yaml", "optimizer.2.lr=0.1"],
+     "command line", "optimizer.2.lr=0.1\n            ^", "optimizer.0 (adamw), optimizer.1 (muon)"),
+    ("unknown_optimizer", "An unknown optimizer in --optimizer.", ["tiny.yaml", "--optimizer", "adam"],
+     "'adam'", "optimizer=adam\n            ^~~~", "'adamw'", "adamw, muon", "BUILD/registries"),
+    ("unknown_strategy", "A strategy of another program.", ["tiny.yaml", "--strategy", "deepspeed"],
+     "'deepspeed'", "strategy=deepspeed\n           ^~~~~~~~~", "single", "BUILD/registries"),
+    ("unknown_device", "An unknown device.", ["tiny.yaml", "--device", "gpu"], "train.device=gpu\n               ^~~",
+     "auto, cpu, cuda"),
+    ("bad_memory", "A memory size without a unit.", ["tiny.yaml", "--dry-run", "--gpu-memory", "8"], "'8'", "8G"),
+    ("memory_without_dry_run", "--gpu-memory without --dry-run.", ["tiny.yaml", "--gpu-memory", "8G"], "memory",
+     "--dry-run"),
+    ("resume_without_name", "--resume auto without a run.", ["tiny.yaml", "--resume", "auto"], "--resume",
+     "--run_name"),
+    ("resume_value", "A run's name in --resume.", ["tiny.yaml", "--resume", "tiny"], "--resume", "auto", "'tiny'"),
+    ("bad_run_name", "A path as the run's name.", ["tiny.yaml", "--run_name", "../elsewhere"], "'../elsewhere'", "128"),
+    ("missing_machine_config", "A file of machine defaults that does not exist.",
+     ["tiny.yaml", "--config", "mine.yaml"],
+     "mine.yaml", "no such file"),
+]
+
+DSV3 = [
+    # name, what is wrong, words after dsv3, exit code, phrases
+    ("dsv3_nothing", "dsv3 without a command.", [], 2, "dsv3 --help", "dsv3-run"),
+    ("dsv3_unknown_flag", "A misspelled flag of a command.", ["plugins", "check", "mine.so", "--memroy", "4G"], 2,
+     "--memroy", "dsv3 plugins check --help"),
+    ("dsv3_too_many", "One argument too many.", ["data", "inspect", "shards", "more"], 2, "more",
+     "dsv3 data inspect --help"),
+    ("dsv3_unknown_subcommand", "A misspelled subcommand.", ["plugins", "lst"], 2, "dsv3 plugins lst",
+     "dsv3 plugins --help"),
+    ("dsv3_unknown_command", "Training by dsv3 instead of dsv3-run.", ["train", "tiny.yaml"], 2, GOLDEN),
+    ("describe_without_kind", "A component without its kind.", ["plugins", "describe", "mla"], 2, "KIND/NAME", "'mla'"),
+    ("describe_unknown_kind", "A misspelled kind.", ["plugins", "describe", "optimiser/adamw"], 2, GOLDEN),
+    ("describe_unknown_plugin", "A misspelled plugin.", ["plugins", "describe", "attention/mlaa"], 3,
+     "'mlaa'", "'mla'", "mha, mla", "BUILD/registries"),
+]
 
 
-def typed(name, words, exit_code, *arguments, program=dsv3_run):
-    """A mistake that is only its command, next to the tiny experiment."""
+def command_case(name, title, program, words, exit_code, phrases):
+    @case(exit_code, *phrases, name="cli_" + name, title=title)
     def prepare(folder):
         experiment(folder)
-        return program(*arguments)
-    prepare.__name__, prepare.__doc__ = name, words
-    mistake(exit_code)(prepare)
+        return program(*words)
 
 
-typed("cli_nothing", "The program is started without anything.", 2)
-typed("cli_unknown_flag", "A flag is misspelled.", 2, "tiny.yaml", "--dryrun")
-typed("cli_flag_of_pytorch", "A flag of another program is used.", 2, "tiny.yaml", "--lr", "0.1")
-typed("cli_two_files", "Two experiment files are given.", 2, "tiny.yaml", "other.yaml")
-typed("cli_spaces_around_equals", "An override has spaces around its =.", 2, "tiny.yaml", "train.steps", "=", "5")
-typed("cli_space_behind_equals", "An override has a space behind its =.", 2, "tiny.yaml", "train.steps=", "5")
-typed("cli_flag_without_value", "A flag lacks its value.", 2, "tiny.yaml", "--run_name")
-typed("cli_override_unknown_key", "An override's key is misspelled.", 2, "tiny.yaml", "train.stesp=5")
-typed("cli_override_wrong_type", "An override's value has the wrong type.", 2, "tiny.yaml", "train.steps=many")
-typed("cli_override_bad_yaml", "An override's value is no YAML.", 2, "tiny.yaml", "samples.prompts=[The")
-typed("cli_override_list_element", "An override does not say which element of a list it means.", 2, "tiny.yaml", "optimizer.lr=0.1")
-typed("cli_override_no_such_element", "An override names an element that the list does not have.", 2, "tiny.yaml", "optimizer.2.lr=0.1")
-typed("cli_unknown_optimizer", "The optimizer named by --optimizer is unknown.", 2, "tiny.yaml", "--optimizer", "adam")
-typed("cli_unknown_strategy", "A strategy of another program is named.", 2, "tiny.yaml", "--strategy", "deepspeed")
-typed("cli_unknown_device", "The device is unknown.", 2, "tiny.yaml", "--device", "gpu")
-typed("cli_bad_memory", "A memory size has no unit.", 2, "tiny.yaml", "--dry-run", "--gpu_memory", "8")
-typed("cli_memory_without_dry_run", "--gpu_memory is given without --dry-run.", 2, "tiny.yaml", "--gpu_memory", "8G")
-typed("cli_resume_without_name", "--resume auto does not say which run.", 2, "tiny.yaml", "--resume", "auto")
-typed("cli_resume_value", "--resume gets a run's name.", 2, "tiny.yaml", "--resume", "tiny")
-typed("cli_bad_run_name", "The run's name is a path.", 2, "tiny.yaml", "--run_name", "../elsewhere")
-typed("cli_missing_machine_config", "The file of machine defaults is not there.", 2, "tiny.yaml", "--config", "mine.yaml")
-typed("cli_dsv3_nothing", "dsv3 is started without a command.", 2, program=dsv3)
-typed("cli_dsv3_unknown_flag", "A flag of a command is misspelled.", 2, "plugins", "check", "mine.so", "--memroy", "4G", program=dsv3)
-typed("cli_dsv3_too_many", "A command gets one argument too many.", 2, "data", "inspect", "shards", "more", program=dsv3)
-typed("cli_dsv3_unknown_subcommand", "A command of a command is misspelled.", 2, "plugins", "lst", program=dsv3)
-typed("cli_dsv3_unknown_command", "dsv3 is asked to train.", 2, "train", "tiny.yaml", program=dsv3)
-typed("cli_describe_without_kind", "A component is named without its kind.", 2, "plugins", "describe", "mla", program=dsv3)
-typed("cli_describe_unknown_kind", "A kind is misspelled.", 2, "plugins", "describe", "optimiser/adamw", program=dsv3)
-typed("cli_describe_unknown_plugin", "A plugin to describe is misspelled.", 3, "plugins", "describe", "attention/mlaa", program=dsv3)
+for name, title, words, *phrases in DSV3_RUN:
+    command_case(name, title, dsv3_run, words, 2, phrases)
+for name, title, words, exit_code, *phrases in DSV3:
+    command_case(name, title, dsv3, words, exit_code, phrases)
 
 
-@mistake(2)
+@case(2, GOLDEN)
 def cli_unknown_run(folder):
-    """The run to go on with is misspelled."""
+    """A misspelled run to resume."""
     trained(folder, "nano-first")
     return dsv3_run("--run_id", "nano-frist")
 
 
-@mistake(2)
+@case(2, "'nano-first'", "--run_id nano-first", "--resume auto")
 def cli_run_exists(folder):
-    """A run of that name exists."""
+    """A new run with the name of another."""
     trained(folder, "nano-first")
     return dsv3_run("tiny.yaml", "--run_name", "nano-first")
 
 
-@mistake(2)
-def cli_setting_on_resume(folder):
-    """A run that goes on is given another setting."""
+@case(2, "'train.steps=100'", "--from")
+def cli_setting_of_a_resumed_run(folder):
+    """A setting for a run that is resumed by its name alone."""
     trained(folder, "nano-first")
     return dsv3_run("--run_id", "nano-first", "train.steps=100")
 
 
-@mistake(2)
+@case(2, GOLDEN)
 def cli_run_in_use(folder):
-    """The run is still training in another process."""
+    """A run that another process trains."""
     trained(folder, "busy")
     return dsv3_run("--run_id", "busy", shell='exec 9<>runs/busy/lock; flock -x 9; "$@"')

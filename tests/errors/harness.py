@@ -1,7 +1,8 @@
-"""Makes a user's mistake with the real programs and turns what comes of it into text that repeats anywhere.
+"""Gives the real programs an invalid input and turns what they do into text that is the same on every machine.
 
-A mistake is a function that prepares a folder and returns the Command to type in it. Its golden file holds the words of
-the mistake, the command, the exit code, what was printed, and what the command left behind.
+A case is a function that prepares a folder and returns the Command to run in it. Most cases name the phrases that the
+error must contain; those that show a structure (excerpts, several errors, notes, what stays on disk) compare the whole
+outcome with a golden file.
 """
 
 import dataclasses
@@ -18,12 +19,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 from support import BUILD, SOURCE, TINY, make_tiny  # noqa: E402
 
 FIXTURES = BUILD / "tests/bad_plugins/prefix"
-TIMEOUT = 120  # seconds a program may take to find its mistake
+TIMEOUT = 120  # seconds a program may take to find the error
+GOLDEN = "golden file"  # instead of phrases: compare the whole outcome
 
 
 @dataclasses.dataclass
 class Command:
-    """What is typed. `program` is dsv3-run or dsv3; limits are those of setrlimit, by name."""
+    """A command line. `program` is dsv3-run or dsv3; limits are those of setrlimit, by name."""
     words: list
     program: str = "dsv3-run"
     environment: dict = dataclasses.field(default_factory=dict)
@@ -32,23 +34,47 @@ class Command:
 
 
 @dataclasses.dataclass
-class Mistake:
+class Case:
     name: str
-    says: str  # what the user did, for the golden file
+    title: str  # what is wrong
     exit_code: int
+    phrases: tuple  # all of them are in stderr; (GOLDEN,) compares the whole outcome
     prepare: Callable
-    needs: Callable  # -> why this machine cannot show it, or ""
+    leaves: tuple  # what the command adds, changes or removes
+    stdout: str
+    needs: Callable  # -> why this machine cannot run the case, or ""
+
+    @property
+    def is_golden(self):
+        return self.phrases == (GOLDEN,)
 
 
-MISTAKES: dict[str, Mistake] = {}
+@dataclasses.dataclass
+class Outcome:
+    command: str
+    exit_code: int
+    stdout: str
+    stderr: str
+    left: list  # lines of changes()
+
+    def text(self, title):
+        """The content of a golden file."""
+        parts = [f"case: {title}", f"$ {self.command}", f"exit: {self.exit_code}"]
+        if self.stdout:
+            parts.append("stdout:\n" + self.stdout)
+        parts += ["stderr:\n" + self.stderr, "left behind: " + (", ".join(self.left) or "nothing")]
+        return "\n".join(parts) + "\n"
 
 
-def mistake(exit_code, needs=lambda: ""):
-    """Registers the decorated function; its name is the golden file's, its docstring the words."""
+CASES: dict[str, Case] = {}
+
+
+def case(exit_code, *phrases, leaves=(), stdout="", needs=lambda: "", name="", title=""):
+    """Registers the decorated function as a case; its name and docstring are the case's, unless given."""
     def register(prepare):
-        name = prepare.__name__
-        assert name not in MISTAKES and prepare.__doc__, name
-        MISTAKES[name] = Mistake(name, " ".join(prepare.__doc__.split()), exit_code, prepare, needs)
+        case_name, case_title = name or prepare.__name__, " ".join((title or prepare.__doc__).split())
+        assert case_name not in CASES and phrases, case_name
+        CASES[case_name] = Case(case_name, case_title, exit_code, phrases, prepare, tuple(leaves), stdout, needs)
         return prepare
     return register
 
@@ -72,8 +98,8 @@ def experiment(folder, *replacements, add=""):
     return "tiny.yaml"
 
 
-def quiet_run(folder, *words, program="dsv3-run"):
-    """A command of the preparation, which must succeed."""
+def prepare_with(folder, *words, program="dsv3-run"):
+    """Runs a command that prepares the folder; it must succeed."""
     done = subprocess.run([BUILD / "bin" / program, *map(str, words)], cwd=folder, text=True, capture_output=True,
                           timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr
@@ -82,23 +108,23 @@ def quiet_run(folder, *words, program="dsv3-run"):
 def trained(folder, name="done", *words):
     """A finished run of three steps; its newest checkpoint."""
     file = experiment(folder)
-    quiet_run(folder, file, "train.steps=3", "checkpoint.every=1", "validation.every=0", *words, "--run_name", name)
+    prepare_with(folder, file, "train.steps=3", "schedule.warmup=0", "checkpoint.every=1", "validation.every=0", *words, "--run_name", name)
     return folder / "runs" / name / "checkpoints/step-3"
 
 
 def tree(folder):
-    """Relative names of all that is below `folder`, with sizes and times, to see what a command changed."""
+    """Relative names of everything below `folder`, with sizes and times, to see what a command changed."""
     return {str(p.relative_to(folder)): (p.is_dir(), 0 if p.is_dir() else p.stat().st_size, p.lstat().st_mtime_ns * p.is_file())
             for p in sorted(folder.rglob("*"))}
 
 
-def changed(before, after):
-    """Lines that say what is new, changed or gone; of a new folder its name only."""
+def changes(before, after):
+    """Lines that name what is new, changed or removed; of a new folder its name only."""
     lines = [f"removed {name}" for name in before if name not in after]
     new_folders = [name for name in after if name not in before and after[name][0]]
     for name, state in after.items():
         if name.endswith("/lock"):
-            continue  # says who used the run last
+            continue  # names the last user of the run
         if before.get(name) == state or any(name.startswith(folder + "/") for folder in new_folders):
             continue
         lines.append(f"{'changed' if name in before else 'new'} {name}{'/' if state[0] else ''}"
@@ -108,35 +134,45 @@ def changed(before, after):
 
 LOG_LINE = re.compile(r"^\d\d:\d\d:\d\d (debug|info) .*\n", re.M)
 
+# What differs between machines and moments, with the word that replaces it.
+VARIABLE = (
+    (r"^\d\d:\d\d:\d\d (warning|error)", r"HH:MM:SS \1"),
+    (r"\ballocate \d+ bytes", "allocate N bytes"),
+    (r"loss \S+, gradient norm \S+", "loss LOSS, gradient norm NORM"),
+    (r"first non-finite value: .*?(?=\. [A-Z])", "first non-finite value: WHERE"),
+    (r"process \d+ on [\w.-]+", "process PID on HOST"),
+    (r"\.tmp-[0-9a-f]+(-\d+)?", ".tmp-NONCE"),
+    (r"last read: '\"[0-9a-f]+'", "last read: 'NONCE'"),
+    (r'("sha256": ")[0-9a-f]{6,}', r"\1DIGEST"),
+    (r"\bheaders [0-9a-f]{4,16}", "headers DIGEST"),
+    (r"[\d.]+ (B|[KMG]iB) free", "SPACE free"),
+    (r"\b(digest|experiment's is) [0-9a-f]{12}", r"\1 DIGEST"),
+    (r"\b((?:this dsv3|plugin) )libstdcpp\w+", r"\1CXX_ABI"),
+    (r"LibTorch( *: +plugin [\w.]+, this dsv3|) 2\.\d+\.\d+", r"LibTorch\1 TORCH"),
+)
+
 
 def normalised(text, folder):
-    """Without what differs between machines, folders and moments."""
-    # What a healthy start prints (sizes, plan, steps) is no part of an error.
-    text = LOG_LINE.sub("", text)
-    text = re.sub(r"stderr:\n\n+", "stderr:\n", text)
+    """Text without what differs between machines, folders and moments."""
+    text = LOG_LINE.sub("", text)  # sizes, plan and steps of a healthy start are not part of an error
     text = re.sub(r"^(group +optimizer|\w+ +\w+ +[\d.e+-]+ +[\d,]+ +[\d,]+$).*\n", "", text, flags=re.M)
-    text = re.sub(r"^\d\d:\d\d:\d\d (warning|error)", r"HH:MM:SS \1", text, flags=re.M)
-    for path, word in ((folder.resolve(), "FOLDER"), (folder.parent.resolve(), "PARENT"), (BUILD.resolve(), "BUILD"), (BUILD, "BUILD"), (SOURCE, "SOURCE")):
+    for path, word in ((folder.resolve(), "FOLDER"), (folder.parent.resolve(), "PARENT"), (BUILD.resolve(), "BUILD"),
+                       (BUILD, "BUILD"), (SOURCE, "SOURCE")):
         text = text.replace(str(path), word)
-    for pattern, word in ((r"memory: \d+ more", "memory: N more"), (r"loss \S+, gradient norm \S+", "loss LOSS, gradient norm NORM"), (r"first not finite: .*?\. Nothing was", "first not finite: WHERE. Nothing was"), (r"process \d+ on [\w.-]+", "process PID on HOST"), (r"\.tmp-[0-9a-f]+(-\d+)?", ".tmp-NONCE"), (r"last read: '\"[0-9a-f]+'", "last read: 'NONCE'"),
-                          (r'("sha256": ")[0-9a-f]{6,}', r"\1DIGEST"),
-                          (r"\bheaders [0-9a-f]{4,16}", "headers DIGEST"), (r"[\d.]+ (B|[KMG]iB) free", "SPACE free"),
-                          (r"\b(digest|experiment's is) [0-9a-f]{12}", r"\1 DIGEST"),
-                          (r"(this dsv3 )libstdcpp\w+", r"\1CXX_ABI"), (r"(plugin )libstdcpp\w+", r"\1CXX_ABI"),
-                          (r"LibTorch( *: +plugin [\w.]+, this dsv3|) 2\.\d+\.\d+", r"LibTorch\1 TORCH")):
-        text = re.sub(pattern, word, text)
-    return text
+    for pattern, word in VARIABLE:
+        text = re.sub(pattern, word, text, flags=re.M)
+    return text.strip("\n")
 
 
-def preexec(limits):
+def apply_limits(limits):
     def apply():
         for name, value in limits.items():
             resource.setrlimit(getattr(resource, name), (value, value))
     return apply
 
 
-def outcome(one, folder):
-    """The text of a golden file."""
+def run(one, folder):
+    """Prepares `folder`, runs the case's command in it and returns the Outcome."""
     folder.mkdir(parents=True)
     command = one.prepare(folder)
     program = str(BUILD / "bin" / command.program)
@@ -145,14 +181,17 @@ def outcome(one, folder):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DSV3_")}
     done = subprocess.run(argv, cwd=folder, text=True, capture_output=True, timeout=TIMEOUT, errors="replace",
                           env={**environment, "OMP_NUM_THREADS": "1", **command.environment},
-                          preexec_fn=preexec(command.limits))
-    after = tree(folder)
+                          preexec_fn=apply_limits(command.limits))
     setting = "".join(f"{k}={v} " for k, v in command.environment.items())
     words = " ".join(f"'{w}'" if re.search(r"[\s{}()*$]", w) else w for w in command.words)
-    lines = [f"mistake: {one.says}", f"$ {setting}{command.program} {words}".rstrip(), f"exit: {done.returncode}"]
-    if done.stdout.strip():
-        lines.append("stdout:\n" + done.stdout.rstrip("\n"))
-    lines.append("stderr:\n" + done.stderr.rstrip("\n"))
-    left = changed(before, after)
-    lines.append("left behind: " + (", ".join(left) if left else "nothing"))
-    return normalised("\n".join(lines) + "\n", folder), done.returncode
+    return Outcome(normalised(f"{setting}{command.program} {words}".rstrip(), folder), done.returncode,
+                   normalised(done.stdout, folder), normalised(done.stderr, folder), changes(before, tree(folder)))
+
+
+def missing_excerpts(one, stderr):
+    """Positions FILE:LINE:COLUMN among the phrases whose line is not shown with a caret below that column."""
+    shown = set()
+    for excerpt in re.finditer(r"^ *(\d+) \| .*\n *\| ( *)\^", stderr, re.M):
+        shown.add((excerpt[1], len(excerpt[2]) + 1))
+    positions = [re.fullmatch(r"\S+:(\d+):(\d+)", phrase) for phrase in one.phrases]
+    return [match[0] for match in positions if match and (match[1], int(match[2])) not in shown]

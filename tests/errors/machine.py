@@ -4,10 +4,10 @@ import functools
 import os
 import subprocess
 
-from harness import dsv3, dsv3_run, experiment, mistake
+from harness import GOLDEN, case, dsv3, dsv3_run, experiment
 
-# A user and mount namespace of its own: a disk to fill, and a read-only one that stops root too. What is left on the disk
-# goes with it, so it is listed.
+# A separate user and mount namespace: a small disk, and a read-only one that stops root too. The disk vanishes with the
+# namespace, so the files left on it are listed.
 NAMESPACE = r"""
 exec unshare -rm bash -c 'mount -t tmpfs -o "$DISK" none disk || exit 99
 "$@"; code=$?; echo left on the disk: $(find disk -mindepth 1 ! -name lock | sort); exit $code' bash "$@"
@@ -30,77 +30,82 @@ def on_disk(options, folder, *words, program=dsv3_run):
     return program(*words, shell=NAMESPACE, environment={"DISK": options})
 
 
-@mistake(2, needs=has_gpu)
-def machine_no_gpu(folder):
-    """A GPU is asked for where there is none."""
+@case(4, "train.device", "nvidia-smi", "train.device=cpu", needs=has_gpu)
+def machine_without_gpu(folder):
+    """A GPU on a machine without one."""
     experiment(folder)
     return dsv3_run("tiny.yaml", "--device", "cuda", "--run_name", "new")
 
 
-@mistake(5, needs=no_namespaces)
+@case(5, GOLDEN, needs=no_namespaces)
 def disk_full_checkpoint(folder):
-    """The disk is full when the first checkpoint is saved."""
+    """A disk that is full when the first checkpoint is saved."""
     return on_disk("size=200k", folder, "tiny.yaml", "--output", "disk/runs", "--run_name", "new")
 
 
-@mistake(1, needs=no_namespaces)
+@case(1, "FOLDER/disk/runs/new/config.yaml.tmp-NONCE", "No space left on device", "SPACE free",
+      stdout="left on the disk:",
+      needs=no_namespaces)
 def disk_full_start(folder):
-    """The disk is full when the run starts."""
+    """A disk that is full when the run starts."""
     return on_disk("size=4k", folder, "tiny.yaml", "--output", "disk/runs", "--run_name", "new")
 
 
-@mistake(1, needs=no_namespaces)
+@case(1, GOLDEN, needs=no_namespaces)
 def disk_full_prepare(folder):
-    """The disk is full while shards are written."""
-    return on_disk("size=16k", folder, "data", "prepare", "text.txt", "--tokenizer", "bytes", "--out", "disk/shards",
+    """A disk that is full while shards are written."""
+    return on_disk("size=16k", folder, "data", "prepare", "text.txt", "--tokenizer", "bytes", "--output", "disk/shards",
                    program=dsv3)
 
 
-@mistake(1, needs=no_namespaces)
+@case(1, "FOLDER/disk/new", "Read-only file system", "user 0", stdout="left on the disk:", needs=no_namespaces)
 def disk_read_only(folder):
-    """Runs are to go to a folder that cannot be written."""
+    """Runs to a read-only folder."""
     return on_disk("ro", folder, "tiny.yaml", "--output", "disk", "--run_name", "new")
 
 
-@mistake(1, needs=no_namespaces)
+@case(1, "FOLDER/disk/shards.tmp-NONCE", "Read-only file system", "user 0", stdout="left on the disk:",
+      needs=no_namespaces)
 def disk_read_only_prepare(folder):
-    """Shards are to go to a folder that cannot be written."""
-    return on_disk("ro", folder, "data", "prepare", "text.txt", "--tokenizer", "bytes", "--out", "disk/shards", program=dsv3)
+    """Shards to a read-only folder."""
+    return on_disk("ro", folder, "data", "prepare", "text.txt", "--tokenizer", "bytes", "--output", "disk/shards", program=dsv3)
 
 
-@mistake(1)
+@case(1, "runs")
 def output_is_a_file(folder):
-    """The folder of runs is a file."""
+    """A file with the name of the folder of runs."""
     experiment(folder)
     (folder / "runs").write_text("notes about runs\n")
     return dsv3_run("tiny.yaml", "--run_name", "new")
 
 
-@mistake(5)
+@case(5, "step 3", "FOLDER/runs/new/checkpoints/step-3.tmp-NONCE/rank-00000.safetensors", "File too large", "ulimit -f",
+      leaves=["new runs/"])
 def file_size_limit(folder):
-    """The shell limits the size of files (ulimit -f)."""
+    """A limit on the size of files (ulimit -f)."""
     experiment(folder)
     return dsv3_run("tiny.yaml", "--run_name", "new", limits={"RLIMIT_FSIZE": 100_000})
 
 
-@mistake(7)
+@case(7, GOLDEN)
 def loss_not_finite(folder):
-    """The learning rate is far too high."""
+    """A learning rate that is far too high."""
     experiment(folder)
     return dsv3_run("tiny.yaml", "train.steps=30", "optimizer={plugin: adamw, lr: 1e30}", "--run_name", "new")
 
 
-@mistake(1)
-def memory_giant_model(folder):
-    """The model does not fit into memory."""
+@case(1, "feed_forward 'swiglu'", "layer 0", "libdsv3_feed_forward_swiglu.so",
+      "memory", "train.micro_batch", "--dry-run")
+def memory_model_too_large(folder):
+    """A model that does not fit into memory."""
     experiment(folder)
     return dsv3_run("tiny.yaml", "model.hidden=32768", "model.feed_forward={plugin: swiglu, hidden: 4194304}", "--run_name", "new",
                     limits={"RLIMIT_AS": 16 << 30})
 
 
-@mistake(1)
-def memory_during_training(folder):
-    """The batch does not fit into memory."""
+@case(1, GOLDEN)
+def memory_batch_too_large(folder):
+    """A batch that does not fit into memory."""
     experiment(folder)
     return dsv3_run("tiny.yaml", "train.batch=65536", "train.sequence=4096", "validation.batches=1", "--run_name", "new",
                     limits={"RLIMIT_AS": 8 << 30})

@@ -1,136 +1,150 @@
-"""Mistakes in registries and plugins. The faulty libraries are those of tests/bad_plugins."""
+"""Errors in registries and plugins. The faulty libraries are those of tests/bad_plugins."""
 
 import shutil
 
-from harness import FIXTURES, dsv3_run, experiment, mistake
+from harness import FIXTURES, GOLDEN, case, dsv3_run, experiment
 
-NAMES = {"broken_word": "quarters", "throws_making": "thrower"}  # others register schedule/halving
+BY = ("tiny.yaml:17:20",)  # where the experiment names the plugin
+
+FIXTURE_CASES = [
+    # name, what is wrong, faulty library, the component, exit code, phrases
+    ("other_sdk", "A plugin of another SDK.", "other_sdk", "halving", 3, "SDK:", "9.9.9", "this dsv3 0.1.0", *BY),
+    ("other_headers", "A plugin of changed SDK headers.", "other_headers", "halving", 3, "SDK:", "headers DIGEST", *BY),
+    ("other_cxx_abi", "A plugin of another C++ ABI.", "other_cxx_abi", "halving", 3, "C++ ABI:", "libcpp_abi1",
+     "this dsv3 CXX_ABI", *BY),
+    ("other_debug", "A plugin with debug iterators.", "other_debug", "halving", 3, "debug iterators:", "plugin on",
+     "this dsv3 off", *BY),
+    ("other_torch", "A plugin of another LibTorch.", "other_torch", "halving", 3, "LibTorch:", "2.9.1", "TORCH", *BY),
+    ("other_cuda", "A plugin of another CUDA.", "other_cuda", "halving", 3, "CUDA:", "plugin 12", "none", *BY),
+    ("several_differences", "A plugin that differs in SDK, ABI and LibTorch.", "other_all", "halving", 3, GOLDEN),
+    ("registration_throws", "A plugin that throws while it registers.", "throws_registering", "halving", 3, GOLDEN),
+    ("registration_throws_number", "A plugin that throws a number.", "throws_a_number", "halving", 3,
+     "'fixture_throws_a_number'", "std::exception", "dsv3::Error", *BY),
+    ("static_initialiser_throws", "A plugin that throws while it is loaded.", "throws_statically", "halving", 3,
+     "'fixture_throws_statically'", "static initialiser", *BY),
+    ("constructor_throws_error", "A constructor that throws a dsv3::Error.", "throws_making", "thrower", 4, GOLDEN),
+    ("constructor_throws_std", "A constructor that throws a standard exception.", "throws_making",
+     "thrower, what: standard", 3,
+     "schedule 'thrower'", "constructor", "libdsv3_fixture_throws_making.so", "index 7", *BY),
+    ("constructor_throws_number", "A constructor that throws a number.", "throws_making", "thrower, what: number", 3,
+     GOLDEN),
+    ("provides_mismatch", "A plugin that registers another name than its build announced.", "broken_word", "quarters",
+     3,
+     "schedule/halving", "DSV3_PLUGIN", "dsv3_add_plugin(PROVIDES)", "schedule/quarters", *BY),
+    ("registers_twice", "A plugin that registers a name twice.", "registers_twice", "halving", 3,
+     "'fixture_registers_twice'", "schedule/halving", "twice", *BY),
+    ("no_entry_point", "A plugin that registers nothing.", "no_entry_point", "halving", 3,
+     "'fixture_no_entry_point'", "DSV3_PLUGIN(registrar)", *BY),
+    ("missing_symbol", "A plugin that needs an undefined function.", "missing_symbol", "halving", 3, GOLDEN),
+]
 
 
-def fixture(name, words, exit_code=3, options=""):
-    """A mistake that is a schedule of one faulty library."""
+def fixture_case(name, title, library, component, exit_code, phrases):
+    @case(exit_code, *phrases, name="plugin_" + name, title=title)
     def prepare(folder):
-        experiment(folder, ("{plugin: cosine, warmup: 5}", f"{{plugin: {NAMES.get(name, 'halving')}{options}}}"))
-        return dsv3_run("tiny.yaml", "--plugin-path", FIXTURES / "registries" / f"{name}.toml", "--run_name", "new")
-    prepare.__name__ = "plugin_" + name + options.replace(", what: ", "_").replace(", ", "_")
-    prepare.__doc__ = words
-    mistake(exit_code)(prepare)
+        experiment(folder, ("{plugin: cosine, warmup: 5}", f"{{plugin: {component}}}"))
+        return dsv3_run("tiny.yaml", "--plugin-path", FIXTURES / "registries" / f"{library}.toml", "--run_name", "new")
 
 
-fixture("other_sdk", "A plugin was built with another SDK.")
-fixture("other_headers", "A plugin was built with changed headers of the SDK.")
-fixture("other_cxx_abi", "A plugin was built with another C++ ABI.")
-fixture("other_debug", "A plugin was built with debug iterators.")
-fixture("other_torch", "A plugin was built with another LibTorch.")
-fixture("other_cuda", "A plugin was built for another CUDA.")
-fixture("other_all", "A plugin was built with another everything.")
-fixture("throws_registering", "A plugin throws while it registers.")
-fixture("throws_a_number", "A plugin throws something that is no exception.")
-fixture("throws_statically", "A plugin throws while it is loaded.")
-fixture("throws_making", "A component's constructor throws its own error.", 4)
-fixture("throws_making", "A component's constructor throws a standard exception.", options=", what: standard")
-fixture("throws_making", "A component's constructor throws a number.", options=", what: number")
-fixture("broken_word", "A plugin registers another name than its build said.")
-fixture("registers_twice", "A plugin registers a name twice.")
-fixture("no_entry_point", "A plugin registers nothing.")
-fixture("missing_symbol", "A plugin needs a function that is nowhere.")
+for name, title, library, component, exit_code, *phrases in FIXTURE_CASES:
+    fixture_case(name, title, library, component, exit_code, phrases)
 
 
-def own_library(folder, name):
+def copied_library(folder, name):
     """Copies a fixture's library into the folder and names it in the experiment."""
     experiment(folder, ("{plugin: cosine, warmup: 5}", "{plugin: halving, library: mine.so}"))
     shutil.copyfile(FIXTURES / f"lib/dsv3/plugins/libdsv3_fixture_{name}.so", folder / "mine.so")
     return folder / "mine.so"
 
 
-@mistake(3)
+@case(3, "FOLDER/mine.so", "dsv3_add_plugin()", *BY)
 def plugin_no_stamp(folder):
-    """A plugin was built without dsv3_add_plugin."""
-    own_library(folder, "no_stamp")
+    """A library that was built without dsv3_add_plugin."""
+    copied_library(folder, "no_stamp")
     return dsv3_run("tiny.yaml", "--run_name", "new")
 
 
-@mistake(3)
+@case(3, "FOLDER/mine.so", "stamp", ".note.dsv3", *BY)
 def plugin_damaged_stamp(folder):
-    """A byte of a plugin's stamp was flipped."""
-    library = own_library(folder, "good")
+    """A flipped bit in a plugin's stamp."""
+    library = copied_library(folder, "good")
     content = library.read_bytes()
     assert content.count(b"@dsv3-plugin@ sdk=") == 1
     library.write_bytes(content.replace(b"@dsv3-plugin@ sdk=", b"@dsv3-plugin@ sdk?"))
     return dsv3_run("tiny.yaml", "--run_name", "new")
 
 
-@mistake(3)
+@case(3, "FOLDER/mine.so", "damaged", *BY)
 def plugin_truncated(folder):
-    """A plugin's library was cut off while it was copied."""
-    library = own_library(folder, "good")
+    """A plugin of which the copy is incomplete."""
+    library = copied_library(folder, "good")
     library.write_bytes(library.read_bytes()[:6000])
     return dsv3_run("tiny.yaml", "--run_name", "new")
 
 
-@mistake(3)
+@case(3, "FOLDER/mine.so", "ELF", "dsv3_add_plugin()", *BY)
 def plugin_empty_library(folder):
-    """A plugin's library is empty."""
-    own_library(folder, "good").write_bytes(b"")
+    """A plugin's library that is empty."""
+    copied_library(folder, "good").write_bytes(b"")
     return dsv3_run("tiny.yaml", "--run_name", "new")
 
 
-@mistake(3)
-def plugin_is_a_python_file(folder):
-    """A Python module is named as the plugin's library."""
+@case(3, "FOLDER/halving.py", "ELF", "dsv3_add_plugin()", *BY)
+def plugin_python_file(folder):
+    """A Python module as a plugin's library."""
     experiment(folder, ("{plugin: cosine, warmup: 5}", "{plugin: halving, library: halving.py}"))
     (folder / "halving.py").write_text("def factor(step, total):\n    return 0.5 ** (step / 10)\n")
     return dsv3_run("tiny.yaml", "--run_name", "new")
 
 
-@mistake(3)
+@case(3, "FOLDER/build/libhalving.so", "No such file or directory", "`library:`", *BY)
 def plugin_library_missing(folder):
-    """The library that the experiment names is not there."""
+    """A plugin's library that does not exist."""
     experiment(folder, ("{plugin: cosine, warmup: 5}", "{plugin: halving, library: build/libhalving.so}"))
     return dsv3_run("tiny.yaml", "--run_name", "new")
 
 
-@mistake(3)
+@case(3, GOLDEN)
 def plugin_library_of_another_kind(folder):
-    """A library of a schedule is named as an attention."""
-    own_library(folder, "good")
+    """A schedule's library as an attention."""
+    copied_library(folder, "good")
     experiment(folder, ("{plugin: mla,", "{library: mine.so, plugin: halving,"))
     return dsv3_run("tiny.yaml", "--run_name", "new")
 
 
-@mistake(2)
+@case(2, GOLDEN)
 def plugin_option_unknown(folder):
-    """An option of a third party's plugin is misspelled."""
-    own_library(folder, "good")
+    """A misspelled option of a third party's plugin."""
+    copied_library(folder, "good")
     (folder / "tiny.yaml").write_text((folder / "tiny.yaml").read_text().replace("library: mine.so", "library: mine.so, stpes: 5"))
     return dsv3_run("tiny.yaml", "--run_name", "new")
 
 
-@mistake(3)
+@case(3, "my_plugins")
 def plugin_path_missing(folder):
-    """The folder of --plugin-path is not there."""
+    """A --plugin-path that does not exist."""
     experiment(folder)
     return dsv3_run("tiny.yaml", "--plugin-path", "my_plugins")
 
 
-@mistake(3)
+@case(3, "my_plugins")
 def plugin_path_without_registry(folder):
-    """The folder of --plugin-path holds no registry."""
+    """A --plugin-path without a registry."""
     experiment(folder)
     (folder / "my_plugins/src").mkdir(parents=True)
     return dsv3_run("tiny.yaml", "--plugin-path", "my_plugins")
 
 
-@mistake(3)
+@case(3, GOLDEN)
 def plugin_path_of_the_environment(folder):
-    """DSV3_PLUGIN_PATH names a folder that is gone."""
+    """A DSV3_PLUGIN_PATH that does not exist."""
     experiment(folder)
     return dsv3_run("tiny.yaml", environment={"DSV3_PLUGIN_PATH": "old_plugins"})
 
 
-@mistake(3)
-def registry_two_hits(folder):
-    """Two registries of one search level have the plugin."""
+@case(3, GOLDEN)
+def registry_duplicate_plugin(folder):
+    """Two registries of one search level with the same plugin."""
     experiment(folder, ("{plugin: cosine, warmup: 5}", "{plugin: halving}"))
     return dsv3_run("tiny.yaml", *[word for name in ("good", "other_compiler")
                                    for word in ("--plugin-path", FIXTURES / "registries" / f"{name}.toml")])
@@ -147,22 +161,32 @@ summary = "Halves"
 """
 
 
-def registry(name, words, old, new):
-    """A mistake in a registry file."""
+REGISTRIES = [
+    # name, what is wrong, text of the entry, its replacement, phrases
+    ("library_missing", "A library that was not built.", "stable", "stable", GOLDEN),
+    ("unknown_key", "An unknown key.", "summary =", "sumary =", GOLDEN),
+    ("missing_key", "An entry without a library.", 'library = "libhalving.so"\n', "", "FOLDER/mine.toml:2:1",
+     "'library'"),
+    ("not_toml", "A registry that is not valid TOML.", '"halving"', "halving", "FOLDER/mine.toml:4:8", "TOML",
+     'name = "adamw"'),
+    ("toml_assertion", "Brackets on which toml++ would abort.", 'version = "1.0"', "version = [1, 2.5,}",
+     "FOLDER/mine.toml:6:19", "TOML"),
+    ("unknown_kind", "A kind that dsv3 does not know.", '"schedule"', '"scheduler"', "FOLDER/mine.toml:3:8",
+     "'scheduler'", "'schedule'", "attention"),
+    ("other_version", "A registry of a later format.", "registry = 1", "registry = 2", "FOLDER/mine.toml:1:12",
+     "`registry = 1`"),
+    ("single_brackets", "An entry in single brackets.", "[[plugin]]", "[plugin]", "FOLDER/mine.toml:2:1", "[[plugin]]"),
+]
+
+
+def registry_case(name, title, old, new, phrases):
+    @case(3, *phrases, name="registry_" + name, title=title)
     def prepare(folder):
         assert old in GOOD_ENTRY
         experiment(folder, ("{plugin: cosine, warmup: 5}", "{plugin: halving}"))
         (folder / "mine.toml").write_text(GOOD_ENTRY.replace(old, new, 1))
         return dsv3_run("tiny.yaml", "--plugin-path", "mine.toml")
-    prepare.__name__, prepare.__doc__ = "registry_" + name, words
-    mistake(3)(prepare)
 
 
-registry("library_missing", "A registry names a library that was not built.", "stable", "stable")
-registry("unknown_key", "A registry has an unknown key.", 'summary =', 'sumary =')
-registry("missing_key", "A registry's entry has no library.", 'library = "libhalving.so"\n', "")
-registry("not_toml", "A registry is no TOML.", '"halving"', "halving")
-registry("aborting_toml", "A registry has the brackets that toml++ asserts on.", 'version = "1.0"', "version = [1, 2.5,}")
-registry("unknown_kind", "A registry's entry has a kind that dsv3 does not know.", '"schedule"', '"scheduler"')
-registry("other_version", "A registry is of a later format.", "registry = 1", "registry = 2")
-registry("single_brackets", "A registry's entry has single brackets.", "[[plugin]]", "[plugin]")
+for name, title, old, new, *phrases in REGISTRIES:
+    registry_case(name, title, old, new, phrases)

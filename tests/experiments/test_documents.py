@@ -42,7 +42,7 @@ def test_every_path_in_the_readmes_tree_exists():
 
 
 def test_the_readmes_commands_run(tmp_path):
-    """Those that neither install nor train for long; the rest is what this suite and its build are."""
+    """Runs those that neither install nor train for long."""
     text = (SOURCE / "README.md").read_text()
     lines = [line.split("#")[0].split() for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
     commands = [words for words in lines if words and words[-1] in ("--dry-run", "--print-config", "list")]
@@ -61,11 +61,27 @@ def test_the_readmes_plugin_builds(tmp_path):
 
 
 def test_no_dependency_points_the_wrong_way():
-    """Plugins see the SDK only; the core names no plugin."""
+    """Plugins include only the SDK, and the core names no plugin."""
     for file in (SOURCE / "plugins").rglob("*.[ch]*"):
         for header in re.findall(r"#include [<\"](dsv3/\w+)/", file.read_text()) if file.suffix in (".h", ".cpp") else []:
             assert header in ("dsv3/sdk", "dsv3/support"), (file, header)
     names = {f.name for f in (SOURCE / "plugins").glob("*/*/")} - {"none", "text", "tokens", "bytes", "constant", "single"}
-    for file in (SOURCE / "core/src").rglob("*.cpp"):
-        quoted = set(re.findall(r'"(\w+)"', file.read_text()))
+    for file in [*(SOURCE / "core/src").rglob("*.cpp"), *(SOURCE / "core/src").rglob("*.h")]:
+        quoted = set(re.findall(r'"(\w+)["/]', file.read_text()))  # "mla", or a metric "moe/load_max"
         assert not quoted & names, (file, quoted & names)
+
+
+def test_the_core_calls_components_through_the_wrapper():
+    """`call` names the component in whatever a plugin throws. A direct call would not."""
+    rows = re.findall(r"^  ROW\((\w+), (\w+),", (SOURCE / "core/include/dsv3/sdk/kinds.h").read_text(), re.M)
+    wrapped = {"position", "tokenizer"}  # core/src/call/guarded.cpp
+    assert len(rows) > 9 and wrapped < {kind for kind, _ in rows}
+    for kind, interface in rows:
+        header = (SOURCE / f"core/include/dsv3/sdk/{kind}.h").read_text()
+        body = header[re.search(rf"^class {interface} ", header, re.M).start():]
+        methods = set(re.findall(r"^  virtual [^~(]*?(\w+)\(", body, re.M))
+        assert methods, kind
+        direct = re.compile(rf"\b(?:{kind}|layer)_?(?:\.|->)(?:{'|'.join(methods)})\(")
+        for file in (SOURCE / "core/src").rglob("*.cpp"):
+            if kind not in wrapped and file.parent.name not in ("call", "conformance"):
+                assert not (found := direct.findall(file.read_text())), (file, found)

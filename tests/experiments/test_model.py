@@ -1,4 +1,4 @@
-"""docs/model.md: its formulas are what the programs count, its files, functions, options and defaults are there."""
+"""docs/model.md: its formulas match what the programs count; its files, functions, options and defaults exist."""
 
 import re
 import shlex
@@ -79,21 +79,21 @@ def shown(text):
 
 
 @pytest.mark.parametrize("file", BASES, ids=lambda p: p.stem)
-def test_formulas_are_what_the_dry_run_counts(file, tmp_path):
+def test_formulas_match_the_dry_run(file, tmp_path):
     out = dsv3_run(file, "--dry-run", cwd=tmp_path).stdout
-    wanted = formulas(symbols(resolved(file)))
+    expected = formulas(symbols(resolved(file)))
     parts = ("embedding", "attention", "feed_forward", "norms", "head", "mtp")
     for part in parts:
         total, active = re.search(rf"^  {part} +([\d.]+ ?[A-Za-z]?) +([\d.]+ ?[A-Za-z]?)$", out, re.M).groups()
-        for text, value in ((total, wanted[part]), (active, wanted.get(f"{part}, active", wanted[part]))):
+        for text, value in ((total, expected[part]), (active, expected.get(f"{part}, active", expected[part]))):
             number, tolerance = shown(text)
             assert abs(number - value) <= tolerance, (part, text, value)
     everything = re.search(r"^  all .*\((\d+) / (\d+)\)$", out, re.M)
-    assert int(everything[1]) == sum(wanted[part] for part in parts)
-    assert int(everything[2]) == sum(wanted.get(f"{part}, active", wanted[part]) for part in parts)
-    all_keys, causal = re.search(r"FLOPs a token  ([\d.]+ ?\w?) forward and backward \(([\d.]+ ?\w?) with", out).groups()
-    for text, value in ((all_keys, wanted["matrices"] + wanted["scores"]),
-                        (causal, wanted["matrices"] + wanted["scores"] / 2)):
+    assert int(everything[1]) == sum(expected[part] for part in parts)
+    assert int(everything[2]) == sum(expected.get(f"{part}, active", expected[part]) for part in parts)
+    all_keys, causal = re.search(r"FLOPs/token    ([\d.]+ ?\w?) forward and backward \(([\d.]+ ?\w?) with", out).groups()
+    for text, value in ((all_keys, expected["matrices"] + expected["scores"]),
+                        (causal, expected["matrices"] + expected["scores"] / 2)):
         number, tolerance = shown(text)
         assert abs(number - value) <= tolerance, (text, value)
 
@@ -117,7 +117,7 @@ def test_the_cache_is_57_times_smaller():
         assert words[0] == "dsv3-run" and words[-1] == "--dry-run"
         out = dsv3_run(*words[1:], cwd=SOURCE).stdout
         values, size, layers, precision = re.search(
-            r"^KV cache +(\d+) values a token a layer, (\d+) bytes a token in (\d+) layer\(s\) of (\w+)$", out, re.M).groups()
+            r"^KV cache +(\d+) values per token and layer, (\d+) bytes per token in (\d+) layer\(s\) of (\w+)$", out, re.M).groups()
         assert int(size) == int(values) * int(layers) * {"bf16": 2, "fp32": 4}[precision]
         cached.append(int(values))
     assert cached == [576, 32768] and round(cached[1] / cached[0]) == 57
@@ -128,7 +128,7 @@ def test_the_cache_is_57_times_smaller():
     assert {name: (f"{eval(formula, {}, v3):,}") for name, (formula, _) in rows.items()} == {k: v[1] for k, v in rows.items()}
 
 
-def test_functions_are_where_it_says():
+def test_functions_exist():
     references = re.findall(r"((?:`[\w:]+`,\s+)*`[\w:]+`)\s+in\s+`([\w/]+\.\w+)`", TEXT)
     assert len(references) > 20
     for names, file in references:
@@ -139,7 +139,7 @@ def test_functions_are_where_it_says():
                 assert name.removeprefix("Model::Parts::") in source, (name, file)
 
 
-def test_files_are_there():
+def test_files_exist():
     files = [f for f in re.findall(r"[`\s]((?:core|plugins|experiments|docs|tests)/[\w/.]+\w)", TEXT)]
     assert len(files) > 20 and [f for f in files if not (SOURCE / f).exists()] == []
 

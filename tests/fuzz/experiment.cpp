@@ -1,9 +1,9 @@
-// An experiment's YAML through reading, merging and checking, against a table of components.
+// Reads, merges and checks an experiment's YAML against a table of fake components.
 #include "core/config/fake.h"
 #include "input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  const auto file = fuzz::put("experiment.yaml", fuzz::view(data, size));
-  fuzz::refusable([&] { fake::load(file); });
+  const auto file = fuzz::write("experiment.yaml", fuzz::view(data, size));
+  fuzz::may_throw_error([&] { fake::load(file); });
   return 0;
 }

@@ -1,4 +1,4 @@
-// What all fuzz targets share: the input as a file, and the one exception that a parser may throw.
+// Shared by all fuzz targets: the input as a file, and the only exception that a parser may throw.
 #pragma once
 
 #include <cstddef>
@@ -14,23 +14,23 @@
 
 namespace fuzz {
 
-/// A folder of this process, below TMPDIR, which the caller of the target empties.
+/// This process's folder below TMPDIR. run.py removes it.
 inline const std::filesystem::path& folder() {
   static const std::filesystem::path path = [] {
-    const auto made =
+    const auto folder =
         std::filesystem::temp_directory_path() / ("dsv3-fuzz-" + std::to_string(::getpid()));
-    std::filesystem::create_directories(made);
-    return made;
+    std::filesystem::create_directories(folder);
+    return folder;
   }();
   return path;
 }
 
-/// Makes folder()/name hold exactly `bytes`.
-inline std::filesystem::path put(const std::string& name, std::string_view bytes) {
+/// Writes `bytes` to folder()/name.
+inline std::filesystem::path write(const std::string& name, std::string_view bytes) {
   const auto path = folder() / name;
   std::ofstream file(path, std::ios::binary | std::ios::trunc);
   file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  if (!file.flush()) std::abort();  // a full disk would look like a parser that refuses everything
+  if (!file.flush()) std::abort();  // on a full disk every input would be rejected
   return path;
 }
 
@@ -38,17 +38,17 @@ inline std::string_view view(const uint8_t* data, size_t size) {
   return {reinterpret_cast<const char*>(data), size};
 }
 
-/// Stops the fuzzer when what was read breaks a promise of the parser.
-inline void require(bool kept) {
-  if (!kept) std::abort();
+/// Stops the fuzzer when the parsed data breaks an invariant.
+inline void require(bool holds) {
+  if (!holds) std::abort();
 }
 
-/// Runs `read`. dsv3::Error is how a parser refuses its input; everything else that comes out of it
-/// is a finding. Refusals must say something.
+/// Runs `parse`. A parser rejects its input with dsv3::Error and a text; any other exception is a
+/// finding.
 template <class F>
-void refusable(F&& read) {
+void may_throw_error(F&& parse) {
   try {
-    read();
+    parse();
   } catch (const dsv3::Error& error) {
     require(*error.what() != '\0');
   }

@@ -1,4 +1,5 @@
-// A checkpoint's manifest, as it is and with a digest that fits, which no mutation would find.
+// Reads a checkpoint's manifest: the input itself, and the input with a correct digest, which
+// mutations would never find.
 #include "checkpoint/manifest.h"
 
 #include <dsv3/support/json.h>
@@ -9,8 +10,8 @@
 namespace {
 
 void read(std::string_view text) {
-  fuzz::put("manifest.json", text);
-  fuzz::refusable([] {
+  fuzz::write("manifest.json", text);
+  fuzz::may_throw_error([] {
     const dsv3::StoredCheckpoint stored = dsv3::read_manifest(fuzz::folder());
     fuzz::require(stored.step >= 0 && stored.tokens >= 0);
     for (const auto& file : dsv3::files_of(stored.manifest))
@@ -23,7 +24,7 @@ void read(std::string_view text) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view text = fuzz::view(data, size);
   read(text);
-  fuzz::refusable([&] {
+  fuzz::may_throw_error([&] {
     dsv3::Json manifest = dsv3::parse_json(text, "input");
     if (!manifest.is_object()) return;
     manifest.erase("sha256");

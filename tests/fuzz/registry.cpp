@@ -1,11 +1,11 @@
-// A registry's TOML.
+// Reads a registry's TOML.
 #include "plugin/registry.h"
 
 #include "input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  const auto file = fuzz::put("registry.toml", fuzz::view(data, size));
-  fuzz::refusable([&] {
+  const auto file = fuzz::write("registry.toml", fuzz::view(data, size));
+  fuzz::may_throw_error([&] {
     for (const auto& entry : dsv3::read_registry(file).plugins)
       fuzz::require(!entry.library.empty());
   });

@@ -1,7 +1,7 @@
 """run.py TARGET FOLDER: replays corpus and regressions, then fuzzes for 10 s (60 s with DSV3_TEST_FULL=1).
 
-DSV3_FUZZ_SECONDS sets another time. The input of a finding goes to ./fuzz-findings/: keep it, fixed, in
-FOLDER/regressions/<target>/.
+DSV3_FUZZ_SECONDS sets another time. An input that crashes the target is written to ./fuzz-findings/. After the fix, move it
+to FOLDER/regressions/<target>/.
 """
 
 import os
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 
-# Per input: seconds, MiB of the whole process under AddressSanitizer, MiB of one allocation.
+# Per input: seconds, MiB of the process (AddressSanitizer included), MiB of a single allocation.
 LIMITS = ["-timeout=5", "-rss_limit_mb=1024", "-malloc_limit_mb=128"]
 
 
@@ -20,23 +20,23 @@ def main():
     seconds = os.environ.get("DSV3_FUZZ_SECONDS") or ("60" if os.environ.get("DSV3_TEST_FULL") == "1" else "10")
     seed = int(os.environ.get("DSV3_TEST_SEED", 1)) % 2**32 or 1
     seeds = folder / "corpus" / name
-    known = sorted(p for kind in ("corpus", "regressions") for p in (folder / kind / name).glob("*"))
+    stored = sorted(p for kind in ("corpus", "regressions") for p in (folder / kind / name).glob("*"))
     assert len(list(seeds.glob("*"))) > 0, f"no seeds in {seeds}"
     findings = pathlib.Path("fuzz-findings").resolve()
     findings.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         environment = os.environ | {"TMPDIR": scratch, "UBSAN_OPTIONS": "print_stacktrace=1"}
         options = [*LIMITS, f"-artifact_prefix={findings}/{name}-"]
-        subprocess.run([target, *options, *known], env=environment, check=True)
-        new = pathlib.Path(scratch, "corpus")
-        new.mkdir()
+        subprocess.run([target, *options, *stored], env=environment, check=True)
+        new_inputs = pathlib.Path(scratch, "corpus")
+        new_inputs.mkdir()
         fuzzer = subprocess.Popen([target, *options, f"-seed={seed}", f"-max_total_time={seconds}", "-max_len=16384",
-                                   "-print_final_stats=1", "-print_funcs=0", new, seeds], env=environment,
+                                   "-print_final_stats=1", "-print_funcs=0", new_inputs, seeds], env=environment,
                                   stderr=subprocess.PIPE, text=True, errors="replace")
         for line in fuzzer.stderr:
-            if "DONE" in line or line[0] not in '#"':  # DONE has the coverage; the rest is progress
+            if "DONE" in line or line[0] not in '#"':  # keep errors and the final coverage, drop progress
                 print(line, end="", flush=True)
-        assert fuzzer.wait() == 0, f"exit code {fuzzer.returncode}, see above; repeat with DSV3_TEST_SEED={seed}"
+        assert fuzzer.wait() == 0, f"{name} failed with exit code {fuzzer.returncode} (output above); repeat with DSV3_TEST_SEED={seed}"
 
 
 main()

@@ -1,16 +1,17 @@
-// A tokenizer.json through the bpe plugin, and a text through what it describes.
+// Reads a tokenizer.json with the bpe plugin, then encodes and decodes a text with it.
 #include "bpe.h"
 #include "input.h"
 
-// The key function; libdsv3's file with all of them needs LibTorch.
+// Key functions of its base classes. libdsv3 defines them in a file that needs LibTorch.
 dsv3::Tokenizer::~Tokenizer() = default;
+dsv3::Pluggable::~Pluggable() = default;
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const std::string text =
       "In the beginning, 1234567 \xc3\xa9t\xc3\xa9s e\xcc\x81 \xe4\xb8\xad\xe6\x96\x87\r\n\t  "
       "don't I'LL \xff\xfe<|endoftext|> \xf0\x9f\x98\x80 aaaaaaaaaaaaaaaaaaaaaaaa";
-  const auto file = fuzz::put("tokenizer.json", fuzz::view(data, size));
-  fuzz::refusable([&] {
+  const auto file = fuzz::write("tokenizer.json", fuzz::view(data, size));
+  fuzz::may_throw_error([&] {
     dsv3::plugins::BpeOptions options;
     options.file = file.string();
     const dsv3::plugins::Bpe bpe(options, {});

@@ -19,7 +19,7 @@
 #include "format/description.h"
 #include "format/folder.h"
 #include "support/built_plugins.h"
-#include "train/tensor_views.h"
+#include "checkpoint/tensor_views.h"
 
 namespace {
 
@@ -75,12 +75,9 @@ class Output {
 };
 
 dsv3::Experiment experiment_of(const dsv3::StoredModel& stored, const Json& job) {
-  dsv3::ExperimentRequest request;
-  request.file = stored.path / "config.json";
-  request.text = stored.config;
-  request.forced = {"train.device=cpu", "train.precision=fp32", "data.tokenizer=null"};
-  for (const Json& setting : job["settings"]) request.forced.push_back(setting);
-  request.forced_label = "the driver";
+  dsv3::ExperimentRequest request = stored.source;
+  request.command_line = {"train.device=cpu", "train.precision=fp32", "data.tokenizer=null"};
+  for (const Json& setting : job["settings"]) request.command_line.push_back(setting);
   dsv3::PluginCatalog catalog(dsv3::test::built_plugins());
   return dsv3::load_experiment(request, catalog);
 }
@@ -164,7 +161,7 @@ void run(const Json& job) {
     watched.push_back(std::make_shared<Watched>(context, make(context)));
     return watched.back();
   };
-  dsv3::Model model(experiment, experiment.model.vocab, factory, at::kCPU);
+  dsv3::Model model(experiment, experiment.model.vocab.value(), factory, at::kCPU);
   dsv3::load_weights(model, stored);
 
   Output out;

@@ -93,7 +93,7 @@ def format_of(name):
 
 
 def make(name, more_layers=0, **changes):
-    """The transformers model, as transformers initialises it; `more_layers` built as the last one is."""
+    """The transformers model, as transformers initialises it; `more_layers` are built like the last one."""
     torch.manual_seed(MODELS.index(name))
     if name in LLAMA_MODELS:
         config, kind = LlamaConfig(**(LLAMA | LLAMA_MODELS[name] | changes)), LlamaForCausalLM
@@ -130,7 +130,7 @@ def store(model, folder, **options):
 # ---- names
 
 def stored(name, tensor):
-    """A parameter of transformers' model as its folder has it: experts apart, gate and up apart."""
+    """A parameter of transformers' model as its folder stores it: experts separate, gate and up separate."""
     if name.endswith("experts.gate_up_proj"):
         base = name.removesuffix("gate_up_proj")
         for expert, both in enumerate(tensor):
@@ -178,9 +178,9 @@ class Rows:
         found = torch.full((rows, length), -100)
         for b in range(rows):
             for t in range(length):
-                there = t + ahead
-                if there <= length and self.run[b, there] == self.run[b, t] and self.ids[b, there] >= 0:
-                    found[b, t] = self.tokens[b, there]
+                target = t + ahead
+                if target <= length and self.run[b, target] == self.run[b, t] and self.ids[b, target] >= 0:
+                    found[b, t] = self.tokens[b, target]
         return found
 
     def save(self, path):
@@ -202,10 +202,10 @@ def make_rows(seed, rows, length, vocab=VOCAB, padding=0):
     return Rows(tokens, ids)
 
 
-# ---- what a forward leaves behind
+# ---- what a forward records
 
 class Routers:
-    """Collects what every router says during a forward."""
+    """Collects the choices of every router during a forward."""
 
     def __init__(self, routers):
         self.logits, self.choices = [], []
@@ -262,7 +262,7 @@ def cross_entropy_sum(logits, targets):
 # ---- dsv3's side
 
 class Driver:
-    """model_driver, kept running."""
+    """A running model_driver."""
 
     def __init__(self, folder):
         self.folder, self.jobs = folder, 0
@@ -294,13 +294,13 @@ def program(name, *words, cwd=None, check=0):
     return done
 
 
-def relative(found, wanted):
+def relative(found, expected):
     """Norm of the difference over the norm; 0 for zeros on both sides."""
-    difference, size = (found.double() - wanted.double()).norm(), wanted.double().norm()
+    difference, size = (found.double() - expected.double()).norm(), expected.double().norm()
     assert torch.isfinite(difference)
     return 0.0 if difference == 0 else float(difference / max(size, 1e-30))
 
 
-def largest(found, wanted):
-    assert found.shape == wanted.shape
-    return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max())
+def largest(found, expected):
+    assert found.shape == expected.shape
+    return float((found.double() - expected.double()).abs().max() / expected.double().abs().max())

@@ -1,4 +1,4 @@
-"""Which documents dsv3 holds out, in which order it takes them and how it packs them into rows: the definitions of
+"""Which documents dsv3 holds out, in which order it reads them and how it packs them into rows: the definitions of
 dsv3/sdk/documents.h once more, so that tests can name the rows of a run."""
 
 import torch

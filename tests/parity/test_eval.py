@@ -1,6 +1,6 @@
 """`dsv3 eval` against transformers: losses, bits per byte, log-likelihoods and accuracies of a random DeepSeek-V3.
 
-The expected numbers are made here, one window and one ending at a time, from the wheel's logits. What the run's own
+The expected numbers are computed here, one window and one ending at a time, from the wheel's logits. What the run's own
 validation gave is compared bit for bit.
 """
 
@@ -114,8 +114,8 @@ def corpus(tmp_path_factory):
     return folder, first + second
 
 
-def compare(found, documents, wanted):
-    tokens, size, loss, bits = wanted
+def compare(found, documents, expected):
+    tokens, size, loss, bits = expected
     assert (found["documents"], found["tokens"], found["bytes"]) == (documents, tokens, size)
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
     assert found["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
@@ -128,9 +128,9 @@ def test_text(oracle, corpus, sequence, batch):
     compare(found["text"][0], len(documents), oracle.score(documents, sequence))
 
 
-def test_shards_are_the_text_they_were_made_of(oracle, corpus, tmp_path):
+def test_shards_score_like_their_text(oracle, corpus, tmp_path):
     folder, documents = corpus
-    dsv3("data", "prepare", folder, "--tokenizer", oracle.folder / "tokenizer.json", "--out", tmp_path / "shards",
+    dsv3("data", "prepare", folder, "--tokenizer", oracle.folder / "tokenizer.json", "--output", tmp_path / "shards",
          "--shard-tokens", 200)
     assert len(list((tmp_path / "shards").glob("*.tokens"))) > 1
     found = evaluate(oracle.folder, "--shards", tmp_path / "shards", "--sequence", 32)
@@ -196,19 +196,19 @@ def test_choices(oracle, tmp_path, sequence, batch, cut):
     assert (found["truncated"] > 0) == cut
     right = right_norm = 0
     for question, answer in zip(questions, found["questions"], strict=True):
-        wanted = expected_likelihoods(oracle, question, sequence)
-        assert answer["log_likelihoods"] == pytest.approx(wanted, rel=1e-5)
+        expected = expected_likelihoods(oracle, question, sequence)
+        assert answer["log_likelihoods"] == pytest.approx(expected, rel=1e-5)
         sizes = [len(clean(ending).encode()) for ending in question["endings"]]
         assert answer["bytes"] == sizes
         label = int(question["label"])
-        right += max(range(len(wanted)), key=lambda i: wanted[i]) == label
-        right_norm += max(range(len(wanted)), key=lambda i: wanted[i] / sizes[i]) == label
+        right += max(range(len(expected)), key=lambda i: expected[i]) == label
+        right_norm += max(range(len(expected)), key=lambda i: expected[i] / sizes[i]) == label
     assert found["accuracy"] == pytest.approx(right / len(questions))
     assert found["acc_norm"] == pytest.approx(right_norm / len(questions))
-    assert right != right_norm  # else the test could not tell them apart
+    assert right != right_norm  # else the test could not distinguish them
 
 
-def test_the_table_says_what_json_says(oracle, corpus, tmp_path):
+def test_the_table_matches_the_json(oracle, corpus, tmp_path):
     (tmp_path / "q.jsonl").write_text(json.dumps({"ctx": "A", "endings": ["b", "c"], "label": 0}))
     words = ["eval", oracle.folder, "--text", corpus[0], "--choices", tmp_path / "q.jsonl", "--sequence", 64]
     found = json.loads(dsv3(*words, "--json").stdout)
@@ -243,22 +243,22 @@ def test_validation_on_one_document_is_the_shards_score(tmp_path, monkeypatch, p
     make_tiny(tmp_path)
     (tmp_path / "one.txt").write_text((tmp_path / "text.txt").read_text()[:500].replace("\n\n", "\n"))
     for name in ("text", "one"):
-        dsv3("data", "prepare", f"{name}.txt", "--tokenizer", "bytes", "--out", name)
-    dsv3_run("tiny.yaml", "--run_name", "b", "train.steps=2", "data={plugin: tokens, path: text, validation_path: one}",
+        dsv3("data", "prepare", f"{name}.txt", "--tokenizer", "bytes", "--output", name)
+    dsv3_run("tiny.yaml", "--run_name", "b", "train.steps=2", "schedule.warmup=0", "data={plugin: tokens, path: text, validation_path: one}",
              "data.tokenizer=bytes", f"train.precision={precision}", "validation.batches=3", cwd=tmp_path)
-    own = evaluate("runs/b")
-    assert own["precision"] == precision
-    own, shards = own["validation"], evaluate("runs/b", "--shards", "one", "--batch", 4)["shards"][0]
-    assert own["loss"] == last_validation(tmp_path / "runs/b")[1]
+    validation_run = evaluate("runs/b")
+    assert validation_run["precision"] == precision
+    validation_run, shards = validation_run["validation"], evaluate("runs/b", "--shards", "one", "--batch", 4)["shards"][0]
+    assert validation_run["loss"] == last_validation(tmp_path / "runs/b")[1]
     size = (tmp_path / "one.txt").stat().st_size
-    for found in (own, shards):
+    for found in (validation_run, shards):
         assert (found["tokens"], found["bytes"]) == (size, size - 1)  # all but the first, and the end of text
     for key in ("loss", "bits_per_byte"):
-        assert own[key] == pytest.approx(shards[key], rel=1e-6 if precision == "fp32" else 1e-3)
+        assert validation_run[key] == pytest.approx(shards[key], rel=1e-6 if precision == "fp32" else 1e-3)
 
 
 BAD_LINES = {
-    "broken": ('{"ctx": "a", "endings": ["b", }', "q.jsonl:2:", "bad JSON"),
+    "broken": ('{"ctx": "a", "endings": ["b", }', "q.jsonl:2:", "invalid JSON"),
     "missing": ('{"ctx": "a", "label": 0}', "q.jsonl:2: no field 'endings'"),
     "context": ('{"endings": ["b", "c"], "label": 0}', "q.jsonl:2: no field 'ctx'"),
     "label": ('{"ctx": "a", "endings": ["b", "c"], "label": 2}', "q.jsonl:2: label 2", "0 to 1"),
@@ -269,13 +269,13 @@ BAD_LINES = {
 
 @pytest.mark.parametrize("bad", BAD_LINES)
 def test_a_bad_question_is_named(oracle, tmp_path, bad):
-    line, *said = BAD_LINES[bad]
+    line, *pieces = BAD_LINES[bad]
     (tmp_path / "q.jsonl").write_text('{"ctx": "a", "endings": ["b", "c"], "label": 0}\n' + line + "\n")
     error = dsv3("eval", oracle.folder, "--choices", tmp_path / "q.jsonl", check=4).stderr
-    assert all(text in error for text in said), error
+    assert all(text in error for text in pieces), error
 
 
-def test_mistakes(oracle, corpus, tmp_path):
+def test_errors(oracle, corpus, tmp_path):
     def error(code, *words):
         return dsv3("eval", *words, check=code).stderr
 
@@ -283,13 +283,13 @@ def test_mistakes(oracle, corpus, tmp_path):
     (tmp_path / "empty.txt").write_text(" \n\n")
     (tmp_path / "empty.jsonl").write_text("\n")
     assert "no text in" in error(4, oracle.folder, "--text", tmp_path / "empty.txt")
-    assert "holds no question" in error(4, oracle.folder, "--choices", tmp_path / "empty.jsonl")
+    assert "has no questions" in error(4, oracle.folder, "--choices", tmp_path / "empty.jsonl")
     assert "validation split" in error(2, oracle.folder)
     assert "--limit needs" in error(2, oracle.folder, "--limit", 3)
 
     small = tmp_path / "small"  # fewer ids than its tokenizer
     save_model(small, oracle.tokenizer, 270)
-    assert "none of the model's ids 0 to 269" in error(4, small, "--text", text)
+    assert "not one of the model's ids 0 to 269" in error(4, small, "--text", text)
 
     (tmp_path / "bare").mkdir()
     for file in oracle.folder.iterdir():
@@ -299,7 +299,7 @@ def test_mistakes(oracle, corpus, tmp_path):
     given = evaluate(tmp_path / "bare", "--tokenizer", oracle.folder / "tokenizer.json", "--text", text, "--sequence", 64)
     assert given["text"] == evaluate(oracle.folder, "--text", text, "--sequence", 64)["text"]
 
-    dsv3("data", "prepare", text, "--tokenizer", "bytes", "--out", tmp_path / "bytes")
+    dsv3("data", "prepare", text, "--tokenizer", "bytes", "--output", tmp_path / "bytes")
     assert "another tokenizer" in error(4, oracle.folder, "--shards", tmp_path / "bytes")
     found = evaluate(tmp_path / "bare", "--shards", tmp_path / "bytes")["shards"][0]
     assert found["bytes"] is None and found["bits_per_byte"] is None and found["loss"] > 0

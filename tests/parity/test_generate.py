@@ -73,7 +73,7 @@ def greedy(model, prompts, **options):
 
 
 def spread(texts):
-    """Texts that say something: not one token again and again."""
+    """Texts that are not one token repeated."""
     return sum(len(set(text)) for text in texts) / len(texts)
 
 
@@ -97,13 +97,13 @@ def random_model(request, tmp_path_factory):
 def test_a_hugging_face_folder_is_continued_as_transformers_does(random_model):
     name, folder, model = random_model
     prompts = prompt_file(folder)
-    want = greedy(model, PROMPTS)
-    assert spread(want) > 3
-    got, stats = generate(folder / "hf", prompts, "--temperature", 0)
-    assert got == want
-    assert generate(folder / "hf", prompts, "--temperature", 0, "--batch", 3)[0] == want
-    assert generate(folder / "hf", prompts, "--temperature", 0, "--no-cache")[0] == want
-    # The cache: every prompt's own tokens, the last new one is never read; no padding.
+    expected = greedy(model, PROMPTS)
+    assert spread(expected) > 3
+    actual, stats = generate(folder / "hf", prompts, "--temperature", 0)
+    assert actual == expected
+    assert generate(folder / "hf", prompts, "--temperature", 0, "--batch", 3)[0] == expected
+    assert generate(folder / "hf", prompts, "--temperature", 0, "--no-cache")[0] == expected
+    # The cache: the tokens of every prompt, without the last new one, and no padding.
     tokens = sum(len(p) + TOKENS - 1 for p in PROMPTS)
     values, layers = (KV_LORA + ROPE, LAYERS) if name != "llama" else (2 * 2 * 8, 2)
     assert stats["cache_tokens"] == tokens
@@ -113,12 +113,12 @@ def test_a_hugging_face_folder_is_continued_as_transformers_does(random_model):
     assert stats["new_tokens"] == TOKENS * len(PROMPTS)
 
 
-def test_the_repetition_penalty_is_that_of_transformers(random_model):
+def test_the_repetition_penalty_matches_transformers(random_model):
     _, folder, model = random_model
-    want = greedy(model, PROMPTS, repetition_penalty=1.4)
-    assert want != greedy(model, PROMPTS)
-    got, _ = generate(folder / "hf", prompt_file(folder), "--temperature", 0, "--repetition-penalty", 1.4)
-    assert got == want
+    expected = greedy(model, PROMPTS, repetition_penalty=1.4)
+    assert expected != greedy(model, PROMPTS)
+    actual, _ = generate(folder / "hf", prompt_file(folder), "--temperature", 0, "--repetition-penalty", 1.4)
+    assert actual == expected
 
 
 def test_an_imported_model_goes_back_to_transformers(random_model):
@@ -127,8 +127,8 @@ def test_an_imported_model_goes_back_to_transformers(random_model):
     dsv3("export", folder / "checkpoint", folder / "exported")
     model = MODELS[name][0].from_pretrained(folder / "exported").float().eval()
     model.generation_config.eos_token_id = None
-    got, _ = generate(folder / "checkpoint", prompt_file(folder), "--temperature", 0)
-    assert got == greedy(model, PROMPTS)
+    actual, _ = generate(folder / "checkpoint", prompt_file(folder), "--temperature", 0)
+    assert actual == greedy(model, PROMPTS)
 
 
 @pytest.fixture(scope="module", params=[(1, "normed"), (2, "raw")], ids=["depth1", "depth2"])
@@ -142,7 +142,7 @@ def trained(request, tmp_path_factory):
     return depth, folder, folder / "runs/run"
 
 
-def test_speculation_leaves_greedy_texts_alone(trained):
+def test_speculation_does_not_change_greedy_texts(trained):
     depth, folder, run = trained
     texts = ["the quick", "w", "old stone bridges near", "lazy dog while seven wiz", "mix po", "jumps over a", "brown",
              "potions near old", "fox", "a lazy"]
@@ -150,12 +150,12 @@ def test_speculation_leaves_greedy_texts_alone(trained):
     dsv3("export", run, folder / "exported", "--no-mtp")
     model = DeepseekV3ForCausalLM.from_pretrained(folder / "exported").float().eval()
     model.generation_config.eos_token_id = None
-    want = greedy(model, [list(t.encode()) for t in texts])
+    expected = greedy(model, [list(t.encode()) for t in texts])
     plain, without = generate(run, prompts, "--temperature", 0, "--no-speculate")
-    assert plain == want
+    assert plain == expected
     drafted, stats = generate(run, prompts, "--temperature", 0, "--speculate")
-    assert drafted == want
-    assert generate(run, prompts, "--temperature", 0, "--speculate", "--batch", 1)[0] == want
+    assert drafted == expected
+    assert generate(run, prompts, "--temperature", 0, "--speculate", "--batch", 1)[0] == expected
     assert without["speculation"] == [] and len(stats["speculation"]) == depth
     assert stats["speculation"][0]["accepted"] > 0
     assert without["forwards"] == TOKENS and without["mtp_cache_bytes"] == 0 < stats["mtp_cache_bytes"]
@@ -195,7 +195,7 @@ def test_stop_texts_and_statistics(trained):
     line = json.loads(dsv3(*options, "--json", "--stop-id", ord(text[5])).stdout)
     assert line["text"] == text[:text.index(text[5])] and line["stop_reason"] == "stop"
     stats = dsv3(*options, "--stats").stderr
-    assert "24 values a token a layer; multi-head attention with the same heads: 64, 2.7 times as many" in stats
+    assert "24 values per token and layer; multi-head attention with the same heads: 64, 2.7 times as many" in stats
     assert " tokens x 3 layers x 24 values x 4 bytes = " in stats
     assert stats.count("drafts accepted") == depth
 
@@ -207,13 +207,13 @@ def error(*arguments, **rest):
     return done.stderr
 
 
-def test_mistakes(random_model, trained, tmp_path):
+def test_errors(random_model, trained, tmp_path):
     name, folder, _ = random_model
     if name != "deepseek":
         return
     _, _, run = trained
     model = folder / "hf"
-    assert "has no tokenizer: name one by --tokenizer FILE" in error(model, "--prompt", "a")
+    assert "has no tokenizer; pass --tokenizer FILE" in error(model, "--prompt", "a")
     assert "is none of the model's ids 0 to 63" in error(model, "--ids", "--prompt", "[3, 64]")
     assert "the prompt is empty" in error(model, "--ids", "--prompt", "[]")
     assert "the prompt is empty" in error(run, "--prompt", "")

@@ -29,10 +29,10 @@ def test_logits(case, worst, tmp_path):
     name, model, folder = case
     tokens = torch.randint(0, model.config.vocab_size, (2, 60), generator=torch.Generator().manual_seed(1))
     (tmp_path / "tokens.json").write_text(json.dumps(tokens.tolist()))
-    oracle.program("dsv3", "logits", folder, "--tokens", tmp_path / "tokens.json", "--out", tmp_path / "out")
+    oracle.program("dsv3", "logits", folder, "--tokens", tmp_path / "tokens.json", "--output", tmp_path / "out")
     with torch.no_grad():
-        wanted = model(tokens).logits
-    assert worst("logits", oracle.largest(load_file(tmp_path / "out")["logits"], wanted), name) < 1e-4
+        expected = model(tokens).logits
+    assert worst("logits", oracle.largest(load_file(tmp_path / "out")["logits"], expected), name) < 1e-4
 
 
 def alpha_of(name):
@@ -67,8 +67,8 @@ def test_step(case, driver, worst):
     assert worst("losses", oracle.relative(ours["loss/total"], loss), name) < 1e-5
     assert oracle.relative(ours["loss/total"], ours["loss/main"]) < 1e-6  # the balance loss shows in gradients only
     assert {key.removeprefix("grad/") for key in ours if key.startswith("grad/")} == set(gradients)
-    for key, wanted in gradients.items():
-        difference = oracle.relative(ours["grad/" + key], wanted)
+    for key, expected in gradients.items():
+        difference = oracle.relative(ours["grad/" + key], expected)
         assert worst("gradients", difference, f"{name}: {key}") < 1e-3, key
 
     found = [ours[key] for key in sorted((k for k in ours if k.startswith("choices/")), key=lambda k: int(k[8:]))]
@@ -80,9 +80,9 @@ def test_step(case, driver, worst):
     for layer, gate, theirs in zip(layers, oracle.gates(model), chosen):
         counts = theirs.sum(0)
         assert torch.equal(ours[f"counts/{layer}"], counts)
-        wanted = gate.e_score_correction_bias + oracle.bias_change(counts)
+        expected = gate.e_score_correction_bias + oracle.bias_change(counts)
         after = ours[f"after/model.layers.{layer}.mlp.gate.e_score_correction_bias"]
-        assert torch.allclose(after, wanted, rtol=0, atol=1e-6)
+        assert torch.allclose(after, expected, rtol=0, atol=1e-6)
         assert not torch.allclose(after, gate.e_score_correction_bias, rtol=0, atol=5e-4)
 
 
@@ -107,4 +107,4 @@ def test_the_comparison_can_fail(changes, driver, tmp_path):
     rows = oracle.make_rows("v3", ROWS, LENGTH)
     ours = driver.run(oracle.store(model, tmp_path), "deepseek_v3", rows, changes)
     _, gradients, _ = oracle_step("v3", model, rows)
-    assert max(oracle.relative(ours["grad/" + key], wanted) for key, wanted in gradients.items()) > 1e-3
+    assert max(oracle.relative(ours["grad/" + key], expected) for key, expected in gradients.items()) > 1e-3

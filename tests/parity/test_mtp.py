@@ -77,7 +77,7 @@ class Oracle:
         raw, normed = oracle.decoder(self.model, rows)
         ready, fed = [normed], normed if source == "normed" else raw
         for k, module in enumerate(self.modules):
-            ahead = torch.zeros_like(rows.inputs)  # beyond the row's end nothing is known, and nothing asked
+            ahead = torch.zeros_like(rows.inputs)  # unknown and unused after the row's end
             known = rows.tokens[:, k + 1:][:, :LENGTH]
             ahead[:, :known.shape[1]] = known
             raw, normed = module.forward(ahead, fed, rows, concat)
@@ -122,71 +122,71 @@ def driver(tmp_path_factory):
                 ids=lambda case: f"{case[0]}-{case[1]}")
 def case(request, tmp_path_factory):
     """(name, the oracle, its folder)"""
-    made = Oracle(*request.param)
-    return request.param[0], made, made.store(tmp_path_factory.mktemp("model"))
+    oracle_model = Oracle(*request.param)
+    return request.param[0], oracle_model, oracle_model.store(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize("documents, source, concat, denominator",
                          [("packed", *which) for which in CONVENTIONS]
                          + [("one_a_row", *which) for which in (CONVENTIONS[0], CONVENTIONS[-1])])
 def test_loss_and_gradients(case, driver, worst, documents, source, concat, denominator):
-    name, made, folder = case
+    name, oracle_model, folder = case
     rows = oracle.make_rows(name, ROWS, LENGTH, padding=4)
     if documents == "one_a_row":
         rows = oracle.Rows(rows.tokens, torch.arange(ROWS)[:, None].expand(-1, LENGTH + 1).contiguous())
     settings = [f"model.mtp.input={source}", f"model.mtp.concat={concat}", f"model.mtp.denominator={denominator}",
                 f"model.mtp.weight={WEIGHT}"]
-    if oracle.gates(made.model):
+    if oracle.gates(oracle_model.model):
         settings.append("model.feed_forward.1.balance_alpha=0")
     ours = driver.run(folder, "deepseek_v3", rows, settings, micro_batch=3)
 
-    made.zero_grad()
-    main, further, total = made.losses(rows, source, concat, denominator)
+    oracle_model.zero_grad()
+    main, further, total = oracle_model.losses(rows, source, concat, denominator)
     total.backward()
-    for key, wanted in (("main", main), ("mtp", further), ("total", total)):
-        assert worst("losses", oracle.relative(ours["loss/" + key], wanted.detach()), f"{name} {key}") < 1e-5
-    gradients = made.gradients()
+    for key, expected in (("main", main), ("mtp", further), ("total", total)):
+        assert worst("losses", oracle.relative(ours["loss/" + key], expected.detach()), f"{name} {key}") < 1e-5
+    gradients = oracle_model.gradients()
     assert {key.removeprefix("grad/") for key in ours if key.startswith("grad/")} == set(gradients)
-    for key, wanted in gradients.items():
-        assert worst("gradients", oracle.relative(ours["grad/" + key], wanted), f"{name}: {key}") < 1e-3, key
+    for key, expected in gradients.items():
+        assert worst("gradients", oracle.relative(ours["grad/" + key], expected), f"{name}: {key}") < 1e-3, key
 
 
 def test_conventions_differ(case):
-    """Each convention changes a loss, so that the comparisons tell them apart."""
-    name, made, _ = case
+    """Each convention changes a loss, so that the comparisons distinguish them."""
+    name, oracle_model, _ = case
     rows = oracle.make_rows(name, ROWS, LENGTH, padding=4)
     with torch.no_grad():
-        found = [float(made.losses(rows, *which)[1]) for which in CONVENTIONS]
+        found = [float(oracle_model.losses(rows, *which)[1]) for which in CONVENTIONS]
     assert all(abs(a - b) > 1e-5 * a for a, b in itertools.combinations(found, 2)), found
 
 
 def test_experts_of_modules_are_balanced(driver, tmp_path):
     """The modules' routers count and move their biases as the layers' do."""
-    made = Oracle("v3", 2)
+    oracle_model = Oracle("v3", 2)
     rows = oracle.make_rows("v3", ROWS, LENGTH)
-    ours = driver.run(made.store(tmp_path), "deepseek_v3", rows)
-    with oracle.Routers(oracle.gates(made.model)) as routers:
-        made.losses(rows, "normed", "embedding_first", "main")
-    layers = range(made.layers - len(oracle.gates(made.model)) + made.depth, made.layers + made.depth)
+    ours = driver.run(oracle_model.store(tmp_path), "deepseek_v3", rows)
+    with oracle.Routers(oracle.gates(oracle_model.model)) as routers:
+        oracle_model.losses(rows, "normed", "embedding_first", "main")
+    layers = range(oracle_model.layers - len(oracle.gates(oracle_model.model)) + oracle_model.depth, oracle_model.layers + oracle_model.depth)
     assert len(layers) == len(routers.choices) == 4
-    for layer, gate, theirs in zip(layers, oracle.gates(made.model), routers.chosen()):
+    for layer, gate, theirs in zip(layers, oracle.gates(oracle_model.model), routers.chosen()):
         assert torch.equal(ours[f"choices/{layer}"], theirs)
-        wanted = gate.e_score_correction_bias + oracle.bias_change(theirs.sum(0))
-        assert torch.allclose(ours[f"after/model.layers.{layer}.mlp.gate.e_score_correction_bias"], wanted, rtol=0, atol=1e-6)
+        expected = gate.e_score_correction_bias + oracle.bias_change(theirs.sum(0))
+        assert torch.allclose(ours[f"after/model.layers.{layer}.mlp.gate.e_score_correction_bias"], expected, rtol=0, atol=1e-6)
 
 
 def test_logits(case, worst, tmp_path):
     """`dsv3 logits` writes those of the modules, and NaN where a module's input is beyond the row."""
-    name, made, folder = case
+    name, oracle_model, folder = case
     rows = oracle.make_rows(name, 2, LENGTH)
     rows = oracle.Rows(rows.tokens, torch.zeros_like(rows.tokens))
     (tmp_path / "tokens.json").write_text(json.dumps(rows.inputs.tolist()))
-    oracle.program("dsv3", "logits", folder, "--tokens", tmp_path / "tokens.json", "--out", tmp_path / "out")
+    oracle.program("dsv3", "logits", folder, "--tokens", tmp_path / "tokens.json", "--output", tmp_path / "out")
     ours = load_file(tmp_path / "out")
     with torch.no_grad():
-        wanted = [made.model.lm_head(x) for x in made.hidden_states(rows, "normed", "embedding_first")]
-    assert worst("logits", oracle.largest(ours["logits"], wanted[0]), name) < 1e-4
-    for k in range(made.depth):
+        expected = [oracle_model.model.lm_head(x) for x in oracle_model.hidden_states(rows, "normed", "embedding_first")]
+    assert worst("logits", oracle.largest(ours["logits"], expected[0]), name) < 1e-4
+    for k in range(oracle_model.depth):
         known = LENGTH - k - 1
-        assert worst("MTP logits", oracle.largest(ours["mtp_logits"][k][:, :known], wanted[k + 1][:, :known]), name) < 1e-4
+        assert worst("MTP logits", oracle.largest(ours["mtp_logits"][k][:, :known], expected[k + 1][:, :known]), name) < 1e-4
         assert torch.isnan(ours["mtp_logits"][k][:, known:]).all()

@@ -54,9 +54,9 @@ def oracle(make, lr, values, grads, dtype=torch.float64):
     return after
 
 
-def worst(found, wanted):
+def worst(found, expected):
     difference = 0.0
-    for mine, theirs in zip(found, wanted):
+    for mine, theirs in zip(found, expected):
         for a, b in zip(mine, theirs):
             assert torch.isfinite(a).all()
             difference = max(difference, (a.double() - b.double()).abs().max().item())
@@ -73,19 +73,19 @@ def muon_without_bf16(monkeypatch):
 def test_adamw(scale, weight_decay):
     values, grads = vectors(scale)
     lr, betas, eps = 1e-2, (0.9, 0.95), 1e-8
-    wanted = oracle(
+    expected = oracle(
         lambda params: torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay),
         lr, values, grads)
     options = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "eps": eps, "weight_decay": weight_decay}
-    assert worst(ours("adamw", options, values, grads), wanted) < 2e-6
+    assert worst(ours("adamw", options, values, grads), expected) < 2e-6
 
 
 def muon_pair(scale, values, grads, dtype, ns_dtype, **changes):
     lr = 0.02
     theirs = {"momentum": 0.95, "nesterov": True, "ns_steps": 5, "weight_decay": 0.1, "adjust_lr_fn": scale} | changes
-    wanted = oracle(lambda params: torch.optim.Muon(params, lr=lr, **theirs), lr, values, grads, dtype)
+    expected = oracle(lambda params: torch.optim.Muon(params, lr=lr, **theirs), lr, values, grads, dtype)
     options = {"lr": lr, "ns_dtype": ns_dtype, "scale": theirs.pop("adjust_lr_fn")} | theirs
-    return worst(ours("muon", options, values, grads), wanted)
+    return worst(ours("muon", options, values, grads), expected)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-8, 1e-12, 1e-30, 0.0])
@@ -103,10 +103,10 @@ def test_muon_options(changes, muon_without_bf16):
 
 def test_muon_spectral_is_five_times_match_rms_adamw(muon_without_bf16):
     values, grads = vectors(1.0)
-    wanted = oracle(lambda params: torch.optim.Muon(params, lr=0.02, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"), 0.02,
+    expected = oracle(lambda params: torch.optim.Muon(params, lr=0.02, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"), 0.02,
                     values, grads, torch.float64)
     options = {"lr": 0.004, "ns_dtype": "fp32", "scale": "spectral", "weight_decay": 0.0}
-    assert worst(ours("muon", options, values, grads), wanted) < 5e-6
+    assert worst(ours("muon", options, values, grads), expected) < 5e-6
 
 
 def test_muon_in_bf16():
@@ -118,5 +118,5 @@ def test_muon_in_bf16():
 def test_the_comparison_can_fail():
     values, grads = vectors(1.0)
     lr = 1e-2
-    wanted = oracle(lambda params: torch.optim.AdamW(params, lr=lr, weight_decay=0.1), lr, values, grads)
-    assert worst(ours("adamw", {"lr": lr, "beta2": 0.9, "weight_decay": 0.1}, values, grads), wanted) > 1e-4
+    expected = oracle(lambda params: torch.optim.AdamW(params, lr=lr, weight_decay=0.1), lr, values, grads)
+    assert worst(ours("adamw", {"lr": lr, "beta2": 0.9, "weight_decay": 0.1}, values, grads), expected) > 1e-4

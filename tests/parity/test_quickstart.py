@@ -41,7 +41,7 @@ LLAMA = ["model.attention={plugin: mha, heads: 4, kv_heads: 2}", "model.feed_for
          "model.mtp.depth=0", "optimizer=muon"]
 
 
-def made_text():
+def synthetic_text():
     """Sentences by a small grammar, a paragraph a document."""
     rng = random.Random(11)
     nouns = "river stone king daughter servant field bread city mountain sheep vineyard house".split()
@@ -63,15 +63,15 @@ def train_tokenizer(path, documents):
 
 def held_out_rows(documents, tokenizer):
     eos = tokenizer.token_to_id("<|endoftext|>")
-    kept = [d for d in documents if packing.held_out(d.encode(), SHARE)]
-    assert 10 < len(kept) < len(documents) / 2
-    tokens, ids = packing.validation_rows([tokenizer.encode(d).ids + [eos] for d in kept], LENGTH, BATCH)
+    held_out = [d for d in documents if packing.held_out(d.encode(), SHARE)]
+    assert 10 < len(held_out) < len(documents) / 2
+    tokens, ids = packing.validation_rows([tokenizer.encode(d).ids + [eos] for d in held_out], LENGTH, BATCH)
     return oracle.Rows(tokens[:BATCHES * BATCH], ids[:BATCHES * BATCH])
 
 
 @pytest.mark.parametrize("words", [[], LLAMA], ids=["deepseek_v3", "llama"])
 def test_validation_loss(words, worst, tmp_path):
-    documents = made_text()
+    documents = synthetic_text()
     (tmp_path / "text.txt").write_text("\n\n".join(documents) + "\n")
     (tmp_path / "quick.yaml").write_text(EXPERIMENT + RUN)
     tokenizer = train_tokenizer(tmp_path / "tokenizer.json", documents)

@@ -1,4 +1,4 @@
-"""Folders that are damaged, or hold what dsv3 cannot express, are refused by their cause; nothing is written."""
+"""Damaged folders and models that dsv3 cannot express are rejected with the cause; nothing is written."""
 
 import json
 import struct
@@ -15,7 +15,7 @@ EMBEDDING, NORM = "model.embed_tokens.weight", "model.norm.weight"
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """Stored models by name, made once and never changed."""
+    """Stored models by name, created once and never changed."""
     root = tmp_path_factory.mktemp("good")
     oracle.store(oracle.make("v3"), root / "v3")
     oracle.store(oracle.make("llama"), root / "llama")
@@ -31,8 +31,8 @@ def copy(good, tmp_path):
     return lambda name: shutil.copytree(good / name, tmp_path / "hf")
 
 
-def refused(folder, code, *pieces):
-    """By import, by logits and by a run; what stands beside the folder stays."""
+def rejected(folder, code, *pieces):
+    """Import fails with `code` and all `pieces` in its error, and leaves the files beside the folder alone."""
     before = sorted(p.name for p in folder.parent.iterdir())
     done = oracle.program("dsv3", "import", folder, folder.parent / "checkpoint", check=code)
     assert sorted(p.name for p in folder.parent.iterdir()) == before
@@ -55,7 +55,7 @@ def change_tensors(folder, change, file="model.safetensors"):
 
 
 def change_header(folder, change):
-    """The header of model.safetensors as text, its data left alone."""
+    """Changes the header of model.safetensors, not its data."""
     content = (folder / "model.safetensors").read_bytes()
     size = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8:8 + size])
@@ -70,11 +70,11 @@ def test_truncated_file(copy):
     folder = copy("v3")
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:-100])
-    refused(folder, 5, "model.safetensors", "cut off")
+    rejected(folder, 5, "model.safetensors", "truncated")
     (folder / "model.safetensors").write_bytes(content[:40])
-    refused(folder, 5, "model.safetensors", "ends inside its header")
+    rejected(folder, 5, "model.safetensors", "ends inside its header")
     (folder / "model.safetensors").write_bytes(b"")
-    refused(folder, 5, "model.safetensors")
+    rejected(folder, 5, "model.safetensors")
 
 
 def test_overlapping_offsets(copy):
@@ -84,22 +84,22 @@ def test_overlapping_offsets(copy):
         first, second = (name for name in header if name.endswith("norm.weight") and "layers.0" in name and "input" not in name)
         header[second]["data_offsets"] = [begin - 4 for begin in header[second]["data_offsets"]]
     change_header(folder, lambda header: header[NORM].update(data_offsets=[o + 4 for o in header[NORM]["data_offsets"]]))
-    refused(folder, 5, "model.safetensors", "starts at byte")
+    rejected(folder, 5, "model.safetensors", "starts at byte")
 
 
-def test_header_that_is_no_json(copy):
+def test_header_that_is_not_json(copy):
     folder = copy("v3")
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[9:20] = b"not json at"
     (folder / "model.safetensors").write_bytes(content)
-    refused(folder, 5, "model.safetensors")
+    rejected(folder, 5, "model.safetensors")
 
 
 def test_missing_shard(copy):
     folder = copy("sharded")
     shard = sorted(folder.glob("model-0*.safetensors"))[1]
     shard.unlink()
-    refused(folder, 5, shard.name, "is missing", "model.safetensors.index.json")
+    rejected(folder, 5, shard.name, "is missing", "model.safetensors.index.json")
 
 
 def test_index_names_what_the_shard_lacks(copy):
@@ -109,7 +109,7 @@ def test_index_names_what_the_shard_lacks(copy):
     moved = next(name for name, file in index["weight_map"].items() if file == files[0])
     index["weight_map"][moved] = files[1]
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(folder, 5, moved, "does not hold what model.safetensors.index.json says")
+    rejected(folder, 5, moved, "does not hold what model.safetensors.index.json says")
 
 
 @pytest.mark.parametrize("file", ["../elsewhere.safetensors", "/etc/passwd", "", 7])
@@ -118,27 +118,27 @@ def test_index_names_files_elsewhere(copy, file):
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     index["weight_map"][NORM] = file
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(folder, 5, NORM, "is no file name")
+    rejected(folder, 5, NORM, "is not a plain file name")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": []}'])
 def test_broken_index(copy, text):
     folder = copy("sharded")
     (folder / "model.safetensors.index.json").write_text(text)
-    refused(folder, 5, "model.safetensors.index.json")
+    rejected(folder, 5, "model.safetensors.index.json")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7"])
 def test_broken_config(copy, text):
     folder = copy("v3")
     (folder / "config.json").write_text(text)
-    refused(folder, 5, "config.json")
+    rejected(folder, 5, "config.json")
 
 
 def test_weights_of_pytorch_only(copy):
     folder = copy("v3")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    refused(folder, 5, "neither model.safetensors nor", "pytorch_model.bin")
+    rejected(folder, 5, "neither model.safetensors nor", "pytorch_model.bin")
 
 
 # ---- tensors
@@ -147,52 +147,52 @@ def test_weights_of_pytorch_only(copy):
 def test_dtype(copy, dtype, word):
     folder = copy("v3")
     change_tensors(folder, lambda tensors: tensors.update({NORM: tensors[NORM].to(dtype)}))
-    refused(folder, 5, NORM, word)
+    rejected(folder, 5, NORM, word)
 
 
 def test_shape(copy):
     folder = copy("v3")
     change_tensors(folder, lambda tensors: tensors.update({NORM: torch.ones(31)}))
-    refused(folder, 5, NORM, "31", "32")
+    rejected(folder, 5, NORM, "31", "32")
 
 
 def test_transposed(copy):
     folder, name = copy("v3"), "model.layers.0.mlp.down_proj.weight"
     change_tensors(folder, lambda tensors: tensors.update({name: tensors[name].T.contiguous()}))
-    refused(folder, 5, name, "[48, 32]", "[32, 48]")
+    rejected(folder, 5, name, "[48, 32]", "[32, 48]")
 
 
 def test_missing_tensor(copy):
     folder = copy("v3")
     change_tensors(folder, lambda tensors: tensors.pop("model.layers.1.mlp.experts.5.up_proj.weight"))
-    refused(folder, 5, "lacks", "model.layers.1.mlp.experts.5.up_proj.weight")
+    rejected(folder, 5, "lacks", "model.layers.1.mlp.experts.5.up_proj.weight")
 
 
 def test_unexpected_tensor(copy):
     folder = copy("v3")
     change_tensors(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(20)}))
-    refused(folder, 5, "does not have", "model.layers.0.self_attn.q_proj.bias")
+    rejected(folder, 5, "does not have", "model.layers.0.self_attn.q_proj.bias")
 
 
 @pytest.mark.parametrize("copied", ["embed_tokens.weight", "shared_head.head.weight"])
 def test_mtp_copies_that_differ(copy, copied):
     folder, name = copy("mtp"), f"model.layers.3.{copied}"
-    refused_not = oracle.program("dsv3", "import", folder, folder.parent / "fine")
-    assert refused_not.returncode == 0
+    accepted = oracle.program("dsv3", "import", folder, folder.parent / "fine")
+    assert accepted.returncode == 0
     change_tensors(folder, lambda tensors: tensors[name][0].add_(1))
-    refused(folder, 5, name, "differ")
+    rejected(folder, 5, name, "differ")
 
 
 def test_half_of_an_mtp_module(copy):
     folder = copy("mtp")
     change_tensors(folder, lambda tensors: tensors.pop("model.layers.3.enorm.weight"))
-    refused(folder, 5, "lacks", "model.layers.3.enorm.weight")
+    rejected(folder, 5, "lacks", "model.layers.3.enorm.weight")
 
 
 def test_tied_head_that_differs(copy):
     folder = copy("v3")
     change_config(folder, tie_word_embeddings=True)
-    refused(folder, 5, "lm_head.weight", "differ")
+    rejected(folder, 5, "lm_head.weight", "differ")
 
 
 # ---- config.json
@@ -200,13 +200,13 @@ def test_tied_head_that_differs(copy):
 def test_unknown_architecture(copy):
     folder = copy("v3")
     change_config(folder, model_type="gpt_neox")
-    refused(folder, 2, "gpt_neox", "deepseek_v3", "llama")
+    rejected(folder, 2, "gpt_neox", "deepseek_v3", "llama")
 
 
 def test_no_architecture(copy):
     folder = copy("v3")
     change_config(folder, model_type="REMOVE")
-    refused(folder, 2, "model_type")
+    rejected(folder, 2, "model_type")
 
 
 UNSUPPORTED = [
@@ -235,13 +235,13 @@ UNSUPPORTED = [
 def test_config(copy, name, changes, piece):
     folder = copy(name)
     change_config(folder, **changes)
-    refused(folder, 2, "config.json", piece)
+    rejected(folder, 2, "config.json", piece)
 
 
-def test_every_mistake_is_told_at_once(copy):
+def test_all_errors_are_reported_together(copy):
     folder = copy("v3")
     change_config(folder, sliding_window=1, attention_bias=True, hidden_size="REMOVE", hidden_act="relu")
-    refused(folder, 2, "sliding_window", "attention_bias", "hidden_size", "hidden_act")
+    rejected(folder, 2, "sliding_window", "attention_bias", "hidden_size", "hidden_act")
 
 
 @pytest.mark.parametrize("changes, piece", [({"hidden_size": 64}, "32"), ({"num_hidden_layers": 4}, "model.layers.3."),
@@ -249,7 +249,7 @@ def test_every_mistake_is_told_at_once(copy):
 def test_config_of_another_model(copy, changes, piece):
     folder = copy("v3")
     change_config(folder, **changes)
-    refused(folder, 5, piece)
+    rejected(folder, 5, piece)
 
 
 @pytest.mark.parametrize("changes", [{"num_experts_per_tok": 9}, {"n_group": 3}, {"topk_group": 5}, {"qk_rope_head_dim": 3},
@@ -268,21 +268,21 @@ def test_impossible_sizes(copy, changes):
 # ---- export, and other commands
 
 def test_export_into_something(good, tmp_path):
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there/mine.txt").write_text("mine")
-    done = oracle.program("dsv3", "export", good / "v3", tmp_path / "there", check=2)
-    assert "is there already" in done.stderr
-    assert [p.name for p in (tmp_path / "there").iterdir()] == ["mine.txt"]
+    (tmp_path / "existing").mkdir()
+    (tmp_path / "existing/mine.txt").write_text("mine")
+    done = oracle.program("dsv3", "export", good / "v3", tmp_path / "existing", check=2)
+    assert "already exists" in done.stderr
+    assert [p.name for p in (tmp_path / "existing").iterdir()] == ["mine.txt"]
     (tmp_path / "file").write_text("mine")
     oracle.program("dsv3", "export", good / "v3", tmp_path / "file", check=2)
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_import_into_something(good, tmp_path):
-    (tmp_path / "there").mkdir()
-    done = oracle.program("dsv3", "import", good / "v3", tmp_path / "there", check=2)
-    assert "is there already" in done.stderr
-    assert not list((tmp_path / "there").iterdir())
+    (tmp_path / "existing").mkdir()
+    done = oracle.program("dsv3", "import", good / "v3", tmp_path / "existing", check=2)
+    assert "already exists" in done.stderr
+    assert not list((tmp_path / "existing").iterdir())
 
 
 @pytest.mark.parametrize("words, pieces", [
@@ -312,6 +312,6 @@ def test_unknown_format(good, tmp_path):
                                             ("[[1, -1]]", "-1"), ('[["a"]]', '"a"'), ("[[1.5]]", "1.5"), ("{", "tokens.json")])
 def test_logits_of_bad_tokens(good, content, piece, tmp_path):
     (tmp_path / "tokens.json").write_text(content)
-    done = oracle.program("dsv3", "logits", good / "v3", "--tokens", tmp_path / "tokens.json", "--out", tmp_path / "out", check=None)
+    done = oracle.program("dsv3", "logits", good / "v3", "--tokens", tmp_path / "tokens.json", "--output", tmp_path / "out", check=None)
     assert done.returncode in (2, 5) and piece in done.stderr, done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["tokens.json"]

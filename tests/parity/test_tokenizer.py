@@ -1,4 +1,4 @@
-"""tokenizer/bpe gives the ids of the `tokenizers` wheel.
+"""tokenizer/bpe produces the ids of the `tokenizers` wheel.
 
 Small tokenizers of the shapes in use are trained here with the wheel, then both sides encode the same strings:
 random ones of code points assigned in Unicode 14 (which Python 3.11 and PCRE2 10.42 know), built to hit the rules
@@ -66,7 +66,7 @@ ADDED = [
 
 
 def real_text() -> str:
-    """Texts every Python brings along: documentation, licences, sources."""
+    """Texts included in every Python: documentation, licences, sources."""
     stdlib = pathlib.Path(sysconfig.get_paths()["stdlib"])
     files = [stdlib / "pydoc_data/topics.py", stdlib / "this.py", stdlib / "turtle.py"]
     files += sorted(map(pathlib.Path, glob.glob(str(stdlib / "encodings/[a-k]*.py"))))

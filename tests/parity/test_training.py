@@ -51,8 +51,8 @@ class WithMtp(test_mtp.Oracle):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """name -> folder with `hf`, `imported` and the token files; made once"""
+def model_folder(tmp_path_factory):
+    """name -> folder with `hf`, `imported` and the token files, each created once"""
     folders = {}
 
     def make(name):
@@ -162,8 +162,8 @@ def validation_loss(model, documents):
 
 
 @pytest.mark.parametrize("name, optimizer, steps", CASES)
-def test_training(name, optimizer, steps, made, worst, tmp_path, monkeypatch):
-    folder = made(name)
+def test_training(name, optimizer, steps, model_folder, worst, tmp_path, monkeypatch):
+    folder = model_folder(name)
     metrics, run = run_dsv3(name, optimizer, steps, folder, tmp_path)
     documents = json.loads((folder / "documents.json").read_text())
     tokens, ids = packing.training_rows(documents, SEED, steps * BATCH, LENGTH)
@@ -177,10 +177,10 @@ def test_training(name, optimizer, steps, made, worst, tmp_path, monkeypatch):
         part = slice((step - 1) * BATCH, step * BATCH)
         total, main, further, norm = train_step(model, oracle.Rows(tokens[part], ids[part]), optimizers, alpha_of(name))
         ours, where = metrics[step], f"{name}, {optimizer}, step {step}"
-        wanted = {"train/loss": total, "train/main_loss": main}
+        expected = {"train/loss": total, "train/main_loss": main}
         if further is not None:
-            wanted["train/mtp_loss"] = further
-        for key, value in wanted.items():
+            expected["train/mtp_loss"] = further
+        for key, value in expected.items():
             assert worst("losses", abs(ours[key] - value) / value, where) < 1e-4, where
         assert worst("gradient norms", abs(ours["train/grad_norm"] - norm) / norm, where) < 1e-3, where
         if step == 1:
@@ -195,9 +195,9 @@ def test_training(name, optimizer, steps, made, worst, tmp_path, monkeypatch):
 def compare_weights(model, checkpoint, folder, worst, where):
     oracle.program("dsv3", "export", checkpoint, folder / "exported")
     ours = load_file(folder / "exported/model.safetensors")
-    for key, wanted in oracle.stored_all(model.named_parameters()).items():
+    for key, expected in oracle.stored_all(model.named_parameters()).items():
         if key != "lm_head.weight" or key in ours:  # a tied head is left out
-            difference = oracle.relative(ours[key], wanted.detach())
+            difference = oracle.relative(ours[key], expected.detach())
             assert worst("weights after a step", difference, f"{where}: {key}") < 1e-4, key
 
 
@@ -206,5 +206,5 @@ def compare_biases(model, checkpoint):
     layers = [i for i, layer in enumerate(model.model.model.layers) if hasattr(layer.mlp, "gate")]
     assert sum(key.startswith("buffer/") for key in ours) == len(layers)
     for layer in layers:
-        wanted = model.model.model.layers[layer].mlp.gate.e_score_correction_bias
-        assert torch.allclose(ours[f"buffer/layers.{layer}.feed_forward.router.bias"], wanted, rtol=0, atol=1e-6)
+        expected = model.model.model.layers[layer].mlp.gate.e_score_correction_bias
+        assert torch.allclose(ours[f"buffer/layers.{layer}.feed_forward.router.bias"], expected, rtol=0, atol=1e-6)

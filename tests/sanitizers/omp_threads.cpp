@@ -1,52 +1,52 @@
-// OpenMP's parallel regions of this tree on plain threads. ThreadSanitizer knows how those start
-// and end; libgomp's pool waits in ways it cannot see, and every loop would look like a race.
-// LibTorch's own regions stay libgomp's.
+// Runs this tree's OpenMP parallel regions on plain threads. ThreadSanitizer sees how those start
+// and end. libgomp's pool synchronises in ways it cannot see, so that every loop would look like a
+// race. LibTorch's own regions still use libgomp.
 #include <omp.h>
 #include <pthread.h>
 #include <vector>
 
 namespace {
 
-struct Place {
+struct ThreadPosition {
   int number = 0, count = 1;
 };
-thread_local Place place;
+thread_local ThreadPosition position;
 
-struct Member {
+struct Thread {
   void (*body)(void*);
   void* data;
-  Place place;
+  ThreadPosition position;
 };
 
 void* run(void* argument) {
-  const Member& member = *static_cast<Member*>(argument);
-  const Place outer = place;
-  place = member.place;
-  member.body(member.data);
-  place = outer;
+  const Thread& thread = *static_cast<Thread*>(argument);
+  const ThreadPosition outer = position;
+  position = thread.position;
+  thread.body(thread.data);
+  position = outer;
   return nullptr;
 }
 
 }  // namespace
 
-// What the linker's --wrap puts in the place of libgomp's functions.
+// The linker's --wrap calls these instead of libgomp's functions.
 extern "C" {
 
 int __wrap_omp_get_thread_num() {
-  return place.number;
+  return position.number;
 }
 int __wrap_omp_get_num_threads() {
-  return place.count;
+  return position.count;
 }
 
-void __wrap_GOMP_parallel(void (*body)(void*), void* data, unsigned wanted, unsigned) {
-  const int count = wanted > 0 ? static_cast<int>(wanted) : omp_get_max_threads();
-  std::vector<Member> members;
-  for (int number = 0; number < count; ++number) members.push_back({body, data, {number, count}});
-  std::vector<pthread_t> threads(static_cast<size_t>(count));
+void __wrap_GOMP_parallel(void (*body)(void*), void* data, unsigned requested, unsigned) {
+  const int count = requested > 0 ? static_cast<int>(requested) : omp_get_max_threads();
+  std::vector<Thread> threads;
+  for (int number = 0; number < count; ++number) threads.push_back({body, data, {number, count}});
+  std::vector<pthread_t> handles(static_cast<size_t>(count));
   for (int number = 1; number < count; ++number)
-    if (pthread_create(&threads[number], nullptr, run, &members[number]) != 0) __builtin_trap();
-  run(&members[0]);
-  for (int number = 1; number < count; ++number) pthread_join(threads[number], nullptr);
+    if (pthread_create(&handles[number], nullptr, run, &threads[number]) != 0) __builtin_trap();
+  run(&threads[0]);
+  for (int number = 1; number < count; ++number) pthread_join(handles[number], nullptr);
 }
 }

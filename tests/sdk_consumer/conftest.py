@@ -1,4 +1,4 @@
-"""An installation in a folder of its own, copied away from where it was installed, and a machine without the source."""
+"""An installation that was moved after `cmake --install`, on a machine without the source."""
 
 import functools
 import os
@@ -12,8 +12,8 @@ SOURCE = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("DSV3_BUILD_DIR", SOURCE / "build"))
 VENV = SOURCE / ".venv"
 
-# A mount namespace of its own, so that tests beside this one keep their files: the source tree and the build folder are
-# empty but for .venv, where LibTorch, CMake and Ninja are. $LIBTORCH, if set, is a folder that LibTorch moves to.
+# In a separate mount namespace, so that other tests keep their files, the source tree and the build folder are empty
+# except for .venv, which holds LibTorch, CMake and Ninja. $LIBTORCH, if set, is a folder that LibTorch moves to.
 HIDDEN = r"""
 set -eu
 held=$(mktemp -d)
@@ -39,9 +39,9 @@ exec "$@"
 
 @functools.cache
 def no_namespaces():
-    """Why the source cannot be hidden here; empty = it can."""
+    """Why the source cannot be hidden on this machine; empty = it can."""
     done = subprocess.run(["unshare", "-rm", "true"], capture_output=True)
-    return "" if done.returncode == 0 else "user namespaces are not allowed here: the source tree stays in sight"
+    return "" if done.returncode == 0 else "user namespaces are not allowed on this machine, so the source tree stays visible"
 
 
 def run(*words, cwd=None, timeout=500, **environment):
@@ -52,7 +52,7 @@ def run(*words, cwd=None, timeout=500, **environment):
 
 
 def third_party(*words, **rest):
-    """Runs a command where there is no source and no build tree, if this machine can hide them."""
+    """Runs a command without source and build tree, if this machine can hide them."""
     if no_namespaces():
         return run(*words, **rest)
     return run("unshare", "-rm", "bash", "-c", HIDDEN, "bash", *words, SOURCE=SOURCE, BUILD=BUILD, VENV=VENV, **rest)

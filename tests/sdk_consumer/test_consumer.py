@@ -1,7 +1,7 @@
 """What a third party does: `plugins new` of every kind, built against a moved installation, used by name.
 
-The third party's commands see neither source nor build tree (conftest.py); where that cannot be arranged, a skipped test
-says so, and what is left is that no installed file names the build tree.
+The third party's commands see neither source nor build tree (conftest.py). Where these cannot be hidden, a skipped test
+reports it, and the tests only check that no installed file names the build tree.
 """
 
 import json
@@ -16,12 +16,12 @@ KINDS = ["attention", "feed_forward", "position", "optimizer", "schedule", "stra
          "format"]
 
 
-def test_the_source_is_out_of_sight():
+def test_the_source_is_hidden():
     if no_namespaces():
         pytest.skip(no_namespaces())
     assert third_party("ls", "-A", SOURCE, cwd="/").split() == [".venv"]
     assert third_party("ls", "-A", VENV, cwd="/").split()
-    # Inside the source it is gone with it, elsewhere it is empty.
+    # A build folder inside the source tree does not exist, one elsewhere is empty.
     assert third_party("bash", "-c", f"ls -A {BUILD} 2>/dev/null || true", cwd="/") == ""
     assert (SOURCE / "core").is_dir() and (BUILD / "bin").is_dir()
 
@@ -82,20 +82,20 @@ def test_a_new_plugin_builds_and_trains_by_name(prefix, plugins, kind):
 
 
 def test_a_new_format_writes_and_reads_a_trained_model(prefix, plugins):
-    """As its README says, word for word."""
+    """The commands of its README, verbatim."""
     folder = plugins / "my_format"
     [script] = re.findall(r"^```sh\n(.*?)^```", (folder / "README.md").read_text(), re.M | re.S)
     script = re.sub(r"\bPREFIX\b", str(prefix), script.replace("cmake -S", "cmake -G Ninja -S"))
-    said = third_party("bash", "-ec", script, cwd=folder)
-    assert "my_format, 21 tensors" in said and "FAIL" not in said, said
+    output = third_party("bash", "-ec", script, cwd=folder)
+    assert "my_format, 21 tensors" in output and "FAIL" not in output, output
     config = json.loads((folder / "exported/config.json").read_text())
     assert config["model_type"] == "my_format" and config["width"] == 32
-    third_party(prefix / "bin/dsv3", "logits", "runs/first", "--tokens", "ids.json", "--out", "own.safetensors", cwd=folder)
-    assert (folder / "own.safetensors").read_bytes() == (folder / "logits.safetensors").read_bytes()
+    third_party(prefix / "bin/dsv3", "logits", "runs/first", "--tokens", "ids.json", "--output", "trained.safetensors", cwd=folder)
+    assert (folder / "trained.safetensors").read_bytes() == (folder / "logits.safetensors").read_bytes()
 
 
 def test_libtorch_may_move_too(prefix, tmp_path):
-    """As docs/writing-a-plugin.md says: LIBTORCH_ROOT for CMake, LD_LIBRARY_PATH for the programs."""
+    """As in docs/writing-a-plugin.md: LIBTORCH_ROOT for CMake, LD_LIBRARY_PATH for the programs."""
     if no_namespaces():
         pytest.skip(no_namespaces())
     for part in "torch", "nvidia":
@@ -113,7 +113,7 @@ def test_libtorch_may_move_too(prefix, tmp_path):
     third_party(prefix / "bin/dsv3-run", "experiment.yaml", "--plugin-path", "build", "--run_name", "first", cwd=folder, **moved)
 
 
-def test_another_libtorch_is_refused(prefix, tmp_path):
+def test_another_libtorch_is_rejected(prefix, tmp_path):
     run(prefix / "bin/dsv3", "plugins", "new", "schedule", "mine", cwd=tmp_path)
     other = tmp_path / "torch"
     real = next(VENV.glob("lib/python3*/site-packages/torch"))
@@ -123,15 +123,15 @@ def test_another_libtorch_is_refused(prefix, tmp_path):
         "#define TORCH_VERSION_MAJOR 9\n#define TORCH_VERSION_MINOR 8\n#define TORCH_VERSION_PATCH 7\n")
     done = subprocess.run(["cmake", "-S", "mine", "-B", "build", f"-DCMAKE_PREFIX_PATH={prefix}", f"-DLIBTORCH_ROOT={other}"],
                           cwd=tmp_path, text=True, capture_output=True)
-    said = " ".join(done.stderr.split())
-    assert done.returncode != 0 and "not 9.8.7" in said and "set LIBTORCH_ROOT" in said and "Warning" not in said, said
+    error = " ".join(done.stderr.split())
+    assert done.returncode != 0 and "not 9.8.7" in error and "set LIBTORCH_ROOT" in error and "Warning" not in error, error
 
 
-@pytest.mark.parametrize("kind, name, says", [
+@pytest.mark.parametrize("kind, name, error", [
     ("attention", "Mine", "lower-case"), ("attention", "2nd", "a letter first"), ("attention", "../x", "lower-case"),
     ("attention", "a@b", "lower-case"), ("attentoin", "mine", "attention"), ("attention", "taken", "already")])
-def test_mistakes_leave_nothing_behind(prefix, tmp_path, kind, name, says):
+def test_errors_leave_no_files(prefix, tmp_path, kind, name, error):
     (tmp_path / "taken").mkdir()
     done = subprocess.run([prefix / "bin/dsv3", "plugins", "new", kind, name], cwd=tmp_path, text=True, capture_output=True)
-    assert done.returncode in (2, 3) and says in done.stderr, done.stderr
+    assert done.returncode in (2, 3) and error in done.stderr, done.stderr
     assert [f.name for f in tmp_path.iterdir()] == ["taken"] and not list((tmp_path / "taken").iterdir())

@@ -1,4 +1,4 @@
-"""docs/writing-a-plugin.md, word for word; docs/plugins.md, as the schemas have it."""
+"""The commands of docs/writing-a-plugin.md, verbatim, and docs/plugins.md compared with the schemas."""
 
 import re
 
@@ -17,11 +17,11 @@ def test_the_tutorial_works_as_written(prefix, tmp_path):
         else:
             script += body
     (tmp_path / "work").mkdir()
-    said = run("bash", "-c", script, cwd=tmp_path / "work")
-    assert "feed_forward/squared" in said and "ok" in said
+    output = run("bash", "-c", script, cwd=tmp_path / "work")
+    assert "feed_forward/squared" in output and "ok" in output
 
 
-def test_the_list_of_plugins_is_what_the_schemas_say(tmp_path):
+def test_the_list_of_plugins_matches_the_schemas(tmp_path):
     run("cmake", f"-DDSV3={BUILD / 'bin/dsv3'}", f"-DREGISTRY={BUILD / 'registries/builtin.toml'}",
         f"-DOUTPUT={tmp_path / 'plugins.md'}", "-P", SOURCE / "tools/programs/dsv3/PluginsMarkdown.cmake")
     assert (SOURCE / "docs/plugins.md").read_text() == (tmp_path / "plugins.md").read_text(), "ninja update_readmes"

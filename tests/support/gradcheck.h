@@ -14,9 +14,9 @@ namespace dsv3::test {
 using TensorFunction = std::function<std::vector<at::Tensor>(const std::vector<at::Tensor>&)>;
 
 /// Largest |autograd - difference| / (1 + |difference|) over all elements of all inputs that
-/// require a gradient. `fn`'s outputs are weighted with fixed random numbers, so that each element
-/// counts. Expect below 1e-6 for smooth functions of inputs around 1. Inputs must be float64; they
-/// are changed and restored.
+/// require a gradient. Weights `fn`'s outputs with fixed random numbers, so that every element
+/// counts. Expect less than 1e-6 for smooth functions of inputs around 1. Inputs must be float64;
+/// they are modified and restored.
 inline double gradcheck(const TensorFunction& fn, const std::vector<at::Tensor>& inputs,
                         double step = 1e-6) {
   std::vector<at::Tensor> weights;
@@ -27,7 +27,7 @@ inline double gradcheck(const TensorFunction& fn, const std::vector<at::Tensor>&
       if (!outputs[i].defined() || !at::isFloatingType(outputs[i].scalar_type())) continue;
       if (weights.size() <= i) weights.resize(i + 1);
       if (!weights[i].defined()) {
-        // Fixed and without torch's global generator: the fractional parts of multiples of sqrt(2).
+        // The fractional parts of multiples of sqrt(2), which do not use torch's global generator.
         at::Tensor index = at::arange(outputs[i].numel(), at::kDouble) + double(i + 1);
         weights[i] = ((index * std::sqrt(2.0)).frac() - 0.3).view(outputs[i].sizes());
       }
@@ -43,17 +43,17 @@ inline double gradcheck(const TensorFunction& fn, const std::vector<at::Tensor>&
   for (const at::Tensor& input : inputs) {
     if (!input.requires_grad()) continue;
     TORCH_CHECK(input.scalar_type() == at::kDouble && input.is_contiguous(),
-                "gradcheck wants contiguous float64 inputs");
+                "gradcheck requires contiguous float64 inputs");
     const at::Tensor grad =
         input.grad().defined() ? input.grad().contiguous() : at::zeros_like(input);
     double* data = input.data_ptr<double>();
     for (int64_t i = 0; i < input.numel(); ++i) {
-      const double kept = data[i];
-      data[i] = kept + step;
+      const double original = data[i];
+      data[i] = original + step;
       const double above = value().item<double>();
-      data[i] = kept - step;
+      data[i] = original - step;
       const double below = value().item<double>();
-      data[i] = kept;
+      data[i] = original;
       const double difference = (above - below) / (2 * step);
       const double error =
           std::abs(grad.data_ptr<double>()[i] - difference) / (1 + std::abs(difference));

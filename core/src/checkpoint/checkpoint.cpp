@@ -19,44 +19,37 @@ namespace stdfs = std::filesystem;
 
 const std::string kPrefix = "step-";
 const char* const kTensorFile = "rank-00000.safetensors";
+const char* const kNoCleanUp = "cannot remove the temporary files of a killed save";
 
 std::string folder_name(int64_t step) {
   return kPrefix + std::to_string(step);
 }
 
-/// N of "step-N"; nullopt for every other name, "step-007" and temporary names included.
+/// N of "step-N"; nullopt for every other name, including "step-007" and temporary names.
 std::optional<int64_t> step_of(const std::string& name) {
   if (!name.starts_with(kPrefix)) return std::nullopt;
   const char* begin = name.data() + kPrefix.size();
   const char* end = name.data() + name.size();
   int64_t step = 0;
-  auto [rest, error] = std::from_chars(begin, end, step);
-  if (error != std::errc() || rest != end || folder_name(step) != name) return std::nullopt;
+  std::from_chars(begin, end, step);
+  if (folder_name(step) != name) return std::nullopt;
   return step;
-}
-
-std::vector<std::string> names_in(const stdfs::path& folder) {
-  std::vector<std::string> names;
-  std::error_code error;
-  stdfs::directory_iterator it(folder, error), end;
-  for (; !error && it != end; it.increment(error)) names.push_back(it->path().filename().string());
-  if (error && error != std::errc::no_such_file_or_directory) {
-    throw Error("cannot list " + folder.string() + ": " + error.message(), ExitCode::checkpoint);
-  }
-  return names;
 }
 
 /// Steps that have a folder, oldest first.
 std::vector<int64_t> steps_in(const stdfs::path& folder) {
   std::vector<int64_t> steps;
-  for (const std::string& name : names_in(folder)) {
-    if (auto step = step_of(name)) steps.push_back(*step);
-  }
+  std::error_code error;
+  stdfs::directory_iterator entry(folder, error), end;
+  for (; !error && entry != end; entry.increment(error))
+    if (auto step = step_of(entry->path().filename().string())) steps.push_back(*step);
+  if (error && error != std::errc::no_such_file_or_directory)
+    throw Error("cannot list " + folder.string() + ": " + error.message(), ExitCode::checkpoint);
   std::sort(steps.begin(), steps.end());
   return steps;
 }
 
-/// Lower is better; what has no finite loss has no place in the order.
+/// Sorted by validation loss, lowest first; checkpoints without a finite loss are dropped.
 std::vector<StoredCheckpoint> best_first(std::vector<StoredCheckpoint> stored) {
   std::erase_if(
       stored, [](const StoredCheckpoint& c) { return !c.val_loss || !std::isfinite(*c.val_loss); });
@@ -66,7 +59,7 @@ std::vector<StoredCheckpoint> best_first(std::vector<StoredCheckpoint> stored) {
   return stored;
 }
 
-/// Runs what must not make a save fail.
+/// Runs `f`, whose errors must not fail a save.
 template <class F>
 void or_warn(const char* what, F&& f) {
   try {
@@ -76,8 +69,8 @@ void or_warn(const char* what, F&& f) {
   }
 }
 
-/// Takes a folder out of sight first: stopped half-way, by a kill or a power cut, it leaves a
-/// leftover and no torn checkpoint.
+/// Renames the folder before removing it: interrupted by a kill or a power cut, this leaves a
+/// temporary folder and no incomplete checkpoint.
 void remove_checkpoint(const stdfs::path& folder) {
   stdfs::path aside = fs::temporary_name(folder);
   fs::rename(folder, aside);
@@ -85,19 +78,15 @@ void remove_checkpoint(const stdfs::path& folder) {
   fs::remove_all(aside);
 }
 
-void retain(const stdfs::path& folder, const std::vector<StoredCheckpoint>& all, int64_t newest,
-            int64_t keep_best) {
-  std::set<int64_t> kept{newest};
-  std::vector<StoredCheckpoint> best = best_first(all);
-  for (int64_t i = 0; i < std::min<int64_t>(keep_best, std::ssize(best)); ++i) {
-    kept.insert(best[i].step);
-  }
-  for (const StoredCheckpoint& stored : all) {
-    if (!kept.contains(stored.step)) {
-      or_warn("cannot remove an old one",
-              [&] { remove_checkpoint(folder / folder_name(stored.step)); });
-    }
-  }
+/// Removes all but the newest checkpoint and the `keep_best` best ones.
+void remove_old(const std::vector<StoredCheckpoint>& all, int64_t newest, int64_t keep_best) {
+  std::set<int64_t> retained{newest};
+  const std::vector<StoredCheckpoint> best = best_first(all);
+  for (int64_t i = 0; i < std::min<int64_t>(keep_best, std::ssize(best)); ++i)
+    retained.insert(best[i].step);
+  for (const StoredCheckpoint& stored : all)
+    if (!retained.contains(stored.step))
+      or_warn("cannot remove an old checkpoint", [&] { remove_checkpoint(stored.folder); });
 }
 
 void write_all(const stdfs::path& folder, const CheckpointContent& content) {
@@ -115,17 +104,16 @@ void write_all(const stdfs::path& folder, const CheckpointContent& content) {
   fs::sync_folder(folder);
 }
 
-/// The manifest of step-N, which must be of step N; the files are not looked at.
+/// Reads the manifest in step-N, which must name step N; the files are not checked.
 StoredCheckpoint read_stored(const stdfs::path& folder) {
   StoredCheckpoint stored = read_manifest(folder);
-  if (auto step = step_of(folder.filename().string()); step && *step != stored.step) {
-    throw Error(folder.string() + ": its manifest is of step " + std::to_string(stored.step),
+  if (auto step = step_of(folder.filename().string()); step && *step != stored.step)
+    throw Error(folder.string() + ": its manifest is for step " + std::to_string(stored.step),
                 ExitCode::checkpoint);
-  }
   return stored;
 }
 
-/// Size and digest as the manifest says.
+/// Compares size and digest with the manifest.
 void verify_file(const stdfs::path& path, const safetensors::Written& expected) {
   auto fail = [&](const std::string& cause) {
     throw Error(path.string() + ": " + cause, ExitCode::checkpoint);
@@ -135,29 +123,27 @@ void verify_file(const stdfs::path& path, const safetensors::Written& expected) 
   if (error)
     fail("cannot be read: " + error.message() +
          "; copy the whole folder again, or use another checkpoint");
-  if (bytes != expected.bytes) {
+  if (bytes != expected.bytes)
     fail("has " + std::to_string(bytes) + " bytes, but the manifest says " +
          std::to_string(expected.bytes) + "; copy it again, or use another checkpoint");
-  }
   std::string digest;
   try {
     digest = sha256_of_file(path);
   } catch (const Error& failure) {
     throw Error(failure.what(), ExitCode::checkpoint);
   }
-  if (digest != expected.sha256) {
+  if (digest != expected.sha256)
     fail(
-        "its SHA-256 is not the manifest's: the file was changed or damaged; copy it again, or "
-        "use another checkpoint");
-  }
+        "SHA-256 differs from the manifest: the file was changed or damaged; copy it again, or use "
+        "another checkpoint");
 }
 
-/// The checkpoint at `folder` if it verifies; says in the log when it does not.
+/// The checkpoint at `folder` if it is intact; logs a warning when it is not.
 std::optional<StoredCheckpoint> verified(const stdfs::path& folder) {
   try {
     return verify_checkpoint(folder);
   } catch (const Error& error) {
-    log::warning("passing over a checkpoint: " + std::string(error.what()));
+    log::warning("skipping a damaged checkpoint: " + std::string(error.what()));
     return std::nullopt;
   }
 }
@@ -166,16 +152,15 @@ std::optional<StoredCheckpoint> verified(const stdfs::path& folder) {
 
 StoredCheckpoint verify_checkpoint(const stdfs::path& folder) {
   StoredCheckpoint stored = read_stored(folder);
-  for (const ManifestFile& file : files_of(stored.manifest)) {
+  for (const ManifestFile& file : files_of(stored.manifest))
     verify_file(folder / file.name, file.written);
-  }
   return stored;
 }
 
 StoredCheckpoint write_checkpoint(const stdfs::path& folder, const CheckpointContent& content) {
   std::error_code ignored;
   if (stdfs::exists(folder, ignored))
-    throw Error(folder.string() + " is there already; name a new folder", ExitCode::usage);
+    throw Error(folder.string() + " already exists; choose another folder", ExitCode::usage);
   const stdfs::path temporary = fs::temporary_name(folder);
   const stdfs::path parent = folder.has_parent_path() ? folder.parent_path() : ".";
   try {
@@ -184,7 +169,7 @@ StoredCheckpoint write_checkpoint(const stdfs::path& folder, const CheckpointCon
     fs::rename(temporary, folder);
     fs::sync_folder(parent);
   } catch (const std::exception& error) {
-    or_warn("cannot remove a failed save", [&] { fs::remove_all(temporary); });
+    or_warn("cannot remove an incomplete checkpoint", [&] { fs::remove_all(temporary); });
     throw Error("cannot write " + folder.string() + ": " + error.what(), ExitCode::checkpoint);
   }
   return read_stored(folder);
@@ -199,20 +184,20 @@ StoredCheckpoint CheckpointStore::save(const CheckpointContent& content) {
   std::error_code ignored;
   try {
     fs::make_folders(folder_);
-    or_warn("cannot remove what a killed save left", [&] { fs::remove_temporaries(folder_); });
+    or_warn(kNoCleanUp, [&] { fs::remove_temporaries(folder_); });
     bool exists = stdfs::exists(folder, ignored);
-    std::optional<StoredCheckpoint> there = exists ? verified(folder) : std::nullopt;
-    if (!there) {
+    std::optional<StoredCheckpoint> intact = exists ? verified(folder) : std::nullopt;
+    if (!intact) {
       write_all(temporary, content);
       if (exists) remove_checkpoint(folder);
       fs::rename(temporary, folder);
     }
     fs::sync_folder(folder_);
-    StoredCheckpoint stored = there ? *there : read_manifest(folder);
-    or_warn("cannot clean up", [&] { retain(folder_, all(), content.step, keep_best_); });
+    StoredCheckpoint stored = intact ? *intact : read_manifest(folder);
+    or_warn("cannot clean up", [&] { remove_old(all(), content.step, keep_best_); });
     return stored;
   } catch (const std::exception& error) {
-    or_warn("cannot remove a failed save", [&] { fs::remove_all(temporary); });
+    or_warn("cannot remove an incomplete checkpoint", [&] { fs::remove_all(temporary); });
     throw Error(
         "cannot save the checkpoint of step " + std::to_string(content.step) + ": " + error.what(),
         ExitCode::checkpoint);
@@ -220,24 +205,22 @@ StoredCheckpoint CheckpointStore::save(const CheckpointContent& content) {
 }
 
 void CheckpointStore::clean_up(int64_t newest) {
-  or_warn("cannot remove what a killed save left", [&] { fs::remove_temporaries(folder_); });
+  or_warn(kNoCleanUp, [&] { fs::remove_temporaries(folder_); });
   std::vector<StoredCheckpoint> older = all();
   std::erase_if(older, [&](const StoredCheckpoint& stored) { return stored.step > newest; });
-  or_warn("cannot clean up", [&] { retain(folder_, older, newest, keep_best_); });
+  or_warn("cannot clean up", [&] { remove_old(older, newest, keep_best_); });
 }
 
 std::optional<StoredCheckpoint> CheckpointStore::newest() const {
   std::vector<int64_t> steps = steps_in(folder_);
-  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step)
     if (auto stored = verified(folder_ / folder_name(*step))) return stored;
-  }
   return std::nullopt;
 }
 
 std::optional<StoredCheckpoint> CheckpointStore::best() const {
-  for (const StoredCheckpoint& candidate : best_first(all())) {
+  for (const StoredCheckpoint& candidate : best_first(all()))
     if (auto stored = verified(candidate.folder)) return stored;
-  }
   return std::nullopt;
 }
 

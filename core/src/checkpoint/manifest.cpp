@@ -12,13 +12,13 @@ namespace {
 constexpr int kFormat = 1;
 constexpr uint64_t kMaxBytes = uint64_t{64} << 20;
 
-/// Digest of all that a manifest says. Of its values, not of the text, so that formatting is free.
+/// Digest of a manifest's values, not of its text, so that formatting does not matter.
 std::string digest_of(Json manifest) {
   manifest.erase("sha256");
   return sha256(manifest.dump());
 }
 
-/// Throws a bare text that the caller puts the path before.
+/// Throws `what`; the caller adds the path.
 void check(bool ok, const std::string& what) {
   if (!ok) throw Error(what);
 }
@@ -50,23 +50,23 @@ bool is_plain_name(const std::string& name) {
 StoredCheckpoint parse(const std::filesystem::path& folder, const Json& manifest) {
   StoredCheckpoint stored;
   int64_t format = count_from(manifest, "format");
-  check(format == kFormat, "format " + std::to_string(format) + ", but this dsv3 reads format " +
-                               std::to_string(kFormat) + "; use the dsv3 that wrote it");
+  check(format == kFormat, "format " + std::to_string(format) +
+                               " is not supported (this dsv3 reads " + std::to_string(kFormat) +
+                               "); use the dsv3 version that wrote it");
   check(text_from(manifest, "sha256") == digest_of(manifest),
-        "its digest does not fit its content: it was changed or damaged; copy it again, or use "
+        "digest does not match the content: the file was changed or damaged; copy it again, or use "
         "another checkpoint");
   stored.folder = folder;
   stored.step = count_from(manifest, "step");
   stored.tokens = count_from(manifest, "tokens");
-  if (const Json& loss = field(manifest, "val_loss"); !loss.is_null()) {
+  if (const Json& loss = field(manifest, "val_loss"); !loss.is_null())
     stored.val_loss = number_from_json(loss);
-  }
-  check(!files_of(manifest).empty(), "it names no files");
+  check(!files_of(manifest).empty(), "names no files");
   stored.manifest = manifest;
   return stored;
 }
 
-/// JSON has no NaN and no infinity; written as null they would come back as something else.
+/// JSON has no NaN and no infinity; written as null they would be read back as something else.
 void check_finite(const Json& json, const std::string& where) {
   check(!json.is_number_float() || std::isfinite(json.get<double>()),
         where + " is not a finite number, which JSON cannot hold");
@@ -85,10 +85,9 @@ std::string make_manifest(const CheckpointContent& content,
                    {"val_loss", content.val_loss ? number_to_json(*content.val_loss) : Json()},
                    {"files", Json::array()},
                    {"state", content.state}};
-  for (const ManifestFile& file : files) {
+  for (const ManifestFile& file : files)
     manifest["files"].push_back(
         {{"name", file.name}, {"bytes", file.written.bytes}, {"sha256", file.written.sha256}});
-  }
   try {
     manifest["sha256"] = digest_of(manifest);
     return manifest.dump(1) + "\n";
@@ -100,10 +99,9 @@ std::string make_manifest(const CheckpointContent& content,
 StoredCheckpoint read_manifest(const std::filesystem::path& folder) {
   std::filesystem::path path = folder / kManifestName;
   std::error_code ignored;
-  if (!std::filesystem::exists(path, ignored)) {
+  if (!std::filesystem::exists(path, ignored))
     throw Error(path.string() + ": missing; the folder is not a complete checkpoint",
                 ExitCode::checkpoint);
-  }
   Json manifest;
   try {
     manifest = parse_json(fs::read(path, kMaxBytes), path.string());
@@ -126,7 +124,7 @@ std::vector<ManifestFile> files_of(const Json& manifest) {
     ManifestFile file;
     file.name = text_from(json, "name");
     check(is_plain_name(file.name), "'" + file.name + "' is not a plain file name");
-    file.written.bytes = static_cast<uint64_t>(count_from(json, "bytes"));
+    file.written.bytes = uint64_t(count_from(json, "bytes"));
     file.written.sha256 = text_from(json, "sha256");
     files.push_back(std::move(file));
   }

@@ -1,4 +1,4 @@
-// manifest.json of a checkpoint: how it is written, read and checked.
+// manifest.json of a checkpoint: writing, reading and checking it.
 #pragma once
 
 #include <filesystem>
@@ -17,11 +17,11 @@ struct ManifestFile {
   safetensors::Written written;
 };
 
-/// The text of manifest.json. It ends with a digest of everything else in it.
+/// The text of manifest.json, with a digest of everything else in it.
 std::string make_manifest(const CheckpointContent& content, const std::vector<ManifestFile>& files);
 
 /// Reads and checks `folder`'s manifest, but none of the files it names. Throws dsv3::Error
-/// (ExitCode::checkpoint) with file and cause.
+/// (ExitCode::checkpoint) with the path and the cause.
 StoredCheckpoint read_manifest(const std::filesystem::path& folder);
 
 /// The files that a checked manifest names.

@@ -7,6 +7,7 @@
 
 #include "config/schemas.h"
 #include "config/slots.h"
+#include "config/yaml.h"
 
 namespace dsv3::config {
 namespace {
@@ -42,12 +43,29 @@ std::string Scope::text() const {
   return plugin.empty() ? path : path + " (plugin '" + plugin + "')";
 }
 
+Checker::Checker(const Node& root, Diagnostics& diagnostics, Catalog& catalog,
+                 Experiment& experiment)
+    : root_(root),
+      diagnostics_(diagnostics),
+      catalog_(catalog),
+      experiment_(experiment),
+      resolver_(root, diagnostics) {
+  // `position.rope.layout: halves` and the map {position: {rope: {layout: halves}}} are the same.
+  const auto add = [this](auto& self, const Node& map, const std::string& path) -> void {
+    for (const Entry& entry : map.entries)
+      if (entry.value.is_map())
+        self(self, entry.value, join(path, entry.key));
+      else
+        given_conventions_[join(path, entry.key)] = &entry.value;
+  };
+  if (const Node* conventions = section("conventions")) add(add, *conventions, "");
+}
+
 const Node* Checker::section(const std::string& path) {
   const Node* node = find_path(root_, path);
   if (!node || node->is_null()) return nullptr;
   if (node->is_map()) return node;
-  // Below something that is no map there is nothing to find, so this is reported once.
-  diagnostics_.error(*node, "'" + path + "' must be a map of keys and values, got " + got(*node),
+  diagnostics_.error(*node, "'" + path + "' must be a map of keys and values, got " + shown(*node),
                      {"write " + path + ": {KEY: VALUE}"});
   return nullptr;
 }
@@ -56,26 +74,44 @@ Position Checker::position_of(const Node* map) const {
   return map ? map->at : Position{root_.at.source, 1, 1};
 }
 
-OptionValues Checker::values(const Node* map, const Schema& schema, const Scope& scope, Node& out) {
+void Checker::record(const std::string& path, OptionValue value, const Node& node,
+                     std::string written) {
+  if (std::string reference = reference_yaml(node, resolver_); !reference.empty())
+    written = std::move(reference);
+  // Values of a section stay together, in whatever order its parts are read.
+  const std::string section = path.substr(0, path.find('.') + 1);
+  std::vector<ResolvedValue>& values = experiment_.resolved.values;
+  const auto last = std::find_if(values.rbegin(), values.rend(), [&](const ResolvedValue& known) {
+    return !section.empty() && known.path.starts_with(section);
+  });
+  values.insert(last == values.rend() ? values.end() : last.base(),
+                {path, std::move(value), diagnostics_.origin(node.at), std::move(written)});
+}
+
+OptionValues Checker::values(const Node* map, const Schema& schema, const Scope& scope) {
   OptionValues values;
   bool complete = true;
   std::vector<const Entry*> dropped;
   if (map)
     for (const Entry& entry : map->entries) {
       if (contains(scope.others, entry.key) || schema.find(entry.key)) continue;
-      if (dropped_with_swap(entry, scope))
+      if (is_dropped_option(entry, scope))
         dropped.push_back(&entry);
       else
         unknown_key(entry, schema, scope);
     }
+  checked_.insert(scope.conventions);
   for (const OptionSpec& spec : schema.options) {
     const Entry* entry = map ? map->find(spec.key) : nullptr;
-    if (entry) {
+    const Node* preset = given_convention(spec, scope);
+    const Node* node = entry ? &entry->value : preset;
+    const std::string path = join(scope.path, spec.key);
+    if (node) {
       const std::string what = "'" + spec.key + "' in " + scope.text();
-      if (auto converted = convert(spec, entry->value, what, resolver_, diagnostics_)) {
-        add_convention(spec, converted->value, scope);
-        values[spec.key] = std::move(converted->value);
-        out.add(spec.key, entry->at, std::move(converted->stored));
+      if (auto value = convert(spec, *node, what, resolver_, diagnostics_)) {
+        add_convention(spec, *value, scope);
+        record(path, *value, *node, word_of(spec, *value));
+        values[spec.key] = std::move(*value);
       } else {
         complete = false;
       }
@@ -84,7 +120,11 @@ OptionValues Checker::values(const Node* map, const Schema& schema, const Scope&
                          {spec.doc});
       complete = false;
     } else {
-      add_default(spec, scope, values, out);
+      add_convention(spec, spec.default_value, scope);
+      const std::string written = word_of(spec, spec.default_value);
+      // An unset option without a word for it is not written.
+      if (!written.empty() || !std::holds_alternative<std::monostate>(spec.default_value))
+        record(path, spec.default_value, Node{}, written);
     }
   }
   note_dropped(dropped, scope);
@@ -92,26 +132,31 @@ OptionValues Checker::values(const Node* map, const Schema& schema, const Scope&
   return values;
 }
 
-void Checker::use_conventions(const std::string& implementation) {
-  implementation_ = implementation;
-  implementation_at_ = {diagnostics_.add_source("model.conventions", implementation, false), 1, 1};
+const Node* Checker::given_convention(const OptionSpec& spec, const Scope& scope) {
+  if (!spec.convention) return nullptr;
+  const std::string key = join(scope.conventions, spec.key);
+  known_conventions_.insert(key);
+  const auto given = given_conventions_.find(key);
+  return given == given_conventions_.end() ? nullptr : given->second;
 }
 
-// What an option has that the experiment does not set.
-void Checker::add_default(const OptionSpec& spec, const Scope& scope, OptionValues& values,
-                          Node& out) {
-  const auto other = spec.by_implementation.find(implementation_);
-  const OptionValue& value =
-      other == spec.by_implementation.end() ? spec.default_value : other->second;
-  add_convention(spec, value, scope);
-  if (other != spec.by_implementation.end()) {
-    values[spec.key] = value;
-    Node stored = value_node(spec, value);
-    stored.at = implementation_at_;
-    out.add(spec.key, implementation_at_, std::move(stored));
-  } else if (misfit(spec, value).empty()) {
-    // A default outside the option's own range means "not set" and has no spelling.
-    out.add(spec.key, {}, value_node(spec, value));
+void Checker::check_conventions() {
+  const std::vector<std::string> known(known_conventions_.begin(), known_conventions_.end());
+  for (const auto& [key, node] : given_conventions_) {
+    if (known_conventions_.contains(key)) continue;
+    const std::string component = key.substr(0, key.rfind('.'));
+    const size_t dot = component.find('.');
+    // A preset may name plugins that this experiment does not use.
+    const auto is_unused = [&](const Slot& slot) {
+      return component.substr(0, dot) == kind_name(slot.kind) && dot != component.npos &&
+             contains(catalog_.names(slot.kind), component.substr(dot + 1));
+    };
+    if (!checked_.contains(component) && std::any_of(slots().begin(), slots().end(), is_unused))
+      continue;
+    const std::string near = nearest(key, known);
+    diagnostics_.error(*node, "unknown convention '" + key + "'",
+                       {near.empty() ? "conventions of this experiment: " + comma_list(known)
+                                     : "did you mean '" + near + "'?"});
   }
 }
 
@@ -137,12 +182,13 @@ void Checker::run_checks(const Node* map, const Schema& schema, const Scope& sco
 void Checker::add_convention(const OptionSpec& spec, const OptionValue& value, const Scope& scope) {
   if (!spec.convention) return;
   const std::string text = value_text(value);
-  std::string key = join(scope.conventions, spec.key);
-  const auto [known, added] = conventions_.emplace(key, text);
-  if (!added && known->second != text) conventions_[key + " (" + scope.part + ")"] = text;
+  const std::string key = join(scope.conventions, spec.key);
+  const auto [known, added] = experiment_.conventions.emplace(key, text);
+  if (!added && known->second != text)
+    experiment_.conventions[key + " (" + scope.part + ")"] = text;
 }
 
-bool Checker::dropped_with_swap(const Entry& entry, const Scope& scope) {
+bool Checker::is_dropped_option(const Entry& entry, const Scope& scope) {
   if (!scope.kind || entry.inherited_from.empty()) return false;
   const Schema* before = schema(*scope.kind, entry.inherited_from, "", entry.at);
   return !before || before->find(entry.key);
@@ -154,8 +200,8 @@ void Checker::note_dropped(const std::vector<const Entry*>& dropped, const Scope
     by_plugin[entry->inherited_from].push_back(entry->key + " (" + diagnostics_.place(entry->at) +
                                                ")");
   for (const auto& [plugin, keys] : by_plugin)
-    notes_.push_back(scope.path + ": options of '" + plugin + "' that '" + scope.plugin +
-                     "' does not have were dropped: " + comma_list(keys));
+    experiment_.notes.push_back(scope.path + ": options of '" + plugin + "' that '" + scope.plugin +
+                                "' does not have were dropped: " + comma_list(keys));
 }
 
 std::vector<std::string> Checker::siblings_with(const std::string& key, const Scope& scope) {
@@ -199,7 +245,7 @@ const Schema* Checker::schema(Kind kind, const std::string& name, const std::str
   try {
     return catalog_.schema(kind, name, library);
   } catch (const Error& error) {
-    throw Error(std::string(error.what()) + "\n  asked for by " + diagnostics_.place(at),
+    throw Error(std::string(error.what()) + "\n  requested by " + diagnostics_.place(at),
                 error.code());
   }
 }
@@ -224,90 +270,89 @@ void Checker::unknown_plugin(const Node& name, Kind kind, const std::string& tex
                      {hint + known_plugins(kind)});
 }
 
-std::optional<Word> Checker::word(const Node& node, const std::string& what) {
+std::optional<std::string> Checker::word(const Node& node, const std::string& what) {
   if (!node.is_scalar()) {
     diagnostics_.error(node, what + " must be a word");
     return std::nullopt;
   }
   const Text& text = resolver_.resolve(node);
-  if (!text.ok) return std::nullopt;
-  return Word{text.value, stored_string(node, text)};
+  return text.ok ? std::optional(text.value) : std::nullopt;
 }
 
-// Absolute, so that a run folder's experiment finds it from anywhere.
-std::string Checker::library_of(const Node& map, const std::string& path, Node& out) {
+// Absolute, so that the experiment of a run folder finds it from any folder.
+std::string Checker::library_of(const Node& map, const std::string& path) {
   const Entry* entry = map.find("library");
   if (!entry) return "";
-  std::optional<Word> name = word(entry->value, "'library' in " + path);
+  const std::optional<std::string> name = word(entry->value, "'library' in " + path);
   if (!name) return "";
   const Origin origin = diagnostics_.origin(entry->value.at);
   const std::filesystem::path folder =
       origin.line ? std::filesystem::path(origin.source).parent_path() : std::filesystem::path();
-  const std::string library =
-      std::filesystem::absolute(folder / name->text).lexically_normal().string();
-  if (!resolver_.resolve(entry->value).environment) name->stored.text = string_node(library).text;
-  name->stored.quoted = true;
-  out.add("library", entry->at, std::move(name->stored));
+  const std::string library = std::filesystem::absolute(folder / *name).lexically_normal().string();
+  record(join(path, "library"), library, entry->value);
   return library;
 }
 
 ComponentSpec Checker::component(const Node& map, Kind kind, const std::string& path,
-                                 const std::string& part, Node& out) {
+                                 const std::string& part) {
   ComponentSpec spec;
   spec.kind = kind;
+  spec.path = path;
   const Entry* plugin = map.find("plugin");
   if (!plugin || plugin->value.is_null()) {
     diagnostics_.error(map, path + " names no plugin",
                        {"write plugin: NAME; " + known_plugins(kind)});
     return spec;
   }
-  std::optional<Word> name = word(plugin->value, "'plugin' in " + path);
+  const std::optional<std::string> name = word(plugin->value, "'plugin' in " + path);
   if (!name) return spec;
-  spec.plugin = name->text;
+  spec.plugin = *name;
   spec.origin = diagnostics_.origin(plugin->value.at);
-  out.entries.insert(out.entries.begin(), {"plugin", plugin->at, std::move(name->stored), ""});
-  spec.library = library_of(map, path, out);
+  record(join(path, "plugin"), *name, plugin->value);
+  spec.library = library_of(map, path);
   const Schema* options = schema(kind, spec.plugin, spec.library, plugin->value.at);
   if (!options) {
     unknown_plugin(plugin->value, kind, spec.plugin);
     return spec;
   }
-  Scope scope{path, core_keys(kind), join(kind_name(kind), spec.plugin), kind, spec.plugin, part};
-  spec.options = values(&map, *options, scope, out);
+  spec.options =
+      values(&map, *options,
+             {path, core_keys(kind), join(kind_name(kind), spec.plugin), kind, spec.plugin, part});
   return spec;
 }
 
-ComponentSpec Checker::component_at(const std::string& path, Kind kind, bool optional, Node& out) {
-  const std::vector<const Node*> maps = components_at(path, kind, optional);
-  if (maps.size() == 1) return component(*maps[0], kind, path, path, out);
+ComponentSpec Checker::component_at(const std::string& path, Kind kind) {
+  const std::vector<const Node*> maps = components_at(path, kind);
+  if (maps.size() == 1) return component(*maps[0], kind, path, path);
   ComponentSpec none;
   none.kind = kind;
   return none;
 }
 
-std::vector<const Node*> Checker::components_at(const std::string& path, Kind kind, bool optional) {
+std::vector<const Node*> Checker::components_at(const std::string& path, Kind kind) {
+  read_.insert(kind);
   const Node* node = find_path(root_, path);
   const Slot* slot = slot_at(path);
   std::vector<const Node*> maps;
   if (!node || node->is_null() || (node->is_list() && slot->list && node->items.empty())) {
-    if (!optional)
+    if (!slot->optional)
       diagnostics_.error(
           node ? node->at : position_of(find_path(root_, path.substr(0, path.find('.')))), 1,
           "the experiment names no " + path, {"write " + path + ": NAME; " + known_plugins(kind)});
     return maps;
   }
   if (node->is_map()) return {node};
-  const std::string wanted =
+  const std::string expected =
       slot->list ? " must be a component or a list of them" : " must be one component";
   if (!node->is_list() || !slot->list) {
-    diagnostics_.error(*node, path + wanted);
+    diagnostics_.error(*node, path + expected);
     return maps;
   }
   for (const Node& item : node->items) {
     if (item.is_map())
       maps.push_back(&item);
     else
-      diagnostics_.error(item, path + wanted);
+      diagnostics_.error(item, path + expected);
   }
   return maps;
 }

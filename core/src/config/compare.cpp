@@ -5,16 +5,18 @@
 
 #include <dsv3/runtime/compare.h>
 
+#include "config/parse.h"
 #include "config/slots.h"
+#include "config/yaml.h"
 
 namespace dsv3 {
 namespace {
 
-// They name, repeat, watch or store a run and leave what is trained, and how fast, alone; what
-// model.conventions sets is compared by itself.
-constexpr std::array<std::string_view, 12> kNoFactors{"name",
+using Values = std::vector<ResolvedValue>;
+
+// They name, repeat, observe or store a run and change neither what is trained nor how fast.
+constexpr std::array<std::string_view, 11> kNoFactors{"name",
                                                       "output",
-                                                      "model.conventions",
                                                       "train.seed",
                                                       "train.log_every",
                                                       "validation.every",
@@ -25,7 +27,7 @@ constexpr std::array<std::string_view, 12> kNoFactors{"name",
                                                       "hub",
                                                       "log"};
 
-// Keys that say which component stands in a slot and for what, rather than how it is set.
+// Keys that identify the component in a slot and its place, rather than its options.
 constexpr std::array<std::string_view, 5> kIdentity{"plugin", "library", "layers", "role", "match"};
 
 bool is_below(std::string_view key, std::string_view path) {
@@ -47,78 +49,112 @@ std::string_view slot_of(std::string_view key) {
 }
 
 bool is_identity(const ResolvedValue& value) {
-  const std::string_view last = std::string_view(value.key).substr(value.key.rfind('.') + 1);
+  const std::string_view last = std::string_view(value.path).substr(value.path.rfind('.') + 1);
   return std::find(kIdentity.begin(), kIdentity.end(), last) != kIdentity.end();
 }
 
-// What stands in the slot at `path`: plugins, and the layers or roles they are for.
-std::string identity(const std::vector<ResolvedValue>& values, std::string_view path) {
+// Plugins in the slot at `path`, and the layers or roles they are for.
+std::string identity(const Values& values, std::string_view path) {
   std::string text;
   for (const ResolvedValue& value : values)
-    if (slot_of(value.key) == path && is_identity(value))
-      text += value.key + "=" + value.value + ";";
+    if (slot_of(value.path) == path && is_identity(value))
+      text += value.path + "=" + value.yaml() + ";";
   return text;
 }
 
-std::string plugins_of(const std::vector<ResolvedValue>& values, std::string_view path) {
+std::string plugins_of(const Values& values, std::string_view path) {
   std::string text;
   for (const ResolvedValue& value : values)
-    if (slot_of(value.key) == path && value.key.ends_with(".plugin"))
-      text += (text.empty() ? "" : " + ") + value.value;
+    if (slot_of(value.path) == path && value.path.ends_with(".plugin"))
+      text += (text.empty() ? "" : " + ") + value.yaml();
   return text.empty() ? "none" : text;
 }
 
-// Slots whose components were swapped, with the factor's text. What stands inside a swapped
-// component went with it.
-std::map<std::string_view, std::string> swapped_slots(const std::vector<ResolvedValue>& a,
-                                                      const std::vector<ResolvedValue>& b) {
-  std::map<std::string_view, std::string> swapped;
+// Slots with other components, and the factor's text. A slot inside such a component belongs to
+// the same factor.
+std::map<std::string_view, std::string> changed_slots(const Values& a, const Values& b) {
+  std::map<std::string_view, std::string> changed;
   for (const config::Slot& slot : config::slots()) {
-    const auto outer = std::find_if(swapped.begin(), swapped.end(), [&](const auto& each) {
-      return is_below(slot.path, each.first);
+    const auto outer = std::find_if(changed.begin(), changed.end(), [&](const auto& entry) {
+      return is_below(slot.path, entry.first);
     });
-    if (outer != swapped.end()) {
-      swapped[slot.path] = std::string(outer->second);
+    if (outer != changed.end()) {
+      changed[slot.path] = std::string(outer->second);
     } else if (identity(a, slot.path) != identity(b, slot.path)) {
       const std::string before = plugins_of(a, slot.path), after = plugins_of(b, slot.path);
-      swapped[slot.path] =
+      changed[slot.path] =
           std::string(slot.path) +
           (before == after ? " (other layers or roles)" : " (" + before + " -> " + after + ")");
     }
   }
-  return swapped;
+  return changed;
 }
 
 std::string factor_of(const std::string& key,
-                      const std::map<std::string_view, std::string>& swapped) {
+                      const std::map<std::string_view, std::string>& changed) {
   if (is_no_factor(key)) return "";
-  if (const auto slot = swapped.find(slot_of(key)); slot != swapped.end()) return slot->second;
-  // A run's length has two spellings.
+  if (const auto slot = changed.find(slot_of(key)); slot != changed.end()) return slot->second;
+  // The length of a run has two keys.
   return key == "train.steps" || key == "train.tokens" ? "train.steps or train.tokens" : key;
 }
 
-const ResolvedValue* find(const std::vector<ResolvedValue>& values, const std::string& key) {
+// A list of one component and the component alone mean the same and get the same paths.
+Values comparable(const Resolved& resolved) {
+  Values values = resolved.values;
+  for (const config::Slot& slot : config::slots()) {
+    const std::string first = std::string(slot.path) + ".0.",
+                      second = std::string(slot.path) + ".1.";
+    if (std::any_of(values.begin(), values.end(),
+                    [&](const ResolvedValue& value) { return value.path.starts_with(second); }))
+      continue;
+    for (ResolvedValue& value : values)
+      if (value.path.starts_with(first)) value.path.erase(slot.path.size(), 2);
+  }
+  return values;
+}
+
+const ResolvedValue* find(const Values& values, const std::string& path) {
   for (const ResolvedValue& value : values)
-    if (value.key == key) return &value;
+    if (value.path == path) return &value;
   return nullptr;
 }
 
-// What differs, in the order of keys; factors are not told yet.
-std::vector<Difference> differences(const std::vector<ResolvedValue>& a,
-                                    const std::vector<ResolvedValue>& b) {
+std::vector<Difference> differing(const Values& a, const Values& b) {
   std::vector<Difference> found;
-  const auto add = [&](const std::string& key, const ResolvedValue& in_a,
-                       const ResolvedValue& in_b) {
-    found.push_back({key, in_a.value, in_b.value, in_a.origin, in_b.origin, ""});
+  const auto add = [&](const std::string& key, const ResolvedValue* in_a,
+                       const ResolvedValue* in_b) {
+    const auto yaml = [](const ResolvedValue* value) { return value ? value->yaml() : ""; };
+    const auto origin = [](const ResolvedValue* value) {
+      return value ? value->origin.full_text() : "";
+    };
+    found.push_back({key, yaml(in_a), yaml(in_b), origin(in_a), origin(in_b), ""});
   };
   for (const ResolvedValue& value : a) {
-    const ResolvedValue* other = find(b, value.key);
-    if (!other || other->value != value.value)
-      add(value.key, value, other ? *other : ResolvedValue{});
+    const ResolvedValue* other = find(b, value.path);
+    if (!other || other->yaml() != value.yaml()) add(value.path, &value, other);
   }
   for (const ResolvedValue& value : b)
-    if (!find(a, value.key)) add(value.key, {}, value);
+    if (!find(a, value.path)) add(value.path, nullptr, &value);
   return found;
+}
+
+// Untyped values below `node`, which is at `path`.
+void collect(const config::Node& node, const std::string& path, Values& out) {
+  if (node.is_map()) {
+    for (const config::Entry& entry : node.entries)
+      collect(entry.value, config::join(path, entry.key), out);
+  } else if (node.is_list() && config::slot_at(path) && !node.items.empty()) {
+    for (size_t i = 0; i < node.items.size(); ++i)
+      collect(node.items[i], config::join(path, std::to_string(i)), out);
+  } else {
+    const auto yaml = [](const config::Node& scalar) {
+      return scalar.quoted ? config::quoted_yaml(scalar.text) : scalar.text;
+    };
+    std::vector<std::string> items;
+    for (const config::Node& item : node.items) items.push_back(yaml(item));
+    out.push_back(
+        {path, node.text, {}, node.is_list() ? "[" + config::comma_list(items) + "]" : yaml(node)});
+  }
 }
 
 }  // namespace
@@ -135,24 +171,46 @@ std::string Comparison::verdict() const {
   return text;
 }
 
-Comparison compare_experiments(const ExperimentRequest& a, const ExperimentRequest& b,
-                               Catalog& catalog) {
-  const std::vector<ResolvedValue> left = resolved_values(a, catalog);
-  const std::vector<ResolvedValue> right = resolved_values(b, catalog);
-  const auto swapped = swapped_slots(left, right);
-  Comparison comparison{differences(left, right), {}};
-  std::vector<std::string>& all = comparison.factors;
+Comparison compare_experiments(const Experiment& a, const Experiment& b) {
+  const Values left = comparable(a.resolved), right = comparable(b.resolved);
+  const auto changed = changed_slots(left, right);
+  Comparison comparison{differing(left, right), {}};
+  std::vector<std::string>& factors = comparison.factors;
   for (Difference& difference : comparison.differences) {
-    difference.factor = factor_of(difference.key, swapped);
+    difference.factor = factor_of(difference.key, changed);
     if (!difference.factor.empty() &&
-        std::find(all.begin(), all.end(), difference.factor) == all.end())
-      all.push_back(difference.factor);
+        std::find(factors.begin(), factors.end(), difference.factor) == factors.end())
+      factors.push_back(difference.factor);
   }
   return comparison;
 }
 
-std::vector<Difference> compare_resolved(const std::string& a, const std::string& b) {
-  return differences(resolved_values(a), resolved_values(b));
+std::vector<Difference> differences(const Resolved& a, const Resolved& b) {
+  return differing(comparable(a), comparable(b));
+}
+
+Resolved read_resolved(const std::string& yaml) {
+  config::Diagnostics diagnostics;
+  const int source = diagnostics.add_source("resolved experiment", yaml, false);
+  const std::optional<config::Node> tree = config::parse(diagnostics, source);
+  diagnostics.throw_if_any();
+  Resolved resolved;
+  if (tree) collect(*tree, "", resolved.values);
+  // A key of older versions, whose effect is in the values of other keys.
+  std::erase_if(resolved.values,
+                [](const ResolvedValue& value) { return value.path == "model.conventions"; });
+  return resolved;
+}
+
+std::string difference_lines(const Resolved& a, const Resolved& b, const std::string& in_a,
+                             const std::string& in_b, const std::string& section) {
+  const auto shown = [](const std::string& value) { return value.empty() ? "absent" : value; };
+  std::string text;
+  for (const Difference& difference : differences(a, b))
+    if (section.empty() || difference.key.starts_with(section + "."))
+      text += "\n  " + difference.key + ": " + shown(difference.a) + " " + in_a + ", " +
+              shown(difference.b) + " " + in_b;
+  return text;
 }
 
 }  // namespace dsv3

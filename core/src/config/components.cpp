@@ -13,13 +13,6 @@ namespace {
 
 constexpr size_t kMaxPattern = 1000;  // std::regex recurses
 
-Node empty_list(Position at) {
-  Node list;
-  list.type = Node::Type::list;
-  list.at = at;
-  return list;
-}
-
 // "2", "2-11" or "2-" (to the last layer, given as `open_end`).
 bool parse_range(const std::string& text, int64_t open_end, int64_t& first, int64_t& last) {
   const char* const end = text.data() + text.size();
@@ -36,6 +29,7 @@ bool parse_range(const std::string& text, int64_t open_end, int64_t& first, int6
   return wrong == std::errc() && stop == end && last >= first;
 }
 
+// Layers of one component.
 struct Placed {
   int64_t first, last;
   const Node* node;  // for the position of an error
@@ -80,46 +74,42 @@ void check_tiling(std::vector<Placed> placed, int64_t layers, const std::string&
 }
 
 // The words of `role:`, one or a list.
-std::vector<std::string> read_roles(Checker& checker, const Node& node, const std::string& path,
-                                    Node& out) {
+std::vector<std::string> read_roles(Checker& checker, const Node& node, const std::string& path) {
   std::vector<std::string> roles;
-  Node stored = empty_list(node.at);
   const std::vector<std::string>& known = role_words();
-  const auto read = [&](const Node& word) {
-    const auto read_word = checker.word(word, "'role' in " + path);
-    if (!read_word) return;
-    const std::string* role = &read_word->text;
+  const auto read = [&](const Node& item) {
+    const std::optional<std::string> role = checker.word(item, "'role' in " + path);
+    if (!role) return;
     if (std::find(known.begin(), known.end(), *role) == known.end()) {
       const std::string near = nearest(*role, known);
-      checker.diagnostics().error(word, "unknown role '" + *role + "' in " + path,
+      checker.diagnostics().error(item, "unknown role '" + *role + "' in " + path,
                                   {(near.empty() ? "" : "did you mean '" + near + "'? ") +
                                    ("known roles: " + comma_list(known))});
     } else if (std::find(roles.begin(), roles.end(), *role) != roles.end()) {
-      checker.diagnostics().error(word, "role '" + *role + "' is named twice in " + path);
+      checker.diagnostics().error(item, "role '" + *role + "' is named twice in " + path);
     } else {
       roles.push_back(*role);
-      stored.items.push_back(read_word->stored);
     }
   };
   if (node.is_list()) {
-    for (const Node& word : node.items) read(word);
+    for (const Node& item : node.items) read(item);
     if (node.items.empty()) checker.diagnostics().error(node, "'role' in " + path + " is empty");
   } else {
     read(node);
   }
-  out.add("role", node.at, std::move(stored));
+  checker.record(join(path, "role"), roles, node);
   return roles;
 }
 
-// A word of the group's own, also put into `out`; empty = not given.
+// One of the core's words in a component's map; empty = not set.
 std::string read_word(Checker& checker, const Node& map, const std::string& key,
-                      const std::string& path, Node& out) {
+                      const std::string& path) {
   const Entry* entry = map.find(key);
   if (!entry) return "";
-  auto word = checker.word(entry->value, "'" + key + "' in " + path);
+  const std::optional<std::string> word = checker.word(entry->value, "'" + key + "' in " + path);
   if (!word) return "";
-  out.add(key, entry->at, std::move(word->stored));
-  return word->text;
+  checker.record(join(path, key), *word, entry->value);
+  return *word;
 }
 
 void check_pattern(Checker& checker, const Node& node, const std::string& pattern,
@@ -134,18 +124,18 @@ void check_pattern(Checker& checker, const Node& node, const std::string& patter
   if (!wrong.empty()) checker.diagnostics().error(node, "'match' in " + path + " is " + wrong);
 }
 
-OptimizerGroup read_group(Checker& checker, const Node& map, const std::string& path, Node& out) {
+OptimizerGroup read_group(Checker& checker, const Node& map, const std::string& path) {
   OptimizerGroup group;
-  if (const Entry* role = map.find("role"))
-    group.roles = read_roles(checker, role->value, path, out);
-  group.match = read_word(checker, map, "match", path, out);
+  if (const Entry* role = map.find("role")) group.roles = read_roles(checker, role->value, path);
+  group.match = read_word(checker, map, "match", path);
   if (!group.match.empty()) check_pattern(checker, map.find("match")->value, group.match, path);
-  group.name = read_word(checker, map, "name", path, out);
-  group.component = checker.component(map, Kind::optimizer, path, path, out);
+  group.name = read_word(checker, map, "name", path);
+  group.component = checker.component(map, Kind::optimizer, path, path);
   return group;
 }
 
-// adamw; of several AdamW groups adamw_norm_bias; of several of those adamw_norm_bias_2.
+// "adamw"; with several AdamW groups "adamw_norm_bias", with several of those
+// "adamw_norm_bias_2".
 void name_groups(std::vector<OptimizerGroup>& groups) {
   std::map<std::string, int> taken, plugins;
   for (const OptimizerGroup& group : groups) {
@@ -166,23 +156,29 @@ void name_groups(std::vector<OptimizerGroup>& groups) {
   }
 }
 
-std::string element(const std::string& path, size_t index, size_t count) {
-  return count == 1 ? path : join(path, std::to_string(index));
+// Paths of components, which also name them in the resolved experiment.
+std::string element(Checker& checker, const std::string& path, size_t index) {
+  return checker.node_at(path)->is_list() ? join(path, std::to_string(index)) : path;
 }
 
-// A component on its own stays a map and a list a list, so that paths into them stay true.
-void store(std::vector<Node> nodes, const Node* written, Node& out) {
-  if (nodes.size() == 1 && written && written->is_map()) {
-    out = std::move(nodes[0]);
-  } else {
-    out = empty_list(nodes.empty() ? Position{} : nodes[0].at);
-    out.items = std::move(nodes);
-  }
+// The layers of the component at `path`, which has `layers: ` or is alone.
+std::optional<Placed> read_layers_of(Checker& checker, const Node& map, const std::string& path,
+                                     int64_t layers) {
+  const Entry* entry = map.find("layers");
+  if (!entry) return std::nullopt;
+  const std::optional<std::string> word = checker.word(entry->value, "'layers' in " + path);
+  if (!word) return std::nullopt;
+  Placed placed{0, 0, &entry->value};
+  if (parse_range(*word, layers - 1, placed.first, placed.last)) return placed;
+  checker.diagnostics().error(
+      entry->value, "'layers' in " + path + " must be a layer or a range, got '" + *word + "'",
+      {"layers count from 0; write 3, 0-1, or 2- up to the last"});
+  return std::nullopt;
 }
 
 }  // namespace
 
-// dsv3::role_name's words; that function lives with the tensors.
+// The words of dsv3::role_name, which depends on tensors.
 const std::vector<std::string>& role_words() {
   static const std::vector<std::string> words{"matrix", "embedding", "head",
                                               "norm",   "router",    "bias"};
@@ -190,78 +186,60 @@ const std::vector<std::string>& role_words() {
 }
 
 std::vector<LayerRange> layer_ranges(Checker& checker, const std::string& path, Kind kind,
-                                     int64_t layers, Node& out) {
-  const std::vector<const Node*> maps = checker.components_at(path, kind, false);
+                                     int64_t layers) {
+  const std::vector<const Node*> maps = checker.components_at(path, kind);
   std::vector<LayerRange> ranges;
-  std::vector<Node> nodes;
   std::vector<Placed> placed;
   for (size_t i = 0; i < maps.size(); ++i) {
-    const std::string where = element(path, i, maps.size());
+    const std::string where = element(checker, path, i);
     LayerRange range{0, std::max<int64_t>(layers, 1) - 1, {}};
-    const Entry* entry = maps[i]->find("layers");
-    if (entry) {
-      const auto word = checker.word(entry->value, "'layers' in " + where);
-      if (word && parse_range(word->text, layers - 1, range.first, range.last))
-        placed.push_back({range.first, range.last, &entry->value});
-      else if (word)
-        checker.diagnostics().error(
-            entry->value,
-            "'layers' in " + where + " must be a layer or a range, got '" + word->text + "'",
-            {"layers count from 0; write 3, 0-1, or 2- up to the last"});
-    } else if (maps.size() > 1) {
-      checker.diagnostics().error(*maps[i], where + " does not say for which layers it is",
+    if (const auto read = read_layers_of(checker, *maps[i], where, layers)) {
+      placed.push_back(*read);
+      range.first = read->first;
+      range.last = read->last;
+    } else if (maps.size() > 1 && !maps[i]->find("layers")) {
+      checker.diagnostics().error(*maps[i], where + " does not say which layers it is for",
                                   {"write layers: 0-1"});
     }
-    Node node = make_map(maps[i]->at);
-    const std::string layers_text = range_text(range.first, range.last);
-    range.component = checker.component(*maps[i], kind, where, "layers " + layers_text, node);
+    const std::string text = range_text(range.first, range.last);
     if (range.first != 0 || range.last != layers - 1) {
-      Node stored = string_node(layers_text);
-      stored.at = entry ? entry->value.at : Position{};
-      stored.quoted = false;
-      node.entries.insert(node.entries.begin(), {"layers", stored.at, stored, ""});
+      const Entry* entry = maps[i]->find("layers");
+      checker.record(join(where, "layers"), text, entry ? entry->value : Node{}, text);
     }
-    nodes.push_back(std::move(node));
+    range.component = checker.component(*maps[i], kind, where, "layers " + text);
     ranges.push_back(std::move(range));
   }
   const bool all_placed = maps.size() == 1 || placed.size() == maps.size();
   if (layers > 0 && all_placed) check_tiling(placed, layers, path, checker.diagnostics());
   std::stable_sort(ranges.begin(), ranges.end(),
                    [](const LayerRange& a, const LayerRange& b) { return a.first < b.first; });
-  store(std::move(nodes), checker.written(path), out);
   return ranges;
 }
 
-std::vector<OptimizerGroup> optimizer_groups(Checker& checker, Node& out) {
-  const std::vector<const Node*> maps = checker.components_at("optimizer", Kind::optimizer, false);
+std::vector<OptimizerGroup> optimizer_groups(Checker& checker) {
+  const std::vector<const Node*> maps = checker.components_at("optimizer", Kind::optimizer);
   std::vector<OptimizerGroup> groups;
-  std::vector<Node> nodes;
   std::map<std::string, const Node*> names;
   for (size_t i = 0; i < maps.size(); ++i) {
-    Node node = make_map(maps[i]->at);
-    groups.push_back(read_group(checker, *maps[i], element("optimizer", i, maps.size()), node));
-    nodes.push_back(std::move(node));
+    groups.push_back(read_group(checker, *maps[i], element(checker, "optimizer", i)));
     const std::string& name = groups.back().name;
     if (!name.empty() && !names.emplace(name, maps[i]).second)
       checker.diagnostics().error(maps[i]->find("name")->value,
-                                  "two optimizer groups are called '" + name + "'");
+                                  "two optimizer groups are named '" + name + "'");
   }
   name_groups(groups);
-  store(std::move(nodes), checker.written("optimizer"), out);
   return groups;
 }
 
-std::vector<ComponentSpec> trackers(Checker& checker, Node& out) {
-  const std::vector<const Node*> maps = checker.components_at("tracker", Kind::tracker, true);
+std::vector<ComponentSpec> components(Checker& checker, const Slot& slot) {
+  const std::string path(slot.path);
+  const std::vector<const Node*> maps = checker.components_at(path, slot.kind);
   std::vector<ComponentSpec> specs;
-  std::vector<Node> nodes;
-  for (size_t i = 0; i < maps.size(); ++i) {
-    Node node = make_map(maps[i]->at);
-    specs.push_back(
-        checker.component(*maps[i], Kind::tracker, element("tracker", i, maps.size()), "", node));
-    nodes.push_back(std::move(node));
-  }
-  store(std::move(nodes), checker.written("tracker"), out);
+  for (size_t i = 0; i < maps.size(); ++i)
+    specs.push_back(checker.component(*maps[i], slot.kind, element(checker, path, i), ""));
+  const Node* none = checker.node_at(path);
+  if (maps.empty() && slot.list)
+    checker.record(path, std::vector<std::string>(), none ? *none : Node{});
   return specs;
 }
 

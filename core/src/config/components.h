@@ -1,4 +1,4 @@
-// Lists of components: layers of attention and feed-forward, optimizer groups, trackers.
+// Lists of components: layers of attention and feed-forward, optimizer groups, and plain ones.
 #pragma once
 
 #include <string>
@@ -7,6 +7,7 @@
 #include <dsv3/runtime/experiment.h>
 
 #include "config/check.h"
+#include "config/slots.h"
 
 namespace dsv3::config {
 
@@ -14,14 +15,14 @@ namespace dsv3::config {
 const std::vector<std::string>& role_words();
 
 /// Components at `path` with their layers, which must tile 0..layers-1; `layers` 0 = unknown, not
-/// checked. `out` becomes a map when one component takes all layers, else a list.
+/// checked.
 std::vector<LayerRange> layer_ranges(Checker& checker, const std::string& path, Kind kind,
-                                     int64_t layers, Node& out);
+                                     int64_t layers);
 
 /// Optimizer groups with unique names.
-std::vector<OptimizerGroup> optimizer_groups(Checker& checker, Node& out);
+std::vector<OptimizerGroup> optimizer_groups(Checker& checker);
 
-/// Trackers; may be none.
-std::vector<ComponentSpec> trackers(Checker& checker, Node& out);
+/// The components of a slot that has no keys of its own; may be none if the slot is optional.
+std::vector<ComponentSpec> components(Checker& checker, const Slot& slot);
 
 }  // namespace dsv3::config

@@ -17,12 +17,16 @@ std::string Origin::text() const {
   return source + ":" + std::to_string(line) + ":" + std::to_string(column);
 }
 
+std::string Origin::full_text() const {
+  return setting.empty() ? text() : source + ": " + setting;
+}
+
 }  // namespace dsv3
 
 namespace dsv3::config {
 namespace {
 
-constexpr size_t kMaxShown = 50;  // mistakes printed; more help nobody
+constexpr size_t kMaxShown = 50;  // problems printed; more would not help
 
 }  // namespace
 
@@ -33,7 +37,7 @@ int Diagnostics::add_source(std::string label, std::string text, bool is_file) {
 
 void Diagnostics::error(Position at, size_t length, const std::string& message,
                         std::vector<std::string> notes) {
-  for (const Mistake& known : errors_)
+  for (const Problem& known : errors_)
     if (known.at.line == at.line && known.at.column == at.column && known.at.source == at.source &&
         known.message == message)
       return;
@@ -53,9 +57,9 @@ void Diagnostics::error(const Entry& entry, const std::string& message,
 
 void Diagnostics::throw_if_any() const {
   if (errors_.empty()) return;
-  std::vector<const Mistake*> sorted;
-  for (const Mistake& mistake : errors_) sorted.push_back(&mistake);
-  std::stable_sort(sorted.begin(), sorted.end(), [](const Mistake* a, const Mistake* b) {
+  std::vector<const Problem*> sorted;
+  for (const Problem& problem : errors_) sorted.push_back(&problem);
+  std::stable_sort(sorted.begin(), sorted.end(), [](const Problem* a, const Problem* b) {
     return std::tie(a->at.source, a->at.line, a->at.column) <
            std::tie(b->at.source, b->at.line, b->at.column);
   });
@@ -70,26 +74,21 @@ void Diagnostics::throw_if_any() const {
 Origin Diagnostics::origin(Position at) const {
   if (at.source < 0) return {"default", 0, 0};
   const Source& source = sources_.at(at.source);
-  if (!source.is_file) return {source.label, 0, 0};
+  if (!source.is_file) return {source.label, 0, at.column, printable(source.text)};
   return {source.label, at.line, at.column};
 }
 
-std::string Diagnostics::origin_text(Position at) const {
-  if (at.source < 0 || sources_.at(at.source).is_file) return place(at);
-  return place(at) + ": " + printable(sources_.at(at.source).text);
-}
-
-std::string Diagnostics::render(const Mistake& mistake) const {
-  std::string text = place(mistake.at) + ": error: " + mistake.message + excerpt(mistake);
-  for (const std::string& note : mistake.notes) text += "\n  note: " + note;
+std::string Diagnostics::render(const Problem& problem) const {
+  std::string text = place(problem.at) + ": error: " + problem.message + excerpt(problem);
+  for (const std::string& note : problem.notes) text += "\n  note: " + note;
   return text;
 }
 
-std::string Diagnostics::excerpt(const Mistake& mistake) const {
-  if (mistake.at.source < 0 || mistake.at.line < 1) return "";
-  const Source& source = sources_.at(mistake.at.source);
-  return config::excerpt(line_of(source.text, mistake.at.line),
-                         source.is_file ? mistake.at.line : 0, mistake.at.column, mistake.length);
+std::string Diagnostics::excerpt(const Problem& problem) const {
+  if (problem.at.source < 0 || problem.at.line < 1) return "";
+  const Source& source = sources_.at(problem.at.source);
+  return config::excerpt(line_of(source.text, problem.at.line),
+                         source.is_file ? problem.at.line : 0, problem.at.column, problem.length);
 }
 
 }  // namespace dsv3::config

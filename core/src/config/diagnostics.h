@@ -1,4 +1,4 @@
-// Collects every mistake of an experiment, then reports them together with source line and caret.
+// Collects every error of an experiment, then reports them together with source line and caret.
 #pragma once
 
 #include <string>
@@ -12,12 +12,12 @@ namespace dsv3::config {
 
 class Diagnostics {
  public:
-  /// Registers a text that positions refer to; `label` is a file name or words such as "command
-  /// line".
+  /// Registers a text that positions refer to; `label` is a file name or a layer's label such as
+  /// "command line".
   int add_source(std::string label, std::string text, bool is_file);
   const std::string& text(int source) const { return sources_.at(source).text; }
 
-  /// Adds a mistake. `length` is the number of bytes to underline. The same mistake is kept once.
+  /// Adds an error. `length` is the number of bytes to underline. Repetitions are dropped.
   void error(Position at, size_t length, const std::string& message,
              std::vector<std::string> notes = {});
   /// The same, underlining a scalar's text or the start of anything else.
@@ -26,31 +26,29 @@ class Diagnostics {
   void error(const Entry& entry, const std::string& message, std::vector<std::string> notes = {});
 
   bool any() const { return !errors_.empty(); }
-  /// Throws ConfigError with all mistakes, sorted by source and line.
+  /// Throws ConfigError with all errors, sorted by source and line.
   void throw_if_any() const;
 
   Origin origin(Position at) const;
   /// "file:line:col", "command line" or "default".
   std::string place(Position at) const { return origin(at).text(); }
-  /// The same, with the override itself behind the words: "command line: train.steps=7".
-  std::string origin_text(Position at) const;
 
  private:
   struct Source {
     std::string label, text;
     bool is_file;
   };
-  struct Mistake {
+  struct Problem {
     Position at;
     size_t length;
     std::string message;
     std::vector<std::string> notes;
   };
-  std::string render(const Mistake& mistake) const;
-  std::string excerpt(const Mistake& mistake) const;
+  std::string render(const Problem& problem) const;
+  std::string excerpt(const Problem& problem) const;
 
   std::vector<Source> sources_;
-  std::vector<Mistake> errors_;
+  std::vector<Problem> errors_;
 };
 
 }  // namespace dsv3::config

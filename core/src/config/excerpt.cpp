@@ -18,12 +18,6 @@ bool starts_character(char c) {
   return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
 }
 
-// FILE:LINE:COLUMN in an error's text.
-struct Place {
-  std::string file;
-  int line, column;
-};
-
 // The number that starts at `begin` and ends before `end`; 0 = none.
 int number_in(std::string_view text, size_t begin, size_t end) {
   int number = 0;
@@ -31,8 +25,8 @@ int number_in(std::string_view text, size_t begin, size_t end) {
   return error == std::errc() && stop == text.data() + end ? number : 0;
 }
 
-// The last place that a line of an error's text names: the innermost cause stands last.
-std::optional<Place> last_place(std::string_view text) {
+// The last position in a line of an error's text: the innermost cause comes last.
+std::optional<Origin> last_place(std::string_view text) {
   for (size_t second = text.rfind(':'); second != text.npos && second > 0;
        second = text.rfind(':', second - 1)) {
     const size_t first = text.rfind(':', second - 1);
@@ -43,7 +37,7 @@ std::optional<Place> last_place(std::string_view text) {
     const int column = number_in(text, second + 1, end);
     const size_t begin = text.find_last_of(" (", first) + 1;  // npos + 1 = 0
     if (line > 0 && column > 0 && begin < first)
-      return Place{std::string(text.substr(begin, first - begin)), line, column};
+      return Origin{std::string(text.substr(begin, first - begin)), line, column};
   }
   return std::nullopt;
 }
@@ -55,30 +49,17 @@ size_t word_length(std::string_view line, int column) {
   return std::min(line.find_first_of(" \t,;:=[]{}()\"'#", begin), line.size()) - begin;
 }
 
-// The excerpt of a place; empty when there is no such file or line.
-std::string excerpt_of(const Place& place) {
-  std::error_code error;
-  if (!std::filesystem::is_regular_file(place.file, error)) return "";
-  std::ifstream file(place.file, std::ios::binary);
-  std::string line;
-  size_t read = 0;
-  for (int i = 0; i < place.line; ++i) {
-    if (read > kMaxFileRead || !std::getline(file, line)) return "";
-    read += line.size() + 1;
-  }
-  return excerpt(line, place.line, place.column, word_length(line, place.column));
+// True when the second of `lines` is the "     |     ^~~" of an excerpt.
+bool starts_with_excerpt(std::string_view lines) {
+  const size_t second = lines.find('\n');
+  if (second == lines.npos || !lines.starts_with("  ")) return false;
+  const size_t caret = lines.find_first_not_of(" |", second + 1);
+  return caret != lines.npos && lines[caret] == '^';
 }
 
-// "  17 | hidden: 32", the first of an excerpt's lines.
-bool is_excerpt(std::string_view line) {
-  if (!line.starts_with("  ")) return false;
-  const size_t end = line.find_first_not_of("0123456789", 2);
-  return end != line.npos && end > 2 && line.substr(end).starts_with(" |");
-}
-
-// Lists of details and notes need no second look at their places.
+// Positions in lists of details and in notes get no excerpt.
 bool is_detail(std::string_view line) {
-  return line.starts_with("  ") && !line.starts_with("  asked for by ");
+  return line.starts_with("  ") && !line.starts_with("  requested by ");
 }
 
 }  // namespace
@@ -103,9 +84,9 @@ std::string excerpt(std::string_view whole_line, int number, int column, size_t 
   std::string line(whole_line);
   if (line.ends_with('\r')) line.pop_back();
   size_t at = std::min<size_t>(std::max(column, 1) - 1, line.size());
-  if (line.size() > kMaxLineShown) {  // a window around the place
+  if (line.size() > kMaxLineShown) {  // a window around the column
     size_t begin = at > kMaxLineShown / 2 ? at - kMaxLineShown / 2 : 0;
-    // A character has at most four bytes; more of these are no UTF-8.
+    // A UTF-8 character has at most four bytes.
     for (int i = 0; i < 3 && begin > 0 && !starts_character(line[begin]); ++i) --begin;
     line = line.substr(begin, kMaxLineShown);
     at -= begin;
@@ -122,6 +103,21 @@ std::string excerpt(std::string_view whole_line, int number, int column, size_t 
          std::string(indent, ' ') + "^" + std::string(width > 1 ? width - 1 : 0, '~');
 }
 
+std::string excerpt_of(const Origin& origin) {
+  const std::string& text = origin.setting;
+  if (!text.empty()) return excerpt(text, 0, origin.column, word_length(text, origin.column));
+  std::error_code error;
+  if (origin.line == 0 || !std::filesystem::is_regular_file(origin.source, error)) return "";
+  std::ifstream file(origin.source, std::ios::binary);
+  std::string line;
+  size_t read = 0;
+  for (int i = 0; i < origin.line; ++i) {
+    if (read > kMaxFileRead || !std::getline(file, line)) return "";
+    read += line.size() + 1;
+  }
+  return excerpt(line, origin.line, origin.column, word_length(line, origin.column));
+}
+
 }  // namespace dsv3::config
 
 namespace dsv3 {
@@ -133,7 +129,7 @@ std::string error_text(const std::string& what) {
     const std::string_view line = rest.substr(0, rest.find('\n'));
     rest.remove_prefix(std::min(line.size() + 1, rest.size()));
     text.append(line);
-    if (!config::is_detail(line) && !config::is_excerpt(rest))
+    if (!config::is_detail(line) && !config::starts_with_excerpt(rest))
       if (const auto place = config::last_place(line)) text += config::excerpt_of(*place);
     if (!rest.empty()) text += '\n';
   }

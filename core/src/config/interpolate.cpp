@@ -20,12 +20,16 @@ const Text& Resolver::resolve(const Node& scalar) {
 Text Resolver::compute(const Node& scalar) {
   const std::string& raw = scalar.text;
   Text text{"", scalar.quoted, false, true};
+  if (scalar.literal) {
+    text.value = raw;
+    return text;
+  }
   size_t at = 0;
   while (true) {
     const size_t begin = raw.find("${", at);
     text.value.append(raw, at, begin - at);
     if (begin == raw.npos) return text;
-    if (begin > at && raw[begin - 1] == '$') {  // "$${"; one dollar is already there
+    if (begin > at && raw[begin - 1] == '$') {  // "$${"; one dollar was appended before
       text.value += '{';
       at = begin + 2;
       continue;
@@ -38,7 +42,7 @@ Text Resolver::compute(const Node& scalar) {
     }
     const Text part = look_up(scalar, raw.substr(begin + 2, end - begin - 2));
     text.value += part.value;
-    text.quoted = false;  // inside {...} YAML needs the quotes, so they say nothing about the type
+    text.quoted = false;  // inside {...} YAML requires the quotes, so they do not mean a string
     text.environment |= part.environment;
     text.ok &= part.ok;
     if (text.value.size() > kMaxResolved) {
@@ -71,7 +75,7 @@ Text Resolver::look_up(const Node& scalar, const std::string& name) {
     return failed;
   }
   if (std::find(open_.begin(), open_.end(), target) != open_.end()) {
-    diagnostics_.error(scalar, "'${" + name + "}' goes in a circle");
+    diagnostics_.error(scalar, "'${" + name + "}' refers to itself");
     return failed;
   }
   if (open_.size() > kMaxChain) {
@@ -79,13 +83,6 @@ Text Resolver::look_up(const Node& scalar, const std::string& name) {
     return failed;
   }
   return resolve(*target);
-}
-
-std::string without_references(const std::string& value) {
-  std::string text = value;
-  for (size_t at = text.find("${"); at != text.npos; at = text.find("${", at + 3))
-    text.insert(at, "$");
-  return text;
 }
 
 }  // namespace dsv3::config

@@ -1,4 +1,4 @@
-// ${env:NAME} and ${a.b.c} in values, resolved when a value is read, after everything is merged.
+// ${env:NAME} and ${a.b.c} in values, resolved when a value is read, after all layers are merged.
 #pragma once
 
 #include <string>
@@ -13,18 +13,18 @@ namespace dsv3::config {
 /// A scalar with its references filled in.
 struct Text {
   std::string value;
-  bool quoted = false;       ///< written in quotes and free of references: a string, never a number
-  bool environment = false;  ///< holds something of the environment: never stored or printed
-  bool ok = true;            ///< false: a mistake was reported
+  bool quoted = false;       ///< written in quotes without references: a string, never a number
+  bool environment = false;  ///< contains a value of the environment: never stored or printed
+  bool ok = true;            ///< false: an error was reported
 };
 
 class Resolver {
  public:
-  /// `root` must stay as it is while the resolver lives.
+  /// `root` must not change while the resolver lives.
   Resolver(const Node& root, Diagnostics& diagnostics) : root_(root), diagnostics_(diagnostics) {}
 
-  /// `$${` stands for a plain `${`. A missing variable or key, a circle, a reference to something
-  /// that is not a scalar are mistakes.
+  /// `$${` means a plain `${`. Reports a missing variable or key, a cycle, and a reference to
+  /// something that is not a scalar.
   const Text& resolve(const Node& scalar);
 
  private:
@@ -36,8 +36,5 @@ class Resolver {
   std::unordered_map<const Node*, Text> known_;
   std::vector<const Node*> open_;
 };
-
-/// The text that resolves to `value` itself.
-std::string without_references(const std::string& value);
 
 }  // namespace dsv3::config

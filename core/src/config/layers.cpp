@@ -7,21 +7,13 @@
 #include <utility>
 
 #include "config/parse.h"
+#include "config/yaml.h"
 
 namespace dsv3::config {
 namespace {
 
 namespace stdfs = std::filesystem;
 constexpr size_t kMaxFiles = 100;
-
-// Keys of the command line that are short for longer paths.
-std::string written_out(const std::string& key) {
-  for (const auto& [shorter, path] :
-       {std::pair("attention", "model.attention"), std::pair("position", "model.position"),
-        std::pair("feed_forward", "model.feed_forward"), std::pair("tokenizer", "data.tokenizer")})
-    if (key == shorter) return path;
-  return key;
-}
 
 stdfs::path true_path(const stdfs::path& file) {
   std::error_code error;
@@ -36,13 +28,256 @@ bool is_key_character(char c) {
 constexpr const char* kWhatAnExperimentIs =
     "an experiment is YAML: `dsv3: 1`, then `model:`, `optimizer:`, `data:`, `train:` ...";
 
-// A value of a machine's config.yaml must not shadow what the experiment says; only these are
-// defaults.
+// Keys of a machine's config.yaml. A default for anything else would hide what an experiment says.
 constexpr std::array kMachineKeys{"plugin_paths", "output", "tracker", "hub", "log"};
+
+// Short keys of the command line.
+std::string long_path(const std::string& path) {
+  const std::string key = path.substr(0, path.find('.'));
+  for (const auto& [shorter, section] :
+       {std::pair("attention", "model."), std::pair("position", "model."),
+        std::pair("feed_forward", "model."), std::pair("tokenizer", "data.")})
+    if (key == shorter) return section + path;
+  return path;
+}
+
+// The tree {a: {b: value}} for the path a.b. `text_path` is the path as it is in the source; a
+// short form lacks the first keys, whose position is then its own.
+Node tree_at(const std::string& path, size_t text_length, Position at, Node value) {
+  const size_t shortened = path.size() - text_length;
+  const auto position = [&](size_t begin) {
+    return Position{at.source, at.line,
+                    at.column + static_cast<int>(begin > shortened ? begin - shortened : 0)};
+  };
+  Node tree = make_map(at);
+  Node* map = &tree;
+  for (size_t begin = 0;;) {
+    const size_t end = path.find('.', begin);
+    const Position key_at = position(begin);
+    if (end == path.npos) {
+      map->add(path.substr(begin), key_at, std::move(value));
+      return tree;
+    }
+    map = &map->add(path.substr(begin, end - begin), key_at, make_map(key_at));
+    begin = end + 1;
+  }
+}
+
+Node read_yaml_text(Diagnostics& diagnostics, const stdfs::path& file, std::string text) {
+  const bool binary = text.find('\0') != text.npos;
+  const int source = diagnostics.add_source(file.string(), std::move(text), true);
+  // Without a position, so that a file that cannot be read is not also incomplete.
+  const Node nothing = make_map({});
+  if (binary) {
+    diagnostics.error({source, 0, 0}, 1, "a binary file, not YAML", {kWhatAnExperimentIs});
+    return nothing;
+  }
+  std::optional<Node> node = parse(diagnostics, source);
+  if (node && node->is_map()) return std::move(*node);
+  if (node && node->is_null()) return make_map({source, 1, 1});
+  if (node)
+    diagnostics.error({source, 1, 1}, 1, "the file must be a map of keys and values",
+                      {kWhatAnExperimentIs});
+  return nothing;
+}
+
+class LayerReader {
+ public:
+  explicit LayerReader(Diagnostics& diagnostics) : diagnostics_(diagnostics) {}
+
+  std::vector<Layer> read(const ExperimentRequest& request) {
+    if (!request.machine_config.empty()) add_machine_config(request.machine_config);
+    if (request.text.empty())
+      add_file(request.file);
+    else
+      add_tree(read_yaml_text(diagnostics_, request.file, request.text), request.file);
+    diagnostics_.throw_if_any();  // a broken file would cause errors that are not its own
+    if (request.stored) drop_old_keys();
+    for (const Setting& setting : request.settings) add_setting(setting);
+    if (!request.command_line.empty()) layers_.push_back({"command line"});
+    for (const std::string& argument : request.command_line)
+      if (auto tree =
+              parse_setting(diagnostics_, diagnostics_.add_source("command line", argument, false)))
+        layers_.back().trees.push_back(std::move(*tree));
+    diagnostics_.throw_if_any();
+    return std::move(layers_);
+  }
+
+ private:
+  void add_machine_config(const stdfs::path& file) {
+    Node tree = read_yaml_file(diagnostics_, file);
+    check_version(tree, false);
+    tree.erase("dsv3");
+    for (const Entry& entry : tree.entries)
+      if (std::find(kMachineKeys.begin(), kMachineKeys.end(), entry.key) == kMachineKeys.end())
+        diagnostics_.error(
+            entry, "unknown key '" + entry.key + "' in a file of machine defaults",
+            {"known keys: plugin_paths, output, tracker, hub.endpoint, log.level; the rest "
+             "belongs in experiments"});
+    tree.erase("plugin_paths");  // for read_machine_config
+    layers_.push_back({file.string(), {std::move(tree)}, true});
+  }
+
+  void add_file(const stdfs::path& file) {
+    if (++files_ > kMaxFiles)
+      throw ConfigError(file.string() + ": error: an experiment of more than " +
+                            std::to_string(kMaxFiles) + " files",
+                        1);
+    add_tree(read_yaml_file(diagnostics_, file), file);
+  }
+
+  void add_tree(Node&& tree, const stdfs::path& file) {
+    const bool is_base = !open_.empty();
+    open_.push_back(true_path(file));
+    check_version(tree, !is_base);
+    if (const Entry* extends = std::as_const(tree).find("extends"))
+      add_bases(*extends, file.parent_path());
+    open_.pop_back();
+    tree.erase("dsv3");
+    tree.erase("extends");
+    if (const Entry* paths = std::as_const(tree).find("plugin_paths")) {
+      diagnostics_.error(*paths, "'plugin_paths' is a machine default",
+                         {"put it in config.yaml, or use --plugin-path or DSV3_PLUGIN_PATH"});
+      tree.erase("plugin_paths");
+    }
+    layers_.push_back({file.string(), {std::move(tree)}, true});
+  }
+
+  void add_bases(const Entry& extends, const stdfs::path& folder) {
+    const Node& names = extends.value;
+    if (names.is_scalar())
+      add_base(names, folder);
+    else if (names.is_list())
+      for (const Node& name : names.items) add_base(name, folder);
+    else
+      diagnostics_.error(extends, "'extends' must be a file or a list of files");
+  }
+
+  void add_base(const Node& name, const stdfs::path& folder) {
+    if (!name.is_scalar()) {
+      diagnostics_.error(name, "'extends' must be a file or a list of files");
+      return;
+    }
+    const stdfs::path base = (folder / name.text).lexically_normal();
+    std::error_code error;
+    if (!stdfs::is_regular_file(base, error)) {
+      diagnostics_.error(name, "cannot read '" + base.string() + "': no such file",
+                         {"names in 'extends' are relative to the file that contains them"});
+      return;
+    }
+    const auto cycle = std::find(open_.begin(), open_.end(), true_path(base));
+    if (cycle != open_.end()) {
+      std::string chain;
+      for (auto file = cycle; file != open_.end(); ++file)
+        chain += file->filename().string() + " -> ";
+      diagnostics_.error(name, "a file cannot extend itself", {chain + cycle->filename().string()});
+      return;
+    }
+    add_file(base);
+  }
+
+  void check_version(const Node& tree, bool required) {
+    const Entry* version = tree.find("dsv3");
+    if (!version) {
+      if (!required || tree.at.source < 0) return;
+      if (tree.entries.empty())
+        diagnostics_.error({tree.at.source, 0, 0}, 1, "the file is empty", {kWhatAnExperimentIs});
+      else
+        diagnostics_.error({tree.at.source, 1, 1}, 1, "the key 'dsv3' is missing",
+                           {"write 'dsv3: 1', the version of the experiment format, at the top"});
+    } else if (!version->value.is_scalar() || version->value.text != "1") {
+      diagnostics_.error(version->value, "this dsv3 reads experiments of format 1",
+                         {"write 'dsv3: 1', or use the dsv3 that this file was written for"});
+    }
+  }
+
+  // Keys that had no effect on a stored experiment, which sets every option.
+  void drop_old_keys() {
+    if (Node* model = find_path(layers_.back().trees[0], "model")) model->erase("conventions");
+  }
+
+  void add_setting(const Setting& setting) {
+    if (layers_.back().label != setting.label) layers_.push_back({setting.label});
+    const int source = diagnostics_.add_source(
+        setting.label, setting.path + "=" + value_yaml(setting.value), false);
+    const auto length = static_cast<int>(setting.path.size());
+    layers_.back().trees.push_back(tree_at(setting.path, setting.path.size(), {source, 1, 1},
+                                           make_value(setting.value, {source, 1, length + 2})));
+  }
+
+  Diagnostics& diagnostics_;
+  std::vector<Layer> layers_;
+  size_t files_ = 0;
+  std::vector<stdfs::path> open_;  // files whose bases are being read
+};
+
+// Whether the text of a setting is YAML: in quotes, brackets or braces. A file name may start with
+// one of them, too, so "[a] b.txt" is not.
+bool is_yaml(const std::string& text) {
+  const size_t end = text.find_last_not_of(' ');
+  if (end == text.npos) return true;  // no value
+  const char first = text[0], last = text[end];
+  const char closing = first == '[' ? ']' : first == '{' ? '}' : '\0';
+  if (closing) return last == closing || text.find(closing) == text.npos;
+  if (first != '"' && first != '\'') return false;
+  // One quoted scalar and nothing after it.
+  Diagnostics ignored;
+  const auto node = parse(ignored, ignored.add_source("", text, false));
+  return !ignored.any() && node && node->is_scalar() && node->quoted;
+}
 
 }  // namespace
 
-Node read_yaml_file(Diagnostics& diagnostics, const stdfs::path& file, int layer) {
+std::optional<Node> parse_setting(Diagnostics& diagnostics, int source) {
+  const std::string text = diagnostics.text(source);
+  const size_t equals = text.find('=');
+  const std::string key = text.substr(0, equals);
+  if (equals == text.npos || key.empty() ||
+      !std::all_of(key.begin(), key.end(), is_key_character) ||
+      ("." + key + ".").find("..") != std::string::npos) {
+    diagnostics.error({source, 1, 1}, text.size(), "expected key=value",
+                      {"for example train.steps=100 or attention=mha"});
+    return std::nullopt;
+  }
+  const std::string value_text = text.substr(equals + 1);
+  const Position value_at{source, 1, static_cast<int>(equals) + 2};
+  std::optional<Node> value;
+  if (value_text == "null" || value_text == "~") {
+    value = make_node(Node::Type::null, value_at);
+  } else if (is_yaml(value_text)) {
+    value = parse(diagnostics, source, equals + 1);
+    if (value && value->is_null()) value->at = {source, 1, static_cast<int>(equals) + 1};
+  } else {
+    value = make_scalar(value_text, value_at);
+    value->literal = true;
+  }
+  if (!value) return std::nullopt;
+  return tree_at(long_path(key), key.size(), {source, 1, 1}, std::move(*value));
+}
+
+std::vector<Layer> read_layers(const ExperimentRequest& request, Diagnostics& diagnostics) {
+  return LayerReader(diagnostics).read(request);
+}
+
+Node merge_layers(std::vector<Layer> layers, Merger& merger) {
+  Node root = make_map({});
+  const auto number = [](auto& self, Node& node, int layer) -> void {
+    node.layer = layer;
+    for (Node& item : node.items) self(self, item, layer);
+    for (Entry& entry : node.entries) self(self, entry.value, layer);
+  };
+  for (size_t i = 0; i < layers.size(); ++i)
+    for (Node& tree : layers[i].trees) {
+      number(number, tree, static_cast<int>(i) + 1);
+      if (layers[i].is_file) root.at = tree.at;  // the experiment itself is the last one
+      merger.expand(tree);
+      merger.merge(root, std::move(tree));
+    }
+  merger.finish(root);
+  return root;
+}
+
+Node read_yaml_file(Diagnostics& diagnostics, const stdfs::path& file) {
   std::error_code error;
   const bool regular = stdfs::is_regular_file(file, error);
   std::ifstream stream;
@@ -54,193 +289,12 @@ Node read_yaml_file(Diagnostics& diagnostics, const stdfs::path& file, int layer
     diagnostics.error({diagnostics.add_source(file.string(), "", false), 0, 0}, 0,
                       "cannot read '" + file.string() + "': " + why,
                       {"relative names start at the current folder"});
-    return make_map({}, layer);
+    return make_map({});
   }
-  std::string text(kMaxBytes + 1, '\0');  // one more than the parser takes
+  std::string text(kMaxBytes + 1, '\0');  // one more than the parser accepts
   stream.read(text.data(), static_cast<std::streamsize>(text.size()));
   text.resize(static_cast<size_t>(stream.gcount()));
-  return read_yaml_text(diagnostics, file, std::move(text), layer);
-}
-
-Node read_yaml_text(Diagnostics& diagnostics, const stdfs::path& file, std::string text,
-                    int layer) {
-  const bool binary = text.find('\0') != text.npos;
-  const int source = diagnostics.add_source(file.string(), std::move(text), true);
-  // Nobody need be told what an unreadable file lacks.
-  const Node nothing = make_map({}, layer);
-  if (binary) {
-    diagnostics.error({source, 0, 0}, 1, "not YAML but a binary file", {kWhatAnExperimentIs});
-    return nothing;
-  }
-  std::optional<Node> node = parse(diagnostics, source, layer);
-  if (node && node->is_map()) return std::move(*node);
-  if (node && node->is_null()) return make_map({source, 1, 1}, layer);
-  if (node)
-    diagnostics.error({source, 1, 1}, 1, "the file must be a map of keys and values",
-                      {kWhatAnExperimentIs});
-  return nothing;
-}
-
-Node LayerReader::read(const ExperimentRequest& request) {
-  tree_ = make_map({}, 0);
-  if (!request.machine_config.empty()) add_machine_config(request.machine_config);
-  if (request.text.empty())
-    add_file(request.file);
-  else
-    add_layer(read_yaml_text(diagnostics_, request.file, request.text, 0), request.file);
-  diagnostics_.throw_if_any();  // what a broken text says is anyone's guess
-  add_overrides(request.overrides, "command line");
-  add_overrides(request.forced, request.forced_label);
-  diagnostics_.throw_if_any();
-  return std::move(tree_);
-}
-
-void LayerReader::add_machine_config(const stdfs::path& file) {
-  Node layer = read_yaml_file(diagnostics_, file, ++layers_);
-  check_version(layer, false);
-  layer.erase("dsv3");
-  for (const Entry& entry : layer.entries)
-    if (std::find(kMachineKeys.begin(), kMachineKeys.end(), entry.key) == kMachineKeys.end())
-      diagnostics_.error(
-          entry, "unknown key '" + entry.key + "' in a file of machine defaults",
-          {"known keys: plugin_paths, output, tracker, hub.endpoint, log.level; the rest "
-           "belongs into experiments"});
-  layer.erase("plugin_paths");  // read_machine_config's
-  add(std::move(layer));
-}
-
-void LayerReader::add_file(const stdfs::path& file) {
-  if (++files_ > kMaxFiles)
-    throw ConfigError(file.string() + ": error: an experiment of more than " +
-                          std::to_string(kMaxFiles) + " files",
-                      1);
-  add_layer(read_yaml_file(diagnostics_, file, 0), file);
-}
-
-void LayerReader::add_layer(Node&& layer, const stdfs::path& file) {
-  const bool is_base = !open_.empty();
-  open_.push_back(true_path(file));
-  check_version(layer, !is_base);
-  add_bases(layer, file);
-  open_.pop_back();
-  layer.erase("dsv3");
-  layer.erase("extends");
-  if (const Entry* paths = std::as_const(layer).find("plugin_paths")) {
-    diagnostics_.error(*paths, "'plugin_paths' is a machine default",
-                       {"put it into config.yaml, or use --plugin-path or DSV3_PLUGIN_PATH"});
-    layer.erase("plugin_paths");
-  }
-  add(std::move(layer));
-}
-
-void LayerReader::add_bases(const Node& layer, const stdfs::path& file) {
-  const Entry* extends = layer.find("extends");
-  if (!extends) return;
-  const Node& names = extends->value;
-  if (names.is_scalar()) {
-    add_base(names, file.parent_path());
-  } else if (names.is_list()) {
-    for (const Node& name : names.items) add_base(name, file.parent_path());
-  } else {
-    diagnostics_.error(*extends, "'extends' must be a file or a list of files");
-  }
-}
-
-void LayerReader::add_base(const Node& name, const stdfs::path& folder) {
-  if (!name.is_scalar()) {
-    diagnostics_.error(name, "'extends' must be a file or a list of files");
-    return;
-  }
-  const stdfs::path base = (folder / name.text).lexically_normal();
-  std::error_code error;
-  if (!stdfs::is_regular_file(base, error)) {
-    diagnostics_.error(name, "cannot read '" + base.string() + "': no such file",
-                       {"names in 'extends' are relative to the file that holds them"});
-    return;
-  }
-  const auto cycle = std::find(open_.begin(), open_.end(), true_path(base));
-  if (cycle != open_.end()) {
-    std::string chain;
-    for (auto file = cycle; file != open_.end(); ++file)
-      chain += file->filename().string() + " -> ";
-    chain += cycle->filename().string();
-    diagnostics_.error(name, "'extends' goes in a circle", {chain});
-    return;
-  }
-  add_file(base);
-}
-
-void LayerReader::check_version(const Node& layer, bool required) {
-  const Entry* version = layer.find("dsv3");
-  if (!version) {
-    if (!required || layer.at.source < 0) return;
-    if (layer.entries.empty())
-      diagnostics_.error({layer.at.source, 0, 0}, 1, "the file is empty", {kWhatAnExperimentIs});
-    else
-      diagnostics_.error({layer.at.source, 1, 1}, 1, "the key 'dsv3' is missing",
-                         {"write 'dsv3: 1', the version of the experiment format, at the top"});
-  } else if (!version->value.is_scalar() || version->value.text != "1") {
-    diagnostics_.error(version->value, "this dsv3 reads experiments of format 1",
-                       {"write 'dsv3: 1', or use the dsv3 that this file was written for"});
-  }
-}
-
-void LayerReader::add_overrides(const std::vector<std::string>& overrides,
-                                const std::string& label) {
-  if (overrides.empty()) return;
-  const int layer = ++layers_;
-  for (const std::string& text : overrides) add_override(text, label, layer);
-}
-
-void LayerReader::add_override(const std::string& text, const std::string& label, int layer) {
-  const int source = diagnostics_.add_source(label, text, false);
-  const size_t equals = text.find('=');
-  const std::string key = text.substr(0, equals);
-  if (equals == text.npos || key.empty() ||
-      !std::all_of(key.begin(), key.end(), is_key_character) ||
-      ("." + key + ".").find("..") != std::string::npos) {
-    diagnostics_.error({source, 1, 1}, text.size(), "expected key=value",
-                       {"for example train.steps=100 or attention=mha"});
-    return;
-  }
-  std::optional<Node> value = parse(diagnostics_, source, layer, equals + 1);
-  if (!value) return;
-  if (value->is_null()) value->at = {source, 1, static_cast<int>(equals) + 1};
-
-  // a.b.c=v is the tree {a: {b: {c: v}}}; keys of a short form all stand where it does.
-  Node tree = make_map({source, 1, 1}, layer);
-  Node* map = &tree;
-  size_t begin = 0;
-  std::vector<std::pair<std::string, Position>> keys;
-  while (begin <= key.size()) {
-    const size_t end = std::min(key.find('.', begin), key.size());
-    std::string part = key.substr(begin, end - begin);
-    if (begin == 0) part = written_out(part);
-    const Position at{source, 1, static_cast<int>(begin) + 1};
-    const size_t dot = part.find('.');
-    if (dot != part.npos) keys.emplace_back(part.substr(0, dot), at);
-    keys.emplace_back(dot == part.npos ? part : part.substr(dot + 1), at);
-    begin = end + 1;
-  }
-  for (size_t i = 0; i + 1 < keys.size(); ++i)
-    map = &map->add(keys[i].first, keys[i].second, make_map(keys[i].second, layer));
-  map->add(keys.back().first, keys.back().second, std::move(*value));
-  merger_.expand(tree);
-  merger_.merge(tree_, std::move(tree));
-}
-
-void LayerReader::add(Node&& layer) {
-  // Bases are numbered before the file that names them, so the number is known only now.
-  const int number = ++layers_;
-  const auto stamp = [number](auto& self, Node& node) -> void {
-    node.layer = number;
-    for (Node& item : node.items) self(self, item);
-    for (Entry& entry : node.entries) self(self, entry.value);
-  };
-  stamp(stamp, layer);
-  tree_.at = layer.at;  // the experiment itself comes last
-  merger_.expand(layer);
-  merger_.merge(tree_, std::move(layer));
+  return read_yaml_text(diagnostics, file, std::move(text));
 }
 
 }  // namespace dsv3::config

@@ -1,9 +1,8 @@
-// Reads all layers of an experiment and merges them: config.yaml, files named in `extends`, the
-// file itself, the command line, forced values.
+// The layers of an experiment: config.yaml, files named in `extends`, the experiment, settings of
+// the program, the command line. Options that no layer sets have their defaults.
 #pragma once
 
 #include <filesystem>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -15,37 +14,26 @@
 
 namespace dsv3::config {
 
-class LayerReader {
- public:
-  LayerReader(Diagnostics& diagnostics, Catalog& catalog, std::vector<std::string>& notes)
-      : diagnostics_(diagnostics), merger_(diagnostics, catalog, notes) {}
-
-  /// The merged tree; throws ConfigError at once when a text cannot be read.
-  Node read(const ExperimentRequest& request);
-
- private:
-  void add_machine_config(const std::filesystem::path& file);
-  void add_file(const std::filesystem::path& file);
-  void add_layer(Node&& layer, const std::filesystem::path& file);
-  void add_bases(const Node& layer, const std::filesystem::path& file);
-  void add_base(const Node& name, const std::filesystem::path& folder);
-  void check_version(const Node& layer, bool required);
-  void add_overrides(const std::vector<std::string>& overrides, const std::string& label);
-  void add_override(const std::string& text, const std::string& label, int layer);
-  void add(Node&& layer);
-
-  Diagnostics& diagnostics_;
-  Merger merger_;
-  Node tree_;
-  int layers_ = 0;
-  size_t files_ = 0;
-  std::vector<std::filesystem::path> open_;  // files whose bases are being read
+/// What one source sets. Its trees are merged in order; a later one may depend on an earlier one.
+struct Layer {
+  std::string label;  ///< file name, "command line", "--debug" ...
+  std::vector<Node> trees = {};
+  bool is_file = false;
 };
 
-/// Reads a YAML file as a map; mistakes go to `diagnostics`, and the result is then an empty map.
-Node read_yaml_file(Diagnostics& diagnostics, const std::filesystem::path& file, int layer);
-/// The same of a text that is kept in `file`.
-Node read_yaml_text(Diagnostics& diagnostics, const std::filesystem::path& file, std::string text,
-                    int layer);
+/// The layers of `request`, the lowest first. Throws ConfigError when a file or a key=value cannot
+/// be read.
+std::vector<Layer> read_layers(const ExperimentRequest& request, Diagnostics& diagnostics);
+
+/// All layers merged into one tree.
+Node merge_layers(std::vector<Layer> layers, Merger& merger);
+
+/// The tree of one `key=value`, which `source` holds. A value in brackets or braces is a YAML list
+/// or map, one in quotes a YAML string; anything else is the text itself. nullopt = an error was
+/// reported.
+std::optional<Node> parse_setting(Diagnostics& diagnostics, int source);
+
+/// Reads a YAML file as a map; errors go to `diagnostics`, and the result is then an empty map.
+Node read_yaml_file(Diagnostics& diagnostics, const std::filesystem::path& file);
 
 }  // namespace dsv3::config

@@ -9,15 +9,16 @@
 namespace dsv3::config {
 namespace {
 
-// {plugin: <name>}, all of it standing where the name was written.
+// {plugin: <name>}, all of it at the position of the name.
 Node component_of(Node name) {
-  Node map = make_map(name.at, name.layer);
+  Node map = make_map(name.at);
+  map.layer = name.layer;
   const Position at = name.at;
   map.add("plugin", at, std::move(name));
   return map;
 }
 
-// An alias's content counts as written where its name was.
+// An alias's content has the position of its name.
 void move_to(Node& node, Position at, int layer) {
   node.at = at;
   node.layer = layer;
@@ -39,16 +40,23 @@ std::string elements(const Node& list, const std::string& path) {
   return comma_list(words);
 }
 
-bool all_indices(const Node& map) {
-  return !map.entries.empty() && std::all_of(map.entries.begin(), map.entries.end(),
-                                             [](const Entry& e) { return is_index(e.key); });
-}
-
 }  // namespace
 
 void Merger::expand(Node& layer) {
   for (const Slot& slot : slots())
     if (Node* node = find_path(layer, slot.path)) expand_slot(*node, slot.kind, slot.list);
+}
+
+void Merger::finish(Node& root) {
+  for (const Slot& slot : slots()) {
+    Node* node = slot.list ? find_path(root, slot.path) : nullptr;
+    if (!node || !has_index_keys(*node)) continue;
+    Node list = make_node(Node::Type::list, node->at);
+    for (size_t i = 0; i < node->entries.size(); ++i)
+      if (Entry* element = node->find(std::to_string(i)))
+        list.items.push_back(std::move(element->value));
+    if (list.items.size() == node->entries.size()) *node = std::move(list);
+  }
 }
 
 void Merger::expand_slot(Node& node, Kind kind, bool list) {
@@ -57,22 +65,22 @@ void Merger::expand_slot(Node& node, Kind kind, bool list) {
     if (!meaning) {
       node = component_of(std::move(node));
     } else if (meaning->is_list() && !list) {
-      diagnostics_.error(node,
-                         "'" + node.text + "' stands for several components; only one fits here");
+      diagnostics_.error(
+          node, "'" + node.text + "' means several components, but only one is allowed here");
       node = component_of(std::move(node));
     } else {
       node = std::move(*meaning);
     }
   } else if (node.is_list() && list) {
     for (Node& item : node.items) expand_slot(item, kind, false);
-  } else if (node.is_map() && list && all_indices(node)) {
+  } else if (list && has_index_keys(node)) {
     for (Entry& entry : node.entries) expand_slot(entry.value, kind, false);
   } else if (node.is_map()) {
     expand_map(node, kind);
   }
 }
 
-// {plugin: <alias>, ...}: the alias's map with the written keys on top, unless a plugin has that
+// {plugin: <alias>, ...}: the alias's map, overridden by the written keys, unless a plugin has that
 // name.
 void Merger::expand_map(Node& node, Kind kind) {
   const Entry* plugin = node.find("plugin");
@@ -82,7 +90,7 @@ void Merger::expand_map(Node& node, Kind kind) {
   std::optional<Node> meaning = alias(kind, name);
   if (!meaning) return;
   if (!meaning->is_map()) {
-    diagnostics_.error(name, "'" + name.text + "' stands for several components; write it alone",
+    diagnostics_.error(name, "'" + name.text + "' means several components; write only the name",
                        {std::string(kind_name(kind)) + ": " + name.text});
     return;
   }
@@ -99,7 +107,7 @@ std::optional<Node> Merger::alias(Kind kind, const Node& name) {
   const std::string yaml = catalog_.alias(kind, name.text);
   if (yaml.empty()) return std::nullopt;
   const int source = diagnostics_.add_source("alias '" + name.text + "'", yaml, false);
-  std::optional<Node> node = parse(diagnostics_, source, name.layer);
+  std::optional<Node> node = parse(diagnostics_, source);
   if (!node || node->is_null()) return std::nullopt;
   if (node->is_scalar()) node = component_of(std::move(*node));
   for (Node& item : node->items)
@@ -123,8 +131,8 @@ void Merger::merge(Node& base, Node&& over, const std::string& path) {
 }
 
 void Merger::merge_maps(Node& base, Node&& over, const std::string& path) {
-  if (slot_at(path)) swap_plugin(base, over, path);
-  if (path == "train") displace_length(base, over);
+  if (slot_at(path)) change_plugin(base, over, path);
+  if (path == "train") replace_length(base, over);
   for (Entry& entry : over.entries) {
     if (Entry* known = base.find(entry.key)) {
       known->at = entry.at;
@@ -137,7 +145,7 @@ void Merger::merge_maps(Node& base, Node&& over, const std::string& path) {
 }
 
 void Merger::merge_into_list(Node& base, Node&& over, const std::string& path) {
-  if (all_indices(over)) {
+  if (has_index_keys(over)) {
     for (Entry& entry : over.entries) {
       const size_t index = std::stoul(entry.key);
       if (index < base.items.size())
@@ -157,8 +165,7 @@ void Merger::merge_into_list(Node& base, Node&& over, const std::string& path) {
     const std::string& key = over.entries.front().key;
     diagnostics_.error(
         over.entries.front(),
-        path + " is a list of " + std::to_string(base.items.size()) +
-            " components; which one is meant?",
+        path + " is a list of " + std::to_string(base.items.size()) + " components; name one",
         {"it has " + elements(base, path),
          "write " + path + ".0." + key +
              "=... on the command line, give the whole list, or name a plugin that replaces it"});
@@ -167,7 +174,7 @@ void Merger::merge_into_list(Node& base, Node&& over, const std::string& path) {
   }
 }
 
-void Merger::swap_plugin(Node& base, const Node& over, const std::string& path) {
+void Merger::change_plugin(Node& base, const Node& over, const std::string& path) {
   const Entry* before = base.find("plugin");
   const Entry* after = over.find("plugin");
   if (!before || !after || !before->value.is_scalar() || !after->value.is_scalar()) return;
@@ -188,7 +195,7 @@ void Merger::swap_plugin(Node& base, const Node& over, const std::string& path) 
   }
 }
 
-void Merger::displace_length(Node& train, const Node& over) {
+void Merger::replace_length(Node& train, const Node& over) {
   for (const auto& [given, other] : {std::pair("steps", "tokens"), std::pair("tokens", "steps")}) {
     const Entry* entry = over.find(given);
     const Entry* earlier = train.find(other);

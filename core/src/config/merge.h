@@ -1,4 +1,4 @@
-// Puts one layer of an experiment on top of those before it.
+// Merges one layer of an experiment into the layers below it.
 #pragma once
 
 #include <string>
@@ -16,14 +16,15 @@ class Merger {
   Merger(Diagnostics& diagnostics, Catalog& catalog, std::vector<std::string>& notes)
       : diagnostics_(diagnostics), catalog_(catalog), notes_(notes) {}
 
-  /// Writes short forms out: `attention: mha` becomes {plugin: mha}, an alias the YAML it stands
-  /// for.
+  /// Expands short forms: `attention: mha` becomes {plugin: mha}, an alias the YAML it stands for.
   void expand(Node& layer);
 
   /// Maps merge, everything else replaces. A component whose plugin changes keeps its options,
-  /// marked with the plugin they were written for; train.steps and train.tokens displace each
-  /// other.
+  /// marked with the plugin they were written for; train.steps and train.tokens replace each other.
   void merge(Node& base, Node&& over) { merge(base, std::move(over), ""); }
+
+  /// Turns a component list that was set element by element, {0: {...}, 1: {...}}, into a list.
+  void finish(Node& root);
 
  private:
   void expand_slot(Node& node, Kind kind, bool list);
@@ -32,8 +33,8 @@ class Merger {
   void merge(Node& base, Node&& over, const std::string& path);
   void merge_maps(Node& base, Node&& over, const std::string& path);
   void merge_into_list(Node& base, Node&& over, const std::string& path);
-  void swap_plugin(Node& base, const Node& over, const std::string& path);
-  void displace_length(Node& train, const Node& over);
+  void change_plugin(Node& base, const Node& over, const std::string& path);
+  void replace_length(Node& train, const Node& over);
 
   Diagnostics& diagnostics_;
   Catalog& catalog_;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "config/yaml.h"
+
 namespace dsv3::config {
 
 const Entry* Node::find(std::string_view key) const {
@@ -24,20 +26,37 @@ Node& Node::add(std::string key, Position key_at, Node value) {
   return entries.back().value;
 }
 
-Node make_scalar(std::string text, Position at, int layer) {
+Node make_node(Node::Type type, Position at) {
   Node node;
-  node.type = Node::Type::scalar;
-  node.text = std::move(text);
+  node.type = type;
   node.at = at;
-  node.layer = layer;
   return node;
 }
 
-Node make_map(Position at, int layer) {
-  Node node;
-  node.type = Node::Type::map;
-  node.at = at;
-  node.layer = layer;
+Node make_scalar(std::string text, Position at) {
+  Node node = make_node(Node::Type::scalar, at);
+  node.text = std::move(text);
+  return node;
+}
+
+Node make_map(Position at) {
+  return make_node(Node::Type::map, at);
+}
+
+Node make_value(const OptionValue& value, Position at) {
+  if (std::holds_alternative<std::monostate>(value)) return make_node(Node::Type::null, at);
+  const auto list_of = [&](const auto& elements) {
+    Node list = make_node(Node::Type::list, at);
+    for (const auto& element : elements) list.items.push_back(make_value(element, at));
+    return list;
+  };
+  if (const auto* list = std::get_if<std::vector<int64_t>>(&value)) return list_of(*list);
+  if (const auto* list = std::get_if<std::vector<double>>(&value)) return list_of(*list);
+  if (const auto* list = std::get_if<std::vector<std::string>>(&value)) return list_of(*list);
+  Node node = make_scalar(value_text(value), at);
+  node.value = value;
+  node.quoted = std::holds_alternative<std::string>(value);
+  node.literal = true;
   return node;
 }
 
@@ -79,6 +98,12 @@ int depth_of(const Node& node) {
 bool is_index(std::string_view text) {
   return !text.empty() && text.size() <= 6 &&
          std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+}
+
+bool has_index_keys(const Node& map) {
+  return map.is_map() && !map.entries.empty() &&
+         std::all_of(map.entries.begin(), map.entries.end(),
+                     [](const Entry& entry) { return is_index(entry.key); });
 }
 
 std::string join(std::string_view path, std::string_view key) {

@@ -1,15 +1,18 @@
-// The tree that experiment files become: every value knows where it was written and by which layer.
+// The tree that experiment files become: every value knows its position and the layer that set it.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include <dsv3/sdk/options.h>
+
 namespace dsv3::config {
 
-/// A place in one of Diagnostics' sources. Line and column are 1-based; the column counts bytes.
+/// A position in one of Diagnostics' sources. Line and column are 1-based; the column counts bytes.
 struct Position {
-  int source = -1;  ///< -1 = nowhere: a default
+  int source = -1;  ///< -1 = none: a default
   int line = 0, column = 0;
 };
 
@@ -19,10 +22,12 @@ struct Node {
   enum class Type { null = 1, scalar, list, map };
 
   Type type = Type::null;
-  std::string text;     ///< of a scalar, quotes and escapes undone
-  bool quoted = false;  ///< a quoted scalar is a string, never a number
+  std::string text;      ///< of a scalar, quotes and escapes undone
+  bool quoted = false;   ///< a quoted scalar is a string, never a number
+  bool literal = false;  ///< `${` means itself: the text came from a program or the command line
+  std::optional<OptionValue> value;  ///< of a scalar that a program set; `text` only shows it
   Position at;
-  int layer = 0;  ///< who set it: a later layer has a higher number
+  int layer = 0;  ///< the layer that set it; a later layer has a higher number
   std::vector<Node> items;
   std::vector<Entry> entries;  ///< in written order, keys unique
 
@@ -43,14 +48,16 @@ struct Entry {
   std::string key;
   Position at;
   Node value;
-  std::string
-      inherited_from;  ///< plugin this option was written for, once a later layer swapped it
+  std::string inherited_from;  ///< plugin this option was written for, if a later layer changed it
 };
 
-Node make_scalar(std::string text, Position at, int layer = 0);
-Node make_map(Position at, int layer = 0);
+Node make_node(Node::Type type, Position at);
+Node make_scalar(std::string text, Position at);
+Node make_map(Position at);
+/// A typed value: null for std::monostate, a list of scalars for a vector, else a scalar.
+Node make_value(const OptionValue& value, Position at);
 
-/// Follows a dotted path such as "optimizer.0.lr" through maps and lists; nullptr = not there.
+/// Follows a dotted path such as "optimizer.0.lr" through maps and lists; nullptr = not found.
 const Node* find_path(const Node& root, std::string_view path);
 Node* find_path(Node& root, std::string_view path);
 
@@ -61,6 +68,8 @@ int depth_of(const Node& node);
 
 /// True for "0", "12", ...: how a path indexes a list.
 bool is_index(std::string_view text);
+/// Whether a map's keys are all indices, as in {0: {...}}, which changes elements of a list.
+bool has_index_keys(const Node& map);
 
 /// "model" + "attention" -> "model.attention"; an empty path yields the key.
 std::string join(std::string_view path, std::string_view key);

@@ -12,25 +12,25 @@
 namespace dsv3::config {
 namespace {
 
-// Thrown through yaml-cpp to stop reading.
+// Thrown through yaml-cpp to stop the parser.
 struct Stop {
   Position at;
   std::string message;
   std::vector<std::string> notes = {};
 };
 
-// yaml-cpp's words in plain ones, with what to do.
+// yaml-cpp's message in plain words, with the cure.
 std::string plain(const std::string& message) {
   if (message == "end of map flow not found") return "'{' without '}'";
   if (message == "end of sequence flow not found") return "'[' without ']'";
-  if (message.starts_with("illegal tab")) return "indented by a tab; use blanks";
+  if (message.starts_with("illegal tab")) return "indented by a tab; use spaces";
   return message;
 }
 
 class Builder final : public YAML::EventHandler {
  public:
-  Builder(Diagnostics& diagnostics, int source, int layer, int shift)
-      : diagnostics_(diagnostics), source_(source), layer_(layer), shift_(shift) {}
+  Builder(Diagnostics& diagnostics, int source, int shift)
+      : diagnostics_(diagnostics), source_(source), shift_(shift) {}
 
   Node take() { return std::move(root_); }
   Position position(const YAML::Mark& mark) const {
@@ -38,8 +38,8 @@ class Builder final : public YAML::EventHandler {
     return {source_, mark.line + 1, mark.column + 1 + (mark.line == 0 ? shift_ : 0)};
   }
 
-  /// yaml-cpp reports an unclosed bracket somewhere behind it; the bracket itself says more.
-  Position place_of(const YAML::Exception& error) const {
+  /// yaml-cpp reports an unclosed bracket somewhere after it; the bracket's position is clearer.
+  Position position_of(const YAML::Exception& error) const {
     const bool unclosed = error.msg.find("flow not found") != std::string::npos;
     return unclosed && !stack_.empty() ? stack_.back().node.at : position(error.mark);
   }
@@ -59,7 +59,7 @@ class Builder final : public YAML::EventHandler {
     check_tag(mark, tag);
     if (wants_key()) {
       take_key(mark, value, tag == "!");
-      if (anchor) anchors_[anchor] = make_scalar(value, position(mark), layer_);
+      if (anchor) anchors_[anchor] = make_scalar(value, position(mark));
       return;
     }
     Node node = start(mark, Node::Type::scalar);
@@ -96,8 +96,8 @@ class Builder final : public YAML::EventHandler {
     Node node;
     YAML::anchor_t anchor = 0;
     bool has_key = false;  // a map's next event is the value
-    bool skip = false;     // ... of a refused key
-    bool is_key = false;   // a list or a map where a key belongs
+    bool skip = false;     // ... of a rejected key
+    bool is_key = false;   // a list or a map in place of a key
     std::string key;
     Position key_at;
     std::unordered_map<std::string, Position> keys;
@@ -115,7 +115,7 @@ class Builder final : public YAML::EventHandler {
     if (expanded_ > kMaxExpandedNodes)
       throw Stop{at,
                  "aliases expand to more than " + std::to_string(kMaxExpandedNodes) + " values",
-                 {"write the values out instead of naming them by *alias"}};
+                 {"write the values instead of referring to them by *alias"}};
   }
 
   void check_tag(const YAML::Mark& mark, const std::string& tag) {
@@ -130,10 +130,7 @@ class Builder final : public YAML::EventHandler {
   }
 
   Node start(const YAML::Mark& mark, Node::Type type) {
-    Node node;
-    node.type = type;
-    node.at = position(mark);
-    node.layer = layer_;
+    Node node = make_node(type, position(mark));
     count(node.at, 1, 1);
     return node;
   }
@@ -153,7 +150,7 @@ class Builder final : public YAML::EventHandler {
     Frame frame = std::move(stack_.back());
     stack_.pop_back();
     if (!frame.is_key) return finish(std::move(frame.node), frame.anchor);
-    // Reported only now: to yaml-cpp an unclosed bracket looks like a key, too.
+    // Reported only now, because yaml-cpp takes an unclosed bracket for a key, too.
     diagnostics_.error(frame.node, "a key must be text, not a list or a map");
     stack_.back().has_key = stack_.back().skip = true;
   }
@@ -167,7 +164,7 @@ class Builder final : public YAML::EventHandler {
     frame.key_at = at;
     if (key == "<<" && !quoted) {
       diagnostics_.error(at, 2, "merge keys '<<' are not supported",
-                         {"put the shared part into a file of its own and name it in 'extends'"});
+                         {"move the shared part to its own file and name it in 'extends'"});
       frame.skip = true;
       return;
     }
@@ -198,7 +195,7 @@ class Builder final : public YAML::EventHandler {
   }
 
   Diagnostics& diagnostics_;
-  const int source_, layer_, shift_;
+  const int source_, shift_;
   Node root_;
   std::vector<Frame> stack_;
   std::map<YAML::anchor_t, Node> anchors_;  // finished ones only
@@ -207,28 +204,28 @@ class Builder final : public YAML::EventHandler {
 
 }  // namespace
 
-std::optional<Node> parse(Diagnostics& diagnostics, int source, int layer, size_t begin) {
+std::optional<Node> parse(Diagnostics& diagnostics, int source, size_t begin) {
   const std::string text = diagnostics.text(source).substr(begin);
   if (text.size() > kMaxBytes) {
     diagnostics.error(
         {source, 1, 1}, 1,
         "larger than " + std::to_string(kMaxBytes) + " bytes, the limit of a YAML file",
-        {"is it an experiment? texts and token files are named in one, by data.path"});
+        {"is this an experiment? an experiment names its texts and token files in data.path"});
     return std::nullopt;
   }
-  Builder builder(diagnostics, source, layer, static_cast<int>(begin));
+  Builder builder(diagnostics, source, static_cast<int>(begin));
   try {
     std::istringstream stream(text);
     YAML::Parser parser(stream);
     if (!parser.HandleNextDocument(builder)) return Node{};
     Node node = builder.take();
     if (parser.HandleNextDocument(builder))
-      throw Stop{{source, 1, 1}, "more than one YAML document; keep one"};
+      throw Stop{{source, 1, 1}, "more than one YAML document; only one is allowed"};
     return node;
   } catch (const Stop& stop) {
     diagnostics.error(stop.at, 1, stop.message, stop.notes);
   } catch (const YAML::Exception& error) {
-    diagnostics.error(builder.place_of(error), 1, "not valid YAML: " + plain(error.msg));
+    diagnostics.error(builder.position_of(error), 1, "not valid YAML: " + plain(error.msg));
   }
   return std::nullopt;
 }

@@ -1,5 +1,6 @@
 #include "config/schemas.h"
 
+#include <dsv3/runtime/config.h>
 #include <dsv3/runtime/suggest.h>
 
 #include "config/node.h"
@@ -8,20 +9,18 @@
 namespace dsv3 {
 
 void ModelOptions::describe(OptionSchema<ModelOptions>& s) {
-  s.add("hidden", &ModelOptions::hidden, "width of the residual stream").min(1);
+  s.add("hidden", &ModelOptions::hidden, "width of the residual stream").min(1).unit("features");
   s.add("layers", &ModelOptions::layers, "decoder blocks, MTP modules not counted")
       .min(1)
-      .max(10000);
+      .max(10000)
+      .unit("blocks");
   s.add("vocab", &ModelOptions::vocab, "rows of embedding and head; auto = the tokenizer's size")
       .min(1)
-      .word("auto", 0);
+      .word("auto")
+      .unit("tokens");
   s.add("tied_head", &ModelOptions::tied_head, "the head uses the embedding's weights");
   s.add("recompute", &ModelOptions::recompute, "activation checkpointing per block")
       .choices({"none", "full"});
-  s.add("conventions", &ModelOptions::conventions,
-        "implementation whose values the options have on which implementations differ, unless they "
-        "are set")
-      .choices(implementations());
 }
 
 void NormOptions::describe(OptionSchema<NormOptions>& s) {
@@ -36,127 +35,136 @@ void LossOptions::describe(OptionSchema<LossOptions>& s) {
   s.add("z", &LossOptions::z, "weight of log(Z)^2, the squared log-partition").min(0);
   s.add("chunk", &LossOptions::chunk, "rows of logits held at once; auto = the operator chooses")
       .min(1)
-      .word("auto", 0);
+      .word("auto")
+      .unit("rows");
 }
 
 void InitOptions::describe(OptionSchema<InitOptions>& s) {
-  s.add("std", &InitOptions::std, "standard deviation of normally distributed first weights")
+  s.add("std", &InitOptions::std, "standard deviation of normally distributed initial weights")
       .min(0);
 }
 
 void MtpOptions::describe(OptionSchema<MtpOptions>& s) {
-  s.add("depth", &MtpOptions::depth, "multi-token prediction modules; 0 = off").min(0).max(100);
+  s.add("depth", &MtpOptions::depth, "multi-token prediction modules; 0 = off")
+      .min(0)
+      .max(100)
+      .unit("modules");
   s.add("weight", &MtpOptions::weight, "weight of the mean MTP loss").min(0);
   s.add("input", &MtpOptions::input,
-        "hidden states go into a module after (normed) or before their final norm")
+        "hidden states enter a module after (normed) or before (raw) their final norm")
       .choices({"normed", "raw"})
-      .convention({{"torchtitan", "raw"}});
+      .convention();
   s.add("concat", &MtpOptions::concat, "order in the projection's input")
       .choices({"embedding_first", "hidden_first"})
       .convention();
   s.add("denominator", &MtpOptions::denominator,
         "valid targets that divide a depth's loss: the main loss's or its own")
       .choices({"main", "own"})
-      .convention({{"megatron", "own"}});  // counted before ranks meet, which `own` leaves to them
+      .convention();
 }
 
 void TrainOptions::describe(OptionSchema<TrainOptions>& s) {
-  s.add("steps", &TrainOptions::steps, "optimizer steps of the run; instead of tokens").min(1);
-  s.add("tokens", &TrainOptions::tokens, "training tokens of the run; instead of steps").min(1);
-  s.add("batch", &TrainOptions::batch, "sequences a step, over all ranks").min(1);
-  s.add("micro_batch", &TrainOptions::micro_batch,
-        "sequences a rank computes at once; auto = its whole share of the batch")
+  s.add("steps", &TrainOptions::steps, "optimizer steps of the run; instead of tokens")
       .min(1)
-      .word("auto", 0);
-  s.add("sequence", &TrainOptions::sequence, "tokens a sequence").min(1);
+      .unit("steps");
+  s.add("tokens", &TrainOptions::tokens, "training tokens of the run; instead of steps")
+      .min(1)
+      .unit("tokens");
+  s.add("batch", &TrainOptions::batch, "sequences per step, over all ranks")
+      .min(1)
+      .unit("sequences");
+  s.add("micro_batch", &TrainOptions::micro_batch,
+        "sequences a rank computes at once; auto = its share of the batch")
+      .min(1)
+      .word("auto")
+      .unit("sequences");
+  s.add("sequence", &TrainOptions::sequence, "tokens per sequence").min(1).unit("tokens");
   s.add("clip", &TrainOptions::clip, "largest norm of the gradient; 0 = off").min(0);
   s.add("precision", &TrainOptions::precision,
         "compute dtype; auto = bf16 on CUDA and on CPUs with AMX-BF16, fp32 elsewhere")
       .choices({"auto", "fp32", "bf16"});
-  s.add("seed", &TrainOptions::seed, "of first weights and the order of documents").min(0);
-  s.add("log_every", &TrainOptions::log_every, "steps between lines of metrics").min(1);
+  s.add("seed", &TrainOptions::seed, "of the initial weights and the order of documents").min(0);
+  s.add("log_every", &TrainOptions::log_every, "steps between lines of metrics")
+      .min(1)
+      .unit("steps");
   s.add("threads", &TrainOptions::threads, "intra-op threads; auto = all cores")
       .min(1)
-      .word("auto", 0);
+      .word("auto")
+      .unit("threads");
   s.add("device", &TrainOptions::device, "where the model is trained")
       .choices({"auto", "cpu", "cuda"});
   s.add("ops", &TrainOptions::ops, "fused operators, or their plain references")
       .choices({"fused", "reference"});
-  s.add("not_finite", &TrainOptions::not_finite, "what a step with NaN or infinite gradients does")
+  s.add("not_finite", &TrainOptions::not_finite,
+        "what happens to a step with NaN or infinite gradients")
       .choices({"stop", "skip"});
   s.check([](const TrainOptions& o) -> std::string {
-    if (o.micro_batch > o.batch || (o.micro_batch > 0 && o.batch % o.micro_batch != 0))
-      return "batch (" + std::to_string(o.batch) + ") must be a multiple of micro_batch (" +
-             std::to_string(o.micro_batch) + ")";
-    return "";
+    if (!o.micro_batch || o.batch % *o.micro_batch == 0) return "";
+    return "batch (" + std::to_string(o.batch) + ") must be a multiple of micro_batch (" +
+           std::to_string(*o.micro_batch) + ")";
   });
 }
 
 void ValidationOptions::describe(OptionSchema<ValidationOptions>& s) {
   s.add("every", &ValidationOptions::every,
-        "steps between validations; 0 = before the first and after the last only")
-      .min(0);
-  s.add("batches", &ValidationOptions::batches, "batches of train.batch sequences a validation")
-      .min(1);
-  s.add("share", &ValidationOptions::share, "share of the documents held out").min(0).max(1);
+        "steps between validations; 0 = only before the first and after the last")
+      .min(0)
+      .unit("steps");
+  s.add("batches", &ValidationOptions::batches, "batches of train.batch sequences per validation")
+      .min(1)
+      .unit("batches");
+  s.add("share", &ValidationOptions::share, "share of the documents in the held-out set")
+      .min(0)
+      .max(1)
+      .unit("fraction");
 }
 
 void SamplesOptions::describe(OptionSchema<SamplesOptions>& s) {
-  s.add("every", &SamplesOptions::every, "steps between text samples; 0 = off").min(0);
-  s.add("prompts", &SamplesOptions::prompts, "texts to go on from");
-  s.add("tokens", &SamplesOptions::tokens, "tokens a sample").min(1);
-  s.add("temperature", &SamplesOptions::temperature, "0 = always the likeliest token").min(0);
-  s.add("top_k", &SamplesOptions::top_k, "draw from the k likeliest tokens; 0 = from all").min(0);
+  s.add("every", &SamplesOptions::every, "steps between text samples; 0 = off")
+      .min(0)
+      .unit("steps");
+  s.add("prompts", &SamplesOptions::prompts, "texts to continue");
+  s.add("tokens", &SamplesOptions::tokens, "tokens per sample").min(1).unit("tokens");
+  s.add("temperature", &SamplesOptions::temperature, "0 = always the most likely token").min(0);
+  s.add("top_k", &SamplesOptions::top_k, "sample from the k most likely tokens; 0 = from all")
+      .min(0)
+      .unit("tokens");
 }
 
 void CheckpointOptions::describe(OptionSchema<CheckpointOptions>& s) {
-  s.add("every", &CheckpointOptions::every, "steps between checkpoints; 0 = at the end only")
-      .min(0);
+  s.add("every", &CheckpointOptions::every, "steps between checkpoints; 0 = only at the end")
+      .min(0)
+      .unit("steps");
   s.add("keep_best", &CheckpointOptions::keep_best,
-        "checkpoints kept for their val/loss, besides the last")
-      .min(0);
+        "checkpoints with the lowest val/loss that are kept, besides the last")
+      .min(0)
+      .unit("checkpoints");
 }
 
 namespace config {
 
 void TopOptions::describe(OptionSchema<TopOptions>& s) {
-  s.add("name", &TopOptions::name, "name of the experiment; the file's by default");
+  s.add("name", &TopOptions::name, "name of the experiment; default: the file's name");
   s.add("output", &TopOptions::output, "folder of run folders");
   s.check([](const TopOptions& o) -> std::string {
     const bool odd = o.name.find_first_not_of(
                          "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
                          "0123456789._-") != std::string::npos;
     if (odd || o.name.empty() || o.name.size() > 128 || o.name[0] == '.')
-      return "name must be 1 to 128 letters, digits, '.', '_' and '-', not '.' first: it becomes a "
-             "folder's";
+      return "name must be 1 to 128 letters, digits, '.', '_' and '-', not '.' first: it names a "
+             "folder";
     return "";
   });
 }
 
 void HubOptions::describe(OptionSchema<HubOptions>& s) {
-  s.add("endpoint", &HubOptions::endpoint, "address of the hub that data and models are read from");
+  s.add("endpoint", &HubOptions::endpoint,
+        "address of the hub from which data and models are read");
 }
 
 void LogOptions::describe(OptionSchema<LogOptions>& s) {
-  s.add("level", &LogOptions::level, "least important lines shown")
+  s.add("level", &LogOptions::level, "lowest level of lines shown")
       .choices({"debug", "info", "warning", "error"});
-}
-
-const std::vector<std::pair<std::string, Schema>>& core_sections() {
-  static const std::vector<std::pair<std::string, Schema>> sections{
-      {"", schema_of<TopOptions>()},
-      {"model", schema_of<ModelOptions>()},
-      {"model.norm", schema_of<NormOptions>()},
-      {"model.loss", schema_of<LossOptions>()},
-      {"model.init", schema_of<InitOptions>()},
-      {"model.mtp", schema_of<MtpOptions>()},
-      {"train", schema_of<TrainOptions>()},
-      {"validation", schema_of<ValidationOptions>()},
-      {"samples", schema_of<SamplesOptions>()},
-      {"checkpoint", schema_of<CheckpointOptions>()},
-      {"hub", schema_of<HubOptions>()},
-      {"log", schema_of<LogOptions>()}};
-  return sections;
 }
 
 std::vector<std::string> core_paths_of(const std::string& key) {
@@ -179,4 +187,16 @@ std::vector<std::string> slots_near(const std::string& key) {
 }
 
 }  // namespace config
+
+const std::vector<std::pair<std::string, Schema>>& core_sections() {
+  static const std::vector<std::pair<std::string, Schema>> sections{
+      {"", schema_of<config::TopOptions>()},    {"model", schema_of<ModelOptions>()},
+      {"model.norm", schema_of<NormOptions>()}, {"model.loss", schema_of<LossOptions>()},
+      {"model.init", schema_of<InitOptions>()}, {"model.mtp", schema_of<MtpOptions>()},
+      {"train", schema_of<TrainOptions>()},     {"validation", schema_of<ValidationOptions>()},
+      {"samples", schema_of<SamplesOptions>()}, {"checkpoint", schema_of<CheckpointOptions>()},
+      {"hub", schema_of<config::HubOptions>()}, {"log", schema_of<config::LogOptions>()}};
+  return sections;
+}
+
 }  // namespace dsv3

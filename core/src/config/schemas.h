@@ -1,4 +1,4 @@
-// Sections that only the checker knows, and where each key of the core belongs.
+// Sections that only the checker knows, and the place of every key of the core.
 #pragma once
 
 #include <string>
@@ -9,7 +9,7 @@
 
 namespace dsv3::config {
 
-/// Keys at the top of an experiment that are no section.
+/// Keys at the top of an experiment that are not sections.
 struct TopOptions {
   std::string name, output = "runs";
   static void describe(OptionSchema<TopOptions>& s);
@@ -23,12 +23,9 @@ struct LogOptions {
   static void describe(OptionSchema<LogOptions>& s);
 };
 
-/// The core's sections by path, outer ones before inner ones; "" is the top.
-const std::vector<std::pair<std::string, Schema>>& core_sections();
-
 /// Full paths of the core's options and slots called `key`, e.g. "train.steps".
 std::vector<std::string> core_paths_of(const std::string& key);
-/// Paths of the slots whose kind may be meant by the mistyped `key`; often none.
+/// Paths of the slots whose kind resembles the mistyped `key`; often none.
 std::vector<std::string> slots_near(const std::string& key);
 
 }  // namespace dsv3::config

@@ -1,32 +1,23 @@
 #include "config/slots.h"
 
-#include <array>
+#include <sstream>
 
 #include "config/node.h"
 
 namespace dsv3::config {
-namespace {
-
-constexpr std::array<Slot, 9> kSlots{{
-    {"model.attention", Kind::attention, true, false},
-    {"model.position", Kind::position, false, false},
-    {"model.feed_forward", Kind::feed_forward, true, false},
-    {"optimizer", Kind::optimizer, true, false},
-    {"schedule", Kind::schedule, false, false},
-    {"strategy", Kind::strategy, false, false},
-    {"data", Kind::data, false, false},
-    {"data.tokenizer", Kind::tokenizer, false, true},
-    {"tracker", Kind::tracker, true, true},
-}};
-
-}  // namespace
 
 std::span<const Slot> slots() {
-  return kSlots;
+  static const std::vector<Slot> slots = [] {
+    std::vector<Slot> rows;
+    for (const KindRow& row : kinds())
+      if (!row.path.empty()) rows.push_back(row);
+    return rows;
+  }();
+  return slots;
 }
 
 const Slot* slot_at(std::string_view path) {
-  for (const Slot& slot : kSlots)
+  for (const Slot& slot : slots())
     if (slot.path == path) return &slot;
   const size_t dot = path.rfind('.');
   if (dot == path.npos || !is_index(path.substr(dot + 1))) return nullptr;
@@ -34,18 +25,24 @@ const Slot* slot_at(std::string_view path) {
   return slot && slot->list ? slot : nullptr;
 }
 
-std::vector<std::string> core_keys(Kind kind) {
-  switch (kind) {
-    case Kind::attention:
-    case Kind::feed_forward:
-      return {"plugin", "library", "layers"};
-    case Kind::optimizer:
-      return {"plugin", "library", "role", "match", "name"};
-    case Kind::data:
-      return {"plugin", "library", "tokenizer"};
-    default:
-      return {"plugin", "library"};
+std::vector<std::string> slot_keys(std::string_view section) {
+  std::vector<std::string> keys;
+  for (const Slot& slot : slots()) {
+    const size_t dot = slot.path.rfind('.');
+    const std::string_view outer = dot == slot.path.npos ? "" : slot.path.substr(0, dot);
+    if (outer == section) keys.emplace_back(slot.path.substr(dot + 1));  // npos + 1 = 0
   }
+  return keys;
+}
+
+std::vector<std::string> core_keys(Kind kind) {
+  std::vector<std::string> keys{"plugin", "library"};
+  for (const KindRow& row : kinds())
+    if (row.kind == kind) {
+      std::istringstream words{std::string(row.keys)};
+      for (std::string word; words >> word;) keys.push_back(word);
+    }
+  return keys;
 }
 
 }  // namespace dsv3::config

@@ -1,4 +1,4 @@
-// Where components stand in an experiment.
+// Paths of components in an experiment.
 #pragma once
 
 #include <span>
@@ -6,16 +6,12 @@
 #include <string_view>
 #include <vector>
 
-#include <dsv3/sdk/registrar.h>
+#include <dsv3/sdk/kinds.h>
 
 namespace dsv3::config {
 
-struct Slot {
-  std::string_view path;  ///< e.g. "model.attention"
-  Kind kind;
-  bool list;      ///< may hold several components
-  bool optional;  ///< an experiment may go without
-};
+/// A kind whose components are in experiments, at `path`.
+using Slot = KindRow;
 
 /// All slots, outer ones before inner ones.
 std::span<const Slot> slots();
@@ -23,6 +19,9 @@ std::span<const Slot> slots();
 /// The slot at `path` or, for a list, the one that holds element `path` ("optimizer.0"); else
 /// nullptr.
 const Slot* slot_at(std::string_view path);
+
+/// Last parts of the slots' paths in section `path`: "attention", "position" ... in "model".
+std::vector<std::string> slot_keys(std::string_view section);
 
 /// Keys of a component's map that the core reads itself, besides the plugin's options: "plugin",
 /// "library" ...

@@ -3,9 +3,10 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <cstring>
 
 #include <dsv3/runtime/suggest.h>
+
+#include "config/yaml.h"
 
 namespace dsv3::config {
 namespace {
@@ -30,95 +31,39 @@ std::optional<int64_t> read_integer(const std::string& text) {
   return std::nullopt;
 }
 
-OptionType element_type(OptionType list) {
-  switch (list) {
-    case OptionType::integers:
-      return OptionType::integer;
-    case OptionType::numbers:
-      return OptionType::number;
-    default:
-      return OptionType::string;
-  }
-}
-
-bool is_list(OptionType type) {
-  return type == OptionType::integers || type == OptionType::numbers || type == OptionType::strings;
-}
-
 std::optional<OptionValue> read_scalar(OptionType type, const OptionSpec& spec, const Text& text) {
+  if (!spec.unset_word.empty() && text.value == spec.unset_word)
+    return OptionValue(std::monostate());
   if (type == OptionType::string) return OptionValue(text.value);
   if (type == OptionType::integer)
     for (const auto& [word, value] : spec.words)
       if (text.value == word) return OptionValue(value);
   if (text.quoted) return std::nullopt;
-  switch (type) {
-    case OptionType::boolean:
-      if (text.value == "true" || text.value == "false") return OptionValue(text.value == "true");
-      return std::nullopt;
-    case OptionType::integer:
-      if (const auto value = read_integer(text.value)) return OptionValue(*value);
-      return std::nullopt;
-    default:
-      if (const auto value = read_number(text.value)) return OptionValue(*value);
-      return std::nullopt;
-  }
+  if (type == OptionType::boolean && (text.value == "true" || text.value == "false"))
+    return OptionValue(text.value == "true");
+  if (type == OptionType::integer)
+    if (const auto value = read_integer(text.value)) return OptionValue(*value);
+  if (type == OptionType::number)
+    if (const auto value = read_number(text.value)) return OptionValue(*value);
+  return std::nullopt;
 }
 
-std::string number_text(double value) {
-  char buffer[32];
-  std::string text(buffer, std::to_chars(buffer, buffer + sizeof buffer, value).ptr);
-  // YAML 1.1 readers take 3e-04 for a string and 3.0e-04 for a number.
-  const size_t exponent = text.find('e');
-  if (exponent != text.npos && text.find('.') == text.npos) text.insert(exponent, ".0");
-  return text;
+// A value that a program set, as the option's type; it may set a number to an integer.
+std::optional<OptionValue> typed_scalar(OptionType type, const OptionSpec& spec,
+                                        const OptionValue& value) {
+  const auto* integer = std::get_if<int64_t>(&value);
+  if (type == OptionType::number && integer) return static_cast<double>(*integer);
+  if (std::holds_alternative<std::string>(value))  // `auto`
+    return read_scalar(type, spec, {std::get<std::string>(value), true});
+  // The scalar alternatives of OptionValue are in the order of OptionType, which starts at 1.
+  if (value.index() + 1 == static_cast<size_t>(type)) return value;
+  return std::nullopt;
 }
 
-struct TextOf {
-  std::string operator()(bool v) const { return v ? "true" : "false"; }
-  std::string operator()(int64_t v) const { return std::to_string(v); }
-  std::string operator()(double v) const { return number_text(v); }
-  std::string operator()(const std::string& v) const { return v; }
-  template <class T>
-  std::string operator()(const std::vector<T>& list) const {
-    std::vector<std::string> texts;
-    for (const T& v : list) texts.push_back((*this)(v));
-    return "[" + comma_list(texts) + "]";
-  }
-};
-
-// True when YAML reads the bare text as this string and nothing else.
-bool is_plain(const std::string& text) {
-  const auto inside = [](char c) {
-    return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '-' || c == '.' ||
-           c == '/' || c == '+';
-  };
-  if (text.empty() ||
-      !(std::isalpha(static_cast<unsigned char>(text[0])) || text[0] == '_' || text[0] == '/'))
-    return false;
-  // Not only ours: other readers take these for null and booleans.
-  for (const char* word : {"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
-    if (std::equal(text.begin(), text.end(), word, word + std::strlen(word),
-                   [](char a, char b) { return std::tolower(static_cast<unsigned char>(a)) == b; }))
-      return false;
-  return std::all_of(text.begin(), text.end(), inside);
-}
-
-template <class T>
-Node list_node(const std::vector<T>& values) {
-  Node list;
-  list.type = Node::Type::list;
-  for (const T& value : values) {
-    if constexpr (std::is_same_v<T, std::string>)
-      list.items.push_back(string_node(value));
-    else
-      list.items.push_back(make_scalar(value_text(OptionValue(value)), {}));
-  }
-  return list;
-}
-
-std::string not_of_type(const OptionSpec& spec, OptionType type) {
+std::string type_error(const OptionSpec& spec, OptionType type) {
   std::string text = "must be " + type_name(type);
   for (const auto& [word, value] : spec.words) text += " or '" + word + "'";
+  if (!spec.unset_word.empty()) text += " or '" + spec.unset_word + "'";
   return text;
 }
 
@@ -138,17 +83,61 @@ std::vector<std::string> type_notes(OptionType type, const Text& text) {
   return {};
 }
 
-}  // namespace
-
-std::string doc_text(const OptionSpec& spec) {
-  if (!spec.convention) return spec.doc;
-  std::string others;
-  for (const auto& [implementation, value] : spec.by_implementation)
-    others += ", " + implementation + ": " + value_text(value);
-  return spec.doc + " (a convention" + others + ")";
+// One scalar: the option itself, or an element of a list option.
+std::optional<OptionValue> convert_scalar(OptionType type, const OptionSpec& spec, const Node& node,
+                                          const std::string& what, Resolver& resolver,
+                                          Diagnostics& diagnostics) {
+  if (node.is_null()) {
+    diagnostics.error(node, what + " has no value",
+                      {"give it one, or remove the key (" + spec.doc + ")"});
+    return std::nullopt;
+  }
+  if (!node.is_scalar()) {
+    diagnostics.error(node, what + " " + type_error(spec, type) + ", got " + shown(node));
+    return std::nullopt;
+  }
+  const Text& text = resolver.resolve(node);
+  if (!text.ok) return std::nullopt;
+  const std::string visible = text.environment ? node.text : text.value;  // no secrets in messages
+  const std::optional<OptionValue> value =
+      node.value ? typed_scalar(type, spec, *node.value) : read_scalar(type, spec, text);
+  if (!value) {
+    diagnostics.error(node, what + " " + type_error(spec, type) + ", got '" + visible + "'",
+                      type_notes(type, text));
+    return std::nullopt;
+  }
+  if (const std::string wrong = misfit(spec, *value); !wrong.empty()) {
+    const std::string near =
+        text.environment || text.value.size() < 5 ? "" : nearest(text.value, spec.choices);
+    std::vector<std::string> notes;
+    if (!near.empty()) notes.push_back("did you mean '" + near + "'?");
+    diagnostics.error(node, what + " " + wrong + ", got '" + visible + "'", notes);
+    return std::nullopt;
+  }
+  return value;
 }
 
-std::string got(const Node& node) {
+template <class T>
+std::optional<OptionValue> convert_list(OptionType element, const OptionSpec& spec,
+                                        const Node& node, const std::string& what,
+                                        Resolver& resolver, Diagnostics& diagnostics) {
+  if (!node.is_list()) {
+    diagnostics.error(node, what + " must be " + type_name(spec.type) + ", got " + shown(node),
+                      {"write it in brackets: [a, b]"});
+    return std::nullopt;
+  }
+  std::vector<T> values;
+  for (const Node& item : node.items)
+    if (auto value =
+            convert_scalar(element, spec, item, "an element of " + what, resolver, diagnostics))
+      values.push_back(std::get<T>(*value));
+  if (values.size() != node.items.size()) return std::nullopt;
+  return values;
+}
+
+}  // namespace
+
+std::string shown(const Node& node) {
   if (node.is_scalar()) return "'" + node.text + "'";
   return node.is_null() ? "nothing" : node.is_list() ? "a list" : "a map";
 }
@@ -182,111 +171,38 @@ std::string misfit(const OptionSpec& spec, const OptionValue& value) {
   }
   const auto* integer = std::get_if<int64_t>(&value);
   const auto* number = std::get_if<double>(&value);
-  if (!integer && !number) return "";
-  if (integer)
-    for (const auto& word : spec.words)
-      if (word.second == *integer) return "";
+  if ((!integer && !number) || !word_of(spec, value).empty()) return "";
   const double compared = integer ? static_cast<double>(*integer) : *number;
-  if (spec.min && compared < *spec.min) return "must be at least " + number_text(*spec.min);
-  if (spec.max && compared > *spec.max) return "must be at most " + number_text(*spec.max);
+  if (spec.min && compared < *spec.min) return "must be at least " + value_text(*spec.min);
+  if (spec.max && compared > *spec.max) return "must be at most " + value_text(*spec.max);
   return "";
 }
 
-namespace {
-
-// One scalar: the option itself, or an element of a list option.
-std::optional<Converted> convert_scalar(OptionType type, const OptionSpec& spec, const Node& node,
-                                        const std::string& what, Resolver& resolver,
-                                        Diagnostics& diagnostics) {
-  if (node.is_null()) {
-    diagnostics.error(node, what + " has no value",
-                      {"give it one, or remove the key (" + spec.doc + ")"});
-    return std::nullopt;
+std::optional<OptionValue> convert(const OptionSpec& spec, const Node& node,
+                                   const std::string& what, Resolver& resolver,
+                                   Diagnostics& diagnostics) {
+  switch (spec.type) {
+    case OptionType::integers:
+      return convert_list<int64_t>(OptionType::integer, spec, node, what, resolver, diagnostics);
+    case OptionType::numbers:
+      return convert_list<double>(OptionType::number, spec, node, what, resolver, diagnostics);
+    case OptionType::strings:
+      return convert_list<std::string>(OptionType::string, spec, node, what, resolver, diagnostics);
+    default:
+      return convert_scalar(spec.type, spec, node, what, resolver, diagnostics);
   }
-  if (!node.is_scalar()) {
-    diagnostics.error(node, what + " " + not_of_type(spec, type) + ", got " + got(node));
-    return std::nullopt;
-  }
-  const Text& text = resolver.resolve(node);
-  if (!text.ok) return std::nullopt;
-  const std::string shown = text.environment ? node.text : text.value;  // no secrets in error texts
-  const std::optional<OptionValue> value = read_scalar(type, spec, text);
-  if (!value) {
-    diagnostics.error(node, what + " " + not_of_type(spec, type) + ", got '" + shown + "'",
-                      type_notes(type, text));
-    return std::nullopt;
-  }
-  if (const std::string wrong = misfit(spec, *value); !wrong.empty()) {
-    const std::string near =
-        text.environment || text.value.size() < 5 ? "" : nearest(text.value, spec.choices);
-    std::vector<std::string> notes;
-    if (!near.empty()) notes.push_back("did you mean '" + near + "'?");
-    diagnostics.error(node, what + " " + wrong + ", got '" + shown + "'", notes);
-    return std::nullopt;
-  }
-  Node stored = text.environment ? stored_string(node, text) : value_node(spec, *value);
-  stored.at = node.at;
-  return Converted{*value, std::move(stored)};
 }
 
-}  // namespace
-
-std::optional<Converted> convert(const OptionSpec& spec, const Node& node, const std::string& what,
-                                 Resolver& resolver, Diagnostics& diagnostics) {
-  if (!is_list(spec.type))
-    return convert_scalar(spec.type, spec, node, what, resolver, diagnostics);
-  if (!node.is_list()) {
-    diagnostics.error(node, what + " must be " + type_name(spec.type) + ", got " + got(node),
-                      {"write it in brackets: [a, b]"});
-    return std::nullopt;
-  }
-  std::vector<int64_t> integers;
-  std::vector<double> numbers;
-  std::vector<std::string> strings;
-  Node stored;
-  stored.type = Node::Type::list;
-  stored.at = node.at;
-  for (const Node& item : node.items) {
-    auto element = convert_scalar(element_type(spec.type), spec, item, "an element of " + what,
-                                  resolver, diagnostics);
-    if (!element) continue;
-    if (spec.type == OptionType::integers) integers.push_back(std::get<int64_t>(element->value));
-    if (spec.type == OptionType::numbers) numbers.push_back(std::get<double>(element->value));
-    if (spec.type == OptionType::strings) strings.push_back(std::get<std::string>(element->value));
-    stored.items.push_back(std::move(element->stored));
-  }
-  if (stored.items.size() != node.items.size()) return std::nullopt;
-  if (spec.type == OptionType::integers) return Converted{std::move(integers), std::move(stored)};
-  if (spec.type == OptionType::numbers) return Converted{std::move(numbers), std::move(stored)};
-  return Converted{std::move(strings), std::move(stored)};
-}
-
-std::string value_text(const OptionValue& value) {
-  return std::visit(TextOf{}, value);
-}
-
-Node value_node(const OptionSpec& spec, const OptionValue& value) {
-  if (const auto* text = std::get_if<std::string>(&value)) return string_node(*text);
-  if (const auto* integer = std::get_if<int64_t>(&value))
-    for (const auto& [word, meaning] : spec.words)
-      if (meaning == *integer) return string_node(word);
-  if (const auto* list = std::get_if<std::vector<int64_t>>(&value)) return list_node(*list);
-  if (const auto* list = std::get_if<std::vector<double>>(&value)) return list_node(*list);
-  if (const auto* list = std::get_if<std::vector<std::string>>(&value)) return list_node(*list);
-  return make_scalar(value_text(value), {});
-}
-
-Node stored_string(const Node& node, const Text& text) {
-  Node stored = text.environment ? make_scalar(node.text, {}) : string_node(text.value);
-  stored.quoted |= text.environment;
-  stored.at = node.at;
-  return stored;
-}
-
-Node string_node(const std::string& text) {
-  Node node = make_scalar(without_references(text), {});
-  node.quoted = !is_plain(text);
-  return node;
+std::string reference_yaml(const Node& node, Resolver& resolver) {
+  const auto refers = [&](const Node& n) {
+    return n.is_scalar() && resolver.resolve(n).environment;
+  };
+  if (refers(node)) return quoted_yaml(node.text);
+  if (!std::any_of(node.items.begin(), node.items.end(), refers)) return "";
+  std::vector<std::string> items;
+  for (const Node& item : node.items)
+    items.push_back(!item.quoted && read_number(item.text) ? item.text : quoted_yaml(item.text));
+  return "[" + comma_list(items) + "]";
 }
 
 }  // namespace dsv3::config

@@ -1,133 +1,74 @@
-#include <chrono>
-#include <condition_variable>
-#include <deque>
-#include <exception>
-#include <mutex>
-#include <stop_token>
-#include <thread>
-
 #include <dsv3/runtime/data.h>
+
+#include "call/checked.h"
+#include "support/host.h"
 
 namespace dsv3 {
 
-class Loader::Queue {
- public:
-  Queue(std::shared_ptr<Data> data, int64_t depth)
-      : data_(std::move(data)), depth_(depth), state_(data_->state()) {}
+Loader::Loader(std::shared_ptr<Data> data, DataContext context, int64_t depth)
+    : data_(std::move(data)),
+      context_(std::move(context)),
+      depth_(depth),
+      state_(call(*data_, "state", &Data::state)) {}
 
-  ~Queue() { stop(); }
-
-  Batch next() {
-    if (depth_ <= 0) return hand_out(make());
-    if (!thread_.joinable() && !over_) start();
-    std::unique_lock lock(mutex_);
-    if (ready_.empty() && !over_) {
-      const auto begin = std::chrono::steady_clock::now();
-      changed_.wait(lock, [this] { return !ready_.empty() || over_; });
-      waited_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    }
-    if (ready_.empty()) {
-      if (error_) std::rethrow_exception(error_);
-      return {};
-    }
-    Made made = std::move(ready_.front());
-    ready_.pop_front();
-    lock.unlock();
-    changed_.notify_all();
-    return hand_out(std::move(made));
-  }
-
-  const Json& state() const { return state_; }
-
-  void load_state(const Json& state) {
-    stop();
-    ready_.clear();
-    over_ = false;
-    error_ = nullptr;
-    data_->load_state(state);
-    state_ = data_->state();
-  }
-
-  double waited() const { return waited_; }
-
- private:
-  struct Made {
-    Batch batch;
-    Json state;
-  };
-
-  Made make() {
-    Batch batch = data_->next();
-    return {std::move(batch), data_->state()};
-  }
-
-  Batch hand_out(Made made) {
-    state_ = std::move(made.state);
-    return std::move(made.batch);
-  }
-
-  void start() {
-    thread_ = std::jthread([this](std::stop_token stop) { run(stop); });
-  }
-
-  void stop() {
-    if (!thread_.joinable()) return;
-    thread_.request_stop();
-    changed_.notify_all();
-    thread_.join();
-  }
-
-  void run(std::stop_token stop) {
-    try {
-      while (true) {
-        Made made = make();
-        const bool end = !made.batch.tokens.defined();
-        std::unique_lock lock(mutex_);
-        changed_.wait(lock, stop, [this] { return std::ssize(ready_) < depth_; });
-        if (stop.stop_requested()) return;
-        if (end) break;
-        ready_.push_back(std::move(made));
-        lock.unlock();
-        changed_.notify_all();
-      }
-    } catch (...) {
-      std::lock_guard lock(mutex_);
-      error_ = std::current_exception();
-    }
-    {
-      std::lock_guard lock(mutex_);
-      over_ = true;
-    }
-    changed_.notify_all();
-  }
-
-  std::shared_ptr<Data> data_;
-  int64_t depth_;
-  Json state_;  // after the last batch handed out
-  double waited_ = 0;
-
-  std::mutex mutex_;  // guards what follows while the thread runs
-  std::condition_variable_any changed_;
-  std::deque<Made> ready_;
-  bool over_ = false;  // the stream ended or threw; nothing follows ready_
-  std::exception_ptr error_;
-  std::jthread thread_;
-};
-
-Loader::Loader(std::shared_ptr<Data> data, int64_t depth)
-    : queue_(std::make_unique<Queue>(std::move(data), depth)) {}
-Loader::~Loader() = default;
 Batch Loader::next() {
-  return queue_->next();
+  if (depth_ <= 0) return hand_out(load());
+  if (!thread_.joinable()) thread_ = std::jthread([this](std::stop_token stop) { run(stop); });
+  std::unique_lock lock(mutex_);
+  if (ready_.empty() && !ended_) {
+    const double start = seconds_now();
+    changed_.wait(lock, [this] { return !ready_.empty() || ended_; });
+    wait_seconds_ += seconds_now() - start;
+  }
+  if (ready_.empty()) {
+    if (error_) std::rethrow_exception(error_);
+    return {};
+  }
+  Loaded loaded = std::move(ready_.front());
+  ready_.pop_front();
+  lock.unlock();
+  changed_.notify_all();
+  return hand_out(std::move(loaded));
 }
-Json Loader::state() const {
-  return queue_->state();
-}
+
 void Loader::load_state(const Json& state) {
-  queue_->load_state(state);
+  thread_ = {};  // stops and joins
+  ready_.clear();
+  ended_ = false;
+  error_ = nullptr;
+  call(*data_, "load_state", &Data::load_state, state);
+  state_ = call(*data_, "state", &Data::state);
 }
-double Loader::wait_seconds() const {
-  return queue_->waited();
+
+Loader::Loaded Loader::load() {
+  Batch batch = checked::next(*data_, context_);
+  return {std::move(batch), call(*data_, "state", &Data::state)};
+}
+
+Batch Loader::hand_out(Loaded loaded) {
+  state_ = std::move(loaded.state);
+  return std::move(loaded.batch);
+}
+
+void Loader::run(std::stop_token stop) {
+  std::exception_ptr error;
+  try {
+    while (true) {
+      Loaded loaded = load();
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, stop, [this] { return std::ssize(ready_) < depth_; });
+      if (stop.stop_requested()) return;
+      if (!loaded.batch.tokens.defined()) break;
+      ready_.push_back(std::move(loaded));
+      changed_.notify_all();
+    }
+  } catch (...) {
+    error = std::current_exception();
+  }
+  const std::lock_guard lock(mutex_);
+  error_ = error;
+  ended_ = true;
+  changed_.notify_all();
 }
 
 }  // namespace dsv3

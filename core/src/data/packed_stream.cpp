@@ -9,7 +9,8 @@
 namespace dsv3 {
 namespace {
 
-// Validation takes the same documents first whatever the experiment's seed, so that runs compare.
+// Validation reads documents in the same order whatever the experiment's seed, so that runs can be
+// compared.
 constexpr uint64_t kValidationOrder = 0;
 
 uint64_t order_seed(const DataContext& context) {
@@ -18,7 +19,7 @@ uint64_t order_seed(const DataContext& context) {
 
 void check_context(const DataContext& c) {
   if (c.micro_batch < 1 || c.sequence < 1 || c.world < 1 || c.rank < 0 || c.rank >= c.world)
-    throw Error("a data stream needs micro_batch >= 1, sequence >= 1 and 0 <= rank < world; got " +
+    throw Error("a data stream needs micro_batch >= 1, sequence >= 1 and 0 <= rank < world, not " +
                 std::to_string(c.micro_batch) + ", " + std::to_string(c.sequence) + ", rank " +
                 std::to_string(c.rank) + " of " + std::to_string(c.world));
 }
@@ -30,12 +31,13 @@ std::string percent(double share) {
 }
 
 int64_t count_field(const nlohmann::json& state, const char* key) {
-  const auto it = state.is_object() ? state.find(key) : state.end();
-  if (!state.is_object() || it == state.end() || !it->is_number_integer() || it->get<int64_t>() < 0)
-    throw Error(std::string("the saved position in the data has no usable '") + key +
-                    "'; it was not written by this kind of data plugin",
+  const nlohmann::json value =
+      state.is_object() ? state.value(key, nlohmann::json()) : nlohmann::json();
+  if (!value.is_number_integer() || value.get<int64_t>() < 0)
+    throw Error(std::string("the saved position in the data has no valid '") + key +
+                    "'; another data plugin wrote it",
                 ExitCode::data);
-  return it->get<int64_t>();
+  return value.get<int64_t>();
 }
 
 }  // namespace
@@ -55,22 +57,22 @@ void PackedStream::check_enough() {
   if (!training() && context_.validation_share <= 0 && documents_->count() == 0) return;
   int64_t found = 0;
   for (int64_t i = 0; i < documents_->count() && found < needed; ++i)
-    found += documents_->length(static_cast<int64_t>(order_(i)));
+    found += documents_->length(int64_t(order_(i)));
   if (found >= needed) return;
-  const std::string have =
+  const std::string available =
       std::to_string(found) + " tokens in " + std::to_string(documents_->count()) +
       (documents_->count() == 1 ? " document of " : " documents of ") + documents_->source();
   if (training())
-    throw Error("too little text to train on: " + have + ", and one row of sequence " +
+    throw Error("too little text to train on: " + available + ", and one row of sequence " +
                     std::to_string(context_.sequence) + " needs " + std::to_string(needed) + " (" +
                     percent(context_.validation_share) +
-                    " are held out for validation). Give more text or a shorter train.sequence",
+                    " are held out for validation). Provide more text or reduce train.sequence",
                 ExitCode::data);
   throw Error(
-      "no text to validate on: " + have + " were held out (validation.share " +
+      "no text to validate on: " + available + " are held out (validation.share " +
           percent(context_.validation_share) +
-          "). Documents are held out whole: raise validation.share, or cut the text into more "
-          "documents",
+          "). Only whole documents are held out: increase validation.share, or split the text into "
+          "more documents",
       ExitCode::data);
 }
 
@@ -79,23 +81,23 @@ int64_t PackedStream::document_at(const Cursor& at) {
     order_ = Permutation(documents_->count(), order_seed(context_), at.epoch);
     order_epoch_ = at.epoch;
   }
-  return static_cast<int64_t>(order_(at.position));
+  return int64_t(order_(at.position));
 }
 
-/// Moves `at` by up to `wanted` tokens, writing them and their document ids unless null. Returns
-/// how many there were; fewer only at the end of a validation stream.
-int64_t PackedStream::walk(Cursor& at, int64_t wanted, int64_t* tokens, int64_t* ids) {
+/// Moves `at` by up to `count` tokens and writes them and their document ids unless null. Returns
+/// the number of tokens moved, which is less than `count` only at the end of a validation stream.
+int64_t PackedStream::walk(Cursor& at, int64_t count, int64_t* tokens, int64_t* ids) {
   int64_t done = 0;
-  while (done < wanted) {
+  while (done < count) {
     if (at.position == documents_->count()) {
       if (!training()) break;
       at = {at.epoch + 1, 0, 0};
     }
     const int64_t document = document_at(at);
     const int64_t length = documents_->length(document);
-    const int64_t taken = std::min(length - at.offset, wanted - done);
+    const int64_t taken = std::min(length - at.offset, count - done);
     if (tokens && taken > 0) {
-      documents_->read(document, at.offset, {tokens + done, static_cast<size_t>(taken)});
+      documents_->read(document, at.offset, {tokens + done, size_t(taken)});
       std::fill_n(ids + done, taken, at.epoch * documents_->count() + at.position);
     }
     done += taken;
@@ -149,22 +151,22 @@ void PackedStream::load_state(const nlohmann::json& state) {
   const int64_t documents = count_field(state, "documents");
   if (documents != documents_->count() ||
       state.value("source", std::string()) != documents_->fingerprint())
-    throw Error("the text or the tokenizer changed since the state was saved: " +
-                    std::to_string(documents) + " documents then, " +
-                    std::to_string(documents_->count()) + " in " + documents_->source() +
-                    " now, or other contents. Going on would repeat or skip text: bring the old "
-                    "text back, or start a new run from the checkpoint",
+    throw Error("the text or the tokenizer changed since the position was saved: it had " +
+                    std::to_string(documents) + " documents, " + documents_->source() +
+                    " now has " + std::to_string(documents_->count()) +
+                    " or different ones. Resuming would repeat or skip text: restore the old text, "
+                    "or start a new run from the checkpoint",
                 ExitCode::data);
   if (state.value("seed", uint64_t{0}) != order_seed(context_))
-    throw Error("the state was saved with train.seed " +
+    throw Error("the position in the data was saved with train.seed " +
                     state.value("seed", nlohmann::json()).dump() +
-                    ", which decides the order of the documents; this run has " +
+                    ", which determines the order of the documents; this run uses " +
                     std::to_string(order_seed(context_)),
                 ExitCode::data);
   if (at.position > documents || (at.position == documents && at.offset != 0))
-    throw Error("the saved position in the data is outside the text", ExitCode::data);
+    throw Error("the saved position is after the last document", ExitCode::data);
   if (at.position < documents && at.offset > documents_->length(document_at(at)))
-    throw Error("the saved position in the data is outside its document", ExitCode::data);
+    throw Error("the saved position is after the end of its document", ExitCode::data);
   cursor_ = at;
   rows_ = rows;
 }

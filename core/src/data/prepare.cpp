@@ -1,9 +1,4 @@
-#include <algorithm>
-#include <atomic>
-#include <exception>
-#include <mutex>
-#include <random>
-#include <thread>
+#include <ATen/Parallel.h>
 
 #include <dsv3/runtime/data.h>
 #include <dsv3/sdk/error.h>
@@ -14,36 +9,19 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
-constexpr uint64_t kGroupBytes = 8 << 20;  // text encoded at a time; bounds memory
+constexpr uint64_t kGroupBytes = 8 << 20;  // text encoded at once; limits memory
 
-/// Encodes documents first .. last on all cores. Each gets the end-of-text id.
+/// Encodes documents [first, last) on all cores and appends the end-of-text id to each.
 std::vector<std::vector<int32_t>> encode_group(const TextFiles& files, size_t first, size_t last,
                                                const Tokenizer& tokenizer) {
   std::vector<std::vector<int32_t>> encoded(last - first);
-  std::atomic<size_t> next{first};
-  std::exception_ptr error;
-  std::mutex mutex;
-  const auto work = [&] {
+  at::parallel_for(0, std::ssize(encoded), 1, [&](int64_t begin, int64_t end) {
     std::string buffer;
-    try {
-      for (size_t i = next++; i < last; i = next++) {
-        std::vector<int32_t>& ids = encoded[i - first];
-        ids = tokenizer.encode(files.text(files.documents()[i], buffer));
-        if (tokenizer.eos_id() >= 0) ids.push_back(tokenizer.eos_id());
-      }
-    } catch (...) {
-      std::lock_guard lock(mutex);
-      error = std::current_exception();
-      next = last;
+    for (int64_t i = begin; i < end; ++i) {
+      encoded[i] = tokenizer.encode(files.text(files.documents()[first + i], buffer));
+      if (tokenizer.eos_id() >= 0) encoded[i].push_back(tokenizer.eos_id());
     }
-  };
-  {
-    std::vector<std::jthread> threads;
-    const size_t count = std::clamp<size_t>(std::thread::hardware_concurrency(), 1, last - first);
-    for (size_t i = 1; i < count; ++i) threads.emplace_back(work);
-    work();
-  }
-  if (error) std::rethrow_exception(error);
+  });
   return encoded;
 }
 
@@ -61,7 +39,7 @@ class ShardWriter {
 
   void add(std::span<const int32_t> document, uint64_t hash) {
     shard_.add(document, hash);
-    if (static_cast<int64_t>(shard_.header().tokens) >= shard_tokens_) flush();
+    if (int64_t(shard_.header().tokens) >= shard_tokens_) flush();
   }
 
   PrepareResult finish() {
@@ -78,7 +56,7 @@ class ShardWriter {
   void flush() {
     if (shard_.header().documents == 0) return;
     char name[32];
-    std::snprintf(name, sizeof name, "shard-%05d.tokens", static_cast<int>(result_.shards));
+    std::snprintf(name, sizeof name, "shard-%05d.tokens", int(result_.shards));
     shard_.write(folder_ / name);
     const TokenHeader& header = shard_.header();
     shards_.push_back({{"file", name}, {"tokens", header.tokens}, {"documents", header.documents}});
@@ -99,17 +77,18 @@ class ShardWriter {
 }  // namespace
 
 PrepareResult prepare_tokens(const PrepareRequest& request) {
-  if (!request.tokenizer) throw Error("preparing data needs a tokenizer", ExitCode::usage);
-  if (request.shard_tokens < 1) throw Error("shards need at least one token", ExitCode::usage);
+  if (!request.tokenizer)
+    throw Error("data cannot be prepared without a tokenizer", ExitCode::usage);
+  if (request.shard_tokens < 1) throw Error("shard size must be at least 1 token", ExitCode::usage);
   std::error_code ignored;
   if (stdfs::exists(request.out, ignored) && !stdfs::is_empty(request.out, ignored))
     throw Error(
-        "the output folder " + request.out.string() + " is not empty; remove it or name another",
+        "the output folder " + request.out.string() + " is not empty; remove it or choose another",
         ExitCode::usage);
   const TextFiles files(request.inputs, request.format);
   stdfs::path target = stdfs::absolute(request.out);
   if (!target.has_filename()) target = target.parent_path();  // "out/" is "out"
-  const stdfs::path folder = target.string() + ".tmp-" + std::to_string(std::random_device{}());
+  const stdfs::path folder = fs::temporary_name(target);
   fs::make_folders(folder);
   try {
     ShardWriter writer(folder, *request.tokenizer, request.shard_tokens);

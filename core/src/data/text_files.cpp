@@ -23,31 +23,30 @@ bool has_extension(const stdfs::path& path, std::initializer_list<const char*> e
          extensions.end();
 }
 
-void find_files(const std::string& given, std::vector<std::string>& found) {
+/// Appends `path` itself, or the text files below it, to `found`.
+void find_files(const std::string& path, std::vector<std::string>& found) {
   std::error_code error;
-  const stdfs::file_status status = stdfs::status(given, error);
+  const stdfs::file_status status = stdfs::status(path, error);
   if (!stdfs::exists(status))
-    fail("no such text file or folder: " + given + " (relative paths start at the current folder)");
+    fail("no such text file or folder: " + path + " (relative paths start at the current folder)");
   if (!stdfs::is_directory(status)) {
-    if (has_extension(given, {".gz", ".zst", ".xz", ".bz2", ".zip"}))
-      fail("cannot read compressed text: " + given + "; unpack it first");
-    if (has_extension(given, {".parquet", ".arrow", ".bin", ".json"}))
-      fail("not a text format: " + given + "; plain text and .jsonl are read");
-    found.push_back(given);
+    if (has_extension(path, {".gz", ".zst", ".xz", ".bz2", ".zip"}))
+      fail("cannot read compressed text: " + path + "; unpack it first");
+    if (has_extension(path, {".parquet", ".arrow", ".bin", ".json"}))
+      fail("not a text format: " + path + "; use plain text or .jsonl");
+    found.push_back(path);
     return;
   }
-  std::vector<std::string> inside;
-  stdfs::recursive_directory_iterator at(given, error), end;
-  for (; !error && at != end; at.increment(error))
-    if (has_extension(at->path(), {".txt", ".jsonl"}) && at->is_regular_file(error))
-      inside.push_back(at->path().string());
-  if (error) fail("cannot read folder " + given + ": " + error.message());
-  if (inside.empty())
-    fail("no .txt or .jsonl file in folder " + given +
-         "; a file of another name is read when it is "
-         "named itself");
-  std::sort(inside.begin(), inside.end());
-  found.insert(found.end(), inside.begin(), inside.end());
+  const auto first = found.size();
+  stdfs::recursive_directory_iterator entry(path, error), end;
+  for (; !error && entry != end; entry.increment(error))
+    if (has_extension(entry->path(), {".txt", ".jsonl"}) && entry->is_regular_file(error))
+      found.push_back(entry->path().string());
+  if (error) fail("cannot read folder " + path + ": " + error.message());
+  if (found.size() == first)
+    fail("no .txt or .jsonl file in folder " + path +
+         "; to read a file with another extension, name the file itself");
+  std::sort(found.begin() + static_cast<std::ptrdiff_t>(first), found.end());
 }
 
 bool is_space(char c) {
@@ -58,7 +57,7 @@ bool is_blank(std::string_view text) {
   return std::all_of(text.begin(), text.end(), is_space);
 }
 
-/// Takes the first line off `rest`, without its line end.
+/// Removes the first line from `rest` and returns it without its line end.
 std::string_view take_line(std::string_view& rest) {
   const void* newline = std::memchr(rest.data(), '\n', rest.size());
   const size_t size = newline ? static_cast<const char*>(newline) - rest.data() : rest.size();
@@ -73,8 +72,7 @@ std::string_view take_line(std::string_view& rest) {
 TextFiles::TextFiles(const std::vector<std::string>& paths, const TextFormat& format)
     : field_(format.field) {
   if (format.documents != "blank_line" && format.documents != "line" && format.documents != "file")
-    fail("unknown kind of document boundary '" + format.documents +
-         "'; known: blank_line, line, file");
+    fail("unknown document boundary '" + format.documents + "'; use blank_line, line or file");
   std::vector<std::string> found;
   for (const std::string& path : paths) {
     find_files(path, found);
@@ -91,11 +89,11 @@ TextFiles::TextFiles(const std::vector<std::string>& paths, const TextFormat& fo
   if (documents_.empty())
     fail("no text in " + source_ + ": " +
          (found.size() == 1 ? "it is" : "its " + std::to_string(found.size()) + " files are") +
-         " empty or white space");
+         " empty or only white space");
 }
 
 void TextFiles::add(uint32_t file, std::string_view document) {
-  documents_.push_back({file, static_cast<uint64_t>(document.data() - files_[file].mapping.data()),
+  documents_.push_back({file, uint64_t(document.data() - files_[file].mapping.data()),
                         document.size(), document_hash(document)});
   bytes_ += document.size();
 }
@@ -108,7 +106,7 @@ void TextFiles::find_documents(uint32_t file, const TextFormat& format) {
     return;
   }
   const bool by_line = files_[file].jsonl || format.documents == "line";
-  std::string_view paragraph;  // lines since the last blank one, line ends between them included
+  std::string_view paragraph;  // lines since the last blank one, with the line ends between them
   while (!rest.empty()) {
     const std::string_view line = take_line(rest);
     if (is_blank(line)) {
@@ -118,7 +116,7 @@ void TextFiles::find_documents(uint32_t file, const TextFormat& format) {
       add(file, line);
     } else {
       const char* begin = paragraph.empty() ? line.data() : paragraph.data();
-      paragraph = {begin, static_cast<size_t>(line.data() + line.size() - begin)};
+      paragraph = {begin, size_t(line.data() + line.size() - begin)};
     }
   }
   if (!paragraph.empty()) add(file, paragraph);
@@ -128,7 +126,7 @@ std::string_view TextFiles::text(const Document& document, std::string& buffer) 
   const File& file = files_[document.file];
   const std::string_view bytes = file.mapping.view().substr(document.begin, document.size);
   if (!file.jsonl) return bytes;
-  // Lines are counted only for an error text: the index of documents does not keep them.
+  // Lines are counted only for error messages: the index of documents does not store them.
   const auto where = [&] {
     const std::string_view before = file.mapping.view().substr(0, document.begin);
     return file.path + ":" + std::to_string(std::count(before.begin(), before.end(), '\n') + 1) +
@@ -138,7 +136,7 @@ std::string_view TextFiles::text(const Document& document, std::string& buffer) 
   try {
     line = parse_json(bytes, "line");
   } catch (const Error& error) {
-    // "line:1:COLUMN: ...": the file's line takes the place of the first two.
+    // Replaces "line:1:" of "line:1:COLUMN: ..." with the position in the file.
     fail(where() + std::string(error.what()).substr(std::string_view("line:1:").size()) +
          "; correct or remove the line");
   }
@@ -147,8 +145,8 @@ std::string_view TextFiles::text(const Document& document, std::string& buffer) 
   if (it == line.end()) {
     std::string keys;
     for (const auto& item : line.items()) keys += (keys.empty() ? "" : ", ") + item.key();
-    fail(where() + "1: no field '" + field_ + "' in the object; it has: " + keys +
-         "; name the one that holds the text with `field`");
+    fail(where() + "1: no field '" + field_ + "' in the object, which has: " + keys +
+         "; set `field` to the one that holds the text");
   }
   if (!it->is_string()) fail(where() + "1: field '" + field_ + "' must be a string");
   buffer = it->get<std::string>();

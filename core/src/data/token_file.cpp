@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <filesystem>
 #include <string_view>
@@ -10,8 +11,22 @@
 namespace dsv3 {
 namespace {
 
-constexpr size_t kHeaderBytes = 256, kChecksumAt = 248, kDigestAt = 48, kDigestBytes = 64;
-constexpr std::string_view kMagic{"dsv3tok\0", 8};
+/// The start of a shard; see dsv3/support/token_file.h.
+struct ShardHeader {
+  char magic[8] = "dsv3tok";
+  uint32_t version = 1, id_bytes = 2;
+  uint64_t tokens = 0, documents = 0, vocab = 0;
+  int64_t eos = -1;
+  char tokenizer[64] = {};
+  char reserved[136] = {};
+  uint64_t checksum = 0;
+
+  uint64_t computed_checksum() const {
+    return document_hash({reinterpret_cast<const char*>(this), offsetof(ShardHeader, checksum)});
+  }
+};
+static_assert(sizeof(ShardHeader) == 256);
+
 constexpr size_t kLlmcHeaderBytes = 256 * 4;
 constexpr uint32_t kLlmc16 = 20240520, kLlmc32 = 20240801;
 constexpr const char* kShardExtension = ".tokens";
@@ -21,11 +36,6 @@ T load(const char* at) {
   T value;
   std::memcpy(&value, at, sizeof value);
   return value;
-}
-
-template <class T>
-void store(char* at, T value) {
-  std::memcpy(at, &value, sizeof value);
 }
 
 fs::Mapping map(const std::string& path) {
@@ -62,45 +72,43 @@ TokenFile::TokenFile(const std::string& path, const std::string& format)
   else if (format_ == "raw16")
     open_raw();
   else
-    throw Error("unknown format of token files '" + format_ + "'; known: auto, dsv3, llmc, raw16",
+    throw Error("unknown token file format '" + format_ + "'; use auto, dsv3, llmc or raw16",
                 ExitCode::data);
 }
 
 void TokenFile::open_shard() {
   const std::string_view bytes = mapping_.view();
-  if (bytes.size() < kHeaderBytes)
+  if (bytes.size() < sizeof(ShardHeader))
     fail(path_,
-         "it has " + std::to_string(bytes.size()) +
-             " bytes, fewer than a shard's header; copy it again, or prepare the data again");
-  if (!bytes.starts_with(kMagic))
-    fail(
-        path_,
-        "it does not start with a shard's magic bytes; other formats need another extension than " +
-            std::string(kShardExtension) + " or `format`");
-  header_.version = load<uint32_t>(bytes.data() + 8);
-  if (header_.version != 1)
-    fail(path_, "it has version " + std::to_string(header_.version) +
-                    ", this program reads version 1; prepare the data again");
-  if (load<uint64_t>(bytes.data() + kChecksumAt) != document_hash(bytes.substr(0, kChecksumAt)))
+         std::to_string(bytes.size()) +
+             " bytes are fewer than a shard's header; copy it again, or prepare the data again");
+  const auto header = load<ShardHeader>(bytes.data());
+  if (std::memcmp(header.magic, ShardHeader().magic, sizeof header.magic) != 0)
+    fail(path_, std::string("it does not start with a shard's magic bytes; for another format, ") +
+                    "rename it (" + kShardExtension + " is for shards) or set `format`");
+  if (header.version != 1)
+    fail(path_, "version " + std::to_string(header.version) +
+                    " is not supported (this dsv3 reads version 1); prepare the data again");
+  if (header.checksum != header.computed_checksum())
     fail(path_, "its header is damaged (checksum); prepare the data again");
-  header_.id_bytes = load<uint32_t>(bytes.data() + 12);
-  header_.tokens = load<uint64_t>(bytes.data() + 16);
-  header_.documents = load<uint64_t>(bytes.data() + 24);
-  header_.vocab = load<uint64_t>(bytes.data() + 32);
-  header_.eos = load<int64_t>(bytes.data() + 40);
-  header_.tokenizer = std::string(bytes.substr(kDigestAt, kDigestBytes).data(),
-                                  strnlen(bytes.data() + kDigestAt, kDigestBytes));
+  header_ = {header.version,
+             header.id_bytes,
+             header.tokens,
+             header.documents,
+             header.vocab,
+             header.eos,
+             std::string(header.tokenizer, strnlen(header.tokenizer, sizeof header.tokenizer))};
   if (header_.id_bytes != 2 && header_.id_bytes != 4)
-    fail(path_, "its header gives ids of " + std::to_string(header_.id_bytes) + " bytes");
-  // Counts are compared by division first: a product of made-up counts may overflow.
-  const uint64_t room = bytes.size() - kHeaderBytes;
+    fail(path_, "its header declares ids of " + std::to_string(header_.id_bytes) + " bytes");
+  // Divides before it multiplies: a product of counts from a damaged header may overflow.
+  const uint64_t room = bytes.size() - sizeof(ShardHeader);
   if (header_.tokens > room / header_.id_bytes || header_.documents > room / 16 ||
       padded(header_.tokens * header_.id_bytes) + header_.documents * 16 != room)
-    fail(path_, "its header promises " + std::to_string(header_.tokens) + " tokens and " +
-                    std::to_string(header_.documents) + " documents, which " +
+    fail(path_, "its header declares " + std::to_string(header_.tokens) + " tokens and " +
+                    std::to_string(header_.documents) + " documents, but the file has " +
                     std::to_string(bytes.size()) +
-                    " bytes do not hold; it was cut off: copy it again, or prepare the data again");
-  ids_ = bytes.data() + kHeaderBytes;
+                    " bytes; it is truncated: copy it again, or prepare the data again");
+  ids_ = bytes.data() + sizeof(ShardHeader);
   table_ = ids_ + padded(header_.tokens * header_.id_bytes);
   uint64_t end = 0;
   for (uint64_t i = 0; i < header_.documents; ++i) {
@@ -116,17 +124,17 @@ void TokenFile::open_shard() {
 
 void TokenFile::open_llmc() {
   const std::string_view bytes = mapping_.view();
-  if (bytes.size() < kLlmcHeaderBytes) fail(path_, "too short for the 1,024-byte header of llm.c");
+  if (bytes.size() < kLlmcHeaderBytes) fail(path_, "it is shorter than llm.c's 1,024-byte header");
   const uint32_t magic = load<uint32_t>(bytes.data()), version = load<uint32_t>(bytes.data() + 4);
   if (!(magic == kLlmc16 && version == 1) && !(magic == kLlmc32 && version == 7))
     fail(path_, "llm.c magic " + std::to_string(magic) + " version " + std::to_string(version) +
-                    " is not known; 20240520 version 1 and 20240801 version 7 are");
+                    " is not supported; use 20240520 version 1 or 20240801 version 7");
   header_.version = version;
   header_.id_bytes = magic == kLlmc16 ? 2 : 4;
   const int32_t count = load<int32_t>(bytes.data() + 8);
   const uint64_t room = bytes.size() - kLlmcHeaderBytes;
   if (count < 0 || uint64_t(count) * header_.id_bytes != room)
-    fail(path_, "its header promises " + std::to_string(count) + " tokens of " +
+    fail(path_, "its header declares " + std::to_string(count) + " tokens of " +
                     std::to_string(header_.id_bytes) + " bytes, but " + std::to_string(room) +
                     " bytes follow it");
   header_.tokens = count;
@@ -135,8 +143,8 @@ void TokenFile::open_llmc() {
 
 void TokenFile::open_raw() {
   if (mapping_.size() % 2)
-    fail(path_,
-         "raw uint16 ids need an even number of bytes, it has " + std::to_string(mapping_.size()));
+    fail(path_, "raw uint16 ids need an even number of bytes, but it has " +
+                    std::to_string(mapping_.size()));
   header_.tokens = mapping_.size() / 2;
   ids_ = mapping_.data();
 }
@@ -200,26 +208,23 @@ std::vector<std::string> token_files_in(const std::string& path) {
 void TokenShard::add(std::span<const int32_t> document, uint64_t hash) {
   for (int32_t id : document)
     ids_.append(reinterpret_cast<const char*>(&id),
-                header_.id_bytes);  // little endian: low bytes first
+                header_.id_bytes);  // little-endian: low bytes first
   header_.tokens += document.size();
   header_.documents += 1;
   table_.insert(table_.end(), {header_.tokens, hash});
 }
 
 void TokenShard::write(const fs::Path& path) const {
-  std::string header(kHeaderBytes, '\0');
-  std::memcpy(header.data(), kMagic.data(), kMagic.size());
-  store(header.data() + 8, header_.version);
-  store(header.data() + 12, header_.id_bytes);
-  store(header.data() + 16, header_.tokens);
-  store(header.data() + 24, header_.documents);
-  store(header.data() + 32, header_.vocab);
-  store(header.data() + 40, header_.eos);
-  header_.tokenizer.copy(header.data() + kDigestAt, kDigestBytes);
-  store(header.data() + kChecksumAt,
-        document_hash(std::string_view(header).substr(0, kChecksumAt)));
+  ShardHeader header{.version = header_.version,
+                     .id_bytes = header_.id_bytes,
+                     .tokens = header_.tokens,
+                     .documents = header_.documents,
+                     .vocab = header_.vocab,
+                     .eos = header_.eos};
+  header_.tokenizer.copy(header.tokenizer, sizeof header.tokenizer);
+  header.checksum = header.computed_checksum();
   fs::Writer writer(path);
-  writer.write(header);
+  writer.write(&header, sizeof header);
   writer.write(ids_);
   writer.write(std::string(padded(ids_.size()) - ids_.size(), '\0'));
   writer.write(table_.data(), table_.size() * sizeof(uint64_t));

@@ -1,4 +1,4 @@
-// Multiple choice in HellaSwag's format, scored as lm-evaluation-harness scores it.
+// Multiple choice in HellaSwag's format, scored as in lm-evaluation-harness.
 #include <algorithm>
 #include <numeric>
 
@@ -13,7 +13,7 @@ namespace {
 
 constexpr const char* kSpaces = " \t\n\v\f\r";
 
-/// A line's texts, cleaned.
+/// The cleaned texts of a line.
 struct Item {
   std::string context;
   std::vector<std::string> endings;
@@ -21,7 +21,7 @@ struct Item {
   std::string where;  // file:line
 };
 
-/// One ending behind its context; ids from `first` on are the ending's.
+/// A context followed by one ending, whose ids start at `first`.
 struct Candidate {
   std::vector<int64_t> ids;
   int64_t first = 0;
@@ -33,12 +33,12 @@ struct Candidate {
 }
 
 void replace_all(std::string& text, std::string_view from, std::string_view to) {
-  for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size()))
-    text.replace(at, from.size(), to);
+  for (size_t i = text.find(from); i != std::string::npos; i = text.find(from, i + to.size()))
+    text.replace(i, from.size(), to);
 }
 
-/// Without the marks that HellaSwag's WikiHow half holds, as the harness reads it: outer white
-/// space, "[...]" within a line, doubled spaces; " [title]" ends a sentence.
+/// Removes the marks of HellaSwag's WikiHow half as the harness does: outer white space, "[...]"
+/// within a line, and double spaces. " [title]" becomes the end of a sentence.
 std::string cleaned(std::string text) {
   text.erase(0, std::min(text.find_first_not_of(kSpaces), text.size()));
   text.erase(text.find_last_not_of(kSpaces) + 1);
@@ -54,7 +54,7 @@ std::string cleaned(std::string text) {
   return text;
 }
 
-/// First letter large, the others small; ASCII letters only.
+/// Capitalises the first letter and lowers the others; ASCII only.
 std::string capitalised(std::string text) {
   for (char& c : text)
     if (c >= 'A' && c <= 'Z') c = char(c - 'A' + 'a');
@@ -62,28 +62,27 @@ std::string capitalised(std::string text) {
   return text;
 }
 
-std::string text_of(const Json& line, const char* key, const std::string& where) {
+const Json& field(const Json& line, const char* key, const std::string& where) {
   if (!line.contains(key)) fail(where, std::string("no field '") + key + "'");
-  if (!line[key].is_string()) fail(where, std::string("field '") + key + "' must be a string");
-  return line[key].get<std::string>();
+  return line[key];
 }
 
-int64_t label_of(const Json& line, size_t endings, const std::string& where) {
-  if (!line.contains("label")) fail(where, "no field 'label'");
-  const Json& label = line["label"];
-  int64_t value = -1;
-  if (label.is_number_integer()) {
-    value = label.get<int64_t>();
-  } else if (label.is_string()) {
-    const std::string& text = label.get_ref<const std::string&>();
-    if (!text.empty() && text.size() < 10 &&
-        text.find_first_not_of("0123456789") == std::string::npos)
-      value = std::stoll(text);
-  }
-  if (value < 0 || value >= static_cast<int64_t>(endings))
-    fail(where, "label " + label.dump() + " names none of the endings 0 to " +
-                    std::to_string(endings - 1));
+std::string text_of(const Json& line, const char* key, const std::string& where) {
+  const Json& value = field(line, key, where);
+  if (!value.is_string()) fail(where, std::string("field '") + key + "' must be a string");
   return value;
+}
+
+/// The index of the correct ending, a number or a string of digits.
+int64_t label_of(const Json& line, size_t endings, const std::string& where) {
+  const Json& label = field(line, "label", where);
+  const std::string text = label.is_string() ? label.get<std::string>() : label.dump();
+  const bool is_index = !text.empty() && text.size() < 10 &&
+                        text.find_first_not_of("0123456789") == std::string::npos;
+  if (!is_index || std::stoull(text) >= endings)
+    fail(where, "label " + label.dump() + " is not one of the endings 0 to " +
+                    std::to_string(endings - 1));
+  return std::stoll(text);
 }
 
 Item read_item(const Json& line, const std::string& where) {
@@ -96,12 +95,11 @@ Item read_item(const Json& line, const std::string& where) {
   else if (line.contains("ctx"))
     context = text_of(line, "ctx", where);
   else
-    fail(where, "no field 'ctx', and no 'ctx_a' with 'ctx_b' either");
+    fail(where, "no field 'ctx', nor 'ctx_a' with 'ctx_b'");
   if (line.contains("activity_label"))
     context = text_of(line, "activity_label", where) + ": " + context;
   item.context = cleaned(context);
-  if (!line.contains("endings")) fail(where, "no field 'endings'");
-  const Json& endings = line["endings"];
+  const Json& endings = field(line, "endings", where);
   if (!endings.is_array() || endings.size() < 2) fail(where, "'endings' must be a list of texts");
   for (const Json& ending : endings) {
     if (!ending.is_string()) fail(where, "'endings' must be a list of texts");
@@ -116,7 +114,7 @@ Json parse_line(std::string_view line, const std::string& where) {
   try {
     return parse_json(line, "line");
   } catch (const Error& error) {
-    // "line:1:COLUMN: ...": the file's line takes the place of the first two.
+    // Replaces "line:1" of "line:1:COLUMN: ..." with the position in the file.
     throw Error(where + std::string(error.what()).substr(std::string_view("line:1").size()),
                 ExitCode::data);
   }
@@ -133,12 +131,12 @@ std::vector<Item> read_items(const Scorer& scorer, const std::string& file) {
     const std::string where = file + ":" + std::to_string(number);
     items.push_back(read_item(parse_line(line, where), where));
   }
-  if (items.empty()) throw Error(file + " holds no question", ExitCode::data);
+  if (items.empty()) throw Error(file + " has no questions", ExitCode::data);
   return items;
 }
 
-/// Context and ending are encoded together and cut behind as many ids as the context alone has, so
-/// that the space between them belongs to the ending. Over-long ones lose their start.
+/// Encodes context and ending together and cuts after as many ids as the context alone has, so that
+/// the space between them belongs to the ending.
 Candidate make_candidate(const Scorer& scorer, const Tokenizer& tokenizer, const Item& item,
                          const std::string& ending) {
   const size_t end = item.context.find_last_not_of(kSpaces) + 1;
@@ -149,21 +147,22 @@ Candidate make_candidate(const Scorer& scorer, const Tokenizer& tokenizer, const
   candidate.first = std::ssize(tokenizer.encode(context));
   if (candidate.first == 0) {
     if (tokenizer.eos_id() < 0)
-      fail(item.where, "no context, and the tokenizer has no end-of-text id to stand for it");
+      fail(item.where, "no context, and the tokenizer has no end-of-text id to use instead");
     candidate.ids.insert(candidate.ids.begin(), tokenizer.eos_id());
     candidate.first = 1;
   }
   for (const int64_t id : candidate.ids) scorer.check_id(id, item.where);
-  const int64_t own = std::ssize(candidate.ids) - candidate.first;
-  if (own < 1) fail(item.where, "the tokenizer joins the ending '" + ending + "' into the context");
-  if (own > scorer.sequence)
-    fail(item.where, "an ending has " + std::to_string(own) + " tokens, more than the " +
-                         std::to_string(scorer.sequence) + " of --sequence");
+  const int64_t length = std::ssize(candidate.ids) - candidate.first;
+  if (length < 1)
+    fail(item.where, "the tokenizer merges the ending '" + ending + "' into the context");
+  if (length > scorer.sequence)
+    fail(item.where, "an ending has " + std::to_string(length) + " tokens, but --sequence is " +
+                         std::to_string(scorer.sequence));
   return candidate;
 }
 
-/// Cuts the start off; whether there was anything to cut.
-bool fit(Candidate& candidate, int64_t sequence) {
+/// Truncates the start of a candidate that is too long; whether it was.
+bool truncate(Candidate& candidate, int64_t sequence) {
   const int64_t excess = std::ssize(candidate.ids) - (sequence + 1);
   if (excess <= 0) return false;
   candidate.ids.erase(candidate.ids.begin(), candidate.ids.begin() + excess);
@@ -171,8 +170,8 @@ bool fit(Candidate& candidate, int64_t sequence) {
   return true;
 }
 
-/// Log-likelihoods of the endings of `rows`. Padding is on the right, where causal attention does
-/// not look.
+/// Log-likelihoods of the endings of `rows`. Padding is on the right, where causal attention cannot
+/// see it.
 std::vector<double> score_rows(Model& model, std::span<const Candidate* const> rows) {
   int64_t longest = 0;
   for (const Candidate* row : rows) longest = std::max(longest, std::ssize(row->ids));
@@ -205,20 +204,20 @@ ChoiceScore score_choices(const Scorer& scorer, const std::string& file) {
       Candidate candidate = make_candidate(scorer, tokenizer, item, ending);
       candidate.question = score.questions.size();
       candidate.ending = question.bytes.size();
-      score.truncated += fit(candidate, scorer.sequence);
+      score.truncated += truncate(candidate, scorer.sequence);
       candidates.push_back(std::move(candidate));
       question.bytes.push_back(std::ssize(ending));
     }
     score.questions.push_back(std::move(question));
   }
-  // Equal lengths side by side need the least padding.
+  // Similar lengths next to each other need the least padding.
   std::vector<const Candidate*> order;
   for (const Candidate& candidate : candidates) order.push_back(&candidate);
   std::stable_sort(order.begin(), order.end(), [](const Candidate* a, const Candidate* b) {
     return a->ids.size() > b->ids.size();
   });
-  for (size_t begin = 0; begin < order.size(); begin += static_cast<size_t>(scorer.batch)) {
-    const size_t count = std::min(static_cast<size_t>(scorer.batch), order.size() - begin);
+  for (size_t begin = 0; begin < order.size(); begin += size_t(scorer.batch)) {
+    const size_t count = std::min(size_t(scorer.batch), order.size() - begin);
     const std::span<const Candidate* const> rows(&order[begin], count);
     const std::vector<double> values = score_rows(scorer.model, rows);
     for (size_t i = 0; i < count; ++i)

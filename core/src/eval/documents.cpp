@@ -1,4 +1,7 @@
 // Loss and bits per byte on text files and token shards.
+#include <algorithm>
+#include <span>
+
 #include <ATen/ATen.h>
 
 #include <dsv3/sdk/error.h>
@@ -6,64 +9,99 @@
 #include <dsv3/support/token_file.h>
 
 #include "eval/scorer.h"
-#include "eval/windows.h"
 
 namespace dsv3::eval {
 namespace {
 
-/// Adds up the losses of documents.
+/// Sums the losses of documents. Cuts each one into windows of at most T predictions and packs the
+/// windows into rows of T + 1 tokens. Every window has its own document id, so windows in a row do
+/// not see each other.
 class DocumentSum {
  public:
-  DocumentSum(const Scorer& scorer, std::string source)
-      : packer_(scorer.batch, scorer.sequence,
-                [this, &scorer](const Batch& batch, const at::Tensor& ends) {
-                  const at::Tensor targets = shifted_targets(batch.tokens, batch.document_ids, 0);
-                  const at::Tensor losses =
-                      scorer.model.token_losses(batch, targets).to(at::kDouble);
-                  const double sum = losses.sum().item<double>();
-                  score_.tokens += targets.ge(0).sum().item<int64_t>();
-                  score_.nats += sum;
-                  score_.text_nats += sum - (losses * ends).sum().item<double>();
-                }) {
+  DocumentSum(const Scorer& scorer, std::string source) : scorer_(scorer) {
     score_.source = std::move(source);
     score_.documents = 0;
     if (scorer.tokenizer) score_.bytes = 0;
+    clear();
   }
 
-  /// `bytes`: of the text behind the first token.
+  /// `has_end`: the last id is the end-of-text id. `bytes`: of the text after the first token.
   void add(std::span<const int64_t> ids, bool has_end, int64_t bytes) {
     ++*score_.documents;
     if (score_.bytes) *score_.bytes += bytes;
-    packer_.add(ids, has_end);
+    const int64_t size = std::ssize(ids), sequence = scorer_.sequence;
+    for (int64_t begin = 0; begin + 1 < size; begin += sequence) {
+      const int64_t count = std::min(sequence + 1, size - begin);
+      add_window(ids.subspan(begin, count), has_end && begin + count == size);
+    }
   }
 
   int64_t documents() const { return *score_.documents; }
 
   TextScore finish() {
-    packer_.finish();
+    score_rows();
     if (score_.tokens == 0)
-      throw Error(score_.source + ": nothing to predict in " + std::to_string(documents()) +
-                      " document(s), none of which has a second token",
+      throw Error(score_.source + ": nothing to predict, because none of its " +
+                      std::to_string(documents()) + " document(s) has a second token",
                   ExitCode::data);
     return score_;
   }
 
  private:
+  void clear() {
+    tokens_ = at::zeros({scorer_.batch, scorer_.sequence + 1}, at::kLong);
+    ids_ = at::full({scorer_.batch, scorer_.sequence + 1}, -1, at::kLong);
+    ends_ = at::zeros({scorer_.batch, scorer_.sequence}, at::kBool);
+    row_ = column_ = 0;
+  }
+
+  void add_window(std::span<const int64_t> window, bool has_end) {
+    const int64_t size = std::ssize(window), width = scorer_.sequence + 1;
+    if (column_ + size > width) {
+      ++row_;
+      column_ = 0;
+    }
+    if (row_ == scorer_.batch) score_rows();
+    const int64_t begin = row_ * width + column_;
+    std::copy(window.begin(), window.end(), tokens_.mutable_data_ptr<int64_t>() + begin);
+    std::fill_n(ids_.mutable_data_ptr<int64_t>() + begin, size, windows_++);
+    if (has_end) ends_.mutable_data_ptr<bool>()[row_ * (width - 1) + column_ + size - 2] = true;
+    column_ += size;
+  }
+
+  /// Adds the losses of the rows filled so far and clears them.
+  void score_rows() {
+    const int64_t rows = std::min(scorer_.batch, row_ + (column_ > 0 ? 1 : 0));
+    if (rows == 0) return;
+    const Batch batch{tokens_.narrow(0, 0, rows), ids_.narrow(0, 0, rows)};
+    const at::Tensor targets = shifted_targets(batch.tokens, batch.document_ids, 0);
+    const at::Tensor losses = scorer_.model.token_losses(batch, targets).to(at::kDouble);
+    const double sum = losses.sum().item<double>();
+    score_.tokens += targets.ge(0).sum().item<int64_t>();
+    score_.nats += sum;
+    score_.text_nats += sum - (losses * ends_.narrow(0, 0, rows)).sum().item<double>();
+    clear();
+  }
+
+  const Scorer& scorer_;
   TextScore score_;
-  WindowPacker packer_;
+  at::Tensor tokens_, ids_, ends_;  // ends_: the target is an end-of-text id
+  int64_t row_ = 0, column_ = 0;    // where the next window goes
+  int64_t windows_ = 0;
 };
 
 int64_t byte_count(const Tokenizer& tokenizer, int64_t id) {
-  return std::ssize(tokenizer.token_bytes(static_cast<int32_t>(id)));
+  return std::ssize(tokenizer.token_bytes(int32_t(id)));
 }
 
-/// Ids of another tokenizer mean other text.
+/// Rejects files of another tokenizer, whose ids mean other text.
 void check_header(const TokenFile& file, const Tokenizer* tokenizer) {
   const std::string& digest = file.header().tokenizer;
   if (tokenizer && !digest.empty() && digest != tokenizer->digest())
-    throw Error(file.path() + " was made with another tokenizer (digest " + digest.substr(0, 12) +
-                    "..., the model's is " + tokenizer->digest().substr(0, 12) +
-                    "...): prepare the text again with the model's",
+    throw Error(file.path() + " was prepared with another tokenizer (digest " +
+                    digest.substr(0, 12) + "..., the model's is " +
+                    tokenizer->digest().substr(0, 12) +
+                    "...): prepare the text again with the model's tokenizer",
                 ExitCode::data);
 }
 
@@ -71,15 +109,15 @@ void check_header(const TokenFile& file, const Tokenizer* tokenizer) {
 
 const Tokenizer& Scorer::required_tokenizer(const std::string& what) const {
   if (tokenizer) return *tokenizer;
-  throw Error(what + " needs the model's tokenizer, and the model has none: name it by --tokenizer",
+  throw Error(what + " needs a tokenizer, but the model has none: pass one with --tokenizer",
               ExitCode::usage);
 }
 
 void Scorer::check_id(int64_t id, const std::string& where) const {
   if (id >= 0 && id < model.vocab()) return;
-  throw Error(where + ": token id " + std::to_string(id) + " is none of the model's ids 0 to " +
+  throw Error(where + ": token id " + std::to_string(id) + " is not one of the model's ids 0 to " +
                   std::to_string(model.vocab() - 1) +
-                  "; is the tokenizer the one that the model was trained with?",
+                  "; check that the tokenizer is the one the model was trained with",
               ExitCode::data);
 }
 

@@ -10,12 +10,12 @@
 #include <dsv3/sdk/packing.h>
 
 #include "eval/scorer.h"
-#include "train/validation.h"
+#include "eval/validation.h"
 
 namespace dsv3 {
 namespace {
 
-/// Adds a batch's bytes, and the cross-entropy of what they belong to.
+/// Adds the bytes of a batch's targets, and the cross-entropy of these targets.
 void add_bytes(TextScore& score, Model& model, const Tokenizer& tokenizer, const Batch& batch) {
   const at::Tensor targets = shifted_targets(batch.tokens, batch.document_ids, 0);
   const at::Tensor text =
@@ -26,12 +26,12 @@ void add_bytes(TextScore& score, Model& model, const Tokenizer& tokenizer, const
     if (ids[i] >= 0) *score.bytes += std::ssize(tokenizer.token_bytes(int32_t(ids[i])));
 }
 
-/// The rows of the run's validation and their loss, bit for bit.
+/// The loss on the rows of the run's own validation, bit for bit.
 TextScore score_validation(LoadedModel& loaded, Plugins& plugins) {
   const Experiment& experiment = loaded.experiment;
   if (std::filesystem::exists(loaded.stored.path / "config.json"))
     throw Error(loaded.stored.path.string() +
-                    " is a Hugging Face folder, which has no validation split: give --text, "
+                    " is a Hugging Face folder, which has no validation split: pass --text, "
                     "--shards or --choices",
                 ExitCode::usage);
   const int64_t micro_batch = micro_batch_of(experiment.train, 1);
@@ -49,25 +49,21 @@ TextScore score_validation(LoadedModel& loaded, Plugins& plugins) {
   if (sum.targets == 0)
     throw Error("the experiment of " + loaded.stored.path.string() +
                     " holds out no document (validation.share is " +
-                    std::to_string(experiment.validation.share) +
-                    "): give --text, --shards or --choices",
+                    c10::str(experiment.validation.share) + "): pass --text, --shards or --choices",
                 ExitCode::data);
   score.nats = sum.nats;
   score.tokens = sum.targets;
   return score;
 }
 
-Json optional_number(const std::optional<double>& value) {
-  return value ? number_to_json(*value) : Json();
-}
-
 Json json_of(const TextScore& score) {
+  const std::optional<double> bits = score.bits_per_byte();
   return {{"source", score.source},
           {"documents", score.documents ? Json(*score.documents) : Json()},
           {"tokens", score.tokens},
           {"bytes", score.bytes ? Json(*score.bytes) : Json()},
           {"loss", number_to_json(score.loss())},
-          {"bits_per_byte", optional_number(score.bits_per_byte())}};
+          {"bits_per_byte", bits ? number_to_json(*bits) : Json()}};
 }
 
 Json json_of(const ChoiceScore& score) {
@@ -93,12 +89,12 @@ Json json_of(const ChoiceScore& score) {
 
 std::optional<double> TextScore::bits_per_byte() const {
   if (!bytes || *bytes == 0) return std::nullopt;
-  return text_nats / std::numbers::ln2 / static_cast<double>(*bytes);
+  return text_nats / std::numbers::ln2 / double(*bytes);
 }
 
 size_t Question::choice(bool normalised) const {
   const auto value = [&](size_t i) {
-    return normalised ? log_likelihoods[i] / static_cast<double>(bytes[i]) : log_likelihoods[i];
+    return normalised ? log_likelihoods[i] / double(bytes[i]) : log_likelihoods[i];
   };
   size_t best = 0;
   for (size_t i = 1; i < log_likelihoods.size(); ++i)
@@ -109,15 +105,15 @@ size_t Question::choice(bool normalised) const {
 double ChoiceScore::accuracy(bool normalised) const {
   int64_t right = 0;
   for (const Question& question : questions)
-    right += question.choice(normalised) == static_cast<size_t>(question.label);
-  return static_cast<double>(right) / static_cast<double>(questions.size());
+    right += question.choice(normalised) == size_t(question.label);
+  return double(right) / double(questions.size());
 }
 
 Evaluation evaluate(const EvalRequest& request, Plugins& plugins) {
   LoadedModel loaded = load_model(request.model, plugins);
   const TrainOptions& train = loaded.experiment.train;
-  // As in training, whose sums depend on both.
-  at::set_num_threads(static_cast<int>(train.threads));
+  // As in training: sums depend on both.
+  at::set_num_threads(int(train.threads.value()));
   use_reference_ops(train.ops == "reference");
   const eval::Scorer scorer{*loaded.model, loaded.tokenizer.get(),
                             request.sequence > 0 ? request.sequence : train.sequence, request.batch,

@@ -7,15 +7,15 @@
 
 namespace dsv3::eval {
 
-/// The model and how much of it is used at a time.
+/// The model, and how much it evaluates at a time.
 struct Scorer {
   Model& model;
-  const Tokenizer* tokenizer;  ///< null: the model names none
+  const Tokenizer* tokenizer;  ///< null: the model has none
   int64_t sequence, batch, limit;
 
-  /// Throws when there is none; `what` wants it.
+  /// Throws when there is none; `what` needs it.
   const Tokenizer& required_tokenizer(const std::string& what) const;
-  /// Throws when the model has no such id; `where` holds it.
+  /// Throws when the model has no such id; `where` is its source.
   void check_id(int64_t id, const std::string& where) const;
   bool enough(int64_t done) const { return limit > 0 && done >= limit; }
 };

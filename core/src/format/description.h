@@ -1,6 +1,9 @@
-// Between an experiment and a ModelDescription, which is what formats see of a model.
+// Conversion between experiments and ModelDescription, the form in which formats see a model.
 #pragma once
 
+#include <cstdint>
+#include <filesystem>
+#include <set>
 #include <string>
 
 #include <dsv3/runtime/experiment.h>
@@ -9,23 +12,32 @@
 
 namespace dsv3 {
 
-/// The experiment's model, every option with its value; `vocab` rows of embedding and head.
+/// A key of Experiment::conventions in its parts: "<kind>.<plugin>.<option>", followed by " (layers
+/// 2-11)" when it is about some layers. The parts are empty when the key has another form.
+struct ConventionKey {
+  std::string kind, plugin, option;
+  size_t first_layer = 0, last_layer = SIZE_MAX;
+  explicit ConventionKey(const std::string& key);
+};
+
+/// Fills `model.shapes` with the sizes of all parameters and buffers. Returns the buffers' names.
+std::set<std::string> add_shapes(ModelDescription& model, const Experiment& experiment,
+                                 Plugins& plugins);
+
+/// The experiment's model with the value of every option; embedding and head have `vocab` rows.
 ModelDescription describe_model(const Experiment& experiment, int64_t vocab, Plugins& plugins);
 
-/// The section `model` of an experiment as YAML, with the options that `model` has.
-std::string model_yaml(const ModelDescription& model);
-
-/// Whether `model` gives a value to the option behind a convention's key (Experiment::conventions).
+/// Whether `model` sets the option that a convention's key names (Experiment::conventions).
 bool set_by_description(const ModelDescription& model, const std::string& key);
-/// Gives the option behind a convention's key a value, unless it has one or no component has it.
-/// Keys of the core ("model.norm.place") are left alone. Of one plugin's keys, those of some layers
-/// ("feed_forward.moe.score (layers 2-11)") must come first.
+/// Sets the option that a convention's key names, unless it has a value or no component has it.
+/// Ignores keys of the core ("model.norm.place"). Keys about some layers ("feed_forward.moe.score
+/// (layers 2-11)") must come before those about the rest.
 void set_convention(ModelDescription& model, const std::string& key, const std::string& value,
                     Plugins& plugins);
 
-/// A whole experiment called `name` around `model`, from the template of imported models. It reads
-/// `tokenizer` (a tokenizer.json) when that is not empty.
-std::string imported_experiment(const ModelDescription& model, const std::string& name,
-                                const std::string& tokenizer);
+/// An experiment named `name` for `model`, from the template of imported models. It uses the
+/// tokenizer.json at `tokenizer` unless that is empty.
+ExperimentRequest imported_experiment(const ModelDescription& model, const std::string& name,
+                                      const std::filesystem::path& tokenizer);
 
 }  // namespace dsv3

@@ -1,4 +1,4 @@
-// A model out to a Hugging Face folder.
+// Export of a model to a Hugging Face folder.
 #include <algorithm>
 #include <fmt/format.h>
 
@@ -10,43 +10,46 @@
 #include <dsv3/support/fs.h>
 #include <dsv3/support/json.h>
 
+#include "call/checked.h"
+#include "checkpoint/tensor_views.h"
 #include "format/description.h"
 #include "format/folder.h"
-#include "train/tensor_views.h"
 
 namespace dsv3 {
 namespace {
 
 namespace stdfs = std::filesystem;
 
-struct Chosen {
+struct NamedFormat {
   std::string name;
   std::shared_ptr<Format> format;
 };
 
-/// The wanted format, or the first that can express the model; throws with every format's reasons.
-Chosen choose_format(const std::string& wanted, const ModelDescription& model, Plugins& plugins) {
+/// The requested format, or the first that can express the model; throws with each one's reasons.
+NamedFormat choose_format(const std::string& requested, const ModelDescription& model,
+                          Plugins& plugins) {
   std::vector<std::string> names = plugins.names(Kind::format);
-  if (!wanted.empty()) names = {wanted};
+  if (!requested.empty()) names = {requested};
   std::string reasons;
   for (const std::string& name : names) {
     ComponentSpec spec;
     spec.kind = Kind::format;
     spec.plugin = name;
-    spec.origin.source = wanted.empty() ? "" : "--format";
+    spec.origin.source = requested.empty() ? "" : "--format";
     std::shared_ptr<Format> format = make<Format>(plugins, spec);
-    const std::vector<std::string> obstacles = format->obstacles(model);
+    const std::vector<std::string> obstacles =
+        call(*format, "obstacles", &Format::obstacles, model);
     if (obstacles.empty()) return {name, format};
     reasons += "\n  " + name + ":";
     for (const std::string& obstacle : obstacles) reasons += "\n    " + obstacle;
   }
-  throw Error(
-      "no format can express this model:" + (reasons.empty() ? " no format is known" : reasons),
-      ExitCode::usage);
+  throw Error("no format can express this model:" +
+                  (reasons.empty() ? " no format plugin was found" : reasons),
+              ExitCode::usage);
 }
 
-/// The digest that the tokenizer in `folder` has when it is read from there; empty: nothing does.
-std::string read_back(const ModelDescription& described, const stdfs::path& folder,
+/// The digest of the tokenizer when it is read from `folder`; empty when that fails.
+std::string digest_in(const ModelDescription& described, const stdfs::path& folder,
                       Plugins& plugins) {
   const stdfs::path file = stdfs::absolute(folder / "tokenizer.json");
   if (!stdfs::exists(file)) return "";
@@ -58,24 +61,24 @@ std::string read_back(const ModelDescription& described, const stdfs::path& fold
   }
 }
 
-/// Conventions of the exported folder: the model's own, but what the format laid down anew (such as
-/// the order of rotated features) as it now is. `folder` holds the tokenizer already.
+/// The sidecar of the exported folder: the model's conventions, except where the format changed
+/// them (such as the order of rotated features). `folder` already holds the tokenizer.
 Sidecar sidecar_of(const LoadedModel& loaded, const Format& format, const Json& config,
                    const stdfs::path& folder, Plugins& plugins) {
-  const ModelDescription described = format.describe(config);
+  const ModelDescription described = call(format, "describe", &Format::describe, config);
   Sidecar sidecar;
   for (const auto& [key, value] : loaded.experiment.conventions)
     if (!set_by_description(described, key)) sidecar.conventions[key] = value;
   sidecar.conventions =
       experiment_of(described, loaded.experiment.name, {}, sidecar, plugins).conventions;
   if (loaded.tokenizer) sidecar.tokenizers.insert(loaded.tokenizer->digest());
-  if (const std::string digest = read_back(described, folder, plugins); !digest.empty())
+  if (const std::string digest = digest_in(described, folder, plugins); !digest.empty())
     sidecar.tokenizers.insert(digest);
   sidecar.step = loaded.stored.step;
   return sidecar;
 }
 
-/// The tensors of a model under a format's names.
+/// A model's values, from which tensors are stored under a format's names.
 class Weights {
  public:
   explicit Weights(const Model& model) {
@@ -84,17 +87,14 @@ class Weights {
     for (const Buffer& buffer : model.store().buffers()) add(buffer.name, buffer.tensor);
   }
 
-  at::Tensor at_place(const TensorPlace& place, at::ScalarType dtype) const {
+  at::Tensor tensor(const TensorPlace& place, at::ScalarType dtype) const {
     const auto found = rows_.find(place.source);
     if (found == rows_.end())
       throw Error("the format stores '" + place.source + "', which the model does not have",
                   ExitCode::plugin);
-    const at::Tensor index = row_index(place);
     const int64_t columns = found->second.size(1);
     const int64_t count = columns == 0 ? 0 : c10::multiply_integers(place.shape) / columns;
-    const at::Tensor values = index.defined() ? found->second.index_select(0, index)
-                                              : found->second.narrow(0, place.first_row, count);
-    return values.reshape(place.shape).to(dtype).contiguous();
+    return select_rows(found->second, place, count).reshape(place.shape).to(dtype).contiguous();
   }
 
  private:
@@ -112,14 +112,15 @@ int64_t size_of(const TensorPlace& place, at::ScalarType dtype) {
 class FolderWriter {
  public:
   FolderWriter(const ExportRequest& request, const LoadedModel& loaded) : request_(request) {
-    const std::map<std::string, std::string>& known = loaded.stored.dtypes;
-    if (request.dtype == "auto") dtypes_ = known;
     if (request.dtype == "bf16") default_ = at::kBFloat16;
-    // What an imported model lacks (a copy, an MTP module) is as most of it is.
-    std::map<std::string, int> votes;
+    if (request.dtype != "auto") return;
+    for (const auto& [name, dtype] : loaded.stored.dtypes)
+      dtypes_[name] = dtype_from_name(dtype).value_or(at::kFloat);
+    // Tensors that the imported model lacks (a copy, an MTP module) get the most common dtype.
+    std::map<at::ScalarType, int> votes;
     for (const auto& [name, dtype] : dtypes_) ++votes[dtype];
     for (const auto& [dtype, count] : votes)
-      if (count > votes[name_of(default_)]) default_ = type_of(dtype);
+      if (count > votes[default_]) default_ = dtype;
   }
 
   at::ScalarType default_dtype() const { return default_; }
@@ -150,16 +151,8 @@ class FolderWriter {
   }
 
  private:
-  static std::string name_of(at::ScalarType dtype) {
-    return dtype == at::kBFloat16 ? "BF16" : dtype == at::kHalf ? "F16" : "F32";
-  }
-  static at::ScalarType type_of(const std::string& name) {
-    return name == "BF16" ? at::kBFloat16 : name == "F16" ? at::kHalf : at::kFloat;
-  }
-
   at::ScalarType dtype_of(const TensorPlace& place) const {
-    if (const auto found = dtypes_.find(place.name); found != dtypes_.end())
-      return type_of(found->second);
+    if (const auto found = dtypes_.find(place.name); found != dtypes_.end()) return found->second;
     return place.keep_fp32 ? at::kFloat : default_;
   }
 
@@ -182,14 +175,14 @@ class FolderWriter {
   void write_shard(const stdfs::path& file, const std::vector<const TensorPlace*>& shard,
                    const Weights& weights) const {
     std::map<std::string, safetensors::View> views;
-    std::vector<at::Tensor> alive;
+    std::vector<at::Tensor> hosts;
     for (const TensorPlace* place : shard)
-      alive.push_back(add_view(views, place->name, weights.at_place(*place, dtype_of(*place))));
+      hosts.push_back(add_view(views, place->name, weights.tensor(*place, dtype_of(*place))));
     safetensors::write(file, views, {{"format", "pt"}});
   }
 
   const ExportRequest& request_;
-  std::map<std::string, std::string> dtypes_;
+  std::map<std::string, at::ScalarType> dtypes_;  // by the name of the stored tensor
   at::ScalarType default_ = at::kFloat;
 };
 
@@ -200,7 +193,7 @@ std::string dtype_word(at::ScalarType dtype) {
 void write_texts(const stdfs::path& folder, const LoadedModel& loaded, Json config,
                  const std::string& dtype, const TokenIds& ids) {
   config["dtype"] = dtype;
-  config["torch_dtype"] = dtype;  // its name until transformers 4
+  config["torch_dtype"] = dtype;  // the name before transformers 5
   fs::write_atomically(folder / "config.json", config.dump(2) + "\n");
   Json generation = Json::object();
   if (ids.bos >= 0) generation["bos_token_id"] = ids.bos;
@@ -214,28 +207,25 @@ void write_texts(const stdfs::path& folder, const LoadedModel& loaded, Json conf
 std::vector<std::string> notes_of(const LoadedModel& loaded, const ModelDescription& model) {
   std::vector<std::string> notes;
   if (!loaded.tokenizer)
-    notes.push_back("the model names no tokenizer, so the folder holds none");
+    notes.push_back("the model has no tokenizer, so the folder has none either");
   else if (loaded.tokenizer->files().empty())
     notes.push_back(
-        "the tokenizer has no form that Hugging Face's libraries read, so the folder "
-        "holds none");
+        "the tokenizer has no form that Hugging Face's libraries can read, so the folder has none");
   if (model.mtp_depth > 0)
     notes.push_back(
-        "the folder holds MTP modules; transformers reports their weights as "
-        "unexpected keys unless it is told to use them (--no-mtp leaves them out)");
+        "the folder has MTP modules, whose weights transformers reports as unexpected keys unless "
+        "it "
+        "uses them (--no-mtp leaves them out)");
   return notes;
-}
-
-void require_absent(const stdfs::path& folder) {
-  std::error_code ignored;
-  if (stdfs::exists(folder, ignored) && !stdfs::is_empty(folder, ignored))
-    throw Error(folder.string() + " is there already; name a new folder", ExitCode::usage);
 }
 
 }  // namespace
 
 ExportResult export_model(const ExportRequest& request, Plugins& plugins) {
-  require_absent(request.folder);
+  std::error_code ignored;
+  if (stdfs::exists(request.folder, ignored) && !stdfs::is_empty(request.folder, ignored))
+    throw Error(request.folder.string() + " already exists; choose another folder",
+                ExitCode::usage);
   LoadRequest load;
   load.path = request.model;
   load.device = "cpu";
@@ -244,25 +234,24 @@ ExportResult export_model(const ExportRequest& request, Plugins& plugins) {
   const LoadedModel loaded = load_model(load, plugins);
   ModelDescription model = describe_model(loaded.experiment, loaded.model->vocab(), plugins);
   if (!request.mtp) model.mtp_depth = 0;
-  const Chosen chosen = choose_format(request.format, model, plugins);
+  const NamedFormat chosen = choose_format(request.format, model, plugins);
   TokenIds ids;
   if (loaded.tokenizer) ids.eos = loaded.tokenizer->eos_id();
-  const Json config = chosen.format->config(model, ids);
-  const Json own = without_common_fields(config);
-
+  const Json config = checked::config(*chosen.format, model, ids);
   ExportResult result{.format = chosen.name, .notes = notes_of(loaded, model)};
   FolderWriter writer(request, loaded);
   const stdfs::path temporary = fs::temporary_name(request.folder);
   try {
     fs::make_folders(temporary);
-    writer.write(temporary, chosen.format->tensors(model), *loaded.model, result);
+    writer.write(temporary, call(*chosen.format, "tensors", &Format::tensors, model), *loaded.model,
+                 result);
     write_texts(temporary, loaded, config, dtype_word(writer.default_dtype()), ids);
-    const Sidecar sidecar = sidecar_of(loaded, *chosen.format, own, temporary, plugins);
+    const Sidecar sidecar =
+        sidecar_of(loaded, *chosen.format, without_common_fields(config), temporary, plugins);
     fs::write_atomically(temporary / kSidecarName, sidecar_text(sidecar));
     fs::sync_folder(temporary);
     fs::rename(temporary, request.folder);
   } catch (...) {
-    std::error_code ignored;
     stdfs::remove_all(temporary, ignored);
     throw;
   }

@@ -12,9 +12,9 @@
 #include <dsv3/support/fs.h>
 #include <dsv3/support/json.h>
 
+#include "call/call.h"
+#include "checkpoint/tensor_views.h"
 #include "format/description.h"
-#include "format/sidecar.h"
-#include "train/tensor_views.h"
 
 namespace dsv3 {
 namespace {
@@ -28,15 +28,15 @@ namespace stdfs = std::filesystem;
 Json read_object(const stdfs::path& file) {
   try {
     const Json json = read_json(file);
-    if (!json.is_object()) damaged(file, "is no JSON object");
+    if (!json.is_object()) damaged(file, "is not a JSON object");
     return json;
   } catch (const Error& error) {
     throw Error(error.what(), ExitCode::checkpoint);
   }
 }
 
-/// A few of the names, for errors.
-std::string some_of(const std::vector<std::string>& names) {
+/// The first names, and the number of those left out.
+std::string name_list(const std::vector<std::string>& names) {
   constexpr size_t kShown = 5;
   std::string text;
   for (size_t i = 0; i < std::min(names.size(), kShown); ++i) text += (i ? ", " : "") + names[i];
@@ -46,11 +46,10 @@ std::string some_of(const std::vector<std::string>& names) {
 
 at::ScalarType dtype_of(const safetensors::View& view, const std::string& name,
                         const stdfs::path& folder) {
-  if (view.dtype == "F32") return at::kFloat;
-  if (view.dtype == "BF16") return at::kBFloat16;
-  if (view.dtype == "F16") return at::kHalf;
+  const auto dtype = dtype_from_name(view.dtype);
+  if (dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf) return *dtype;
   damaged(folder, "tensor '" + name + "' is " + view.dtype +
-                      "; weights are read in F32, BF16 and F16 (convert quantized ones first)");
+                      ", but weights must be F32, BF16 or F16 (convert quantized ones first)");
 }
 
 /// fp32 copy [rows, columns] of a stored tensor.
@@ -64,7 +63,7 @@ at::Tensor values_of(const safetensors::View& view, const std::string& name,
   return stored.to(at::kFloat);
 }
 
-/// The parameters and buffers of a model, put together from a folder's tensors.
+/// Assembles a model's parameters and buffers from a folder's tensors.
 class Assembly {
  public:
   Assembly(const stdfs::path& folder, const FolderTensors& files, const ModelDescription& model)
@@ -72,9 +71,9 @@ class Assembly {
     for (const auto& [name, shape] : model.shapes) pieces_[name].shape = shape;
   }
 
-  /// `places` must hold every value of the model once, and the folder nothing else.
+  /// `places` must cover every value of the model once, and the folder must have nothing else.
   void fill(const std::vector<TensorPlace>& places) {
-    // Before anything is allocated: config.json may promise more than there is.
+    // Before anything is allocated: config.json may describe a far larger model.
     check_files(places);
     for (auto& [name, piece] : pieces_) {
       const int64_t columns = piece.shape.empty() ? 1 : piece.shape.back();
@@ -93,12 +92,12 @@ class Assembly {
 
   /// Views under a checkpoint's names, and what they point into.
   void store(StoredModel& stored, const std::set<std::string>& buffers) {
-    auto kept = std::make_shared<std::vector<at::Tensor>>();
+    auto hosts = std::make_shared<std::vector<at::Tensor>>();
     for (auto& [name, piece] : pieces_)
-      kept->push_back(add_view(stored.tensors,
-                               (buffers.contains(name) ? "buffer/" : "model/") + name,
-                               piece.values.view(piece.shape)));
-    stored.memory = kept;
+      hosts->push_back(add_view(stored.tensors,
+                                (buffers.contains(name) ? "buffer/" : "model/") + name,
+                                piece.values.view(piece.shape)));
+    stored.memory = hosts;
   }
 
  private:
@@ -108,7 +107,7 @@ class Assembly {
     at::Tensor filled;  // bool [rows]
   };
 
-  /// All tensors are there, none else, in the shapes that `places` say.
+  /// Requires all tensors of `places`, in their shapes, and no others.
   void check_files(const std::vector<TensorPlace>& places) const {
     std::vector<std::string> missing, unexpected;
     std::set<std::string> known;
@@ -118,10 +117,10 @@ class Assembly {
     }
     for (const auto& [name, view] : files_.tensors())
       if (!known.contains(name)) unexpected.push_back(name);
-    if (!missing.empty()) damaged(folder_, "lacks the tensors " + some_of(missing));
+    if (!missing.empty()) damaged(folder_, "lacks the tensors " + name_list(missing));
     if (!unexpected.empty())
-      damaged(folder_, "holds tensors that config.json's architecture does not have: " +
-                           some_of(unexpected));
+      damaged(folder_, "has tensors that config.json's architecture does not have: " +
+                           name_list(unexpected));
     for (const TensorPlace& place : places)
       if (!place.copy) view_of(place);
   }
@@ -130,7 +129,7 @@ class Assembly {
     const safetensors::View& view = files_.tensors().at(place.name);
     if (view.shape != place.shape)
       damaged(folder_, "tensor '" + place.name + "' is " + c10::str(at::IntArrayRef(view.shape)) +
-                           ", but config.json makes it " + c10::str(at::IntArrayRef(place.shape)));
+                           ", but config.json requires " + c10::str(at::IntArrayRef(place.shape)));
     return view;
   }
 
@@ -148,17 +147,14 @@ class Assembly {
     Piece& piece = source_of(place);
     const int64_t rows = values.size(0);
     if (values.size(1) != piece.values.size(1) || place.first_row + rows > piece.values.size(0))
-      throw Error("the format's place of '" + place.name + "' is not inside '" + place.source +
-                      "' " + c10::str(at::IntArrayRef(piece.shape)),
+      throw Error("the format stores '" + place.name + "' outside '" + place.source + "' " +
+                      c10::str(at::IntArrayRef(piece.shape)),
                   ExitCode::plugin);
-    const at::Tensor index = row_index(place);
-    const at::Tensor filled = index.defined() ? piece.filled.index_select(0, index)
-                                              : piece.filled.narrow(0, place.first_row, rows);
-    if (filled.any().item<bool>())
-      throw Error(
-          "the format fills rows of '" + place.source + "' twice, again from '" + place.name + "'",
-          ExitCode::plugin);
-    if (index.defined()) {
+    if (select_rows(piece.filled, place, rows).any().item<bool>())
+      throw Error("the format fills rows of '" + place.source + "' twice, the second time from '" +
+                      place.name + "'",
+                  ExitCode::plugin);
+    if (const at::Tensor index = row_index(place); index.defined()) {
       piece.values.index_copy_(0, index, values);
       piece.filled.index_fill_(0, index, 1);
     } else {
@@ -167,19 +163,14 @@ class Assembly {
     }
   }
 
-  /// A copy that says something else would be lost silently.
+  /// A copy with other values would be lost silently.
   void compare(const TensorPlace& place) {
     if (!files_.tensors().contains(place.name)) return;
     const at::Tensor values = values_of(view_of(place), place.name, folder_);
-    Piece& piece = source_of(place);
-    const at::Tensor index = row_index(place);
-    const at::Tensor there = index.defined()
-                                 ? piece.values.index_select(0, index)
-                                 : piece.values.narrow(0, place.first_row, values.size(0));
-    if (!there.equal(values))
-      damaged(folder_, "tensor '" + place.name +
-                           "' must repeat the values that the model shares, but they differ; dsv3 "
-                           "has no parameter of its own for it");
+    if (!select_rows(source_of(place).values, place, values.size(0)).equal(values))
+      damaged(folder_, "tensor '" + place.name + "' differs from '" + place.source +
+                           "', which must have the same values: dsv3 has only one parameter for "
+                           "both");
   }
 
   const stdfs::path& folder_;
@@ -187,7 +178,7 @@ class Assembly {
   std::map<std::string, Piece> pieces_;
 };
 
-/// transformers says "one MTP module" by default, even in a folder that holds none.
+/// transformers writes "one MTP module" by default, even to a folder that has none.
 bool lacks_mtp(const std::vector<TensorPlace>& places, int64_t layers,
                const std::map<std::string, safetensors::View>& tensors) {
   bool any = false, all_missing = true;
@@ -201,13 +192,11 @@ bool lacks_mtp(const std::vector<TensorPlace>& places, int64_t layers,
 }
 
 std::shared_ptr<Format> format_of(const Json& config, const stdfs::path& file, Plugins& plugins) {
-  const std::string type = config.contains("model_type") && config["model_type"].is_string()
-                               ? config["model_type"].get<std::string>()
-                               : "";
-  if (type.empty())
-    throw Error(
-        file.string() + " has no \"model_type\", so nobody can say which architecture it is",
-        ExitCode::usage);
+  const auto found = config.find("model_type");
+  if (found == config.end() || !found->is_string() || *found == "")
+    throw Error(file.string() + " has no \"model_type\", so its architecture cannot be determined",
+                ExitCode::usage);
+  const std::string type = *found;
   ComponentSpec spec;
   spec.kind = Kind::format;
   spec.plugin = type;
@@ -222,23 +211,6 @@ std::shared_ptr<Format> format_of(const Json& config, const stdfs::path& file, P
   return make<Format>(plugins, spec);
 }
 
-/// The names and sizes of the model's parameters, and the names of its buffers.
-std::set<std::string> add_shapes(ModelDescription& model, const Experiment& experiment,
-                                 Plugins& plugins) try {
-  std::set<std::string> buffers;
-  const Model built(experiment, model.vocab, plugins, at::kMeta);
-  for (const Parameter& parameter : built.store().parameters())
-    model.shapes[parameter.name] = parameter.tensor.sizes().vec();
-  for (const Buffer& buffer : built.store().buffers()) {
-    model.shapes[buffer.name] = buffer.tensor.sizes().vec();
-    buffers.insert(buffer.name);
-  }
-  return buffers;
-} catch (const c10::Error& error) {
-  throw Error(std::string("config.json's sizes make no model: ") + error.what_without_backtrace(),
-              ExitCode::usage);
-}
-
 }  // namespace
 
 Json without_common_fields(Json config) {
@@ -251,9 +223,43 @@ Json without_common_fields(Json config) {
   return config;
 }
 
+Sidecar read_sidecar(const std::filesystem::path& folder) {
+  const std::filesystem::path file = folder / kSidecarName;
+  Sidecar sidecar;
+  if (!std::filesystem::exists(file)) return sidecar;
+  try {
+    const Json json = read_json(file);
+    if (json.at("dsv3") != 1)
+      throw Error(file.string() + " has a format that this dsv3 does not read");
+    sidecar.conventions = json.at("conventions").get<std::map<std::string, std::string>>();
+    sidecar.tokenizers = json.at("tokenizers").get<std::set<std::string>>();
+    sidecar.step = json.at("step").get<int64_t>();
+  } catch (const Error& error) {
+    throw Error(error.what(), ExitCode::checkpoint);
+  } catch (const Json::exception& error) {
+    throw Error(file.string() + ": " + error.what() + "; remove it to read the folder without it",
+                ExitCode::checkpoint);
+  }
+  return sidecar;
+}
+
+std::string sidecar_text(const Sidecar& sidecar) {
+  return Json{{"dsv3", 1},
+              {"conventions", sidecar.conventions},
+              {"tokenizers", sidecar.tokenizers},
+              {"step", sidecar.step}}
+             .dump(2) +
+         "\n";
+}
+
 at::Tensor row_index(const TensorPlace& place) {
   if (place.rows.empty()) return {};
   return at::tensor(place.rows, at::kLong) + place.first_row;
+}
+
+at::Tensor select_rows(const at::Tensor& source, const TensorPlace& place, int64_t count) {
+  const at::Tensor index = row_index(place);
+  return index.defined() ? source.index_select(0, index) : source.narrow(0, place.first_row, count);
 }
 
 FolderTensors::FolderTensors(const stdfs::path& folder) {
@@ -262,8 +268,8 @@ FolderTensors::FolderTensors(const stdfs::path& folder) {
     const stdfs::path single = folder / "model.safetensors";
     if (!stdfs::exists(single))
       damaged(folder,
-              "has neither model.safetensors nor model.safetensors.index.json; other files of "
-              "weights (pytorch_model.bin) are not read");
+              "has neither model.safetensors nor model.safetensors.index.json; dsv3 does not read "
+              "other weights files (pytorch_model.bin)");
     add_file(single);
     return;
   }
@@ -274,7 +280,7 @@ FolderTensors::FolderTensors(const stdfs::path& folder) {
   for (const auto& [name, file] : map["weight_map"].items()) {
     const bool plain = file.is_string() && !file.get<std::string>().empty() &&
                        stdfs::path(file.get<std::string>()).filename() == file.get<std::string>();
-    if (!plain) damaged(index, "the file of tensor '" + name + "' is no file name");
+    if (!plain) damaged(index, "the file of tensor '" + name + "' is not a plain file name");
     by_file[file.get<std::string>()].insert(name);
   }
   for (const auto& [file, names] : by_file) {
@@ -282,14 +288,14 @@ FolderTensors::FolderTensors(const stdfs::path& folder) {
       damaged(folder / file, "is missing; " + index.filename().string() + " names it for " +
                                  std::to_string(names.size()) + " tensors");
     add_file(folder / file);
-    std::set<std::string> there;
-    for (const auto& [name, view] : files_.back()->tensors()) there.insert(name);
+    std::set<std::string> stored;
+    for (const auto& [name, view] : files_.back()->tensors()) stored.insert(name);
     std::vector<std::string> differing;
-    std::set_symmetric_difference(there.begin(), there.end(), names.begin(), names.end(),
+    std::set_symmetric_difference(stored.begin(), stored.end(), names.begin(), names.end(),
                                   std::back_inserter(differing));
     if (!differing.empty())
       damaged(folder / file, "does not hold what " + index.filename().string() +
-                                 " says; they differ in " + some_of(differing));
+                                 " says; they differ in " + name_list(differing));
   }
 }
 
@@ -297,70 +303,84 @@ void FolderTensors::add_file(const stdfs::path& file) {
   files_.push_back(std::make_unique<safetensors::File>(file));
   for (const auto& [name, view] : files_.back()->tensors())
     if (!tensors_.emplace(name, view).second)
-      damaged(file, "holds tensor '" + name + "', which another file holds as well");
+      damaged(file, "has tensor '" + name + "', which another file also has");
 }
 
-Experiment experiment_of(ModelDescription model, const std::string& name,
-                         const stdfs::path& tokenizer, const Sidecar& sidecar, Plugins& plugins) {
-  ExperimentRequest request;
-  request.file = "config.json of " + name;
-  request.forced_label = "dsv3.json of " + name;
-  // From behind: what is said of some layers goes before what is said of the rest.
-  for (auto each = sidecar.conventions.rbegin(); each != sidecar.conventions.rend(); ++each)
-    if (each->first.starts_with("model.") && !set_by_description(model, each->first))
-      request.forced.push_back(each->first + "=" + each->second);
+namespace {
+
+ExperimentRequest request_of(ModelDescription model, const std::string& name,
+                             const stdfs::path& tokenizer, const Sidecar& sidecar,
+                             Plugins& plugins) {
+  std::vector<Setting> conventions;
+  // Backwards, so that keys about some layers come before those about the rest.
+  for (auto entry = sidecar.conventions.rbegin(); entry != sidecar.conventions.rend(); ++entry)
+    if (entry->first.starts_with("model.") && !set_by_description(model, entry->first))
+      conventions.push_back({entry->first, entry->second, "dsv3.json of " + name});
     else
-      set_convention(model, each->first, each->second, plugins);
-  if (tokenizer.empty()) request.forced.push_back("data.tokenizer=null");
-  request.text = imported_experiment(model, name, tokenizer.string());
+      set_convention(model, entry->first, entry->second, plugins);
+  ExperimentRequest request = imported_experiment(model, name, tokenizer);
+  request.settings.insert(request.settings.end(), conventions.begin(), conventions.end());
+  return request;
+}
+
+}  // namespace
+
+Experiment experiment_of(const ModelDescription& model, const std::string& name,
+                         const stdfs::path& tokenizer, const Sidecar& sidecar, Plugins& plugins) {
   PluginCatalog catalog(plugins);
-  return load_experiment(request, catalog);
+  return load_experiment(request_of(model, name, tokenizer, sidecar, plugins), catalog);
 }
 
 StoredModel read_folder(const stdfs::path& folder, Plugins& plugins,
-                        const stdfs::path& other_tokenizer) {
+                        const stdfs::path& tokenizer_path) {
   const stdfs::path file = folder / "config.json";
   const Json config = read_object(file);
   const std::shared_ptr<Format> format = format_of(config, file, plugins);
-  ModelDescription model;
-  try {
-    model = format->describe(without_common_fields(config));
-  } catch (const Error& error) {
-    throw Error(file.string() + ": " + error.what(), error.code());
-  }
+  ModelDescription model = call(*format, "describe", [&](const Format& f) {
+    try {
+      return f.describe(without_common_fields(config));
+    } catch (const Error& error) {  // about the file, not about the plugin
+      throw NamedError(file.string() + ": " + error.what(), error.code());
+    }
+  });
   const FolderTensors files(folder);
-  if (model.mtp_depth > 0 && lacks_mtp(format->tensors(model), model.layers, files.tensors())) {
-    log::info(folder.string() + ": config.json announces " + std::to_string(model.mtp_depth) +
-              " MTP module(s), but there are no weights of any: read without");
+  if (model.mtp_depth > 0 && lacks_mtp(call(*format, "tensors", &Format::tensors, model), model.layers, files.tensors())) {
+    log::info(folder.string() + ": config.json declares " + std::to_string(model.mtp_depth) +
+              " MTP module(s), but the folder has no weights for them; reading it without");
     model.mtp_depth = 0;
   }
   const Sidecar sidecar = read_sidecar(folder);
-  stdfs::path tokenizer = other_tokenizer;
+  stdfs::path tokenizer = tokenizer_path;
   if (tokenizer.empty() && stdfs::exists(folder / "tokenizer.json"))
     tokenizer = folder / "tokenizer.json";
   if (!tokenizer.empty()) tokenizer = stdfs::absolute(tokenizer);
-  const Experiment experiment =
-      experiment_of(model, stdfs::absolute(folder / "").parent_path().filename().string(),
-                    tokenizer, sidecar, plugins);
-  if (const std::string other =
-          sidecar.conventions.empty()
-              ? ""
-              : convention_differences(sidecar.conventions, experiment.conventions);
-      !other.empty())
-    throw Error(
-        folder.string() + " was made under conventions that this dsv3 cannot express:" + other,
-        ExitCode::checkpoint);
-
   StoredModel stored;
+  stored.source = request_of(model, stdfs::absolute(folder / "").parent_path().filename().string(),
+                             tokenizer, sidecar, plugins);
+  const Experiment& experiment = stored.experiment.emplace(stored.load(plugins));
+  const std::string differences =
+      sidecar.conventions.empty()
+          ? ""
+          : convention_differences(sidecar.conventions, experiment.conventions);
+  if (!differences.empty())
+    throw Error(folder.string() + " has conventions that this dsv3 cannot express:" + differences,
+                ExitCode::checkpoint);
+
   stored.path = folder;
-  stored.config = experiment.resolved;
   stored.conventions = experiment.conventions;
   stored.tokenizers = sidecar.tokenizers;
   stored.step = sidecar.step;
   for (const auto& [name, view] : files.tensors()) stored.dtypes[name] = view.dtype;
-  const std::set<std::string> buffers = add_shapes(model, experiment, plugins);
+  std::set<std::string> buffers;
+  try {
+    buffers = add_shapes(model, experiment, plugins);
+  } catch (const c10::Error& error) {
+    throw Error(
+        std::string("config.json's sizes are not a valid model: ") + error.what_without_backtrace(),
+        ExitCode::usage);
+  }
   Assembly assembly(folder, files, model);
-  assembly.fill(format->tensors(model));
+  assembly.fill(call(*format, "tensors", &Format::tensors, model));
   assembly.store(stored, buffers);
   return stored;
 }

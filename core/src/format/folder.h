@@ -1,9 +1,12 @@
-// Hugging Face folders: config.json beside safetensors files, through the format plugin that
+// Hugging Face folders: config.json and safetensors files, read through the format plugin that
 // config.json's model_type names.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,21 +15,32 @@
 #include <dsv3/runtime/stored_model.h>
 #include <dsv3/sdk/format.h>
 
-#include "format/sidecar.h"
-
 namespace dsv3 {
 
-/// `config` without the fields of config.json that mean the same for every architecture, or nothing
-/// for a model's values: formats neither see nor write them.
+/// `config` without the fields that formats neither see nor write: those that mean the same for
+/// every architecture, and those that do not affect a model's values.
 Json without_common_fields(Json config);
 
-/// The experiment of a model that a format described, with the conventions that `sidecar` states
-/// and the description does not. `tokenizer` may be empty.
-Experiment experiment_of(ModelDescription model, const std::string& name,
+/// dsv3.json beside an exported config.json: what config.json cannot express.
+struct Sidecar {
+  std::map<std::string, std::string> conventions;  ///< as Experiment::conventions; empty: no file
+  std::set<std::string> tokenizers;                ///< as StoredModel::tokenizers
+  int64_t step = 0;                                ///< as StoredModel::step
+};
+
+inline constexpr const char* kSidecarName = "dsv3.json";
+
+/// Empty when the folder has none. Throws dsv3::Error (ExitCode::checkpoint) for a damaged one.
+Sidecar read_sidecar(const std::filesystem::path& folder);
+std::string sidecar_text(const Sidecar& sidecar);
+
+/// The experiment of a model that a format described, with the conventions in `sidecar` that the
+/// description does not set. `tokenizer` may be empty.
+Experiment experiment_of(const ModelDescription& model, const std::string& name,
                          const std::filesystem::path& tokenizer, const Sidecar& sidecar,
                          Plugins& plugins);
 
-/// Reads a whole Hugging Face folder; `tokenizer` and errors as open_stored_model says.
+/// Reads a whole Hugging Face folder; `tokenizer` and errors as in open_stored_model.
 StoredModel read_folder(const std::filesystem::path& folder, Plugins& plugins,
                         const std::filesystem::path& tokenizer = {});
 
@@ -34,8 +48,8 @@ StoredModel read_folder(const std::filesystem::path& folder, Plugins& plugins,
 /// model.safetensors.index.json names.
 class FolderTensors {
  public:
-  /// Throws dsv3::Error (ExitCode::checkpoint) when a file is missing, damaged or holds other
-  /// tensors than the index says.
+  /// Throws dsv3::Error (ExitCode::checkpoint) when a file is missing or damaged, or when its
+  /// tensors differ from those in the index.
   explicit FolderTensors(const std::filesystem::path& folder);
   const std::map<std::string, safetensors::View>& tensors() const { return tensors_; }
 
@@ -46,7 +60,10 @@ class FolderTensors {
   std::map<std::string, safetensors::View> tensors_;
 };
 
-/// `place.rows` and `place.first_row` as indices into the source's rows; undefined: a plain range.
+/// `place.rows` and `place.first_row` as indices of the source's rows; undefined for a plain range.
 at::Tensor row_index(const TensorPlace& place);
+
+/// The `count` rows of `source` [rows, ...] that `place` refers to.
+at::Tensor select_rows(const at::Tensor& source, const TensorPlace& place, int64_t count);
 
 }  // namespace dsv3

@@ -1,4 +1,4 @@
-// A model in from a Hugging Face folder.
+// Import of a model from a Hugging Face folder.
 #include <dsv3/runtime/convert.h>
 #include <dsv3/runtime/stored_model.h>
 #include <dsv3/sdk/error.h>
@@ -12,25 +12,25 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
-/// The experiment of the stored model.
-Experiment experiment_of(const StoredModel& stored, Plugins& plugins,
-                         const std::vector<std::string>& settings) {
-  ExperimentRequest request;
-  request.file = stored.path / "config.json";
-  request.text = stored.config;
-  request.forced = settings;
-  request.forced_label = "dsv3 import";
-  PluginCatalog catalog(plugins);
-  return load_experiment(request, catalog);
+/// Makes the experiment read its tokenizer from `file`.
+void set_tokenizer_file(Experiment& experiment, const stdfs::path& file) {
+  experiment.tokenizer.options["file"] = file.string();
+  experiment.resolved.set("data.tokenizer.file", file.string(), {"dsv3 import"});
 }
 
-/// The folder's tokenizer; null when there is none that we can read, which is noted.
+void remove_tokenizer(Experiment& experiment) {
+  experiment.tokenizer = {};
+  std::erase_if(experiment.resolved.values, [](const ResolvedValue& value) {
+    return value.path.starts_with("data.tokenizer.");
+  });
+}
+
+/// The folder's tokenizer; null, with a note, when it has none that dsv3 can read.
 std::shared_ptr<const Tokenizer> tokenizer_of(const Experiment& experiment, Plugins& plugins,
                                               std::vector<std::string>& notes) {
   if (experiment.tokenizer.plugin.empty()) {
     notes.emplace_back(
-        "the folder has no tokenizer.json: name one with --tokenizer where text is "
-        "needed");
+        "the folder has no tokenizer.json: pass one with --tokenizer to commands that need text");
     return nullptr;
   }
   try {
@@ -47,34 +47,33 @@ std::vector<std::string> import_model(const stdfs::path& folder, const stdfs::pa
                                       Plugins& plugins) {
   std::error_code ignored;
   if (stdfs::exists(checkpoint, ignored))
-    throw Error(checkpoint.string() + " is there already; name a new folder", ExitCode::usage);
+    throw Error(checkpoint.string() + " already exists; choose another folder", ExitCode::usage);
   if (!stdfs::exists(folder / "config.json", ignored))
     throw Error(folder.string() + (stdfs::exists(folder, ignored)
-                                       ? " is no Hugging Face folder: it has no config.json"
-                                       : " is not there"),
+                                       ? " is not a Hugging Face folder: it has no config.json"
+                                       : " does not exist"),
                 ExitCode::checkpoint);
   const StoredModel stored = read_folder(folder, plugins);
   std::vector<std::string> notes;
-  Experiment experiment = experiment_of(stored, plugins, {});
+  Experiment experiment = *stored.experiment;
   CheckpointContent content;
   content.step = stored.step;
   content.tensors = stored.tensors;
   std::set<std::string> tokenizers = stored.tokenizers;
   if (const auto tokenizer = tokenizer_of(experiment, plugins, notes)) {
     content.files["tokenizer.json"] = fs::read(folder / "tokenizer.json");
-    experiment = experiment_of(
-        stored, plugins,
-        {"data.tokenizer.file=" + stdfs::absolute(checkpoint / "tokenizer.json").string()});
+    set_tokenizer_file(experiment, stdfs::absolute(checkpoint / "tokenizer.json"));
     if (!fits(*tokenizer, stored))
       throw Error((folder / "tokenizer.json").string() +
                       " is not the tokenizer that the model was exported with (dsv3.json)",
                   ExitCode::checkpoint);
     tokenizers.insert(tokenizer->digest());
   } else {
-    experiment = experiment_of(stored, plugins, {"data.tokenizer=null"});
+    remove_tokenizer(experiment);
   }
-  content.files["experiment.yaml"] = experiment.resolved;
-  content.state = {{"config", experiment.resolved},
+  const std::string config = experiment.resolved.yaml();
+  content.files["experiment.yaml"] = config;
+  content.state = {{"config", config},
                    {"conventions", experiment.conventions},
                    {"tokenizer", tokenizers},
                    {"dtypes", stored.dtypes}};

@@ -1,61 +1,61 @@
-// A stored model as one that computes: plain tensors, no strategy, no optimizer.
+// Loads a stored model to compute with: plain tensors, no strategy, no optimizer.
 #include <ATen/ATen.h>
 
+#include <dsv3/runtime/machine.h>
 #include <dsv3/runtime/stored_model.h>
-#include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/error.h>
 
-#include "train/machine.h"
-#include "train/tensor_views.h"
+#include "checkpoint/tensor_views.h"
+#include "machine/machine.h"
 
 namespace dsv3 {
 namespace {
 
 Experiment experiment_of(const StoredModel& stored, const LoadRequest& request, Plugins& plugins) {
-  ExperimentRequest wanted;
-  wanted.file = stored.path / "config.yaml";
-  wanted.text = stored.config;
-  // The machine that trained it need not be this one.
-  const std::pair<const char*, const std::string&> machine[] = {
-      {"device", request.device}, {"precision", request.precision}, {"threads", request.threads}};
-  for (const auto& [key, value] : machine)
-    if (!value.empty()) wanted.forced.push_back(std::string("train.") + key + "=" + value);
-  wanted.forced_label = "this machine";
-  // A folder that was moved keeps its tokenizer beside the weights.
-  std::filesystem::path tokenizer = request.tokenizer;
-  if (tokenizer.empty() && std::filesystem::exists(stored.path / "tokenizer.json"))
-    tokenizer = stored.path / "tokenizer.json";
-  if (!tokenizer.empty())
-    wanted.forced.push_back("data.tokenizer.file=" + std::filesystem::absolute(tokenizer).string());
-  return resolve_machine(wanted, plugins);
+  std::vector<Setting> settings;
+  if (!stored.experiment) {
+    // A folder that was moved has its tokenizer beside the weights.
+    std::filesystem::path tokenizer = request.tokenizer;
+    if (tokenizer.empty() && std::filesystem::exists(stored.path / "tokenizer.json"))
+      tokenizer = stored.path / "tokenizer.json";
+    if (!tokenizer.empty())
+      settings.push_back({"data.tokenizer.file", std::filesystem::absolute(tokenizer).string(),
+                          request.tokenizer.empty() ? stored.path.string() : "--tokenizer"});
+  }
+  Experiment experiment = stored.experiment ? *stored.experiment : stored.load(plugins, settings);
+  // It may have been trained on another machine.
+  set_machine(experiment, request.device, request.precision, "command line");
+  if (!request.keep_threads) experiment.train.threads.reset();
+  resolve_machine(experiment);
+  return experiment;
 }
 
-/// Rows of the embedding as they were stored: `model.vocab: auto` depends on the tokenizer, which
-/// may be gone.
+/// Rows of the stored embedding: `model.vocab: auto` depends on the tokenizer, which may be
+/// missing.
 int64_t vocab_of(const StoredModel& stored) {
   const auto found = stored.tensors.find("model/embedding.weight");
   if (found == stored.tensors.end() || found->second.shape.size() != 2)
-    throw Error(stored.path.string() + " has no embedding of shape [vocabulary, width]",
+    throw Error(stored.path.string() + " has no embedding of shape [vocabulary, hidden]",
                 ExitCode::checkpoint);
   return found->second.shape[0];
 }
 
-/// Null when the model names none. Another tokenizer than the weights were trained with is refused:
-/// it would compute nonsense.
+/// Null when the model has none. Rejects a tokenizer other than the one the model was trained with,
+/// which would produce nonsense.
 std::shared_ptr<const Tokenizer> tokenizer_of(const StoredModel& stored,
                                               const Experiment& experiment, Plugins& plugins) {
   if (experiment.tokenizer.plugin.empty()) return nullptr;
   std::shared_ptr<const Tokenizer> tokenizer =
       make<Tokenizer>(plugins, experiment.tokenizer, TokenizerContext{});
   if (!fits(*tokenizer, stored))
-    throw Error(stored.path.string() + " was trained with another tokenizer than " +
+    throw Error(stored.path.string() + " was trained with a tokenizer other than this '" +
                     experiment.tokenizer.plugin +
-                    " gives now: name the file it was trained with by --tokenizer",
+                    "': pass the one it was trained with by --tokenizer",
                 ExitCode::checkpoint);
   return tokenizer;
 }
 
-/// Weights that may be computed with in bf16, in bf16.
+/// Casts the weights that do not need fp32.
 void cast_weights(Model& model, at::ScalarType dtype) {
   if (dtype == at::kFloat) return;
   for (const Parameter& parameter : model.store().parameters())
@@ -84,13 +84,12 @@ LoadedModel load_model(const LoadRequest& request, Plugins& plugins) {
   loaded.stored = open_stored_model(request.path, plugins, request.tokenizer);
   StoredModel& stored = loaded.stored;
   loaded.experiment = experiment_of(stored, request, plugins);
-  const std::string other =
+  const std::string differences =
       convention_differences(stored.conventions, loaded.experiment.conventions);
-  if (!other.empty())
-    throw Error(
-        stored.path.string() +
-            " was made under conventions that this dsv3 or its plugins no longer have:" + other,
-        ExitCode::checkpoint);
+  if (!differences.empty())
+    throw Error(stored.path.string() +
+                    " has conventions that this dsv3 or its plugins no longer have:" + differences,
+                ExitCode::checkpoint);
   if (request.with_tokenizer) loaded.tokenizer = tokenizer_of(stored, loaded.experiment, plugins);
   loaded.device = device_of(loaded.experiment.train);
   loaded.model =

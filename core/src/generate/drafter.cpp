@@ -10,11 +10,11 @@ void Drafter::Input::append(const at::Tensor& more) {
   hidden = hidden.defined() && hidden.size(0) > 0 ? at::cat({hidden, more}) : more;
 }
 
-void Drafter::Input::keep(int64_t begin, int64_t last) {
+void Drafter::Input::crop(int64_t begin, int64_t last) {
   if (!hidden.defined()) return;
   begin = std::clamp(begin, first, end());
   last = std::clamp(last, begin, end());
-  // A copy: the rest's memory goes.
+  // Copied to free the rest's memory.
   hidden = hidden.narrow(0, begin - first, last - begin).clone();
   first = begin;
 }
@@ -24,7 +24,7 @@ Drafter::Drafter(Model& model, std::vector<KvCache>& caches, size_t layers, int6
       caches_(caches),
       layers_(layers),
       depth_(caches.size() - layers),
-      inputs_(static_cast<size_t>(rows), std::vector<Input>(depth_)) {}
+      inputs_(size_t(rows), std::vector<Input>(depth_)) {}
 
 void Drafter::add(size_t row, const at::Tensor& hidden) {
   inputs_[row][0].append(hidden);
@@ -40,15 +40,15 @@ Drafter::Drafted Drafter::run(size_t module, const std::vector<size_t>& rows,
   for (size_t row = 0; row < texts.size(); ++row) {
     if (std::find(rows.begin(), rows.end(), row) == rows.end()) continue;
     const Input& input = inputs_[row][module];
-    const int64_t begin = cache.lengths()[row], ahead = static_cast<int64_t>(module) + 1;
-    const int64_t known = static_cast<int64_t>(texts[row].size()) - without;
+    const int64_t begin = cache.lengths()[row], ahead = int64_t(module) + 1;
+    const int64_t known = int64_t(texts[row].size()) - without;
     const int64_t end = std::min(input.end(), known - ahead);
     if (end <= begin) continue;
     added.counts[row] = end - begin;
     hidden.push_back(input.hidden.narrow(0, begin - input.first, end - begin));
     const auto first = texts[row].begin() + begin + ahead;
     added.tokens.insert(added.tokens.end(), first, first + (end - begin));
-    added.wanted.push_back(static_cast<int64_t>(added.tokens.size()) - 1);
+    added.logits_at.push_back(static_cast<int64_t>(added.tokens.size()) - 1);
     result.ran.push_back(row);
   }
   if (result.ran.empty()) return result;
@@ -64,20 +64,20 @@ Drafter::Drafted Drafter::run(size_t module, const std::vector<size_t>& rows,
 }
 
 void Drafter::settle(size_t row, int64_t tokens, int64_t positions) {
-  int64_t known = positions;  // of what the module is fed
+  int64_t known = positions;  // of the module's input
   for (size_t k = 0; k < depth_; ++k) {
     KvCache& cache = caches_[layers_ + k];
-    const int64_t final = std::max<int64_t>(tokens - static_cast<int64_t>(k) - 1, 0);
-    const int64_t held = std::min(cache.lengths()[row], final);
-    if (held < cache.lengths()[row]) cache.truncate(static_cast<int64_t>(row), held);
-    inputs_[row][k].keep(held, known);
-    known = held;
+    const int64_t final = std::max<int64_t>(tokens - int64_t(k) - 1, 0);
+    const int64_t length = std::min(cache.lengths()[row], final);
+    if (length < cache.lengths()[row]) cache.truncate(int64_t(row), length);
+    inputs_[row][k].crop(length, known);
+    known = length;
   }
 }
 
 void Drafter::clear(size_t row) {
   for (size_t k = 0; k < depth_; ++k) {
-    caches_[layers_ + k].truncate(static_cast<int64_t>(row), 0);
+    caches_[layers_ + k].truncate(int64_t(row), 0);
     inputs_[row][k] = {};
   }
 }

@@ -1,6 +1,6 @@
-// Batches of prompts: slots that take a prompt each, a forward a round for all of them.
+// Generation for batches of prompts: each slot works on one prompt, and every round is one forward
+// for all slots.
 #include <algorithm>
-#include <chrono>
 #include <optional>
 
 #include <ATen/ATen.h>
@@ -9,48 +9,46 @@
 
 #include "generate/drafter.h"
 #include "generate/sampling.h"
+#include "support/host.h"
 
 namespace dsv3 {
 namespace {
 
 constexpr int64_t kPromptChunk = 4096;  // tokens of prompts in one forward
 
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-[[noreturn]] void refuse(const std::string& text) {
+[[noreturn]] void fail(const std::string& text) {
   throw Error(text, ExitCode::usage);
 }
 
 void check(const GenerateOptions& options) {
   const Sampling& sampling = options.sampling;
-  if (options.tokens < 1) refuse("the number of new tokens must be 1 or more");
-  if (options.batch < 1) refuse("the number of texts at once must be 1 or more");
-  if (!(sampling.temperature >= 0)) refuse("temperature must be 0 or more");
-  if (sampling.top_k < 0) refuse("top_k must be 1 or more, or 0 for all tokens");
-  if (!(sampling.top_p > 0 && sampling.top_p <= 1)) refuse("top_p must be above 0 and at most 1");
-  if (!(sampling.repetition_penalty > 0)) refuse("the repetition penalty must be above 0");
+  if (options.tokens < 1) fail("the number of new tokens must be at least 1");
+  if (options.batch < 1) fail("the number of texts at once must be at least 1");
+  if (!(sampling.temperature >= 0)) fail("temperature must be at least 0");
+  if (sampling.top_k < 0) fail("top_k must be at least 1, or 0 for all tokens");
+  if (!(sampling.top_p > 0 && sampling.top_p <= 1)) fail("top_p must be above 0 and at most 1");
+  if (!(sampling.repetition_penalty > 0)) fail("the repetition penalty must be above 0");
 }
 
 void check(const std::vector<Prompt>& prompts, int64_t vocab) {
   for (size_t i = 0; i < prompts.size(); ++i) {
-    const std::string which =
+    const std::string name =
         prompts.size() > 1 ? "prompt " + std::to_string(i + 1) : std::string("the prompt");
-    if (prompts[i].ids.empty()) refuse(which + " is empty: give at least one token to continue");
+    if (prompts[i].ids.empty()) fail(name + " is empty: pass at least one token to continue");
     for (const int32_t id : prompts[i].ids)
       if (id < 0 || id >= vocab)
-        refuse(which + " holds id " + std::to_string(id) +
-               ", which is none of the model's ids 0 to " + std::to_string(vocab - 1));
+        fail(name + " contains id " + std::to_string(id) +
+             ", which is not one of the model's ids 0 to " + std::to_string(vocab - 1));
   }
 }
 
-/// One text at work. The main model's cache holds all of its tokens but the last one and drafts.
+/// One text in progress. The main model's cache holds all its tokens except the last one and
+/// drafts.
 struct Slot {
   explicit Slot(uint64_t seed) : random(seed) {}
   size_t prompt = 0;
   Random random;
-  std::vector<Distribution> drafts;  // what the drafts at the end of the text were drawn from
+  std::vector<Distribution> drafts;  // from which the drafts at the end of the text were drawn
   bool done = false;
 };
 
@@ -73,9 +71,9 @@ class Run {
   Generation run() {
     GenerateStats& stats = result_.stats;
     for (;;) {
-      const double start = seconds();
+      const double start = seconds_now();
       take_prompts();
-      const double ready = seconds();
+      const double ready = seconds_now();
       stats.prompt_seconds += ready - start;
       const std::vector<size_t> active = active_slots();
       if (active.empty()) return std::move(result_);
@@ -87,7 +85,7 @@ class Run {
       note_cache();
       for (const size_t s : active)
         if (slots_[s]->done) release(s);
-      stats.seconds += seconds() - ready;
+      stats.seconds += seconds_now() - ready;
     }
   }
 
@@ -99,14 +97,22 @@ class Run {
     return active;
   }
 
-  int64_t held(size_t s) const { return caches_[0].lengths()[s]; }
-  /// Known ids of a text, drafts not counted.
+  int64_t cached(size_t s) const { return caches_[0].lengths()[s]; }
+  /// Length of a text without drafts.
   size_t known(size_t s) const { return texts_[s].size() - slots_[s]->drafts.size(); }
-  int64_t left(size_t s) const {
+  int64_t remaining(size_t s) const {
     return options_.tokens - int64_t(result_.texts[slots_[s]->prompt].ids.size());
   }
 
-  /// Gives free slots a prompt and feeds it, but for its last token: that is the first round's.
+  /// Adds the next `count` tokens of a text that are not in the cache.
+  void add_tokens(NewTokens& added, size_t s, int64_t count) const {
+    const auto begin = texts_[s].begin() + cached(s);
+    added.counts[s] = count;
+    added.tokens.insert(added.tokens.end(), begin, begin + count);
+  }
+
+  /// Gives each free slot a prompt and processes all but its last token, which is for the first
+  /// round.
   void take_prompts() {
     std::vector<size_t> fresh;
     for (size_t s = 0; s < slots_.size() && next_ < prompts_.size(); ++s) {
@@ -126,11 +132,9 @@ class Run {
       NewTokens added;
       added.counts.assign(texts_.size(), 0);
       for (const size_t s : rows) {
-        const int64_t count = std::min(int64_t(texts_[s].size()) - 1 - held(s),
-                                       kPromptChunk - int64_t(added.tokens.size()));
-        added.counts[s] = count;
-        const auto begin = texts_[s].begin() + held(s);
-        added.tokens.insert(added.tokens.end(), begin, begin + count);
+        add_tokens(added, s,
+                   std::min(int64_t(texts_[s].size()) - 1 - cached(s),
+                            kPromptChunk - int64_t(added.tokens.size())));
       }
       if (added.tokens.empty()) return;
       const Extended out = model_.extend(added, caches_);
@@ -145,17 +149,17 @@ class Run {
       if (added.counts[s] > 0) drafter_->add(s, hidden.narrow(0, begin, added.counts[s]));
       begin += added.counts[s];
     }
-    // The last token waits for the first round, whose drafts come of it.
+    // Without the last token, from which the first round drafts.
     for (size_t k = 0; k < drafter_->depth(); ++k) drafter_->run(k, rows, texts_, 1);
-    for (const size_t s : rows) drafter_->settle(s, int64_t(texts_[s].size()), held(s));
+    for (const size_t s : rows) drafter_->settle(s, int64_t(texts_[s].size()), cached(s));
   }
 
-  /// Puts drafts behind texts: as many as there are modules, fewer where a text is about to end.
+  /// Appends drafts to texts: one per module, fewer where a text is about to end.
   void draft(const std::vector<size_t>& active) {
     for (size_t k = 0; k < drafter_->depth(); ++k) {
       std::vector<size_t> rows;
       for (const size_t s : active)
-        if (slots_[s]->drafts.size() == k && left(s) > int64_t(k) + 1) rows.push_back(s);
+        if (slots_[s]->drafts.size() == k && remaining(s) > int64_t(k) + 1) rows.push_back(s);
       const Drafter::Drafted drafted = drafter_->run(k, rows, texts_);
       for (size_t i = 0; i < drafted.ran.size(); ++i) {
         const size_t s = drafted.ran[i];
@@ -165,7 +169,7 @@ class Run {
     }
   }
 
-  /// What comes after `before`, by one row of logits.
+  /// The distribution of the token after `before`, from one row of logits.
   Distribution next_of(const at::Tensor& logits, int64_t row,
                        std::span<const int32_t> before) const {
     const int64_t all = logits.size(1), ids = options_.ids > 0 ? std::min(options_.ids, all) : all;
@@ -173,16 +177,12 @@ class Run {
                         options_.sampling);
   }
 
-  /// fp32 logits on the CPU: of each text's last known token and of its drafts.
+  /// fp32 logits on the CPU for each text's last known token and its drafts.
   at::Tensor forward(const std::vector<size_t>& active) {
     NewTokens added;
     added.counts.assign(texts_.size(), 0);
-    for (const size_t s : active) {
-      const auto begin = texts_[s].begin() + held(s);
-      added.counts[s] = texts_[s].end() - begin;
-      added.tokens.insert(added.tokens.end(), begin, texts_[s].end());
-    }
-    for (size_t i = 0; i < added.tokens.size(); ++i) added.wanted.push_back(int64_t(i));
+    for (const size_t s : active) add_tokens(added, s, int64_t(texts_[s].size()) - cached(s));
+    for (size_t i = 0; i < added.tokens.size(); ++i) added.logits_at.push_back(int64_t(i));
     const Extended out = model_.extend(added, caches_);
     hidden_ = out.hidden;
     return out.logits.to(at::kCPU, at::kFloat).contiguous();
@@ -197,8 +197,8 @@ class Run {
     return at::stack(last);
   }
 
-  /// Judges drafts and adds a token; `first` is the text's first row of logits. Returns the next
-  /// text's.
+  /// Verifies drafts and adds a token. `first` is the text's first row of logits; returns that of
+  /// the next text.
   int64_t choose(size_t s, const at::Tensor& logits, int64_t first) {
     Slot& slot = *slots_[s];
     std::vector<int32_t>& text = texts_[s];
@@ -225,13 +225,13 @@ class Run {
     return first + int64_t(drafts) + 1;
   }
 
-  /// Takes what was fed of refused drafts out of the caches: of the text's last forward, `kept`
-  /// tokens stay; its part of hidden_ is at `first`.
-  void settle(size_t s, int64_t first, int64_t kept) {
+  /// Removes rejected drafts from the caches: `accepted` tokens of the text's last forward stay.
+  /// Its part of hidden_ starts at `first`.
+  void settle(size_t s, int64_t first, int64_t accepted) {
     const int64_t length = int64_t(texts_[s].size());
     for (size_t i = 0; i < layers_; ++i) caches_[i].truncate(int64_t(s), length);
     if (!drafter_) return;
-    drafter_->add(s, hidden_.narrow(0, first, kept));
+    drafter_->add(s, hidden_.narrow(0, first, accepted));
     drafter_->settle(s, length, length);
   }
 
@@ -280,13 +280,13 @@ class Run {
   Model& model_;
   const std::vector<Prompt>& prompts_;
   const GenerateOptions& options_;
-  size_t next_ = 0;                          // prompt that no slot has had
+  size_t next_ = 0;                          // first prompt that no slot has taken
   std::vector<std::optional<Slot>> slots_;   // empty = free
   std::vector<std::vector<int32_t>> texts_;  // of slots: prompt, new ids, drafts
   std::vector<KvCache> caches_;              // rows are slots; MTP modules last
   size_t layers_ = 0;                        // without MTP modules
   std::optional<Drafter> drafter_;
-  at::Tensor hidden_;  // for the drafter, of all tokens of the last forward
+  at::Tensor hidden_;  // of all tokens of the last forward, for the drafter
   Generation result_;
 };
 

@@ -9,11 +9,11 @@
 namespace dsv3 {
 namespace {
 
-/// Once for each id, however often the text has it.
+/// Penalises each id once, however often the text has it.
 void penalise(std::vector<double>& scores, std::span<const int32_t> before, double penalty) {
   std::vector<bool> done(scores.size());
   for (const int32_t id : before) {
-    const size_t i = static_cast<size_t>(id);
+    const size_t i = size_t(id);
     if (i >= scores.size() || done[i]) continue;
     done[i] = true;
     scores[i] = scores[i] > 0 ? scores[i] / penalty : scores[i] * penalty;
@@ -25,14 +25,14 @@ void normalise(std::vector<double>& weights) {
   for (double& weight : weights) weight /= sum;
 }
 
-/// `ids`, likeliest first, down to where the probabilities before reach top_p.
+/// Truncates `ids`, most likely first, after the one whose cumulative probability reaches top_p.
 void cut_to_mass(Distribution& result, double top_p) {
   double mass = 0;
-  size_t kept = 0;
-  while (kept < result.ids.size() && (kept == 0 || mass < top_p))
-    mass += result.probabilities[kept++];
-  result.ids.resize(kept);
-  result.probabilities.resize(kept);
+  size_t count = 0;
+  while (count < result.ids.size() && (count == 0 || mass < top_p))
+    mass += result.probabilities[count++];
+  result.ids.resize(count);
+  result.probabilities.resize(count);
   normalise(result.probabilities);
 }
 
@@ -40,7 +40,7 @@ void cut_to_mass(Distribution& result, double top_p) {
 
 double Distribution::of(int32_t id) const {
   const auto found = std::find(ids.begin(), ids.end(), id);
-  return found == ids.end() ? 0 : probabilities[static_cast<size_t>(found - ids.begin())];
+  return found == ids.end() ? 0 : probabilities[size_t(found - ids.begin())];
 }
 
 Distribution distribution(std::span<const float> logits, std::span<const int32_t> before,
@@ -49,28 +49,27 @@ Distribution distribution(std::span<const float> logits, std::span<const int32_t
   for (const double score : scores)
     if (!std::isfinite(score))
       throw Error(
-          "the model's logits are not finite: its weights, or the precision they are "
-          "computed in, do not work");
+          "the model's logits are not finite: its weights are damaged, or the precision is too "
+          "low");
   if (sampling.repetition_penalty != 1) penalise(scores, before, sampling.repetition_penalty);
   const auto best = std::max_element(scores.begin(), scores.end());
-  if (sampling.temperature <= 0) return {{static_cast<int32_t>(best - scores.begin())}, {1}};
+  if (sampling.temperature <= 0) return {{int32_t(best - scores.begin())}, {1}};
 
   Distribution result;
   result.ids.resize(scores.size());
   std::iota(result.ids.begin(), result.ids.end(), 0);
-  const auto likelier = [&scores](int32_t a, int32_t b) {
-    const double x = scores[static_cast<size_t>(a)], y = scores[static_cast<size_t>(b)];
+  const auto more_likely = [&scores](int32_t a, int32_t b) {
+    const double x = scores[size_t(a)], y = scores[size_t(b)];
     return x != y ? x > y : a < b;
   };
-  if (sampling.top_k > 0 && static_cast<size_t>(sampling.top_k) < scores.size()) {
+  if (sampling.top_k > 0 && size_t(sampling.top_k) < scores.size()) {
     std::nth_element(result.ids.begin(), result.ids.begin() + sampling.top_k - 1, result.ids.end(),
-                     likelier);
-    result.ids.resize(static_cast<size_t>(sampling.top_k));
+                     more_likely);
+    result.ids.resize(size_t(sampling.top_k));
   }
-  if (sampling.top_p < 1) std::sort(result.ids.begin(), result.ids.end(), likelier);
+  if (sampling.top_p < 1) std::sort(result.ids.begin(), result.ids.end(), more_likely);
   for (const int32_t id : result.ids)
-    result.probabilities.push_back(
-        std::exp((scores[static_cast<size_t>(id)] - *best) / sampling.temperature));
+    result.probabilities.push_back(std::exp((scores[size_t(id)] - *best) / sampling.temperature));
   normalise(result.probabilities);
   if (sampling.top_p < 1) cut_to_mass(result, sampling.top_p);
   return result;
@@ -98,7 +97,7 @@ std::pair<int32_t, bool> judge(int32_t draft, const Distribution& p, const Distr
     if (found != drafted.end() && found->first == rest.ids[i])
       rest.probabilities[i] = std::max(rest.probabilities[i] - found->second, 0.0);
   }
-  // A refused draft has p < q, so something is left; nothing only by rounding, when p and q agree.
+  // After a rejected draft, p < q for it and so p > q elsewhere; the sum is 0 only by rounding.
   if (std::accumulate(rest.probabilities.begin(), rest.probabilities.end(), 0.0) <= 0)
     return {draw(p, random), false};
   normalise(rest.probabilities);

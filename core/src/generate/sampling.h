@@ -11,34 +11,35 @@
 
 namespace dsv3 {
 
-/// Same numbers for a seed on any machine.
+/// Random numbers that depend only on the seed, on every machine.
 class Random {
  public:
   explicit Random(uint64_t seed) : engine_(seed) {}
   /// In [0, 1).
-  double uniform() { return static_cast<double>(engine_() >> 11) * 0x1p-53; }
+  double uniform() { return double(engine_() >> 11) * 0x1p-53; }
 
  private:
   std::mt19937_64 engine_;
 };
 
-/// Tokens that may come next; the others have probability 0.
+/// The tokens that may come next; all others have probability 0.
 struct Distribution {
   std::vector<int32_t> ids;
   std::vector<double> probabilities;  ///< of `ids`; their sum is 1
   double of(int32_t id) const;
 };
 
-/// What `sampling` makes of `logits`, one a token id, behind the text `before`. Throws dsv3::Error
-/// when they are not finite.
+/// The distribution of the next token after the text `before`, from `logits`, one per token id.
+/// Throws dsv3::Error when they are not finite.
 Distribution distribution(std::span<const float> logits, std::span<const int32_t> before,
                           const Sampling& sampling);
 
 int32_t draw(const Distribution& from, Random& random);
 
-/// Judges `draft`, drawn from q: it is accepted with probability min(1, p / q), else another token
-/// is drawn from max(p - q, 0), so that the result is distributed as p (Leviathan et al.,
-/// arXiv 2211.17192, appendix A.1). Returns {token, draft was accepted}.
+/// Verifies `draft`, drawn from q: accepts it with probability min(1, p / q), else draws another
+/// token from max(p - q, 0), so that the result is distributed as p (Leviathan et al.,
+/// arXiv 2211.17192, appendix A.1). Returns {token, whether the draft was
+/// accepted}.
 std::pair<int32_t, bool> judge(int32_t draft, const Distribution& p, const Distribution& q,
                                Random& random);
 

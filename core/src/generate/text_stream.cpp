@@ -30,7 +30,7 @@ size_t open_stop(const std::string& text, const std::string& stop) {
 TextStream::TextStream(const Tokenizer& tokenizer, std::vector<std::string> stops)
     : tokenizer_(tokenizer), stops_(std::move(stops)) {
   for (const std::string& stop : stops_)
-    if (stop.empty()) throw Error("a stop text is empty: leave it out", ExitCode::usage);
+    if (stop.empty()) throw Error("a stop text is empty: omit it", ExitCode::usage);
 }
 
 std::string TextStream::add(int32_t id) {
@@ -46,7 +46,7 @@ std::string TextStream::add(int32_t id) {
   size_t back = open_character(held_);
   for (const std::string& stop : stops_) back = std::max(back, open_stop(held_, stop));
   std::string certain = held_.substr(0, held_.size() - back);
-  // Also without cutting the character in front of a possible stop text.
+  // Does not split the character before a possible stop text either.
   certain.resize(certain.size() - open_character(certain));
   held_.erase(0, certain.size());
   return certain;

@@ -2,37 +2,40 @@
 
 #include <ATen/ATen.h>
 
+#include "call/checked.h"
+
 namespace dsv3 {
 
 Block::Block(const LayerContext& context, const ModelFactory& factory,
-             const std::string& norm_place)
+             const std::string& norm_position)
     : Component(context) {
   LayerContext inner = context;
-  attention_norms_ = make_norms("attention", norm_place, [&] {
+  attention_norms_ = make_norms("attention", norm_position, [&] {
     inner.prefix = context.prefix + ".attention";
     attention_ = factory.attention(inner);
   });
-  feed_forward_norms_ = make_norms("feed_forward", norm_place, [&] {
+  feed_forward_norms_ = make_norms("feed_forward", norm_position, [&] {
     inner.prefix = context.prefix + ".feed_forward";
     feed_forward_ = factory.feed_forward(inner);
   });
 }
 
-// Parameters are declared in the order in which they are used: the layer's between its norms.
-Block::Norms Block::make_norms(const std::string& name, const std::string& place,
+// `build` creates the sublayer between its norms, so that parameters are declared in order of use.
+Block::Norms Block::make_norms(const std::string& name, const std::string& position,
                                const std::function<void()>& build) {
   const ModelDims& dims = context().dims;
   Norms norms;
-  if (place != "post") norms.before.emplace(*this, name + "_norm", dims.hidden, dims.norm_eps);
+  if (position != "post") norms.before.emplace(*this, name + "_norm", dims.hidden, dims.norm_eps);
   build();
-  if (place != "pre") norms.after.emplace(*this, name + "_post_norm", dims.hidden, dims.norm_eps);
+  if (position != "pre")
+    norms.after.emplace(*this, name + "_post_norm", dims.hidden, dims.norm_eps);
   return norms;
 }
 
 template <class Layer>
 at::Tensor Block::apply(const Norms& norms, Layer& layer, const at::Tensor& x,
                         const Sequence& seq) {
-  at::Tensor y = layer.forward(norms.before ? (*norms.before)(x) : x, seq);
+  at::Tensor y = checked::forward(layer, norms.before ? (*norms.before)(x) : x, seq);
   if (norms.after) y = (*norms.after)(y);
   return x + y;
 }
@@ -43,14 +46,14 @@ at::Tensor Block::forward(const at::Tensor& x, const Sequence& seq) const {
 }
 
 MtpModule::MtpModule(const LayerContext& context, const ModelFactory& factory,
-                     const std::string& norm_place, bool embedding_first)
+                     const std::string& norm_position, bool embedding_first)
     : Component(context), embedding_first_(embedding_first) {
   const int64_t hidden = context.dims.hidden;
   const double eps = context.dims.norm_eps;
   embedding_norm_ = RmsNorm(*this, "embedding_norm", hidden, eps);
   hidden_norm_ = RmsNorm(*this, "hidden_norm", hidden, eps);
   projection_ = Linear(*this, "projection", 2 * hidden, hidden);
-  block_ = std::make_unique<Block>(context, factory, norm_place);
+  block_ = std::make_unique<Block>(context, factory, norm_position);
   final_norm_ = RmsNorm(*this, "final_norm", hidden, eps);
 }
 

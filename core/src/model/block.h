@@ -18,7 +18,7 @@ namespace dsv3 {
 class Block : public Component {
  public:
   /// `context.prefix` is e.g. "layers.3".
-  Block(const LayerContext& context, const ModelFactory& factory, const std::string& norm_place);
+  Block(const LayerContext& context, const ModelFactory& factory, const std::string& norm_position);
   at::Tensor forward(const at::Tensor& x, const Sequence& seq) const;  // [B, T, D] -> same
 
   const std::shared_ptr<Attention>& attention() const { return attention_; }
@@ -28,7 +28,7 @@ class Block : public Component {
   struct Norms {
     std::optional<RmsNorm> before, after;
   };
-  Norms make_norms(const std::string& name, const std::string& place,
+  Norms make_norms(const std::string& name, const std::string& position,
                    const std::function<void()>& build);
   template <class Layer>
   static at::Tensor apply(const Norms& norms, Layer& layer, const at::Tensor& x,
@@ -40,12 +40,12 @@ class Block : public Component {
 };
 
 /// Module k of multi-token prediction (DeepSeek-V3 report, section 2.2): one block on
-/// M [norm(embedding of token i+k); norm(h_i)], with an own final norm.
+/// M [norm(embedding of token i+k); norm(h_i)], with its own final norm.
 class MtpModule : public Component {
  public:
-  MtpModule(const LayerContext& context, const ModelFactory& factory, const std::string& norm_place,
-            bool embedding_first);
-  /// embedding, hidden [B, T, D] -> {hidden after the final norm, hidden before it}.
+  MtpModule(const LayerContext& context, const ModelFactory& factory,
+            const std::string& norm_position, bool embedding_first);
+  /// embedding, hidden [B, T, D] -> {hidden after the final norm, hidden before the final norm}.
   Tensors forward(const at::Tensor& embedding, const at::Tensor& hidden, const Sequence& seq) const;
   const Block& block() const { return *block_; }
 

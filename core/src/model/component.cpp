@@ -1,3 +1,5 @@
+#include <array>
+
 #include <ATen/ATen.h>
 
 #include <dsv3/sdk/component.h>
@@ -10,28 +12,17 @@ template <class Declared>
 void require_new(const std::vector<Declared>& declared, const std::string& name) {
   for (const Declared& other : declared)
     if (other.name == name)
-      throw Error("'" + name + "' is declared twice; every parameter and buffer needs its own name",
+      throw Error("'" + name + "' is declared twice; parameters and buffers must have unique names",
                   ExitCode::plugin);
 }
 
 }  // namespace
 
 const char* role_name(Role role) {
-  switch (role) {
-    case Role::matrix:
-      return "matrix";
-    case Role::embedding:
-      return "embedding";
-    case Role::head:
-      return "head";
-    case Role::norm:
-      return "norm";
-    case Role::router:
-      return "router";
-    case Role::bias:
-      return "bias";
-  }
-  throw Error("unknown parameter role " + std::to_string(int(role)));
+  static constexpr std::array names{"matrix", "embedding", "head", "norm", "router", "bias"};
+  const size_t index = size_t(role) - 1;
+  if (index >= names.size()) throw Error("unknown parameter role " + std::to_string(int(role)));
+  return names[index];
 }
 
 at::Tensor ParameterStore::add(std::string name, at::IntArrayRef sizes, const ParamSpec& spec,
@@ -41,7 +32,7 @@ at::Tensor ParameterStore::add(std::string name, at::IntArrayRef sizes, const Pa
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < sizes.size(); ++i) rows *= sizes[i];
   if (spec.matrices < 1 || rows % spec.matrices != 0)
-    throw Error("'" + name + "' has " + std::to_string(rows) + " rows, which are not " +
+    throw Error("'" + name + "' has " + std::to_string(rows) + " rows, which cannot form " +
                     std::to_string(spec.matrices) + " equal matrices",
                 ExitCode::plugin);
   at::Tensor tensor = at::empty(sizes, at::TensorOptions().dtype(dtype).device(device));
@@ -55,7 +46,7 @@ at::Tensor ParameterStore::add_buffer(std::string name, at::IntArrayRef sizes, a
   require_new(parameters_, name);
   require_new(buffers_, name);
   if (init.kind == Init::Kind::normal)
-    throw Error("buffer '" + name + "' can start as zeros or ones only", ExitCode::plugin);
+    throw Error("buffer '" + name + "' must be initialised with zeros or ones", ExitCode::plugin);
   const auto options = at::TensorOptions().dtype(dtype).device(device);
   at::Tensor tensor =
       init.kind == Init::Kind::ones ? at::ones(sizes, options) : at::zeros(sizes, options);

@@ -1,14 +1,16 @@
-// Parameter counts and work of a model, for --dry-run and the start of a run.
+// Parameter counts and work per token of a model, for --dry-run and the start of a run.
 #include <algorithm>
 
 #include <ATen/ATen.h>
 
 #include <dsv3/runtime/model.h>
 
+#include "call/checked.h"
+
 namespace dsv3 {
 namespace {
 
-/// The line of the table that a parameter counts in.
+/// The row of the table that counts a parameter.
 std::string part_of(const Parameter& parameter, int64_t layers) {
   const std::string& name = parameter.name;
   if (parameter.spec.role == Role::embedding) return "embedding";
@@ -19,7 +21,7 @@ std::string part_of(const Parameter& parameter, int64_t layers) {
   return "norms";
 }
 
-/// True for what a token is multiplied with.
+/// True for parameters that are multiplied with tokens.
 bool is_multiplied(Role role) {
   return role == Role::matrix || role == Role::router || role == Role::head;
 }
@@ -29,9 +31,12 @@ int64_t saved_values(const Model& model, const Experiment& experiment) {
   const int64_t sequence = experiment.train.sequence, layers = experiment.model.layers;
   int64_t sum = 0, largest = 0;
   for (size_t i = 0; i < model.attention().size(); ++i) {
-    // The inputs of both norms and of both sublayers are kept besides what the sublayers keep.
-    int64_t block = model.attention()[i]->saved_values_per_token(sequence) +
-                    model.feed_forward()[i]->saved_values_per_token() + 4 * hidden;
+    // Besides the sublayers' values, the inputs of both norms and of both sublayers are saved.
+    int64_t block = checked::number(*model.attention()[i], "saved_values_per_token",
+                                    &Attention::saved_values_per_token, sequence) +
+                    checked::number(*model.feed_forward()[i], "saved_values_per_token",
+                                    &FeedForward::saved_values_per_token) +
+                    4 * hidden;
     if (int64_t(i) >= layers)
       block += 6 * hidden;  // two more norms, the joined input, the final norm
     sum += block;
@@ -66,13 +71,14 @@ ModelFigures figures(const Model& model, const Experiment& experiment) {
     }
     if (is_multiplied(parameter.spec.role)) multiplied += active;
   }
-  // Every MTP module multiplies with the head once more; a tied head is counted as embedding above.
+  // Every MTP module uses the head, too. A tied head was counted as the embedding above.
   const double head = double(model.vocab()) * double(experiment.model.hidden);
   multiplied += head * double(experiment.mtp.depth + (experiment.model.tied_head ? 1 : 0));
 
   double attention = 0;
   for (const std::shared_ptr<Attention>& layer : model.attention())
-    attention += layer->attention_flops(experiment.train.sequence);
+    attention += checked::number(*layer, "attention_flops", &Attention::attention_flops,
+                                 experiment.train.sequence);
   result.flops_per_token = 6 * multiplied + 3 * attention;
   result.flops_per_token_causal = 6 * multiplied + 1.5 * attention;
   result.saved_values_per_token = saved_values(model, experiment);

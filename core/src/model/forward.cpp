@@ -1,5 +1,5 @@
-// What a model computes: training loss, validation loss, logits. The order of enter and leave is
-// the contract with strategies (docs/strategies.md).
+// A model's computations: training loss, validation loss, logits. The order of enter and leave is a
+// contract with strategies (docs/strategies.md).
 #include <limits>
 
 #include <ATen/ATen.h>
@@ -8,16 +8,17 @@
 #include <dsv3/sdk/ops.h>
 #include <dsv3/sdk/packing.h>
 
-#include "barrier/watch.h"
+#include "call/call.h"
+#include "call/watch.h"
 #include "model/parts.h"
 
 namespace dsv3 {
 namespace {
 
-/// fp32 logits that token_losses holds: 64 MiB.
+/// fp32 logits that token_losses computes at once: 64 MiB.
 constexpr int64_t kLogitsAtOnce = int64_t{16} << 20;
 
-/// The micro-batch on the device, as every layer sees it.
+/// The micro-batch on the device, as layers see it.
 Sequence sequence_of(const Batch& batch, at::Device device) {
   const int64_t rows = batch.tokens.size(0), length = batch.tokens.size(1) - 1;
   Sequence seq;
@@ -34,7 +35,8 @@ Sequence sequence_of(const Batch& batch, at::Device device) {
   return seq;
 }
 
-/// Inputs of MTP module k: the tokens k + 1 ahead. Beyond the row's end, where no target is, zeros.
+/// Inputs of MTP module `ahead` - 1: the tokens `ahead` positions later, zeros beyond the row's
+/// end.
 at::Tensor tokens_ahead(const at::Tensor& tokens, int64_t ahead) {
   const int64_t length = tokens.size(1) - 1, count = std::max<int64_t>(length + 1 - ahead, 0);
   if (count == length) return tokens.narrow(1, ahead, length);
@@ -44,7 +46,7 @@ at::Tensor tokens_ahead(const at::Tensor& tokens, int64_t ahead) {
 }
 
 void show(const std::string& module, const at::Tensor& output) {
-  if (barrier::watch) barrier::watch->passed(module, {}, {output});
+  if (Watch* watch = Watch::active) watch->passed(module, {}, {output});
 }
 
 }  // namespace
@@ -58,11 +60,11 @@ std::vector<int64_t> count_targets(const Batch& batch, int64_t mtp_depth) {
 }
 
 void Model::Parts::enter(const Unit& unit, TensorRefs inputs) const {
-  if (strategy) strategy->enter(unit.index, inputs);
+  if (strategy) call(*strategy, "enter", &Strategy::enter, unit.index, inputs);
 }
 
 void Model::Parts::leave(const Unit& unit, TensorRefs outputs) const {
-  if (strategy) strategy->leave(unit.index, outputs);
+  if (strategy) call(*strategy, "leave", &Strategy::leave, unit.index, outputs);
 }
 
 at::Tensor Model::Parts::embed(const at::Tensor& tokens) const {
@@ -78,12 +80,12 @@ at::Tensor Model::Parts::hidden(const at::Tensor& tokens, const Sequence& seq,
   const bool recompute = experiment.model.recompute == "full";
   at::Tensor x = embed(tokens);
   for (size_t i = 0; i < blocks.size(); ++i) {
-    Sequence own = seq;
-    if (caches) own.cache = &caches->at(i);
-    const Recomputable forward = [block = blocks[i].get(), own](const Tensors& in, bool again) {
-      Sequence seq = own;
-      seq.recompute |= again;
-      return Tensors{block->forward(in[0], seq)};
+    Sequence layer_seq = seq;
+    if (caches) layer_seq.cache = &caches->at(i);
+    const Recomputable forward = [block = blocks[i].get(), layer_seq](const Tensors& in,
+                                                                      bool repeated) mutable {
+      layer_seq.recompute |= repeated;
+      return Tensors{block->forward(in[0], layer_seq)};
     };
     enter(block_unit(i), {&x});
     x = recompute ? run_recomputed(forward, {x})[0] : forward({x}, false)[0];
@@ -96,11 +98,10 @@ at::Tensor Model::Parts::hidden(const at::Tensor& tokens, const Sequence& seq,
 Tensors Model::Parts::mtp_hidden(size_t k, const at::Tensor& tokens, at::Tensor hidden,
                                  const Sequence& seq, bool need_raw) const {
   at::Tensor e = embed(tokens);
-  const Recomputable forward = [module = mtp[k].get(), seq, need_raw](const Tensors& in,
-                                                                      bool again) {
-    Sequence own = seq;
-    own.recompute |= again;
-    Tensors out = module->forward(in[1], in[0], own);
+  const Recomputable forward = [module = mtp[k].get(), seq = seq, need_raw](const Tensors& in,
+                                                                            bool repeated) mutable {
+    seq.recompute |= repeated;
+    Tensors out = module->forward(in[1], in[0], seq);
     if (!need_raw) out.pop_back();
     return out;
   };
@@ -130,42 +131,49 @@ at::Tensor Model::Parts::project(const at::Tensor& x) const {
 
 namespace {
 
+/// Hidden states [B, T, D] of the main model after `batch`'s first T tokens.
+at::Tensor hidden_of(const Model::Parts& parts, const Batch& batch) {
+  const at::Tensor tokens = batch.tokens.narrow(1, 0, batch.tokens.size(1) - 1);
+  return parts.hidden(tokens.to(parts.device), sequence_of(batch, parts.device));
+}
+
 /// One call of Model::loss.
-class LossRun {
+class LossComputation {
  public:
-  LossRun(const Model::Parts& parts, const Batch& batch, const LossScale& scale, bool again)
+  LossComputation(const Model::Parts& parts, const Batch& batch, const LossScale& scale,
+                  bool recompute)
       : parts_(parts), batch_(batch), scale_(scale), seq_(sequence_of(batch, parts.device)) {
     seq_.training = true;
-    seq_.recompute = again;
+    seq_.recompute = recompute;
     seq_.aux_scale = 1.0 / double(std::max<int64_t>(scale.sequences, 1));
     tokens_ = batch.tokens.to(parts.device);
   }
 
   LossParts run() {
-    const at::Tensor hidden = main();
-    if (!parts_.mtp.empty()) predict_further(hidden);
+    const at::Tensor hidden = add_main();
+    if (!parts_.mtp.empty()) add_mtp(hidden);
     return losses_;
   }
 
  private:
-  /// {loss times `factor` / `divisor`, plain loss / `divisor`} of predicting `depth` + 1 ahead of
-  /// x.
+  /// {loss * factor / divisor, plain loss / divisor} of predicting `depth` + 1 tokens ahead of x.
   std::pair<at::Tensor, at::Tensor> entropy(const at::Tensor& x, int64_t depth, double factor,
                                             double divisor) {
     divisor = std::max(divisor, 1.0);  // no valid target anywhere: 0, not NaN
     const at::Tensor targets =
         shifted_targets(batch_.tokens, batch_.document_ids, depth).reshape(-1).to(parts_.device);
     const LossOptions& options = parts_.experiment.loss;
-    auto [loss, plain] = linear_cross_entropy(x.reshape({-1, x.size(-1)}), parts_.head, targets,
-                                              options.z, factor / divisor, options.chunk);
+    auto [loss, plain] =
+        linear_cross_entropy(x.reshape({-1, x.size(-1)}), parts_.head, targets, options.z,
+                             factor / divisor, options.chunk.value_or(0));
     show("head and loss", loss);
     return {loss, plain / divisor};
   }
 
   bool feeds_normed() const { return parts_.experiment.mtp.input == "normed"; }
 
-  /// Returns the hidden state that the first MTP module is fed.
-  at::Tensor main() {
+  /// Adds the main loss. Returns the input of the first MTP module.
+  at::Tensor add_main() {
     const at::Tensor raw = parts_.hidden(tokens_.narrow(1, 0, tokens_.size(1) - 1), seq_);
     at::Tensor x = raw;
     std::vector<at::Tensor*> outputs{&losses_.total};
@@ -178,14 +186,14 @@ class LossRun {
     return feeds_normed() ? x : raw;
   }
 
-  void predict_further(at::Tensor hidden) {
+  void add_mtp(at::Tensor hidden) {
     const MtpOptions& options = parts_.experiment.mtp;
     const size_t depth = parts_.mtp.size();
     for (size_t k = 0; k < depth; ++k) {
       const Tensors out = parts_.mtp_hidden(k, tokens_ahead(tokens_, int64_t(k) + 1), hidden, seq_,
                                             !feeds_normed() && k + 1 < depth);
-      const bool own = options.denominator == "own" && k < scale_.mtp_targets.size();
-      const double divisor = own ? scale_.mtp_targets[k] : scale_.main_targets;
+      const bool by_depth = options.denominator == "own" && k < scale_.mtp_targets.size();
+      const double divisor = by_depth ? scale_.mtp_targets[k] : scale_.main_targets;
       at::Tensor x = out.front(), loss, plain;
       parts_.with_head({&x}, {&loss}, [&] {
         std::tie(loss, plain) = entropy(x, int64_t(k) + 1, options.weight / double(depth), divisor);
@@ -207,22 +215,20 @@ class LossRun {
 
 }  // namespace
 
-LossParts Model::loss(const Batch& batch, const LossScale& scale, bool again) {
-  return LossRun(*parts_, batch, scale, again).run();
+LossParts Model::loss(const Batch& batch, const LossScale& scale, bool recompute) {
+  return LossComputation(*parts_, batch, scale, recompute).run();
 }
 
 std::pair<double, int64_t> Model::evaluate(const Batch& batch) {
   const at::NoGradGuard no_grad;
   const Parts& parts = *parts_;
-  const at::Tensor tokens = batch.tokens.to(parts.device);
-  at::Tensor x =
-      parts.hidden(tokens.narrow(1, 0, tokens.size(1) - 1), sequence_of(batch, parts.device));
+  at::Tensor x = hidden_of(parts, batch);
   const at::Tensor targets = shifted_targets(batch.tokens, batch.document_ids, 0).reshape(-1);
   at::Tensor sum;
   parts.with_head({&x}, {&sum}, [&] {
     x = parts.final_norm(x);
     sum = linear_cross_entropy(x.reshape({-1, x.size(-1)}), parts.head, targets.to(parts.device), 0,
-                               1, parts.experiment.loss.chunk)
+                               1, parts.experiment.loss.chunk.value_or(0))
               .second;
   });
   return {sum.item<double>(), targets.ge(0).sum().item<int64_t>()};
@@ -231,21 +237,19 @@ std::pair<double, int64_t> Model::evaluate(const Batch& batch) {
 at::Tensor Model::token_losses(const Batch& batch, const at::Tensor& targets) {
   const at::NoGradGuard no_grad;
   const Parts& parts = *parts_;
-  const at::Tensor tokens = batch.tokens.to(parts.device);
-  at::Tensor x =
-      parts.hidden(tokens.narrow(1, 0, tokens.size(1) - 1), sequence_of(batch, parts.device));
+  at::Tensor x = hidden_of(parts, batch);
   const at::Tensor flat = targets.reshape(-1).to(parts.device);
-  const at::Tensor asked = flat.ge(0).nonzero().squeeze(1);
-  const at::Tensor index = flat.index_select(0, asked).unsqueeze(1);
+  const at::Tensor valid = flat.ge(0).nonzero().squeeze(1);
+  const at::Tensor index = flat.index_select(0, valid).unsqueeze(1);
   at::Tensor losses = at::zeros(flat.sizes(), x.options().dtype(at::kFloat));
   parts.with_head({&x}, {&losses}, [&] {
-    x = parts.final_norm(x).reshape({-1, x.size(-1)}).index_select(0, asked);
+    x = parts.final_norm(x).reshape({-1, x.size(-1)}).index_select(0, valid);
     const int64_t rows = std::max<int64_t>(1, kLogitsAtOnce / parts.vocab);
     for (int64_t begin = 0; begin < x.size(0); begin += rows) {
       const int64_t count = std::min(rows, x.size(0) - begin);
       const at::Tensor logits = parts.project(x.narrow(0, begin, count));
       const at::Tensor picked = logits.gather(1, index.narrow(0, begin, count)).squeeze(1);
-      losses.index_copy_(0, asked.narrow(0, begin, count),
+      losses.index_copy_(0, valid.narrow(0, begin, count),
                          (logits.logsumexp(1) - picked).to(at::kFloat));
     }
   });
@@ -268,21 +272,21 @@ at::Tensor Model::mtp_logits(const at::Tensor& tokens) {
   const Parts& parts = *parts_;
   const int64_t length = tokens.size(1);
   const bool normed = parts.experiment.mtp.input == "normed";
-  // A made last token makes rows [B, T + 1] as in training; what it leads to is overwritten.
-  const at::Tensor padded = at::cat({tokens, at::zeros_like(tokens.narrow(1, 0, 1))}, 1);
-  const at::Tensor all = padded.to(parts.device), input = all.narrow(1, 0, length);
-  Sequence seq;
-  seq.positions = at::arange(length, input.options()).expand_as(input);
-  at::Tensor hidden = parts.hidden(input, seq);
+  // A placeholder as last token gives rows [B, T + 1] as in training; its logits become NaN below.
+  Batch batch;
+  batch.tokens = at::cat({tokens, at::zeros_like(tokens.narrow(1, 0, 1))}, 1).to(parts.device);
+  const Sequence seq = sequence_of(batch, parts.device);
+  at::Tensor hidden = hidden_of(parts, batch);
   if (normed) parts.with_head({&hidden}, {&hidden}, [&] { hidden = parts.final_norm(hidden); });
   std::vector<at::Tensor> logits;
   for (size_t k = 0; k < parts.mtp.size(); ++k) {
     const int64_t ahead = int64_t(k) + 1;
-    const Tensors out = parts.mtp_hidden(k, tokens_ahead(all, ahead), hidden, seq, !normed);
+    const Tensors out =
+        parts.mtp_hidden(k, tokens_ahead(batch.tokens, ahead), hidden, seq, !normed);
     at::Tensor x = out.front(), result;
     parts.with_head({&x}, {&result}, [&] { result = parts.project(x); });
-    const int64_t unknown = std::min(ahead, length);
-    result.narrow(1, length - unknown, unknown).fill_(std::numeric_limits<double>::quiet_NaN());
+    const int64_t invalid = std::min(ahead, length);
+    result.narrow(1, length - invalid, invalid).fill_(std::numeric_limits<double>::quiet_NaN());
     logits.push_back(result);
     hidden = out.back();
   }

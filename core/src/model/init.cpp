@@ -25,7 +25,7 @@ inline Block philox(uint64_t counter_low, uint64_t counter_high, uint64_t key) {
   return c;
 }
 
-/// FNV-1a: names get their own stretch of counters.
+/// FNV-1a, so that every name has its own range of counters.
 uint64_t hash_of(const std::string& name) {
   uint64_t hash = 14695981039346656037ull;
   for (const unsigned char c : name) hash = (hash ^ c) * 1099511628211ull;
@@ -41,7 +41,7 @@ inline void normal_pair(uint32_t a, uint32_t b, float* out) {
   out[1] = radius * std::sin(angle);
 }
 
-/// Elements [begin, end) of the parameter; four to a counter.
+/// Fills elements [begin, end) of the parameter. One counter gives four elements.
 void fill_normal(float* out, int64_t begin, int64_t end, uint64_t stream, uint64_t seed,
                  float std) {
   for (int64_t group = begin / 4; group * 4 < end; ++group) {
@@ -62,12 +62,8 @@ void initialise(at::Tensor& tensor, const std::string& name, const Init& init, d
                 uint64_t seed, int64_t first) {
   if (tensor.is_meta()) return;
   const at::NoGradGuard no_grad;
-  if (init.kind == Init::Kind::zeros) {
-    tensor.zero_();
-    return;
-  }
-  if (init.kind == Init::Kind::ones) {
-    tensor.fill_(1);
+  if (init.kind != Init::Kind::normal) {
+    tensor.fill_(init.kind == Init::Kind::ones ? 1 : 0);
     return;
   }
   const float std = float(init.std < 0 ? default_std : init.std);

@@ -1,9 +1,10 @@
-// Building a model and handing its parameters over; forward.cpp has what it computes.
+// Builds a model and passes its parameters to a strategy; forward.cpp has the computations.
 #include <ATen/ATen.h>
 
 #include <dsv3/runtime/model.h>
 #include <dsv3/sdk/error.h>
 
+#include "call/checked.h"
 #include "model/parts.h"
 
 namespace dsv3 {
@@ -12,9 +13,9 @@ namespace {
 /// Layers of the same rotary width share one position object.
 std::function<std::shared_ptr<Position>(int64_t)> shared_positions(const ModelFactory& factory,
                                                                    int64_t sequence) {
-  auto made = std::make_shared<std::map<int64_t, std::shared_ptr<Position>>>();
-  return [make = factory.position, made, sequence](int64_t rotary_dim) {
-    std::shared_ptr<Position>& position = (*made)[rotary_dim];
+  auto positions = std::make_shared<std::map<int64_t, std::shared_ptr<Position>>>();
+  return [make = factory.position, positions, sequence](int64_t rotary_dim) {
+    std::shared_ptr<Position>& position = (*positions)[rotary_dim];
     if (!position) position = make({.rotary_dim = rotary_dim, .sequence = sequence});
     return position;
   };
@@ -23,13 +24,13 @@ std::function<std::shared_ptr<Position>(int64_t)> shared_positions(const ModelFa
 const LayerRange& range_of(const std::vector<LayerRange>& ranges, int64_t layer) {
   for (const LayerRange& range : ranges)
     if (range.first <= layer && layer <= range.last) return range;
-  throw Error("no component is given for layer " + std::to_string(layer), ExitCode::usage);
+  throw Error("no component is configured for layer " + std::to_string(layer), ExitCode::usage);
 }
 
 }  // namespace
 
 ModelFactory factory_of(const Experiment& experiment, Plugins& plugins) {
-  // MTP modules are built as the last layer is.
+  // MTP modules have the components of the last layer.
   const auto spec = [attention = experiment.attention, feed_forward = experiment.feed_forward,
                      last = experiment.model.layers - 1](Kind kind, int64_t layer) {
     return range_of(kind == Kind::attention ? attention : feed_forward, std::min(layer, last))
@@ -75,11 +76,12 @@ Model::Model(const Experiment& experiment, int64_t vocab, const ModelFactory& fa
   context.make_position = shared_positions(factory, experiment.train.sequence);
 
   const auto unit = [&](const std::string& name, const auto& build) {
-    Unit made{.name = name, .first = parts.store->parameters().size()};
+    const size_t first = parts.store->parameters().size();
     build();
-    made.last = parts.store->parameters().size();
-    made.index = int(parts.units.size());
-    parts.units.push_back(made);
+    parts.units.push_back({.name = name,
+                           .first = first,
+                           .last = parts.store->parameters().size(),
+                           .index = int(parts.units.size())});
   };
   const auto layer = [&](int64_t number) {
     LayerContext inner = context;
@@ -156,9 +158,9 @@ void Model::initialise(uint64_t seed) {
 
 void Model::adopt(Strategy& strategy, uint64_t seed,
                   const std::function<int(const Parameter&)>& group_of) {
-  for (Unit& unit : parts_->units) {
+  for (int adopted = 0; Unit & unit : parts_->units) {
     parts_->fill(unit, seed);
-    unit.index = strategy.adopt(parts_->spec_of(unit, group_of));
+    unit.index = checked::adopt(strategy, parts_->spec_of(unit, group_of), adopted++);
   }
   parts_->strategy = &strategy;
 }

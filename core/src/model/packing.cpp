@@ -5,14 +5,19 @@
 namespace dsv3 {
 namespace {
 
-/// int64 [B, T]: the number of the run of equal ids, from 0 in each row.
-at::Tensor runs_of(const at::Tensor& document_ids) {
+/// int64 [B, T]: 1 where an id differs from the one before it in the row, else 0.
+at::Tensor changes_of(const at::Tensor& document_ids) {
   const int64_t length = document_ids.size(1);
   const at::Tensor changes = at::zeros_like(document_ids);
   if (length > 1)
     changes.narrow(1, 1, length - 1)
         .copy_(document_ids.narrow(1, 1, length - 1).ne(document_ids.narrow(1, 0, length - 1)));
-  return changes.cumsum(1);
+  return changes;
+}
+
+/// int64 [B, T]: index of the run of equal ids, from 0 in each row.
+at::Tensor runs_of(const at::Tensor& document_ids) {
+  return changes_of(document_ids).cumsum(1);
 }
 
 }  // namespace
@@ -20,14 +25,9 @@ at::Tensor runs_of(const at::Tensor& document_ids) {
 at::Tensor positions_of(const at::Tensor& document_ids) {
   const at::Tensor index =
       at::arange(document_ids.size(1), document_ids.options()).expand_as(document_ids);
-  const at::Tensor runs = runs_of(document_ids);
-  // Where a run starts its index, elsewhere 0; the largest so far is the start of the own run.
-  at::Tensor starts = at::zeros_like(document_ids);
-  const int64_t length = document_ids.size(1);
-  if (length > 1) {
-    const at::Tensor first = runs.narrow(1, 1, length - 1).ne(runs.narrow(1, 0, length - 1));
-    starts.narrow(1, 1, length - 1).copy_(index.narrow(1, 1, length - 1) * first);
-  }
+  // The index of each run's first token, elsewhere 0. The maximum so far is the start of the
+  // current run.
+  const at::Tensor starts = index * changes_of(document_ids);
   return index - std::get<0>(starts.cummax(1));
 }
 

@@ -1,4 +1,4 @@
-// What a Model is made of. Only core/src/model includes this.
+// The parts of a Model, internal to core/src/model.
 #pragma once
 
 #include <memory>
@@ -17,14 +17,14 @@ struct Unit {
   int index = 0;  ///< what Strategy::adopt returned
 };
 
-/// Owner of the parameters outside of layers.
+/// Owns the parameters outside of layers.
 class Trunk : public Component {
  public:
   explicit Trunk(const LayerContext& context) : Component(context) {}
 };
 
 struct Model::Parts {
-  Experiment experiment;  // its model, norm, loss, init, mtp options
+  Experiment experiment;  // options model, norm, loss, init and mtp
   int64_t vocab = 0;
   at::Device device = at::kCPU;
   std::shared_ptr<ParameterStore> store = std::make_shared<ParameterStore>();
@@ -33,7 +33,7 @@ struct Model::Parts {
   std::vector<std::unique_ptr<Block>> blocks;
   std::vector<std::unique_ptr<MtpModule>> mtp;
   RmsNorm final_norm;
-  at::Tensor head;  // [V, D]; the embedding when tied
+  at::Tensor head;  // [V, D]; the embedding if tied
   std::vector<std::shared_ptr<Attention>> attention;
   std::vector<std::shared_ptr<FeedForward>> feed_forward;
   std::vector<Unit> units;  // embedding, blocks, MTP modules, head
@@ -52,17 +52,17 @@ struct Model::Parts {
 
   /// tokens [B, T] on the device -> [B, T, D].
   at::Tensor embed(const at::Tensor& tokens) const;
-  /// Embedding and all blocks: [B, T] -> [B, T, D], before the final norm. `caches`: one a block,
+  /// Embedding and all blocks: [B, T] -> [B, T, D], before the final norm. `caches`: one per block,
   /// or null.
   at::Tensor hidden(const at::Tensor& tokens, const Sequence& seq,
                     std::vector<KvCache>* caches = nullptr) const;
-  /// MTP module k on the tokens k + 1 ahead and the hidden state before it, [B, T] and [B, T, D]:
-  /// {hidden after its final norm, and before it if `need_raw`}.
+  /// MTP module k on the tokens k + 1 ahead [B, T] and the previous module's `hidden` [B, T, D].
+  /// Returns {hidden after its final norm} and, if `need_raw`, the hidden before the norm.
   Tensors mtp_hidden(size_t k, const at::Tensor& tokens, at::Tensor hidden, const Sequence& seq,
                      bool need_raw) const;
-  /// Runs `use`, which computes `outputs` from `inputs`, with the head's parameters there.
+  /// Calls `use`, which computes `outputs` from `inputs`, between enter and leave of the head.
   void with_head(TensorRefs inputs, TensorRefs outputs, const std::function<void()>& use) const;
-  /// fp32 logits of rows x [.., D], without the final norm before.
+  /// fp32 logits of x [.., D], which has passed the final norm.
   at::Tensor project(const at::Tensor& x) const;
 };
 

@@ -8,6 +8,8 @@
 
 #include <dsv3/sdk/error.h>
 
+#include "call/backward.h"
+
 namespace dsv3 {
 namespace {
 
@@ -37,6 +39,7 @@ struct RecomputeBackward final : torch::autograd::Node {
     }
     grads.clear();
     if (!roots.empty()) torch::autograd::backward(roots, root_grads);
+    leave_backward();
     variable_list result;
     for (const at::Tensor& input : inputs) result.push_back(input.grad());
     return result;
@@ -57,13 +60,13 @@ Tensors run_recomputed(Recomputable fn, const Tensors& inputs) {
     const at::NoGradGuard no_grad;
     outputs = fn(inputs, false);
   }
-  // Always a node, even when no input requires a gradient: fn's parameters may.
+  // Adds a node even if no input requires a gradient, because fn's parameters may.
   std::shared_ptr<RecomputeBackward> node(new RecomputeBackward, torch::autograd::deleteNode);
   node->set_next_edges(torch::autograd::collect_next_edges(inputs));
   for (const at::Tensor& input : inputs) node->saved.emplace_back(input, false);
   node->fn = std::move(fn);
   for (at::Tensor& output : outputs) {
-    output = output.detach();  // fn may have handed an input through
+    output = output.detach();  // fn may return an input
     const uint32_t slot = node->add_input_metadata(output);
     torch::autograd::impl::set_gradient_edge(output, {node, slot});
   }

@@ -1,4 +1,4 @@
-// Activation checkpointing: keep a function's inputs instead of what it saves, and run it again in
+// Activation checkpointing: saves a function's inputs instead of its activations and reruns it in
 // backward.
 #pragma once
 
@@ -11,12 +11,11 @@ namespace dsv3 {
 
 using Tensors = std::vector<at::Tensor>;
 
-/// `recompute` is true in the second run.
-using Recomputable = std::function<Tensors(const Tensors& inputs, bool recompute)>;
+/// `repeated` is true in the second run.
+using Recomputable = std::function<Tensors(const Tensors& inputs, bool repeated)>;
 
-/// fn(inputs) whose backward runs fn again and differentiates that. Gradients of parameters that fn
-/// uses accumulate in the nested backward. Equal bits to fn(inputs) when fn gives the same values
-/// twice.
+/// Returns fn(inputs). Backward reruns fn and differentiates it; gradients of fn's parameters
+/// accumulate in this nested backward. Bit-identical to fn(inputs) if fn is deterministic.
 Tensors run_recomputed(Recomputable fn, const Tensors& inputs);
 
 }  // namespace dsv3

@@ -9,10 +9,9 @@ namespace {
 
 using torch::autograd::variable_list;
 
-// An own node, because Function<T> returning its input makes a later in-place operation on it
-// throw.
+// Not a Function<T>: if that returns its input, later in-place operations on it throw.
 struct AddLossBackward final : torch::autograd::Node {
-  at::Tensor aux_like;  // without storage that matters: only shape, dtype and device
+  at::Tensor aux_like;  // only its shape, dtype and device are used
   double scale = 0;
 
   variable_list apply(variable_list&& grads) override {

@@ -19,12 +19,12 @@ at::Tensor outer(const at::Tensor& positions, const std::vector<double>& frequen
 }  // namespace
 
 Angles::Angles(std::vector<double> frequencies, double scale, int64_t positions)
-    : frequencies_(std::move(frequencies)), scale_(scale), first_size_(positions) {}
+    : frequencies_(std::move(frequencies)), scale_(scale), initial_size_(positions) {}
 
 std::pair<at::Tensor, at::Tensor> Angles::table(int64_t positions) const {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!cos_.defined() || cos_.size(0) < positions) {
-    const int64_t grown = cos_.defined() ? 2 * cos_.size(0) : first_size_;
+    const int64_t grown = cos_.defined() ? 2 * cos_.size(0) : initial_size_;
     const at::Tensor angles = outer(at::arange(std::max(positions, grown)), frequencies_);
     cos_ = angles.cos() * scale_;
     sin_ = angles.sin() * scale_;
@@ -51,7 +51,7 @@ std::pair<at::Tensor, at::Tensor> Angles::at(const at::Tensor& positions,
 std::vector<double> rotary_frequencies(int64_t rotary_dim, double theta) {
   if (rotary_dim < 2 || rotary_dim % 2 != 0)
     throw Error(
-        "rotary positions turn pairs of features, so their number a head must be even and "
+        "rotary positions rotate pairs of features, so the features per head must be even and "
         "positive, not " +
             std::to_string(rotary_dim) +
             "; change the attention's rotary or head dimensions, or use position none",

@@ -1,5 +1,4 @@
-// Causal attention through LibTorch's scaled_dot_product_attention, arranged so that flash takes
-// it.
+// Causal attention through LibTorch's scaled_dot_product_attention, arranged so that it uses flash.
 #include <ATen/ATen.h>
 
 #include <dsv3/sdk/attention.h>
@@ -10,12 +9,12 @@
 namespace dsv3 {
 namespace {
 
-// bool [1, 1, T, S]: T queries are the last of S tokens.
+// bool [1, 1, T, S] for T queries of the last T of S tokens.
 at::Tensor end_mask(int64_t queries, int64_t keys, const at::Tensor& like) {
   return at::ones({1, 1, queries, keys}, like.options().dtype(at::kBool)).tril_(keys - queries);
 }
 
-// Scores in full. q [B, H, T, Dk], k [B, H, S, Dk], v [B, H, S, Dv].
+// Computes all scores. q [B, H, T, Dk], k [B, H, S, Dk], v [B, H, S, Dv].
 at::Tensor plain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                  const at::Tensor& mask, double scale) {
   const int64_t groups = q.size(1) / k.size(1);
@@ -29,8 +28,9 @@ at::Tensor plain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   return at::matmul(weights.to(v.scalar_type()), values);
 }
 
-// Flash wants equal head dimensions on a CPU. Zeros behind q and k leave the scores, zeros behind v
-// give columns that are cut off again: less work than the scores in full, and memory linear in T.
+// Flash on a CPU requires equal head dimensions. Zeros appended to q and k do not change the
+// scores, and zeros appended to v add columns that are cut off. This is less work than computing
+// all scores, and its memory is linear in T.
 at::Tensor fused(at::Tensor q, at::Tensor k, at::Tensor v, const at::Tensor& mask, bool causal,
                  double scale) {
   const int64_t key_dim = q.size(3), value_dim = v.size(3);
@@ -56,7 +56,7 @@ at::Tensor decode(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   const at::Tensor rows = q.reshape({batch, length, key_heads, groups, q.size(3)})
                               .permute({0, 2, 1, 3, 4})
                               .reshape({batch, key_heads, length * groups, q.size(3)});
-  at::Tensor mask;  // one token attends to all
+  at::Tensor mask;  // undefined: a single query attends to all keys
   if (length > 1) mask = end_mask(length, k.size(1), q).repeat_interleave(groups, 2);
   const at::Tensor out = fused(rows, k.transpose(1, 2), v.transpose(1, 2), mask, false, scale);
   return out.reshape({batch, key_heads, length, groups, v.size(3)})
@@ -74,7 +74,7 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   const int64_t queries = q.size(1), keys = k.size(1);
   const bool cached = queries != keys;
   TORCH_CHECK(!cached || (seq.cache && queries < keys), "attend: ", queries, " queries and ", keys,
-              " keys differ, which only a KvCache explains");
+              " keys differ without a KvCache");
   if (reference_ops())
     return plain(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seq.mask, scale)
         .transpose(1, 2);

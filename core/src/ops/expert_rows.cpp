@@ -1,11 +1,10 @@
-// gather_rows and sum_rows are each other's backward, and both write every element once in a fixed
+// gather_rows and sum_rows are each other's backward. Both write every element once, in a fixed
 // order.
 #include <cstring>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include <dsv3/sdk/expert_rows.h>
 
@@ -13,6 +12,9 @@
 
 namespace dsv3 {
 namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
 
 template <class T>
 DSV3_INLINE void sum_tokens(const T* y, const int64_t* row, T* out, int64_t begin, int64_t end,
@@ -71,32 +73,30 @@ at::Tensor sum(const at::Tensor& y, const at::Tensor& row) {
 }
 
 struct GatherFunction : torch::autograd::Function<GatherFunction> {
-  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x,
-                            const at::Tensor& source, const at::Tensor& row) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& source,
+                            const at::Tensor& row) {
     ctx->save_for_backward({row});
     return gather(x, source, row.size(1));
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 torch::autograd::variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
     return {sum(grads[0], ctx->get_saved_variables()[0]), at::Tensor(), at::Tensor()};
   }
 };
 
 struct SumFunction : torch::autograd::Function<SumFunction> {
-  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& y,
-                            const at::Tensor& source, const at::Tensor& row) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& y, const at::Tensor& source,
+                            const at::Tensor& row) {
     ctx->save_for_backward({source});
     ctx->saved_data["slots"] = row.size(1);
     return sum(y, row);
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 torch::autograd::variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const int64_t slots = ctx->saved_data["slots"].toInt();
     return {gather(grads[0], ctx->get_saved_variables()[0], slots), at::Tensor(), at::Tensor()};
   }
 };
 
-// Counting sort: one pass to count, one to place; stable.
+// Stable counting sort: one pass counts, a second one assigns rows.
 ExpertRows counting_sort(const at::Tensor& chosen, int64_t experts) {
   const at::Tensor flat = chosen.contiguous();
   const int64_t total = flat.numel();
@@ -127,7 +127,7 @@ ExpertRows counting_sort(const at::Tensor& chosen, int64_t experts) {
 ExpertRows sort_by_expert(const at::Tensor& chosen, int64_t experts) {
   const at::NoGradGuard no_grad;
   TORCH_CHECK(chosen.dim() == 2 && chosen.scalar_type() == at::kLong,
-              "sort_by_expert: chosen must be int64 [tokens, k], got ", chosen.sizes());
+              "sort_by_expert: chosen must be int64 [tokens, k], not ", chosen.sizes());
   if (chosen.is_cpu() && !reference_ops()) return counting_sort(chosen, experts);
   ExpertRows rows;
   const at::Tensor flat = chosen.reshape({-1});

@@ -1,13 +1,12 @@
-// One GEMM a group of rows, written straight into slices of the results: no copies, no
-// concatenation. On a CPU the groups are spread over the threads, each GEMM on one: many small ones
-// would not fill a team.
+// One GEMM per group of rows, which writes to a slice of the result without copies or
+// concatenation. On a CPU each GEMM runs on one thread and the groups are spread over the threads,
+// because many small GEMMs cannot use several threads well.
 #include <algorithm>
 #include <atomic>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include <dsv3/sdk/ops.h>
 
@@ -16,11 +15,14 @@
 namespace dsv3 {
 namespace {
 
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
 struct Task {
   int64_t group, begin, size;
 };
 
-// The rows of each group, empty groups included.
+// The rows of each group, including empty groups.
 std::vector<Task> groups_of(const at::Tensor& ends) {
   const at::Tensor host = ends.cpu();
   const int32_t* end = host.const_data_ptr<int32_t>();
@@ -30,8 +32,8 @@ std::vector<Task> groups_of(const at::Tensor& ends) {
   return groups;
 }
 
-// Cuts groups into pieces of about 256 rows, so that one large group does not keep a thread busy
-// alone. Pieces depend on the groups only: results have the same bits on any number of threads.
+// Splits groups into pieces of about 256 rows, to balance the work of large groups. The pieces
+// depend on the groups only, so results are bit-identical for any number of threads.
 std::vector<Task> pieces_of(const std::vector<Task>& groups) {
   std::vector<Task> pieces;
   for (const Task& group : groups) {
@@ -52,7 +54,7 @@ void run(const std::vector<Task>& tasks, bool on_cpu, const Body& body) {
   }
   std::atomic<size_t> next{0};
   at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
-    // Worker threads start with autograd on, which would track views of tensors they share.
+    // Autograd is enabled in worker threads and would track views of shared tensors.
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     for (size_t i; (i = next++) < tasks.size();) body(tasks[i]);
   });
@@ -80,7 +82,7 @@ at::Tensor input_gradient(const at::Tensor& dy, const at::Tensor& weight,
   return dx;
 }
 
-// dy [N, M] and x [N, K] -> [E, M, K]. With few groups each is cut in two, along M.
+// dy [N, M] and x [N, K] -> [E, M, K]. If there are few groups, each is split in two along M.
 at::Tensor weight_gradient(const at::Tensor& dy, const at::Tensor& x,
                            const std::vector<Task>& groups) {
   const int64_t height = dy.size(1), count = static_cast<int64_t>(groups.size());
@@ -107,15 +109,14 @@ at::Tensor weight_gradient(const at::Tensor& dy, const at::Tensor& x,
 }
 
 struct GroupedLinearFunction : torch::autograd::Function<GroupedLinearFunction> {
-  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x,
-                            const at::Tensor& weight, const at::Tensor& ends) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
+                            const at::Tensor& ends) {
     ctx->save_for_backward({x, weight, ends});
     return forward_gemms(x, weight, groups_of(ends));
   }
 
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 torch::autograd::variable_list grads) {
-    const torch::autograd::variable_list saved = ctx->get_saved_variables();
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
     const std::vector<Task> groups = groups_of(saved[2]);
     const at::Tensor dy = grads[0].contiguous();
     at::Tensor dx, dweight;
@@ -142,7 +143,7 @@ at::Tensor grouped_linear(const at::Tensor& x, const at::Tensor& weight, const a
               "grouped_linear: x ", x.sizes(), ", weight ", weight.sizes(), " and ends ",
               ends.sizes(), " do not fit");
   if (reference_ops()) return plain(x, weight, ends);
-  // The one kernel that needs no look at `ends` on the host.
+  // The only kernel that does not read `ends` on the host.
   if (x.is_cuda() && x.scalar_type() == at::kBFloat16)
     return at::_grouped_mm(x.contiguous(), weight.transpose(1, 2), ends);
   return GroupedLinearFunction::apply(x.contiguous(), weight, ends);

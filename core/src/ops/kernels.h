@@ -1,26 +1,26 @@
-// What the fused operators share: when the CPU loops apply, and calling a kernel for the right
-// type.
+// Shared by the fused operators: when the CPU loops apply, and dispatch by type.
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include "ops/simd.h"
 
 namespace dsv3 {
 
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
 bool reference_ops();
 
-/// Elements worth handing to another thread.
-constexpr int64_t kGrain = 1 << 14;
-
-/// True when the fused CPU loops take `tensor`.
+/// True if the fused CPU loops support `tensor`.
 inline bool fused_on_cpu(const at::Tensor& tensor) {
   const at::ScalarType type = tensor.scalar_type();
   return tensor.is_cpu() && !reference_ops() &&
          (type == at::kFloat || type == at::kBFloat16 || type == at::kDouble);
 }
 
-/// The type that a computation on `type` runs in: float64 stays, all else is fp32.
+/// The type in which values of `type` are computed: float64 for float64, else fp32.
 inline at::ScalarType math_type(at::ScalarType type) {
   return type == at::kDouble ? at::kDouble : at::kFloat;
 }
@@ -33,9 +33,9 @@ void for_type(at::ScalarType type, const Body& body) {
   body(float{});
 }
 
-/// Rows a thread should take at least.
+/// The smallest number of rows that is worth another thread.
 inline int64_t row_grain(int64_t row_size) {
-  return std::max<int64_t>(1, kGrain / row_size);
+  return std::max<int64_t>(1, (1 << 14) / row_size);
 }
 
 }  // namespace dsv3

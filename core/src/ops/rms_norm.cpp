@@ -1,7 +1,6 @@
-// RMSNorm with one pass forward and one backward. Saves x and rsqrt(mean(x^2) + eps) of each row.
+// RMSNorm in one pass forward and one backward. Saves x and rsqrt(mean(x^2) + eps) of each row.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include <dsv3/sdk/ops.h>
 
@@ -9,6 +8,9 @@
 
 namespace dsv3 {
 namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
 
 // y = round(x * rstd) * weight; rows of x are `stride` apart.
 template <class T>
@@ -61,7 +63,7 @@ DSV3_INLINE void backward_rows(const T* x, int64_t stride, const T* weight,
   }
 }
 
-// A clone cannot be a template, so each type has its own.
+// target_clones does not work on templates, so each type has its own kernels.
 #define DSV3_RMS_NORM(T)                                                                           \
   DSV3_CLONES void forward_kernel(const T* x, int64_t stride, const T* weight, T* y,               \
                                   simd::Scalar<T>* rstd, int64_t begin, int64_t end, int64_t size, \
@@ -78,15 +80,15 @@ DSV3_RMS_NORM(double)
 DSV3_RMS_NORM(c10::BFloat16)
 #undef DSV3_RMS_NORM
 
-// [N, D] whose rows are dense; a view where x allows it, as for a slice of a projection's columns.
+// [N, D] with dense rows; a view where possible, e.g. for a slice of a projection's columns.
 at::Tensor as_rows(const at::Tensor& x) {
   const at::Tensor rows = x.reshape({-1, x.size(-1)});
   return rows.stride(1) == 1 ? rows : rows.contiguous();
 }
 
 struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
-  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x,
-                            const at::Tensor& weight, double eps) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
+                            double eps) {
     const at::Tensor rows = as_rows(x);
     const at::Tensor scale = weight.contiguous();
     const int64_t size = rows.size(1), stride = rows.stride(0);
@@ -105,16 +107,15 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
     return y;
   }
 
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 torch::autograd::variable_list grads) {
-    const torch::autograd::variable_list saved = ctx->get_saved_variables();
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
     const at::Tensor rows = as_rows(saved[0]);
     const at::Tensor weight = saved[1].contiguous();
     const at::Tensor& rstd = saved[2];
     const at::Tensor dy = grads[0].contiguous();
     const int64_t count = rows.size(0), size = rows.size(1), stride = rows.stride(0);
-    // Blocks of rows depend on the shape only, and their sums are added in order: the weight's
-    // gradient has the same bits on any number of threads.
+    // Blocks of rows depend on the shape only and their sums are added in order, so the weight's
+    // gradient is bit-identical for any number of threads.
     const int64_t block = std::max<int64_t>(32, (count + 63) / 64);
     const int64_t blocks = (count + block - 1) / block;
     at::Tensor dx = at::empty(saved[0].sizes(), rows.options());

@@ -1,7 +1,6 @@
-// Rotation of feature pairs by position-dependent angles; the backward rotates the other way.
+// Rotation of feature pairs by position-dependent angles. Backward rotates by the negative angles.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include <dsv3/sdk/ops.h>
 
@@ -10,7 +9,7 @@
 namespace dsv3 {
 namespace {
 
-// One position: all heads of one token. Pair i is (a[i * step], b[i * step]).
+// Rotates all heads of one token. Pair i is (x[i * step], x[i * step + second]).
 template <class T, class S>
 void rotate_token(const T* x, int64_t head_stride, const S* cos, const S* sin, T* y, int64_t heads,
                   int64_t half, bool interleaved) {
@@ -75,19 +74,18 @@ at::Tensor plain(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& s
 }
 
 struct RotateFunction : torch::autograd::Function<RotateFunction> {
-  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x,
-                            const at::Tensor& cos, const at::Tensor& sin, bool interleaved) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& cos,
+                            const at::Tensor& sin, bool interleaved) {
     ctx->save_for_backward({cos, sin});
     ctx->saved_data["interleaved"] = interleaved;
     return fused_on_cpu(x) ? fused(x, cos, sin, interleaved) : plain(x, cos, sin, interleaved);
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 torch::autograd::variable_list grads) {
-    const torch::autograd::variable_list saved = ctx->get_saved_variables();
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
     const bool interleaved = ctx->saved_data["interleaved"].toBool();
-    const at::Tensor back = -saved[1];
-    const at::Tensor dx = fused_on_cpu(grads[0]) ? fused(grads[0], saved[0], back, interleaved)
-                                                 : plain(grads[0], saved[0], back, interleaved);
+    const at::Tensor& dy = grads[0];
+    const at::Tensor dx = fused_on_cpu(dy) ? fused(dy, saved[0], -saved[1], interleaved)
+                                           : plain(dy, saved[0], -saved[1], interleaved);
     return {dx, at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };

@@ -1,6 +1,6 @@
-// Short vectors for the fused CPU loops, written with the compiler's vector extension: one source
-// for every instruction set. Kernels carry DSV3_CLONES, so that the loader picks AVX-512, AVX2 or
-// baseline code (not under ThreadSanitizer: the loader's choice would run before it can).
+// Short vectors for the fused CPU loops, in the compiler's vector extension, so that one source
+// serves every instruction set. Kernels are marked DSV3_CLONES: the loader picks AVX-512, AVX2 or
+// baseline code (not with ThreadSanitizer, which is not initialised when the loader picks).
 #pragma once
 
 #include <cmath>
@@ -15,17 +15,17 @@
 #else
 #define DSV3_CLONES
 #endif
-// Everything that a kernel calls must be inlined into it, or it would run baseline code.
+// Everything that a kernel calls must be inlined into it, else it runs baseline code.
 #define DSV3_ALWAYS_INLINE __attribute__((always_inline))
 #define DSV3_INLINE inline DSV3_ALWAYS_INLINE
 
-// Vectors only pass between inlined functions, so calling conventions, of which GCC warns, do not
-// matter. (By value as parameters they draw a note that no pragma silences.)
+// GCC warns about the calling convention of vectors, which is irrelevant between inlined functions.
+// Parameters are references because vectors by value cause a note that no pragma silences.
 #pragma GCC diagnostic ignored "-Wpsabi"
 
 namespace dsv3::simd {
 
-/// How values of type `T` are computed with: bf16 and fp32 in fp32, float64 in float64.
+/// The types for computing with values of type `T`: fp32 for bf16 and fp32, float64 for float64.
 template <class T>
 struct Math {
   using Scalar = float;
@@ -53,7 +53,7 @@ DSV3_INLINE Math<float>::Vec widen(const Half16& bits) {
   return (Math<float>::Vec)words;
 }
 
-// Round to nearest even; NaN stays NaN.
+// Rounds to nearest even; NaN stays NaN.
 DSV3_INLINE Half16 narrow(const Math<float>::Vec& value) {
   const Word16 words = (Word16)value;
   const Word16 rounded = (words + 0x7fffu + ((words >> 16) & 1u)) >> 16;
@@ -87,7 +87,7 @@ DSV3_INLINE void store(T* to, const Vec<T>& value) {
   }
 }
 
-/// Reads the first `count` lanes, zeros elsewhere.
+/// Reads the first `count` lanes and sets the others to zero.
 template <class T>
 DSV3_INLINE Vec<T> load(const T* from, int64_t count) {
   if (count == Math<T>::lanes) return simd::load(from);
@@ -105,14 +105,14 @@ DSV3_INLINE void store(T* to, const Vec<T>& value, int64_t count) {
   std::memcpy(to, buffer, count * sizeof(T));
 }
 
-/// The value as it is after being stored as a `T`.
+/// The value after rounding to `T`.
 template <class T>
 DSV3_INLINE Vec<T> rounded(const Vec<T>& value) {
   if constexpr (std::is_same_v<T, c10::BFloat16>) return widen(narrow(value));
   return value;
 }
 
-/// Sum of all lanes, in a fixed order.
+/// Sum of all lanes in a fixed order.
 template <class T>
 DSV3_INLINE Scalar<T> sum(const Vec<T>& lanes) {
   Vec<T> value = lanes;
@@ -121,7 +121,7 @@ DSV3_INLINE Scalar<T> sum(const Vec<T>& lanes) {
   return value[0];
 }
 
-/// Calls body(offset, lanes to use) over [0, size).
+/// Calls body(offset, number of lanes) for the vectors that cover [0, size).
 template <class T, class Body>
 DSV3_INLINE void each_vector(int64_t size, const Body& body) {
   constexpr int64_t lanes = Math<T>::lanes;
@@ -130,7 +130,7 @@ DSV3_INLINE void each_vector(int64_t size, const Body& body) {
   if (i < size) body(i, size - i);
 }
 
-// exp to about 1 unit in the last place, clamped to the range of normal numbers.
+// exp with an error of about 1 ulp, clamped to the range of normal numbers.
 DSV3_INLINE Math<float>::Vec exp(const Math<float>::Vec& value) {
   using V = Math<float>::Vec;
   V x = value > 88.0f ? V{} + 88.0f : value;
@@ -156,7 +156,7 @@ DSV3_INLINE Math<double>::Vec exp(const Math<double>::Vec& value) {
   return x;
 }
 
-/// 1 / (1 + exp(-x))
+/// 1 / (1 + exp(-x)).
 template <class V>
 DSV3_INLINE V sigmoid(const V& x) {
   return 1 / (1 + exp(-x));

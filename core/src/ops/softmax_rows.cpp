@@ -11,7 +11,7 @@ using Floats = simd::Vec<float>;
 constexpr int64_t lanes = simd::Math<float>::lanes;
 constexpr float infinity = std::numeric_limits<float>::infinity();
 
-/// The last, incomplete vector of a row, filled up with -inf, which neither sum nor maximum sees.
+/// The last, incomplete vector of a row, padded with -inf, which changes neither sum nor maximum.
 template <class T>
 DSV3_INLINE Floats load_end(const T* from, int64_t count) {
   Floats value = simd::load(from, count);

@@ -1,4 +1,4 @@
-// CPU kernels over one row of logits: what linear_cross_entropy does between its matrix products.
+// CPU kernels over one row of logits, for linear_cross_entropy.
 #pragma once
 
 #include <cstdint>

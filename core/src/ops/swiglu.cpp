@@ -1,7 +1,6 @@
-// silu(gate) * up, forward and backward in one pass each, saving only its input.
+// silu(gate) * up, in one pass forward and one backward. Saves only its inputs.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include <dsv3/sdk/ops.h>
 
@@ -10,7 +9,7 @@
 namespace dsv3 {
 namespace {
 
-// Rows [begin, end) of gate_up [N, 2F] to out [N, F]. `weights` may be null: all 1.
+// Rows [begin, end) of gate_up [N, 2F] to out [N, F]. Null `weights` means all 1.
 template <class T>
 DSV3_INLINE void forward_rows(const T* gate_up, const simd::Scalar<T>* weights, T* out,
                               int64_t begin, int64_t end, int64_t size) {
@@ -51,7 +50,7 @@ DSV3_INLINE void backward_rows(const T* gate_up, const simd::Scalar<T>* weights,
   }
 }
 
-// A clone cannot be a template, so each type has its own.
+// target_clones does not work on templates, so each type has its own kernels.
 #define DSV3_SWIGLU(T)                                                                      \
   DSV3_CLONES void forward_kernel(const T* gate_up, const simd::Scalar<T>* weights, T* out, \
                                   int64_t begin, int64_t end, int64_t size) {               \
@@ -115,8 +114,7 @@ at::Tensor plain_forward(const at::Tensor& gate_up, const at::Tensor& row_weight
   return (y * row_weights.view(y.sizes().slice(0, y.dim() - 1)).unsqueeze(-1)).to(y.scalar_type());
 }
 
-// On devices without a fused kernel: recomputes silu in backward, so still only the inputs are
-// saved.
+// For devices without a fused kernel. Recomputes silu, so that only the inputs are saved.
 std::pair<at::Tensor, at::Tensor> plain_backward(const at::Tensor& gate_up,
                                                  const at::Tensor& row_weights,
                                                  const at::Tensor& grad) {
@@ -134,16 +132,15 @@ std::pair<at::Tensor, at::Tensor> plain_backward(const at::Tensor& gate_up,
 }
 
 struct SwigluFunction : torch::autograd::Function<SwigluFunction> {
-  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& gate_up,
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gate_up,
                             const std::optional<at::Tensor>& weights) {
     const at::Tensor row_weights = weights.value_or(at::Tensor());
     ctx->save_for_backward({gate_up, row_weights});
     return fused_on_cpu(gate_up) ? fused_forward(gate_up, row_weights)
                                  : plain_forward(gate_up, row_weights);
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 torch::autograd::variable_list grads) {
-    const torch::autograd::variable_list saved = ctx->get_saved_variables();
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
     const auto [dgate_up, dweights] = fused_on_cpu(saved[0])
                                           ? fused_backward(saved[0], saved[1], grads[0])
                                           : plain_backward(saved[0], saved[1], grads[0]);
@@ -154,16 +151,16 @@ struct SwigluFunction : torch::autograd::Function<SwigluFunction> {
 }  // namespace
 
 at::Tensor swiglu(const at::Tensor& gate_up, const at::Tensor& row_weights) {
-  TORCH_CHECK(gate_up.size(-1) % 2 == 0, "swiglu: the last dimension must hold gate and up, got ",
+  TORCH_CHECK(gate_up.size(-1) % 2 == 0, "swiglu: the last dimension must hold gate and up, not ",
               gate_up.sizes());
-  if (!row_weights.defined())
-    return reference_ops() ? plain_forward(gate_up, {})
-                           : SwigluFunction::apply(gate_up, std::optional<at::Tensor>());
-  TORCH_CHECK(row_weights.numel() * gate_up.size(-1) == gate_up.numel(), "swiglu: row weights ",
-              row_weights.sizes(), " do not fit gate_up ", gate_up.sizes());
-  const at::Tensor weights = row_weights.to(math_type(gate_up.scalar_type())).contiguous();
-  return reference_ops() ? plain_forward(gate_up, weights)
-                         : SwigluFunction::apply(gate_up, std::optional<at::Tensor>(weights));
+  std::optional<at::Tensor> weights;
+  if (row_weights.defined()) {
+    TORCH_CHECK(row_weights.numel() * gate_up.size(-1) == gate_up.numel(), "swiglu: row weights ",
+                row_weights.sizes(), " do not fit gate_up ", gate_up.sizes());
+    weights = row_weights.to(math_type(gate_up.scalar_type())).contiguous();
+  }
+  if (reference_ops()) return plain_forward(gate_up, weights.value_or(at::Tensor()));
+  return SwigluFunction::apply(gate_up, weights);
 }
 
 }  // namespace dsv3

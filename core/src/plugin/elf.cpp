@@ -14,21 +14,21 @@ constexpr Elf64_Half kMachine = EM_X86_64;
 #elif defined(__aarch64__)
 constexpr Elf64_Half kMachine = EM_AARCH64;
 #else
-#error "dsv3 does not know this machine's ELF number"
+#error "unknown machine: add its ELF number"
 #endif
 
-[[noreturn]] void refuse(const char* reason) {
+[[noreturn]] void fail(const char* reason) {
   throw Error(reason, ExitCode::plugin);
 }
 
-[[noreturn]] void refuse_damaged() {
-  refuse("damaged: the file ends early or its headers are wrong; build or copy it again");
+[[noreturn]] void fail_damaged() {
+  fail("damaged: the file is cut off or its headers are wrong; build or copy it again");
 }
 
 // `size` bytes at `offset`; the sum cannot overflow because both are checked against the file's
 // size.
 std::string_view slice(std::string_view file, uint64_t offset, uint64_t size) {
-  if (offset > file.size() || size > file.size() - offset) refuse_damaged();
+  if (offset > file.size() || size > file.size() - offset) fail_damaged();
   return file.substr(offset, size);
 }
 
@@ -39,29 +39,29 @@ T read_at(std::string_view file, uint64_t offset) {
   return value;
 }
 
-// Element `index` of a table. index < 65536 and sizeof(T) is small, so only the base can be absurd.
+// Element `index` of a table. index < 65536 and sizeof(T) is small, so only `table` can overflow.
 template <class T>
 T read_entry(std::string_view file, uint64_t table, uint64_t index) {
-  if (table > file.size()) refuse_damaged();
+  if (table > file.size()) fail_damaged();
   return read_at<T>(file, table + index * sizeof(T));
 }
 
 Elf64_Ehdr read_header(std::string_view file) {
   if (!file.starts_with(ELFMAG))
-    refuse("not a shared library (no ELF file); name the .so that dsv3_add_plugin() builds");
+    fail("not a shared library (not an ELF file); give the .so that dsv3_add_plugin() builds");
   const auto header = read_at<Elf64_Ehdr>(file, 0);
   constexpr auto order = std::endian::native == std::endian::little ? ELFDATA2LSB : ELFDATA2MSB;
   if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_ident[EI_DATA] != order ||
       header.e_machine != kMachine)
-    refuse("a library for another kind of machine");
-  if (header.e_type != ET_DYN) refuse("not a shared library (another kind of ELF file)");
+    fail("built for another machine architecture");
+  if (header.e_type != ET_DYN) fail("not a shared library (another kind of ELF file)");
   if (header.e_shnum == 0 || header.e_shentsize != sizeof(Elf64_Shdr) ||
       header.e_phentsize != sizeof(Elf64_Phdr) || header.e_shstrndx >= header.e_shnum)
-    refuse_damaged();
+    fail_damaged();
   return header;
 }
 
-// Everything the dynamic loader will map must be in the file.
+// The file must contain everything that the dynamic loader will map.
 void check_segments(std::string_view file, const Elf64_Ehdr& header) {
   for (uint64_t i = 0; i < header.e_phnum; ++i) {
     const auto segment = read_entry<Elf64_Phdr>(file, header.e_phoff, i);
@@ -81,9 +81,9 @@ std::optional<std::string_view> elf_section(std::string_view file, std::string_v
     const auto section = read_entry<Elf64_Shdr>(file, header.e_shoff, i);
     if (section.sh_type == SHT_NOBITS || section.sh_type == SHT_NULL) continue;
     const std::string_view bytes = slice(file, section.sh_offset, section.sh_size);
-    if (section.sh_name >= names.size()) refuse_damaged();
-    const std::string_view its_name = names.substr(section.sh_name);
-    if (its_name.substr(0, its_name.find('\0')) == name) found = bytes;
+    if (section.sh_name >= names.size()) fail_damaged();
+    const std::string_view section_name = names.substr(section.sh_name);
+    if (section_name.substr(0, section_name.find('\0')) == name) found = bytes;
   }
   return found;
 }

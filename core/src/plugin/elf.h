@@ -1,4 +1,4 @@
-// A reader of ELF files that trusts nothing: enough to get one section out of a shared library.
+// Reads one section of an ELF file that may be damaged or hostile.
 #pragma once
 
 #include <optional>
@@ -6,9 +6,9 @@
 
 namespace dsv3 {
 
-/// Bytes of section `name` of a 64-bit shared library of this machine, nullopt when it has none.
-/// Throws dsv3::Error (ExitCode::plugin) with the bare reason when `file` is no such library or
-/// ends early, which the dynamic loader would answer with a signal.
+/// Bytes of section `name` of a 64-bit shared library of this machine; nullopt when it has none.
+/// Throws dsv3::Error (ExitCode::plugin) with only the reason when `file` is not such a library or
+/// is cut off, which would crash the dynamic loader.
 std::optional<std::string_view> elf_section(std::string_view file, std::string_view name);
 
 }  // namespace dsv3

@@ -8,12 +8,11 @@
 #include <mutex>
 #include <set>
 
-#include <c10/util/Exception.h>
 #include <c10/util/Type.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/version.h>
 
-// The dynamic loader's own file system library would be Boost's compiled one otherwise.
+// Otherwise Boost.DLL uses Boost's own file system library, which is compiled.
 #define BOOST_DLL_USE_STD_FS
 #include <boost/dll/shared_library.hpp>
 
@@ -22,7 +21,7 @@
 #include <dsv3/support/fs.h>
 #include <dsv3/support/sha256.h>
 
-#include "barrier/call.h"
+#include "call/call.h"
 
 namespace dsv3 {
 namespace {
@@ -30,18 +29,17 @@ namespace {
 constexpr const char* kEntryPoint = "dsv3_register_plugin";
 constexpr uint64_t kLargestLibrary = uint64_t{512} << 20;
 
-[[noreturn]] void refuse(const std::string& text) {
+[[noreturn]] void fail(const std::string& text) {
   throw Error(text, ExitCode::plugin);
 }
 
-// All containers and tensors here were compiled for one LibTorch: another one at run time breaks
-// them.
+// Containers and tensors here were compiled for one LibTorch; another one at run time breaks them.
 void check_libtorch() {
   static const uint64_t loaded = aoti_torch_abi_version();
   if (loaded == TORCH_ABI_VERSION) return;
   const auto part = [](int shift) { return std::to_string(loaded >> shift & 0xff); };
-  refuse("this dsv3 was built with LibTorch " TORCH_VERSION " but runs with " + part(56) + "." +
-         part(48) + "." + part(40) + "; check LD_LIBRARY_PATH, or build dsv3 again");
+  fail("this dsv3 was built with LibTorch " TORCH_VERSION " but runs with " + part(56) + "." +
+       part(48) + "." + part(40) + "; check LD_LIBRARY_PATH, or rebuild dsv3");
 }
 
 std::string plugin_label(const std::string& name, const std::filesystem::path& path) {
@@ -57,31 +55,31 @@ void check_stamp(const Stamp& stamp, const std::filesystem::path& path) {
                  ", this dsv3 with " + host.compiler);
     return;
   }
-  std::string text = plugin_label(stamp.name, path) + " cannot be loaded";
+  std::string text = "cannot load " + plugin_label(stamp.name, path);
   for (const std::string& line : lines) text += "\n  " + line;
-  refuse(text + "\n  hint: rebuild it with this dsv3's SDK " + host.sdk + " (find_package(dsv3 " +
-         host.sdk + ")), compiler settings and LibTorch " + host.torch);
+  fail(text + "\n  hint: rebuild it with this dsv3's SDK " + host.sdk + " (find_package(dsv3 " +
+       host.sdk + ")), compiler settings and LibTorch " + host.torch);
 }
 
-// Static initialisers of a library run inside dlopen. It is declared to throw nothing, so a
-// compiler that sees the call would end the process when one of them throws; through this pointer
-// it cannot see it.
+// dlopen runs the library's static initialisers. Its declaration says that it does not throw, so a
+// compiler that sees the call ends the process when an initialiser throws. This pointer hides the
+// call.
 void run_static_initialisers(const std::filesystem::path& path) {
   void* (*volatile open_library)(const char*, int) = &::dlopen;
   if (open_library(path.c_str(), RTLD_NOW | RTLD_LOCAL)) return;
-  std::string cause = ::dlerror();  // in fewer words than Boost's
+  std::string cause = ::dlerror();  // shorter than Boost's message
   if (cause.starts_with(path.string() + ": ")) cause.erase(0, path.string().size() + 2);
   constexpr std::string_view kUndefined = "undefined symbol: ";
-  if (!cause.starts_with(kUndefined)) refuse(cause);
+  if (!cause.starts_with(kUndefined)) fail(cause);
   std::string symbol = cause.substr(kUndefined.size());
-  // A version may stand behind the name, in brackets.
-  refuse("it needs '" + c10::demangle(symbol.substr(0, symbol.find(' ')).c_str()) +
-         "', which no loaded library defines; link the library that does with "
-         "dsv3_add_plugin(LINK ...), or define it");
+  // A version may follow the name, in brackets.
+  fail(
+      "no loaded library defines '" + c10::demangle(symbol.substr(0, symbol.find(' ')).c_str()) +
+      "', which it needs; define it, or link the library that does with dsv3_add_plugin(LINK ...)");
 }
 
-// Opens the library for good: LibTorch objects, exceptions and threads of a plugin may outlive
-// every use that could be counted, and the end of main as well. The caller holds the lock.
+// Opens the library and never closes it: a plugin's LibTorch objects, exceptions and threads may
+// outlive every use that could be counted, even main. The caller holds the lock.
 const boost::dll::shared_library& open(const Stamp& stamp, const std::filesystem::path& path) {
   using boost::dll::load_mode::type;
   static auto& opened = *new std::deque<boost::dll::shared_library>;
@@ -89,41 +87,40 @@ const boost::dll::shared_library& open(const Stamp& stamp, const std::filesystem
     run_static_initialisers(path);
     return opened.emplace_back(path, type::rtld_now | type::rtld_local);
   } catch (...) {
-    refuse(plugin_label(stamp.name, path) + " cannot be loaded: " + current_exception_text());
+    fail("cannot load " + plugin_label(stamp.name, path) + ": " + current_exception_text());
   }
 }
 
 std::vector<Registration> collect(const boost::dll::shared_library& handle, const Stamp& stamp,
                                   const std::filesystem::path& path) {
   if (!handle.has(kEntryPoint))
-    refuse(plugin_label(stamp.name, path) +
-           " registers nothing: it has no DSV3_PLUGIN(registrar) { ... }");
+    fail(plugin_label(stamp.name, path) +
+         " registers no component; define DSV3_PLUGIN(registrar) { ... }");
   Registrar registrar;
   try {
     handle.get<void(Registrar&)>(kEntryPoint)(registrar);
   } catch (...) {
-    refuse(plugin_label(stamp.name, path) +
-           " failed while it registered its components: " + current_exception_text());
+    fail(plugin_label(stamp.name, path) +
+         " failed to register its components: " + current_exception_text());
   }
   return registrar.registrations();
 }
 
-// What the library registered must be what its build said it provides: registries are made from
-// that.
+// The library must register what its build declared, because registries are generated from that.
 void check_provides(const std::vector<Registration>& registrations, const Stamp& stamp,
                     const std::filesystem::path& path) {
   std::set<std::string> registered;
   for (const Registration& one : registrations) {
     const std::string component = kind_name(one.kind) + ("/" + one.name);
     if (!registered.insert(component).second)
-      refuse(plugin_label(stamp.name, path) + " registers " + component +
-             " twice; remove one, or give it another name");
+      fail(plugin_label(stamp.name, path) + " registers " + component +
+           " twice; remove or rename one");
   }
   if (registered == std::set<std::string>(stamp.provides.begin(), stamp.provides.end())) return;
-  refuse(plugin_label(stamp.name, path) + " registers " +
-         component_list({registered.begin(), registered.end()}) +
-         " in DSV3_PLUGIN, but dsv3_add_plugin(PROVIDES) says " + component_list(stamp.provides) +
-         "; make them agree");
+  fail(plugin_label(stamp.name, path) + " registers " +
+       component_list({registered.begin(), registered.end()}) +
+       " in DSV3_PLUGIN, but dsv3_add_plugin(PROVIDES) lists " + component_list(stamp.provides) +
+       "; make them equal");
 }
 
 std::unique_ptr<Library> load(const std::filesystem::path& path) {
@@ -135,38 +132,23 @@ std::unique_ptr<Library> load(const std::filesystem::path& path) {
     try {
       library->stamp = read_stamp(bytes);
     } catch (const Error& e) {
-      refuse(path.string() + ": " + e.what());
+      fail(path.string() + ": " + e.what());
     }
     check_stamp(library->stamp, path);
     library->sha256 = sha256(bytes);
   }
-  barrier::Callee callee;
+  Callee callee;
   callee.label = "plugin '" + library->stamp.name + "'";
   callee.check = callee.library = path.string();
-  const barrier::InCall call(barrier::remember(std::move(callee)), "loading");
+  const CallRecord call(remember(std::move(callee)), "loading");
   const auto& handle = open(library->stamp, path);
   library->registrations = collect(handle, library->stamp, path);
   check_provides(library->registrations, library->stamp, path);
   return library;
 }
 
-constexpr const char* kMakeSmaller =
-    "; make train.micro_batch, train.sequence or the model smaller (--dry-run says what an "
-    "experiment needs)";
-
-/// LibTorch's text, or plain words when it is about memory.
-std::string memory_text(const std::string& text) {
-  constexpr std::string_view kWanted = "you tried to allocate ";
-  if (text.find("CUDA out of memory") != std::string::npos) return text + kMakeSmaller;
-  const size_t at = text.find(kWanted);
-  if (at == std::string::npos) return text;
-  const size_t begin = at + kWanted.size();
-  return "out of memory: " + text.substr(begin, text.find(' ', begin) - begin) +
-         " more bytes were asked for" + kMakeSmaller;
-}
-
-// All libraries of the process, good and bad. A second dlopen of a file whose static initialisers
-// threw hands out the half-initialised library as if all were well: failures are final.
+// All libraries of the process, loaded or failed. Failures are final, because a second dlopen of a
+// file whose static initialisers threw returns the half-initialised library without an error.
 struct Libraries {
   struct Entry {
     std::unique_ptr<Library> library;
@@ -178,7 +160,7 @@ struct Libraries {
 };
 
 Libraries& all() {
-  static Libraries& instance = *new Libraries;  // never destroyed, as the libraries
+  static Libraries& instance = *new Libraries;  // never destroyed, like the libraries
   return instance;
 }
 
@@ -194,8 +176,8 @@ const Library& load_library(const std::filesystem::path& path) {
   std::error_code failed;
   const std::filesystem::path canonical = std::filesystem::canonical(path, failed);
   if (failed)
-    refuse("plugin library " + path.string() + " cannot be opened: " + failed.message() +
-           "; build it, or correct `library:` (relative to the file that holds it)");
+    fail("cannot open plugin library " + path.string() + ": " + failed.message() +
+         "; build it, or correct `library:` (relative to the file that sets it)");
   Libraries& libraries = all();
   std::lock_guard lock(libraries.mutex);
   const auto [it, is_new] = libraries.by_path.try_emplace(canonical);
@@ -208,7 +190,7 @@ const Library& load_library(const std::filesystem::path& path) {
       entry.error = current_exception_text();
     }
   }
-  if (!entry.library) refuse(entry.error);
+  if (!entry.library) fail(entry.error);
   return *entry.library;
 }
 
@@ -216,7 +198,7 @@ const Library& library_of(const Registration& registration) {
   for (const Library* library : libraries())
     for (const Registration& one : library->registrations)
       if (&one == &registration) return *library;
-  throw Error("a component of no library: " + registration.name);
+  throw Error("no library registered component '" + registration.name + "'");
 }
 
 std::vector<const Library*> libraries() {
@@ -229,34 +211,6 @@ std::string component_list(const std::vector<std::string>& components) {
   std::string text;
   for (const std::string& one : components) text += (text.empty() ? "" : ", ") + one;
   return text.empty() ? "nothing" : text;
-}
-
-bool current_exception_is_out_of_memory() {
-  try {
-    throw;
-  } catch (const c10::Error& e) {
-    // LibTorch's CPU allocator has no type of its own for it.
-    const std::string text = e.what_without_backtrace();
-    return memory_text(text) != text;
-  } catch (const std::bad_alloc&) {
-    return true;
-  } catch (...) {
-    return false;
-  }
-}
-
-std::string current_exception_text() {
-  try {
-    throw;
-  } catch (const c10::Error& e) {
-    return memory_text(e.what_without_backtrace());
-  } catch (const std::bad_alloc&) {
-    return std::string("out of memory") + kMakeSmaller;
-  } catch (const std::exception& e) {
-    return e.what();
-  } catch (...) {
-    return "it threw something that is no std::exception; throw dsv3::Error with a text";
-  }
 }
 
 }  // namespace dsv3

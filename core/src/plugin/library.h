@@ -1,5 +1,5 @@
-// Plugin libraries in this process: loaded once, checked before any code of theirs runs, never
-// unloaded.
+// The plugin libraries of this process. Each is loaded once, checked before any of its code runs,
+// and never unloaded.
 #pragma once
 
 #include <filesystem>
@@ -23,9 +23,9 @@ struct Library {
   const Registration* find(Kind kind, const std::string& name) const;
 };
 
-/// Loads `path`, or returns what an earlier call loaded. Throws dsv3::Error (ExitCode::plugin)
-/// whose text names the plugin and the file; the same again for a file that failed before, without
-/// touching it. The result lives as long as the process. Thread-safe.
+/// Loads `path`, or returns what an earlier call loaded. Throws dsv3::Error (ExitCode::plugin) that
+/// names the plugin and the file; a file that failed before fails again with the same error,
+/// without being opened. The result lives as long as the process. Thread-safe.
 const Library& load_library(const std::filesystem::path& path);
 
 /// The library that registered the component. Thread-safe.
@@ -36,11 +36,5 @@ std::vector<const Library*> libraries();
 
 /// "kind/name, kind/name", or "nothing".
 std::string component_list(const std::vector<std::string>& components);
-
-/// What the exception being handled says, without a backtrace. Call inside a catch block.
-std::string current_exception_text();
-
-/// Whether the exception being handled means that memory ran out. Call inside a catch block.
-bool current_exception_is_out_of_memory();
 
 }  // namespace dsv3

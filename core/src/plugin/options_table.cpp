@@ -5,12 +5,12 @@
 
 #include <dsv3/runtime/plugins.h>
 
-#include "config/values.h"
+#include "config/yaml.h"
 
 namespace dsv3 {
 namespace {
 
-using Row = std::array<std::string, 5>;  // key, type, default, values, meaning
+using Row = std::vector<std::string>;  // the first is the header
 
 const char* type_text(OptionType type) {
   switch (type) {
@@ -49,6 +49,9 @@ std::string text(double value) {
 std::string text(bool value) {
   return value ? "true" : "false";
 }
+std::string text(std::monostate) {
+  return "unset";
+}
 std::string text(int64_t value) {
   return std::to_string(value);
 }
@@ -64,9 +67,7 @@ std::string text(const std::vector<T>& values) {
 
 std::string default_text(const OptionSpec& spec) {
   if (spec.required) return "(required)";
-  if (const auto* value = std::get_if<int64_t>(&spec.default_value))
-    for (const auto& [word, meaning] : spec.words)
-      if (meaning == *value) return word;
+  if (std::string word = config::word_of(spec, spec.default_value); !word.empty()) return word;
   return std::visit([](const auto& value) { return text(value); }, spec.default_value);
 }
 
@@ -80,27 +81,31 @@ std::string values_text(const OptionSpec& spec) {
     range = "at most " + text(*spec.max);
   for (const std::string& choice : spec.choices) range += (range.empty() ? "" : ", ") + choice;
   for (const auto& [word, value] : spec.words) range += (range.empty() ? "" : " or ") + word;
+  if (!spec.unset_word.empty()) range += (range.empty() ? "" : " or ") + spec.unset_word;
   return range;
 }
 
 std::string as_markdown(const std::vector<Row>& rows) {
-  std::string out = "| option | type | default | values | meaning |\n|---|---|---|---|---|\n";
-  for (const Row& row : rows) {
-    for (size_t column = 0; column < row.size(); ++column) {
-      std::string cell = row[column];
+  std::string out;
+  for (size_t row = 0; row < rows.size(); ++row) {
+    for (size_t column = 0; column < rows[row].size(); ++column) {
+      std::string cell = rows[row][column];
       for (size_t at = 0; (at = cell.find('|', at)) != std::string::npos; at += 2)
         cell.insert(at, "\\");
-      const bool code = !cell.empty() && (column == 0 || (column == 2 && cell != "(required)"));
+      const bool code =
+          row > 0 && !cell.empty() && (column == 0 || (column == 2 && cell != "(required)"));
       out += code ? "| `" + cell + "` " : "| " + cell + (cell.empty() ? "" : " ");
     }
+    out += "|\n";
+    if (row > 0) continue;
+    for (size_t column = 0; column < rows[row].size(); ++column) out += "|---";
     out += "|\n";
   }
   return out;
 }
 
-std::string as_text(std::vector<Row> rows) {
-  rows.insert(rows.begin(), {"option", "type", "default", "values", "meaning"});
-  std::array<size_t, 5> width{};
+std::string as_text(const std::vector<Row>& rows) {
+  std::vector<size_t> width(rows.front().size());
   for (const Row& row : rows)
     for (size_t column = 0; column < row.size(); ++column)
       width[column] = std::max(width[column], row[column].size());
@@ -119,11 +124,16 @@ std::string as_text(std::vector<Row> rows) {
 
 std::string options_table(const Schema& schema, bool markdown) {
   if (schema.options.empty()) return "It takes no options.\n";
-  std::vector<Row> rows;
-  for (const OptionSpec& spec : schema.options)
-    rows.push_back({spec.key, type_text(spec.type), default_text(spec), values_text(spec),
-                    config::doc_text(spec)});
-  return markdown ? as_markdown(rows) : as_text(std::move(rows));
+  std::vector<Row> rows{{"option", "type", "default", "unit", "values", "meaning"}};
+  bool has_units = false;
+  for (const OptionSpec& spec : schema.options) {
+    rows.push_back({spec.key, type_text(spec.type), default_text(spec), spec.unit,
+                    values_text(spec), config::doc_text(spec)});
+    has_units |= !spec.unit.empty();
+  }
+  if (!has_units)
+    for (Row& row : rows) row.erase(row.begin() + 3);
+  return markdown ? as_markdown(rows) : as_text(rows);
 }
 
 }  // namespace dsv3

@@ -8,6 +8,7 @@
 #include <dsv3/runtime/suggest.h>
 #include <dsv3/sdk/error.h>
 
+#include "call/call.h"
 #include "plugin/library.h"
 #include "plugin/registry.h"
 
@@ -16,7 +17,7 @@ namespace {
 
 using Path = std::filesystem::path;
 
-[[noreturn]] void refuse(const std::string& text) {
+[[noreturn]] void fail(const std::string& text) {
   throw Error(text, ExitCode::plugin);
 }
 
@@ -34,23 +35,23 @@ std::vector<Path> toml_files(const Path& folder) {
   return files;
 }
 
-// The registry files that one path of a search level stands for.
+// The registry files of one path of a search level.
 std::vector<Path> registry_files(const Path& path) {
   if (!std::filesystem::exists(path))
-    refuse("plugin path " + path.string() + " does not exist; correct or remove it");
+    fail("plugin path " + path.string() + " does not exist; correct or remove it");
   if (!std::filesystem::is_directory(path)) return {path};
   std::vector<Path> files = toml_files(path);
   if (files.empty() && std::filesystem::is_directory(path / "registries"))
     files = toml_files(path / "registries");
   if (files.empty())
-    refuse("plugin path " + path.string() +
-           " holds no registry (*.toml, or registries/*.toml); name the prefix that the plugin was "
-           "installed into, or its build folder");
+    fail("plugin path " + path.string() +
+         " contains no registry (*.toml or registries/*.toml); give the prefix that the plugin is "
+         "installed in, or its build folder");
   return files;
 }
 
-// First hit in order of search; two on one level are an error, for nobody could say which was
-// meant.
+// The first match in search order. Two on one level are an error, because their order would be
+// arbitrary.
 template <class Entry>
 const Entry* lookup(const std::vector<Entry>& entries, Kind kind, const std::string& name) {
   const Entry* found = nullptr;
@@ -59,25 +60,24 @@ const Entry* lookup(const std::vector<Entry>& entries, Kind kind, const std::str
     if (!found)
       found = &entry;
     else if (found->level == entry.level)
-      refuse(std::string(kind_name(kind)) + " '" + name +
-             "' is in two registries of one search level: " + found->registry.string() + " and " +
-             entry.registry.string() +
-             "; name one of them with --plugin-path, or the library with `library:`");
+      fail(std::string(kind_name(kind)) + " '" + name +
+           "' is in two registries of one search level: " + found->registry.string() + " and " +
+           entry.registry.string() + "; choose one with --plugin-path, or set `library:`");
   }
   return found;
 }
 
-std::string asked_for(const ComponentSpec& spec) {
+std::string requested_by(const ComponentSpec& spec) {
   const std::string origin = spec.origin.text();
-  return origin.empty() ? "" : "\n  asked for by " + origin;
+  return origin.empty() ? "" : "\n  requested by " + origin;
 }
 
 const Registration& in_library(const Library& library, Kind kind, const std::string& name,
                                const std::string& named_by) {
   if (const Registration* found = library.find(kind, name)) return *found;
-  refuse("plugin '" + library.stamp.name + "' (" + library.path.string() + ") has no " +
-         kind_name(kind) + " '" + name + "'; it provides " +
-         component_list(library.stamp.provides) + named_by);
+  fail("plugin '" + library.stamp.name + "' (" + library.path.string() + ") has no " +
+       kind_name(kind) + " '" + name + "'; it provides " + component_list(library.stamp.provides) +
+       named_by);
 }
 
 const Registration& load_entry(const PluginEntry& entry) {
@@ -85,12 +85,12 @@ const Registration& load_entry(const PluginEntry& entry) {
     std::vector<std::string> tried;
     for (const Path& path : library_candidates(entry.registry, entry.library_text))
       tried.push_back(path.string());
-    refuse("library " + entry.library_text + " of " + kind_name(entry.kind) + " '" + entry.name +
-           "' is not there; looked for " + join(tried) + "; named by " + entry.registry.string() +
-           "; build it, or correct the registry");
+    fail("library " + entry.library_text + " of " + kind_name(entry.kind) + " '" + entry.name +
+         "' not found; looked for " + join(tried) + "; named in " + entry.registry.string() +
+         "; build it, or correct the registry");
   }
   return in_library(load_library(entry.library), entry.kind, entry.name,
-                    "; named by " + entry.registry.string());
+                    "; named in " + entry.registry.string());
 }
 
 }  // namespace
@@ -112,8 +112,8 @@ SearchLevels plugin_search_levels(const std::vector<std::string>& command_line,
   for (size_t i = 0; i < levels.size(); ++i)
     for (const Path& path : levels[i])
       if (!std::filesystem::exists(path))
-        refuse(std::string(kLevels[i]) + " names " + path.string() +
-               ", which does not exist; correct or remove it");
+        fail(std::string(kLevels[i]) + " names " + path.string() +
+             ", which does not exist; correct or remove it");
   const Path own = own_prefix() / "registries";
   if (std::filesystem::is_directory(own)) levels.push_back({own});
   return levels;
@@ -121,7 +121,7 @@ SearchLevels plugin_search_levels(const std::vector<std::string>& command_line,
 
 Plugins::Plugins(SearchLevels levels) : levels_(std::move(levels)) {
   for (size_t level = 0; level < levels_.size(); ++level) {
-    std::set<Path> seen;  // the same file twice on a level is no conflict
+    std::set<Path> seen;  // the same file twice on a level is not a conflict
     for (Path& path : levels_[level]) {
       path = std::filesystem::absolute(path).lexically_normal();
       for (const Path& file : registry_files(path)) {
@@ -145,25 +145,59 @@ const Registration& Plugins::find(const ComponentSpec& spec) {
     if (!spec.library.empty())
       return in_library(load_library(spec.library), spec.kind, spec.plugin, "");
     if (const Registration* found = find_if_known(spec.kind, spec.plugin)) return *found;
-    refuse_unknown(spec.kind, spec.plugin);
+    fail_unknown(spec.kind, spec.plugin);
   } catch (const Error& e) {
-    throw Error(e.what() + asked_for(spec), e.code());
+    throw Error(e.what() + requested_by(spec), e.code());
   }
 }
 
-void Plugins::refuse_unknown(Kind kind, const std::string& name) const {
+void Plugins::fail_unknown(Kind kind, const std::string& name) const {
   const std::string label = kind_name(kind) + (" '" + name + "'");
   if (find_alias(kind, name))
-    refuse(label + " is a short form for use alone, `" + kind_name(kind) + ": " + name +
-           "`, and no plugin of that name was found; looked in: " + searched());
+    fail(label + " is a short form that must be used alone, `" + kind_name(kind) + ": " + name +
+         "`; there is no plugin with that name; looked in: " + searched());
   std::set<std::string> components;
   for (const PluginEntry& entry : entries_)
     if (entry.kind == kind) components.insert(entry.name);
   const std::vector<std::string> known(components.begin(), components.end());
   const std::string close = nearest(name, known);
-  refuse("unknown " + std::string(kind_name(kind)) + " plugin '" + name + "'; " +
-         (close.empty() ? "" : "did you mean '" + close + "'? ") +
-         "known: " + (known.empty() ? "none" : join(known)) + "; looked in: " + searched());
+  fail("unknown " + std::string(kind_name(kind)) + " plugin '" + name + "'; " +
+       (close.empty() ? "" : "did you mean '" + close + "'? ") +
+       "known: " + (known.empty() ? "none" : join(known)) + "; looked in: " + searched());
+}
+
+ConstructorError::ConstructorError(ComponentSpec component, const Error& error)
+    : Error(std::string(kind_name(component.kind)) + " '" + component.plugin + "'" +
+                (component.origin.text().empty() ? "" : " (" + component.origin.text() + ")") +
+                ": " + error.what(),
+            error.code()),
+      spec(std::move(component)),
+      cause(error.what()) {}
+ConstructorError::~ConstructorError() = default;
+
+std::shared_ptr<Pluggable> make_component(
+    Plugins& plugins, const ComponentSpec& spec, const std::string& module, int64_t layer,
+    const std::function<std::shared_ptr<Pluggable>(const Registration&)>& construct) {
+  const Registration& registration = plugins.find(spec);
+  const std::string name = kind_name(registration.kind);
+  const std::string library = library_of(registration).path.string();
+  const Callee& callee =
+      remember({.label = name + " '" + spec.plugin + "'",
+                .check = spec.library.empty() ? name + "/" + spec.plugin : library,
+                .origin = spec.origin.text(),
+                .library = library,
+                .module = module,
+                .layer = layer});
+  const CallRecord call(callee, "constructor");
+  try {
+    std::shared_ptr<Pluggable> component = construct(registration);
+    if (!component) throw Error("its factory returned nullptr", ExitCode::plugin);
+    return guarded(callee, std::move(component));
+  } catch (const Error& error) {
+    throw ConstructorError(spec, error);
+  } catch (...) {
+    rethrow_named(call);
+  }
 }
 
 const Registration* Plugins::find_if_known(Kind kind, const std::string& name) {

@@ -5,15 +5,14 @@
 #include <optional>
 #include <string_view>
 
-// toml++ 3.3 asserts on some malformed input instead of reporting it, so asserts are off here,
-// always.
+// toml++ 3.3 asserts on some malformed input instead of reporting it, so this file never asserts.
 #ifndef NDEBUG
 #define NDEBUG
 #endif
 #define TOML_EXCEPTIONS 0
 // clang-format off: the order matters.
-// Its tables of Unicode end in __builtin_unreachable() for characters that malformed input can hold
-// (a letter behind a table's header); such a character is simply in no table.
+// Its Unicode tables end in __builtin_unreachable() for characters that malformed input can contain
+// (a letter after a table's header); such a character is in no table.
 #include <toml++/impl/preprocessor.h>
 #undef TOML_UNREACHABLE
 #define TOML_UNREACHABLE return false
@@ -34,12 +33,12 @@ namespace {
 
 constexpr uint64_t kLargestRegistry = 1 << 20;
 
-// toml++'s words ("Error while parsing value: could not determine value type") in plain ones.
-std::string plain(std::string text) {
+// Rewords toml++'s messages, such as "Error while parsing value: could not determine value type".
+std::string reworded(std::string text) {
   constexpr std::string_view kStart = "Error while parsing ";
   if (text.starts_with(kStart)) text.erase(0, kStart.size());
   if (text.ends_with("could not determine value type"))
-    text += "; texts stand in quotes, as in name = \"adamw\"";
+    text += "; strings need quotes, as in name = \"adamw\"";
   return "not valid TOML: " + text;
 }
 
@@ -52,14 +51,14 @@ class Reader {
   Registry read() {
     const std::string text = fs::read(file_, kLargestRegistry);
     const toml::parse_result parsed = toml::parse(std::string_view(text), file_.string());
-    if (!parsed) fail(parsed.error().source(), plain(std::string(parsed.error().description())));
+    if (!parsed) fail(parsed.error().source(), reworded(std::string(parsed.error().description())));
     const toml::table& root = parsed.table();
     check_keys(root, {"registry", "set", "plugin", "alias"}, "a registry");
     const toml::node* format = root.get("registry");
     if (!format || format->value<int64_t>() != 1)
       fail((format ? *format : root).source(),
-           "this dsv3 reads registries of format 1: write `registry = 1` at the top, or use the "
-           "dsv3 that this one was written for");
+           "not a registry of format 1, the format that this dsv3 reads; write `registry = 1` at "
+           "the top, or use the dsv3 that it was written for");
     Registry registry;
     for (const toml::table* table : tables(root, "plugin"))
       registry.plugins.push_back(plugin(*table));
@@ -90,11 +89,11 @@ class Reader {
     std::vector<const toml::table*> found;
     const toml::node* node = root.get(key);
     if (!node) return found;
-    const std::string wanted =
-        "'" + std::string(key) + "' must be written in two brackets: [[" + std::string(key) + "]]";
-    if (!node->is_array()) fail(node->source(), wanted);
+    const std::string rule =
+        "'" + std::string(key) + "' needs double brackets: [[" + std::string(key) + "]]";
+    if (!node->is_array()) fail(node->source(), rule);
     for (const toml::node& element : *node->as_array()) {
-      if (!element.is_table()) fail(element.source(), wanted);
+      if (!element.is_table()) fail(element.source(), rule);
       found.push_back(element.as_table());
     }
     return found;
@@ -103,8 +102,7 @@ class Reader {
   std::string text(const toml::table& table, std::string_view key, bool needed = true) const {
     const toml::node* node = table.get(key);
     if (!node && !needed) return "";
-    if (!node)
-      fail(table.source(), "key '" + std::string(key) + "' is missing in this entry; add it");
+    if (!node) fail(table.source(), "this entry has no '" + std::string(key) + "'; add it");
     if (!node->is_string()) fail(node->source(), "'" + std::string(key) + "' must be a string");
     return node->as_string()->get();
   }
@@ -172,6 +170,19 @@ std::filesystem::path own_prefix() {
   std::error_code failed;
   const auto library = std::filesystem::canonical(info.dli_fname, failed);
   return failed ? std::filesystem::path() : library.parent_path().parent_path();
+}
+
+Kind kind_from_name(const std::string& name) {
+  std::vector<std::string> names;
+  for (const KindRow& row : kinds()) {
+    if (name == row.name) return row.kind;
+    names.emplace_back(row.name);
+  }
+  const std::string near = nearest(name, names);
+  throw Error("unknown kind of component '" + name + "'; " +
+                  (near.empty() ? "" : "did you mean '" + near + "'? ") +
+                  "known kinds: " + config::comma_list(names),
+              ExitCode::usage);
 }
 
 }  // namespace dsv3

@@ -1,4 +1,4 @@
-// Registries: TOML files that map component names to libraries without opening any.
+// Registries: TOML files that map component names to libraries, so that none has to be opened.
 #pragma once
 
 #include <filesystem>
@@ -18,9 +18,9 @@ struct Registry {
 /// Reads one registry file. Throws dsv3::Error (ExitCode::plugin), "file:line:col: error: ...".
 Registry read_registry(const std::filesystem::path& file);
 
-/// Where a library that a registry names may lie, in order: beside the registry, in
-/// ../lib/dsv3/plugins from it (an installation), in this build's or installation's own plugin
-/// folder.
+/// Paths of a library that a registry names, in search order: beside the registry, in
+/// ../lib/dsv3/plugins from it (an installation), in the plugin folder of this build or
+/// installation.
 std::vector<std::filesystem::path> library_candidates(const std::filesystem::path& registry,
                                                       const std::string& library);
 

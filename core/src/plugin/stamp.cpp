@@ -28,7 +28,7 @@ std::vector<std::string> split(std::string_view text, std::string_view separator
   }
 }
 
-// The text of a StampNote; empty when the bytes hold none.
+// The text of a StampNote; empty when the bytes are not one.
 std::string_view note_text(std::string_view note) {
   constexpr size_t kHeader = 3 * sizeof(uint32_t) + 8;  // owner size, text size, type, owner
   uint32_t owner_size, size;
@@ -52,7 +52,7 @@ std::string* field(Stamp& stamp, std::string_view key) {
   return it == fields.end() ? nullptr : it->second;
 }
 
-// nullopt when the text is no stamp. Unknown keys are skipped: a later SDK may add some.
+// nullopt when the text is not a stamp. Unknown keys are skipped, because a later SDK may add some.
 std::optional<Stamp> parse(std::string_view text) {
   const auto printable = [](unsigned char c) { return c >= 0x20 && c < 0x7f; };
   if (!text.starts_with(kMark) || !std::all_of(text.begin(), text.end(), printable))
@@ -71,7 +71,7 @@ std::optional<Stamp> parse(std::string_view text) {
   return stamp;
 }
 
-std::string shown(const std::string& value) {
+std::string or_none(const std::string& value) {
   return value.empty() ? "(none)" : value;
 }
 
@@ -81,7 +81,7 @@ std::string on_or_off(const std::string& value) {
 }
 
 std::string sdk_text(const Stamp& stamp) {
-  return shown(stamp.sdk) + " (headers " + shown(stamp.headers.substr(0, 8)) + ")";
+  return or_none(stamp.sdk) + " (headers " + or_none(stamp.headers.substr(0, 8)) + ")";
 }
 
 }  // namespace
@@ -90,13 +90,10 @@ Stamp read_stamp(std::string_view file) {
   const auto note = elf_section(file, ".note.dsv3");
   if (!note)
     throw Error(
-        "not a dsv3 plugin: it was not built with dsv3_add_plugin(), which find_package(dsv3) "
-        "brings; "
-        "build it so",
+        "not a dsv3 plugin; build it with dsv3_add_plugin(), which find_package(dsv3) provides",
         ExitCode::plugin);
   auto stamp = parse(note_text(*note));
-  if (!stamp)
-    throw Error("damaged: its stamp (section .note.dsv3) cannot be read", ExitCode::plugin);
+  if (!stamp) throw Error("damaged: cannot read its stamp (section .note.dsv3)", ExitCode::plugin);
   return *std::move(stamp);
 }
 
@@ -111,7 +108,7 @@ std::vector<std::string> stamp_differences(const Stamp& plugin, const Stamp& hos
     if (!equal) lines.push_back(label + ("plugin " + theirs) + ", this dsv3 " + ours);
   };
   const auto plain = [&](const char* label, const std::string& theirs, const std::string& ours) {
-    compare(theirs == ours, label, shown(theirs), shown(ours));
+    compare(theirs == ours, label, or_none(theirs), or_none(ours));
   };
   compare(plugin.sdk == host.sdk && plugin.headers == host.headers,
           "SDK:             ", sdk_text(plugin), sdk_text(host));
@@ -119,7 +116,7 @@ std::vector<std::string> stamp_differences(const Stamp& plugin, const Stamp& hos
   plain("debug iterators: ", on_or_off(plugin.glibcxx_debug), on_or_off(host.glibcxx_debug));
   plain("LibTorch:        ", plugin.torch, host.torch);
   compare(plugin.cuda == host.cuda || plugin.cuda == "none",
-          "CUDA:            ", shown(plugin.cuda), shown(host.cuda));
+          "CUDA:            ", or_none(plugin.cuda), or_none(host.cuda));
   return lines;
 }
 

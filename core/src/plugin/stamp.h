@@ -1,5 +1,5 @@
-// Stamps of plugin libraries: read from the file's bytes, no code of it run, and compared with this
-// dsv3's.
+// Reads the stamp of a plugin library from the file, without running its code, and compares it with
+// this dsv3's.
 #pragma once
 
 #include <string>
@@ -14,14 +14,14 @@ struct Stamp {
   std::vector<std::string> provides;  ///< "kind/name"
 };
 
-/// The stamp in the bytes of a shared library. Throws dsv3::Error (ExitCode::plugin) with the bare
-/// reason: not a library of this machine, damaged, not a dsv3 plugin. Safe on any bytes.
+/// The stamp in the bytes of a shared library. Throws dsv3::Error (ExitCode::plugin) with only the
+/// reason: not a library of this machine, damaged, not a dsv3 plugin. Safe for any bytes.
 Stamp read_stamp(std::string_view file);
 
-/// What this libdsv3 was built with; name, version and provides stay empty.
+/// What this libdsv3 was built with; name, version and provides are empty.
 Stamp host_stamp();
 
-/// One line for each field that keeps the plugin from running here; empty = it fits.
+/// One line for each field that keeps the plugin from running here; empty = compatible.
 std::vector<std::string> stamp_differences(const Stamp& plugin, const Stamp& host);
 
 }  // namespace dsv3

@@ -1,11 +1,13 @@
-// Key functions of the SDK's interfaces: their type information lives in libdsv3, so that
+// Key functions of the SDK's interfaces. They put the type information into libdsv3, so that
 // dynamic_cast and catch work across plugin libraries.
 #include <dsv3/sdk/attention.h>
 #include <dsv3/sdk/communicator.h>
 #include <dsv3/sdk/data.h>
+#include <dsv3/sdk/error.h>
 #include <dsv3/sdk/feed_forward.h>
 #include <dsv3/sdk/format.h>
 #include <dsv3/sdk/optimizer.h>
+#include <dsv3/sdk/pluggable.h>
 #include <dsv3/sdk/position.h>
 #include <dsv3/sdk/schedule.h>
 #include <dsv3/sdk/strategy.h>
@@ -21,6 +23,7 @@ Data::~Data() = default;
 FeedForward::~FeedForward() = default;
 Format::~Format() = default;
 Optimizer::~Optimizer() = default;
+Pluggable::~Pluggable() = default;
 Position::~Position() = default;
 Rejected::~Rejected() = default;
 RetryAfter::~RetryAfter() = default;
@@ -28,5 +31,26 @@ Schedule::~Schedule() = default;
 Strategy::~Strategy() = default;
 Tokenizer::~Tokenizer() = default;
 Tracker::~Tracker() = default;
+
+std::string Schedule::problem(int64_t) const {
+  return {};
+}
+
+std::string warmup_problem(int64_t warmup, int64_t total) {
+  if (warmup <= total) return {};
+  return "warmup (" + std::to_string(warmup) + " steps) is longer than the run (" +
+         std::to_string(total) + " steps); shorten it, or raise train.steps or train.tokens";
+}
+
+std::shared_ptr<Position> position_of(const LayerContext& context, const std::string& option,
+                                      int64_t rotary_dim) {
+  try {
+    return context.make_position(rotary_dim);
+  } catch (const Error& error) {
+    throw Error(
+        option + " gives a rotary width of " + std::to_string(rotary_dim) + ": " + error.what(),
+        error.code());
+  }
+}
 
 }  // namespace dsv3

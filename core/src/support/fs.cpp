@@ -24,27 +24,33 @@ std::mutex hook_mutex;
 std::shared_ptr<const Hook> hook;  // guarded by hook_mutex
 std::atomic<bool> hooked{false};
 
-/// 0, or the errno with which the call is to fail.
+/// 0, or the errno with which the call must fail.
 int fault(Call call, const Path& path) {
   if (!hooked.load(std::memory_order_acquire)) return 0;
-  std::shared_ptr<const Hook> current;
-  {
+  const std::shared_ptr<const Hook> current = [] {
     std::lock_guard lock(hook_mutex);
-    current = hook;
-  }
+    return hook;
+  }();
   return current ? (*current)(call, path) : 0;
 }
 
-/// Makes a system call that returns -1 and errno on errors; retries when a signal interrupted it.
+/// Repeats a system call that returns -1 and errno on errors while signals interrupt it.
 template <class F>
-auto system_call(Call call, const Path& path, F&& make) -> decltype(make()) {
-  decltype(make()) result;
-  do {
-    const int error = fault(call, path);
-    result = error ? -1 : make();
-    if (error) errno = error;
-  } while (result == -1 && errno == EINTR);
+auto retried(const F& make) {
+  auto result = make();
+  while (result == -1 && errno == EINTR) result = make();
   return result;
+}
+
+/// Makes a system call that writes, unless the fault hook makes it fail.
+template <class F>
+auto system_call(Call call, const Path& path, const F& make) {
+  return retried([&] {
+    const int error = fault(call, path);
+    if (!error) return make();
+    errno = error;
+    return decltype(make())(-1);
+  });
 }
 
 std::string human(uint64_t bytes) {
@@ -58,13 +64,17 @@ std::string human(uint64_t bytes) {
   return text;
 }
 
+Path parent_of(const Path& path) {
+  Path parent = path.parent_path();
+  return parent.empty() ? Path(".") : parent;
+}
+
 [[noreturn]] void fail(const char* what, const Path& path, int error, uint64_t needed = 0) {
   std::string text =
       std::string("cannot ") + what + " " + path.string() + ": " + std::strerror(error);
   if (error == ENOSPC || error == EDQUOT) {
     std::error_code ignored;
-    auto space =
-        std::filesystem::space(path.parent_path().empty() ? "." : path.parent_path(), ignored);
+    auto space = std::filesystem::space(parent_of(path), ignored);
     if (needed) text += "; " + human(needed) + " needed";
     if (!ignored) text += std::string(needed ? "," : ";") + " " + human(space.available) + " free";
     text += ". Free some space or write to another disk";
@@ -77,7 +87,7 @@ std::string human(uint64_t bytes) {
   throw Error(text);
 }
 
-/// A descriptor that is closed on the way out.
+/// Owns a file descriptor.
 class Descriptor {
  public:
   explicit Descriptor(int fd) : fd_(fd) {}
@@ -93,10 +103,7 @@ class Descriptor {
 };
 
 int open_for_reading(const Path& path) {
-  int fd;
-  do {
-    fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  } while (fd == -1 && errno == EINTR);
+  const int fd = retried([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); });
   if (fd == -1) fail("read", path, errno);
   return fd;
 }
@@ -108,19 +115,20 @@ uint64_t size_of(const Descriptor& file, const Path& path) {
   return static_cast<uint64_t>(info.st_size);
 }
 
-/// Bytes read into `buffer`, 0 at the end of the file.
+/// Reads at most `size` bytes into `buffer`. Returns their number, 0 at the end of the file.
 size_t read_some(const Descriptor& file, const Path& path, char* buffer, size_t size) {
-  ssize_t count;
-  do {
-    count = ::read(file.get(), buffer, size);
-  } while (count == -1 && errno == EINTR);
+  const ssize_t count = retried([&] { return ::read(file.get(), buffer, size); });
   if (count == -1) fail("read", path, errno);
   return static_cast<size_t>(count);
 }
 
-Path parent_of(const Path& path) {
-  Path parent = path.parent_path();
-  return parent.empty() ? Path(".") : parent;
+/// What a folder contains. `error` is set if it cannot be listed.
+std::vector<Path> entries_of(const Path& folder, std::error_code& error) {
+  std::vector<Path> entries;
+  for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end;
+       it.increment(error))
+    entries.push_back(it->path());
+  return entries;
 }
 
 }  // namespace
@@ -166,25 +174,24 @@ void Writer::sync() {
 
 void Writer::close() {
   int fd = fd_;
-  fd_ = -1;  // the descriptor is gone even when close reports an error
+  fd_ = -1;  // close releases the descriptor even if it reports an error
   if (fd >= 0 && ::close(fd) != 0 && errno != EINTR) fail("close", path_, errno);
 }
 
 std::string read(const Path& path, uint64_t limit) {
   Descriptor file(open_for_reading(path));
   uint64_t size = size_of(file, path);
-  if (size > limit) {
-    throw Error("cannot read " + path.string() + ": it has " + human(size) +
-                ", more than the limit of " + human(limit));
-  }
+  if (size > limit)
+    throw Error("cannot read " + path.string() + ": its size of " + human(size) +
+                " exceeds the limit of " + human(limit));
   std::string content(size, '\0');
-  size_t have = 0;
-  while (have < size) {
-    size_t count = read_some(file, path, content.data() + have, size - have);
-    if (count == 0) break;  // it became shorter meanwhile
-    have += count;
+  size_t done = 0;
+  while (done < size) {
+    size_t count = read_some(file, path, content.data() + done, size - done);
+    if (count == 0) break;  // the file shrank meanwhile
+    done += count;
   }
-  content.resize(have);
+  content.resize(done);
   return content;
 }
 
@@ -192,9 +199,8 @@ void read_pieces(const Path& path, const std::function<void(std::string_view)>& 
   Descriptor file(open_for_reading(path));
   size_of(file, path);
   std::vector<char> buffer(1 << 20);
-  while (size_t count = read_some(file, path, buffer.data(), buffer.size())) {
+  while (size_t count = read_some(file, path, buffer.data(), buffer.size()))
     use({buffer.data(), count});
-  }
 }
 
 void write_atomically(const Path& path, std::string_view content) {
@@ -227,18 +233,16 @@ void remove_temporaries(const Path& folder) {
            name.find_first_not_of("0123456789abcdef", at + kTemporary.size()) == std::string::npos;
   };
   std::error_code error;
-  std::vector<Path> left;
-  for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end;
-       it.increment(error))
-    if (is_temporary(it->path().filename().string())) left.push_back(it->path());
+  const std::vector<Path> entries = entries_of(folder, error);
   if (error && error != std::errc::no_such_file_or_directory) fail("list", folder, error.value());
-  for (const Path& path : left) fs::remove_all(path);
+  for (const Path& path : entries)
+    if (is_temporary(path.filename().string())) fs::remove_all(path);
 }
 
 bool make_folder(const Path& path) {
   if (system_call(Call::mkdir, path, [&] { return ::mkdir(path.c_str(), 0777); }) == 0) return true;
   if (errno == EEXIST) return false;
-  fail("make folder", path, errno);
+  fail("create folder", path, errno);
 }
 
 void make_folders(const Path& path) {
@@ -249,8 +253,8 @@ void make_folders(const Path& path) {
   if (make_folder(path)) {
     sync_folder(parent);
   } else if (!std::filesystem::is_directory(path, ignored)) {
-    throw Error("cannot make folder " + path.string() +
-                ": a file of that name is in the way. Move it away or name another folder");
+    throw Error("cannot create folder " + path.string() +
+                ": a file of that name exists. Move it or name another folder");
   }
 }
 
@@ -264,8 +268,7 @@ void rename(const Path& from, const Path& to) {
 void sync_folder(const Path& path) {
   Descriptor folder(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (folder.get() == -1) fail("sync", path, errno);
-  // Some network file systems cannot sync a folder and say EINVAL; there is nothing more to do on
-  // them.
+  // Some network file systems cannot sync a folder and return EINVAL, which is ignored.
   if (system_call(Call::sync, path, [&] { return ::fsync(folder.get()); }) != 0 &&
       errno != EINVAL) {
     fail("sync", path, errno);
@@ -277,25 +280,22 @@ void remove_all(const Path& path) {
   auto status = std::filesystem::symlink_status(path, error);
   if (status.type() == std::filesystem::file_type::not_found) return;
   if (error) fail("remove", path, error.value());
-  bool folder = std::filesystem::is_directory(status);
-  if (folder) {
-    std::vector<Path> entries;
-    for (std::filesystem::directory_iterator it(path, error), end; !error && it != end;
-         it.increment(error)) {
-      entries.push_back(it->path());
-    }
+  bool is_folder = std::filesystem::is_directory(status);
+  if (is_folder) {
+    const std::vector<Path> entries = entries_of(path, error);
     if (error) fail("list", path, error.value());
     for (const Path& entry : entries) fs::remove_all(entry);
   }
-  int result = system_call(Call::remove, path,
-                           [&] { return folder ? ::rmdir(path.c_str()) : ::unlink(path.c_str()); });
+  int result = system_call(Call::remove, path, [&] {
+    return is_folder ? ::rmdir(path.c_str()) : ::unlink(path.c_str());
+  });
   if (result != 0 && errno != ENOENT) fail("remove", path, errno);
 }
 
 Mapping::Mapping(const Path& path) {
   Descriptor file(open_for_reading(path));
   size_ = size_of(file, path);
-  if (size_ == 0) return;  // an empty mapping is not allowed, and not needed
+  if (size_ == 0) return;  // mmap rejects empty mappings
   void* address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
   if (address == MAP_FAILED) fail("map", path, errno);
   data_ = static_cast<const char*>(address);

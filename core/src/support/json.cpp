@@ -15,10 +15,10 @@ namespace {
 
 constexpr int kMaxDepth = 64;
 
-/// Reads bytes for the parser and tells how far it has come, which the parser's callbacks do not.
+/// Reads bytes for the parser and records its position, which callbacks do not receive.
 class CountingIterator {
  public:
-  using iterator_category = std::forward_iterator_tag;
+  using iterator_category = std::input_iterator_tag;
   using value_type = char;
   using difference_type = std::ptrdiff_t;
   using pointer = const char*;
@@ -32,13 +32,7 @@ class CountingIterator {
     if (reached_) *reached_ = at_;
     return *this;
   }
-  CountingIterator operator++(int) {
-    CountingIterator before = *this;
-    ++*this;
-    return before;
-  }
   bool operator==(const CountingIterator& other) const { return at_ == other.at_; }
-  bool operator!=(const CountingIterator& other) const { return at_ != other.at_; }
 
  private:
   const char* at_ = nullptr;
@@ -53,7 +47,7 @@ class CountingIterator {
   throw Error(origin + ":" + std::to_string(line) + ":" + std::to_string(column) + ": " + what);
 }
 
-/// Where the string starts whose closing quote is the byte before `end`.
+/// Start of the string whose closing quote is the byte before `end`.
 size_t start_of_string(std::string_view text, size_t end) {
   size_t quote = end - 1;
   while (quote > 0) {
@@ -65,39 +59,34 @@ size_t start_of_string(std::string_view text, size_t end) {
   return quote;
 }
 
-/// nlohmann's text without "[json.exception...] parse error at line 1, column 2: ", which we say
-/// ourselves.
+/// nlohmann's message without "[json.exception...] parse error at line 1, column 2: ", because
+/// fail() adds the position.
 std::string cause(const std::string& what) {
   size_t start = what.find("column ");
   start = start == std::string::npos ? what.find("] ") : what.find(": ", start);
-  return "bad JSON: " + (start == std::string::npos ? what : what.substr(start + 2));
+  return "invalid JSON: " + (start == std::string::npos ? what : what.substr(start + 2));
 }
 
 }  // namespace
 
 Json parse_json(std::string_view text, const std::string& origin) {
-  // The parser would take a zero byte for the end of the text and never see what follows.
-  if (size_t zero = text.find('\0'); zero != std::string_view::npos) {
-    fail(text, zero, origin, "bad JSON: zero byte");
-  }
+  // The parser treats a zero byte as the end of the text.
+  if (size_t zero = text.find('\0'); zero != std::string_view::npos)
+    fail(text, zero, origin, "invalid JSON: zero byte");
   const char* reached = text.data();
   const char* end = text.data() + text.size();
   auto offset = [&] { return static_cast<size_t>(reached - text.data()); };
   std::vector<std::set<std::string>> keys;  // of the open objects
   auto callback = [&](int depth, Json::parse_event_t event, Json& value) {
     using Event = Json::parse_event_t;
-    if (event == Event::object_start || event == Event::array_start) {
-      if (depth >= kMaxDepth) {
-        fail(text, offset() - 1, origin,
-             "bad JSON: nested deeper than " + std::to_string(kMaxDepth) + " levels");
-      }
-    }
+    if ((event == Event::object_start || event == Event::array_start) && depth >= kMaxDepth)
+      fail(text, offset() - 1, origin,
+           "invalid JSON: nested deeper than " + std::to_string(kMaxDepth) + " levels");
     if (event == Event::object_start) keys.emplace_back();
     if (event == Event::object_end) keys.pop_back();
-    if (event == Event::key && !keys.back().insert(value.get_ref<const std::string&>()).second) {
+    if (event == Event::key && !keys.back().insert(value.get_ref<const std::string&>()).second)
       fail(text, start_of_string(text, offset()), origin,
-           "bad JSON: key " + value.dump() + " is there twice in one object");
-    }
+           "invalid JSON: duplicate key " + value.dump());
     return true;
   };
   try {

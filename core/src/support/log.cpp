@@ -16,85 +16,42 @@ namespace {
 constexpr size_t kFileBytes = 10 << 20;
 constexpr size_t kOlderFiles = 2;  // three in all
 
+struct LevelName {
+  const char* name;
+  log::Level level;
+  spdlog::level::level_enum spdlog;
+};
+
+constexpr LevelName kLevels[] = {{"debug", log::Level::debug, spdlog::level::debug},
+                                 {"info", log::Level::info, spdlog::level::info},
+                                 {"warning", log::Level::warning, spdlog::level::warn},
+                                 {"error", log::Level::error, spdlog::level::err}};
+
 spdlog::level::level_enum spdlog_level(log::Level level) {
-  switch (level) {
-    case log::Level::debug:
-      return spdlog::level::debug;
-    case log::Level::info:
-      return spdlog::level::info;
-    case log::Level::warning:
-      return spdlog::level::warn;
-    case log::Level::error:
-      return spdlog::level::err;
-  }
+  for (const LevelName& known : kLevels)
+    if (known.level == level) return known.spdlog;
   return spdlog::level::info;
 }
 
-// Sinks without locks of their own: one mutex also covers the progress hooks.
-class Logging {
- public:
-  Logging() : terminal_(make(std::make_shared<spdlog::sinks::stderr_color_sink_st>())) {
-    terminal_->set_pattern("%H:%M:%S %^%l%$ %v");
-  }
+// Flushes every line, so that a killed run leaves a complete log.
+std::unique_ptr<spdlog::logger> make_logger(spdlog::sink_ptr sink) {
+  auto logger = std::make_unique<spdlog::logger>("dsv3", std::move(sink));
+  logger->flush_on(spdlog::level::debug);
+  return logger;
+}
 
-  void write(log::Level level, const std::string& message) {
-    std::lock_guard lock(mutex_);
-    if (file_) file_->log(spdlog_level(level), message);
-    if (!terminal_->should_log(spdlog_level(level))) return;
-    if (before_) before_();
-    terminal_->log(spdlog_level(level), message);
-    if (after_) after_();
-  }
+// The sinks have no locks, because `mutex` also protects the progress hooks.
+struct Logging {
+  std::mutex mutex;
+  std::unique_ptr<spdlog::logger> terminal, file;
+  std::function<void()> before_line, after_line;
 
-  void open(const std::filesystem::path& path) {
-    std::lock_guard lock(mutex_);
-    try {
-      file_ = make(std::make_shared<spdlog::sinks::rotating_file_sink_st>(path.string(), kFileBytes,
-                                                                          kOlderFiles));
-    } catch (const spdlog::spdlog_ex& e) {
-      throw Error("cannot write the log file " + path.string() + ": " + e.what());
-    }
-    file_->set_level(spdlog::level::debug);
-    file_->set_pattern("%Y-%m-%d %H:%M:%S.%e %l %v");
+  Logging() : terminal(make_logger(std::make_shared<spdlog::sinks::stderr_color_sink_st>())) {
+    terminal->set_pattern("%H:%M:%S %^%l%$ %v");
   }
-
-  void close() {
-    std::lock_guard lock(mutex_);
-    file_.reset();
-  }
-
-  void set_level(log::Level level) {
-    std::lock_guard lock(mutex_);
-    terminal_->set_level(spdlog_level(level));
-  }
-
-  void flush() {
-    std::lock_guard lock(mutex_);
-    terminal_->flush();
-    if (file_) file_->flush();
-  }
-
-  void set_hooks(std::function<void()> before, std::function<void()> after) {
-    std::lock_guard lock(mutex_);
-    before_ = std::move(before);
-    after_ = std::move(after);
-  }
-
- private:
-  // Lines are few: each is handed to the kernel at once, so that a killed run leaves a complete
-  // log.
-  static std::unique_ptr<spdlog::logger> make(spdlog::sink_ptr sink) {
-    auto logger = std::make_unique<spdlog::logger>("dsv3", std::move(sink));
-    logger->flush_on(spdlog::level::debug);
-    return logger;
-  }
-
-  std::mutex mutex_;
-  std::unique_ptr<spdlog::logger> terminal_, file_;
-  std::function<void()> before_, after_;
 };
 
-// Never destroyed: plugins and threads may log while the process ends.
+// Never destroyed, because plugins and threads may log while the process exits.
 Logging& logging() {
   static Logging& instance = *new Logging;
   return instance;
@@ -103,36 +60,55 @@ Logging& logging() {
 }  // namespace
 
 void log::write(Level level, const std::string& message) {
-  logging().write(level, message);
+  Logging& state = logging();
+  std::lock_guard lock(state.mutex);
+  if (state.file) state.file->log(spdlog_level(level), message);
+  if (!state.terminal->should_log(spdlog_level(level))) return;
+  if (state.before_line) state.before_line();
+  state.terminal->log(spdlog_level(level), message);
+  if (state.after_line) state.after_line();
 }
 
 void open_log_file(const std::filesystem::path& path) {
-  logging().open(path);
+  Logging& state = logging();
+  std::lock_guard lock(state.mutex);
+  try {
+    state.file = make_logger(std::make_shared<spdlog::sinks::rotating_file_sink_st>(
+        path.string(), kFileBytes, kOlderFiles));
+  } catch (const spdlog::spdlog_ex& e) {
+    throw Error("cannot write the log file " + path.string() + ": " + e.what());
+  }
+  state.file->set_level(spdlog::level::debug);
+  state.file->set_pattern("%Y-%m-%d %H:%M:%S.%e %l %v");
 }
 
 void close_log_file() {
-  logging().close();
+  std::lock_guard lock(logging().mutex);
+  logging().file.reset();
 }
 
 void set_log_level(log::Level level) {
-  logging().set_level(level);
+  std::lock_guard lock(logging().mutex);
+  logging().terminal->set_level(spdlog_level(level));
 }
 
 void set_log_level(const std::string& name) {
-  if (name == "debug") return set_log_level(log::Level::debug);
-  if (name == "info") return set_log_level(log::Level::info);
-  if (name == "warning") return set_log_level(log::Level::warning);
-  if (name == "error") return set_log_level(log::Level::error);
+  for (const LevelName& known : kLevels)
+    if (name == known.name) return set_log_level(known.level);
   throw Error("unknown log level '" + name + "'; known: debug, info, warning, error",
               ExitCode::usage);
 }
 
 void flush_log() {
-  logging().flush();
+  std::lock_guard lock(logging().mutex);
+  logging().terminal->flush();
+  if (logging().file) logging().file->flush();
 }
 
 void set_progress_hooks(std::function<void()> before, std::function<void()> after) {
-  logging().set_hooks(std::move(before), std::move(after));
+  std::lock_guard lock(logging().mutex);
+  logging().before_line = std::move(before);
+  logging().after_line = std::move(after);
 }
 
 }  // namespace dsv3

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <utility>
 
@@ -13,29 +12,15 @@ namespace {
 
 constexpr uint64_t kPrefix = 8;               // bytes of the header's size
 constexpr uint64_t kMaxHeader = 100'000'000;  // as the reference implementation
-constexpr size_t kPiece = 1 << 20;            // hashed and written at once, while in the cache
+constexpr size_t kPiece = 1 << 20;            // hashed and then written, while in the cache
 const char* const kMetadata = "__metadata__";
 
-constexpr std::array<std::pair<std::string_view, uint64_t>, 16> kDtypes{{
-    {"BOOL", 1},
-    {"U8", 1},
-    {"I8", 1},
-    {"F8_E4M3", 1},
-    {"F8_E5M2", 1},
-    {"F8_E8M0", 1},
-    {"I16", 2},
-    {"U16", 2},
-    {"F16", 2},
-    {"BF16", 2},
-    {"I32", 4},
-    {"U32", 4},
-    {"F32", 4},
-    {"I64", 8},
-    {"U64", 8},
-    {"F64", 8},
-}};
+constexpr std::pair<std::string_view, uint64_t> kDtypes[] = {
+    {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"F8_E8M0", 1},
+    {"I16", 2},  {"U16", 2}, {"F16", 2}, {"BF16", 2},    {"I32", 4},     {"U32", 4},
+    {"F32", 4},  {"I64", 8}, {"U64", 8}, {"F64", 8}};
 
-/// Bytes of a tensor; throws a bare text that the caller puts file and tensor before.
+/// Bytes of a tensor. Throws a message to which callers prepend the file and the tensor.
 uint64_t bytes_of(const std::string& dtype, const std::vector<int64_t>& shape) {
   uint64_t size = element_size(dtype);
   if (size == 0) throw Error("unknown dtype '" + dtype + "'");
@@ -51,7 +36,7 @@ uint64_t bytes_of(const std::string& dtype, const std::vector<int64_t>& shape) {
 /// A field of a tensor's header entry.
 const Json& field(const Json& entry, const char* key) {
   auto it = entry.is_object() ? entry.find(key) : entry.end();
-  if (!entry.is_object() || it == entry.end()) throw Error(std::string("no '") + key + "'");
+  if (!entry.is_object() || it == entry.end()) throw Error(std::string("missing '") + key + "'");
   return *it;
 }
 
@@ -77,23 +62,17 @@ Entry entry_from(const std::string& name, const Json& json) {
   if (!offsets.is_array() || offsets.size() != 2) throw Error("data_offsets are not two numbers");
   entry.view.dtype = dtype.get<std::string>();
   for (const Json& n : shape) {
-    if (!n.is_number_unsigned() || n.get<uint64_t>() > INT64_MAX) {
+    if (!n.is_number_unsigned() || n.get<uint64_t>() > INT64_MAX)
       throw Error("a size in the shape is not a non-negative integer");
-    }
     entry.view.shape.push_back(n.get<int64_t>());
   }
   entry.begin = offset_from(offsets[0]);
   entry.end = offset_from(offsets[1]);
   entry.view.size = bytes_of(entry.view.dtype, entry.view.shape);
-  if (entry.end < entry.begin || entry.end - entry.begin != entry.view.size) {
+  if (entry.end < entry.begin || entry.end - entry.begin != entry.view.size)
     throw Error("data_offsets " + std::to_string(entry.begin) + ".." + std::to_string(entry.end) +
                 " do not fit the " + std::to_string(entry.view.size) + " bytes of dtype and shape");
-  }
   return entry;
-}
-
-[[noreturn]] void fail(const std::filesystem::path& path, const std::string& cause) {
-  throw Error(path.string() + ": not a valid safetensors file: " + cause, ExitCode::checkpoint);
 }
 
 fs::Mapping map(const std::filesystem::path& path) {
@@ -104,43 +83,63 @@ fs::Mapping map(const std::filesystem::path& path) {
   }
 }
 
-/// The header's text, without the size in front.
-std::string_view header_of(const std::filesystem::path& path, std::string_view file) {
-  if (file.size() < kPrefix)
-    fail(path, "it has " + std::to_string(file.size()) + " bytes, too few");
+/// The header's text, without the size before it.
+std::string_view header_of(std::string_view file) {
+  if (file.size() < kPrefix) throw Error("it has only " + std::to_string(file.size()) + " bytes");
   uint64_t size = 0;
   for (size_t i = kPrefix; i-- > 0;) size = size << 8 | static_cast<unsigned char>(file[i]);
   if (size > kMaxHeader)
-    fail(path, "its header would have " + std::to_string(size) + " bytes, more than the limit");
-  if (size > file.size() - kPrefix) {
-    fail(path, "it ends inside its header; the file was cut off or never fully written");
-  }
+    throw Error("its header size of " + std::to_string(size) + " bytes exceeds the limit");
+  if (size > file.size() - kPrefix)
+    throw Error("it ends inside its header; the file was truncated or never fully written");
   std::string_view text = file.substr(kPrefix, size);
-  if (!text.starts_with('{')) fail(path, "its header does not start with '{'");
+  if (!text.starts_with('{')) throw Error("its header does not start with '{'");
   return text;
 }
 
-Json parse_header(const std::filesystem::path& path, std::string_view text) {
-  try {
-    return parse_json(text, "header");
-  } catch (const Error& error) {
-    fail(path, error.what());
-  }
-}
-
-std::map<std::string, std::string> metadata_from(const std::filesystem::path& path,
-                                                 const Json& json) {
-  if (!json.is_object()) fail(path, "__metadata__ is not an object");
+std::map<std::string, std::string> metadata_from(const Json& json) {
+  if (!json.is_object()) throw Error("__metadata__ is not an object");
   std::map<std::string, std::string> metadata;
   for (const auto& [key, value] : json.items()) {
-    if (!value.is_string()) fail(path, "__metadata__ '" + key + "' is not a string");
+    if (!value.is_string()) throw Error("__metadata__ '" + key + "' is not a string");
     metadata[key] = value.get<std::string>();
   }
   return metadata;
 }
 
-/// The header with its size in front, padded with blanks so that the data starts at a multiple
-/// of 8.
+/// The tensors of a header, in order of their offsets.
+std::vector<Entry> entries_from(const Json& header) {
+  std::vector<Entry> entries;
+  for (const auto& [name, json] : header.items()) {
+    if (name == kMetadata) continue;
+    try {
+      entries.push_back(entry_from(name, json));
+    } catch (const Error& error) {
+      throw Error("tensor '" + name + "': " + error.what());
+    }
+  }
+  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
+    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
+  });
+  return entries;
+}
+
+/// Checks that the tensors follow one another without gaps up to the end of the data.
+void check_offsets(const std::vector<Entry>& entries, uint64_t data_size) {
+  uint64_t end = 0;
+  for (const Entry& entry : entries) {
+    if (entry.begin != end)
+      throw Error("tensor '" + entry.name + "' starts at byte " + std::to_string(entry.begin) +
+                  " of the data, but the tensor before it ends at " + std::to_string(end));
+    end = entry.end;
+  }
+  if (end != data_size)
+    throw Error("its tensors take " + std::to_string(end) + " bytes, but " +
+                std::to_string(data_size) +
+                " follow the header; the file was truncated or never fully written");
+}
+
+/// The size and the header, padded with spaces so that the data starts at a multiple of 8.
 std::string make_header(const std::map<std::string, View>& tensors,
                         const std::map<std::string, std::string>& metadata) {
   Json header = Json::object();
@@ -154,10 +153,9 @@ std::string make_header(const std::map<std::string, View>& tensors,
     } catch (const Error& error) {
       throw Error("tensor '" + name + "': " + error.what());
     }
-    if (size != view.size) {
+    if (size != view.size)
       throw Error("tensor '" + name + "' has " + std::to_string(view.size) + " bytes, not the " +
                   std::to_string(size) + " of its dtype and shape");
-    }
     header[name] = {
         {"dtype", view.dtype}, {"shape", view.shape}, {"data_offsets", {offset, offset + size}}};
     offset += size;
@@ -178,9 +176,8 @@ std::string make_header(const std::map<std::string, View>& tensors,
 }  // namespace
 
 uint64_t element_size(std::string_view dtype) {
-  for (const auto& [name, size] : kDtypes) {
+  for (const auto& [name, size] : kDtypes)
     if (name == dtype) return size;
-  }
   return 0;
 }
 
@@ -215,43 +212,20 @@ Written write(const std::filesystem::path& path, const std::map<std::string, Vie
 }
 
 File::File(const std::filesystem::path& path) : mapping_(map(path)) {
-  std::string_view file = mapping_.view();
-  std::string_view header_text = header_of(path, file);
-  Json header = parse_header(path, header_text);
-  uint64_t data_start = kPrefix + header_text.size();
-
-  std::vector<Entry> entries;
-  for (const auto& [name, json] : header.items()) {
-    if (name == kMetadata) {
-      metadata_ = metadata_from(path, json);
-      continue;
+  try {
+    const std::string_view text = header_of(mapping_.view());
+    const std::string_view data = mapping_.view().substr(kPrefix + text.size());
+    const Json header = parse_json(text, "header");
+    if (header.contains(kMetadata)) metadata_ = metadata_from(header[kMetadata]);
+    std::vector<Entry> entries = entries_from(header);
+    check_offsets(entries, data.size());
+    for (Entry& entry : entries) {
+      entry.view.bytes = data.data() + entry.begin;
+      tensors_.emplace(std::move(entry.name), std::move(entry.view));
     }
-    try {
-      entries.push_back(entry_from(name, json));
-    } catch (const Error& error) {
-      fail(path, "tensor '" + name + "': " + error.what());
-    }
-  }
-  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
-    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
-  });
-
-  uint64_t end = 0;
-  for (const Entry& entry : entries) {
-    if (entry.begin != end) {
-      fail(path, "tensor '" + entry.name + "' starts at byte " + std::to_string(entry.begin) +
-                     " of the data, but the one before ends at " + std::to_string(end));
-    }
-    end = entry.end;
-  }
-  if (end != file.size() - data_start) {
-    fail(path, "its tensors take " + std::to_string(end) + " bytes, but " +
-                   std::to_string(file.size() - data_start) +
-                   " follow the header; the file was cut off or " + "never fully written");
-  }
-  for (Entry& entry : entries) {
-    entry.view.bytes = file.data() + data_start + entry.begin;
-    tensors_.emplace(std::move(entry.name), std::move(entry.view));
+  } catch (const Error& error) {
+    throw Error(path.string() + ": not a valid safetensors file: " + error.what(),
+                ExitCode::checkpoint);
   }
 }
 

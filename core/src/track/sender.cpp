@@ -4,7 +4,6 @@
 #include <chrono>
 #include <condition_variable>
 #include <fstream>
-#include <limits>
 #include <mutex>
 #include <thread>
 
@@ -12,22 +11,19 @@
 #include <dsv3/support/fs.h>
 #include <dsv3/support/json.h>
 
+#include "call/checked.h"
+
 namespace dsv3 {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 using Seconds = std::chrono::duration<double>;
 
-constexpr size_t kEventsACall = 200;
+constexpr size_t kEventsPerCall = 200;
 constexpr double kFirstRetry = 0.5, kLongestRetry = 60;  // seconds
 
-double number_of(const Json& value) {
-  if (value.is_number()) return value.get<double>();
-  const auto text = value.get<std::string>();
-  if (text == "NaN") return std::numeric_limits<double>::quiet_NaN();
-  if (text == "Infinity") return std::numeric_limits<double>::infinity();
-  if (text == "-Infinity") return -std::numeric_limits<double>::infinity();
-  throw Error("'" + text + "' is not a number");
+Clock::duration clock_duration(double seconds) {
+  return std::chrono::duration_cast<Clock::duration>(Seconds(seconds));
 }
 
 }  // namespace
@@ -44,12 +40,12 @@ Event parse_event(const std::string& line, int64_t id) {
     else if (key == "time")
       event.time = value.get<double>();
     else
-      event.metrics.emplace_back(key, number_of(value));
+      event.metrics.emplace_back(key, number_from_json(value));
   }
   return event;
 }
 
-/// One tracker: a thread, its place in the journal, and the retries.
+/// One tracker: its thread, its position in the journal, and the retries.
 class TrackerSender::Worker {
  public:
   Worker(NamedTracker tracker, const RunInfo& run, std::filesystem::path journal)
@@ -68,35 +64,31 @@ class TrackerSender::Worker {
   }
 
   void notify() {
-    {
-      std::lock_guard lock(mutex_);
-      ++news_;
-    }
+    const std::lock_guard lock(mutex_);
+    journal_grew_ = true;
     wake_.notify_one();
   }
 
-  /// Once: the thread reads what it says without the lock.
+  /// Call once: the thread then reads these values without the lock.
   void begin_finish(RunStatus status, Clock::time_point deadline) {
-    {
-      std::lock_guard lock(mutex_);
-      status_ = status;
-      deadline_ = deadline;
-      finishing_ = true;
-    }
+    const std::lock_guard lock(mutex_);
+    status_ = status;
+    deadline_ = deadline;
+    finishing_ = true;
     wake_.notify_one();
   }
 
   void join() { thread_.join(); }
 
  private:
-  /// A power cut may have taken lines that were acknowledged: those are delivered again.
+  /// Acknowledged lines may be missing after a power cut; they will be delivered again.
   void load_offset() {
     if (!std::filesystem::exists(offset_file_)) return;
     const auto acknowledged = read_json(offset_file_).at("lines").get<int64_t>();
     std::ifstream file(journal_, std::ios::binary);
     for (std::string line; lines_ < acknowledged && std::getline(file, line) && !file.eof();) {
       ++lines_;
-      bytes_ += static_cast<int64_t>(line.size()) + 1;
+      bytes_ += int64_t(line.size()) + 1;
     }
   }
 
@@ -106,31 +98,32 @@ class TrackerSender::Worker {
   }
 
   void work() {
-    if (!attempt("start", [this] { tracker_.tracker->start(run_); })) return;
+    if (!attempt("start", [this] { call(*tracker_.tracker, "start", &Tracker::start, run_); }))
+      return;
     while (true) {
       {
         std::unique_lock lock(mutex_);
-        wake_.wait(lock, [this] { return news_ > 0 || finishing_; });
-        news_ = 0;
+        wake_.wait(lock, [this] { return journal_grew_ || finishing_; });
+        journal_grew_ = false;
       }
       if (!send_all()) return;
       std::lock_guard lock(mutex_);
-      if (finishing_ && news_ == 0) break;
+      if (finishing_ && !journal_grew_) break;
     }
-    attempt("finish", [this] { tracker_.tracker->finish(status_); });
+    attempt("finish", [this] { call(*tracker_.tracker, "finish", &Tracker::finish, status_); });
   }
 
-  /// Complete lines behind the acknowledged offset, at most kEventsACall; `end` is the offset
-  /// behind them.
+  /// At most kEventsPerCall whole lines after the acknowledged ones; `end` becomes the offset after
+  /// them.
   std::vector<Event> read_events(int64_t& end) const {
     std::vector<Event> events;
     std::ifstream file(journal_, std::ios::binary);
     file.seekg(bytes_);
     end = bytes_;
     std::string line;
-    while (events.size() < kEventsACall && std::getline(file, line) && !file.eof()) {
-      events.push_back(parse_event(line, lines_ + static_cast<int64_t>(events.size())));
-      end += static_cast<int64_t>(line.size()) + 1;
+    while (events.size() < kEventsPerCall && std::getline(file, line) && !file.eof()) {
+      events.push_back(parse_event(line, lines_ + int64_t(events.size())));
+      end += int64_t(line.size()) + 1;
     }
     return events;
   }
@@ -144,9 +137,9 @@ class TrackerSender::Worker {
       size_t first = 0;
       const bool sent = attempt("deliver", [&] {
         try {
-          tracker_.tracker->deliver(std::span<const Event>(events).subspan(first));
+          checked::deliver(*tracker_.tracker, std::span<const Event>(events).subspan(first));
         } catch (const Rejected& rejected) {
-          log::warning("tracker '" + tracker_.name + "' refused step " +
+          log::warning("tracker '" + tracker_.name + "' rejected step " +
                        std::to_string(events.at(first + rejected.index).step) + ": " +
                        rejected.what());
           first += rejected.index + 1;
@@ -154,18 +147,18 @@ class TrackerSender::Worker {
         }
       });
       if (!sent) return false;
-      lines_ += static_cast<int64_t>(events.size());
+      lines_ += int64_t(events.size());
       bytes_ = end;
-      if (!attempt("keep its offset", [this] { save_offset(); })) return false;
+      if (!attempt("save its offset", [this] { save_offset(); })) return false;
     }
   }
 
-  /// Calls `action` until it succeeds, with capped exponential waits; false = the deadline of
+  /// Calls `action` until it succeeds, with capped exponential backoff; false = the deadline of
   /// finish() came first.
   template <class Action>
   bool attempt(const char* what, Action action) {
     double wait = kFirstRetry;
-    for (bool said = false;; said = true) {
+    for (bool warned = false;; warned = true) {
       std::string cause;
       double pause = wait;
       try {
@@ -177,20 +170,19 @@ class TrackerSender::Worker {
       } catch (const std::exception& error) {
         cause = error.what();
       } catch (...) {
-        cause = "an exception that is not a std::exception";
+        cause = "threw a value that is not a std::exception";
       }
-      if (!said && pause > 0)
-        log::warning("tracker '" + tracker_.name + "' cannot " + what +
-                     ", will try again: " + cause);
+      if (!warned && pause > 0)
+        log::warning("tracker '" + tracker_.name + "' cannot " + what + ", retrying: " + cause);
       wait = std::min(2 * wait, kLongestRetry);
       std::unique_lock lock(mutex_);
-      const auto until = Clock::now() + std::chrono::duration_cast<Clock::duration>(Seconds(pause));
+      const auto until = Clock::now() + clock_duration(pause);
       wake_.wait_until(lock, until,
                        [&] { return finishing_ && (Clock::now() >= until || deadline_ < until); });
       if (finishing_ && Clock::now() >= std::min(until, deadline_) && deadline_ < until) {
         log::warning("tracker '" + tracker_.name +
-                     "' did not take everything; metrics.jsonl keeps it and it "
-                     "is sent when the run goes on: " +
+                     "' has not received all metrics, which will be sent from metrics.jsonl when "
+                     "the run resumes: " +
                      cause);
         return false;
       }
@@ -203,7 +195,7 @@ class TrackerSender::Worker {
   int64_t lines_ = 0, bytes_ = 0;  // acknowledged
   std::mutex mutex_;
   std::condition_variable wake_;
-  int64_t news_ = 1;  // a resumed run may have lines to send at once
+  bool journal_grew_ = true;  // a resumed run may have lines to send
   bool finishing_ = false;
   RunStatus status_ = RunStatus::failed;
   Clock::time_point deadline_{};
@@ -223,8 +215,7 @@ void TrackerSender::notify() {
 }
 
 void TrackerSender::finish(RunStatus status, double seconds) {
-  const auto deadline =
-      Clock::now() + std::chrono::duration_cast<Clock::duration>(Seconds(seconds));
+  const auto deadline = Clock::now() + clock_duration(seconds);
   for (auto& worker : workers_) worker->begin_finish(status, deadline);
   for (auto& worker : workers_) worker->join();
   workers_.clear();

@@ -1,5 +1,5 @@
-// Gives metrics.jsonl to the trackers, each from a thread of its own: training never waits for a
-// tracker and never fails because of one.
+// Sends metrics.jsonl to the trackers, each on its own thread: training never waits for a tracker
+// and never fails because of one.
 #pragma once
 
 #include <filesystem>
@@ -16,20 +16,20 @@ struct NamedTracker {
   std::shared_ptr<Tracker> tracker;
 };
 
-/// metrics.jsonl is the journal: each tracker reads it from the last line that it has acknowledged,
-/// kept in <run folder>/trackers/<name>.json, so that a killed run loses nothing and a failing
-/// tracker catches up.
+/// metrics.jsonl is the journal. Each tracker reads it from the line after the last one that it
+/// acknowledged, which is stored in <run folder>/trackers/<name>.json. So a killed run loses
+/// nothing and a failing tracker catches up.
 class TrackerSender {
  public:
-  /// Starts a thread a tracker. `journal` may not exist yet.
+  /// Starts one thread per tracker. `journal` need not exist yet.
   TrackerSender(std::vector<NamedTracker> trackers, RunInfo run, std::filesystem::path journal);
   ~TrackerSender();
   TrackerSender(const TrackerSender&) = delete;
   TrackerSender& operator=(const TrackerSender&) = delete;
-  /// The journal has grown.
+  /// Call when the journal has grown.
   void notify();
-  /// Sends what is left, for at most `seconds`, then ends the threads. What could not be sent stays
-  /// in the journal and is sent when the run goes on.
+  /// Sends the remaining lines for at most `seconds`, then ends the threads. Lines that could not
+  /// be sent stay in the journal and are sent when the run resumes.
   void finish(RunStatus status, double seconds = 10);
 
  private:
@@ -37,8 +37,7 @@ class TrackerSender {
   std::vector<std::unique_ptr<Worker>> workers_;
 };
 
-/// The event that a line of metrics.jsonl holds; `id` is the line's number from 0. Throws
-/// dsv3::Error.
+/// The event of a line of metrics.jsonl; `id` is the line's number from 0. Throws dsv3::Error.
 Event parse_event(const std::string& line, int64_t id);
 
 }  // namespace dsv3

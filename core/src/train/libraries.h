@@ -8,8 +8,8 @@
 
 namespace dsv3 {
 
-/// Each library once, in order of loading. Libraries that were only looked into, such as that of a
-/// plugin which an override replaced, are not among them.
+/// Each library once, in the order they were loaded. Excludes libraries that were loaded but are
+/// not used, such as that of a plugin which an override replaced.
 std::vector<LoadedLibrary> libraries_of(const Experiment& experiment, const Plugins& plugins);
 
 }  // namespace dsv3

@@ -6,7 +6,8 @@
 
 #include <dsv3/sdk/log.h>
 
-#include "barrier/watch.h"
+#include "call/checked.h"
+#include "call/watch.h"
 
 namespace dsv3 {
 namespace {
@@ -21,19 +22,19 @@ bool finite(at::TensorList tensors) {
   return true;
 }
 
-/// Keeps the first module that hands on something that is not finite, forward or backward.
-class FirstModule final : public barrier::Watch {
+/// Stores the first module that passes on a non-finite value, in forward or backward.
+class FirstModule final : public Watch {
  public:
   void passed(const std::string& name, at::TensorList inputs, at::TensorList outputs) override {
     if (found_.empty() && !finite(outputs)) found_ = "output of " + name;
-    // Backward meets a module's output first.
-    listen(outputs, "gradient that reaches the output of " + name);
-    listen(inputs, "gradient that comes out of " + name);
+    // In backward the output comes first.
+    check_gradients(outputs, "gradient of the output of " + name);
+    check_gradients(inputs, "gradient of the input of " + name);
   }
   const std::string& found() const { return found_; }
 
  private:
-  void listen(at::TensorList tensors, const std::string& what) {
+  void check_gradients(at::TensorList tensors, const std::string& what) {
     for (const at::Tensor& tensor : tensors)
       if (tensor.requires_grad())
         tensor.register_hook([this, what](const at::Tensor& gradient) {
@@ -52,20 +53,20 @@ std::string first_module(Model& model, Strategy& strategy, std::span<const Batch
     for (const Batch& batch : batches) model.loss(batch, scale, true);
   }
   for (size_t m = 0; backward && first.found().empty() && m < batches.size(); ++m) {
-    strategy.begin_microbatch(m + 1 == batches.size());
-    strategy.backward({model.loss(batches[m], scale, true).total});
+    call(strategy, "begin_microbatch", &Strategy::begin_microbatch, m + 1 == batches.size());
+    checked::backward(strategy, {model.loss(batches[m], scale, true).total});
   }
   return first.found();
 }
 
-/// The parameter that is last in the order of declaration, which is the first in backward.
+/// Finds the non-finite parameter declared last, which comes first in backward.
 class FirstParameter {
  public:
   explicit FirstParameter(const ParameterStore& store) {
     for (const Parameter& parameter : store.parameters())
       order_.emplace(parameter.name, order_.size());
   }
-  void see(const std::string& name, const at::Tensor& tensor) {
+  void check(const std::string& name, const at::Tensor& tensor) {
     if ((found_.empty() || order_.at(name) > order_.at(found_)) && !finite(tensor)) found_ = name;
   }
   const std::string& found() const { return found_; }
@@ -83,21 +84,22 @@ std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet
   const auto add = [&text](const std::string& part) { text += (text.empty() ? "" : "; ") + part; };
   try {
     FirstParameter value(model.store()), gradient(model.store());
-    for (const OwnedTensor& owned : strategy.owned()) value.see(owned.range.name, owned.value);
+    for (const OwnedTensor& owned : checked::owned(strategy))
+      value.check(owned.range.name, owned.value);
     for (size_t group = 0; group < optimizers.specs().size(); ++group)
-      strategy.update(static_cast<int>(group), [&](std::span<UpdateTensor> tensors) {
-        for (const UpdateTensor& each : tensors) gradient.see(each.range.name, each.grad);
+      checked::update(strategy, static_cast<int>(group), [&](std::span<UpdateTensor> tensors) {
+        for (const UpdateTensor& tensor : tensors) gradient.check(tensor.range.name, tensor.grad);
       });
     if (!value.found().empty())
       add("parameter " + value.found() + " was not finite before the step; it is updated by " +
           optimizers.owner_of(value.found()));
     const std::string module = first_module(model, strategy, batches, scale, backward);
-    if (!module.empty()) add("first not finite: " + module);
+    if (!module.empty()) add("first non-finite value: " + module);
     if (!gradient.found().empty())
-      add("first parameter with a gradient that is not finite, from the loss back: " +
+      add("first parameter with a non-finite gradient, going back from the loss: " +
           gradient.found());
   } catch (const std::exception& error) {
-    log::debug(std::string("looking for what is not finite ended in: ") + error.what());
+    log::debug(std::string("the search for non-finite values failed: ") + error.what());
   }
   return text;
 }

@@ -1,4 +1,4 @@
-// Where the numbers of a step stopped being finite.
+// Finds where the values of a step became NaN or infinite.
 #pragma once
 
 #include <span>
@@ -9,11 +9,12 @@
 
 namespace dsv3 {
 
-/// A sentence that names the first module, in the order of computation, whose output or gradient is
-/// not finite, and the first such parameter, coming from the loss; empty = all is finite when it is
-/// computed again. Call between the step's last backward and Strategy::end_step(), on all ranks.
-/// Runs the forwards of the step's micro-batches again, counting nothing; with `backward` their
-/// backwards too when the forwards are finite, after which the gradients are good for nothing.
+/// Returns a sentence that names the first module, in order of computation, with a non-finite
+/// output or gradient, and the first such parameter, going back from the loss; empty when
+/// everything is finite in a second run. Call it between the step's last backward and
+/// Strategy::end_step(), on all ranks. It repeats the forwards of the step's micro-batches without
+/// counting tokens, and with `backward` also their backwards if the forwards are finite, which
+/// makes the gradients useless.
 std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet& optimizers,
                             std::span<const Batch> batches, const LossScale& scale, bool backward);
 

@@ -1,14 +1,13 @@
 #include <algorithm>
 #include <regex>
-#include <set>
-#include <sstream>
 
 #include <ATen/ATen.h>
 
 #include <dsv3/runtime/optimizer_set.h>
 #include <dsv3/sdk/error.h>
 
-#include "train/tensor_views.h"
+#include "call/checked.h"
+#include "checkpoint/tensor_views.h"
 
 namespace dsv3 {
 namespace {
@@ -20,13 +19,26 @@ std::vector<OptimizerMember> make_members(const Experiment& experiment, Plugins&
   return members;
 }
 
-std::string described(const OptimizerGroup& group) {
+bool whole_matrices(const Optimizer& optimizer) {
+  return call(optimizer, "whole_matrices", &Optimizer::whole_matrices);
+}
+
+std::vector<StateSlot> state_slots(const Optimizer& optimizer) {
+  return call(optimizer, "slots", &Optimizer::slots);
+}
+
+double base_lr(const Optimizer& optimizer) {
+  return checked::number(optimizer, "lr", &Optimizer::lr);
+}
+
+/// "nano.yaml:15:5: error: optimizer group 'adamw'", without the position when it is unknown.
+std::string group_label(const OptimizerGroup& group) {
   std::string text = "optimizer group '" + group.name + "'";
   const std::string origin = group.component.origin.text();
   return origin.empty() ? text : origin + ": error: " + text;
 }
 
-/// "role norm or bias, name matching 'q_a'" ...
+/// "role norm or bias, name matching 'q_a'"
 std::string condition(const OptimizerGroup& group) {
   std::string text;
   for (const std::string& role : group.roles) text += (text.empty() ? "role " : " or ") + role;
@@ -35,43 +47,38 @@ std::string condition(const OptimizerGroup& group) {
   return text.empty() ? "every role and name" : text;
 }
 
-/// Decides whether parameters belong to one group.
+/// Decides which parameters belong to a group.
 class Selector {
  public:
-  explicit Selector(const OptimizerGroup& group)
-      : roles_(group.roles.begin(), group.roles.end()), any_name_(group.match.empty()) {
-    if (any_name_) return;
-    try {
-      expression_ = std::regex(group.match);
-    } catch (const std::regex_error& error) {
-      throw Error(described(group) + ": match '" + group.match +
-                      "' is not a regular expression: " + error.what(),
-                  ExitCode::usage);
-    }
+  explicit Selector(const OptimizerGroup& group) try : roles_(group.roles), name_(group.match) {
+  } catch (const std::regex_error& error) {
+    throw Error(group_label(group) + ": match '" + group.match +
+                    "' is not a regular expression: " + error.what(),
+                ExitCode::usage);
   }
-  bool takes(const Parameter& parameter) const {
-    return (roles_.empty() || roles_.contains(role_name(parameter.spec.role))) &&
-           (any_name_ || std::regex_search(parameter.name, expression_));
+  bool matches(const Parameter& parameter) const {
+    const std::string role = role_name(parameter.spec.role);
+    return (roles_.empty() || std::find(roles_.begin(), roles_.end(), role) != roles_.end()) &&
+           std::regex_search(parameter.name, name_);
   }
 
  private:
-  std::set<std::string> roles_;
-  bool any_name_;
-  std::regex expression_;
+  std::vector<std::string> roles_;
+  std::regex name_;  // an empty one is found in every name
 };
 
-/// The first names, and how many more there are.
-std::string listed(const std::vector<Parameter>& parameters) {
-  constexpr size_t most = 10;
+/// The first names, and the number of those left out.
+std::string name_list(const std::vector<Parameter>& parameters) {
+  constexpr size_t kShown = 10;
   std::string text;
-  for (size_t i = 0; i < std::min(most, parameters.size()); ++i)
+  for (size_t i = 0; i < std::min(kShown, parameters.size()); ++i)
     text += "\n  " + parameters[i].name + " (role " + role_name(parameters[i].spec.role) + ")";
-  if (parameters.size() > most)
-    text += "\n  and " + std::to_string(parameters.size() - most) + " more";
+  if (parameters.size() > kShown)
+    text += "\n  and " + std::to_string(parameters.size() - kShown) + " more";
   return text;
 }
 
-/// State for a value of `shape`.
+/// Zeroed state for a value of `shape`.
 at::Tensor make_state(const StateSlot& slot, at::IntArrayRef shape, at::Device device) {
   const auto options = at::TensorOptions().dtype(slot.dtype).device(device);
   return at::zeros(slot.like == StateSlot::Like::scalar ? at::IntArrayRef() : shape, options);
@@ -84,13 +91,7 @@ std::string with_commas(int64_t number) {
   return text;
 }
 
-std::string short_number(double number) {
-  std::ostringstream text;
-  text << number;
-  return text.str();
-}
-
-/// Rows of cells as aligned columns; columns of which `right` has true are aligned to the right.
+/// Rows of cells as columns, aligned to the right where `right` is true.
 std::string table(const std::vector<std::vector<std::string>>& rows,
                   const std::vector<bool>& right) {
   std::vector<size_t> widths(right.size());
@@ -117,27 +118,20 @@ OptimizerSet::OptimizerSet(const Experiment& experiment, Plugins& plugins,
 OptimizerSet::OptimizerSet(std::vector<OptimizerMember> members,
                            const std::vector<Parameter>& parameters)
     : members_(std::move(members)) {
-  assign(parameters);
-}
-
-void OptimizerSet::assign(const std::vector<Parameter>& parameters) {
   std::vector<Selector> selectors;
   for (const OptimizerMember& member : members_) selectors.emplace_back(member.spec);
   std::vector<bool> matched(members_.size(), false);
   std::vector<Parameter> unowned;
   for (const Parameter& parameter : parameters) {
-    int owner = -1;
-    for (size_t i = 0; i < selectors.size(); ++i) {
-      if (!selectors[i].takes(parameter)) continue;
-      matched[i] = true;
-      if (owner < 0) owner = int(i);
-    }
-    if (owner < 0) {
+    for (size_t i = selectors.size(); i-- > 0;)  // backwards: the first match wins
+      if (selectors[i].matches(parameter)) {
+        matched[i] = true;
+        group_of_[parameter.name] = int(i);
+      }
+    if (const auto owner = group_of_.find(parameter.name); owner != group_of_.end())
+      owned_.push_back({parameter, owner->second});
+    else
       unowned.push_back(parameter);
-      continue;
-    }
-    group_of_[parameter.name] = owner;
-    owned_.push_back({parameter, owner});
   }
   check(unowned, matched);
 }
@@ -150,6 +144,7 @@ void OptimizerSet::check(const std::vector<Parameter>& unowned,
   };
   for (size_t i = 0; i < members_.size(); ++i) {
     const OptimizerMember& member = members_[i];
+    const std::string label = group_label(member.spec);
     std::vector<Parameter> vectors;
     bool owns = false;
     for (const Owned& owned : owned_) {
@@ -158,20 +153,20 @@ void OptimizerSet::check(const std::vector<Parameter>& unowned,
       if (owned.parameter.tensor.dim() < 2) vectors.push_back(owned.parameter);
     }
     if (!owns && matched[i])
-      add(described(member.spec) + " owns no parameter: all it matches (" + condition(member.spec) +
-          ") belong to earlier groups; put it before them or remove it");
+      add(label + " owns no parameter: all it matches (" + condition(member.spec) +
+          ") belongs to earlier groups; move it before them, or remove it");
     if (!owns && !matched[i])
-      add(described(member.spec) + " owns no parameter: none has " + condition(member.spec) +
+      add(label + " owns no parameter: none has " + condition(member.spec) +
           "; correct its condition, or remove the group");
-    if (member.optimizer->whole_matrices() && !vectors.empty())
-      add(described(member.spec) + ": '" + member.spec.component.plugin +
-          "' works on matrices; give these vectors to another group:" + listed(vectors));
+    if (whole_matrices(*member.optimizer) && !vectors.empty())
+      add(label + ": '" + member.spec.component.plugin +
+          "' works on matrices only; move these vectors to another group:" + name_list(vectors));
   }
   if (!unowned.empty()) {
     const std::string where = members_.empty() ? "" : members_.back().spec.component.origin.text();
     add((where.empty() ? "" : where + ": error: ") +
         "no optimizer group matches these parameters; add one for them, such as {role: " +
-        role_name(unowned.front().spec.role) + ", plugin: NAME, lr: NUMBER}:" + listed(unowned));
+        role_name(unowned.front().spec.role) + ", plugin: NAME, lr: NUMBER}:" + name_list(unowned));
   }
   if (!text.empty()) throw Error(text, ExitCode::usage);
 }
@@ -179,7 +174,8 @@ void OptimizerSet::check(const std::vector<Parameter>& unowned,
 int OptimizerSet::group_of(const Parameter& parameter) const {
   const auto found = group_of_.find(parameter.name);
   if (found == group_of_.end())
-    throw Error("parameter '" + parameter.name + "' was not known when optimizers were assigned");
+    throw Error("parameter '" + parameter.name +
+                "' did not exist when parameters were assigned to optimizers");
   return found->second;
 }
 
@@ -192,30 +188,30 @@ std::string OptimizerSet::owner_of(const std::string& parameter) const {
 std::vector<GroupSpec> OptimizerSet::specs() const {
   std::vector<GroupSpec> specs;
   for (const OptimizerMember& member : members_)
-    specs.push_back({member.optimizer->whole_matrices()});
+    specs.push_back({whole_matrices(*member.optimizer)});
   return specs;
 }
 
 void OptimizerSet::bind(Strategy& strategy) {
   states_.clear();
-  // State lives where the values do, which is where the update happens.
+  // State is on the device of the values, where the update happens.
   std::map<std::string, at::Device> devices;
-  for (const OwnedTensor& owned : strategy.owned())
+  for (const OwnedTensor& owned : checked::owned(strategy))
     devices.emplace(owned.range.name, owned.value.device());
   for (size_t i = 0; i < members_.size(); ++i) {
-    const bool whole = members_[i].optimizer->whole_matrices();
-    const std::vector<StateSlot> slots = members_[i].optimizer->slots();
-    for (const Range& range : strategy.update_ranges(int(i))) {
+    const bool whole = whole_matrices(*members_[i].optimizer);
+    const std::vector<StateSlot> slots = state_slots(*members_[i].optimizer);
+    for (const Range& range : call(strategy, "update_ranges", &Strategy::update_ranges, int(i))) {
       const int64_t count = range.end - range.begin;
       const std::vector<int64_t> shape =
           whole ? std::vector<int64_t>{count / range.box_shape.back(), range.box_shape.back()}
                 : std::vector<int64_t>{count};
-      const auto device = devices.find(range.name);
+      const auto found = devices.find(range.name);
+      const at::Device device = found == devices.end() ? at::kCPU : found->second;
       State state{range_key(range), {}, {}};
       for (const StateSlot& slot : slots) {
         state.names.push_back(slot.name);
-        state.slots.push_back(
-            make_state(slot, shape, device == devices.end() ? at::kCPU : device->second));
+        state.slots.push_back(make_state(slot, shape, device));
       }
       states_[{range.name, range.begin}] = std::move(state);
     }
@@ -226,24 +222,25 @@ void OptimizerSet::step(Strategy& strategy, int64_t update, double factor) {
   at::NoGradGuard no_grad;
   const OptimStep step{update, factor};
   for (size_t i = 0; i < members_.size(); ++i)
-    strategy.update(int(i), [&](std::span<UpdateTensor> tensors) {
+    checked::update(strategy, int(i), [&](std::span<UpdateTensor> tensors) {
       std::vector<Slice> slices;
       slices.reserve(tensors.size());
       for (const UpdateTensor& tensor : tensors) {
         const auto state = states_.find({tensor.range.name, tensor.range.begin});
         if (state == states_.end())
           throw Error("the strategy updates '" + range_key(tensor.range) +
-                      "', which its update_ranges() did not list");
+                      "', which is not in its update_ranges()");
         slices.push_back({tensor.range, tensor.value, tensor.grad, state->second.slots});
       }
-      members_[i].optimizer->step(slices, step);
+      call(*members_[i].optimizer, "step", &Optimizer::step, slices, step);
     });
 }
 
 std::vector<std::pair<std::string, double>> OptimizerSet::learning_rates(double factor) const {
   std::vector<std::pair<std::string, double>> rates;
   for (const OptimizerMember& member : members_)
-    rates.emplace_back(member.spec.name, member.optimizer->lr() * factor);
+    rates.emplace_back(member.spec.name,
+                       checked::number(*member.optimizer, "lr", &Optimizer::lr) * factor);
   return rates;
 }
 
@@ -252,15 +249,14 @@ std::string OptimizerSet::plan(bool verbose) const {
       {"group", "optimizer", "learning rate", "tensors", "parameters"}};
   for (size_t i = 0; i < members_.size(); ++i) {
     int64_t tensors = 0, elements = 0;
-    for (const Owned& owned : owned_)
-      if (owned.group == int(i)) {
-        ++tensors;
-        elements += owned.parameter.tensor.numel();
-      }
+    for (const Owned& owned : owned_) {
+      if (owned.group != int(i)) continue;
+      ++tensors;
+      elements += owned.parameter.tensor.numel();
+    }
     const OptimizerMember& member = members_[i];
     rows.push_back({member.spec.name, member.spec.component.plugin,
-                    short_number(member.optimizer->lr()), with_commas(tensors),
-                    with_commas(elements)});
+                    c10::str(base_lr(*member.optimizer)), with_commas(tensors), with_commas(elements)});
   }
   std::string text = table(rows, {false, false, true, true, true});
   if (!verbose) return text;
@@ -268,9 +264,10 @@ std::string OptimizerSet::plan(bool verbose) const {
   for (const Owned& owned : owned_) {
     const OptimizerMember& member = members_[owned.group];
     const Parameter& parameter = owned.parameter;
-    const bool whole = member.optimizer->whole_matrices();
+    const bool whole = whole_matrices(*member.optimizer);
     rows.push_back({parameter.name, member.spec.component.plugin,
-                    short_number(member.optimizer->lr()), c10::str(parameter.tensor.sizes()),
+                    c10::str(base_lr(*member.optimizer)),
+                    c10::str(parameter.tensor.sizes()),
                     whole ? with_commas(parameter.spec.matrices) : "-"});
   }
   return text + "\n" + table(rows, {false, false, true, false, true});
@@ -278,15 +275,13 @@ std::string OptimizerSet::plan(bool verbose) const {
 
 int64_t OptimizerSet::state_bytes() const {
   int64_t bytes = 0;
-  if (!states_.empty()) {
-    for (const auto& [key, state] : states_)
-      for (const at::Tensor& tensor : state.slots) bytes += int64_t(tensor.nbytes());
-    return bytes;
-  }
+  for (const auto& [key, state] : states_)
+    for (const at::Tensor& tensor : state.slots) bytes += int64_t(tensor.nbytes());
+  if (!states_.empty()) return bytes;
   for (const Owned& owned : owned_) {
     const Optimizer& optimizer = *members_[owned.group].optimizer;
-    const int64_t pieces = optimizer.whole_matrices() ? owned.parameter.spec.matrices : 1;
-    for (const StateSlot& slot : optimizer.slots())
+    const int64_t pieces = whole_matrices(optimizer) ? owned.parameter.spec.matrices : 1;
+    for (const StateSlot& slot : state_slots(optimizer))
       bytes += int64_t(c10::elementSize(slot.dtype)) *
                (slot.like == StateSlot::Like::scalar ? pieces : owned.parameter.tensor.numel());
   }
@@ -294,11 +289,11 @@ int64_t OptimizerSet::state_bytes() const {
 }
 
 std::vector<at::Tensor> OptimizerSet::save(TensorViews& views) const {
-  std::vector<at::Tensor> kept;
+  std::vector<at::Tensor> hosts;
   for (const auto& [range, state] : states_)
     for (size_t i = 0; i < state.slots.size(); ++i)
-      kept.push_back(add_view(views, state.key(i), state.slots[i]));
-  return kept;
+      hosts.push_back(add_view(views, state.key(i), state.slots[i]));
+  return hosts;
 }
 
 void OptimizerSet::load(const TensorViews& views) {
@@ -307,16 +302,16 @@ void OptimizerSet::load(const TensorViews& views) {
 }
 
 std::vector<at::Tensor> save_parameters(Strategy& strategy, TensorViews& views) {
-  std::vector<at::Tensor> kept;
-  for (const OwnedTensor& owned : strategy.owned())
-    kept.push_back(add_view(views, "model/" + range_key(owned.range), owned.value));
-  return kept;
+  std::vector<at::Tensor> hosts;
+  for (const OwnedTensor& owned : checked::owned(strategy))
+    hosts.push_back(add_view(views, "model/" + range_key(owned.range), owned.value));
+  return hosts;
 }
 
 void load_parameters(Strategy& strategy, const TensorViews& views) {
-  for (const OwnedTensor& owned : strategy.owned())
+  for (const OwnedTensor& owned : checked::owned(strategy))
     copy_view(views, "model/" + range_key(owned.range), owned.value);
-  strategy.loaded();
+  call(strategy, "loaded", &Strategy::loaded);
 }
 
 }  // namespace dsv3

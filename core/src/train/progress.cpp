@@ -25,12 +25,12 @@ std::string text_of(const ProgressLine& line) {
 
 }  // namespace
 
-Progress::Progress(bool quiet) : on_terminal_(isatty(STDERR_FILENO) == 1), quiet_(quiet) {
-  if (on_terminal_ && !quiet_) set_progress_hooks([this] { clear(); }, [this] { draw(); });
+Progress::Progress(bool quiet) : visible_(!quiet && isatty(STDERR_FILENO) == 1) {
+  if (visible_) set_progress_hooks([this] { clear(); }, [this] { draw(); });
 }
 
 Progress::~Progress() {
-  if (!on_terminal_ || quiet_) return;
+  if (!visible_) return;
   set_progress_hooks({}, {});
   clear();
 }
@@ -41,7 +41,7 @@ void Progress::show(const ProgressLine& line, bool logged) {
     current_.clear();
     log::info(text);
   }
-  if (!on_terminal_ || quiet_) return;
+  if (!visible_) return;
   clear();
   current_ = text;
   draw();
@@ -56,7 +56,7 @@ void Progress::clear() const {
 }
 
 std::string format_duration(double seconds) {
-  const auto whole = static_cast<int64_t>(std::llround(seconds));
+  const auto whole = int64_t(std::llround(seconds));
   if (whole >= 48 * 3600) return fmt::format("{}d{:02}h", whole / 86400, whole / 3600 % 24);
   if (whole >= 3600) return fmt::format("{}h{:02}m", whole / 3600, whole / 60 % 60);
   if (whole >= 60) return fmt::format("{}m{:02}s", whole / 60, whole % 60);

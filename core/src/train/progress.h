@@ -1,4 +1,4 @@
-// The one-line progress display of a terminal; plain lines elsewhere.
+// The progress line of a terminal, and how rates, sizes and times are written.
 #pragma once
 
 #include <cstdint>
@@ -6,16 +6,15 @@
 
 namespace dsv3 {
 
-/// What a line shows. Rates of 0 are left out.
+/// Contents of a progress line. Rates of 0 are left out.
 struct ProgressLine {
-  int64_t step = 0, steps = 0, tokens = 0;
+  int64_t step = 0, steps = 0;
   double loss = 0, lr_factor = 0, grad_norm = 0, tokens_per_s = 0, mfu = 0, wait_fraction = 0,
          eta_seconds = 0;
   int64_t memory_bytes = 0;
 };
 
-/// Shows the line in place on a terminal. Elsewhere, or with `logged`, writes it through the log so
-/// that it also lands in the log file.
+/// Redraws the line in place on a terminal, and writes `logged` lines to the log as well.
 class Progress {
  public:
   explicit Progress(bool quiet);
@@ -27,7 +26,7 @@ class Progress {
  private:
   void draw() const;
   void clear() const;
-  bool on_terminal_, quiet_;
+  bool visible_;
   std::string current_;
 };
 

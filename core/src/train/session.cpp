@@ -1,62 +1,66 @@
-// From a request to a run folder with a trainer in it: new runs, runs that go on, and what they
-// leave behind.
+// Starts and resumes runs: from a request to a run folder, a trainer and the files they leave.
 #include <memory>
 
+#include <dsv3/runtime/compare.h>
 #include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/logging.h>
+#include <dsv3/runtime/machine.h>
 #include <dsv3/runtime/provenance.h>
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/log.h>
 #include <dsv3/support/fs.h>
 
 #include "plugin/library.h"
-#include "train/differences.h"
+#include "call/call.h"
 #include "train/libraries.h"
-#include "train/machine.h"
 #include "train/trainer.h"
 
 namespace dsv3 {
 namespace {
 
-bool goes_on(const RunRequest& request, const std::filesystem::path& output) {
+bool resumes(const RunRequest& request, const std::filesystem::path& output) {
   if (!request.run_id.empty()) return true;
   return request.resume_auto && std::filesystem::exists(output / request.run_name);
 }
 
-/// The experiment a run was started with, from its folder; when the request names an experiment
-/// file too, both must agree.
-Experiment stored_experiment(const RunRequest& request, const RunFolder& folder, Plugins& plugins) {
-  ExperimentRequest stored;
-  stored.file = folder.config();
-  Experiment experiment = resolve_machine(stored, plugins);
-  if (request.experiment.file.empty()) {
-    if (!request.experiment.overrides.empty())
-      throw Error("a run that goes on keeps its settings, so '" +
-                      request.experiment.overrides.front() +
-                      "' cannot be set; start a new run from its checkpoint with --from",
-                  ExitCode::usage);
-    return experiment;
-  }
-  ExperimentRequest given = request.experiment;
-  // What the machine decided at the start stays decided.
-  for (const std::string& key :
-       {"device=" + experiment.train.device, "precision=" + experiment.train.precision,
-        "threads=" + std::to_string(experiment.train.threads)})
-    given.forced.push_back("train." + key);
+Experiment load(const ExperimentRequest& request, Plugins& plugins) {
   PluginCatalog catalog(plugins);
-  const Experiment wanted = load_experiment(given, catalog);
-  if (wanted.resolved != experiment.resolved)
-    throw Error("run '" + folder.name() + "' was started with other settings:" +
-                    difference_lines(experiment.resolved, wanted.resolved, "in the run", "now") +
-                    "\nGo on as it was with --run_id " + folder.name() +
+  return load_experiment(request, catalog);
+}
+
+/// The experiment with which the run in `folder` was started.
+Experiment stored_experiment(const RunFolder& folder, Plugins& plugins) {
+  ExperimentRequest request;
+  request.file = folder.config();
+  request.stored = true;
+  return load(request, plugins);
+}
+
+/// Throws when the request asks for other settings than those of the run that it resumes.
+/// `requested` is its experiment, if it names one.
+void require_same_settings(const RunRequest& request, const RunFolder& folder,
+                           const Experiment& stored, std::optional<Experiment> requested) {
+  if (!requested) {
+    if (!request.experiment.command_line.empty())
+      throw Error("cannot set '" + request.experiment.command_line.front() +
+                      "': a resumed run keeps its settings; start a new run from its checkpoint "
+                      "with --from",
+                  ExitCode::usage);
+    return;
+  }
+  resolve_machine_as(*requested, stored);
+  const std::string lines =
+      difference_lines(stored.resolved, requested->resolved, "in the run", "now");
+  if (!lines.empty())
+    throw Error("run '" + folder.name() + "' was started with other settings:" + lines +
+                    "\nResume it unchanged with --run_id " + folder.name() +
                     " alone, or start a new run from its checkpoint with --from",
                 ExitCode::usage);
-  return experiment;
 }
 
 void write_start(const RunRequest& request, const RunFolder& folder, const Experiment& experiment,
                  const Plugins& plugins, const Trainer& trainer) {
-  fs::write_atomically(folder.config(), experiment.resolved);
+  fs::write_atomically(folder.config(), experiment.resolved.yaml());
   if (!request.experiment.file.empty())
     fs::write_atomically(folder.experiment(), fs::read(request.experiment.file));
   Json origin = provenance(request.command, std::filesystem::current_path());
@@ -70,7 +74,7 @@ void write_start(const RunRequest& request, const RunFolder& folder, const Exper
   fs::write_atomically(folder.provenance(), origin.dump(2) + "\n");
 }
 
-/// Adds what only the end of a run knows.
+/// Adds what is known only when training ends.
 void write_end(const RunFolder& folder, const Trainer& trainer) {
   Json origin = read_json(folder.provenance());
   origin["data_hash"] = trainer.data_hash();
@@ -82,7 +86,7 @@ const char* state_of(int code) {
   return code == static_cast<int>(ExitCode::interrupted) ? "interrupted" : "preempted";
 }
 
-/// Starts with the weights that --from names; errors say so.
+/// Starts with the weights that --from names; errors mention --from.
 void start_from(Trainer& trainer, const std::string& from, Plugins& plugins) {
   try {
     trainer.start_from(open_stored_model(from, plugins));
@@ -92,7 +96,7 @@ void start_from(Trainer& trainer, const std::string& from, Plugins& plugins) {
   }
 }
 
-/// While one lives, a crash is told in the run's status.json.
+/// While one exists, a crash is reported in the run's status.json.
 class CrashesInFolder {
  public:
   explicit CrashesInFolder(const RunFolder& folder) { report_crashes_to(folder.status()); }
@@ -107,10 +111,10 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
   std::unique_ptr<Trainer> trainer;
   bool started = false;
   try {
-    // Settings let a run go on without its first command. With --from they are written only when
-    // the weights are kept too, or it would go on with fresh ones.
+    // With its settings a run resumes without its first command. With --from they are written only
+    // after the weights are saved, or it would resume with other weights.
     if (request.from.empty() && !std::filesystem::exists(folder.config()))
-      fs::write_atomically(folder.config(), experiment.resolved);
+      fs::write_atomically(folder.config(), experiment.resolved.yaml());
     folder.write_status("running", std::nullopt, 0, "");
     for (const std::string& note : experiment.notes) log::info(note);
     trainer = std::make_unique<Trainer>(experiment, plugins, folder, request.quiet);
@@ -119,14 +123,14 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
       newest = CheckpointStore(folder.checkpoints(), experiment.checkpoint.keep_best).newest();
     if (resumed && !newest && !CheckpointStore(folder.checkpoints(), 0).all().empty())
       throw Error("all checkpoints of run '" + folder.name() +
-                      "' are damaged (see the warnings), so it cannot go on. Bring one back from a "
+                      "' are damaged (see the warnings), so it cannot resume. Restore one from a "
                       "copy, or remove " +
-                      folder.checkpoints().string() + " to start the run again at step 0",
+                      folder.checkpoints().string() + " to restart the run at step 0",
                   ExitCode::checkpoint);
     if (newest) {
       trainer->restore(*newest);
     } else {
-      if (resumed) log::warning("no checkpoint yet: the run starts again at step 0");
+      if (resumed) log::warning("no checkpoint yet: the run restarts at step 0");
       if (!request.from.empty()) start_from(*trainer, request.from, plugins);
     }
     if (!resumed || !std::filesystem::exists(folder.provenance()))
@@ -142,7 +146,7 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
     const ExitCode code = known ? known->code() : ExitCode::failed;
     const std::string text = current_exception_text();
     try {
-      // A mistake found before the first step leaves nothing, so that the corrected command works.
+      // An error before the first step leaves nothing, so that the corrected command works.
       if (folder.created() && !started) {
         close_log_file();
         folder.remove();
@@ -150,7 +154,7 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
         folder.write_status("failed", static_cast<int>(code), trainer ? trainer->step() : 0, text);
       }
     } catch (const std::exception& second) {
-      log::error(std::string("status.json could not be written: ") + second.what());
+      log::error(std::string("cannot write status.json: ") + second.what());
     }
     flush_log();
     throw Error(text, code);
@@ -163,24 +167,41 @@ int train(const RunRequest& request, Plugins& plugins) {
   std::filesystem::path output = request.output;
   std::optional<Experiment> experiment;
   if (!request.experiment.file.empty()) {
-    experiment = resolve_machine(request.experiment, plugins);
+    experiment = load(request.experiment, plugins);
     if (output.empty()) output = experiment->output;
     set_log_level(experiment->log_level);
   }
   if (output.empty()) output = "runs";
-  const bool resumed = goes_on(request, output);
+  const bool resumed = resumes(request, output);
+  if (!resumed) {
+    resolve_machine(*experiment);
+    preflight(*experiment, plugins, PreflightScope::everything);
+  }
   RunFolder folder = !request.run_id.empty() ? RunFolder::open(output, request.run_id)
                      : request.resume_auto   ? RunFolder::open_or_create(output, request.run_name)
                                              : RunFolder::create(output, request.run_name);
-  if (resumed && std::filesystem::exists(folder.config()))
-    experiment = stored_experiment(request, folder, plugins);
-  else if (!request.run_id.empty())
+  if (resumed && std::filesystem::exists(folder.config())) {
+    Experiment stored = stored_experiment(folder, plugins);
+    resolve_machine(stored);
+    require_same_settings(request, folder, stored, std::move(experiment));
+    experiment = std::move(stored);
+  } else if (!request.run_id.empty()) {
     throw Error("run '" + folder.name() +
-                    "' was stopped before its settings were written: give its first command again, "
+                    "' was stopped before its settings were written: repeat its first command "
                     "with --run_name " +
                     folder.name() + " --resume auto",
                 ExitCode::usage);
+  } else {
+    resolve_machine(*experiment);
+  }
   return train_in(request, folder, *experiment, plugins, resumed);
+}
+
+int64_t total_steps(const Experiment& experiment) {
+  const TrainOptions& train = experiment.train;
+  if (train.steps) return *train.steps;
+  const int64_t tokens_per_step = train.batch * train.sequence;
+  return (train.tokens.value() + tokens_per_step - 1) / tokens_per_step;
 }
 
 }  // namespace dsv3

@@ -8,33 +8,15 @@
 #include <dsv3/sdk/ops.h>
 #include <dsv3/support/sha256.h>
 
-#include "barrier/call.h"
-#include "train/clock.h"
-#include "train/machine.h"
+#include "eval/validation.h"
+#include "machine/machine.h"
+#include "support/host.h"
+#include "call/checked.h"
 #include "train/not_finite.h"
+#include "train/preflight.h"
 #include "train/signals.h"
-#include "train/validation.h"
 
 namespace dsv3 {
-namespace {
-
-int64_t vocab_of(const Experiment& experiment, const Tokenizer* tokenizer) {
-  if (experiment.model.vocab > 0) {
-    if (tokenizer && tokenizer->vocab_size() > experiment.model.vocab)
-      throw Error("model.vocab is " + std::to_string(experiment.model.vocab) +
-                      ", but the tokenizer has " + std::to_string(tokenizer->vocab_size()) +
-                      " ids: raise model.vocab or set it to auto",
-                  ExitCode::usage);
-    return experiment.model.vocab;
-  }
-  if (!tokenizer)
-    throw Error("model.vocab is auto, but data names no tokenizer: give model.vocab a number",
-                ExitCode::usage);
-  return tokenizer->vocab_size();
-}
-
-}  // namespace
-
 Trainer::Trainer(Experiment experiment, Plugins& plugins, RunFolder& folder, bool quiet)
     : experiment_(std::move(experiment)),
       plugins_(plugins),
@@ -43,7 +25,7 @@ Trainer::Trainer(Experiment experiment, Plugins& plugins, RunFolder& folder, boo
       checkpoints_(folder.checkpoints(), experiment_.checkpoint.keep_best),
       metrics_(folder.metrics()),
       progress_(quiet) {
-  at::set_num_threads(static_cast<int>(experiment_.train.threads));
+  at::set_num_threads(int(experiment_.train.threads.value()));
   use_reference_ops(experiment_.train.ops == "reference");
   total_steps_ = total_steps(experiment_);
   micro_batch_ = micro_batch_of(experiment_.train, world_->size());
@@ -58,9 +40,9 @@ Trainer::Trainer(Experiment experiment, Plugins& plugins, RunFolder& folder, boo
   schedule_ = make<Schedule>(plugins_, experiment_.schedule);
   strategy_ = make<Strategy>(plugins_, experiment_.strategy,
                              StrategyContext{world_, device_, compute_dtype(experiment_.train)});
-  model_->adopt(*strategy_, static_cast<uint64_t>(experiment_.train.seed),
+  model_->adopt(*strategy_, uint64_t(experiment_.train.seed),
                 [this](const Parameter& parameter) { return optimizers_->group_of(parameter); });
-  strategy_->ready(optimizers_->specs());
+  call(*strategy_, "ready", &Strategy::ready, optimizers_->specs());
   optimizers_->bind(*strategy_);
   init_hash_ = hash_parameters();
 
@@ -74,7 +56,7 @@ Trainer::~Trainer() = default;
 
 std::string Trainer::hash_parameters() {
   Sha256 digest;
-  for (const OwnedTensor& owned : strategy_->owned()) {
+  for (const OwnedTensor& owned : checked::owned(*strategy_)) {
     const at::Tensor host = owned.value.cpu().contiguous();
     digest.update(owned.range.name).update(host.const_data_ptr(), host.nbytes());
   }
@@ -85,27 +67,26 @@ int Trainer::run(bool resumed) {
   announce();
   start_trackers(resumed);
   SignalGuard signals;
-  const barrier::StepNumbers numbers;
-  numbers.end(step_);
+  current_step.number = current_step.finished = step_;
   if (step_ == 0) record(nullptr, validate());
   mark_interval();
   while (step_ < total_steps_) {
-    numbers.begin(step_ + 1);
+    current_step.number = step_ + 1;
     const StepResult result = train_step();
-    numbers.end(++step_);
+    current_step.finished = ++step_;
     const bool last = step_ == total_steps_;
     const int stop = last ? 0 : SignalGuard::requested();
     std::optional<double> val_loss;
-    const double stepped = seconds_now();
+    const double trained = seconds_now();
     if (last || due(experiment_.validation.every)) val_loss = validate();
-    since_seconds_ += seconds_now() - stepped;  // rates are of training alone
+    logged_seconds_ += seconds_now() - trained;  // rates cover training only
     record(&result, val_loss);
     const double recorded = seconds_now();
     if (due(experiment_.samples.every) || (last && experiment_.samples.every > 0)) write_samples();
     if (last || stop != 0 || due(experiment_.checkpoint.every)) save(val_loss);
-    since_seconds_ += seconds_now() - recorded;
+    logged_seconds_ += seconds_now() - recorded;
     if (stop != 0) {
-      log::info("stopped by a signal at step " + std::to_string(step_) + "; go on with --run_id " +
+      log::info("stopped by a signal at step " + std::to_string(step_) + "; resume with --run_id " +
                 folder_.name());
       sender_->finish(RunStatus::stopped);
       return stop;
@@ -128,13 +109,13 @@ StepResult Trainer::train_step() {
 
   at::Tensor sums = run_micro_batches(batches, scale);
   StepResult result;
-  result.grad_norm = strategy_->grad_norm();
+  result.grad_norm = checked::grad_norm(*strategy_);
   sums = sums.cpu();
   result.loss = sums[0].item<double>();
   result.main_loss = sums[1].item<double>();
   result.mtp_loss = sums[2].item<double>();
   result.skipped = !std::isfinite(result.grad_norm) || !std::isfinite(result.loss);
-  lr_factor_ = schedule_->factor(step_ + 1, total_steps_);
+  lr_factor_ = checked::number(*schedule_, "factor", &Schedule::factor, step_ + 1, total_steps_);
   std::string cause;
   if (result.skipped) {
     const bool stops = experiment_.train.not_finite != "skip" && world_->size() == 1;
@@ -142,23 +123,23 @@ StepResult Trainer::train_step() {
   } else {
     const double clip = experiment_.train.clip;
     if (clip > 0 && result.grad_norm > clip)
-      strategy_->scale_grads(clip / (result.grad_norm + 1e-6));
+      call(*strategy_, "scale_grads", &Strategy::scale_grads, clip / (result.grad_norm + 1e-6));
     optimizers_->step(*strategy_, ++updates_, lr_factor_);
   }
-  strategy_->end_step();
+  call(*strategy_, "end_step", &Strategy::end_step);
   end_feed_forward_step(result.skipped);
   tokens_ += experiment_.train.batch * experiment_.train.sequence;
-  if (result.skipped) refuse_or_report(result, cause);
+  if (result.skipped) report_not_finite(result, cause);
   return result;
 }
 
 at::Tensor Trainer::run_micro_batches(std::span<const Batch> batches, const LossScale& scale) {
-  // Sums stay on the device until gradients are there: reading them is the only wait for it.
+  // Sums stay on the device until all gradients are computed: only reading them waits for it.
   at::Tensor sums = at::zeros({3}, at::TensorOptions().dtype(at::kFloat).device(device_));
   for (size_t m = 0; m < batches.size(); ++m) {
-    strategy_->begin_microbatch(m + 1 == batches.size());
+    call(*strategy_, "begin_microbatch", &Strategy::begin_microbatch, m + 1 == batches.size());
     const LossParts parts = model_->loss(batches[m], scale);
-    strategy_->backward({parts.total});
+    checked::backward(*strategy_, {parts.total});
     const at::Tensor mtp = parts.mtp.defined() ? parts.mtp : at::zeros_like(parts.main);
     sums += at::stack({parts.total.detach(), parts.main, mtp});
   }
@@ -180,54 +161,55 @@ void Trainer::hash_rows(const Batch& batch) {
 }
 
 LossScale Trainer::scale_of(const at::Tensor& targets) const {
-  // A step without any valid target contributes 0, never NaN.
-  const auto at_least_one = [](int64_t count) {
-    return static_cast<double>(std::max<int64_t>(count, 1));
-  };
+  // At least 1, so that a step without any valid target contributes 0 and not NaN.
+  const auto divisor = [&](int64_t k) { return std::max(targets[k].item<double>(), 1.0); };
   LossScale scale;
-  scale.main_targets = at_least_one(targets[0].item<int64_t>());
-  for (int64_t k = 1; k < targets.size(0); ++k)
-    scale.mtp_targets.push_back(at_least_one(targets[k].item<int64_t>()));
+  scale.main_targets = divisor(0);
+  for (int64_t k = 1; k < targets.size(0); ++k) scale.mtp_targets.push_back(divisor(k));
   scale.sequences = experiment_.train.batch;
   return scale;
 }
 
-void Trainer::refuse_or_report(const StepResult& result, const std::string& cause) const {
-  const auto shown = [](double value) { return std::isnan(value) ? "NaN" : c10::str(value); };
-  std::string what = "step " + std::to_string(step_ + 1) + ": loss " + shown(result.loss) +
-                     ", gradient norm " + shown(result.grad_norm) + ", which is not finite";
+void Trainer::report_not_finite(const StepResult& result, const std::string& cause) const {
+  const auto text = [](double value) { return std::isnan(value) ? "NaN" : c10::str(value); };
+  std::string what = "step " + std::to_string(step_ + 1) + " is not finite: loss " +
+                     text(result.loss) + ", gradient norm " + text(result.grad_norm);
   if (!cause.empty()) what += "; " + cause;
-  if (experiment_.train.not_finite == "skip") {
-    log::warning(what + "; the update was skipped");
-    return;
-  }
+  if (experiment_.train.not_finite == "skip") return log::warning(what + "; skipped the update");
   throw Error(what +
-                  ". Nothing was updated; the newest checkpoint is unharmed. Lower the learning "
-                  "rate, lengthen the "
-                  "warm-up, or set train.not_finite=skip",
+                  ". No parameter was updated and the newest checkpoint is intact. Lower the "
+                  "learning rate, lengthen the warm-up, or set train.not_finite=skip",
               ExitCode::not_finite);
 }
 
 void Trainer::end_feed_forward_step(bool skipped) {
+  struct Counted {
+    FeedForward& layer;
+    size_t index;
+    at::Tensor counts;
+  };
+  std::vector<Counted> counted;
   std::vector<at::Tensor> counts;
-  for (const auto& layer : model_->feed_forward())
-    if (at::Tensor count = layer->step_counts(); count.defined()) counts.push_back(count);
+  for (size_t i = 0; i < model_->feed_forward().size(); ++i) {
+    FeedForward& layer = *model_->feed_forward()[i];
+    const at::Tensor count = checked::step_counts(layer);
+    if (!count.defined()) continue;
+    counted.push_back({layer, i, count});
+    counts.push_back(count);
+  }
   if (counts.empty()) return;
   at::Tensor all = at::cat(counts);
   world_->all_reduce_sum(all);
-  load_max_.clear();
+  loads_.clear();
+  const double progress = static_cast<double>(step_ + 1) / static_cast<double>(total_steps_);
   int64_t offset = 0;
-  const auto& layers = model_->feed_forward();
-  for (size_t i = 0; i < layers.size(); ++i) {
-    at::Tensor count = layers[i]->step_counts();
-    if (!count.defined()) continue;
+  for (const auto& [layer, index, count] : counted) {
     const at::Tensor sum = all.narrow(0, offset, count.size(0));
     offset += count.size(0);
     count.zero_();
-    load_max_.emplace_back("moe/load_max/" + std::to_string(i), sum);
-    if (!skipped)
-      layers[i]->on_step_end(
-          {sum, static_cast<double>(step_ + 1) / static_cast<double>(total_steps_)});
+    const std::string metric = call(layer, "load_metric", &FeedForward::load_metric);
+    if (!metric.empty()) loads_.emplace_back(metric + "/" + std::to_string(index), sum);
+    if (!skipped) call(layer, "on_step_end", &FeedForward::on_step_end, StepEnd{sum, progress});
   }
 }
 
@@ -237,7 +219,7 @@ std::optional<double> Trainer::validate() {
   const ValidationSum sum =
       dsv3::validate(*model_, *validation_, experiment_.validation.batches * accumulate_);
   if (sum.targets == 0) {
-    log::warning(c10::str("no validation: the data holds out no document (validation.share is ",
+    log::warning(c10::str("skipping validation: no document is held out (validation.share is ",
                           experiment_.validation.share, ")"));
     return std::nullopt;
   }

@@ -1,4 +1,4 @@
-// The training loop and everything one step touches.
+// The training loop and everything that one step uses.
 #pragma once
 
 #include <memory>
@@ -24,7 +24,7 @@
 
 namespace dsv3 {
 
-/// Losses and norms of one optimizer step; what metrics are made of.
+/// Losses and norms of one optimizer step.
 struct StepResult {
   double loss = 0;  ///< main + weighted MTP (+ z), mean over valid targets
   double main_loss = 0;
@@ -33,34 +33,36 @@ struct StepResult {
   bool skipped = false;  ///< not finite and `not_finite: skip`
 };
 
-/// One run between its first and last step. Built once; `run` may be called once.
+/// One run from its first to its last step. Call `run` once.
 class Trainer {
  public:
   Trainer(Experiment experiment, Plugins& plugins, RunFolder& folder, bool quiet);
   ~Trainer();
 
-  /// Goes on from a verified checkpoint: everything that decides the next bits.
+  /// Resumes from a verified checkpoint, with everything that determines the next step's bits.
   void restore(const StoredCheckpoint& checkpoint);
-  /// A new run with the weights and buffers of an old one, kept as its checkpoint of step 0.
+  /// Starts a new run with the weights and buffers of another one and saves them as step 0.
   void start_from(const StoredModel& stored);
-  /// Trains to the last step or to a signal; the exit code of either.
+  /// Trains until the last step or a signal; returns the exit code.
   int run(bool resumed);
 
   int64_t step() const { return step_; }
-  /// sha256 over all first values, in the order of declaration.
+  /// sha256 over all initial values, in order of declaration.
   const std::string& init_hash() const { return init_hash_; }
-  /// Hash over all rows trained on so far, in order: equal in runs that saw the same tokens,
+  /// Hash over all rows trained on so far, in order: equal for runs that saw the same tokens,
   /// whatever the micro-batch.
   const std::string& data_hash() const { return data_hash_; }
 
  private:
   StepResult train_step();
-  /// Forward and backward of a step; sums of total, main and MTP loss [3], on the device.
+  /// Forward and backward of a step. Returns the sums of total, main and MTP loss [3], on the
+  /// device.
   at::Tensor run_micro_batches(std::span<const Batch> batches, const LossScale& scale);
   LossScale scale_of(const at::Tensor& targets) const;
   void hash_rows(const Batch& batch);
   void end_feed_forward_step(bool skipped);
-  void refuse_or_report(const StepResult& result, const std::string& cause) const;
+  /// Warns about a skipped step, or throws when `train.not_finite` is stop.
+  void report_not_finite(const StepResult& result, const std::string& cause) const;
   std::optional<double> validate();
   void write_samples();
   void save(std::optional<double> val_loss);
@@ -94,10 +96,10 @@ class Trainer {
   int64_t micro_batch_ = 0, accumulate_ = 0, total_steps_ = 0;
   int64_t step_ = 0, updates_ = 0, tokens_ = 0;  // updates_: steps that were not skipped
   double lr_factor_ = 0;
-  std::vector<std::pair<std::string, at::Tensor>>
-      load_max_;                               // name of the metric, counts of the last step
-  double since_seconds_ = 0, since_wait_ = 0;  // of the last logged step
-  int64_t since_tokens_ = 0;
+  /// Metric name and token counts per expert in the last step.
+  std::vector<std::pair<std::string, at::Tensor>> loads_;
+  double logged_seconds_ = 0, logged_wait_ = 0;  // at the last logged step
+  int64_t logged_tokens_ = 0;
   std::string init_hash_, data_hash_;
 };
 

@@ -1,11 +1,11 @@
-// A run into a checkpoint and back: everything that decides the next bits.
+// Saving a run to a checkpoint and back: everything that determines the next step's bits.
 #include <ATen/ATen.h>
 
+#include <dsv3/runtime/compare.h>
 #include <dsv3/sdk/log.h>
 
-#include "train/differences.h"
+#include "checkpoint/tensor_views.h"
 #include "train/libraries.h"
-#include "train/tensor_views.h"
 #include "train/trainer.h"
 
 namespace dsv3 {
@@ -17,14 +17,15 @@ Json digests_of(const std::vector<LoadedLibrary>& libraries) {
   return digests;
 }
 
-/// `why` is said only when the settings of the two models do not say it.
-[[noreturn]] void refuse_model(const StoredModel& stored, const Experiment& experiment,
-                               const std::string& why) {
-  const std::string settings =
-      difference_lines(stored.config, experiment.resolved, "in the checkpoint", "here", "model");
-  throw Error(stored.path.string() +
-                  " is of another model:" + (settings.empty() ? " " + why : settings) +
-                  "\nGive `model` as the checkpoint has it, or start without it",
+/// Throws with the differing settings of the two models; `cause` is for models whose settings
+/// agree.
+[[noreturn]] void reject_model(const StoredModel& stored, const Experiment& experiment,
+                               const std::string& cause) {
+  const std::string settings = difference_lines(stored.resolved(), experiment.resolved,
+                                                "in the checkpoint", "here", "model");
+  throw Error(stored.path.string() + " is a checkpoint of another model:" +
+                  (settings.empty() ? " " + cause : settings) +
+                  "\nSet `model` as in the checkpoint, or start without the checkpoint",
               ExitCode::checkpoint);
 }
 
@@ -42,7 +43,7 @@ void Trainer::save(std::optional<double> val_loss) {
     alive.push_back(add_view(content.tensors, "buffer/" + buffer.name, buffer.tensor));
   content.state = {{"data", loader_->state()},
                    {"updates", updates_},
-                   {"config", experiment_.resolved},
+                   {"config", experiment_.resolved.yaml()},
                    {"conventions", experiment_.conventions},
                    {"tokenizer", tokenizer_ ? Json(tokenizer_->digest()) : Json()},
                    {"plugins", digests_of(libraries_of(experiment_, plugins_))},
@@ -51,29 +52,28 @@ void Trainer::save(std::optional<double> val_loss) {
                    {"init_hash", init_hash_},
                    {"data_hash", data_hash_}};
   const StoredCheckpoint stored = checkpoints_.save(content);
-  log::info("saved " + stored.folder.string());
+  log::info("saved checkpoint " + stored.folder.string());
 }
 
 void Trainer::load_model(const StoredModel& stored) {
   if (tokenizer_ && !fits(*tokenizer_, stored))
-    throw Error(
-        stored.path.string() + " was trained with another tokenizer than " +
-            experiment_.tokenizer.plugin +
-            " gives now: name the tokenizer it was trained with, or start without the checkpoint",
-        ExitCode::checkpoint);
+    throw Error(stored.path.string() + " was trained with a tokenizer other than this '" +
+                    experiment_.tokenizer.plugin +
+                    "': use the one it was trained with, or start without the checkpoint",
+                ExitCode::checkpoint);
   try {
     load_parameters(*strategy_, stored.tensors);
     for (const Buffer& buffer : model_->store().buffers())
       copy_view(stored.tensors, "buffer/" + buffer.name, buffer.tensor);
   } catch (const Error& error) {
-    refuse_model(stored, experiment_, error.what());
+    reject_model(stored, experiment_, error.what());
   }
 }
 
 void Trainer::restore(const StoredCheckpoint& checkpoint) {
   const StoredModel stored = stored_model_of(checkpoint);
   load_model(stored);
-  // After the tensors: another attention lacks a convention, too, but that is not what is wrong.
+  // After the tensors: for another attention, the model is the better explanation.
   require_conventions(stored, experiment_, true);
   optimizers_->load(stored.tensors);
   const Json& state = checkpoint.manifest.at("state");
@@ -83,7 +83,7 @@ void Trainer::restore(const StoredCheckpoint& checkpoint) {
   init_hash_ = state.at("init_hash").get<std::string>();
   data_hash_ = state.at("data_hash").get<std::string>();
   loader_->load_state(state.at("data"));
-  since_tokens_ = tokens_;
+  logged_tokens_ = tokens_;
   checkpoints_.clean_up(step_);
 }
 
@@ -91,7 +91,7 @@ void Trainer::start_from(const StoredModel& stored) {
   load_model(stored);
   require_conventions(stored, experiment_, false);
   init_hash_ = hash_parameters();
-  // Killed before its first checkpoint, the run must not go on from other values.
+  // If it is killed before its first checkpoint, the run must resume from these weights.
   save(std::nullopt);
 }
 

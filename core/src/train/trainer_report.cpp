@@ -1,8 +1,6 @@
-// What a run tells: its start, its metrics, its samples.
+// What a run reports: its start, its metrics, its samples.
 #include <cmath>
 #include <fmt/format.h>
-#include <sstream>
-#include <sys/time.h>
 
 #include <dsv3/runtime/generate.h>
 #include <dsv3/runtime/logging.h>
@@ -10,37 +8,27 @@
 #include <dsv3/sdk/optimizer.h>
 #include <dsv3/support/fs.h>
 
-#include "train/clock.h"
-#include "train/machine.h"
+#include "machine/machine.h"
+#include "support/host.h"
 #include "train/trainer.h"
 
 namespace dsv3 {
-namespace {
-
-double wall_time() {
-  timeval now{};
-  gettimeofday(&now, nullptr);
-  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_usec) * 1e-6;
-}
-
-}  // namespace
 
 void Trainer::announce() const {
   const TrainOptions& train = experiment_.train;
-  log::info(
-      fmt::format("{}: {} parameters, {} active a token ({} / {} without embeddings, head and MTP)",
-                  experiment_.name, format_count(static_cast<double>(figures_.total)),
-                  format_count(figures_.active),
-                  format_count(static_cast<double>(figures_.total_without_embeddings)),
-                  format_count(figures_.active_without_embeddings)));
   log::info(fmt::format(
-      "{} steps of {} x {} tokens, micro-batch {}, accumulation {}, {} on {}, {} threads",
+      "{}: {} parameters, {} active per token ({} / {} without embeddings, head and MTP)",
+      experiment_.name, format_count(figures_.total), format_count(figures_.active),
+      format_count(figures_.total_without_embeddings),
+      format_count(figures_.active_without_embeddings)));
+  log::info(fmt::format(
+      "{} steps of {} x {} tokens, micro-batch {}, {} accumulation step(s), {} on {}, {} thread(s)",
       total_steps_, train.batch, train.sequence, micro_batch_, accumulate_, train.precision,
-      device_.str(), train.threads));
+      device_.str(), train.threads.value()));
   log::info(optimizers_->plan());
   log::debug(optimizers_->plan(true));
   log::info("run folder " + folder_.path().string() +
-            (step_ > 0 ? ", going on from step " + std::to_string(step_) : ""));
+            (step_ > 0 ? ", resuming from step " + std::to_string(step_) : ""));
   flush_log();
 }
 
@@ -52,36 +40,35 @@ void Trainer::start_trackers(bool resumed) {
                         make<Tracker>(plugins_, spec, RunContext{folder_.path().string()})});
   }
   const RunInfo info{folder_.name(), folder_.path().string(), experiment_.name,
-                     experiment_.resolved, resumed};
+                     experiment_.resolved.yaml(), resumed};
   sender_ = std::make_unique<TrackerSender>(std::move(trackers), info, folder_.metrics());
 }
 
 void Trainer::record(const StepResult* result, std::optional<double> val_loss) {
   const bool logged =
       !result || val_loss || step_ == total_steps_ || due(experiment_.train.log_every);
-  const double now = seconds_now(), elapsed = now - since_seconds_;
+  const double now = seconds_now(), elapsed = now - logged_seconds_;
   Event event;
   event.step = step_;
   event.tokens = tokens_;
-  event.time = wall_time();
+  event.time = wall_seconds();
   const auto add = [&event](const std::string& name, double value) {
     event.metrics.emplace_back(name, value);
   };
   ProgressLine line;
   line.step = step_;
   line.steps = total_steps_;
-  line.tokens = tokens_;
   if (result) {
     line.loss = result->main_loss;
     line.grad_norm = result->grad_norm;
     line.lr_factor = lr_factor_;
-    line.tokens_per_s = static_cast<double>(tokens_ - since_tokens_) / std::max(elapsed, 1e-9);
-    line.eta_seconds = static_cast<double>((total_steps_ - step_) * experiment_.train.batch *
-                                           experiment_.train.sequence) /
-                       std::max(line.tokens_per_s, 1e-9);
+    line.tokens_per_s = double(tokens_ - logged_tokens_) / std::max(elapsed, 1e-9);
+    const int64_t step_tokens = experiment_.train.batch * experiment_.train.sequence;
+    line.eta_seconds =
+        double((total_steps_ - step_) * step_tokens) / std::max(line.tokens_per_s, 1e-9);
     if (const double peak = peak_flops(device_); peak > 0)
       line.mfu = line.tokens_per_s * figures_.flops_per_token / peak;
-    line.wait_fraction = (loader_->wait_seconds() - since_wait_) / std::max(elapsed, 1e-9);
+    line.wait_fraction = (loader_->wait_seconds() - logged_wait_) / std::max(elapsed, 1e-9);
     line.memory_bytes = peak_memory_bytes();
     if (!logged) return progress_.show(line, false);
     add("train/loss", result->loss);
@@ -91,7 +78,7 @@ void Trainer::record(const StepResult* result, std::optional<double> val_loss) {
     if (result->skipped) add("train/skipped", 1);
     for (const auto& [group, lr] : optimizers_->learning_rates(lr_factor_))
       add("train/lr/" + group, lr);
-    for (const auto& [name, counts] : load_max_) {
+    for (const auto& [name, counts] : loads_) {
       const at::Tensor loads = counts.to(at::kDouble);
       add(name, (loads.max() / loads.mean().clamp_min(1e-12)).item<double>());
     }
@@ -101,7 +88,7 @@ void Trainer::record(const StepResult* result, std::optional<double> val_loss) {
     add("throughput/tokens_per_s", line.tokens_per_s);
     if (line.mfu > 0) add("throughput/mfu", line.mfu);
     add("data/wait_fraction", line.wait_fraction);
-    add("memory/peak_bytes", static_cast<double>(line.memory_bytes));
+    add("memory/peak_bytes", double(line.memory_bytes));
   }
   if (event.metrics.empty()) return;
   if (metrics_.append(event)) sender_->notify();
@@ -111,9 +98,9 @@ void Trainer::record(const StepResult* result, std::optional<double> val_loss) {
 }
 
 void Trainer::mark_interval() {
-  since_seconds_ = seconds_now();
-  since_wait_ = loader_->wait_seconds();
-  since_tokens_ = tokens_;
+  logged_seconds_ = seconds_now();
+  logged_wait_ = loader_->wait_seconds();
+  logged_tokens_ = tokens_;
 }
 
 void Trainer::write_samples() {
@@ -127,21 +114,20 @@ void Trainer::write_samples() {
   if (tokenizer_->eos_id() >= 0) options.stop_ids.push_back(tokenizer_->eos_id());
   std::vector<Prompt> prompts;
   for (const std::string& prompt : samples.prompts) {
-    const uint64_t seed = static_cast<uint64_t>(experiment_.train.seed) * 1'000'003u +
-                          static_cast<uint64_t>(step_) * 1'009u + prompts.size();
+    const uint64_t seed =
+        uint64_t(experiment_.train.seed) * 1'000'003u + uint64_t(step_) * 1'009u + prompts.size();
     std::vector<int32_t> ids = tokenizer_->encode(prompt);
     if (ids.empty()) ids.push_back(std::max(tokenizer_->eos_id(), 0));
     prompts.push_back({std::move(ids), seed});
   }
   const Generation generation = generate(*model_, prompts, options);
-  std::ostringstream text;
-  for (size_t i = 0; i < prompts.size(); ++i) {
-    text << samples.prompts[i] << tokenizer_->decode(generation.texts[i].ids) << "\n";
-    if (i + 1 < prompts.size()) text << "---\n";
-  }
+  std::string text;
+  for (size_t i = 0; i < prompts.size(); ++i)
+    text += (i ? "---\n" : "") + samples.prompts[i] + tokenizer_->decode(generation.texts[i].ids) +
+            "\n";
   fs::make_folders(folder_.samples());
-  fs::write_atomically(folder_.samples() / fmt::format("step-{:07}.txt", step_), text.str());
-  log::info(fmt::format("sample at step {}: {}", step_, text.str()));
+  fs::write_atomically(folder_.samples() / fmt::format("step-{:07}.txt", step_), text);
+  log::info(fmt::format("sample at step {}: {}", step_, text));
 }
 
 }  // namespace dsv3

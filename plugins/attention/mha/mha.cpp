@@ -1,4 +1,4 @@
-// Multi-head attention, grouped-query and multi-query included.
+// Multi-head attention, including grouped-query and multi-query attention.
 #include <cmath>
 
 #include <ATen/ATen.h>
@@ -21,22 +21,17 @@ struct MhaOptions {
   static void describe(dsv3::OptionSchema<MhaOptions>& s) {
     s.add("heads", &MhaOptions::heads, "query heads").min(1);
     s.add("kv_heads", &MhaOptions::kv_heads,
-          "key and value heads; 1 = multi-query, between 1 and heads = grouped-query")
+          "key and value heads; 1 = multi-query, fewer than heads = grouped-query")
         .min(0)
         .word("heads", 0);
-    s.add("head_dim", &MhaOptions::head_dim, "features a head; auto = hidden / heads")
+    s.add("head_dim", &MhaOptions::head_dim, "features per head; auto = hidden / heads")
         .min(0)
         .word("auto", 0);
     s.add("qk_norm", &MhaOptions::qk_norm, "RMSNorm over the features of each query and key head");
     s.add("rotary_share", &MhaOptions::rotary_share,
-          "share of a head's features, from the first on, that carry position")
+          "share of each head's features, from the first on, that the position plugin rotates")
         .min(0)
         .max(1);
-    s.check([](const MhaOptions& o) -> std::string {
-      if (o.kv_heads > 0 && o.heads % o.kv_heads != 0)
-        return "heads must be a multiple of kv_heads";
-      return "";
-    });
   }
 };
 
@@ -54,21 +49,28 @@ class Mha final : public dsv3::Attention {
   std::pair<at::Tensor, at::Tensor> rotated(const at::Tensor& q, const at::Tensor& k,
                                             const at::Tensor& positions) const;
 
-  MhaOptions o_;  // with every size known
+  MhaOptions o_;  // with all sizes resolved
   int64_t rotary_dim_;
   dsv3::Linear q_, k_, v_, out_;
   dsv3::RmsNorm q_norm_, k_norm_;
-  std::shared_ptr<dsv3::Position> position_;  // null: nothing rotates
+  std::shared_ptr<dsv3::Position> position_;  // null: no rotation
   double scale_;
 };
 
 MhaOptions resolved(MhaOptions o, int64_t hidden) {
+  const std::string heads = std::to_string(o.heads);
   if (o.kv_heads == 0) o.kv_heads = o.heads;
+  if (o.heads % o.kv_heads != 0)
+    throw dsv3::Error("kv_heads (" + std::to_string(o.kv_heads) + ") does not divide heads (" +
+                          heads +
+                          "): each key-value head serves the same number of query heads; "
+                          "choose kv_heads that divide heads",
+                      dsv3::ExitCode::usage);
   if (o.head_dim == 0) {
     if (hidden % o.heads != 0)
-      throw dsv3::Error("attention mha: hidden " + std::to_string(hidden) +
-                            " is not a multiple of heads " + std::to_string(o.heads) +
-                            "; choose other heads or set head_dim",
+      throw dsv3::Error("heads (" + heads + ") does not divide model.hidden (" +
+                            std::to_string(hidden) +
+                            "); choose heads that divide it, or set head_dim",
                         dsv3::ExitCode::usage);
     o.head_dim = hidden / o.heads;
   }
@@ -80,7 +82,9 @@ Mha::Mha(const MhaOptions& options, const dsv3::LayerContext& context)
   const int64_t hidden = context.dims.hidden;
   rotary_dim_ = 2 * static_cast<int64_t>(std::llround(o_.rotary_share * o_.head_dim / 2));
   rotary_dim_ = std::min(rotary_dim_, o_.head_dim);
-  if (rotary_dim_ > 0) position_ = context.make_position(rotary_dim_);
+  if (rotary_dim_ > 0)
+    position_ =
+        dsv3::position_of(context, options.head_dim > 0 ? "head_dim" : "heads", rotary_dim_);
   q_ = dsv3::Linear(*this, "q", hidden, o_.heads * o_.head_dim);
   k_ = dsv3::Linear(*this, "k", hidden, o_.kv_heads * o_.head_dim);
   v_ = dsv3::Linear(*this, "v", hidden, o_.kv_heads * o_.head_dim);
@@ -100,8 +104,8 @@ std::pair<at::Tensor, at::Tensor> Mha::rotated(const at::Tensor& q, const at::Te
   const std::vector<int64_t> sizes{rotary_dim_, o_.head_dim - rotary_dim_};
   const std::vector<at::Tensor> qs = q.split_with_sizes(sizes, -1),
                                 ks = k.split_with_sizes(sizes, -1);
-  const auto [turned_q, turned_k] = position_->rotate(qs[0], ks[0], positions);
-  return {at::cat({turned_q, qs[1]}, -1), at::cat({turned_k, ks[1]}, -1)};
+  const auto [rotated_q, rotated_k] = position_->rotate(qs[0], ks[0], positions);
+  return {at::cat({rotated_q, qs[1]}, -1), at::cat({rotated_k, ks[1]}, -1)};
 }
 
 at::Tensor Mha::forward(const at::Tensor& x, const dsv3::Sequence& seq) {
@@ -120,11 +124,11 @@ at::Tensor Mha::forward(const at::Tensor& x, const dsv3::Sequence& seq) {
   at::Tensor mixed;
   if (seq.cache) {
     seq.cache->append(at::cat({k.flatten(2), v.flatten(2)}, -1));
-    mixed = seq.cache->each_row(q, [&](const at::Tensor& own, const at::Tensor& all) {
+    mixed = seq.cache->each_row(q, [&](const at::Tensor& row_q, const at::Tensor& all) {
       const auto part = [&](int64_t begin) {
         return all.narrow(2, begin, width).unflatten(2, {o_.kv_heads, o_.head_dim});
       };
-      return mix(own, part(0), part(width));
+      return mix(row_q, part(0), part(width));
     });
   } else {
     mixed = mix(q, k, v);
@@ -140,8 +144,8 @@ int64_t Mha::cache_values_per_token() const {
   return 2 * o_.kv_heads * o_.head_dim;
 }
 
-// x, queries, keys, values (queries and keys also before their norms), attention's result and its
-// log-sum.
+// x, queries, keys and values (queries and keys also before their norms), the attention output and
+// its log-sum-exp.
 int64_t Mha::saved_values_per_token(int64_t) const {
   const int64_t q = o_.heads * o_.head_dim, kv = o_.kv_heads * o_.head_dim;
   return context().dims.hidden + 2 * q + 2 * kv + (o_.qk_norm ? q + kv : 0) + o_.heads;
@@ -150,6 +154,5 @@ int64_t Mha::saved_values_per_token(int64_t) const {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.attention<Mha>("mha",
-                           "Multi-head attention; grouped-query and multi-query by kv_heads");
+  registrar.attention<Mha>("mha", "Multi-head, grouped-query and multi-query attention");
 }

@@ -1,5 +1,5 @@
-// Multi-head latent attention: keys and values come from one small latent a token, which is all
-// that the cache holds (DeepSeek-V2, arXiv 2405.04434; DeepSeek-V3, arXiv 2412.19437).
+// Multi-head latent attention: keys and values are computed from one small latent per token, and
+// the cache holds only the latents (DeepSeek-V2, arXiv 2405.04434; DeepSeek-V3, arXiv 2412.19437).
 #include <cmath>
 
 #include <ATen/ATen.h>
@@ -30,23 +30,25 @@ struct MlaOptions {
         .min(0)
         .word("none", 0);
     s.add("kv_lora_rank", &MlaOptions::kv_lora_rank, "width of the key-value latent").min(1);
-    s.add("qk_nope_dim", &MlaOptions::qk_nope_dim, "query and key features a head without position")
+    s.add("qk_nope_dim", &MlaOptions::qk_nope_dim,
+          "query and key features per head without position")
         .min(1);
     s.add("qk_rope_dim", &MlaOptions::qk_rope_dim,
-          "query features a head, and key features shared by all heads, that carry position")
+          "query features per head, and key features shared by all heads, with position")
         .min(1);
-    s.add("v_dim", &MlaOptions::v_dim, "value features a head").min(1);
-    // transformers has this number whatever the model's eps is; others take the model's.
-    s.add("latent_norm_eps", &MlaOptions::latent_norm_eps, "eps of the latents' RMSNorm")
+    s.add("v_dim", &MlaOptions::v_dim, "value features per head").min(1);
+    // transformers always uses this value; other implementations use the model's eps.
+    s.add("latent_norm_eps", &MlaOptions::latent_norm_eps, "eps of the RMSNorm of the latents")
         .min(0)
         .convention();
-    s.add("muon_split", &MlaOptions::muon_split,
-          "matrices in q_b (or q) and kv_b to a matrix optimizer: whole = one, per_head = one a "
-          "head")
+    s.add(
+         "muon_split", &MlaOptions::muon_split,
+         "how matrix optimizers see q_b (or q) and kv_b: whole = one matrix, per_head = one matrix "
+         "per head")
         .choices({"whole", "per_head"})
-        .convention({{"torchtitan", "per_head"}});
+        .convention();
     s.add("decode", &MlaOptions::decode,
-          "generation from the cache: absorbed attends to the latents, naive rebuilds keys and "
+          "generation from the cache: absorbed attends to the latents, naive recomputes keys and "
           "values")
         .choices({"absorbed", "naive"});
   }
@@ -78,7 +80,9 @@ class Mla final : public dsv3::Attention {
 };
 
 Mla::Mla(const MlaOptions& options, const dsv3::LayerContext& context)
-    : Attention(context), o_(options), position_(context.make_position(options.qk_rope_dim)) {
+    : Attention(context),
+      o_(options),
+      position_(dsv3::position_of(context, "qk_rope_dim", options.qk_rope_dim)) {
   const int64_t hidden = context.dims.hidden;
   dsv3::ParamSpec by_head;
   if (o_.muon_split == "per_head") by_head.matrices = o_.heads;
@@ -103,12 +107,12 @@ at::Tensor Mla::queries(const at::Tensor& x) const {
   return q.view({x.size(0), x.size(1), o_.heads, qk_dim()});
 }
 
-// Keys and values of every head in full. q [B, T, H, nope + rope], latent [B, S, kv_lora],
+// Computes keys and values of all heads. q [B, T, H, nope + rope], latent [B, S, kv_lora],
 // k_rope [B, S, 1, rope] -> [B, T, H, v].
 at::Tensor Mla::expanded(const at::Tensor& q, const at::Tensor& latent, const at::Tensor& k_rope,
                          const dsv3::Sequence& seq) const {
   const int64_t batch = latent.size(0), length = latent.size(1);
-  // One split, not two slices: its backward is one concatenation.
+  // One split instead of two slices, because its backward is one concatenation.
   const std::vector<at::Tensor> kv = kv_b_(latent)
                                          .view({batch, length, o_.heads, o_.qk_nope_dim + o_.v_dim})
                                          .split_with_sizes({o_.qk_nope_dim, o_.v_dim}, -1);
@@ -117,19 +121,19 @@ at::Tensor Mla::expanded(const at::Tensor& q, const at::Tensor& latent, const at
   return dsv3::attend(q, k, kv[1], seq, scale_);
 }
 
-// Attention to what the cache holds; it has the new tokens already.
+// Attention to the cache, which already holds the new tokens.
 at::Tensor Mla::cached(const at::Tensor& q, const dsv3::Sequence& seq) const {
-  // A prefill, in which nothing was cached before, is cheaper with keys and values in full.
+  // For a prefill into an empty cache, computing keys and values is cheaper.
   if (o_.decode == "absorbed" && !seq.cache->fresh()) return absorbed(q, seq);
-  return seq.cache->each_row(q, [&](const at::Tensor& own, const at::Tensor& all) {
-    return expanded(own, all.narrow(-1, 0, o_.kv_lora_rank),
+  return seq.cache->each_row(q, [&](const at::Tensor& row_q, const at::Tensor& all) {
+    return expanded(row_q, all.narrow(-1, 0, o_.kv_lora_rank),
                     all.narrow(-1, o_.kv_lora_rank, o_.qk_rope_dim).unsqueeze(2), seq);
   });
 }
 
-// The same without keys or values: kv_b's key half W_k is applied to the queries, its value half
-// W_v to the result, and all heads attend to the cached [latent | rotated k_rope] as one shared
-// key:
+// Equal to expanded(), but without keys or values: kv_b's key half W_k is applied to the queries
+// and its value half W_v to the result, and all heads attend to the cached [latent | rotated
+// k_rope] as one shared key:
 //   q_nope . (W_k c) = (W_k^T q_nope) . c,   sum_s p_s (W_v c_s) = W_v (sum_s p_s c_s).
 at::Tensor Mla::absorbed(const at::Tensor& q, const dsv3::Sequence& seq) const {
   const int64_t batch = q.size(0), length = q.size(1);
@@ -142,16 +146,13 @@ at::Tensor Mla::absorbed(const at::Tensor& q, const dsv3::Sequence& seq) const {
   const at::Tensor q_latent = at::bmm(by_head, weight[0])  // [H, B * T, kv_lora]
                                   .transpose(0, 1)
                                   .reshape({batch, length, o_.heads, o_.kv_lora_rank});
-  // The rope columns of the "values" are cut off again: cheaper than a copy of the cache without
-  // them.
-  const at::Tensor mixed = seq.cache
-                               ->each_row(at::cat({q_latent, parts[1]}, -1),
-                                          [&](const at::Tensor& own, const at::Tensor& all) {
-                                            const at::Tensor shared =
-                                                all.unsqueeze(2);  // [1, S, 1, kv_lora + rope]
-                                            return dsv3::attend(own, shared, shared, seq, scale_);
-                                          })
-                               .narrow(-1, 0, o_.kv_lora_rank);
+  const auto attend = [&](const at::Tensor& row_q, const at::Tensor& all) {
+    const at::Tensor shared = all.unsqueeze(2);  // [1, S, 1, kv_lora + rope]
+    return dsv3::attend(row_q, shared, shared, seq, scale_);
+  };
+  // Cutting off the rope columns of the result is cheaper than copying the cache without them.
+  const at::Tensor mixed =
+      seq.cache->each_row(at::cat({q_latent, parts[1]}, -1), attend).narrow(-1, 0, o_.kv_lora_rank);
   const at::Tensor values = at::bmm(mixed.reshape({batch * length, o_.heads, -1}).transpose(0, 1),
                                     weight[1].transpose(1, 2));  // [H, B * T, v]
   return values.transpose(0, 1).reshape({batch, length, o_.heads, o_.v_dim});
@@ -181,7 +182,7 @@ int64_t Mla::cache_values_per_token() const {
 }
 
 // x, latents before and after their norms, queries, keys, kv_b's output (the values are a view of
-// it), attention's result and its log-sum.
+// it), the attention output and its log-sum-exp.
 int64_t Mla::saved_values_per_token(int64_t) const {
   const int64_t latents = 2 * o_.q_lora_rank + 2 * o_.kv_lora_rank + o_.qk_rope_dim;
   return context().dims.hidden + latents +

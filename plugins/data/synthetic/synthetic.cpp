@@ -20,7 +20,7 @@ constexpr uint64_t kFraction = uint64_t{1} << 32;  // probabilities are compared
 SyntheticData::SyntheticData(const Options& options, const DataContext& context)
     : options_(options), context_(context) {
   if (context_.vocab < 2)
-    throw Error("data/synthetic needs a vocabulary of at least 2 ids: set model.vocab",
+    throw Error("data/synthetic needs a vocabulary of at least 2 ids; set model.vocab",
                 ExitCode::usage);
   options_.symbols = std::min(options_.symbols, context_.vocab);
   spread_ = context_.vocab / options_.symbols;
@@ -35,7 +35,7 @@ uint64_t SyntheticData::draw(uint64_t random, uint64_t before, uint64_t last) co
 }
 
 void SyntheticData::fill(int64_t row, int64_t* tokens) const {
-  // Held-out rows and the rules are the same for every seed, which orders training only.
+  // The seed affects training rows only; validation rows and the rules are fixed.
   const bool training = context_.split == Split::train;
   const uint64_t stream = training ? kTrain : kValidation, seed = training ? context_.seed : 0;
   uint64_t before = 0, last = 0;
@@ -59,7 +59,7 @@ Batch SyntheticData::next() {
   if (ends) batch.document_ids = at::zeros({B, width}, at::kLong);
   for (int64_t i = 0; i < B; ++i) {
     if (ends && first + i >= options_.validation_rows)
-      batch.document_ids[i].fill_(-1);  // every rank gets a batch, if only of padding
+      batch.document_ids[i].fill_(-1);  // every rank returns a batch, even if it is all padding
     else
       fill(first + i, batch.tokens.mutable_data_ptr<int64_t>() + i * width);
   }
@@ -74,7 +74,7 @@ nlohmann::json SyntheticData::state() const {
 void SyntheticData::load_state(const nlohmann::json& state) {
   if (!state.is_object() || !state.contains("rows") || !state["rows"].is_number_integer() ||
       state["rows"].get<int64_t>() < 0)
-    throw Error("the saved position in the data was not written by data/synthetic", ExitCode::data);
+    throw Error("the saved data position was not written by data/synthetic", ExitCode::data);
   rows_ = state["rows"];
 }
 
@@ -82,5 +82,5 @@ void SyntheticData::load_state(const nlohmann::json& state) {
 
 DSV3_PLUGIN(registrar) {
   registrar.data<dsv3::plugins::SyntheticData>("synthetic",
-                                               "Made data that can be learned, for --debug");
+                                               "Learnable synthetic data, for --debug");
 }

@@ -1,4 +1,4 @@
-// Made data that a model can learn: rows of an order-2 Markov chain. Needs no files and no
+// Synthetic data that a model can learn: rows of an order-2 Markov chain, without files or a
 // tokenizer.
 #pragma once
 
@@ -13,7 +13,8 @@ struct SyntheticOptions {
   int64_t validation_rows = 64;
 
   static void describe(OptionSchema<SyntheticOptions>& s) {
-    s.add("symbols", &SyntheticOptions::symbols, "distinct token ids, spread over the vocabulary")
+    s.add("symbols", &SyntheticOptions::symbols,
+          "number of distinct token ids, spread over the vocabulary")
         .min(2);
     s.add("noise", &SyntheticOptions::noise, "share of tokens drawn at random").min(0).max(1);
     s.add("validation_rows", &SyntheticOptions::validation_rows, "rows of the validation stream")
@@ -21,9 +22,9 @@ struct SyntheticOptions {
   }
 };
 
-/// Row n is a function of (seed, split, n): each token is, with probability 1 - noise, one of two
-/// that the two tokens before it decide (3 : 1), else any. Training and validation follow the same
-/// rules.
+/// Row n is a function of (seed, split, n). With probability 1 - noise, a token is one of two that
+/// depend on the two tokens before it (with odds 3 : 1), else it is random. Training and validation
+/// follow the same rules.
 class SyntheticData final : public Data {
  public:
   using Options = SyntheticOptions;
@@ -39,7 +40,7 @@ class SyntheticData final : public Data {
   SyntheticOptions options_;
   DataContext context_;
   int64_t spread_;    // id = symbol * spread_
-  int64_t rows_ = 0;  // handed out by all ranks
+  int64_t rows_ = 0;  // returned by all ranks
 };
 
 }  // namespace dsv3::plugins

@@ -7,7 +7,7 @@
 namespace dsv3::plugins {
 namespace {
 
-constexpr int64_t kCachedTokens = 64 << 20;  // of 4 bytes: 256 MiB a split
+constexpr int64_t kCachedTokens = 64 << 20;  // of 4 bytes: 256 MiB per split
 
 std::vector<std::string> all_paths(const TextOptions& options) {
   std::vector<std::string> paths = options.paths;
@@ -17,12 +17,12 @@ std::vector<std::string> all_paths(const TextOptions& options) {
 
 std::shared_ptr<const Tokenizer> checked_tokenizer(const DataContext& context) {
   if (!context.tokenizer)
-    throw Error("it needs a tokenizer: add `tokenizer: {plugin: bytes}` to `data`",
+    throw Error("data/text needs a tokenizer: add `tokenizer: {plugin: bytes}` to `data`",
                 ExitCode::usage);
   if (context.vocab > 0 && context.tokenizer->vocab_size() > context.vocab)
     throw Error("the tokenizer has " + std::to_string(context.tokenizer->vocab_size()) +
                     " ids, but model.vocab is " + std::to_string(context.vocab) +
-                    "; raise it, or write `vocab: auto`",
+                    "; raise model.vocab or set it to auto",
                 ExitCode::usage);
   return context.tokenizer;
 }
@@ -37,19 +37,19 @@ TextDocuments::TextDocuments(const TextOptions& options, const DataContext& cont
     const uint64_t document = files_.documents()[i].hash;
     if (held_out(document, context.validation_share) != (context.split == Split::validation))
       continue;
-    kept_.push_back(i);
+    indices_.push_back(i);
     hash = random_bits({hash, document});
   }
   fingerprint_ = std::to_string(hash);
-  cache_.resize(kept_.size());
-  cached_.resize(kept_.size());
+  cache_.resize(indices_.size());
+  cached_.resize(indices_.size());
 }
 
 const std::vector<int32_t>& TextDocuments::tokens(int64_t document) {
   if (cached_[document]) return cache_[document];
   if (document == current_) return current_tokens_;
   std::vector<int32_t> ids =
-      tokenizer_->encode(files_.text(files_.documents()[kept_[document]], buffer_));
+      tokenizer_->encode(files_.text(files_.documents()[indices_[document]], buffer_));
   if (tokenizer_->eos_id() >= 0) ids.push_back(tokenizer_->eos_id());
   const int64_t size = static_cast<int64_t>(ids.size());
   if (cached_tokens_ + size <= kCachedTokens) {

@@ -1,4 +1,4 @@
-// Data of text files: tokenised when first needed, packed with document ids.
+// Text files, tokenised when first needed and packed with document ids.
 #pragma once
 
 #include <dsv3/sdk/documents.h>
@@ -14,9 +14,9 @@ struct TextOptions {
   std::string field = TextFormat{}.field;
 
   static void describe(OptionSchema<TextOptions>& s) {
-    s.add("path", &TextOptions::path, "a .txt or .jsonl file, or a folder of them");
-    s.add("paths", &TextOptions::paths,
-          "several files or folders, read in this order after `path`");
+    s.add("path", &TextOptions::path, "a .txt or .jsonl file, or a folder of them").input_path();
+    s.add("paths", &TextOptions::paths, "several files or folders, read in this order after `path`")
+        .input_path();
     s.add("documents", &TextOptions::documents, "where a document of a .txt file ends")
         .choices({"blank_line", "line", "file"});
     s.add("field", &TextOptions::field, "field of a .jsonl line that holds the text");
@@ -26,12 +26,12 @@ struct TextOptions {
   }
 };
 
-/// Documents of one split of text files. Tokens are kept in memory up to a bound; documents beyond
-/// it are tokenised anew in every epoch.
+/// Documents of one split of text files. Caches tokens in memory up to a limit; documents beyond it
+/// are tokenised again in every epoch.
 class TextDocuments final : public Documents {
  public:
   TextDocuments(const TextOptions& options, const DataContext& context);
-  int64_t count() const override { return static_cast<int64_t>(kept_.size()); }
+  int64_t count() const override { return static_cast<int64_t>(indices_.size()); }
   int64_t length(int64_t document) override;
   void read(int64_t document, int64_t offset, std::span<int64_t> out) override;
   std::string fingerprint() const override { return fingerprint_; }
@@ -42,12 +42,12 @@ class TextDocuments final : public Documents {
 
   TextFiles files_;
   std::shared_ptr<const Tokenizer> tokenizer_;
-  std::vector<size_t> kept_;  // indices into files_.documents() of this split
+  std::vector<size_t> indices_;  // of this split's documents in files_.documents()
   std::string fingerprint_;
   std::vector<std::vector<int32_t>> cache_;
   std::vector<bool> cached_;
   int64_t cached_tokens_ = 0;
-  int64_t current_ = -1;  // a document that found no room in the cache
+  int64_t current_ = -1;  // the last document beyond the limit
   std::vector<int32_t> current_tokens_;
   std::string buffer_;
 };

@@ -8,7 +8,7 @@
 namespace dsv3::plugins {
 namespace {
 
-std::vector<std::string> given_paths(const TokensOptions& options, Split split) {
+std::vector<std::string> paths_of(const TokensOptions& options, Split split) {
   if (split == Split::validation && !options.validation_path.empty())
     return {options.validation_path};
   std::vector<std::string> paths = options.paths;
@@ -16,11 +16,11 @@ std::vector<std::string> given_paths(const TokensOptions& options, Split split) 
   return paths;
 }
 
-/// First of the files that validation holds out: at least one, but not all.
+/// Index of the first held-out file. At least one file is held out, but not all.
 size_t first_held_out(size_t files, double share) {
   if (share <= 0 || files < 2) return files;
-  const auto wanted = static_cast<size_t>(std::ceil(share * static_cast<double>(files)));
-  return files - std::clamp<size_t>(wanted, 1, files - 1);
+  const auto count = static_cast<size_t>(std::ceil(share * static_cast<double>(files)));
+  return files - std::clamp<size_t>(count, 1, files - 1);
 }
 
 }  // namespace
@@ -28,17 +28,17 @@ size_t first_held_out(size_t files, double share) {
 TokenDocuments::TokenDocuments(const TokensOptions& options, const DataContext& context)
     : vocab_(context.vocab) {
   const bool validation = context.split == Split::validation;
-  for (const std::string& path : given_paths(options, context.split)) {
+  for (const std::string& path : paths_of(options, context.split)) {
     source_ += (source_.empty() ? "" : ", ") + path;
     for (const std::string& name : token_files_in(path)) {
       files_.emplace_back(name, options.format);
       check_header(files_.back(), context);
     }
   }
-  const bool own_validation = !options.validation_path.empty();
-  const bool by_shard = options.split == "shard" && !own_validation;
+  const bool has_validation_path = !options.validation_path.empty();
+  const bool by_shard = options.split == "shard" && !has_validation_path;
   if (by_shard && files_.size() < 2)
-    throw Error("`split: shard` holds out whole files, but " + source_ +
+    throw Error("`split: shard` needs several files, but " + source_ +
                     " is one file; use `split: document`",
                 ExitCode::usage);
   const size_t held_out_from = first_held_out(files_.size(), context.validation_share);
@@ -47,7 +47,7 @@ TokenDocuments::TokenDocuments(const TokensOptions& options, const DataContext& 
     if (by_shard && (f >= held_out_from) != validation) continue;
     const int64_t eos = options.eos >= 0 ? options.eos : files_[f].header().eos;
     for (const TokenDocument& document : files_[f].documents(eos)) {
-      if (!by_shard && !own_validation &&
+      if (!by_shard && !has_validation_path &&
           held_out(document.hash, context.validation_share) != validation)
         continue;
       documents_.push_back({f, document.begin, document.end});
@@ -60,20 +60,21 @@ TokenDocuments::TokenDocuments(const TokensOptions& options, const DataContext& 
 void TokenDocuments::check_header(const TokenFile& file, const DataContext& context) const {
   const TokenHeader& header = file.header();
   if (context.vocab > 0 && header.vocab > static_cast<uint64_t>(context.vocab))
-    throw Error(file.path() + " was made with a vocabulary of " + std::to_string(header.vocab) +
+    throw Error(file.path() + " was prepared with a vocabulary of " + std::to_string(header.vocab) +
                     " ids, but model.vocab is " + std::to_string(context.vocab),
                 ExitCode::data);
   if (!context.tokenizer || header.tokenizer.empty()) return;
   if (header.tokenizer != context.tokenizer->digest())
-    throw Error(file.path() + " was made with another tokenizer (digest " +
+    throw Error(file.path() + " was prepared with another tokenizer (digest " +
                     header.tokenizer.substr(0, 12) + "..., the experiment's is " +
                     context.tokenizer->digest().substr(0, 12) +
-                    "...); name the one it was prepared with, or prepare the text again",
+                    "...); use that tokenizer, or prepare the text again",
                 ExitCode::data);
   if (header.eos != context.tokenizer->eos_id())
     throw Error(file.path() + " ends documents with id " + std::to_string(header.eos) +
-                    ", the experiment's tokenizer with " +
-                    std::to_string(context.tokenizer->eos_id()) + " (its option `eos`)",
+                    ", but the experiment's tokenizer ends them with " +
+                    std::to_string(context.tokenizer->eos_id()) +
+                    "; set the tokenizer's option eos",
                 ExitCode::data);
 }
 
@@ -88,12 +89,13 @@ void TokenDocuments::read(int64_t document, int64_t offset, std::span<int64_t> o
   if (vocab_ <= 0) return;
   for (size_t i = 0; i < out.size(); ++i)
     if (out[i] >= vocab_)
-      throw Error("token id " + std::to_string(out[i]) + " at token " +
-                      std::to_string(place.begin + offset + i) + " of " + file.path() +
-                      " is not below model.vocab " + std::to_string(vocab_) +
-                      "; was the file made with another tokenizer, or is `format` wrong (read as " +
-                      file.format() + ")?",
-                  ExitCode::data);
+      throw Error(
+          "token id " + std::to_string(out[i]) + " at token " +
+              std::to_string(place.begin + offset + i) + " of " + file.path() +
+              " is not below model.vocab " + std::to_string(vocab_) +
+              "; check that the file was prepared with this tokenizer and that its format is " +
+              file.format(),
+          ExitCode::data);
 }
 
 }  // namespace dsv3::plugins

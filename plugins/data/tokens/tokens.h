@@ -1,4 +1,4 @@
-// Data of token files prepared beforehand: dsv3 shards, llm.c's and nanoGPT's .bin.
+// Prepared token files: dsv3 shards, and .bin files of llm.c and nanoGPT.
 #pragma once
 
 #include <dsv3/sdk/documents.h>
@@ -17,20 +17,24 @@ struct TokensOptions {
 
   static void describe(OptionSchema<TokensOptions>& s) {
     s.add("path", &TokensOptions::path,
-          "a file of token ids, or a folder of .tokens and .bin files");
+          "a file of token ids, or a folder of .tokens and .bin files")
+        .input_path();
     s.add("paths", &TokensOptions::paths,
-          "several files or folders, read in this order after `path`");
+          "several files or folders, read in this order after `path`")
+        .input_path();
     s.add("validation_path", &TokensOptions::validation_path,
-          "file or folder to validate on; `path` is then for training alone");
+          "file or folder for validation; `path` and `paths` are then used for training only")
+        .input_path();
     s.add("format", &TokensOptions::format,
-          "auto: .tokens is dsv3, else llmc by its magic number, else raw16 (uint16, nanoGPT)")
+          "auto = dsv3 for .tokens, else llmc by its magic number, else raw16 (uint16, nanoGPT)")
         .choices({"auto", "dsv3", "llmc", "raw16"});
     s.add("eos", &TokensOptions::eos,
-          "id that ends a document in files that do not say it; none: a file is one document")
+          "id that ends a document, for files without this information; none = one document per "
+          "file")
         .min(-1)
         .word("none", -1);
     s.add("split", &TokensOptions::split,
-          "what validation holds out: documents by their hash, or the last files (shards)")
+          "held-out set: document = documents by their hash, shard = the last files")
         .choices({"document", "shard"});
     s.check([](const TokensOptions& o) {
       return o.path.empty() && o.paths.empty() ? "data/tokens needs `path` or `paths`" : "";

@@ -1,4 +1,4 @@
-// Mixture of experts: every token passes the shared expert and its top_k of the routed ones.
+// Mixture of experts: every token uses the shared expert and its top_k routed experts.
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
@@ -32,38 +32,39 @@ struct MoeOptions {
 
 std::string conflict(const MoeOptions& o) {
   if (o.routed % o.groups != 0) return "routed must be a multiple of groups";
-  if (o.topk_groups > o.groups) return "topk_groups must not exceed groups";
+  if (o.topk_groups > o.groups) return "topk_groups must be at most groups";
   if (o.top_k > o.topk_groups * (o.routed / o.groups))
-    return "top_k must not exceed the experts of topk_groups groups";
+    return "top_k must be at most the number of experts in topk_groups groups";
   return "";
 }
 
 void MoeOptions::describe(dsv3::OptionSchema<MoeOptions>& s) {
   s.add("routed", &MoeOptions::routed, "routed experts").min(1);
-  s.add("top_k", &MoeOptions::top_k, "routed experts that a token uses").min(1);
+  s.add("top_k", &MoeOptions::top_k, "routed experts per token").min(1);
   s.add("shared", &MoeOptions::shared,
-        "shared experts that every token uses, built as one of shared * hidden; 0 = none")
+        "shared experts that every token uses, built as one of width shared * hidden; 0 = none")
       .min(0);
-  s.add("hidden", &MoeOptions::hidden, "inner width of an expert").min(1);
-  s.add("groups", &MoeOptions::groups, "groups of experts; 1 = no limit by group").min(1);
+  s.add("hidden", &MoeOptions::hidden, "inner width of each expert").min(1);
+  s.add("groups", &MoeOptions::groups, "groups of experts; 1 = routing is not limited by group")
+      .min(1);
   s.add("topk_groups", &MoeOptions::topk_groups, "groups that a token may use").min(1);
   s.add("group_score", &MoeOptions::group_score,
-        "what ranks groups: the sum of a group's two best experts (DeepSeek-V3), or the best one "
-        "(DeepSeek-V2)")
+        "score of a group: top2_sum = sum of its two best experts (DeepSeek-V3), max = its best "
+        "expert (DeepSeek-V2)")
       .choices({"top2_sum", "max"})
       .convention();
   s.add("normalize", &MoeOptions::normalize, "divide a token's expert weights by their sum");
   s.add("routed_scale", &MoeOptions::routed_scale,
-        "multiplies the routed experts' weights; DeepSeek-V3 has 2.5")
+        "factor on the weights of routed experts; DeepSeek-V3 uses 2.5")
       .min(0);
-  s.add("bias_rate", &MoeOptions::bias_rate, "change of the routing bias a step; 0 = no bias")
+  s.add("bias_rate", &MoeOptions::bias_rate, "change of the routing bias per step; 0 = no bias")
       .min(0);
   s.add("bias_update", &MoeOptions::bias_update,
-        "sign = DeepSeek-V3's rule, centered = its changes less their mean, as torchtitan")
+        "sign = rule of DeepSeek-V3, centered = its changes minus their mean, as in torchtitan")
       .choices({"sign", "centered"})
-      .convention({{"torchtitan", "centered"}});
+      .convention();
   s.add("bias_until", &MoeOptions::bias_until,
-        "share of training after which the bias stays; DeepSeek-V3 stopped near the end")
+        "share of training after which the bias is constant; DeepSeek-V3 stopped near the end")
       .min(0)
       .max(1);
   s.add("balance_alpha", &MoeOptions::balance_alpha,
@@ -79,6 +80,7 @@ class Moe final : public dsv3::FeedForward {
 
   at::Tensor forward(const at::Tensor& x, const dsv3::Sequence& seq) override;
   at::Tensor step_counts() override { return counts_; }
+  std::string load_metric() const override { return "moe/load_max"; }
   void on_step_end(const dsv3::StepEnd& end) override;
   int64_t saved_values_per_token() const override;
 
@@ -88,8 +90,8 @@ class Moe final : public dsv3::FeedForward {
 
   MoeOptions o_;
   moe::RoutingRule rule_;
-  at::Tensor router_;   // [E, D], fp32 whatever the compute dtype
-  at::Tensor bias_;     // [E] fp32, takes part in the choice of experts only
+  at::Tensor router_;   // [E, D], fp32 for every compute dtype
+  at::Tensor bias_;     // [E] fp32, used for choosing experts only
   at::Tensor gate_up_;  // [E, 2F, D]
   at::Tensor down_;     // [E, D, F]
   at::Tensor counts_;   // int64 [E] tokens since the last step
@@ -112,7 +114,7 @@ Moe::Moe(const MoeOptions& options, const dsv3::LayerContext& context)
 
   dsv3::ParamSpec experts;
   experts.active = static_cast<double>(o_.top_k) / static_cast<double>(o_.routed);
-  experts.matrices = 2 * o_.routed;  // of each expert gate above up
+  experts.matrices = 2 * o_.routed;  // for each expert, gate stacked above up
   gate_up_ = parameter("experts.gate_up.weight", {o_.routed, 2 * o_.hidden, width}, experts);
   experts.matrices = o_.routed;
   down_ = parameter("experts.down.weight", {o_.routed, width, o_.hidden}, experts);
@@ -127,7 +129,7 @@ Moe::Moe(const MoeOptions& options, const dsv3::LayerContext& context)
   counts_ = at::zeros({o_.routed}, at::TensorOptions().dtype(at::kLong).device(context.device));
 }
 
-// The weights multiply between the two GEMMs, where rows are narrowest.
+// Multiplies by the weights between the two GEMMs, where rows are narrowest.
 at::Tensor Moe::routed(const at::Tensor& tokens, const moe::Routing& routing,
                        const dsv3::ExpertRows& rows) const {
   const at::Tensor weights = routing.weights.flatten().index_select(0, rows.source);
@@ -159,8 +161,8 @@ void Moe::on_step_end(const dsv3::StepEnd& end) {
   bias_.add_(moe::bias_change(end.counts, o_.bias_rate, o_.bias_update == "centered"));
 }
 
-// x, twice the scores, the shared expert; of each chosen expert: the row, gate and up, their
-// product.
+// x, the scores twice, the shared expert's values, and for each chosen expert the row, gate and up,
+// and their product.
 int64_t Moe::saved_values_per_token() const {
   const int64_t width = context().dims.hidden;
   return width + 2 * o_.routed + 3 * o_.shared * o_.hidden + o_.top_k * (width + 3 * o_.hidden);

@@ -9,20 +9,20 @@ namespace moe {
 
 at::Tensor choose(const at::Tensor& biased, const RoutingRule& rule) {
   const int64_t experts = biased.size(1);
-  at::Tensor open = biased;
+  at::Tensor allowed = biased;
   if (rule.groups > 1) {
     const int64_t size = experts / rule.groups;
     const at::Tensor grouped = biased.view({-1, rule.groups, size});
     const at::Tensor best = std::get<0>(grouped.topk(std::min(rule.group_best, size), -1));
-    const at::Tensor kept = std::get<1>(best.sum(-1).topk(rule.topk_groups, -1));
-    const at::Tensor closed =
+    const at::Tensor chosen = std::get<1>(best.sum(-1).topk(rule.topk_groups, -1));
+    const at::Tensor excluded =
         at::ones({biased.size(0), rule.groups}, biased.options().dtype(at::kBool))
-            .scatter(1, kept, 0);
-    // -infinity, not 0: a negative bias makes 0 win.
-    open = grouped.masked_fill(closed.unsqueeze(-1), -std::numeric_limits<double>::infinity())
-               .view({-1, experts});
+            .scatter(1, chosen, 0);
+    // -infinity instead of 0, because biased scores may be negative.
+    allowed = grouped.masked_fill(excluded.unsqueeze(-1), -std::numeric_limits<double>::infinity())
+                  .view({-1, experts});
   }
-  return std::get<1>(open.topk(rule.top_k, -1));
+  return std::get<1>(allowed.topk(rule.top_k, -1));
 }
 
 Routing route(const at::Tensor& logits, const at::Tensor& bias, const RoutingRule& rule) {

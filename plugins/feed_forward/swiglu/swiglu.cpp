@@ -1,4 +1,4 @@
-// Dense feed-forward layer with a gated unit.
+// Dense gated feed-forward layer.
 #include <dsv3/sdk/feed_forward.h>
 #include <dsv3/sdk/nn.h>
 #include <dsv3/sdk/ops.h>
@@ -32,7 +32,7 @@ class Swiglu final : public dsv3::FeedForward {
     return down_(dsv3::swiglu(gate_up_(x)));
   }
 
-  // x, gate and up, their product
+  // x, gate and up, and their product.
   int64_t saved_values_per_token() const override { return context().dims.hidden + 3 * hidden_; }
 
  private:

@@ -1,4 +1,4 @@
-// DeepseekV3ForCausalLM: MLA, dense layers before mixtures of experts, MTP modules behind them.
+// DeepseekV3ForCausalLM: MLA, dense layers followed by mixtures of experts, and MTP modules.
 #include <algorithm>
 
 #include <dsv3/sdk/config_reader.h>
@@ -14,19 +14,14 @@ using dsv3::ComponentDescription;
 using dsv3::ModelDescription;
 using Json = nlohmann::json;
 
-template <class T>
-T option(const ComponentDescription& component, const std::string& key) {
-  return std::get<T>(component.options.at(key));
-}
-
-/// The width that `hidden: auto` became, from the parameter it made.
+/// The inner width of a dense layer; for `hidden: auto`, from the parameter's shape.
 int64_t dense_width(const ModelDescription& model, size_t layer) {
-  const int64_t given = option<int64_t>(model.feed_forward[layer], "hidden");
-  if (given > 0) return given;
+  const int64_t width = model.feed_forward[layer].option<int64_t>("hidden");
+  if (width > 0) return width;
   return model.shapes.at("layers." + std::to_string(layer) + ".feed_forward.gate_up.weight")[0] / 2;
 }
 
-/// Whether two components agree in the options that decide what the model computes.
+/// Whether two components are equal in the options `keys`.
 bool same(const ComponentDescription& a, const ComponentDescription& b,
           const std::vector<std::string>& keys) {
   return a.plugin == b.plugin && std::all_of(keys.begin(), keys.end(), [&](const std::string& key) {
@@ -41,7 +36,7 @@ const std::vector<std::string> kMoeKeys{"routed",    "top_k",        "shared",
                                         "hidden",    "groups",       "topk_groups",
                                         "normalize", "routed_scale", "group_score"};
 
-/// Collects what cannot be expressed.
+/// Collects the parts of a model that the architecture cannot express.
 class Obstacles {
  public:
   explicit Obstacles(const ModelDescription& model) : m_(model) {}
@@ -50,27 +45,29 @@ class Obstacles {
     attention();
     feed_forward();
     if (m_.position.plugin != "rope" && m_.position.plugin != "yarn")
-      add("model.position is " + m_.position.plugin + ", but the architecture has rope or yarn");
+      add("model.position is " + m_.position.plugin +
+          ", but the architecture supports rope and yarn");
     if (m_.norm_place != "pre")
-      add("model.norm.place is " + m_.norm_place + ", but the architecture's norms are pre");
+      add("model.norm.place is " + m_.norm_place + ", but the architecture uses pre");
     if (m_.mtp_depth > 0 && m_.mtp_concat != "embedding_first")
       add("model.mtp.concat is " + m_.mtp_concat +
-          ", but eh_proj's first columns are the embedding's (--no-mtp leaves MTP out)");
-    return std::move(found_);
+          ", but the architecture uses embedding_first (--no-mtp omits the MTP modules)");
+    return std::move(obstacles_);
   }
 
  private:
-  void add(const std::string& text) { found_.push_back(text); }
+  void add(const std::string& text) { obstacles_.push_back(text); }
 
   void attention() {
     for (const ComponentDescription& layer : m_.attention)
       if (layer.plugin != "mla")
-        return add("model.attention is " + layer.plugin + ", but the architecture has mla");
+        return add("model.attention is " + layer.plugin + ", but the architecture uses mla");
     for (const ComponentDescription& layer : m_.attention)
       if (!same(layer, m_.attention.front(), kMlaKeys))
-        return add("the layers' attention differs in its sizes; the architecture has one for all");
-    if (option<double>(m_.attention.front(), "latent_norm_eps") != 1e-6)
-      add("attention mla: latent_norm_eps is not 1e-6, which the architecture has");
+        return add(
+            "layers have attention of different sizes, but the architecture has one size for all");
+    if (m_.attention.front().option<double>("latent_norm_eps") != 1e-6)
+      add("attention mla: latent_norm_eps is not 1e-6, which the architecture requires");
   }
 
   void feed_forward() {
@@ -81,66 +78,68 @@ class Obstacles {
       if (m_.feed_forward[layer].plugin != "moe")
         return add("model.feed_forward of layer " + std::to_string(layer) + " is " +
                    m_.feed_forward[layer].plugin +
-                   "; the architecture has swiglu first and then moe");
+                   ", but the architecture has swiglu layers followed by moe layers");
     for (size_t layer = 0; layer < first_moe; ++layer)
       if (dense_width(m_, layer) != dense_width(m_, 0))
-        return add("the dense layers' hidden differs; the architecture has one for all");
+        return add(
+            "dense layers have different widths, but the architecture has one width for all");
     if (first_moe == m_.feed_forward.size()) return;
     const ComponentDescription& moe = m_.feed_forward.back();
     for (size_t layer = first_moe; layer < m_.feed_forward.size(); ++layer)
       if (!same(m_.feed_forward[layer], moe, kMoeKeys))
-        return add("the layers' mixtures differ; the architecture has one for all");
-    if (option<int64_t>(moe, "shared") < 1)
-      add("feed_forward moe has no shared expert, but the architecture always has one");
-    if (option<int64_t>(moe, "groups") > 1 && option<std::string>(moe, "group_score") != "top2_sum")
-      add("feed_forward moe: group_score is not top2_sum, which the architecture has");
-    if (option<int64_t>(moe, "routed") / option<int64_t>(moe, "groups") < 2)
-      add("feed_forward moe has groups of one expert; the architecture scores a group by its two "
-          "best");
+        return add("layers have different mixtures, but the architecture has one for all");
+    if (moe.option<int64_t>("shared") < 1)
+      add("feed_forward moe has no shared expert, but the architecture requires one");
+    if (moe.option<int64_t>("groups") > 1 && moe.option<std::string>("group_score") != "top2_sum")
+      add("feed_forward moe: group_score is not top2_sum, which the architecture requires");
+    if (moe.option<int64_t>("routed") / moe.option<int64_t>("groups") < 2)
+      add("feed_forward moe has groups of one expert, but the architecture scores a group by its "
+          "two "
+          "best experts");
   }
 
   const ModelDescription& m_;
-  std::vector<std::string> found_;
+  std::vector<std::string> obstacles_;
 };
 
 Sizes sizes_of(const ModelDescription& model) {
   Sizes sizes;
   const ComponentDescription& mla = model.attention.front();
-  sizes.heads = option<int64_t>(mla, "heads");
-  sizes.q_lora_rank = option<int64_t>(mla, "q_lora_rank");
-  sizes.kv_lora_rank = option<int64_t>(mla, "kv_lora_rank");
-  sizes.nope = option<int64_t>(mla, "qk_nope_dim");
-  sizes.rope = option<int64_t>(mla, "qk_rope_dim");
-  sizes.v = option<int64_t>(mla, "v_dim");
+  sizes.heads = mla.option<int64_t>("heads");
+  sizes.q_lora_rank = mla.option<int64_t>("q_lora_rank");
+  sizes.kv_lora_rank = mla.option<int64_t>("kv_lora_rank");
+  sizes.nope = mla.option<int64_t>("qk_nope_dim");
+  sizes.rope = mla.option<int64_t>("qk_rope_dim");
+  sizes.v = mla.option<int64_t>("v_dim");
   for (const ComponentDescription& layer : model.feed_forward)
     if (layer.plugin == "swiglu") ++sizes.first_moe;
   if (sizes.first_moe > 0) sizes.dense_hidden = dense_width(model, 0);
   if (sizes.first_moe < model.layers) {
     const ComponentDescription& moe = model.feed_forward.back();
-    sizes.experts = option<int64_t>(moe, "routed");
-    sizes.expert_hidden = option<int64_t>(moe, "hidden");
-    sizes.shared = option<int64_t>(moe, "shared");
+    sizes.experts = moe.option<int64_t>("routed");
+    sizes.expert_hidden = moe.option<int64_t>("hidden");
+    sizes.shared = moe.option<int64_t>("shared");
   }
   return sizes;
 }
 
-/// The fields of the mixture; values that fit for a model without one, whose MTP modules must stay
-/// dense as well.
+/// Writes the fields of the mixture. For a model without one, writes valid values with which its
+/// MTP modules are dense, too.
 void write_mixture(Json& config, const ModelDescription& model, const Sizes& sizes) {
-  const bool has = sizes.experts > 0;
+  const bool has_experts = sizes.experts > 0;
   const ComponentDescription& moe = model.feed_forward.back();
-  const auto integer = [&](const char* key, int64_t without) {
-    return has ? option<int64_t>(moe, key) : without;
+  const auto integer = [&](const char* key, int64_t fallback) {
+    return has_experts ? moe.option<int64_t>(key) : fallback;
   };
-  config["first_k_dense_replace"] = has ? sizes.first_moe : model.layers + model.mtp_depth;
+  config["first_k_dense_replace"] = has_experts ? sizes.first_moe : model.layers + model.mtp_depth;
   config["moe_intermediate_size"] = integer("hidden", sizes.dense_hidden);
   config["n_routed_experts"] = integer("routed", 2);
   config["n_shared_experts"] = integer("shared", 1);
   config["num_experts_per_tok"] = integer("top_k", 1);
   config["n_group"] = integer("groups", 1);
   config["topk_group"] = integer("topk_groups", 1);
-  config["norm_topk_prob"] = has ? option<bool>(moe, "normalize") : true;
-  config["routed_scaling_factor"] = has ? option<double>(moe, "routed_scale") : 1.0;
+  config["norm_topk_prob"] = has_experts ? moe.option<bool>("normalize") : true;
+  config["routed_scaling_factor"] = has_experts ? moe.option<double>("routed_scale") : 1.0;
   config["scoring_func"] = "sigmoid";
   config["topk_method"] = "noaux_tc";
   config["moe_layer_freq"] = 1;
@@ -148,15 +147,15 @@ void write_mixture(Json& config, const ModelDescription& model, const Sizes& siz
 
 dsv3::RopeParameters rope_of(const ComponentDescription& position) {
   dsv3::RopeParameters rope;
-  rope.theta = option<double>(position, "theta");
+  rope.theta = position.option<double>("theta");
   rope.yarn = position.plugin == "yarn";
   if (!rope.yarn) return rope;
-  rope.factor = option<double>(position, "factor");
-  rope.beta_fast = option<double>(position, "beta_fast");
-  rope.beta_slow = option<double>(position, "beta_slow");
-  rope.mscale = option<double>(position, "mscale");
-  rope.mscale_all_dim = option<double>(position, "mscale_all_dim");
-  rope.original_length = option<int64_t>(position, "original_length");
+  rope.factor = position.option<double>("factor");
+  rope.beta_fast = position.option<double>("beta_fast");
+  rope.beta_slow = position.option<double>("beta_slow");
+  rope.mscale = position.option<double>("mscale");
+  rope.mscale_all_dim = position.option<double>("mscale_all_dim");
+  rope.original_length = position.option<int64_t>("original_length");
   return rope;
 }
 
@@ -214,7 +213,7 @@ Json DeepseekV3::config(const ModelDescription& model, const dsv3::TokenIds& ids
               {"attention_bias", false},
               {"attention_dropout", 0.0},
               {"use_cache", true},
-              {"rope_interleave", option<std::string>(model.position, "layout") == "interleaved"}};
+              {"rope_interleave", model.position.option<std::string>("layout") == "interleaved"}};
   config["q_lora_rank"] = sizes.q_lora_rank > 0 ? Json(sizes.q_lora_rank) : Json();
   config["bos_token_id"] = ids.bos >= 0 ? Json(ids.bos) : Json();
   config["eos_token_id"] = ids.eos >= 0 ? Json(ids.eos) : Json();
@@ -270,7 +269,7 @@ ModelDescription DeepseekV3::describe(const Json& config) const {
   model.hidden = reader.integer("hidden_size");
   model.layers = reader.integer("num_hidden_layers");
   if (model.layers < 1 || model.layers > 10'000)
-    reader.mistake("\"num_hidden_layers\" must be 1 to 10000");
+    reader.mistake("\"num_hidden_layers\" must be between 1 and 10000");
   model.mtp_depth = reader.integer("num_nextn_predict_layers", reader.integer("num_mtp_layers", 0));
   model.norm_eps = reader.number("rms_norm_eps", 1e-6);
   model.init_std = reader.number("initializer_range", 0.02);
@@ -278,8 +277,8 @@ ModelDescription DeepseekV3::describe(const Json& config) const {
   model.sequence = reader.integer("max_position_embeddings");
   reader.require("hidden_act", {"silu"});
   reader.require("pretraining_tp", {1});
-  reader.ignore("output_router_logits");  // what a forward returns
-  reader.ignore("aux_loss_alpha");        // training only, as the next
+  reader.ignore("output_router_logits");  // changes only what a forward returns
+  reader.ignore("aux_loss_alpha");        // training only, like seq_aux
   reader.ignore("seq_aux");
   const ComponentDescription attention = read_attention(reader), moe = read_mixture(reader);
   const ComponentDescription dense{"swiglu", {{"hidden", reader.integer("intermediate_size")}}};
@@ -288,8 +287,9 @@ ModelDescription DeepseekV3::describe(const Json& config) const {
   model.position = position_of(dsv3::read_rope(reader, model.sequence), interleaved);
   if (first_moe >= model.layers && first_moe < model.layers + model.mtp_depth)
     reader.mistake(
-        "\"first_k_dense_replace\" makes all layers dense and MTP modules mixtures, but "
-        "dsv3 builds MTP modules as the last layer is");
+        "\"first_k_dense_replace\" makes all layers dense and MTP modules mixtures, but in dsv3 "
+        "MTP "
+        "modules have the components of the last layer");
   reader.finish();
   for (int64_t layer = 0; layer < model.layers; ++layer) {
     model.attention.push_back(attention);
@@ -342,5 +342,5 @@ std::vector<Json> DeepseekV3::examples() const {
 }  // namespace deepseek_v3
 
 DSV3_PLUGIN(registrar) {
-  registrar.format<deepseek_v3::DeepseekV3>("deepseek_v3", "DeepseekV3ForCausalLM of Hugging Face");
+  registrar.format<deepseek_v3::DeepseekV3>("deepseek_v3", "Hugging Face DeepseekV3ForCausalLM");
 }

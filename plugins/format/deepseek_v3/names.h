@@ -1,4 +1,4 @@
-// The names that DeepSeek-V3's checkpoints give to tensors, and where their values are in a model.
+// The names of tensors in DeepSeek-V3's checkpoints, and where their values are in a model.
 #pragma once
 
 #include <vector>
@@ -7,15 +7,15 @@
 
 namespace deepseek_v3 {
 
-/// Sizes of a described model that is known to fit the architecture.
+/// Sizes of a described model without obstacles.
 struct Sizes {
   int64_t heads = 0, q_lora_rank = 0, kv_lora_rank = 0, nope = 0, rope = 0, v = 0;
-  int64_t first_moe = 0;     ///< layers before it are dense; all of them: the number of layers
-  int64_t dense_hidden = 0;  ///< 0: no layer is dense
-  int64_t experts = 0, expert_hidden = 0, shared = 0;  ///< 0: no layer has experts
+  int64_t first_moe = 0;  ///< first layer that is not dense; the number of layers if all are dense
+  int64_t dense_hidden = 0;                            ///< 0 if no layer is dense
+  int64_t experts = 0, expert_hidden = 0, shared = 0;  ///< 0 if no layer has experts
 };
 
-/// All tensors, MTP modules included.
+/// All tensors, including those of MTP modules.
 std::vector<dsv3::TensorPlace> places(const dsv3::ModelDescription& model, const Sizes& sizes);
 
 }  // namespace deepseek_v3

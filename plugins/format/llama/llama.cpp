@@ -10,26 +10,21 @@ using dsv3::ModelDescription;
 using dsv3::TensorPlace;
 using Json = nlohmann::json;
 
-template <class T>
-T option(const ComponentDescription& component, const std::string& key) {
-  return std::get<T>(component.options.at(key));
-}
-
 struct Sizes {
   int64_t heads = 0, kv_heads = 0, head_dim = 0, inner = 0;
   bool operator==(const Sizes&) const = default;
 };
 
-/// Of one layer, with what `auto` became.
+/// Sizes of one layer, with `auto` resolved.
 Sizes sizes_of(const ModelDescription& model, size_t layer) {
   const ComponentDescription &mha = model.attention[layer], &mlp = model.feed_forward[layer];
   Sizes sizes;
-  sizes.heads = option<int64_t>(mha, "heads");
-  sizes.kv_heads = option<int64_t>(mha, "kv_heads");
+  sizes.heads = mha.option<int64_t>("heads");
+  sizes.kv_heads = mha.option<int64_t>("kv_heads");
   if (sizes.kv_heads == 0) sizes.kv_heads = sizes.heads;
-  sizes.head_dim = option<int64_t>(mha, "head_dim");
+  sizes.head_dim = mha.option<int64_t>("head_dim");
   if (sizes.head_dim == 0) sizes.head_dim = model.hidden / sizes.heads;
-  sizes.inner = option<int64_t>(mlp, "hidden");
+  sizes.inner = mlp.option<int64_t>("hidden");
   if (sizes.inner == 0)
     sizes.inner =
         model.shapes.at("layers." + std::to_string(layer) + ".feed_forward.gate_up.weight")[0] / 2;
@@ -37,38 +32,41 @@ Sizes sizes_of(const ModelDescription& model, size_t layer) {
 }
 
 std::vector<std::string> obstacles_of(const ModelDescription& model) {
-  std::vector<std::string> found;
-  const auto add = [&](const std::string& text) { found.push_back(text); };
+  std::vector<std::string> obstacles;
+  const auto add = [&](const std::string& text) { obstacles.push_back(text); };
   for (const ComponentDescription& layer : model.attention)
     if (layer.plugin != "mha")
-      return {"model.attention is " + layer.plugin + ", but the architecture has mha"};
+      return {"model.attention is " + layer.plugin + ", but the architecture uses mha"};
   for (const ComponentDescription& layer : model.feed_forward)
     if (layer.plugin != "swiglu")
-      return {"model.feed_forward is " + layer.plugin + ", but the architecture has swiglu"};
+      return {"model.feed_forward is " + layer.plugin + ", but the architecture uses swiglu"};
   for (size_t layer = 0; layer < model.attention.size(); ++layer) {
     const ComponentDescription& mha = model.attention[layer];
-    if (option<bool>(mha, "qk_norm"))
-      add("attention mha: qk_norm is on, which the architecture lacks");
-    if (option<double>(mha, "rotary_share") != 1) add("attention mha: rotary_share is not 1");
+    if (mha.option<bool>("qk_norm"))
+      add("attention mha: qk_norm is on, but the architecture has no such norms");
+    if (mha.option<double>("rotary_share") != 1)
+      add("attention mha: rotary_share is not 1, which the architecture requires");
     if (!(sizes_of(model, layer) == sizes_of(model, 0)))
-      add("the layers differ in their sizes; the architecture has one for all");
-    if (!found.empty()) break;
+      add("layers have different sizes, but the architecture has one size for all");
+    if (!obstacles.empty()) break;
   }
-  const int64_t heads = option<int64_t>(model.attention.front(), "heads");
+  const int64_t heads = model.attention.front().option<int64_t>("heads");
   if (model.hidden % heads != 0)
-    add("model.hidden is no multiple of the heads, which the architecture asks for");
-  if (model.position.plugin == "yarn" && option<double>(model.position, "mscale_all_dim") != 0)
-    add("position yarn: mscale_all_dim is not 0; the architecture leaves the softmax scale alone");
+    add("model.hidden is not a multiple of heads, which the architecture requires");
+  if (model.position.plugin == "yarn" && model.position.option<double>("mscale_all_dim") != 0)
+    add("position yarn: mscale_all_dim is not 0, but the architecture does not scale the softmax");
   if (model.position.plugin != "rope" && model.position.plugin != "yarn")
-    add("model.position is " + model.position.plugin + ", but the architecture has rope or yarn");
-  if (model.norm_place != "pre") add("model.norm.place is " + model.norm_place + ", not pre");
+    add("model.position is " + model.position.plugin +
+        ", but the architecture supports rope and yarn");
+  if (model.norm_place != "pre")
+    add("model.norm.place is " + model.norm_place + ", but the architecture uses pre");
   if (model.mtp_depth > 0)
-    add("it has MTP modules, which the architecture lacks (--no-mtp leaves them out)");
-  return found;
+    add("the model has MTP modules, but the architecture has none (--no-mtp omits them)");
+  return obstacles;
 }
 
-/// Rows of the rotated projections: the architecture pairs feature j of a head with j + R/2, the
-/// interleaved layout 2j with 2j + 1.
+/// Row order of the rotated projections: the architecture pairs feature j of a head with j + R/2,
+/// the interleaved layout pairs 2j with 2j + 1.
 std::vector<int64_t> half_split_rows(int64_t heads, int64_t head_dim) {
   std::vector<int64_t> rows;
   for (int64_t head = 0; head < heads; ++head)
@@ -79,13 +77,13 @@ std::vector<int64_t> half_split_rows(int64_t heads, int64_t head_dim) {
 
 dsv3::RopeParameters rope_of(const ComponentDescription& position) {
   dsv3::RopeParameters rope;
-  rope.theta = option<double>(position, "theta");
+  rope.theta = position.option<double>("theta");
   rope.yarn = position.plugin == "yarn";
   if (!rope.yarn) return rope;
-  rope.factor = option<double>(position, "factor");
-  rope.beta_fast = option<double>(position, "beta_fast");
-  rope.beta_slow = option<double>(position, "beta_slow");
-  rope.original_length = option<int64_t>(position, "original_length");
+  rope.factor = position.option<double>("factor");
+  rope.beta_fast = position.option<double>("beta_fast");
+  rope.beta_slow = position.option<double>("beta_slow");
+  rope.original_length = position.option<int64_t>("original_length");
   return rope;
 }
 
@@ -94,7 +92,7 @@ ComponentDescription position_of(const dsv3::RopeParameters& rope, dsv3::ConfigR
                                 {{"theta", rope.theta}, {"layout", std::string("half")}}};
   if (!rope.yarn) return position;
   if (rope.mscale != 0 || rope.mscale_all_dim != 0)
-    reader.mistake("\"mscale\" of the rope parameters is not known for this architecture");
+    reader.mistake("\"mscale\" of the rope parameters is not supported for this architecture");
   position.options["factor"] = rope.factor;
   position.options["beta_fast"] = rope.beta_fast;
   position.options["beta_slow"] = rope.beta_slow;
@@ -151,7 +149,7 @@ ModelDescription Llama::describe(const Json& config) const {
   model.hidden = reader.integer("hidden_size");
   model.layers = reader.integer("num_hidden_layers");
   if (model.layers < 1 || model.layers > 10'000)
-    reader.mistake("\"num_hidden_layers\" must be 1 to 10000");
+    reader.mistake("\"num_hidden_layers\" must be between 1 and 10000");
   model.norm_eps = reader.number("rms_norm_eps", 1e-6);
   model.init_std = reader.number("initializer_range", 0.02);
   model.tied_head = reader.boolean("tie_word_embeddings", false);
@@ -182,7 +180,7 @@ ModelDescription Llama::describe(const Json& config) const {
 
 std::vector<TensorPlace> Llama::tensors(const ModelDescription& model) const {
   const Sizes s = sizes_of(model, 0);
-  const bool interleaved = option<std::string>(model.position, "layout") == "interleaved";
+  const bool interleaved = model.position.option<std::string>("layout") == "interleaved";
   std::vector<TensorPlace> places;
   const auto add = [&](const std::string& name, std::vector<int64_t> shape,
                        const std::string& source, int64_t first_row = 0) -> TensorPlace& {
@@ -195,31 +193,32 @@ std::vector<TensorPlace> Llama::tensors(const ModelDescription& model) const {
   };
   add("model.embed_tokens.weight", {model.vocab, model.hidden}, "embedding.weight");
   for (int64_t layer = 0; layer < model.layers; ++layer) {
-    const std::string there = "model.layers." + std::to_string(layer) + ".",
-                      here = "layers." + std::to_string(layer) + ".";
-    add(there + "input_layernorm.weight", {model.hidden}, here + "attention_norm.weight");
-    TensorPlace& q = add(there + "self_attn.q_proj.weight", {s.heads * s.head_dim, model.hidden},
-                         here + "attention.q.weight");
+    const std::string stored = "model.layers." + std::to_string(layer) + ".",
+                      source = "layers." + std::to_string(layer) + ".";
+    add(stored + "input_layernorm.weight", {model.hidden}, source + "attention_norm.weight");
+    TensorPlace& q = add(stored + "self_attn.q_proj.weight", {s.heads * s.head_dim, model.hidden},
+                         source + "attention.q.weight");
     if (interleaved) q.rows = half_split_rows(s.heads, s.head_dim);
-    TensorPlace& k = add(there + "self_attn.k_proj.weight", {s.kv_heads * s.head_dim, model.hidden},
-                         here + "attention.k.weight");
+    TensorPlace& k = add(stored + "self_attn.k_proj.weight",
+                         {s.kv_heads * s.head_dim, model.hidden}, source + "attention.k.weight");
     if (interleaved) k.rows = half_split_rows(s.kv_heads, s.head_dim);
-    add(there + "self_attn.v_proj.weight", {s.kv_heads * s.head_dim, model.hidden},
-        here + "attention.v.weight");
-    add(there + "self_attn.o_proj.weight", {model.hidden, s.heads * s.head_dim},
-        here + "attention.o.weight");
-    add(there + "post_attention_layernorm.weight", {model.hidden},
-        here + "feed_forward_norm.weight");
-    const std::string gate_up = here + "feed_forward.gate_up.weight";
-    add(there + "mlp.gate_proj.weight", {s.inner, model.hidden}, gate_up);
-    add(there + "mlp.up_proj.weight", {s.inner, model.hidden}, gate_up, s.inner);
-    add(there + "mlp.down_proj.weight", {model.hidden, s.inner}, here + "feed_forward.down.weight");
+    add(stored + "self_attn.v_proj.weight", {s.kv_heads * s.head_dim, model.hidden},
+        source + "attention.v.weight");
+    add(stored + "self_attn.o_proj.weight", {model.hidden, s.heads * s.head_dim},
+        source + "attention.o.weight");
+    add(stored + "post_attention_layernorm.weight", {model.hidden},
+        source + "feed_forward_norm.weight");
+    const std::string gate_up = source + "feed_forward.gate_up.weight";
+    add(stored + "mlp.gate_proj.weight", {s.inner, model.hidden}, gate_up);
+    add(stored + "mlp.up_proj.weight", {s.inner, model.hidden}, gate_up, s.inner);
+    add(stored + "mlp.down_proj.weight", {model.hidden, s.inner},
+        source + "feed_forward.down.weight");
   }
   add("model.norm.weight", {model.hidden}, "final_norm.weight");
   TensorPlace& head = add("lm_head.weight", {model.vocab, model.hidden},
                           model.tied_head ? "embedding.weight" : "head.weight");
   head.copy = model.tied_head;
-  head.written = !model.tied_head;  // transformers leaves a tied head out
+  head.written = !model.tied_head;  // transformers omits a tied head
   return places;
 }
 
@@ -240,5 +239,5 @@ std::vector<Json> Llama::examples() const {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.format<Llama>("llama", "LlamaForCausalLM of Hugging Face");
+  registrar.format<Llama>("llama", "Hugging Face LlamaForCausalLM");
 }

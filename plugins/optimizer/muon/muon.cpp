@@ -1,4 +1,4 @@
-// Muon as torch.optim.Muon defines it, over batches of equal shapes.
+// Muon as torch.optim.Muon defines it, over batches of matrices of equal shape.
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -20,37 +20,38 @@ struct MuonOptions {
   std::string momentum_form = "ema", scale = "original", ns_dtype = "auto";
   static void describe(dsv3::OptionSchema<MuonOptions>& s) {
     s.add("lr", &MuonOptions::lr, "learning rate before the schedule's factor").min(0);
-    s.add("momentum", &MuonOptions::momentum, "decay of the mean of gradients").min(0).max(1);
-    // Directions differ, with the same name of the option and the same state.
-    s.add("nesterov", &MuonOptions::nesterov, "look ahead: mix the gradient into the momentum")
-        .convention({{"megatron", false}});
+    s.add("momentum", &MuonOptions::momentum, "decay of the momentum").min(0).max(1);
+    // Implementations differ in the direction, under the same option name and with the same state.
+    s.add("nesterov", &MuonOptions::nesterov,
+          "Nesterov momentum: mix the gradient into the momentum")
+        .convention();
     s.add("weight_decay", &MuonOptions::weight_decay,
-          "decoupled decay: weights shrink by lr * weight_decay an update")
+          "decoupled decay: weights shrink by lr * weight_decay per update")
         .min(0);
     s.add("ns_steps", &MuonOptions::ns_steps, "Newton-Schulz iterations").min(1).max(99);
     s.add("ns_dtype", &MuonOptions::ns_dtype,
-          "arithmetic of the iterations; auto: bf16 on CUDA and on CPUs with AMX, else fp32")
+          "dtype of the iterations; auto = bf16 on CUDA and on CPUs with AMX, else fp32")
         .choices({"auto", "bf16", "fp32"});
     s.add("scale", &MuonOptions::scale,
-          "factor on the rate: original = sqrt(max(1, rows/cols)), match_rms_adamw = 0.2 "
+          "factor on the learning rate: original = sqrt(max(1, rows/cols)), match_rms_adamw = 0.2 "
           "sqrt(max(rows, cols)), spectral = sqrt(max(rows, cols))")
         .choices({"original", "match_rms_adamw", "spectral"})
-        .convention({{"megatron", "spectral"}});
+        .convention();
     s.add("momentum_form", &MuonOptions::momentum_form,
-          "ema: B = momentum B + (1 - momentum) G; sum: B = momentum B + G")
+          "ema: B = momentum B + (1 - momentum) G, sum: B = momentum B + G")
         .choices({"ema", "sum"})
         .convention();
     s.check([](const MuonOptions& o) { return o.momentum < 1 ? "" : "momentum must be below 1"; });
   }
 };
 
-/// Bytes of matrices orthogonalised at once: on a GPU enough to fill it, on a CPU about its caches.
+/// Bytes of matrices orthogonalised at once: enough to fill a GPU, or about the caches of a CPU.
 int64_t workspace(const at::Device& device) {
   return device.is_cpu() ? int64_t(32) << 20 : int64_t(256) << 20;
 }
 
-/// Without AMX, oneDNN's bf16 products are slower than fp32's, with AVX512-BF16 too (measured: 1.6
-/// times).
+/// Without AMX, oneDNN's bf16 products are slower than fp32 products (1.6 times in a measurement),
+/// even with AVX512-BF16.
 bool bf16_is_faster(const at::Device& device) {
   if (!device.is_cpu()) return true;
   static const bool amx = [] {
@@ -76,14 +77,14 @@ class Muon final : public dsv3::Optimizer {
     std::map<std::pair<int64_t, int64_t>, std::vector<const dsv3::Slice*>> by_shape;
     for (const dsv3::Slice& slice : slices)
       by_shape[{slice.value.size(0), slice.value.size(1)}].push_back(&slice);
-    for (const auto& [shape, equal] : by_shape) {
-      const at::Device device = equal.front()->value.device();
+    for (const auto& [shape, group] : by_shape) {
+      const at::Device device = group.front()->value.device();
       const at::ScalarType dtype = ns_dtype(device);
       const int64_t bytes = dsv3::muon::orthogonalise_bytes(shape.first, shape.second, dtype);
-      const size_t most = std::max<int64_t>(1, workspace(device) / bytes);
-      const std::span<const dsv3::Slice* const> all(equal);
-      for (size_t begin = 0; begin < all.size(); begin += most)
-        step_batch(all.subspan(begin, std::min(most, all.size() - begin)), dtype, step.lr_factor);
+      const size_t batch = std::max<int64_t>(1, workspace(device) / bytes);
+      const std::span<const dsv3::Slice* const> all(group);
+      for (size_t begin = 0; begin < all.size(); begin += batch)
+        step_batch(all.subspan(begin, std::min(batch, all.size() - begin)), dtype, step.lr_factor);
     }
   }
 
@@ -94,7 +95,7 @@ class Muon final : public dsv3::Optimizer {
     return bf16 ? at::kBFloat16 : at::kFloat;
   }
 
-  /// Matrices of one shape: momentum one by one, orthogonalisation together.
+  /// Updates matrices of one shape: the momentum one by one, the orthogonalisation as a batch.
   void step_batch(std::span<const dsv3::Slice* const> slices, at::ScalarType dtype,
                   double lr_factor) const {
     const at::Tensor& first = slices.front()->value;
@@ -113,7 +114,7 @@ class Muon final : public dsv3::Optimizer {
     }
   }
 
-  /// Brings `buffer` up to date and returns the direction before orthogonalisation.
+  /// Updates `buffer` and returns the direction before orthogonalisation.
   at::Tensor momentum(const at::Tensor& buffer, const at::Tensor& grad) const {
     const double mu = options_.momentum;
     if (options_.momentum_form == "ema") {

@@ -11,7 +11,7 @@ at::Tensor orthogonalise(at::Tensor x, int64_t steps) {
   constexpr double a = 3.4445, b = -4.7750, c = 2.0315;
   const bool tall = x.size(1) > x.size(2);
   if (tall) x = x.transpose(1, 2);
-  // The clamp keeps zero and tiny matrices finite: they come out as small as they were.
+  // The clamp keeps the result finite for zero and tiny matrices, which stay small.
   x.div_(at::linalg_vector_norm(x, 2, at::IntArrayRef{1, 2}, /*keepdim=*/true).clamp_min_(1e-7));
 
   const int64_t matrices = x.size(0), side = x.size(1);

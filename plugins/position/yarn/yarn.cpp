@@ -1,4 +1,4 @@
-// RoPE stretched to longer contexts.
+// YaRN (Peng et al., arXiv 2309.00071): RoPE extended to longer contexts.
 #include <algorithm>
 #include <cmath>
 #include <numbers>
@@ -21,47 +21,49 @@ struct YarnOptions {
   std::string layout = "interleaved";
 
   static void describe(dsv3::OptionSchema<YarnOptions>& s) {
-    s.add("theta", &YarnOptions::theta, "base of the wavelengths").min(1.001);
-    s.add("factor", &YarnOptions::factor, "how many times longer the context becomes").min(1);
-    s.add("original_length", &YarnOptions::original_length, "context in tokens before stretching")
+    s.add("theta", &YarnOptions::theta, "base of the geometric series of wavelengths").min(1.001);
+    s.add("factor", &YarnOptions::factor, "factor by which the context is extended").min(1);
+    s.add("original_length", &YarnOptions::original_length,
+          "context length before the extension, in tokens")
         .min(1);
     s.add("beta_fast", &YarnOptions::beta_fast,
-          "pairs that turn more often than this over the original length are left alone")
+          "pairs with more rotations than this over the original length are unchanged")
         .min(1e-3);
     s.add("beta_slow", &YarnOptions::beta_slow,
-          "pairs that turn less often than this are slowed down by the whole factor")
+          "pairs with fewer rotations than this are slowed down by the full factor")
         .min(1e-3);
-    s.add("mscale", &YarnOptions::mscale, "attention temperature in cosines and sines; 0 = paper's")
+    s.add("mscale", &YarnOptions::mscale,
+          "attention temperature in cosines and sines; 0 = as in the paper")
         .min(0);
     s.add("mscale_all_dim", &YarnOptions::mscale_all_dim,
-          "attention temperature in the softmax scale; 0 = none there")
+          "attention temperature in the softmax scale; 0 = none")
         .min(0);
     s.add("layout", &YarnOptions::layout,
-          "which features form a pair: interleaved (0,1),(2,3).. as DeepSeek, half (0,R/2),.. as "
-          "Llama")
+          "features that form pairs: interleaved = (0,1),(2,3).. as in DeepSeek, half = (0,R/2).. "
+          "as in Llama")
         .choices({"interleaved", "half"})
         .convention();
     s.check([](const YarnOptions& o) -> std::string {
-      return o.beta_fast < o.beta_slow ? "beta_fast must not be below beta_slow" : "";
+      return o.beta_fast < o.beta_slow ? "beta_fast must be at least beta_slow" : "";
     });
   }
 };
 
-// 0.1 m ln(s) + 1: how much longer contexts sharpen attention.
+// 0.1 m ln(s) + 1: sharpens attention for longer contexts.
 double temperature(double factor, double mscale) {
   return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
 }
 
-// Index of the pair that turns `turns` times over the original length.
-double pair_turning(double turns, int64_t dim, const YarnOptions& o) {
+// Index of the pair that makes `turns` rotations over the original length.
+double pair_with_turns(double turns, int64_t dim, const YarnOptions& o) {
   return dim * std::log(o.original_length / (turns * 2 * std::numbers::pi)) /
          (2 * std::log(o.theta));
 }
 
-std::vector<double> stretched(int64_t dim, const YarnOptions& o) {
+std::vector<double> yarn_frequencies(int64_t dim, const YarnOptions& o) {
   std::vector<double> frequencies = dsv3::rotary_frequencies(dim, o.theta);
-  const double low = std::max(std::floor(pair_turning(o.beta_fast, dim, o)), 0.0);
-  double high = std::min(std::ceil(pair_turning(o.beta_slow, dim, o)), dim - 1.0);
+  const double low = std::max(std::floor(pair_with_turns(o.beta_fast, dim, o)), 0.0);
+  double high = std::min(std::ceil(pair_with_turns(o.beta_slow, dim, o)), dim - 1.0);
   if (low == high) high += 0.001;
   for (size_t i = 0; i < frequencies.size(); ++i) {
     const double slowed = std::clamp((i - low) / (high - low), 0.0, 1.0);
@@ -79,7 +81,8 @@ class Yarn final : public dsv3::Position {
  public:
   using Options = YarnOptions;
   Yarn(const YarnOptions& options, const dsv3::PositionContext& context)
-      : angles_(stretched(context.rotary_dim, options), angle_scale(options), context.sequence),
+      : angles_(yarn_frequencies(context.rotary_dim, options), angle_scale(options),
+                context.sequence),
         interleaved_(options.layout == "interleaved"),
         softmax_scale_(std::pow(
             options.mscale_all_dim == 0 ? 1.0 : temperature(options.factor, options.mscale_all_dim),
@@ -101,5 +104,5 @@ class Yarn final : public dsv3::Position {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.position<Yarn>("yarn", "RoPE stretched to longer contexts (YaRN)");
+  registrar.position<Yarn>("yarn", "RoPE extended to longer contexts (YaRN)");
 }

@@ -19,6 +19,9 @@ class Constant final : public dsv3::Schedule {
   double factor(int64_t step, int64_t) const override {
     return step < options_.warmup ? double(step) / double(options_.warmup) : 1.0;
   }
+  std::string problem(int64_t total) const override {
+    return dsv3::warmup_problem(options_.warmup, total);
+  }
 
  private:
   ConstantOptions options_;

@@ -1,4 +1,4 @@
-// Linear warm-up, then half a cosine down to min_ratio.
+// Linear warm-up, then half a cosine wave down to min_ratio.
 #include <algorithm>
 #include <cmath>
 #include <numbers>
@@ -13,7 +13,9 @@ struct CosineOptions {
   double min_ratio = 0.1;
   static void describe(dsv3::OptionSchema<CosineOptions>& s) {
     s.add("warmup", &CosineOptions::warmup, "steps of linear warm-up").min(0);
-    s.add("min_ratio", &CosineOptions::min_ratio, "factor of the last step").min(0).max(1);
+    s.add("min_ratio", &CosineOptions::min_ratio, "factor on the learning rate in the last step")
+        .min(0)
+        .max(1);
   }
 };
 
@@ -29,6 +31,9 @@ class Cosine final : public dsv3::Schedule {
     const double wave = 0.5 * (1 + std::cos(std::numbers::pi * progress));
     return options_.min_ratio + (1 - options_.min_ratio) * wave;
   }
+  std::string problem(int64_t total) const override {
+    return dsv3::warmup_problem(options_.warmup, total);
+  }
 
  private:
   CosineOptions options_;
@@ -37,5 +42,5 @@ class Cosine final : public dsv3::Schedule {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.schedule<Cosine>("cosine", "Linear warm-up, then half a cosine");
+  registrar.schedule<Cosine>("cosine", "Linear warm-up, then half a cosine wave");
 }

@@ -14,10 +14,14 @@ struct WsdOptions {
   std::string shape = "linear";
   static void describe(dsv3::OptionSchema<WsdOptions>& s) {
     s.add("warmup", &WsdOptions::warmup, "steps of linear warm-up").min(0);
-    s.add("decay", &WsdOptions::decay, "share of all steps that decays, at the end").min(0).max(1);
-    s.add("min_ratio", &WsdOptions::min_ratio, "factor of the last step").min(0).max(1);
+    s.add("decay", &WsdOptions::decay, "share of the steps, at the end, in which the rate decays")
+        .min(0)
+        .max(1);
+    s.add("min_ratio", &WsdOptions::min_ratio, "factor on the learning rate in the last step")
+        .min(0)
+        .max(1);
     s.add("shape", &WsdOptions::shape,
-          "how it decays: linear, cosine, or sqrt (1 - sqrt(progress))")
+          "shape of the decay: linear, cosine, or sqrt = 1 - sqrt(progress)")
         .choices({"linear", "cosine", "sqrt"});
   }
 };
@@ -29,15 +33,18 @@ class Wsd final : public dsv3::Schedule {
 
   double factor(int64_t step, int64_t total) const override {
     if (step < options_.warmup) return double(step) / double(options_.warmup);
-    // A warm-up that reaches into the decay shortens it, so that the factor never jumps.
+    // A warm-up that overlaps the decay shortens it, so that the factor never jumps.
     const double start = std::max(double(options_.warmup), double(total) * (1 - options_.decay));
     if (double(step) <= start || start >= double(total)) return 1;
     const double progress = std::min((double(step) - start) / (double(total) - start), 1.0);
-    return options_.min_ratio + (1 - options_.min_ratio) * (1 - fallen(progress));
+    return options_.min_ratio + (1 - options_.min_ratio) * (1 - decayed(progress));
+  }
+  std::string problem(int64_t total) const override {
+    return dsv3::warmup_problem(options_.warmup, total);
   }
 
  private:
-  double fallen(double progress) const {
+  double decayed(double progress) const {
     if (options_.shape == "cosine") return 0.5 * (1 - std::cos(std::numbers::pi * progress));
     return options_.shape == "sqrt" ? std::sqrt(progress) : progress;
   }

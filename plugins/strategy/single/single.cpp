@@ -1,4 +1,4 @@
-// Everything on one device: the strategy that others are compared with.
+// Everything on one device: the reference for other strategies.
 #include <cmath>
 #include <set>
 
@@ -20,12 +20,13 @@ using dsv3::UnitParam;
 using dsv3::UnitSpec;
 using dsv3::UpdateTensor;
 
-/// One unit's parameters: views of `master`, or of `compute` where the compute dtype is another.
+/// One unit. Its parameters are views of `master`, or of `compute` if the compute dtype is not
+/// fp32.
 struct Unit {
   UnitSpec spec;
   FlatLayout layout;
   at::Tensor master;   // fp32 [layout.size()]
-  at::Tensor compute;  // compute dtype, same layout; undefined when that is fp32
+  at::Tensor compute;  // compute dtype, same layout; undefined if that is fp32
   at::Tensor grad;     // fp32, same layout; undefined until the first training forward
 
   at::Tensor master_of(size_t i) const { return layout.view(master, i); }
@@ -36,7 +37,7 @@ class Single final : public dsv3::Strategy {
   using Options = dsv3::NoOptions;
   Single(const Options&, const dsv3::StrategyContext& context) : context_(context) {
     if (context.world && context.world->size() > 1)
-      throw dsv3::Error("strategy 'single' runs on one rank, but this run has " +
+      throw dsv3::Error("strategy 'single' supports one rank, but this run has " +
                             std::to_string(context.world->size()) +
                             "; start one rank or choose another strategy",
                         dsv3::ExitCode::usage);
@@ -66,14 +67,14 @@ class Single final : public dsv3::Strategy {
 
   void ready(const std::vector<GroupSpec>& groups) override { groups_ = groups; }
 
-  /// Gradients get their memory here, so that a model that only evaluates or generates has none.
+  /// Allocates gradients here, so that models that only evaluate or generate have none.
   void begin_microbatch(bool) override {
     for (Unit& unit : units_) {
       if (unit.grad.defined()) continue;
       unit.grad = at::zeros_like(unit.master);
       for (size_t i = 0; i < unit.spec.params.size(); ++i)
-        // autograd adds to a gradient that is there in place, in its dtype: fp32 also for bf16
-        // parameters.
+        // autograd adds to an existing gradient in place and in its dtype, so it is fp32 for bf16
+        // parameters, too.
         unit.spec.params[i].tensor.mutable_grad() = unit.layout.view(unit.grad, i);
     }
   }
@@ -155,7 +156,7 @@ class Single final : public dsv3::Strategy {
     return unit.compute.defined() && !param.keep_fp32;
   }
 
-  /// Brings the compute copy up to date with the master, in one pass.
+  /// Copies the masters to the compute copy, in one pass.
   static void refresh(Unit& unit) {
     if (unit.compute.defined()) unit.compute.copy_(unit.master);
   }

@@ -11,23 +11,23 @@ uint64_t edge(uint32_t node, char byte) {
   return uint64_t{node} << 8 | static_cast<uint8_t>(byte);
 }
 
-/// Bytes of the last character of valid `text`.
-size_t last_size(std::string_view text) {
+/// Bytes of the last character of valid UTF-8 `text`.
+size_t last_character_size(std::string_view text) {
   size_t size = 1;
   while ((static_cast<uint8_t>(text[text.size() - size]) & 0xC0) == 0x80) ++size;
   return size;
 }
 
-size_t space_before(std::string_view text) {
+size_t size_without_trailing_space(std::string_view text) {
   while (!text.empty()) {
-    const size_t size = last_size(text);
+    const size_t size = last_character_size(text);
     if (!is_white_space(code_point(text.substr(text.size() - size)))) break;
     text.remove_suffix(size);
   }
   return text.size();
 }
 
-size_t space_behind(std::string_view text) {
+size_t leading_space_size(std::string_view text) {
   size_t at = 0;
   while (at < text.size() && is_white_space(code_point(text.substr(at))))
     at += character_size(text.substr(at));
@@ -36,7 +36,7 @@ size_t space_behind(std::string_view text) {
 
 }  // namespace
 
-// The word characters of Rust's regex crate, which the reference implementation asks here.
+// The word characters of Rust's regex crate, which the reference implementation uses for this.
 AddedTokens::AddedTokens()
     : ends_(1, -1),
       word_("[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}]", "word characters") {}
@@ -75,15 +75,15 @@ bool AddedTokens::touches_word(std::string_view text, Span match, MatchScratch& 
   };
   if (match.begin > 0) {
     const std::string_view before = text.substr(0, match.begin);
-    if (is_word(before.substr(before.size() - last_size(before)))) return true;
+    if (is_word(before.substr(before.size() - last_character_size(before)))) return true;
   }
-  const std::string_view behind = text.substr(match.end);
-  return !behind.empty() && is_word(behind.substr(0, character_size(behind)));
+  const std::string_view after = text.substr(match.end);
+  return !after.empty() && is_word(after.substr(0, character_size(after)));
 }
 
 void AddedTokens::split(std::string_view text, MatchScratch& scratch,
                         const std::function<void(std::string_view, int32_t)>& piece) const {
-  size_t done = 0;  // end of the last piece handed out
+  size_t done = 0;  // end of the last piece
   for (size_t at = 0; at < text.size() && !tokens_.empty();) {
     int index = 0;
     const size_t size = starts_[static_cast<uint8_t>(text[at])] ? longest_at(text, at, index) : 0;
@@ -95,8 +95,9 @@ void AddedTokens::split(std::string_view text, MatchScratch& scratch,
     Span match{at, at + size};
     at = match.end;
     if (token.single_word && touches_word(text, match, scratch)) continue;
-    if (token.lstrip) match.begin = std::max(space_before(text.substr(0, match.begin)), done);
-    if (token.rstrip) match.end += space_behind(text.substr(match.end));
+    if (token.lstrip)
+      match.begin = std::max(size_without_trailing_space(text.substr(0, match.begin)), done);
+    if (token.rstrip) match.end += leading_space_size(text.substr(match.end));
     if (done < match.begin) piece(text.substr(done, match.begin - done), -1);
     piece(text.substr(match.begin, match.end - match.begin), token.id);
     done = match.end;

@@ -1,4 +1,4 @@
-// Tokens that are found in the text before anything else: special ones, and those added by hand.
+// Tokens that are matched in the text before anything else: special and user-added tokens.
 #pragma once
 
 #include <array>
@@ -15,21 +15,21 @@ namespace dsv3::bpe {
 struct AddedToken {
   int32_t id = 0;
   std::string content;
-  bool single_word = false;  ///< only where no word character touches it
-  bool lstrip = false;       ///< takes the white space before it along
-  bool rstrip = false;       ///< takes the white space behind it along
-  bool normalized = true;    ///< looked for in the normalised text, by its normalised content
+  bool single_word = false;  ///< matches only without adjacent word characters
+  bool lstrip = false;       ///< includes the white space before it
+  bool rstrip = false;       ///< includes the white space after it
+  bool normalized = true;    ///< matched in the normalised text, by its normalised content
   bool special = false;
 };
 
-/// Finds tokens, leftmost first and of those the longest.
+/// Finds tokens: the leftmost match, and the longest of those.
 class AddedTokens {
  public:
   AddedTokens();
   void add(const AddedToken& token, const std::string& content);
   bool empty() const { return tokens_.empty(); }
 
-  /// Calls `piece(text, id)` for the stretches of `text` in order; id -1 = ordinary text.
+  /// Calls `piece(text, id)` for consecutive pieces of `text`; id -1 = ordinary text.
   void split(std::string_view text, MatchScratch& scratch,
              const std::function<void(std::string_view, int32_t)>& piece) const;
 

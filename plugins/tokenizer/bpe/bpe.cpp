@@ -9,7 +9,7 @@
 namespace dsv3::plugins {
 namespace {
 
-constexpr size_t kCachedWords = 1 << 16;   // then the cache starts anew
+constexpr size_t kCachedWords = 1 << 16;   // the cache is cleared beyond this
 constexpr size_t kLongestCachedWord = 64;  // bytes
 
 struct ViewHash {
@@ -19,7 +19,7 @@ struct ViewHash {
 
 }  // namespace
 
-/// What one thread writes to while it encodes.
+/// Buffers and cache of one thread that encodes.
 struct Bpe::Scratch {
   bpe::SplitScratch split;
   bpe::Merges::Scratch merge;
@@ -28,7 +28,7 @@ struct Bpe::Scratch {
   std::vector<int32_t> word_ids;  // words maps to (first, count) in it
 };
 
-/// A Scratch taken from the idle ones and given back.
+/// Borrows an idle Scratch and returns it in the destructor.
 class Bpe::Borrowed {
  public:
   explicit Borrowed(const Bpe& owner) : owner_(owner) {
@@ -78,8 +78,8 @@ int32_t Bpe::find_eos(const Options& options) const {
     for (const bpe::AddedToken& token : definition_.added)
       if (token.special && special.size() < 200)
         special += (special.empty() ? "" : ", ") + token.content;
-    throw Error("option eos: " + options.file + " has no token '" + options.eos +
-                    "'; its special tokens: " + (special.empty() ? "none" : special),
+    throw Error("option eos: no token '" + options.eos + "' in " + options.file +
+                    "; its special tokens: " + (special.empty() ? "none" : special),
                 ExitCode::data);
   }
   for (const char* name : {"<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>"})
@@ -148,7 +148,7 @@ void Bpe::encode_word(std::string_view word, Scratch& scratch, std::vector<int32
 
 std::string Bpe::token_bytes(int32_t id) const {
   if (id < 0 || id >= vocab_size())
-    throw Error("token id " + std::to_string(id) + " is not one of the tokenizer's (0 to " +
+    throw Error("token id " + std::to_string(id) + " is outside the vocabulary (0 to " +
                     std::to_string(vocab_size() - 1) + ")",
                 ExitCode::data);
   return definition_.bytes[id];
@@ -157,7 +157,7 @@ std::string Bpe::token_bytes(int32_t id) const {
 std::map<std::string, std::string> Bpe::files() const {
   const std::string text = fs::read(file_);
   if (bpe::read_tokenizer_json(file_).digest != definition_.digest)
-    throw Error(file_ + " has changed since it was read", ExitCode::data);
+    throw Error(file_ + " has changed since it was loaded", ExitCode::data);
   Json config{{"tokenizer_class", "PreTrainedTokenizerFast"},
               {"clean_up_tokenization_spaces", false}};
   if (eos_ >= 0) config["eos_token"] = token_bytes(eos_);

@@ -16,18 +16,20 @@ struct BpeOptions {
   std::string eos;
 
   static void describe(OptionSchema<BpeOptions>& s) {
-    s.add("file", &BpeOptions::file, "a Hugging Face tokenizer.json of byte-level BPE").required();
+    s.add("file", &BpeOptions::file, "a Hugging Face tokenizer.json with byte-level BPE")
+        .required()
+        .input_path();
     s.add(
         "eos", &BpeOptions::eos,
-        "text of the token between documents; empty: the first of <|endoftext|>, <|end_of_text|>, "
+        "text of the token between documents; empty = the first of <|endoftext|>, <|end_of_text|>, "
         "<｜end▁of▁sentence｜>, </s> that the file has");
   }
 };
 
-/// The ids of the `tokenizers` library's encode(text, add_special_tokens=False), for code points
-/// assigned in PCRE2's Unicode version. Bytes that are not UTF-8, which that library cannot take,
-/// are encoded byte by byte: each longest run of them is a word of its own, and the text on its two
-/// sides is encoded as if it stood alone.
+/// Encodes like the `tokenizers` library's encode(text, add_special_tokens=False), for code points
+/// assigned in PCRE2's Unicode version. Bytes that are not UTF-8, which that library rejects, are
+/// encoded byte by byte: every longest run of them is a separate word, and the texts on its two
+/// sides are encoded separately.
 class Bpe final : public Tokenizer {
  public:
   using Options = BpeOptions;
@@ -56,8 +58,8 @@ class Bpe final : public Tokenizer {
   bpe::AddedTokens normalized_tokens_;  // found after it
   int32_t eos_;
   mutable std::mutex mutex_;
-  mutable std::vector<std::unique_ptr<Scratch>>
-      idle_;  // guarded by mutex_; one for each thread at work
+  // Guarded by mutex_. At most one per thread that has encoded.
+  mutable std::vector<std::unique_ptr<Scratch>> idle_;
 };
 
 }  // namespace dsv3::plugins

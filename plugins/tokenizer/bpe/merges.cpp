@@ -7,7 +7,7 @@
 namespace dsv3::bpe {
 namespace {
 
-// Up to here looking through all pairs each time beats keeping a heap.
+// Up to this size, scanning all pairs is faster than a heap.
 constexpr size_t kShortWord = 48;
 
 uint64_t pair_of(int32_t left, int32_t right) {
@@ -69,8 +69,8 @@ void Merges::merge_short(Scratch& s) const {
 }
 
 void Merges::merge_long(Scratch& s) const {
-  // A doubly linked list of symbols and a heap of candidate pairs; candidates whose pair has
-  // changed since are passed over when they come up.
+  // A doubly linked list of symbols and a heap of candidate pairs. Candidates whose pair has
+  // changed since they were pushed are skipped.
   std::vector<int32_t>& ids = s.ids;
   const int32_t size = static_cast<int32_t>(ids.size());
   s.next.resize(size);
@@ -92,7 +92,7 @@ void Merges::merge_long(Scratch& s) const {
     const auto [key, id] = s.heap.back();
     s.heap.pop_back();
     const int32_t at = static_cast<int32_t>(key & 0xFFFFFFFF);
-    if (ids[at] < 0 || s.next[at] < 0) continue;  // swallowed, or nothing to its right any more
+    if (ids[at] < 0 || s.next[at] < 0) continue;  // merged into another symbol, or now the last one
     const int32_t right = s.next[at];
     const Merge* merge = find(ids[at], ids[right]);
     if (!merge || merge->id != id || merge->rank != key >> 32) continue;

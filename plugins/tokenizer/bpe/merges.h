@@ -8,8 +8,7 @@
 
 namespace dsv3::bpe {
 
-/// Merges in order of their rank: always the pair of neighbours with the lowest rank, the leftmost
-/// of equals.
+/// Merges adjacent pairs in order of their rank, and the leftmost of equal pairs first.
 class Merges {
  public:
   struct Merge {
@@ -22,10 +21,10 @@ class Merges {
     std::vector<std::pair<uint64_t, int32_t>> heap;  // (rank, position) -> id when pushed
   };
 
-  /// `byte_ids`: the token of each single byte.
+  /// `byte_ids` are the tokens of single bytes.
   void set_byte_ids(const std::array<int32_t, 256>& byte_ids) { byte_ids_ = byte_ids; }
   void reserve(size_t merges);
-  /// A pair given twice keeps the later rank.
+  /// A second call for a pair replaces its merge.
   void set(int32_t left, int32_t right, Merge merge);
   /// Appends the ids of `word` to `out`.
   void apply(std::string_view word, Scratch& scratch, std::vector<int32_t>& out) const;

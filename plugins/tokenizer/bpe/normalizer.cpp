@@ -16,9 +16,9 @@ int options_of(Form form) {
          (compatible ? UTF8PROC_COMPAT : 0);
 }
 
-/// True when the form certainly leaves `text` alone: every character below U+0300 is its own NFC
-/// and never combines with the one before it; for the other forms ASCII only. U+0300 starts with
-/// byte CC.
+/// True only if the form does not change `text`. Characters below U+0300, whose UTF-8 starts with
+/// CC, are their own NFC and never combine with the character before them. For the other forms,
+/// this holds for ASCII only.
 bool is_normal(std::string_view text, Form form) {
   const unsigned char limit = form == Form::nfc ? 0xCC : 0x80;
   return std::all_of(text.begin(), text.end(),
@@ -30,15 +30,15 @@ bool is_normal(std::string_view text, Form form) {
 std::string_view Normalizer::operator()(std::string_view text, std::string& buffer) const {
   for (Form form : forms) {
     if (is_normal(text, form)) continue;
-    utf8proc_uint8_t* made = nullptr;
+    utf8proc_uint8_t* normalized = nullptr;
     const utf8proc_ssize_t size =
         utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                     static_cast<utf8proc_ssize_t>(text.size()), &made,
+                     static_cast<utf8proc_ssize_t>(text.size()), &normalized,
                      static_cast<utf8proc_option_t>(options_of(form)));
     if (size < 0)
       throw Error(std::string("cannot normalise text: ") + utf8proc_errmsg(size), ExitCode::data);
-    std::string result(reinterpret_cast<const char*>(made), static_cast<size_t>(size));
-    std::free(made);
+    std::string result(reinterpret_cast<const char*>(normalized), static_cast<size_t>(size));
+    std::free(normalized);
     buffer = std::move(result);
     text = buffer;
   }

@@ -9,11 +9,11 @@ namespace dsv3::bpe {
 
 enum class Form { nfc = 1, nfd, nfkc, nfkd };
 
-/// Forms applied one after another; none = text stays as it is.
+/// Forms that are applied in order.
 struct Normalizer {
   std::vector<Form> forms;
 
-  /// Valid UTF-8 in and out; `buffer` holds the result when it must be made.
+  /// Takes and returns valid UTF-8. `buffer` holds the result if it differs from `text`.
   std::string_view operator()(std::string_view text, std::string& buffer) const;
 };
 

@@ -8,7 +8,7 @@
 namespace dsv3::bpe {
 namespace {
 
-constexpr size_t kJitStackStart = 32 << 10, kJitStackMost = 4 << 20;
+constexpr size_t kJitStackStart = 32 << 10, kJitStackMaximum = 4 << 20;
 
 std::string message(int error) {
   PCRE2_UCHAR text[256];
@@ -19,10 +19,10 @@ std::string message(int error) {
 }  // namespace
 
 struct MatchScratch::Parts {
-  // Only the whole match is asked for, so one pair of offsets does for every expression.
+  // One pair of offsets is enough, because only the whole match is used.
   pcre2_match_data* data = pcre2_match_data_create(1, nullptr);
   pcre2_match_context* context = pcre2_match_context_create(nullptr);
-  pcre2_jit_stack* stack = pcre2_jit_stack_create(kJitStackStart, kJitStackMost, nullptr);
+  pcre2_jit_stack* stack = pcre2_jit_stack_create(kJitStackStart, kJitStackMaximum, nullptr);
 
   Parts() { pcre2_jit_stack_assign(context, nullptr, stack); }
   ~Parts() {
@@ -53,7 +53,7 @@ Pattern::Pattern(const std::string& expression, const std::string& where) {
                              PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &at, context);
   pcre2_compile_context_free(context);
   if (!code->code)
-    throw Error(where + ": PCRE2 refuses the regular expression " + expression + " at byte " +
+    throw Error(where + ": PCRE2 rejects the regular expression " + expression + " at byte " +
                     std::to_string(at) + ": " + message(error),
                 ExitCode::data);
   uint32_t matches_empty = 0;
@@ -84,15 +84,15 @@ Pattern Pattern::literal(const std::string& text, const std::string& where) {
 bool Pattern::find(std::string_view text, size_t from, Span& match, MatchScratch& scratch) const {
   const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
   MatchScratch::Parts& parts = *scratch.parts_;
-  int found = PCRE2_ERROR_JIT_STACKLIMIT;
+  int status = PCRE2_ERROR_JIT_STACKLIMIT;
   if (code_->jit)
-    found = pcre2_jit_match(code_->code, subject, text.size(), from, 0, parts.data, parts.context);
-  if (found == PCRE2_ERROR_JIT_STACKLIMIT)
-    found = pcre2_match(code_->code, subject, text.size(), from, PCRE2_NO_JIT | PCRE2_NO_UTF_CHECK,
-                        parts.data, parts.context);
-  if (found == PCRE2_ERROR_NOMATCH) return false;
-  if (found < 0)
-    throw Error(code_->where + ": matching the regular expression failed: " + message(found),
+    status = pcre2_jit_match(code_->code, subject, text.size(), from, 0, parts.data, parts.context);
+  if (status == PCRE2_ERROR_JIT_STACKLIMIT)
+    status = pcre2_match(code_->code, subject, text.size(), from, PCRE2_NO_JIT | PCRE2_NO_UTF_CHECK,
+                         parts.data, parts.context);
+  if (status == PCRE2_ERROR_NOMATCH) return false;
+  if (status < 0)
+    throw Error(code_->where + ": matching the regular expression failed: " + message(status),
                 ExitCode::data);
   const PCRE2_SIZE* offsets = pcre2_get_ovector_pointer(parts.data);
   match = {offsets[0], offsets[1]};

@@ -1,9 +1,8 @@
 // Regular expressions of a tokenizer.json, matched with PCRE2.
 //
-// tokenizer.json holds expressions in Oniguruma's (Ruby) dialect. Those of its constructs that
-// PCRE2 spells or reads otherwise are rewritten (\s, \w, scripts), and those where the two differ
-// in meaning are refused. Characters have the properties of PCRE2's Unicode version (14 in
-// PCRE2 10.42).
+// tokenizer.json contains expressions in Oniguruma's (Ruby) dialect. Constructs that PCRE2 spells
+// differently are rewritten (\s, \w, scripts). Constructs that cannot be translated are rejected.
+// Character properties are those of PCRE2's Unicode version (14 in PCRE2 10.42).
 #pragma once
 
 #include <memory>
@@ -12,11 +11,11 @@
 
 namespace dsv3::bpe {
 
-/// `pattern` rewritten for PCRE2; throws dsv3::Error naming `where` (a path in the JSON) and the
+/// Rewrites `pattern` for PCRE2. Throws dsv3::Error that names `where` (a path in the JSON) and the
 /// construct.
 std::string to_pcre2(std::string_view pattern, const std::string& where);
 
-/// What matching needs to write to: one a thread.
+/// Buffers for matching. Not thread-safe: use one per thread.
 class MatchScratch {
  public:
   MatchScratch();
@@ -30,7 +29,7 @@ class MatchScratch {
   std::unique_ptr<Parts> parts_;
 };
 
-/// A stretch of bytes.
+/// A range of bytes.
 struct Span {
   size_t begin = 0, end = 0;
 };
@@ -38,11 +37,11 @@ struct Span {
 /// A compiled expression that never matches the empty string. Thread-safe.
 class Pattern {
  public:
-  /// `expression` in PCRE2's syntax; throws dsv3::Error naming `where`.
+  /// `expression` is in PCRE2's syntax. Throws dsv3::Error that names `where`.
   Pattern(const std::string& expression, const std::string& where);
   static Pattern literal(const std::string& text, const std::string& where);
 
-  /// First match in valid UTF-8 `text` at or behind byte `from`; false = none.
+  /// Finds the first match in valid UTF-8 `text` at or after byte `from`; returns false if none.
   bool find(std::string_view text, size_t from, Span& match, MatchScratch& scratch) const;
 
  private:

@@ -1,4 +1,4 @@
-// Oniguruma's dialect to PCRE2's. Anything not known to mean the same in both is refused.
+// Translates Oniguruma's dialect to PCRE2's. Rejects constructs that may differ in meaning.
 #include <algorithm>
 #include <array>
 
@@ -10,12 +10,13 @@
 namespace dsv3::bpe {
 namespace {
 
-// White_Space and Oniguruma's word characters as members of a class. PCRE2's own \s knows U+180E
-// too, and its \w knows no marks.
+// White_Space and Oniguruma's word characters, as members of a class. PCRE2's \s also contains
+// U+180E, and its \w does not contain marks.
 constexpr const char* kSpace = "\\p{White_Space}";
 constexpr const char* kNoSpace = "\\P{White_Space}";
-// Oniguruma's \w, read off the wheel: the alphabetic characters (letters, letter numbers, circled
-// and squared letters), marks, decimals, connectors, and Latin-1's superscripts and fractions.
+// Oniguruma's \w, determined from the `tokenizers` wheel: alphabetic characters (letters, letter
+// numbers, circled and squared letters), marks, decimals, connectors, and Latin-1's superscripts
+// and fractions.
 #define DSV3_WORD                                                                            \
   "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}\\x{24B6}-\\x{24E9}" \
   "\\x{1F130}-\\x{1F149}\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{1F189}"
@@ -47,7 +48,7 @@ class Rewriter {
       else if (c == '{')
         interval();
       else if (c == '^' || c == '$')
-        refuse(std::string(1, c), "line anchors");
+        reject(std::string(1, c), "line anchors");
       else
         copy();
     }
@@ -63,7 +64,7 @@ class Rewriter {
     at_ += count;
   }
 
-  [[noreturn]] void refuse(const std::string& what, const std::string& why) const {
+  [[noreturn]] void reject(const std::string& what, const std::string& why) const {
     throw Error(where_ + ": unsupported construct '" + what + "' (" + why +
                     ") in the regular expression " + std::string(in_),
                 ExitCode::data);
@@ -72,7 +73,7 @@ class Rewriter {
   void group() {
     for (std::string_view start : {"(?:", "(?i:", "(?=", "(?!", "(?<=", "(?<!", "(?>"})
       if (next_is(start)) return copy(start.size());
-    if (peek(1) == '?' || peek(1) == '*') refuse(std::string(in_.substr(at_, 4)), "kind of group");
+    if (peek(1) == '?' || peek(1) == '*') reject(std::string(in_.substr(at_, 4)), "kind of group");
     copy();
   }
 
@@ -83,14 +84,14 @@ class Rewriter {
     after_quantifier();
   }
 
-  /// {n}, {n,}, {n,m}, the last two also lazy. Ruby reads {,m} as an interval, and a + behind any
-  /// or a ? behind {n} as another quantifier.
+  /// {n}, {n,} and {n,m}, the last two also lazy. Ruby treats {,m} as an interval, and + after any
+  /// interval or ? after {n} as another quantifier.
   void interval() {
     const size_t close = in_.find('}', at_);
     const std::string text(in_.substr(at_, close == in_.npos ? in_.npos : close - at_ + 1));
     const bool digits = text.size() > 2 && std::isdigit(static_cast<unsigned char>(text[1])) &&
                         text.find_first_not_of("0123456789,", 1) == text.size() - 1;
-    if (!digits) refuse(text, "brace that is not an interval {n}, {n,} or {n,m}");
+    if (!digits) reject(text, "brace that is not an interval {n}, {n,} or {n,m}");
     copy(text.size());
     if (peek() == '?' && text.find(',') != text.npos) copy();
     after_quantifier();
@@ -98,7 +99,7 @@ class Rewriter {
 
   void after_quantifier() {
     if (peek() == '?' || peek() == '+' || peek() == '*' || (peek() == '{' && !done()))
-      refuse(std::string(1, peek()), "quantifier of a quantifier");
+      reject(std::string(1, peek()), "quantifier of a quantifier");
   }
 
   void escape(bool in_class) {
@@ -111,7 +112,7 @@ class Rewriter {
       case 'w':
         return put(2, in_class ? kWord : kWordClass);
       case 'W':
-        if (in_class) refuse("\\W", "in a class");
+        if (in_class) reject("\\W", "in a class");
         return put(2, kNoWordClass);
       case 'd':
         return put(2, "\\p{Nd}");
@@ -137,28 +138,28 @@ class Rewriter {
         break;
     }
     if (c == '\0' || std::isalnum(static_cast<unsigned char>(c)) || static_cast<signed char>(c) < 0)
-      refuse(std::string("\\") + c, "escape");
+      reject(std::string("\\") + c, "escape");
     copy(2);
   }
 
-  void put(size_t taken, std::string_view text) {
-    at_ += taken;
+  void put(size_t consumed, std::string_view text) {
+    at_ += consumed;
     out_ += text;
   }
 
   /// \uHHHH and \xHH.
   void code_unit(size_t digits) {
     const std::string_view hex = in_.substr(std::min(at_ + 2, in_.size()), digits);
-    if (hex.size() != digits || !all_hex(hex)) refuse("\\" + std::string(1, peek(1)), "escape");
+    if (hex.size() != digits || !all_hex(hex)) reject("\\" + std::string(1, peek(1)), "escape");
     const std::string text = "\\x{" + std::string(hex) + "}";
-    if (digits == 2 && hex[0] >= '8') refuse("\\x" + std::string(hex), "byte of a character");
+    if (digits == 2 && hex[0] >= '8') reject("\\x" + std::string(hex), "byte of a character");
     put(2 + digits, text);
   }
 
   void braced_code() {
     const size_t close = in_.find('}', at_);
     if (close == in_.npos || !all_hex(in_.substr(at_ + 3, close - at_ - 3)))
-      refuse("\\x{", "escape");
+      reject("\\x{", "escape");
     copy(close - at_ + 1);
   }
 
@@ -167,11 +168,11 @@ class Rewriter {
            std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isxdigit(c); });
   }
 
-  /// General categories mean the same; a script is Script, where PCRE2's short form is
+  /// General categories are equal. Scripts mean Script, but PCRE2's short form means
   /// Script_Extensions.
   void property() {
     const size_t close = in_.find('}', at_);
-    if (peek(2) != '{' || close == in_.npos) refuse(std::string(in_.substr(at_, 3)), "property");
+    if (peek(2) != '{' || close == in_.npos) reject(std::string(in_.substr(at_, 3)), "property");
     std::string name(in_.substr(at_ + 3, close - at_ - 3));
     const bool inverted = name.starts_with('^');
     if (inverted) name.erase(0, 1);
@@ -185,11 +186,11 @@ class Rewriter {
   void character_class() {
     copy();
     if (peek() == '^') copy();
-    if (peek() == ']') refuse("[]", "class that starts with ']'");
+    if (peek() == ']') reject("[]", "class that starts with ']'");
     while (peek() != ']') {
-      if (done()) refuse("[", "class without end");
-      if (peek() == '[') refuse("[", "class in a class");
-      if (next_is("&&")) refuse("&&", "class intersection");
+      if (done()) reject("[", "class without end");
+      if (peek() == '[') reject("[", "class in a class");
+      if (next_is("&&")) reject("&&", "class intersection");
       if (peek() == '\\')
         escape(true);
       else

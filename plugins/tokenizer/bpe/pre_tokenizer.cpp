@@ -5,7 +5,7 @@
 namespace dsv3::bpe {
 namespace {
 
-using Parts = std::vector<std::pair<Span, bool>>;  // stretches that cover the text; true = matched
+using Parts = std::vector<std::pair<Span, bool>>;  // ranges that cover the text; true = matched
 
 void find_parts(std::string_view text, const Split& split, MatchScratch& scratch, Parts& parts) {
   parts.clear();
@@ -19,20 +19,20 @@ void find_parts(std::string_view text, const Split& split, MatchScratch& scratch
   if (at < text.size()) parts.push_back({{at, text.size()}, split.invert});
 }
 
-/// Joins each part to the one before it where `joins(part matched, previous matched)`.
+/// Joins a part to the one before it if `joins(matched, previous)`.
 template <class Joins>
 void join(Parts& parts, Joins joins) {
-  size_t kept = 0;
+  size_t count = 0;
   bool previous = false;
   for (const auto& [span, matched] : parts) {
-    if (kept > 0 && joins(matched, previous))
-      parts[kept - 1].first = {std::min(parts[kept - 1].first.begin, span.begin),
-                               std::max(parts[kept - 1].first.end, span.end)};
+    if (count > 0 && joins(matched, previous))
+      parts[count - 1].first = {std::min(parts[count - 1].first.begin, span.begin),
+                                std::max(parts[count - 1].first.end, span.end)};
     else
-      parts[kept++].first = span;
+      parts[count++].first = span;
     previous = matched;
   }
-  parts.resize(kept);
+  parts.resize(count);
 }
 
 void apply_behavior(Parts& parts, Behavior behavior) {
@@ -58,9 +58,9 @@ void apply_behavior(Parts& parts, Behavior behavior) {
 }
 
 void split_words(const Split& split, SplitScratch& s) {
-  std::swap(s.words, s.before);
+  std::swap(s.words, s.unsplit);
   s.words.clear();
-  for (std::string_view word : s.before) {
+  for (std::string_view word : s.unsplit) {
     find_parts(word, split, s.match, s.parts);
     apply_behavior(s.parts, split.behavior);
     for (const auto& [span, matched] : s.parts)
@@ -76,11 +76,11 @@ const char* const kByteLevelExpression =
 
 void PreTokenizer::operator()(std::string_view text, SplitScratch& scratch) const {
   scratch.words.assign(1, text);
-  scratch.made.clear();
+  scratch.prefixed.clear();
   for (const Split& split : splits) split_words(split, scratch);
   if (add_prefix_space)
     for (std::string_view& word : scratch.words)
-      if (!word.starts_with(' ')) word = scratch.made.emplace_back(" " + std::string(word));
+      if (!word.starts_with(' ')) word = scratch.prefixed.emplace_back(" " + std::string(word));
   if (byte_level) split_words(*byte_level, scratch);
 }
 

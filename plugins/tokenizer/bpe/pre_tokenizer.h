@@ -1,4 +1,5 @@
-// Cuts text into the words that merges work in: Split, Digits and ByteLevel of a tokenizer.json.
+// Splits text into words, within which merges apply: Split, Digits and ByteLevel of a
+// tokenizer.json.
 #pragma once
 
 #include <deque>
@@ -11,37 +12,37 @@
 
 namespace dsv3::bpe {
 
-/// What becomes of a match: a word of its own; dropped; joined to the word before or after; joined
-/// to neighbouring matches.
+/// What happens to a match: it becomes a word, is removed, or is joined to the word before it, to
+/// the word after it, or to adjacent matches.
 enum class Behavior { isolated = 1, removed, merged_with_previous, merged_with_next, contiguous };
 
 struct Split {
   Pattern pattern;
   Behavior behavior = Behavior::isolated;
-  bool invert = false;  ///< matches and what lies between them change places
+  bool invert = false;  ///< swaps matches and the text between them
 };
 
 /// Reused buffers of one thread.
 struct SplitScratch {
-  std::vector<std::string_view> words;  ///< the result; views into the text or into `made`
-  std::vector<std::string_view> before;
+  std::vector<std::string_view> words;  ///< the result; views of the text or of `prefixed`
+  std::vector<std::string_view> unsplit;
   std::vector<std::pair<Span, bool>> parts;
-  std::deque<std::string> made;
+  std::deque<std::string> prefixed;
   MatchScratch match;
 };
 
-/// A list of splits, then ByteLevel, whose mapping of bytes to characters is not carried out:
+/// A list of splits, then ByteLevel. ByteLevel's mapping of bytes to characters is skipped, because
 /// merges work on bytes.
 struct PreTokenizer {
   std::vector<Split> splits;
-  bool add_prefix_space = false;    ///< put a space before words that have none
+  bool add_prefix_space = false;    ///< add a space before words that start without one
   std::optional<Split> byte_level;  ///< ByteLevel's own expression (use_regex)
 
-  /// Cuts valid UTF-8 `text` into scratch.words.
+  /// Splits valid UTF-8 `text` into scratch.words.
   void operator()(std::string_view text, SplitScratch& scratch) const;
 };
 
-/// The expression built into ByteLevel (GPT-2's), in PCRE2's syntax.
+/// ByteLevel's built-in expression (GPT-2's), in PCRE2's syntax.
 extern const char* const kByteLevelExpression;
 
 }  // namespace dsv3::bpe

@@ -14,7 +14,7 @@
 namespace dsv3::bpe {
 namespace {
 
-/// A value with its place in the file, for error texts.
+/// A value with its path in the file, for error messages.
 class Field {
  public:
   Field(const Json& value, std::string path) : value_(value), path_(std::move(path)) {}
@@ -27,12 +27,12 @@ class Field {
     throw Error(path_ + ": " + what, ExitCode::data);
   }
 
-  /// The value must be an object without other keys.
+  /// Throws if the value is not an object or has other keys.
   void known(std::initializer_list<const char*> keys) const {
-    if (!value_.is_object()) fail("an object is expected");
+    if (!value_.is_object()) fail("expected an object");
     for (const auto& item : value_.items())
       if (std::find(keys.begin(), keys.end(), item.key()) == keys.end())
-        at(item.key()).fail("unknown key; tokenizer/bpe does not know what it changes");
+        at(item.key()).fail("unknown key, which tokenizer/bpe does not support");
   }
 
   /// Null when absent.
@@ -47,30 +47,30 @@ class Field {
   }
 
   std::vector<Field> items() const {
-    if (!value_.is_array()) fail("a list is expected");
+    if (!value_.is_array()) fail("expected a list");
     std::vector<Field> all;
     for (size_t i = 0; i < value_.size(); ++i) all.push_back(at(i));
     return all;
   }
 
   std::string string() const {
-    if (!value_.is_string()) fail("a string is expected");
+    if (!value_.is_string()) fail("expected a string");
     return value_.get<std::string>();
   }
 
   bool boolean(std::optional<bool> absent = {}) const {
     if (is_null() && absent) return *absent;
-    if (!value_.is_boolean()) fail("true or false is expected");
+    if (!value_.is_boolean()) fail("expected true or false");
     return value_.get<bool>();
   }
 
   int32_t id() const {
-    if (!value_.is_number_unsigned() || value_.get<uint64_t>() > kMostIds)
-      fail("a token id is expected, a whole number from 0 to " + std::to_string(kMostIds));
+    if (!value_.is_number_unsigned() || value_.get<uint64_t>() > kLargestId)
+      fail("expected a token id, an integer from 0 to " + std::to_string(kLargestId));
     return value_.get<int32_t>();
   }
 
-  /// The value is one of null, false, 0, "".
+  /// Throws if the value is not one of null, false, 0 and "".
   void off(const std::string& what) const {
     const bool is_off =
         is_null() || value_ == Json(false) || value_ == Json(0) || value_ == Json("");
@@ -78,8 +78,8 @@ class Field {
   }
 
  private:
-  static constexpr uint64_t kMostIds =
-      (1 << 24) - 1;  // bounds what a damaged file makes us allocate
+  // Limits the memory that a damaged file allocates.
+  static constexpr uint64_t kLargestId = (1 << 24) - 1;
   const Json& value_;
   std::string path_;
 };
@@ -96,7 +96,8 @@ void read_normalizer(const Field& field, Normalizer& normalizer) {
       return;
     }
   if (type != "Sequence")
-    field.at("type").fail("normalizer '" + type + "' is not supported; NFC, NFD, NFKC, NFKD are");
+    field.at("type").fail("normalizer '" + type +
+                          "' is not supported; supported: NFC, NFD, NFKC, NFKD");
   field.known({"type", "normalizers"});
   for (const Field& item : field.at("normalizers").items()) read_normalizer(item, normalizer);
 }
@@ -123,7 +124,7 @@ Split read_split(const Field& field) {
   field.at("behavior").fail("unknown behavior '" + behavior + "'");
 }
 
-/// Reads one step; true when it was ByteLevel, which must be the last.
+/// Reads one step. Returns true if it is ByteLevel, which must be the last.
 bool read_pre_tokenizer(const Field& field, PreTokenizer& out) {
   const std::string type = field.at("type").string();
   if (type == "Split") {
@@ -145,18 +146,19 @@ bool read_pre_tokenizer(const Field& field, PreTokenizer& out) {
   }
   if (type == "Sequence") {
     field.known({"type", "pretokenizers"});
-    bool ended = false;
+    bool is_last = false;
     for (const Field& item : field.at("pretokenizers").items()) {
-      if (ended) item.fail("nothing may follow ByteLevel");
-      ended = read_pre_tokenizer(item, out);
+      if (is_last) item.fail("nothing may follow ByteLevel");
+      is_last = read_pre_tokenizer(item, out);
     }
-    return ended;
+    return is_last;
   }
   field.at("type").fail("pre-tokenizer '" + type +
-                        "' is not supported; Split, Digits, ByteLevel and Sequence are");
+                        "' is not supported; supported: Split, Digits, ByteLevel, Sequence");
 }
 
-/// These change offsets, or add tokens around a text on request only: never what encode() returns.
+/// Accepts post-processors that do not affect encode(): they change offsets, or add tokens around a
+/// text on request.
 void check_post_processor(const Field& field) {
   if (field.is_null()) return;
   const std::string type = field.at("type").string();
@@ -164,7 +166,7 @@ void check_post_processor(const Field& field) {
     for (const Field& item : field.at("processors").items()) check_post_processor(item);
   } else if (type != "ByteLevel" && type != "TemplateProcessing") {
     field.at("type").fail("post-processor '" + type +
-                          "' is not supported; ByteLevel and TemplateProcessing are");
+                          "' is not supported; supported: ByteLevel, TemplateProcessing");
   }
 }
 
@@ -172,7 +174,7 @@ void check_decoder(const Field& field) {
   if (field.is_null()) return;
   const std::string type = field.at("type").string();
   if (type != "ByteLevel")
-    field.at("type").fail("decoder '" + type + "' is not supported; ByteLevel is");
+    field.at("type").fail("decoder '" + type + "' is not supported; supported: ByteLevel");
 }
 
 void put(Definition& d, int32_t id, std::string bytes) {
@@ -180,23 +182,23 @@ void put(Definition& d, int32_t id, std::string bytes) {
   d.bytes[id] = std::move(bytes);
 }
 
-constexpr size_t kMostGaps = 1 << 16;  // ids that a vocabulary may leave out
+constexpr size_t kMaxGaps = 1 << 16;  // ids that a vocabulary may omit
 
 void read_vocab(const Field& field, Definition& d) {
   if (!field.value().is_object() || field.value().empty())
-    field.fail("an object of tokens is expected");
-  std::vector<bool> taken;
+    field.fail("expected an object of tokens");
+  std::vector<bool> seen;
   for (const auto& item : field.value().items()) {
     const int32_t id = Field(item.value(), field.path() + "[\"" + item.key() + "\"]").id();
-    // Memory goes with the highest id, so a small file must not name a huge one.
-    if (static_cast<size_t>(id) > kMostGaps + 4 * field.value().size())
+    // Memory grows with the largest id, so a small file must not contain a huge one.
+    if (static_cast<size_t>(id) > kMaxGaps + 4 * field.value().size())
       field.fail("id " + std::to_string(id) + " is far above the number of tokens, " +
                  std::to_string(field.value().size()));
-    if (taken.size() <= static_cast<size_t>(id)) taken.resize(id + 1);
-    if (taken[id]) field.fail("id " + std::to_string(id) + " is given twice");
-    taken[id] = true;
+    if (seen.size() <= static_cast<size_t>(id)) seen.resize(id + 1);
+    if (seen[id]) field.fail("id " + std::to_string(id) + " is used twice");
+    seen[id] = true;
     std::string bytes;
-    // Entries outside the alphabet are special tokens, listed among the added ones as well.
+    // Entries outside the byte alphabet are special tokens, which are also listed as added tokens.
     const bool reachable = bytes_of_token(item.key(), bytes);
     if (reachable) d.vocab.emplace(bytes, id);
     put(d, id, reachable ? bytes : item.key());
@@ -206,8 +208,8 @@ void read_vocab(const Field& field, Definition& d) {
   for (int byte = 0; byte < 256; ++byte) {
     const auto it = d.vocab.find(std::string(1, static_cast<char>(byte)));
     if (it == d.vocab.end())
-      field.fail("it has no token for byte " + std::to_string(byte) +
-                 "; only byte-level vocabularies that hold all 256 are supported");
+      field.fail("no token for byte " + std::to_string(byte) +
+                 "; only byte-level vocabularies with all 256 bytes are supported");
     byte_ids[byte] = it->second;
   }
   d.merges.set_byte_ids(byte_ids);
@@ -216,17 +218,17 @@ void read_vocab(const Field& field, Definition& d) {
 std::pair<std::string, std::string> read_merge(const Field& field) {
   const Json& value = field.value();
   if (value.is_array() && value.size() == 2) return {field.at(0).string(), field.at(1).string()};
-  if (!value.is_string()) field.fail("a merge is \"a b\" or [\"a\", \"b\"]");
+  if (!value.is_string()) field.fail("expected a merge, \"a b\" or [\"a\", \"b\"]");
   const std::string text = value.get<std::string>();
   const size_t space = text.find(' ');
   if (space == text.npos || text.find(' ', space + 1) != text.npos)
-    field.fail("a merge needs exactly one space: \"" + text + "\"");
+    field.fail("a merge must contain exactly one space: \"" + text + "\"");
   return {text.substr(0, space), text.substr(space + 1)};
 }
 
 /// Returns the merges as written, for the digest.
 Json read_merges(const Field& field, Definition& d) {
-  if (!field.value().is_array()) field.fail("a list is expected");
+  if (!field.value().is_array()) field.fail("expected a list");
   Json pairs = Json::array();
   d.merges.reserve(field.value().size());
   const auto id_of = [&](const Field& merge, const std::string& token) {
@@ -236,7 +238,7 @@ Json read_merges(const Field& field, Definition& d) {
   };
   for (size_t i = 0; i < field.value().size(); ++i) {
     const Field merge = field.at(i);
-    // The version line that merges.txt starts with was copied into some files.
+    // Some files contain the version line of merges.txt.
     if (merge.value().is_string() && merge.string().starts_with("#version")) continue;
     const auto [left, right] = read_merge(merge);
     d.merges.set(id_of(merge, left), id_of(merge, right),
@@ -246,7 +248,7 @@ Json read_merges(const Field& field, Definition& d) {
   return pairs;
 }
 
-/// Ids are those of the vocabulary, or follow it one by one.
+/// Checks that ids are those of the vocabulary or follow it consecutively.
 void read_added(const Field& list, Definition& d, size_t vocab_size) {
   if (list.is_null()) return;
   int32_t next = static_cast<int32_t>(vocab_size);
@@ -260,14 +262,14 @@ void read_added(const Field& list, Definition& d, size_t vocab_size) {
                      field.at("rstrip").boolean(),
                      field.at("normalized").boolean(),
                      field.at("special").boolean()};
-    if (token.content.empty()) field.at("content").fail("it is empty");
+    if (token.content.empty()) field.at("content").fail("empty token");
     const auto [it, added] = d.by_text.try_emplace(token.content, next);
     if (added) ++next;
     if (it->second != token.id)
       field.at("id").fail("token '" + token.content + "' has id " + std::to_string(token.id) +
-                          ", but by the vocabulary and the tokens before it, it gets " +
+                          ", but the vocabulary and the tokens before it imply id " +
                           std::to_string(it->second));
-    if (!seen.insert(token.id).second) field.fail("token '" + token.content + "' is given twice");
+    if (!seen.insert(token.id).second) field.fail("token '" + token.content + "' is listed twice");
     put(d, token.id, token.content);
     d.added.push_back(std::move(token));
   }
@@ -282,20 +284,21 @@ Definition read_definition(const Field& root) {
   read_normalizer(root.at("normalizer"), d.normalizer);
   const Field pre_tokenizer = root.at("pre_tokenizer");
   if (pre_tokenizer.is_null() || !read_pre_tokenizer(pre_tokenizer, d.pre_tokenizer))
-    pre_tokenizer.fail("it must end in ByteLevel: only byte-level BPE is supported");
+    pre_tokenizer.fail("must end in ByteLevel; only byte-level BPE is supported");
   check_post_processor(root.at("post_processor"));
   check_decoder(root.at("decoder"));
 
   const Field model = root.at("model");
-  // unk_token, fuse_unk and byte_fallback say what to do with unknown characters: with a token for
-  // each of the 256 bytes there are none.
+  // unk_token, fuse_unk and byte_fallback are for unknown characters, which do not exist if all 256
+  // bytes have a token.
   model.known({"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
                "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"});
   if (!model.at("type").is_null() && model.at("type").string() != "BPE")
-    model.at("type").fail("model '" + model.at("type").string() + "' is not supported; BPE is");
+    model.at("type").fail("model '" + model.at("type").string() +
+                          "' is not supported; supported: BPE");
   model.at("dropout").off("dropout");
-  model.at("continuing_subword_prefix").off("a prefix of subwords");
-  model.at("end_of_word_suffix").off("a suffix of words");
+  model.at("continuing_subword_prefix").off("continuing_subword_prefix");
+  model.at("end_of_word_suffix").off("end_of_word_suffix");
   d.ignore_merges = model.at("ignore_merges").boolean(false);
   read_vocab(model.at("vocab"), d);
   const Json merges = read_merges(model.at("merges"), d);
@@ -313,7 +316,7 @@ Definition read_definition(const Field& root) {
 Definition read_tokenizer_json(const std::string& file) {
   try {
     if (std::filesystem::is_directory(file))
-      throw Error(file + " is a folder; name the tokenizer.json in it");
+      throw Error(file + " is a folder; set the path of the tokenizer.json in it");
     return read_definition(Field(read_json(file), file + ": "));
   } catch (const Error& error) {
     throw Error(error.what(), ExitCode::data);

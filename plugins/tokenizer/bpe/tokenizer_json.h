@@ -1,5 +1,5 @@
-// Reads a Hugging Face tokenizer.json. What it asks for and this plugin does not do is an error
-// that names the place in the JSON; nothing is passed over in silence.
+// Reads a Hugging Face tokenizer.json. Anything that this plugin does not support is an error with
+// the path in the JSON, and nothing is ignored silently.
 #pragma once
 
 #include <string>
@@ -14,10 +14,10 @@
 namespace dsv3::bpe {
 
 struct Definition {
-  std::unordered_map<std::string, int32_t>
-      vocab;                       ///< by bytes, for words taken whole (ignore_merges)
-  std::vector<std::string> bytes;  ///< of each id; "" for ids that are not given out
-  std::unordered_map<std::string, int32_t> by_text;  ///< every token by its text in the file
+  /// Ids by bytes, for words that are tokens (ignore_merges).
+  std::unordered_map<std::string, int32_t> vocab;
+  std::vector<std::string> bytes;                    ///< by id; "" for unused ids
+  std::unordered_map<std::string, int32_t> by_text;  ///< all ids by text in the file
   Merges merges;
   bool ignore_merges = false;
   Normalizer normalizer;
@@ -26,7 +26,7 @@ struct Definition {
   std::string digest;  ///< SHA-256 of all of the above
 };
 
-/// Throws dsv3::Error (ExitCode::data) naming `file` and the path in it.
+/// Throws dsv3::Error (ExitCode::data) with `file` and the path in it.
 Definition read_tokenizer_json(const std::string& file);
 
 }  // namespace dsv3::bpe

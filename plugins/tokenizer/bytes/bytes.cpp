@@ -1,4 +1,4 @@
-// Tokenizer of bytes: ids 0-255 are the bytes, 256 ends a text.
+// Byte tokenizer: ids 0-255 are the bytes, 256 is the end of text.
 #include <dsv3/sdk/plugin.h>
 #include <dsv3/sdk/tokenizer.h>
 #include <dsv3/support/json.h>
@@ -25,7 +25,8 @@ class Bytes final : public Tokenizer {
 
   std::string token_bytes(int32_t id) const override {
     if (id < 0 || id > kEos)
-      throw Error("token id " + std::to_string(id) + " is not one of tokenizer/bytes (0 to 256)",
+      throw Error("token id " + std::to_string(id) +
+                      " is outside the vocabulary of tokenizer/bytes (0 to 256)",
                   ExitCode::data);
     return id == kEos ? "<|endoftext|>" : std::string(1, static_cast<char>(id));
   }
@@ -41,16 +42,16 @@ class Bytes final : public Tokenizer {
 
 namespace {
 
-/// GPT-2's printable stand-in for a byte: itself where Latin-1 prints it, else the next free
-/// character from U+0100 on.
-std::string stand_in(int byte) {
-  const auto prints = [](int b) {
+/// GPT-2's printable character for a byte: the byte itself if it is printable in Latin-1, else the
+/// next unused character from U+0100 on.
+std::string byte_character(int byte) {
+  const auto is_printable = [](int b) {
     return (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
   };
   int point = byte;
-  if (!prints(byte)) {
+  if (!is_printable(byte)) {
     point = 256;
-    for (int b = 0; b < byte; ++b) point += !prints(b);
+    for (int b = 0; b < byte; ++b) point += !is_printable(b);
   }
   if (point < 128) return std::string(1, char(point));
   return {char(0xC0 | point >> 6), char(0x80 | (point & 0x3F))};
@@ -61,7 +62,7 @@ std::string stand_in(int byte) {
 // A byte-level BPE without merges.
 std::map<std::string, std::string> Bytes::files() const {
   Json vocab = Json::object();
-  for (int byte = 0; byte < kEos; ++byte) vocab[stand_in(byte)] = byte;
+  for (int byte = 0; byte < kEos; ++byte) vocab[byte_character(byte)] = byte;
   vocab[token_bytes(kEos)] = kEos;
   const Json byte_level{{"type", "ByteLevel"},
                         {"add_prefix_space", false},
@@ -98,5 +99,5 @@ std::map<std::string, std::string> Bytes::files() const {
 }  // namespace dsv3::plugins
 
 DSV3_PLUGIN(registrar) {
-  registrar.tokenizer<dsv3::plugins::Bytes>("bytes", "One id a byte, and end of text");
+  registrar.tokenizer<dsv3::plugins::Bytes>("bytes", "One id per byte, and an end-of-text id");
 }

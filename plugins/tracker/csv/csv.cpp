@@ -1,4 +1,4 @@
-// A tracker that needs no server: metrics.csv in the run folder.
+// Writes metrics to a CSV file in the run folder.
 #include <charconv>
 #include <cmath>
 #include <fstream>
@@ -13,7 +13,7 @@ namespace {
 struct CsvOptions {
   std::string file = "metrics.csv";
   static void describe(dsv3::OptionSchema<CsvOptions>& s) {
-    s.add("file", &CsvOptions::file, "name of the table inside the run folder");
+    s.add("file", &CsvOptions::file, "name of the table in the run folder");
   }
 };
 
@@ -21,8 +21,8 @@ std::string text_of(double value) {
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
   char buffer[32];
-  const auto result =
-      std::to_chars(buffer, buffer + sizeof buffer, value);  // shortest that round-trips
+  // The shortest text that round-trips.
+  const auto result = std::to_chars(buffer, buffer + sizeof buffer, value);
   return {buffer, result.ptr};
 }
 
@@ -50,21 +50,21 @@ class CsvTracker final : public dsv3::Tracker {
   void finish(dsv3::RunStatus) override { writer_.reset(); }
 
  private:
-  /// Rows of event `next` or later were written but not acknowledged before a crash, perhaps in
-  /// part: they go, since the core is about to deliver them again.
+  /// Removes rows of event `next` and later, which were written, perhaps incompletely, but not
+  /// acknowledged before a crash. The core delivers them again.
   void open(int64_t next) {
-    uintmax_t keep = 0;
+    uintmax_t size = 0;
     if (std::ifstream file(path_); file) {
       std::string line;
       while (std::getline(file, line) && !file.eof()) {
-        if (keep > 0 && std::strtoll(line.c_str(), nullptr, 10) >= next) break;
-        keep += line.size() + 1;
+        if (size > 0 && std::strtoll(line.c_str(), nullptr, 10) >= next) break;
+        size += line.size() + 1;
       }
     }
-    if (keep > 0) std::filesystem::resize_file(path_, keep);
-    writer_ = keep > 0 ? std::make_unique<dsv3::fs::Writer>(dsv3::fs::Writer::append(path_))
+    if (size > 0) std::filesystem::resize_file(path_, size);
+    writer_ = size > 0 ? std::make_unique<dsv3::fs::Writer>(dsv3::fs::Writer::append(path_))
                        : std::make_unique<dsv3::fs::Writer>(path_);
-    if (keep == 0) {
+    if (size == 0) {
       writer_->write(std::string_view("id,step,tokens,time,name,value\n"));
       dsv3::fs::sync_folder(path_.parent_path());
     }

@@ -1,4 +1,4 @@
-// The sound component, registered by nobody.
+// The sound component; nothing calls its registration function.
 #define dsv3_register_plugin sound_attention
 #include "../../../tools/templates/plugin/attention/plugin.cpp"
 #undef dsv3_register_plugin
@@ -36,7 +36,7 @@ class Faulty final : public dsv3::Attention {
 }  // namespace
 
 void register_attention(dsv3::Registrar& registrar) {
-  registrar.attention<Faulty>("faulty", "Attention that goes wrong as it is told");
+  registrar.attention<Faulty>("faulty", "Attention with a configurable fault");
 }
 
 }  // namespace faulty

@@ -1,4 +1,4 @@
-// The sound component, registered by nobody.
+// The sound component; nothing calls its registration function.
 #define dsv3_register_plugin sound_data
 #include "../../../plugins/data/synthetic/synthetic.cpp"
 #undef dsv3_register_plugin
@@ -43,7 +43,7 @@ class Faulty final : public dsv3::Data {
 }  // namespace
 
 void register_data(dsv3::Registrar& registrar) {
-  registrar.data<Faulty>("faulty", "Data that go wrong as they are told");
+  registrar.data<Faulty>("faulty", "Data with a configurable fault");
 }
 
 }  // namespace faulty

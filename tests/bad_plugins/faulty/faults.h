@@ -1,6 +1,6 @@
-// Components that go wrong as option `fault` tells: a sound component inside, the one that plugin
-// templates start from where there is one, and a fault around it. What any component can do to its
-// process is here, what only one kind can do wrong stands with that kind.
+// Components that fail as option `fault` says. Each wraps a sound component, the one of the plugin
+// templates where there is one. Faults that any kind can have are here, those of one kind are in
+// its file.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@ struct FaultyOptions {
   std::string fault = "none";
   int64_t after = 0;
   static void describe(dsv3::OptionSchema<FaultyOptions>& s) {
-    s.add("fault", &FaultyOptions::fault, "what goes wrong");
-    s.add("after", &FaultyOptions::after, "calls that go well before").min(0);
+    s.add("fault", &FaultyOptions::fault, "which fault the component has");
+    s.add("after", &FaultyOptions::after, "calls that succeed before it").min(0);
   }
 };
 
@@ -31,10 +31,10 @@ class Fault {
   Fault(const Fault&) = delete;
   Fault& operator=(const Fault&) = delete;
 
-  /// Where the component does its work: counts the call, and misbehaves if it is to do what every
-  /// kind can do wrong.
+  /// Called where the component does its work: counts the call, and runs a fault that any kind can
+  /// have.
   void work();
-  /// Whether this kind's own fault is due: from the call on that `after` tells, as work() counts.
+  /// Whether this kind's own fault is due: after `after` calls, as work() counts them.
   bool is(const char* name) const { return due() && fault_ == name; }
 
  private:
@@ -44,7 +44,7 @@ class Fault {
   int64_t after_, calls_ = 0;
 };
 
-/// y, or what a layer must not give back for x.
+/// y, or a result that a layer must not return for x.
 at::Tensor spoiled(const Fault& fault, const at::Tensor& x, at::Tensor y);
 
 void register_attention(dsv3::Registrar& registrar);

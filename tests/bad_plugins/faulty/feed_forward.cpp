@@ -1,4 +1,4 @@
-// The sound component, registered by nobody.
+// The sound component; nothing calls its registration function.
 #define dsv3_register_plugin sound_feed_forward
 #include "../../../tools/templates/plugin/feed_forward/plugin.cpp"
 #undef dsv3_register_plugin
@@ -45,17 +45,17 @@ class Faulty final : public dsv3::FeedForward {
 }  // namespace
 
 void register_feed_forward(dsv3::Registrar& registrar) {
-  registrar.feed_forward<Faulty>("faulty", "Feed-forward that goes wrong as it is told");
-  // A registrar's own factories give an object or throw: this one is smuggled in.
-  using Factory = dsv3::Factory<dsv3::FeedForward, dsv3::LayerContext>;
+  registrar.feed_forward<Faulty>("faulty", "Feed-forward with a configurable fault");
+  // The registrar's factories never return nullptr, so this one replaces its factory.
+  using Factory = dsv3::Factory<dsv3::FeedForward>;
   auto& registration = const_cast<dsv3::Registration&>(registrar.registrations().back());
   registration.factory =
-      Factory([sound = std::get<Factory>(registration.factory)](const dsv3::OptionValues& values,
-                                                                const dsv3::LayerContext& context) {
+      Factory([sound = std::any_cast<Factory>(registration.factory)](
+                  const dsv3::OptionValues& values, const dsv3::LayerContext& context) {
         const auto fault = values.find("fault");
-        const bool nothing =
+        const bool no_object =
             fault != values.end() && std::get<std::string>(fault->second) == "no_object";
-        return nothing ? nullptr : sound(values, context);
+        return no_object ? nullptr : sound(values, context);
       });
 }
 

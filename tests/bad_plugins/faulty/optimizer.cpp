@@ -1,4 +1,4 @@
-// The sound component, registered by nobody.
+// The sound component; nothing calls its registration function.
 #define dsv3_register_plugin sound_optimizer
 #include "../../../tools/templates/plugin/optimizer/plugin.cpp"
 #undef dsv3_register_plugin
@@ -43,7 +43,7 @@ class Faulty final : public dsv3::Optimizer {
 }  // namespace
 
 void register_optimizer(dsv3::Registrar& registrar) {
-  registrar.optimizer<Faulty>("faulty", "An optimizer that goes wrong as it is told");
+  registrar.optimizer<Faulty>("faulty", "An optimizer with a configurable fault");
 }
 
 }  // namespace faulty

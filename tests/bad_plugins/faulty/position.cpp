@@ -1,4 +1,4 @@
-// The sound component, registered by nobody.
+// The sound component; nothing calls its registration function.
 #define dsv3_register_plugin sound_position
 #include "../../../tools/templates/plugin/position/plugin.cpp"
 #undef dsv3_register_plugin
@@ -37,7 +37,7 @@ class Faulty final : public dsv3::Position {
 }  // namespace
 
 void register_position(dsv3::Registrar& registrar) {
-  registrar.position<Faulty>("faulty", "Positions that go wrong as they are told");
+  registrar.position<Faulty>("faulty", "Positions with a configurable fault");
 }
 
 }  // namespace faulty

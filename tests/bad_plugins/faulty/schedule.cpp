@@ -1,4 +1,4 @@
-// The sound component, registered by nobody.
+// The sound component; nothing calls its registration function.
 #define dsv3_register_plugin sound_schedule
 #include "../../../tools/templates/plugin/schedule/plugin.cpp"
 #undef dsv3_register_plugin
@@ -34,7 +34,7 @@ class Faulty final : public dsv3::Schedule {
 }  // namespace
 
 void register_schedule(dsv3::Registrar& registrar) {
-  registrar.schedule<Faulty>("faulty", "A schedule that goes wrong as it is told");
+  registrar.schedule<Faulty>("faulty", "A schedule with a configurable fault");
 }
 
 }  // namespace faulty

@@ -1,4 +1,4 @@
-// The sound component, registered by nobody.
+// The sound component; nothing calls its registration function.
 #define dsv3_register_plugin sound_strategy
 #include "../../../tools/templates/plugin/strategy/plugin.cpp"
 #undef dsv3_register_plugin
@@ -71,7 +71,7 @@ class Faulty final : public dsv3::Strategy {
 }  // namespace
 
 void register_strategy(dsv3::Registrar& registrar) {
-  registrar.strategy<Faulty>("faulty", "A strategy that goes wrong as it is told");
+  registrar.strategy<Faulty>("faulty", "A strategy with a configurable fault");
 }
 
 }  // namespace faulty

@@ -1,4 +1,4 @@
-// The sound component, registered by nobody.
+// The sound component; nothing calls its registration function.
 #define dsv3_register_plugin sound_tokenizer
 #include "../../../tools/templates/plugin/tokenizer/plugin.cpp"
 #undef dsv3_register_plugin
@@ -40,7 +40,7 @@ class Faulty final : public dsv3::Tokenizer {
 }  // namespace
 
 void register_tokenizer(dsv3::Registrar& registrar) {
-  registrar.tokenizer<Faulty>("faulty", "A tokenizer that goes wrong as it is told");
+  registrar.tokenizer<Faulty>("faulty", "A tokenizer with a configurable fault");
 }
 
 }  // namespace faulty

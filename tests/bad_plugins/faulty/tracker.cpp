@@ -1,4 +1,4 @@
-// The sound component, registered by nobody.
+// The sound component; nothing calls its registration function.
 #define dsv3_register_plugin sound_tracker
 #include "../../../tools/templates/plugin/tracker/plugin.cpp"
 #undef dsv3_register_plugin
@@ -39,7 +39,7 @@ class Faulty final : public dsv3::Tracker {
 }  // namespace
 
 void register_tracker(dsv3::Registrar& registrar) {
-  registrar.tracker<Faulty>("faulty", "A tracker that goes wrong as it is told");
+  registrar.tracker<Faulty>("faulty", "A tracker with a configurable fault");
 }
 
 }  // namespace faulty

@@ -49,7 +49,7 @@ using Steps = std::vector<int64_t>;
 
 }  // namespace
 
-TEST_CASE_METHOD(Fixture, "an empty or missing folder holds no checkpoint") {
+TEST_CASE_METHOD(Fixture, "an empty or missing folder has no checkpoint") {
   REQUIRE_FALSE(store.newest());
   REQUIRE_FALSE(store.best());
   REQUIRE(store.all().empty());
@@ -57,7 +57,7 @@ TEST_CASE_METHOD(Fixture, "an empty or missing folder holds no checkpoint") {
   REQUIRE_FALSE(store.newest());
 }
 
-TEST_CASE_METHOD(Fixture, "a checkpoint comes back with all that was put in") {
+TEST_CASE_METHOD(Fixture, "a checkpoint reads back as it was saved") {
   TestContent content(7, 2.5);
   auto saved = store.save(content.content);
   REQUIRE(saved.folder == checkpoints / "step-7");
@@ -72,7 +72,7 @@ TEST_CASE_METHOD(Fixture, "a checkpoint comes back with all that was put in") {
   REQUIRE(log.lines.empty());
 }
 
-TEST_CASE_METHOD(Fixture, "the last and the best are kept") {
+TEST_CASE_METHOD(Fixture, "the newest and the best checkpoints are retained") {
   double losses[] = {5, 3, 4, 6, 2, 7, 8};
   for (int64_t i = 0; i < 7; ++i) save(10 * (i + 1), losses[i]);
   REQUIRE(steps() == Steps{20, 30, 50, 70});
@@ -83,7 +83,7 @@ TEST_CASE_METHOD(Fixture, "the last and the best are kept") {
   REQUIRE(names_in(checkpoints).size() == 4);
 }
 
-TEST_CASE_METHOD(Fixture, "steps are ordered as numbers") {
+TEST_CASE_METHOD(Fixture, "steps are ordered numerically") {
   for (int64_t step : {8, 9, 10, 100}) save(step, 1.0 / static_cast<double>(step));
   REQUIRE(store.newest()->step == 100);
   REQUIRE(steps() == Steps{9, 10, 100});
@@ -100,7 +100,7 @@ TEST_CASE_METHOD(Fixture, "a loss that is not finite is never best") {
   REQUIRE(std::isnan(*store.newest()->val_loss));
 }
 
-TEST_CASE_METHOD(Fixture, "with keep_best 0 only the last stays") {
+TEST_CASE_METHOD(Fixture, "with keep_best 0 only the newest is retained") {
   store = CheckpointStore(checkpoints, 0);
   for (int64_t step : {1, 2, 3}) save(step, 1.0);
   REQUIRE(steps() == Steps{3});
@@ -121,7 +121,7 @@ TEST_CASE_METHOD(Fixture,
   REQUIRE_FALSE(store.newest());
 }
 
-TEST_CASE_METHOD(Fixture, "each damage is named with file and cause") {
+TEST_CASE_METHOD(Fixture, "every kind of damage is reported with file and cause") {
   save(5, 1.5);
   auto folder = checkpoints / "step-5";
   auto tensors = folder / "rank-00000.safetensors", manifest = folder / "manifest.json";
@@ -147,11 +147,11 @@ TEST_CASE_METHOD(Fixture, "each damage is named with file and cause") {
   REQUIRE(has(error_of(folder), "format 2"));
   put(manifest, good_manifest);
   std::filesystem::rename(folder, checkpoints / "step-6");
-  REQUIRE(has(error_of(checkpoints / "step-6"), "manifest is of step 5"));
+  REQUIRE(has(error_of(checkpoints / "step-6"), "manifest is for step 5"));
   REQUIRE(store.all().empty());
 }
 
-TEST_CASE_METHOD(Fixture, "no flipped bit of a manifest changes what is read") {
+TEST_CASE_METHOD(Fixture, "a flipped bit in a manifest never changes what is read") {
   save(5, 1.5);
   auto folder = checkpoints / "step-5";
   std::string good = get(folder / "manifest.json");
@@ -170,7 +170,7 @@ TEST_CASE_METHOD(Fixture, "no flipped bit of a manifest changes what is read") {
   REQUIRE(harmless < static_cast<int>(good.size()));
 }
 
-TEST_CASE_METHOD(Fixture, "no flipped bit of a tensor file passes") {
+TEST_CASE_METHOD(Fixture, "every flipped bit in a tensor file is found") {
   save(5, 1.5);
   auto path = checkpoints / "step-5/rank-00000.safetensors";
   std::string good = get(path);
@@ -182,7 +182,7 @@ TEST_CASE_METHOD(Fixture, "no flipped bit of a tensor file passes") {
   }
 }
 
-TEST_CASE_METHOD(Fixture, "a manifest cannot lead out of its folder") {
+TEST_CASE_METHOD(Fixture, "a manifest cannot name files outside its folder") {
   save(5);
   auto folder = checkpoints / "step-5";
   dsv3::Json manifest = dsv3::Json::parse(get(folder / "manifest.json"));
@@ -197,7 +197,8 @@ TEST_CASE_METHOD(Fixture, "a manifest cannot lead out of its folder") {
   }
 }
 
-TEST_CASE_METHOD(Fixture, "saving a step again keeps a good one and replaces a bad one") {
+TEST_CASE_METHOD(Fixture,
+                 "saving a step twice keeps an intact checkpoint and replaces a damaged one") {
   save(5, 1.5);
   TestContent other(5, 0.5);
   store.save(other.content);
@@ -210,7 +211,7 @@ TEST_CASE_METHOD(Fixture, "saving a step again keeps a good one and replaces a b
   REQUIRE(names_in(checkpoints) == std::vector<std::string>{"step-5"});
 }
 
-TEST_CASE_METHOD(Fixture, "what killed saves left goes, other files stay") {
+TEST_CASE_METHOD(Fixture, "temporary files of killed saves are removed, other files are not") {
   std::filesystem::create_directories(checkpoints / "step-9.tmp-0123abcd/sub");
   put(checkpoints / "step-9.tmp-0123abcd/sub/file", "x");
   put(checkpoints / "notes.txt", "mine");
@@ -220,7 +221,7 @@ TEST_CASE_METHOD(Fixture, "what killed saves left goes, other files stay") {
   REQUIRE(store.newest()->step == 10);
 }
 
-TEST_CASE_METHOD(Fixture, "state that JSON cannot hold is refused, not changed") {
+TEST_CASE_METHOD(Fixture, "state that JSON cannot hold is rejected, not changed") {
   TestContent content(1, {});
   content.content.state["data"]["scale"] = std::nan("");
   REQUIRE_THROWS_WITH(store.save(content.content), Catch::Contains("state.data.scale"));

@@ -133,7 +133,7 @@ void save_until_power_cut(Run& run, int n, const Fate& fate, const std::string& 
 
 }  // namespace
 
-TEST_CASE("a save syncs what it wrote before it shows it") {
+TEST_CASE("a save syncs what it wrote before it renames it") {
   auto calls = calls_of_a_save();
   auto position = [&](Call call, const std::string& name) {
     auto at = std::find(calls.begin(), calls.end(), std::pair(call, name));
@@ -156,7 +156,7 @@ TEST_CASE("a save syncs what it wrote before it shows it") {
   REQUIRE(position(Call::sync, "checkpoints") < position(Call::rename, "step-2.tmp"));
 }
 
-TEST_CASE("a process that dies at any system call of a save leaves a checkpoint that loads") {
+TEST_CASE("a process killed at any system call of a save leaves a checkpoint that loads") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   REQUIRE(calls > 15);
   for (int n = 1; n <= calls + 1; ++n) {
@@ -175,7 +175,7 @@ TEST_CASE("a process that dies at any system call of a save leaves a checkpoint 
   }
 }
 
-TEST_CASE("a system call of a save that fails loses nothing and is told") {
+TEST_CASE("a failing system call in a save loses nothing and is reported") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   int failed = 0, warned = 0;
   for (bool for_good : {false, true}) {  // one call fails, or all from then on
@@ -233,7 +233,7 @@ TEST_CASE("a power cut at any system call of a save leaves a checkpoint that loa
   }
 }
 
-TEST_CASE("every sync of a save is needed: a power cut finds the one left out") {
+TEST_CASE("every sync of a save is needed: a power cut exposes a missing one") {
   for (const char* name :
        {"rank-00000.safetensors", "manifest.json", "step-3.tmp", "checkpoints"}) {
     INFO("no sync of " << name);
@@ -249,7 +249,7 @@ TEST_CASE("every sync of a save is needed: a power cut finds the one left out") 
   }
 }
 
-TEST_CASE("an interrupted system call of a save is made again") {
+TEST_CASE("an interrupted system call of a save is repeated") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   for (int n = 1; n <= calls; ++n) {
     INFO("call " << n << " is interrupted");
@@ -265,7 +265,7 @@ TEST_CASE("an interrupted system call of a save is made again") {
   }
 }
 
-TEST_CASE("a write that the system cuts short at any byte loses nothing and is told") {
+TEST_CASE("a write that the system cuts short at any byte loses nothing and is reported") {
   Run whole;
   whole.store.save(whole.three.content);
   uint64_t largest = 0;
@@ -284,9 +284,9 @@ TEST_CASE("a write that the system cuts short at any byte loses nothing and is t
         run.store.save(run.three.content);
       } catch (const dsv3::Error& failure) {
         const std::string text = failure.what();
-        const bool told = text.find(run.checkpoints.string()) != std::string::npos &&
-                          text.find(std::strerror(EFBIG)) != std::string::npos;
-        ::_exit(told ? kKilled : 2);
+        const bool reported = text.find(run.checkpoints.string()) != std::string::npos &&
+                              text.find(std::strerror(EFBIG)) != std::string::npos;
+        ::_exit(reported ? kKilled : 2);
       }
     });
     REQUIRE(code == kKilled);
@@ -295,13 +295,13 @@ TEST_CASE("a write that the system cuts short at any byte loses nothing and is t
   }
 }
 
-TEST_CASE("replacing a damaged checkpoint can die or fail at any call") {
+TEST_CASE("replacing a damaged checkpoint survives kills and failures at any call") {
   auto damage = [](Run& run) { put(run.checkpoints / "step-2/rank-00000.safetensors", "damaged"); };
   for (bool dies : {true, false}) {
     for (int n = 1;; ++n) {
       Run run;
       damage(run);
-      auto again = [&] {
+      auto save = [&] {
         int call = 0;
         fs::set_fault_hook([&, dies, n](Call, const fs::Path&) {
           if (++call != n) return 0;
@@ -315,7 +315,7 @@ TEST_CASE("replacing a damaged checkpoint can die or fail at any call") {
         fs::set_fault_hook({});
         return call;
       };
-      bool done = dies ? in_child(again) == 0 : again() < n;
+      bool done = dies ? in_child(save) == 0 : save() < n;
       INFO((dies ? "dies" : "fails") << " at call " << n);
       auto newest = run.store.newest();
       REQUIRE(newest);

@@ -1,4 +1,4 @@
-// Takes the place of libdsv3's logging in this executable, so that tests see what is said.
+// Replaces libdsv3's logging in this executable, so that tests see what is logged.
 #include <dsv3/sdk/log.h>
 
 #include "core/checkpoint/fixture.h"

@@ -1,4 +1,4 @@
-// model.conventions: one word for every option on which implementations differ.
+// Options on which implementations differ, and presets of their values.
 #include <catch2/catch.hpp>
 
 #include <dsv3/runtime/compare.h>
@@ -14,33 +14,27 @@ bool has(const std::string& text, const std::string& part) {
   return text.find(part) != text.npos;
 }
 
-dsv3::ExperimentRequest request(const std::filesystem::path& file,
-                                const std::vector<std::string>& overrides) {
-  dsv3::ExperimentRequest request;
-  request.file = file;
-  request.overrides = overrides;
-  return request;
-}
+constexpr const char* kTitan =
+    "conventions:\n"
+    "  model.mtp.input: raw\n"
+    "  feed_forward.moe.centring: mean\n"
+    "  attention.mha.unused: 3\n";
+constexpr const char* kMegatron =
+    "conventions: {model.mtp.denominator: own, optimizer.muon.nesterov: false}\n";
 
-struct Odd {
-  std::string form = "a";
-  static void describe(dsv3::OptionSchema<Odd>& s) {
-    s.add("form", &Odd::form, "form").convention({{"nanochat", "b"}});
-  }
-};
-struct Mistyped {
-  std::string form = "a";
-  static void describe(dsv3::OptionSchema<Mistyped>& s) {
-    s.add("form", &Mistyped::form, "form").convention({{"megatron", true}});
-  }
-};
+// The experiment that extends a preset.
+std::filesystem::path with_preset(const fake::Folder& folder, const std::string& preset) {
+  folder.write("preset.yaml", preset);
+  const std::string text = fake::kExperiment;
+  return folder.write("with.yaml", "dsv3: 1\nextends: preset.yaml" + text.substr(text.find('\n')));
+}
 
 }  // namespace
 
-TEST_CASE("an implementation's conventions are the values of unset options") {
+TEST_CASE("a preset gives its values to options that the experiment does not set") {
   fake::Folder folder;
-  const auto file = folder.write("e.yaml", fake::kExperiment);
-  const Experiment titan = fake::load(file, {"model.conventions=torchtitan"});
+  const auto file = with_preset(folder, kTitan);
+  const Experiment titan = fake::load(file);
   CHECK(titan.mtp.input == "raw");
   CHECK(titan.mtp.denominator == "main");
   CHECK(titan.feed_forward[1].component.options.at("centring") == OptionValue(std::string("mean")));
@@ -48,71 +42,68 @@ TEST_CASE("an implementation's conventions are the values of unset options") {
   CHECK(titan.conventions.at("feed_forward.moe.centring") == "mean");
   CHECK(titan.conventions.at("model.mtp.input") == "raw");
   CHECK(titan.conventions.at("optimizer.muon.nesterov") == "true");
-  const Experiment megatron = fake::load(file, {"model.conventions=megatron"});
+  const Experiment megatron = fake::load(with_preset(folder, kMegatron));
   CHECK(megatron.mtp.denominator == "own");
   CHECK(megatron.mtp.input == "normed");
   CHECK(megatron.optimizer[1].component.options.at("nesterov") == OptionValue(false));
-  CHECK(fake::load(file, {"model.conventions=deepseek"}).conventions ==
-        fake::load(file).conventions);
 }
 
-TEST_CASE("what the experiment sets goes before conventions") {
+TEST_CASE("values of the experiment win over those of a preset") {
   fake::Folder folder;
-  const auto file = folder.write("e.yaml", fake::kExperiment);
-  const Experiment e =
-      fake::load(file, {"model.conventions=torchtitan", "model.mtp.input=normed",
-                        "feed_forward=[{layers: 0-1, plugin: moe, centring: none}, {layers: 2-3, "
-                        "plugin: moe}]"});
+  const auto file = with_preset(folder, kTitan);
+  const Experiment e = fake::load(
+      file,
+      {"model.mtp.input=normed",
+       "feed_forward=[{layers: 0-1, plugin: moe, centring: none}, {layers: 2-3, plugin: moe}]"});
   CHECK(e.mtp.input == "normed");
   CHECK(e.conventions.at("feed_forward.moe.centring") == "none");
   CHECK(e.conventions.at("feed_forward.moe.centring (layers 2-3)") == "mean");
+  // A later layer wins, in either spelling.
+  CHECK(fake::load(file, {"conventions.model.mtp.input=normed"}).mtp.input == "normed");
+  CHECK(fake::load(file, {"conventions={model.mtp.input: normed}"}).mtp.input == "normed");
 }
 
-TEST_CASE("values of conventions say where they come from") {
+TEST_CASE("a preset is the origin of its values") {
   fake::Folder folder;
-  const auto file = folder.write("e.yaml", fake::kExperiment);
-  fake::Catalog catalog;
-  const std::string origins = print_with_origins(
-      request(file, {"model.conventions=torchtitan", "model.mtp.concat=embedding_first"}), catalog);
-  CHECK(has(origins, "    input: raw  # model.conventions: torchtitan\n"));
-  CHECK(has(origins, "      centring: mean  # model.conventions: torchtitan\n"));
+  const Experiment e =
+      fake::load(with_preset(folder, kTitan), {"model.mtp.concat=embedding_first"});
+  const std::string origins = folder.shorten(e.resolved.yaml(true));
+  CHECK(has(origins, "    input: raw  # preset.yaml:2:20\n"));
+  CHECK(has(origins, "      centring: mean  # preset.yaml:3:30\n"));
   CHECK(has(origins, "    concat: embedding_first  # command line: "));
   CHECK(has(origins, "    denominator: main  # default\n"));
 }
 
-TEST_CASE("a resolved experiment under conventions loads again as an equal one") {
+TEST_CASE("a resolved experiment with a preset loads again as an equal one") {
   fake::Folder folder;
-  const auto file = folder.write("e.yaml", fake::kExperiment);
-  for (const std::string& name : dsv3::implementations()) {
-    const Experiment first = fake::load(file, {"model.conventions=" + name});
-    const auto stored = folder.write("run/config.yaml", first.resolved);
+  for (const char* preset : {"", kTitan, kMegatron}) {
+    const Experiment first = fake::load(with_preset(folder, preset));
+    const auto stored = folder.write("run/config.yaml", first.resolved.yaml());
     const Experiment second = fake::load(stored);
-    CHECK(second.resolved == first.resolved);
+    CHECK(second.resolved.yaml() == first.resolved.yaml());
     CHECK(second.conventions == first.conventions);
     CHECK(second.mtp.input == first.mtp.input);
-    // Stored values are set ones: another word changes what is new only.
-    const Experiment other = fake::load(
-        stored, {"model.conventions=torchtitan", "feed_forward=swiglu", "feed_forward=moe"});
-    CHECK(other.mtp.input == first.mtp.input);
-    CHECK(other.conventions.at("feed_forward.moe.centring") == "mean");
   }
 }
 
-TEST_CASE("comparison shows what conventions changed, each as a factor") {
+TEST_CASE("a run of an older version, which had a key for conventions, loads") {
   fake::Folder folder;
-  const auto file = folder.write("e.yaml", fake::kExperiment);
   fake::Catalog catalog;
-  const dsv3::Comparison difference = compare_experiments(
-      request(file, {}), request(file, {"model.conventions=torchtitan"}), catalog);
-  CHECK(difference.factors ==
-        std::vector<std::string>{"model.mtp.input", "model.feed_forward.1.centring"});
+  dsv3::ExperimentRequest request;
+  std::string text = fake::load(with_preset(folder, kTitan)).resolved.yaml();
+  text.insert(text.find("  hidden:"), "  conventions: torchtitan\n");
+  request.file = folder.write("run/config.yaml", text);
+  request.stored = true;
+  CHECK(load_experiment(request, catalog).mtp.input == "raw");
+  request.stored = false;
+  CHECK_THROWS_AS(load_experiment(request, catalog), dsv3::ConfigError);
 }
 
-TEST_CASE("unknown implementations are refused") {
+TEST_CASE("comparison shows every value that a preset changed as a factor") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
-  CHECK(
-      has(fake::mistakes(file, {"model.conventions=nanochat"}), "deepseek, megatron, torchtitan"));
-  CHECK_THROWS_WITH(dsv3::schema_of<Odd>(), Catch::Contains("'nanochat'"));
-  CHECK_THROWS_WITH(dsv3::schema_of<Mistyped>(), Catch::Contains("another type"));
+  const dsv3::Comparison difference =
+      compare_experiments(fake::load(file), fake::load(with_preset(folder, kTitan)));
+  CHECK(difference.factors ==
+        std::vector<std::string>{"model.mtp.input", "model.feed_forward.1.centring"});
 }

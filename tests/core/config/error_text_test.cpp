@@ -17,8 +17,8 @@ TEST_CASE("a place in a file brings its line, with a caret below the word") {
             ":2:20): no\n"
             "  2 | schedule: {plugin: thrower, x: \xc3\xa9 }\n"
             "    |                    ^~~~~~~");
-  CHECK(error_text(file + ":3:2: error: a\n  asked for by " + file + ":1:1") ==
-        file + ":3:2: error: a\n  3 |  last: 1\n    |  ^~~~\n  asked for by " + file +
+  CHECK(error_text(file + ":3:2: error: a\n  requested by " + file + ":1:1") ==
+        file + ":3:2: error: a\n  3 |  last: 1\n    |  ^~~~\n  requested by " + file +
             ":1:1\n  1 | dsv3: 1\n    | ^~~~");
   // The cause stands behind what it is the cause of.
   CHECK(error_text("a (" + file + ":2:1): b (" + file + ":1:7): c") ==
@@ -40,16 +40,19 @@ TEST_CASE("a text without a place in a file stays as it is") {
   // The checker's own blocks, lists and notes.
   for (const std::string& text :
        {file + ":1:1: error: y\n  1 | dsv3: 1\n    | ^~~~\n  note: first at " + file + ":1:1",
-        std::string("a:1:1: error: y\n  b: 1 (") + file + ":1:1)"})
+        std::string("a:1:1: error: y\n  b: 1 (") + file + ":1:1)",
+        "command line: error: y (" + file + ":1:1)\n  train.steps=x\n              ^\n  note: z"})
     CHECK(error_text(text) == text);
 }
 
 TEST_CASE("all keys on which two resolved experiments differ, by path") {
-  const auto found = dsv3::compare_resolved(
-      "dsv3: 1\nmodel:\n  hidden: 32\n  attention:\n    plugin: mla\n    heads: 2\noptimizer:\n  - "
-      "plugin: adamw\n  - plugin: muon\nsamples:\n  prompts: [a, b]\n",
-      "dsv3: 1\nmodel:\n  hidden: 64\n  attention:\n    plugin: mla\noptimizer:\n  - plugin: "
-      "adamw\n  - plugin: sgd\n    lr: 1\nsamples:\n  prompts: [a, c]\n");
+  const auto found = dsv3::differences(
+      dsv3::read_resolved("dsv3: 1\nmodel:\n  hidden: 32\n  attention:\n    plugin: mla\n    "
+                          "heads: 2\noptimizer:\n  - "
+                          "plugin: adamw\n  - plugin: muon\nsamples:\n  prompts: [a, b]\n"),
+      dsv3::read_resolved(
+          "dsv3: 1\nmodel:\n  hidden: 64\n  attention:\n    plugin: mla\noptimizer:\n  - plugin: "
+          "adamw\n  - plugin: sgd\n    lr: 1\nsamples:\n  prompts: [a, c]\n"));
   std::vector<std::string> lines;
   for (const auto& one : found) lines.push_back(one.key + " " + one.a + " " + one.b);
   CHECK(lines == std::vector<std::string>{"model.hidden 32 64", "model.attention.heads 2 ",

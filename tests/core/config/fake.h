@@ -1,4 +1,4 @@
-// A catalog that is a table, and files in a folder of the test's own.
+// A catalog that is a table, and files in a temporary folder.
 #pragma once
 
 #include <filesystem>
@@ -57,9 +57,7 @@ struct Moe {
   static void describe(dsv3::OptionSchema<Moe>& s) {
     s.add("routed", &Moe::routed, "experts").min(1);
     s.add("top_k", &Moe::top_k, "experts a token").min(1);
-    s.add("centring", &Moe::centring, "bias")
-        .choices({"none", "mean"})
-        .convention({{"torchtitan", "mean"}});
+    s.add("centring", &Moe::centring, "bias").choices({"none", "mean"}).convention();
     s.add("scales", &Moe::scales, "one an expert");
   }
 };
@@ -76,7 +74,7 @@ struct Muon {
   bool nesterov = true;
   static void describe(dsv3::OptionSchema<Muon>& s) {
     s.add("lr", &Muon::lr, "learning rate").min(0);
-    s.add("nesterov", &Muon::nesterov, "look ahead").convention({{"megatron", false}});
+    s.add("nesterov", &Muon::nesterov, "look ahead").convention();
   }
 };
 struct Cosine {
@@ -163,7 +161,7 @@ class Catalog final : public dsv3::Catalog {
   }
 };
 
-/// A folder that goes away with the test.
+/// A folder that the test removes.
 class Folder {
  public:
   Folder() {
@@ -217,11 +215,11 @@ tracker: [csv, {plugin: mlflow, url: "http://x"}]
 )";
 
 inline dsv3::Experiment load(const std::filesystem::path& file,
-                             const std::vector<std::string>& overrides = {}) {
+                             const std::vector<std::string>& settings = {}) {
   Catalog catalog;
   dsv3::ExperimentRequest request;
   request.file = file;
-  request.overrides = overrides;
+  request.command_line = settings;
   return dsv3::load_experiment(request, catalog);
 }
 
@@ -230,6 +228,7 @@ struct Show {
   std::string operator()(int64_t v) const { return std::to_string(v); }
   std::string operator()(double v) const { return std::to_string(v) + "f"; }
   std::string operator()(const std::string& v) const { return "'" + v + "'"; }
+  std::string operator()(std::monostate) const { return "unset"; }
   template <class T>
   std::string operator()(const std::vector<T>& values) const {
     std::string text = "[";
@@ -238,7 +237,7 @@ struct Show {
   }
 };
 
-/// "heads=4 lr=0.500000f": the types show, too.
+/// "heads=4 lr=0.500000f": the types are visible.
 inline std::string show(const dsv3::OptionValues& values) {
   std::string text;
   for (const auto& [key, value] : values)
@@ -246,11 +245,11 @@ inline std::string show(const dsv3::OptionValues& values) {
   return text;
 }
 
-/// The error text of an experiment, "" when it is fine.
-inline std::string mistakes(const std::filesystem::path& file,
-                            const std::vector<std::string>& overrides = {}) {
+/// The error text of an experiment, "" when it is valid.
+inline std::string errors_of(const std::filesystem::path& file,
+                             const std::vector<std::string>& settings = {}) {
   try {
-    load(file, overrides);
+    load(file, settings);
     return "";
   } catch (const dsv3::ConfigError& error) {
     return error.what();

@@ -28,7 +28,7 @@ TEST_CASE("a whole experiment is typed") {
   const Experiment e = fake::load(folder.write("e.yaml", fake::kExperiment));
   CHECK(e.name == "tiny");
   CHECK(e.model.hidden == 64);
-  CHECK(e.model.vocab == 0);
+  CHECK_FALSE(e.model.vocab.has_value());
   CHECK(e.mtp.depth == 1);
   REQUIRE(e.attention.size() == 1);
   CHECK(e.attention[0].first == 0);
@@ -49,7 +49,7 @@ TEST_CASE("a whole experiment is typed") {
   CHECK(e.tokenizer.plugin == "bpe");
   CHECK(e.tokenizer.kind == dsv3::Kind::tokenizer);
   CHECK(e.train.steps == 20);
-  CHECK(e.train.tokens == 0);
+  CHECK_FALSE(e.train.tokens.has_value());
   CHECK(e.samples.prompts == std::vector<std::string>{"The \"Lord\"", "a: b # c", "tiny ${x}"});
   REQUIRE(e.tracker.size() == 2);
   CHECK(e.tracker[0].plugin == "csv");
@@ -75,11 +75,11 @@ TEST_CASE("numbers") {
   CHECK(fake::load(file, {"data.path=123"}).data.options.at("path") ==
         dsv3::OptionValue(std::string("123")));
   CHECK(fake::load(file, {"model.tied_head=true"}).model.tied_head);
-  CHECK_FALSE(fake::mistakes(file, {"model.tied_head=yes"}).empty());
-  CHECK_FALSE(fake::mistakes(file, {"train.steps=1_000"}).empty());
+  CHECK_FALSE(fake::errors_of(file, {"model.tied_head=yes"}).empty());
+  CHECK_FALSE(fake::errors_of(file, {"train.steps=1_000"}).empty());
 }
 
-TEST_CASE("later layers win: machine, bases, file, command line, forced") {
+TEST_CASE("later layers win: machine, bases, file, settings, command line") {
   fake::Folder folder;
   const auto machine = folder.write("config.yaml", R"(
 plugin_paths: [plugins, /abs]
@@ -107,29 +107,38 @@ samples: {prompts: [c]}
   fake::Catalog catalog;
   dsv3::ExperimentRequest request;
   request.file = file;
-  request.overrides = {"train.micro_batch=1", "train.threads=2"};
   request.machine_config = machine;
-  request.forced = {"train.threads=3"};
+  request.settings = {{"train.threads", int64_t{2}, "sweep point"},
+                      {"train.micro_batch", int64_t{2}, "sweep point"},
+                      {"train.not_finite", "skip", "another"}};
+  request.command_line = {"train.micro_batch=1"};
   const Experiment e = load_experiment(request, catalog);
   CHECK(e.train.batch == 2);
   CHECK(e.train.seed == 30);
   CHECK(e.train.log_every == 400);
   CHECK(e.train.sequence == 5000);
   CHECK(e.train.micro_batch == 1);
-  CHECK(e.train.threads == 3);
+  CHECK(e.train.threads == 2);
+  CHECK(e.train.not_finite == "skip");
   CHECK(e.samples.prompts == std::vector<std::string>{"c"});
   CHECK(e.name == "e");
   CHECK(e.output == "/machine/runs");
   CHECK(e.hub_endpoint == "http://mirror");
   CHECK(e.log_level == "warning");
   REQUIRE(e.tracker.size() == 1);
-  const std::string origins = folder.shorten(print_with_origins(request, catalog));
+  const std::string origins = folder.shorten(e.resolved.yaml(true));
   CHECK(has(origins, "  steps: 1  # base/a.yaml:2:16\n"));
   CHECK(has(origins, "  log_every: 400  # base/c.yaml:1:20\n"));
   CHECK(has(origins, "  micro_batch: 1  # command line: train.micro_batch=1\n"));
-  CHECK(has(origins, "  threads: 3  # --debug: train.threads=3\n"));
+  CHECK(has(origins, "  threads: 2  # sweep point: train.threads=2\n"));
+  CHECK(has(origins, "  not_finite: skip  # another: train.not_finite=skip\n"));
   CHECK(has(origins, "  clip: 1  # default\n"));
   CHECK(has(origins, "  plugin: csv  # config.yaml:4:10\n"));
+  CHECK(folder.shorten(e.origin("train.steps").text()) == "base/a.yaml:2:16");
+  CHECK(e.origin("train.threads").text() == "sweep point");
+  CHECK(e.origin("train.micro_batch").full_text() == "command line: train.micro_batch=1");
+  CHECK(e.origin("schedule.warmup").text() == "default");
+  CHECK(e.origin("no.such.path").text() == "default");
 
   const dsv3::MachineConfig read = dsv3::read_machine_config(machine);
   CHECK(read.plugin_paths ==
@@ -139,7 +148,7 @@ samples: {prompts: [c]}
   CHECK_THROWS_AS(load_experiment(request, catalog), dsv3::ConfigError);
 }
 
-TEST_CASE("swapping a plugin keeps what fits and tells what it dropped") {
+TEST_CASE("changing a plugin keeps the options it has and reports dropped ones") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   for (const std::string word :
@@ -185,7 +194,7 @@ TEST_CASE("lists of components") {
   CHECK(two.conventions.at("feed_forward.moe.centring (layers 2-3)") == "mean");
 }
 
-TEST_CASE("aliases stand for YAML") {
+TEST_CASE("aliases expand to YAML") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   const Experiment one = fake::load(file, {"optimizer=adamw", "optimizer.lr=0.5"});
@@ -208,12 +217,12 @@ TEST_CASE("aliases stand for YAML") {
   CHECK(value(three.strategy, "stage") == dsv3::OptionValue(int64_t{3}));
 }
 
-TEST_CASE("a later length of the run displaces an earlier one") {
+TEST_CASE("a later length of the run replaces an earlier one") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   const Experiment e = fake::load(file, {"train.tokens=1000"});
   CHECK(e.train.tokens == 1000);
-  CHECK(e.train.steps == 0);
+  CHECK_FALSE(e.train.steps.has_value());
   CHECK(folder.shorten(joined(e.notes)) ==
         "train.tokens (command line) replaces train.steps (e.yaml:19:16)\n");
 }
@@ -228,7 +237,7 @@ TEST_CASE("optimizer groups have unique names") {
   for (const auto& group : e.optimizer) names.push_back(group.name);
   CHECK(names == std::vector<std::string>{"adamw_norm", "adamw_bias_head", "adamw_norm_2", "rest"});
   CHECK_FALSE(
-      fake::mistakes(file, {"optimizer=[{plugin: adamw, name: a}, {plugin: adamw, name: a}]"})
+      fake::errors_of(file, {"optimizer=[{plugin: adamw, name: a}, {plugin: adamw, name: a}]"})
           .empty());
 }
 
@@ -237,21 +246,23 @@ TEST_CASE("references are resolved late and secrets are never stored") {
   ::setenv("DSV3_TEST_SECRET", "hunter2", 1);
   ::setenv("DSV3_TEST_STEPS", "33", 1);
   const auto file = folder.write("e.yaml", fake::kExperiment);
-  const std::vector<std::string> overrides{
+  const std::vector<std::string> settings{
       "tracker=[{plugin: mlflow, token: \"a ${env:DSV3_TEST_SECRET}\", url: "
       "\"${tracker.0.token}\"}]",
-      "train.steps=${env:DSV3_TEST_STEPS}", "train.log_every=${train.batch}", "train.batch=16"};
-  const Experiment e = fake::load(file, overrides);
+      "train.steps=\"${env:DSV3_TEST_STEPS}\"", "train.log_every='${train.batch}'",
+      "train.batch=16"};
+  const Experiment e = fake::load(file, settings);
   CHECK(value(e.tracker[0], "token") == dsv3::OptionValue(std::string("a hunter2")));
   CHECK(value(e.tracker[0], "url") == dsv3::OptionValue(std::string("a hunter2")));
   CHECK(e.train.steps == 33);
   CHECK(e.train.log_every == 16);
-  CHECK_FALSE(has(e.resolved, "hunter2"));
-  CHECK(has(e.resolved, "token: \"a ${env:DSV3_TEST_SECRET}\""));
-  const Experiment again = fake::load(folder.write("resolved.yaml", e.resolved));
-  CHECK(again.train.steps == 33);
-  CHECK(value(again.tracker[0], "token") == dsv3::OptionValue(std::string("a hunter2")));
-  CHECK(again.resolved == e.resolved);
+  const std::string written = e.resolved.yaml();
+  CHECK_FALSE(has(written, "hunter2"));
+  CHECK(has(written, "token: \"a ${env:DSV3_TEST_SECRET}\""));
+  const Experiment reloaded = fake::load(folder.write("resolved.yaml", written));
+  CHECK(reloaded.train.steps == 33);
+  CHECK(value(reloaded.tracker[0], "token") == dsv3::OptionValue(std::string("a hunter2")));
+  CHECK(reloaded.resolved.yaml() == written);
 }
 
 TEST_CASE("references that double forever are stopped") {
@@ -266,5 +277,71 @@ TEST_CASE("references that double forever are stopped") {
     return list + "\"" + last + "\"]";
   };
   CHECK(fake::load(file, {prompts("")}).samples.prompts.size() == 30);
-  CHECK(has(fake::mistakes(file, {prompts("x")}), "references expand to more than 65536 bytes"));
+  CHECK(has(fake::errors_of(file, {prompts("x")}), "references expand to more than 65536 bytes"));
+}
+
+TEST_CASE("a value of the command line is the text itself") {
+  fake::Folder folder;
+  const auto file = folder.write("e.yaml", fake::kExperiment);
+  for (const std::string path :
+       {"a #b", "a: b",    "it's",   "\"x",   "\"a\" b",       "'a' 'b'", "back\\slash",
+        "a b ", "${HOME}", "${a.b}", "$${x}", "[draft] a.txt", "{x} y",   "*a",
+        "&a",   "!a",      "%a",     "@a",    "| a",           "> a",     "- a",
+        "? a",  "a=b",     "1e3",    "true",  "\u00fc\t",      "# all"}) {
+    INFO(path);
+    const Experiment e = fake::load(file, {"data.path=" + path, "tokenizer.file=" + path});
+    CHECK(value(e.data, "path") == dsv3::OptionValue(path));
+    CHECK(value(e.tokenizer, "file") == dsv3::OptionValue(path));
+    const Experiment reloaded = fake::load(folder.write("run/config.yaml", e.resolved.yaml()));
+    CHECK(value(reloaded.data, "path") == dsv3::OptionValue(path));
+    fake::Catalog catalog;
+    dsv3::ExperimentRequest request;
+    request.file = file;
+    request.settings = {{"data.path", path, "a program"}};
+    CHECK(value(load_experiment(request, catalog).data, "path") == dsv3::OptionValue(path));
+  }
+  CHECK(value(fake::load(file, {"data.path='a #b'"}).data, "path") ==
+        dsv3::OptionValue(std::string("a #b")));
+  CHECK(value(fake::load(file, {"data.path=\"\\u0041\""}).data, "path") ==
+        dsv3::OptionValue(std::string("A")));
+  CHECK(has(fake::errors_of(file, {"data.path="}), "'path' in data (plugin 'text') has no value"));
+}
+
+TEST_CASE("settings of a program are typed") {
+  fake::Folder folder;
+  fake::Catalog catalog;
+  dsv3::ExperimentRequest request;
+  request.file = folder.write("e.yaml", fake::kExperiment);
+  request.settings = {{"model.attention.0.plugin", "mha", "p"},
+                      {"model.attention.0.layers", "0-1", "p"},
+                      {"model.attention.1.plugin", "mla", "p"},
+                      {"model.attention.1.layers", "2-", "p"},
+                      {"model.vocab", "auto", "p"},
+                      {"data.tokenizer", std::monostate(), "p"},
+                      {"optimizer", "adamw", "p"},
+                      {"optimizer.lr", int64_t{1}, "p"},
+                      {"optimizer.betas", std::vector<double>{0.5, 0.25}, "p"}};
+  // The experiment's attention is a map, so its elements cannot be set.
+  CHECK_THROWS_AS(load_experiment(request, catalog), dsv3::ConfigError);
+  std::string text = fake::kExperiment;
+  const std::string attention = "  attention: {plugin: mla, heads: 4, kv_lora_rank: 16}\n";
+  text.erase(text.find(attention), attention.size());
+  request.file = folder.write("e.yaml", text);
+  const Experiment e = load_experiment(request, catalog);
+  REQUIRE(e.attention.size() == 2);
+  CHECK(e.attention[0].last == 1);
+  CHECK(e.attention[1].component.plugin == "mla");
+  CHECK(e.attention[1].component.origin.text() == "p");
+  CHECK_FALSE(e.model.vocab.has_value());
+  CHECK(e.tokenizer.plugin.empty());
+  CHECK(fake::show(e.optimizer.at(0).component.options) ==
+        "betas=[0.500000f;0.250000f;] lr=1.000000f");
+
+  request.settings = {{"train.steps", "5", "p"}};
+  CHECK_THROWS_WITH(load_experiment(request, catalog), Catch::Contains("must be an integer"));
+  request.settings = {{"train.steps", int64_t{0}, "p"}};
+  CHECK_THROWS_WITH(load_experiment(request, catalog),
+                    Catch::Contains("p: error: 'steps' in train"));
+  request.settings = {{"train.step", int64_t{1}, "p"}};
+  CHECK_THROWS_WITH(load_experiment(request, catalog), Catch::Contains("did you mean 'steps'?"));
 }

@@ -3,9 +3,8 @@
 
 #include <catch2/catch.hpp>
 
+#include <dsv3/runtime/experiment.h>
 #include <dsv3/sdk/error.h>
-
-#include "config/emit.h"
 
 using namespace dsv3::config;
 
@@ -15,7 +14,7 @@ struct Parsed {
   Diagnostics diagnostics;
   std::optional<Node> node;
   explicit Parsed(const std::string& text) {
-    node = parse(diagnostics, diagnostics.add_source("f.yaml", text, true), 1);
+    node = parse(diagnostics, diagnostics.add_source("f.yaml", text, true));
   }
   std::string errors() const {
     try {
@@ -36,7 +35,7 @@ bool has(const std::string& text, const std::string& part) {
 
 }  // namespace
 
-TEST_CASE("values know their place and their quotes") {
+TEST_CASE("values know their position and their quotes") {
   Parsed parsed("a: 1\nb:\n  c: [x, \"2\"]\n  d:\n");
   REQUIRE(parsed.errors() == "");
   const Node& root = *parsed.node;
@@ -59,7 +58,7 @@ TEST_CASE("an alias is a copy") {
   CHECK(find_path(*parsed.node, "b.p")->text == "1");
 }
 
-TEST_CASE("every limit has an error with its place") {
+TEST_CASE("every limit has an error with its position") {
   CHECK(errors_of("a: 1\nb: 2\na: 3\n") ==
         "f.yaml:3:1: error: duplicate key 'a'\n"
         "  3 | a: 3\n"
@@ -107,7 +106,7 @@ TEST_CASE("alias bombs stay small") {
   CHECK(has(errors_of(deep), "deeper than 64"));
 }
 
-TEST_CASE("what is emitted reads back the same") {
+TEST_CASE("every string that is written reads back the same") {
   const std::string texts[] = {"",
                                "plain",
                                "a b",
@@ -117,6 +116,7 @@ TEST_CASE("what is emitted reads back the same") {
                                "tab\tnew\nline",
                                "\"q\" \\ 'r'",
                                "# c",
+                               "a #b",
                                "a: b",
                                "\x01\x7f",
                                "ü→",
@@ -124,15 +124,34 @@ TEST_CASE("what is emitted reads back the same") {
                                "[x]",
                                "&a",
                                "no"};
-  Node map = make_map({});
-  for (const std::string& text : texts) {
-    Node node = make_scalar(text, {});
-    node.quoted = true;
-    map.add("k" + std::to_string(map.entries.size()), {}, node);
-  }
-  Parsed parsed(emit(map));
+  dsv3::Resolved resolved;
+  for (const std::string& text : texts)
+    resolved.values.push_back({"k" + std::to_string(resolved.values.size()), text, {}});
+  Parsed parsed(resolved.yaml());
   REQUIRE(parsed.errors() == "");
   REQUIRE(parsed.node->entries.size() == std::size(texts));
   for (size_t i = 0; i < std::size(texts); ++i)
     CHECK(parsed.node->entries[i].value.text == texts[i]);
+}
+
+TEST_CASE("resolved values are written as nested maps and lists") {
+  dsv3::Resolved resolved;
+  const auto add = [&](const std::string& path, dsv3::OptionValue value, std::string written = "") {
+    resolved.values.push_back({path, std::move(value), {"a.yaml", 1, 2}, std::move(written)});
+  };
+  add("dsv3", int64_t{1});
+  add("model.vocab", std::monostate(), "auto");
+  add("model.norm.eps", 1e-6);
+  add("optimizer.0.plugin", std::string("adamw"));
+  add("optimizer.0.betas", std::vector<double>{0.9, 0.95});
+  add("optimizer.1.plugin", std::string("muon"));
+  add("tracker", std::vector<std::string>());
+  CHECK(resolved.yaml() ==
+        "dsv3: 1\nmodel:\n  vocab: auto\n  norm:\n    eps: 1.0e-06\n"
+        "optimizer:\n  - plugin: adamw\n    betas: [0.9, 0.95]\n  - plugin: muon\ntracker: []\n");
+  CHECK(has(resolved.yaml(true), "  - plugin: muon  # a.yaml:1:2\n"));
+  resolved.set("model.vocab", int64_t{300}, {"this machine"});
+  CHECK(resolved.find("model.vocab")->yaml() == "300");
+  CHECK(has(resolved.yaml(true), "  vocab: 300  # this machine\n"));
+  CHECK(resolved.find("model.hidden") == nullptr);
 }

@@ -1,4 +1,4 @@
-// Fields of config.json: none is ignored, each mistake is named.
+// Fields of config.json: none is ignored, and every error is reported.
 #include <catch2/catch.hpp>
 
 #include <dsv3/sdk/config_reader.h>
@@ -51,7 +51,7 @@ TEST_CASE("fields are read by type, with defaults for absent and null ones") {
   CHECK_NOTHROW(reader.finish());
 }
 
-TEST_CASE("all mistakes come in one error") {
+TEST_CASE("all errors are reported together") {
   const Json config{{"a", "3"}, {"b", 1}, {"c", 2.5}, {"surprise", 1}, {"ignored", 1}};
   const std::string text = mistakes(config, [](ConfigReader& reader) {
     reader.integer("a");
@@ -103,7 +103,7 @@ TEST_CASE("both spellings of rope mean the same") {
   CHECK(rope_of({{"rope_scaling", {{"type", "yarn"}, {"factor", 2}}}}).original_length == 64);
 }
 
-TEST_CASE("rope that cannot be expressed is refused") {
+TEST_CASE("rope that cannot be expressed is rejected") {
   CHECK_THAT(rope_mistakes({{"rope_scaling", {{"type", "linear"}, {"factor", 2}}}}),
              Catch::Contains("\"linear\""));
   CHECK_THAT(rope_mistakes({{"rope_scaling", {{"type", "yarn"}}}}), Catch::Contains("\"factor\""));
@@ -118,7 +118,7 @@ TEST_CASE("rope that cannot be expressed is refused") {
   CHECK_THAT(rope_mistakes({{"rope_scaling", "yarn"}}), Catch::Contains("must be a map"));
 }
 
-TEST_CASE("rope is read as it was written") {
+TEST_CASE("rope reads back as it was written") {
   RopeParameters rope;
   rope.theta = 5000;
   Json config = Json::object();

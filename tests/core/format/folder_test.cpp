@@ -45,12 +45,11 @@ dsv3::StoredModel stored_with(const std::filesystem::path& path,
                               std::map<std::string, std::string> conventions) {
   dsv3::StoredModel stored;
   stored.path = path;
-  stored.config = "dsv3: 1\nmodel:\n  conventions: torchtitan\n";
   stored.conventions = std::move(conventions);
   return stored;
 }
 
-std::string refusal(const dsv3::StoredModel& stored, const dsv3::Experiment& experiment) {
+std::string conventions_error(const dsv3::StoredModel& stored, const dsv3::Experiment& experiment) {
   try {
     require_conventions(stored, experiment, false);
     return "";
@@ -75,15 +74,15 @@ TEST_CASE("one file or shards with an index") {
   CHECK(sharded.tensors().at("c").dtype == "F32");
 }
 
-TEST_CASE("an index that is not true is refused") {
+TEST_CASE("an index that does not match the files is rejected") {
   TemporaryFolder folder;
   put_tensors(folder / "one.safetensors", {"a", "b"});
   put(folder / "model.safetensors.index.json", "{}");
   CHECK_THAT(error_of(folder), Catch::Contains("has no \"weight_map\""));
   put(folder / "model.safetensors.index.json", "[1]");
-  CHECK_THAT(error_of(folder), Catch::Contains("is no JSON object"));
+  CHECK_THAT(error_of(folder), Catch::Contains("is not a JSON object"));
   put(folder / "model.safetensors.index.json", "{");
-  CHECK_THAT(error_of(folder), Catch::Contains("bad JSON"));
+  CHECK_THAT(error_of(folder), Catch::Contains("invalid JSON"));
   put_index(folder, {{"a", "one.safetensors"}});
   CHECK_THAT(error_of(folder), Catch::Contains("they differ in b"));
   put_index(folder, {{"a", "one.safetensors"}, {"b", "one.safetensors"}, {"c", "two.safetensors"}});
@@ -93,46 +92,51 @@ TEST_CASE("an index that is not true is refused") {
   CHECK(error_of(folder).empty());
   for (const char* name : {"../one.safetensors", "/etc/passwd", ""}) {
     put_index(folder, {{"a", name}});
-    CHECK_THAT(error_of(folder), Catch::Contains("is no file name"));
+    CHECK_THAT(error_of(folder), Catch::Contains("is not a plain file name"));
   }
   put_index(folder, {{"a", 3}});
-  CHECK_THAT(error_of(folder), Catch::Contains("is no file name"));
+  CHECK_THAT(error_of(folder), Catch::Contains("is not a plain file name"));
 }
 
-TEST_CASE("rows of a place") {
+TEST_CASE("rows of a tensor place") {
   dsv3::TensorPlace place;
   place.first_row = 4;
   CHECK_FALSE(dsv3::row_index(place).defined());
   place.rows = {0, 2, 1};
   CHECK(at::equal(dsv3::row_index(place), at::tensor({4, 6, 5}, at::kLong)));
+  const at::Tensor source = at::arange(8).view({8, 1});
+  CHECK(at::equal(dsv3::select_rows(source, place, 3).flatten(), at::tensor({4, 6, 5}, at::kLong)));
+  place.rows.clear();
+  CHECK(at::equal(dsv3::select_rows(source, place, 3).flatten(), at::tensor({4, 5, 6}, at::kLong)));
 }
 
-TEST_CASE("a model under other conventions is refused, with what to set") {
+TEST_CASE("a model with other conventions is rejected, with advice on what to set") {
   TemporaryFolder folder;
   dsv3::Experiment experiment;
   experiment.conventions = {{"position.rope.layout", "half"}, {"model.mtp.input", "normed"}};
-  CHECK(refusal(stored_with(folder.path(), experiment.conventions), experiment).empty());
+  CHECK(conventions_error(stored_with(folder.path(), experiment.conventions), experiment).empty());
   const std::string text =
-      refusal(stored_with(folder.path(), {{"position.rope.layout", "interleaved"},
-                                          {"model.mtp.input", "raw"},
-                                          {"attention.mla.muon_split", "whole"}}),
-              experiment);
-  CHECK(text == (folder / "config.json").string() +
-                    " was made under other conventions:"
-                    "\n  model.mtp.input: checkpoint raw, this experiment normed; set "
-                    "model.mtp.input: raw"
-                    "\n  position.rope.layout: checkpoint interleaved, this experiment half; set "
-                    "model.position.layout: interleaved"
-                    "\n  attention.mla.muon_split: checkpoint whole, this experiment absent"
-                    "\nSet model.conventions: torchtitan, as the checkpoint has it, or these "
-                    "options and plugins as the checkpoint has them, or start without it");
+      conventions_error(stored_with(folder.path(), {{"position.rope.layout", "interleaved"},
+                                                    {"model.mtp.input", "raw"},
+                                                    {"attention.mla.muon_split", "whole"}}),
+                        experiment);
+  CHECK(text ==
+        (folder / "config.json").string() +
+            " has other conventions:"
+            "\n  model.mtp.input: checkpoint raw, this experiment normed; set "
+            "model.mtp.input: raw"
+            "\n  position.rope.layout: checkpoint interleaved, this experiment half; set "
+            "model.position.layout: interleaved"
+            "\n  attention.mla.muon_split: checkpoint whole, this experiment absent"
+            "\nSet model.conventions: torchtitan as in the checkpoint, or these options and "
+            "plugins as in the checkpoint, or start without it");
 }
 
-TEST_CASE("weights go on under another optimizer") {
+TEST_CASE("weights can be used with another optimizer") {
   TemporaryFolder folder;
   dsv3::Experiment experiment;
   experiment.conventions = {{"optimizer.muon.scale", "original"}};
-  CHECK(refusal(stored_with(folder.path(), {}), experiment).empty());
+  CHECK(conventions_error(stored_with(folder.path(), {}), experiment).empty());
   CHECK_THROWS_AS(require_conventions(stored_with(folder.path(), {}), experiment, true),
                   dsv3::Error);
 }

@@ -27,7 +27,7 @@ std::unique_ptr<Model> model_of(int64_t depth, const std::string& input = "norme
 
 std::vector<Prompt> prompts_of(const std::vector<Ids>& ids) {
   std::vector<Prompt> prompts;
-  for (const Ids& each : ids) prompts.push_back({each, 100 + prompts.size()});
+  for (const Ids& text : ids) prompts.push_back({text, 100 + prompts.size()});
   return prompts;
 }
 
@@ -53,28 +53,28 @@ Ids greedy(Model& model, Ids text, int64_t tokens, const Sampling& sampling) {
   return {text.begin() + ptrdiff_t(start), text.end()};
 }
 
-TEST_CASE("greedy texts are those of whole forwards, with and without cache and speculation") {
+TEST_CASE("greedy texts equal those of full forwards, with and without cache and speculation") {
   const int64_t depth = GENERATE(0, 1, 2);
   const auto model = model_of(depth, GENERATE("normed", "raw"));
   GenerateOptions options;
   options.tokens = 20;
   options.sampling = {.temperature = 0, .repetition_penalty = GENERATE(1.0, 1.3)};
-  std::vector<Ids> want;
+  std::vector<Ids> expected;
   for (const Ids& text : kTexts)
-    want.push_back(greedy(*model, text, options.tokens, options.sampling));
-  REQUIRE(std::set<Ids>(want.begin(), want.end()).size() == 4);
+    expected.push_back(greedy(*model, text, options.tokens, options.sampling));
+  REQUIRE(std::set<Ids>(expected.begin(), expected.end()).size() == 4);
   for (const int64_t batch : {1, 2, 32})
     for (const bool speculate : {false, true}) {
       options.batch = batch;
       options.speculate = speculate;
-      const Generation got = generate(*model, prompts_of(kTexts), options);
-      CHECK(ids_of(got) == want);
-      CHECK(got.stats.new_tokens == 100);
-      CHECK(got.stats.prompt_tokens == 18);
-      CHECK(got.stats.drafts.size() == size_t(speculate ? depth : 0));
+      const Generation actual = generate(*model, prompts_of(kTexts), options);
+      CHECK(ids_of(actual) == expected);
+      CHECK(actual.stats.new_tokens == 100);
+      CHECK(actual.stats.prompt_tokens == 18);
+      CHECK(actual.stats.drafts.size() == size_t(speculate ? depth : 0));
     }
   options.cache = false;
-  CHECK(ids_of(generate(*model, prompts_of(kTexts), options)) == want);
+  CHECK(ids_of(generate(*model, prompts_of(kTexts), options)) == expected);
 }
 
 TEST_CASE("a text does not depend on what else is in the batch") {
@@ -93,9 +93,9 @@ TEST_CASE("a text does not depend on what else is in the batch") {
     CHECK(ids_of(generate(*model, prompts, options)) == alone);
   }
   std::vector<Prompt> reversed(prompts.rbegin(), prompts.rend());
-  std::vector<Ids> got = ids_of(generate(*model, reversed, options));
-  std::reverse(got.begin(), got.end());
-  CHECK(got == alone);
+  std::vector<Ids> actual = ids_of(generate(*model, reversed, options));
+  std::reverse(actual.begin(), actual.end());
+  CHECK(actual == alone);
 }
 
 /// Exact probabilities of all continuations of `text` by `tokens` ids.
@@ -113,7 +113,7 @@ void continuations(Model& model, const Ids& text, size_t start, size_t tokens,
   }
 }
 
-TEST_CASE("speculation leaves the distribution of texts alone") {
+TEST_CASE("speculation does not change the distribution of texts") {
   const int64_t depth = GENERATE(1, 2);
   const auto model = model_of(depth, "normed", 5);
   GenerateOptions options;
@@ -125,20 +125,20 @@ TEST_CASE("speculation leaves the distribution of texts alone") {
   options.speculate = true;
   constexpr int64_t total = 3000;
   const Ids prompt{1, 3, 0, 2};
-  std::map<Ids, double> want;
-  continuations(*model, prompt, prompt.size(), 3, options.sampling, 1, want);
+  std::map<Ids, double> expected;
+  continuations(*model, prompt, prompt.size(), 3, options.sampling, 1, expected);
   std::vector<Prompt> prompts;
   for (uint64_t seed = 0; seed < total; ++seed) prompts.push_back({prompt, seed});
-  const Generation got = generate(*model, prompts, options);
+  const Generation actual = generate(*model, prompts, options);
   std::map<Ids, int64_t> counts;
-  for (const Continuation& text : got.texts) ++counts[text.ids];
-  check_counts(counts, want, total);
+  for (const Continuation& text : actual.texts) ++counts[text.ids];
+  check_counts(counts, expected, total);
   for (int64_t k = 0; k < depth; ++k) {  // drafts were judged both ways
-    CHECK(got.stats.accepted[size_t(k)] > 100);
-    CHECK(got.stats.drafts[size_t(k)] - got.stats.accepted[size_t(k)] > 100);
+    CHECK(actual.stats.accepted[size_t(k)] > 100);
+    CHECK(actual.stats.drafts[size_t(k)] - actual.stats.accepted[size_t(k)] > 100);
   }
-  CHECK(got.stats.drafts[0] >= total);
-  CHECK(got.stats.forwards < 3 * total / options.batch);
+  CHECK(actual.stats.drafts[0] >= total);
+  CHECK(actual.stats.forwards < 3 * total / options.batch);
 }
 
 TEST_CASE("the cache holds the tokens of each text and no padding") {
@@ -160,7 +160,7 @@ TEST_CASE("the cache holds the tokens of each text and no padding") {
   CHECK(stats.cache_bytes == stats.cache_tokens * 2 * 24 * 8);
 }
 
-TEST_CASE("texts end at stop ids, at their length and when they are told to") {
+TEST_CASE("texts end at stop ids, at their length and when the callback returns false") {
   const auto model = model_of(2);
   GenerateOptions options;
   options.tokens = 9;
@@ -173,65 +173,66 @@ TEST_CASE("texts end at stop ids, at their length and when they are told to") {
 
   SECTION("stop id") {
     options.stop_ids = {99, all[place]};
-    const Continuation got = generate(*model, prompts_of({{3, 9, 1}}), options).texts[0];
-    CHECK(got.ids == Ids(all.begin(), all.begin() + ptrdiff_t(first)));
-    CHECK(got.reason == StopReason::stop_id);
-    CHECK(got.stop_id == all[place]);
+    const Continuation actual = generate(*model, prompts_of({{3, 9, 1}}), options).texts[0];
+    CHECK(actual.ids == Ids(all.begin(), all.begin() + ptrdiff_t(first)));
+    CHECK(actual.reason == StopReason::stop_id);
+    CHECK(actual.stop_id == all[place]);
   }
   SECTION("callback") {
-    Ids told;
+    Ids reported;
     std::vector<size_t> done;
     options.on_token = [&](size_t, int32_t id) {
-      told.push_back(id);
-      return told.size() <= place;
+      reported.push_back(id);
+      return reported.size() <= place;
     };
     options.on_done = [&](size_t prompt, const Continuation& text) {
       done.push_back(prompt);
-      CHECK(text.ids == told);
+      CHECK(text.ids == reported);
     };
-    const Continuation got = generate(*model, prompts_of({{3, 9, 1}}), options).texts[0];
-    CHECK(got.reason == StopReason::callback);
-    CHECK(got.ids == Ids(all.begin(), all.begin() + ptrdiff_t(place) + 1));
-    CHECK(told == got.ids);
+    const Continuation actual = generate(*model, prompts_of({{3, 9, 1}}), options).texts[0];
+    CHECK(actual.reason == StopReason::callback);
+    CHECK(actual.ids == Ids(all.begin(), all.begin() + ptrdiff_t(place) + 1));
+    CHECK(reported == actual.ids);
     CHECK(done == std::vector<size_t>{0});
   }
   SECTION("length") {
     options.tokens = int64_t(place) + 1;
-    const Continuation got = generate(*model, prompts_of({{3, 9, 1}}), options).texts[0];
-    CHECK(got.reason == StopReason::length);
-    CHECK(got.ids == Ids(all.begin(), all.begin() + ptrdiff_t(place) + 1));
+    const Continuation actual = generate(*model, prompts_of({{3, 9, 1}}), options).texts[0];
+    CHECK(actual.reason == StopReason::length);
+    CHECK(actual.ids == Ids(all.begin(), all.begin() + ptrdiff_t(place) + 1));
   }
 }
 
-TEST_CASE("ids from a bound on are never chosen") {
+TEST_CASE("ids at or above a bound are never sampled") {
   const auto model = model_of(2);
   GenerateOptions options;
   options.ids = 4;
   options.tokens = 50;
   options.sampling = {.temperature = 5, .top_k = 0};
   options.speculate = GENERATE(false, true);
-  const Ids got = generate(*model, prompts_of({{20, 9}}), options).texts[0].ids;
-  CHECK(std::set<int32_t>(got.begin(), got.end()) == std::set<int32_t>{0, 1, 2, 3});
+  const Ids actual = generate(*model, prompts_of({{20, 9}}), options).texts[0].ids;
+  CHECK(std::set<int32_t>(actual.begin(), actual.end()) == std::set<int32_t>{0, 1, 2, 3});
 }
 
-TEST_CASE("senseless prompts and options are refused") {
+TEST_CASE("invalid prompts and options are rejected") {
   const auto model = model_of(0);
-  const auto refused = [&](const std::vector<Ids>& prompts, const GenerateOptions& options,
-                           const std::string& text) {
+  const auto rejected = [&](const std::vector<Ids>& prompts, const GenerateOptions& options,
+                            const std::string& text) {
     CHECK_THROWS_WITH(generate(*model, prompts_of(prompts), options), Catch::Contains(text));
   };
-  refused({{}}, {}, "the prompt is empty");
-  refused({{1}, {}}, {}, "prompt 2 is empty");
-  refused({{1}, {2, 23}}, {}, "prompt 2 holds id 23, which is none of the model's ids 0 to 22");
-  refused({{-1}}, {}, "id -1");
-  refused({{1}}, {.tokens = 0}, "new tokens");
-  refused({{1}}, {.batch = 0}, "at once");
-  refused({{1}}, {.sampling = {.temperature = -1}}, "temperature");
-  refused({{1}}, {.sampling = {.temperature = NAN}}, "temperature");
-  refused({{1}}, {.sampling = {.top_k = -1}}, "top_k");
-  refused({{1}}, {.sampling = {.top_p = 0}}, "top_p");
-  refused({{1}}, {.sampling = {.top_p = 1.5}}, "top_p");
-  refused({{1}}, {.sampling = {.repetition_penalty = 0}}, "penalty");
+  rejected({{}}, {}, "the prompt is empty");
+  rejected({{1}, {}}, {}, "prompt 2 is empty");
+  rejected({{1}, {2, 23}}, {},
+           "prompt 2 contains id 23, which is not one of the model's ids 0 to 22");
+  rejected({{-1}}, {}, "id -1");
+  rejected({{1}}, {.tokens = 0}, "new tokens");
+  rejected({{1}}, {.batch = 0}, "at once");
+  rejected({{1}}, {.sampling = {.temperature = -1}}, "temperature");
+  rejected({{1}}, {.sampling = {.temperature = NAN}}, "temperature");
+  rejected({{1}}, {.sampling = {.top_k = -1}}, "top_k");
+  rejected({{1}}, {.sampling = {.top_p = 0}}, "top_p");
+  rejected({{1}}, {.sampling = {.top_p = 1.5}}, "top_p");
+  rejected({{1}}, {.sampling = {.repetition_penalty = 0}}, "penalty");
   CHECK(generate(*model, {}, {}).texts.empty());
 }
 

@@ -32,23 +32,24 @@ std::map<int32_t, double> softmax(const std::map<int32_t, double>& scores) {
   return result;
 }
 
-void check_equal(const std::map<int32_t, double>& got, const std::map<int32_t, double>& want) {
-  REQUIRE(got.size() == want.size());
-  for (const auto& [id, probability] : want) {
+void check_equal(const std::map<int32_t, double>& actual,
+                 const std::map<int32_t, double>& expected) {
+  REQUIRE(actual.size() == expected.size());
+  for (const auto& [id, probability] : expected) {
     INFO("id " << id);
-    REQUIRE(got.count(id) == 1);
-    CHECK(got.at(id) == Approx(probability).epsilon(1e-9));
+    REQUIRE(actual.count(id) == 1);
+    CHECK(actual.at(id) == Approx(probability).epsilon(1e-9));
   }
 }
 
 const std::vector<float> kLogits{1.0f, -2.0f, 3.0f, 0.5f, 2.0f};
 const Sampling kPlain{.temperature = 1, .top_k = 0, .top_p = 1, .repetition_penalty = 1};
 
-TEST_CASE("sampling is softmax when nothing else is asked for") {
+TEST_CASE("sampling is softmax by default") {
   check_equal(of(kLogits, {2}, kPlain), softmax({{0, 1}, {1, -2}, {2, 3}, {3, 0.5}, {4, 2}}));
 }
 
-TEST_CASE("temperature divides the logits, and 0 takes the likeliest") {
+TEST_CASE("temperature divides the logits, and 0 takes the most likely token") {
   Sampling sampling = kPlain;
   sampling.temperature = 0.5;
   check_equal(of(kLogits, {}, sampling), softmax({{0, 2}, {1, -4}, {2, 6}, {3, 1}, {4, 4}}));
@@ -75,7 +76,7 @@ TEST_CASE("top_k keeps k tokens") {
   CHECK(of(kLogits, {}, sampling).size() == 5);
 }
 
-TEST_CASE("top_p keeps the likeliest tokens until it is reached") {
+TEST_CASE("top_p keeps the most likely tokens until it is reached") {
   Sampling sampling = kPlain;
   // softmax: 0.63, 0.23, 0.09, 0.05, 0.004
   sampling.top_p = 0.6;
@@ -99,17 +100,17 @@ TEST_CASE("logits that are not finite are an error") {
 
 TEST_CASE("draws follow the distribution, and a seed repeats them") {
   const Distribution p{{7, 2, 4}, {0.5, 0.2, 0.3}};
-  Random random(11), again(11);
+  Random random(11), same(11);
   std::map<int32_t, int64_t> counts;
   for (int i = 0; i < 20000; ++i) {
     const int32_t id = draw(p, random);
-    REQUIRE(id == draw(p, again));
+    REQUIRE(id == draw(p, same));
     ++counts[id];
   }
   check_counts<int32_t>(counts, {{7, 0.5}, {2, 0.2}, {4, 0.3}}, 20000);
 }
 
-TEST_CASE("a judged draft is distributed as p, whatever q it came from") {
+TEST_CASE("a verified draft is distributed as p, whatever q it was drawn from") {
   const Distribution p{{0, 1, 2, 3}, {0.1, 0.2, 0.3, 0.4}};
   const std::vector<Distribution> drafts{{{0, 1, 2, 3}, {0.4, 0.3, 0.2, 0.1}},
                                          {{3, 2, 1, 0}, {0.4, 0.3, 0.2, 0.1}},
@@ -135,7 +136,7 @@ TEST_CASE("a judged draft is distributed as p, whatever q it came from") {
   }
 }
 
-TEST_CASE("greedy drafts are accepted when they are right, else replaced by what is right") {
+TEST_CASE("greedy drafts are accepted when correct, else replaced by the correct token") {
   Random random(1);
   const Distribution p{{4}, {1}}, wrong{{3}, {1}};
   for (int i = 0; i < 100; ++i) {

@@ -46,14 +46,14 @@ Streamed stream(const std::string& text, const std::vector<std::string>& stops =
 
 using Pieces = std::vector<std::string>;
 
-TEST_CASE("only whole characters come out") {
+TEST_CASE("only whole characters are returned") {
   CHECK(stream("aé€😀.").pieces == Pieces{"a", "é", "€", "😀", "."});
   // Cut off at the end, and bytes that are no UTF-8.
   CHECK(stream("a\xE2\x82").pieces == Pieces{"a", "\xE2\x82"});
   CHECK(stream("\x82z\xC3x").pieces == Pieces{"\x82", "z", "\xC3x"});
 }
 
-TEST_CASE("a stop text ends the text and does not come out") {
+TEST_CASE("a stop text ends the text and is not returned") {
   CHECK(stream("one\n\ntwo", {"\n\n"}).pieces == Pieces{"o", "n", "e"});
   CHECK(stream("one\n\ntwo", {"\n\n"}).stopped);
   // What may be its start waits until it is clear.

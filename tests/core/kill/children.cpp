@@ -118,7 +118,8 @@ TinyExperiment::TinyExperiment() : plugins_({{DSV3_BUILD_DIR}}) {
   put(folder_ / "tiny.yaml", kExperiment);
   put(folder_ / "text.txt", made_text());
   std::filesystem::create_directory(folder_ / "runs");
-  dsv3::resolve_machine(request("any").experiment, plugins_);  // loads every plugin
+  dsv3::PluginCatalog catalog(plugins_);
+  dsv3::load_experiment(request("any").experiment, catalog);  // loads every plugin
 }
 
 dsv3::RunRequest TinyExperiment::request(const std::string& name) const {
@@ -169,6 +170,6 @@ Ending TinyExperiment::train(const std::string& name, const std::optional<Death>
   ending.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   ending.calls = calls;
   ending.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-  ending.said = get(terminal);
+  ending.output = get(terminal);
   return ending;
 }

@@ -36,14 +36,14 @@ struct Ending {
   int code = 0;   ///< of a child that ended by itself
   int calls = 0;  ///< writing system calls it made
   double seconds = 0;
-  std::string said;  ///< its terminal
+  std::string output;  ///< on its terminal
 };
 
-/// A tiny experiment of every part of a DeepSeek-V3-style model in a folder of its own.
+/// A tiny experiment with every part of a DeepSeek-V3-style model, in its own folder.
 class TinyExperiment {
  public:
   TinyExperiment();
-  /// Starts the run `name`, or goes on with it if it is there; dies as told.
+  /// Starts the run `name`, or resumes it if it exists; dies as requested.
   Ending train(const std::string& name, const std::optional<Death>& death = {});
   std::filesystem::path run(const std::string& name) const { return folder_ / "runs" / name; }
 

@@ -42,7 +42,7 @@ bool inside_a_save(const std::filesystem::path& run) {
   return false;
 }
 
-/// The number behind the last `words` in `text`; -1 = they are not there.
+/// The number after the last `words` in `text`; -1 = not found.
 int64_t last_number(const std::string& text, const std::string& words) {
   const size_t at = text.rfind(words);
   return at == std::string::npos ? -1 : std::atoll(text.c_str() + at + words.size());
@@ -55,21 +55,21 @@ int64_t threads() {
 
 }  // namespace
 
-TEST_CASE("a run that dies at any point goes on to the same bits") {
+TEST_CASE("a run killed at any point resumes to bit-identical results") {
   TinyExperiment tiny;
   REQUIRE(threads() == 1);
   const Ending unkilled = tiny.train("unkilled");
-  INFO(unkilled.said);
+  INFO(unkilled.output);
   REQUIRE(unkilled.code == 0);
-  const LeftBehind wanted(tiny.run("unkilled"));
+  const LeftBehind expected(tiny.run("unkilled"));
   REQUIRE(fault_in(tiny.run("unkilled")) == "");
-  REQUIRE(wanted.metrics.size() > 10);
+  REQUIRE(expected.metrics.size() > 10);
   std::filesystem::remove_all(tiny.run("unkilled"));
 
   const bool full = number_from("DSV3_TEST_FULL", 0) == 1;
   const int64_t points = number_from("DSV3_KILL_POINTS", full ? kAllPoints : kPoints);
   const auto seed = static_cast<uint64_t>(number_from("DSV3_TEST_SEED", 1));
-  int64_t killed = 0, again = 0, saving = 0, went_on = 0;
+  int64_t killed = 0, killed_twice = 0, saving = 0, resumed = 0;
   for (int64_t point = 0; point < points; ++point) {
     std::seed_seq mixed{seed, static_cast<uint64_t>(point)};
     std::mt19937_64 random(mixed);
@@ -79,29 +79,30 @@ TEST_CASE("a run that dies at any point goes on to the same bits") {
     const Ending first = tiny.train("run", death);
     killed += first.killed;
     saving += inside_a_save(run);
-    std::string said = first.said;
-    if (random() % 4 == 0) {  // what goes on can die as well
+    std::string output = first.output;
+    if (random() % 4 == 0) {  // a resumed run may be killed as well
       const Death second = any_death(random, unkilled);
       UNSCOPED_INFO("then " << second.text());
       const Ending more = tiny.train("run", second);
-      again += more.killed;
-      said += more.said;
+      killed_twice += more.killed;
+      output += more.output;
     }
     const Ending last = tiny.train("run");
-    INFO(said << last.said);
-    const int64_t saved = last_number(said, "saved " + (run / "checkpoints/step-").string());
-    const int64_t from = last_number(last.said, "going on from step ");
-    went_on += from > 0;
+    INFO(output << last.output);
+    const int64_t saved =
+        last_number(output, "saved checkpoint " + (run / "checkpoints/step-").string());
+    const int64_t from = last_number(last.output, "resuming from step ");
+    resumed += from > 0;
     REQUIRE(from >= saved);
     REQUIRE(last.code == 0);
-    REQUIRE(wanted.difference(LeftBehind(run)) == "");
+    REQUIRE(expected.difference(LeftBehind(run)) == "");
     REQUIRE(fault_in(run) == "");
     std::filesystem::remove_all(run);
   }
-  std::cout << points << " kill points, seed " << seed << ": " << killed << " killed, " << again
-            << " killed again, " << saving << " inside a save, " << went_on
-            << " went on from a step above 0\n";
+  std::cout << points << " kill points, seed " << seed << ": " << killed << " killed, "
+            << killed_twice << " killed twice, " << saving << " inside a save, " << resumed
+            << " resumed from a step above 0\n";
   REQUIRE(killed > points / 2);
   REQUIRE(saving > 0);
-  REQUIRE(went_on > points / 4);
+  REQUIRE(resumed > points / 4);
 }

@@ -45,10 +45,10 @@ Values values_in_journal(const std::filesystem::path& run) {
 LeftBehind::LeftBehind(const std::filesystem::path& run) {
   for (const std::string& line : lines_of(run / "metrics.jsonl")) {
     const Json row = Json::parse(line);
-    Json kept = Json::object();
+    Json stable = Json::object();
     for (const auto& [key, value] : row.items())
-      if (!depends_on_time(key)) kept[key] = value;
-    metrics.push_back(kept.dump());
+      if (!depends_on_time(key)) stable[key] = value;
+    metrics.push_back(stable.dump());
   }
   for (const auto& entry : std::filesystem::directory_iterator(run / "checkpoints"))
     checkpoints.push_back(entry.path().filename().string());
@@ -75,7 +75,7 @@ std::string LeftBehind::difference(const LeftBehind& other) const {
     if (metrics[i] != other.metrics[i])
       return "metrics.jsonl line " + std::to_string(i + 1) + ":\n" + metrics[i] + "\n" +
              other.metrics[i];
-  if (checkpoints != other.checkpoints) return "other checkpoints are there";
+  if (checkpoints != other.checkpoints) return "the checkpoints differ";
   if (samples != other.samples) return "samples:\n" + samples + "\n" + other.samples;
   if (tensors.empty() || tensors != other.tensors) return "tensors of the newest checkpoint";
   if (state != other.state) return "state of the newest checkpoint:\n" + state + "\n" + other.state;

@@ -1,5 +1,5 @@
-// Attention layers against plain formulas, and the promises every attention makes: causal,
-// documents apart, the same with and without a cache.
+// Compares attention layers with plain formulas, and tests properties of every attention: it is
+// causal, separates documents, and computes the same with and without a cache.
 #include <cmath>
 
 #include <catch2/catch.hpp>
@@ -88,7 +88,7 @@ at::Tensor causal_softmax(const at::Tensor& q, const at::Tensor& k, const at::Te
 
 }  // namespace
 
-TEST_CASE("mla is its paper's formula") {
+TEST_CASE("mla equals the formula of its paper") {
   const bool query_latent = GENERATE(true, false);
   const Layer layer({"mla", query_latent ? kMla : with(kMla, {{"q_lora_rank", int64_t{0}}})});
   const at::Tensor x = normal({2, 5, kHidden}, 50).requires_grad_();
@@ -104,9 +104,9 @@ TEST_CASE("mla is its paper's formula") {
     std::vector<at::Tensor> heads;
     for (int64_t h = 0; h < 3; ++h) {
       const at::Tensor up = latent.mm(layer.weight("kv_b").narrow(0, h * 12, 12).t());
-      const at::Tensor mine = q.narrow(1, h * 9, 9);
+      const at::Tensor head_q = q.narrow(1, h * 9, 9);
       heads.push_back(
-          causal_softmax(at::cat({mine.narrow(1, 0, 5), rope_formula(mine.narrow(1, 5, 4))}, 1),
+          causal_softmax(at::cat({head_q.narrow(1, 0, 5), rope_formula(head_q.narrow(1, 5, 4))}, 1),
                          at::cat({up.narrow(1, 0, 5), k_rope}, 1), up.narrow(1, 5, 7)));
     }
     rows.push_back(at::cat(heads, 1).mm(layer.weight("o").t()));
@@ -116,11 +116,13 @@ TEST_CASE("mla is its paper's formula") {
   std::vector<at::Tensor> inputs = {x};
   for (const auto& parameter : layer.context.store->parameters())
     inputs.push_back(parameter.tensor);
-  const auto actual = test::gradients(y, inputs), wanted = test::gradients(expected, inputs);
-  for (size_t i = 0; i < inputs.size(); ++i) CHECK(difference(actual[i], wanted[i]) < 1e-10);
+  const auto actual = test::gradients(y, inputs),
+             expected_grads = test::gradients(expected, inputs);
+  for (size_t i = 0; i < inputs.size(); ++i)
+    CHECK(difference(actual[i], expected_grads[i]) < 1e-10);
 }
 
-TEST_CASE("mha is its formula, with shared key heads, norms and partial rotation") {
+TEST_CASE("mha equals its formula, with shared key heads, norms and partial rotation") {
   const Layer layer({"mha",
                      {{"heads", int64_t{4}},
                       {"kv_heads", int64_t{2}},
@@ -143,7 +145,7 @@ TEST_CASE("mha is its formula, with shared key heads, norms and partial rotation
   CHECK(difference(layer(x, test::sequence(1, 6)), expected) < 1e-12);
 }
 
-TEST_CASE("attention is causal: later tokens change no bit before them") {
+TEST_CASE("attention is causal: later tokens change no bit of earlier results") {
   const Variant& variant = variants()[GENERATE(0, 1, 2, 3, 4)];
   const Layer layer(variant, at::kFloat);
   const at::Tensor x = normal({2, 12, kHidden}, 52, at::kFloat);
@@ -154,7 +156,7 @@ TEST_CASE("attention is causal: later tokens change no bit before them") {
   CHECK_FALSE(at::equal(y.narrow(1, 7, 5), z.narrow(1, 7, 5)));
 }
 
-TEST_CASE("documents in a row are computed as if apart") {
+TEST_CASE("documents in a row are computed separately") {
   const Variant& variant = variants()[GENERATE(0, 1, 2, 3, 4)];
   const Layer layer(variant);
   const at::Tensor x = normal({1, 11, kHidden}, 54);
@@ -171,7 +173,7 @@ TEST_CASE("documents in a row are computed as if apart") {
   }
 }
 
-TEST_CASE("generation from a cache gives what one forward gives") {
+TEST_CASE("generation from a cache equals one forward") {
   const Variant& variant = variants()[GENERATE(0, 1, 2, 3, 4)];
   const Layer layer(variant);
   const at::NoGradGuard no_grad;
@@ -179,32 +181,33 @@ TEST_CASE("generation from a cache gives what one forward gives") {
   const at::Tensor whole = layer(x, test::sequence(2, 9));
 
   dsv3::KvCache cache(2, layer.attention->cache_values_per_token(), at::kDouble, at::kCPU);
-  // New tokens of both rows, row behind row: what came out, against the whole texts.
+  // The error of new tokens of both rows, compared with the whole texts.
   const auto error = [&](const std::vector<int64_t>& counts) {
-    std::vector<at::Tensor> tokens, positions, wanted;
+    std::vector<at::Tensor> tokens, positions, expected_rows;
     for (int64_t row = 0; row < 2; ++row) {
       const int64_t begin = cache.lengths()[row], count = counts[row];
       tokens.push_back(x[row].narrow(0, begin, count));
       positions.push_back(at::arange(begin, begin + count));
-      wanted.push_back(whole[row].narrow(0, begin, count));
+      expected_rows.push_back(whole[row].narrow(0, begin, count));
     }
     cache.expect(counts);
     dsv3::Sequence seq;
     seq.cache = &cache;
     seq.positions = at::cat(positions).unsqueeze(0);
-    return difference(layer(at::cat(tokens).unsqueeze(0), seq), at::cat(wanted).unsqueeze(0));
+    return difference(layer(at::cat(tokens).unsqueeze(0), seq),
+                      at::cat(expected_rows).unsqueeze(0));
   };
   CHECK(error({2, 4}) < 1e-12);
   CHECK(error({1, 1}) < 1e-12);
   CHECK(error({3, 2}) < 1e-12);
-  // Refused speculation: tokens taken back and given again.
+  // Rejected speculation: tokens are removed and appended again.
   cache.truncate(0, 4);
   cache.truncate(1, 6);
   CHECK(error({2, 0}) < 1e-12);
   CHECK(error({1, 3}) < 1e-12);
 }
 
-TEST_CASE("attention agrees with reference operators, and in fp32 and bf16 with float64") {
+TEST_CASE("attention agrees with reference operators, and fp32 and bf16 agree with float64") {
   const Variant& variant = variants()[GENERATE(0, 1, 2, 3, 4)];
   const at::Tensor x = normal({2, 10, kHidden}, 56);
   const dsv3::Sequence seq = test::sequence(2, 10);
@@ -226,7 +229,7 @@ TEST_CASE("attention passes central differences") {
   CHECK(test::gradient_error([&] { return layer(x, test::sequence(1, 4)); }, inputs, 8) < 1e-6);
 }
 
-TEST_CASE("mla declares what optimizers and the cache must know") {
+TEST_CASE("mla declares its matrices, cache size and FLOPs") {
   const Layer whole({"mla", kMla}),
       split({"mla", with(kMla, {{"muon_split", std::string("per_head")}})});
   std::map<std::string, int64_t> matrices;
@@ -245,7 +248,7 @@ TEST_CASE("mla declares what optimizers and the cache must know") {
   CHECK(whole.attention->attention_flops(100) == 2.0 * 100 * 3 * (9 + 7));
 }
 
-TEST_CASE("yarn's softmax scale reaches the scores") {
+TEST_CASE("the softmax scale of yarn multiplies the scores") {
   dsv3::LayerContext plain = test::context(kHidden), scaled = test::context(kHidden);
   scaled.make_position = [](int64_t dim) {
     return test::make_position("yarn", {{"factor", 1e6}}, dim);
@@ -254,7 +257,7 @@ TEST_CASE("yarn's softmax scale reaches the scores") {
              b = test::make_attention("mla", kMla, scaled);
   test::fill(*plain.store);
   test::fill(*scaled.store);
-  // With every token at position 0 nothing turns, and the scale is all that differs: 2.38^2 = 5.67.
+  // Position 0 does not rotate, so only the scale differs: 2.38^2 = 5.67.
   dsv3::Sequence seq = test::sequence(1, 6);
   seq.positions.zero_();
   const double factor = std::pow(0.1 * std::log(1e6) + 1, 2);
@@ -266,7 +269,7 @@ TEST_CASE("yarn's softmax scale reaches the scores") {
   CHECK(difference(y, a->forward(x, seq)) < 1e-12);
 }
 
-TEST_CASE("attention is built on the meta device") {
+TEST_CASE("attention can be built on the meta device") {
   for (const Variant& variant : variants()) {
     const dsv3::LayerContext context = test::context(kHidden, at::kFloat, at::kMeta);
     test::make_attention(variant.name, variant.options, context);
@@ -274,13 +277,16 @@ TEST_CASE("attention is built on the meta device") {
   }
 }
 
-TEST_CASE("mha says what is wrong with its heads") {
+TEST_CASE("mha reports an invalid number of heads") {
   const dsv3::LayerContext context = test::context(kHidden);
   CHECK_THROWS_WITH(test::make_attention("mha", {{"heads", int64_t{5}}}, context),
-                    Catch::Contains("24 is not a multiple of heads 5"));
+                    Catch::Contains("heads (5) does not divide model.hidden (24)"));
+  CHECK_THROWS_WITH(
+      test::make_attention("mha", {{"heads", int64_t{4}}, {"kv_heads", int64_t{3}}}, context),
+      Catch::Contains("kv_heads (3) does not divide heads (4)"));
 }
 
-TEST_CASE("a cache keeps rows of any length without padding") {
+TEST_CASE("a cache holds rows of any length without padding") {
   dsv3::KvCache cache(3, 2, at::kFloat, at::kCPU);
   std::vector<at::Tensor> rows(3);
   const auto add = [&](const std::vector<int64_t>& counts, uint64_t seed) {
@@ -294,13 +300,14 @@ TEST_CASE("a cache keeps rows of any length without padding") {
     int64_t total = 0;
     std::vector<at::Tensor> seen;
     for (const at::Tensor& row : rows) total += row.size(0);
-    // Each row is handed its own values, and its own part of q.
+    // Every row receives its values and its part of q.
     const at::Tensor q = at::cat(parts).unsqueeze(0);
-    const at::Tensor back = cache.each_row(q, [&](const at::Tensor& own, const at::Tensor& all) {
-      seen.push_back(all);
-      return own * 2;
-    });
-    CHECK(at::equal(back, q * 2));
+    const at::Tensor joined =
+        cache.each_row(q, [&](const at::Tensor& row_q, const at::Tensor& all) {
+          seen.push_back(all);
+          return row_q * 2;
+        });
+    CHECK(at::equal(joined, q * 2));
     for (size_t i = 0, j = 0; i < 3; ++i)
       if (counts[i] > 0) CHECK(at::equal(seen.at(j++)[0], rows[i]));
     CHECK(cache.bytes() == total * 2 * 4);

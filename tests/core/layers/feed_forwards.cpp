@@ -1,4 +1,4 @@
-// Feed-forward layers against plain loops, and the balancing of experts.
+// Compares feed-forward layers with plain loops, and tests the balancing of experts.
 #include <catch2/catch.hpp>
 
 #include "../../../plugins/feed_forward/moe/routing.h"
@@ -48,7 +48,7 @@ at::Tensor mlp(const at::Tensor& x, const at::Tensor& gate_up, const at::Tensor&
                  gate_up.narrow(0, inner, inner).mv(x));
 }
 
-// One token at a time, one expert at a time; the experts by a stable order of score + bias.
+// Computes one token and one expert at a time, with experts ordered by score + bias.
 at::Tensor moe_formula(const Layer& layer, const at::Tensor& x, int64_t top_k, bool normalize,
                        double scale, bool shared) {
   const at::Tensor tokens = x.reshape({-1, kHidden});
@@ -82,17 +82,18 @@ TEST_CASE("swiglu layer is down(silu(gate x) * up x)") {
   const at::Tensor expected = at::stack(rows).view_as(x), y = layer(x, test::sequence(2, 3));
   CHECK(difference(y, expected) < 1e-12);
   const std::vector<at::Tensor> inputs = {x, layer.weight("gate_up"), layer.weight("down")};
-  const auto actual = test::gradients(y, inputs), wanted = test::gradients(expected, inputs);
-  for (int i = 0; i < 3; ++i) CHECK(difference(actual[i], wanted[i]) < 1e-11);
+  const auto actual = test::gradients(y, inputs),
+             expected_grads = test::gradients(expected, inputs);
+  for (int i = 0; i < 3; ++i) CHECK(difference(actual[i], expected_grads[i]) < 1e-11);
 }
 
-TEST_CASE("swiglu's automatic width is 8/3 of the model's, rounded up") {
+TEST_CASE("the automatic width of swiglu is 8/3 of the model's, rounded up") {
   const Layer layer("swiglu", {});
   CHECK(layer.weight("gate_up").sizes() == at::IntArrayRef({128, kHidden}));
   CHECK(layer.context.store->parameters()[0].spec.matrices == 2);
 }
 
-TEST_CASE("moe is a weighted sum over a loop of experts") {
+TEST_CASE("moe equals a weighted sum over a loop of experts") {
   const bool normalize = GENERATE(true, false);
   const int64_t shared = GENERATE(1, 0);
   const int64_t top_k = GENERATE(1, 3);
@@ -106,25 +107,27 @@ TEST_CASE("moe is a weighted sum over a loop of experts") {
   const at::Tensor y = layer(x, test::sequence(2, 7));
   const at::Tensor expected = moe_formula(layer, x, top_k, normalize, 2.5, shared > 0);
   CHECK(difference(y, expected) < 1e-12);
-  // With one normalised expert its weight is 1 and the router has no gradient: its row of the
-  // formula is all rounding, so leave it out.
+  // A single normalised expert has weight 1, so the router's gradient is rounding error only and is
+  // not compared.
   std::vector<at::Tensor> inputs = {x};
   for (const at::Tensor& parameter : layer.parameters())
     if (top_k > 1 || !normalize || !parameter.is_same(layer.weight("router")))
       inputs.push_back(parameter);
-  const auto actual = test::gradients(y, inputs), wanted = test::gradients(expected, inputs);
-  for (size_t i = 0; i < inputs.size(); ++i) CHECK(difference(actual[i], wanted[i]) < 1e-10);
+  const auto actual = test::gradients(y, inputs),
+             expected_grads = test::gradients(expected, inputs);
+  for (size_t i = 0; i < inputs.size(); ++i)
+    CHECK(difference(actual[i], expected_grads[i]) < 1e-10);
   const test::ReferenceOps reference;
   CHECK(difference(layer(x, test::sequence(2, 7)), expected) < 1e-12);
 }
 
-TEST_CASE("moe passes central differences, balance loss included") {
+TEST_CASE("moe passes central differences, including the balance loss") {
   const Layer layer("moe", moe_options({{"balance_alpha", 0.5}}));
   const at::Tensor x = normal({2, 3, kHidden}, 73).requires_grad_();
   std::vector<at::Tensor> inputs = layer.parameters();
   inputs.push_back(x);
   dsv3::Sequence seq = test::sequence(2, 3);
-  seq.aux_scale = 0;  // the injected gradient belongs to no value that differences could see
+  seq.aux_scale = 0;  // differences cannot see the injected gradient
   CHECK(test::gradient_error([&] { return layer(x, seq); }, inputs, 12) < 1e-6);
 }
 
@@ -150,17 +153,17 @@ TEST_CASE(
   }
   const std::vector<at::Tensor> inputs = {x, layer.weight("router")};
   const at::Tensor zero = at::zeros_like(x);
-  // No gradient from above: what comes out is the side loss alone.
+  // The upstream gradient is zero, so only the side loss has gradients.
   const auto actual = test::gradients(layer(x, seq), inputs, zero);
-  const auto wanted =
+  const auto expected_grads =
       test::gradients(expected * 0.3 * seq.aux_scale, inputs, at::ones({}, at::kDouble));
-  for (int i = 0; i < 2; ++i) CHECK(difference(actual[i], wanted[i]) < 1e-11);
+  for (int i = 0; i < 2; ++i) CHECK(difference(actual[i], expected_grads[i]) < 1e-11);
   seq.training = false;
   const at::Tensor untrained = test::gradients(layer(x, seq), {x}, zero)[0];
   CHECK(untrained.eq(0).all().item<bool>());
 }
 
-TEST_CASE("experts without tokens get zero gradients, one expert may get all") {
+TEST_CASE("experts without tokens have zero gradients, and one expert may receive all tokens") {
   const Layer layer("moe", moe_options({{"top_k", int64_t{1}}, {"balance_alpha", 0.0}}));
   at::Tensor bias = at::full({kExperts}, -5.0, at::kFloat);
   bias[3] = 5;
@@ -173,22 +176,22 @@ TEST_CASE("experts without tokens get zero gradients, one expert may get all") {
   for (int64_t e = 0; e < kExperts; ++e) CHECK(grad[e].ne(0).any().item<bool>() == (e == 3));
 }
 
-TEST_CASE("tokens do not see each other: no leak between places or documents") {
+TEST_CASE("tokens do not affect each other") {
   const Layer layer("moe", moe_options(), at::kFloat);
   const at::Tensor x = normal({1, 9, kHidden}, 76, at::kFloat);
   at::Tensor other = x.clone();
   other[0].narrow(0, 4, 5).copy_(normal({5, kHidden}, 77, at::kFloat));
   const at::Tensor y = layer(x, test::sequence(1, 9)), z = layer(other, test::sequence(1, 9));
-  // Group sizes change, so products may be blocked differently: equal within rounding, not in bits.
+  // Group sizes differ, and products may be blocked differently, so results are not bit-identical.
   CHECK(difference(z[0].narrow(0, 0, 4), y[0].narrow(0, 0, 4)) < 1e-6);
 }
 
-TEST_CASE("moe in fp32 and bf16 is near float64") {
+TEST_CASE("moe in fp32 and bf16 agrees with float64") {
   const at::Tensor x = normal({2, 8, kHidden}, 78);
   const dsv3::Sequence seq = test::sequence(2, 8);
   const Layer wide("moe", moe_options()), single("moe", moe_options(), at::kFloat);
   CHECK(difference(single(x.to(at::kFloat), seq), wide(x, seq)) < 1e-5);
-  // The same experts on both sides: bf16 rounds x and weights, so a bias decides which.
+  // bf16 rounds x and weights, so a bias makes both sides choose the same experts.
   const Layer half("moe", moe_options(), at::kBFloat16);
   const at::Tensor bias = at::arange(kExperts, at::kFloat);
   wide.bias().copy_(bias);
@@ -198,7 +201,7 @@ TEST_CASE("moe in fp32 and bf16 is near float64") {
   CHECK(difference(y, wide(x, seq)) < 5e-2);
 }
 
-TEST_CASE("counts are taken once: in training, not when recomputing") {
+TEST_CASE("tokens are counted in training, but not when recomputing") {
   const Layer layer("moe", moe_options());
   const at::Tensor x = normal({2, 4, kHidden}, 79);
   dsv3::Sequence seq = test::sequence(2, 4);
@@ -230,8 +233,8 @@ TEST_CASE("the bias moves towards experts below the mean") {
   CHECK(difference(moved({{"bias_until", 0.9}}, 0.9), sign * 0.001) < 1e-6);
 }
 
-TEST_CASE("bias changes keep large counts exact and can be centred") {
-  // One token apart at 40 million: fp32 could not tell.
+TEST_CASE("bias changes are exact for large counts and can be centred") {
+  // A difference of one token in 40 million, which fp32 cannot represent.
   const at::Tensor counts = at::tensor({40000001, 39999999, 40000000, 40000000}, at::kLong);
   CHECK(at::equal(moe::bias_change(counts, 1.0, false),
                   at::tensor({-1.0, 1.0, 0.0, 0.0}, at::kDouble)));
@@ -240,23 +243,22 @@ TEST_CASE("bias changes keep large counts exact and can be centred") {
                   at::tensor({-1.5, 0.5, 0.5, 0.5}, at::kDouble)));
 }
 
-TEST_CASE("groups are chosen by their two best, and closed ones stay out") {
+TEST_CASE("groups are chosen by their two best experts, and other groups are excluded") {
   moe::RoutingRule rule;
   rule.top_k = 3;
   rule.groups = 4;
   rule.topk_groups = 2;
-  // Sums of two: 1.1, 1.4, 1.0, 1.5. Group 2 holds the single best expert and is closed all the
-  // same.
+  // Sums of two: 1.1, 1.4, 1.0, 1.5. Group 2 is excluded although it contains the best expert.
   const at::Tensor biased =
       at::tensor({0.6, 0.5, 0.8, 0.6, 0.95, 0.05, 0.7, 0.8}, at::kDouble).unsqueeze(0);
   const auto sorted = [](const at::Tensor& chosen) { return std::get<0>(chosen.sort(1)); };
   CHECK(
       at::equal(sorted(moe::choose(biased, rule)), at::tensor({2, 6, 7}, at::kLong).unsqueeze(0)));
-  // All negative: a closed group filled with 0 would win.
+  // If all scores are negative, an excluded group filled with 0 would win.
   const at::Tensor negative = biased - 10;
   CHECK(at::equal(sorted(moe::choose(negative, rule)),
                   at::tensor({2, 6, 7}, at::kLong).unsqueeze(0)));
-  // By their best alone, groups 2 and 3 (0.95, 0.8; group 1 too has 0.8, so it is lowered).
+  // By their best expert, groups 2 and 3 (0.95, 0.8). Group 1 also has 0.8, so it is lowered.
   rule.group_best = 1;
   const at::Tensor lowered = biased - at::tensor({0.0, 0.0, 0.1, 0.1, 0.0, 0.0, 0.0, 0.0});
   CHECK(
@@ -266,7 +268,7 @@ TEST_CASE("groups are chosen by their two best, and closed ones stay out") {
       at::equal(sorted(moe::choose(biased, rule)), at::tensor({2, 4, 7}, at::kLong).unsqueeze(0)));
 }
 
-TEST_CASE("the bias decides the choice but not the weights") {
+TEST_CASE("the bias affects the choice but not the weights") {
   moe::RoutingRule rule;
   rule.top_k = 2;
   rule.scale = 3;
@@ -280,7 +282,7 @@ TEST_CASE("the bias decides the choice but not the weights") {
         1e-12);
 }
 
-TEST_CASE("moe declares roles, matrices and shares") {
+TEST_CASE("moe declares roles, matrices and active shares") {
   const Layer layer("moe", moe_options());
   struct Fact {
     dsv3::Role role;
@@ -301,13 +303,13 @@ TEST_CASE("moe declares roles, matrices and shares") {
   CHECK(layer.bias().scalar_type() == at::kFloat);
 }
 
-TEST_CASE("feed-forward layers are built on the meta device") {
+TEST_CASE("feed-forward layers can be built on the meta device") {
   const dsv3::LayerContext context = test::context(kHidden, at::kFloat, at::kMeta);
   test::make_feed_forward("moe", moe_options(), context);
   for (const auto& parameter : context.store->parameters()) CHECK(parameter.tensor.is_meta());
 }
 
-TEST_CASE("moe's options exclude what cannot be") {
+TEST_CASE("moe rejects conflicting options") {
   CHECK(test::option_conflict("moe", moe_options()) == "");
   CHECK(test::option_conflict("moe", {{"routed", int64_t{6}}, {"groups", int64_t{4}}}) != "");
   CHECK(test::option_conflict("moe", {{"groups", int64_t{2}}, {"topk_groups", int64_t{3}}}) != "");
@@ -315,7 +317,7 @@ TEST_CASE("moe's options exclude what cannot be") {
             "moe", {{"routed", int64_t{8}}, {"groups", int64_t{4}}, {"top_k", int64_t{3}}}) != "");
 }
 
-TEST_CASE("nothing draws from the global generator") {
+TEST_CASE("layers do not use the global generator") {
   const at::Tensor before = at::detail::getDefaultCPUGenerator().get_state();
   const Layer layer("moe", moe_options());
   layer(normal({2, 4, kHidden}, 80), test::sequence(2, 4)).sum().backward();

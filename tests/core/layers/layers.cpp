@@ -5,7 +5,7 @@
 
 #include <dsv3/sdk/plugin.h>
 
-// The plugins themselves, each with a registration function of its own name.
+// Includes the plugins, with a different registration function name for each.
 #define dsv3_register_plugin register_mha
 #include "../../../plugins/attention/mha/mha.cpp"
 #undef dsv3_register_plugin
@@ -40,12 +40,12 @@ const dsv3::Registration& registration(const std::string& name) {
       add(registrar);
     return registrar;
   }();
-  for (const dsv3::Registration& each : all.registrations())
-    if (each.name == name) return each;
-  throw std::logic_error("no component called " + name);
+  for (const dsv3::Registration& registration : all.registrations())
+    if (registration.name == name) return registration;
+  throw std::logic_error("unknown component " + name);
 }
 
-// A mistyped key in a test would silently test the default.
+// Rejects mistyped keys, with which a test would silently use the default.
 const OptionValues& known(const dsv3::Registration& component, const OptionValues& values) {
   for (const auto& [key, value] : values)
     if (!component.schema->find(key))
@@ -57,8 +57,7 @@ template <class Base, class Context>
 std::shared_ptr<Base> make(const std::string& name, const OptionValues& values,
                            const Context& context) {
   const dsv3::Registration& component = registration(name);
-  return std::get<dsv3::Factory<Base, Context>>(component.factory)(known(component, values),
-                                                                   context);
+  return dsv3::construct<Base>(component, known(component, values), context);
 }
 
 }  // namespace
@@ -80,7 +79,7 @@ std::shared_ptr<dsv3::FeedForward> make_feed_forward(const std::string& name,
 }
 
 std::string option_conflict(const std::string& name, const OptionValues& values) {
-  if (name != "moe") throw std::logic_error("only moe's conflicts are tested by this helper");
+  if (name != "moe") throw std::logic_error("option_conflict supports only moe");
   const dsv3::Registration& component = registration(name);
   const auto options =
       dsv3::options_from<Moe::Options>(*component.schema, known(component, values));
@@ -112,14 +111,14 @@ void fill(dsv3::ParameterStore& store, uint64_t seed) {
 }
 
 at::Tensor parameter(const dsv3::ParameterStore& store, const std::string& name) {
-  for (const dsv3::Parameter& each : store.parameters())
-    if (each.name == name) return each.tensor;
+  for (const dsv3::Parameter& parameter : store.parameters())
+    if (parameter.name == name) return parameter.tensor;
   throw std::logic_error("no parameter " + name);
 }
 
 at::Tensor buffer(const dsv3::ParameterStore& store, const std::string& name) {
-  for (const dsv3::Buffer& each : store.buffers())
-    if (each.name == name) return each.tensor;
+  for (const dsv3::Buffer& buffer : store.buffers())
+    if (buffer.name == name) return buffer.tensor;
   throw std::logic_error("no buffer " + name);
 }
 
@@ -161,12 +160,12 @@ double gradient_error(const std::function<at::Tensor()>& function,
     const double largest = analytic[i].abs().max().item<double>();
     const int64_t stride = std::max<int64_t>(1, values.numel() / samples);
     for (int64_t j = 0; j < values.numel(); j += stride) {
-      const double kept = values[j].item<double>();
-      values[j] = kept + step;
+      const double original = values[j].item<double>();
+      values[j] = original + step;
       const double above = (function() * direction).sum().item<double>();
-      values[j] = kept - step;
+      values[j] = original - step;
       const double below = (function() * direction).sum().item<double>();
-      values[j] = kept;
+      values[j] = original;
       const double expected = (above - below) / (2 * step);
       const double actual = analytic[i].reshape({-1})[j].item<double>();
       worst = std::max(worst, std::abs(actual - expected) / std::max(largest, 1e-30));

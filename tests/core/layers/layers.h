@@ -1,5 +1,5 @@
-// What the layer tests share: building components by name from option values, without loading
-// libraries, and comparing tensors.
+// Helpers of layer tests: they build components by name without loading libraries, and compare
+// tensors.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -20,21 +20,21 @@ std::shared_ptr<dsv3::Attention> make_attention(const std::string& name, const O
 std::shared_ptr<dsv3::FeedForward> make_feed_forward(const std::string& name,
                                                      const OptionValues& values,
                                                      const dsv3::LayerContext& context);
-/// The first complaint of the component's option checks, or "".
+/// The first error message of the component's option checks, or "".
 std::string option_conflict(const std::string& name, const OptionValues& values);
 
-/// A context of width `hidden` with rope for positions; parameters go to its store.
+/// A context of width `hidden` with rope positions and a new parameter store.
 dsv3::LayerContext context(int64_t hidden, at::ScalarType dtype = at::kDouble,
                            at::Device device = at::kCPU);
 
 /// Fills the store's parameters with reproducible values around 0 (norms around 1).
 void fill(dsv3::ParameterStore& store, uint64_t seed = 1);
 
-/// The parameter called `name`.
+/// The parameter or buffer named `name`.
 at::Tensor parameter(const dsv3::ParameterStore& store, const std::string& name);
 at::Tensor buffer(const dsv3::ParameterStore& store, const std::string& name);
 
-/// Reproducible normal values that leave torch's global generator alone.
+/// Reproducible normal values that do not use torch's global generator.
 at::Tensor normal(at::IntArrayRef sizes, uint64_t seed, at::ScalarType dtype = at::kDouble);
 
 /// A training micro-batch of `batch` rows of one document of `length` tokens.
@@ -43,18 +43,17 @@ dsv3::Sequence sequence(int64_t batch, int64_t length);
 /// The largest difference, relative to the largest value of `expected`.
 double difference(const at::Tensor& actual, const at::Tensor& expected);
 
-/// Gradients of sum(y * direction) with respect to `inputs`; by default the direction is fixed
-/// values.
+/// Gradients of sum(y * direction) with respect to `inputs`. The default direction is fixed values.
 std::vector<at::Tensor> gradients(const at::Tensor& y, const std::vector<at::Tensor>& inputs,
                                   const at::Tensor& direction = {});
 
 /// The largest difference between the gradients of sum(function() * fixed values) and central
-/// differences, relative to the largest gradient, over at most `samples` elements of each of
-/// float64 `inputs`.
+/// differences, relative to the largest gradient, over at most about `samples` elements of every
+/// input. Inputs must be float64.
 double gradient_error(const std::function<at::Tensor()>& function,
                       const std::vector<at::Tensor>& inputs, int64_t samples = 40);
 
-/// Turns reference operators on for a scope.
+/// Enables reference operators for a scope.
 struct ReferenceOps {
   ReferenceOps() { dsv3::use_reference_ops(true); }
   ~ReferenceOps() { dsv3::use_reference_ops(false); }

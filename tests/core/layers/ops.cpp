@@ -1,4 +1,4 @@
-// Operators against plain formulas, in every dtype, and their gradients against central
+// Compares operators with plain formulas in every dtype, and their gradients with central
 // differences.
 #include <ATen/Parallel.h>
 #include <catch2/catch.hpp>
@@ -19,7 +19,7 @@ double bound(at::ScalarType dtype) {
   return dtype == at::kFloat ? 2e-6 : 2e-2;
 }
 
-// A leaf of `dtype` with the values of `wide`, and a float64 leaf of the same, rounded values.
+// A leaf of `dtype` with the values of `wide`, and a float64 leaf with the same rounded values.
 std::pair<at::Tensor, at::Tensor> leaves(const at::Tensor& wide, at::ScalarType dtype) {
   const at::Tensor narrow = wide.to(dtype);
   return {narrow.detach().clone().requires_grad_(),
@@ -40,7 +40,7 @@ at::Tensor rms_formula(const at::Tensor& x, const at::Tensor& weight, double eps
 
 TEST_CASE("swiglu is silu(gate) * up") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16, at::kDouble);
-  const int64_t size = GENERATE(5, 32, 83);  // below, at and beyond whole vectors
+  const int64_t size = GENERATE(5, 32, 83);  // less than, exactly and more than whole vectors
   const auto [x, wide] = leaves(normal({3, 7, 2 * size}, 1) * 3, dtype);
   const at::Tensor y = dsv3::swiglu(x), expected = silu_formula(wide);
   CHECK(y.scalar_type() == dtype);
@@ -49,7 +49,7 @@ TEST_CASE("swiglu is silu(gate) * up") {
   CHECK(difference(dx, dwide) < bound(dtype));
 }
 
-TEST_CASE("swiglu holds at extreme gates") {
+TEST_CASE("swiglu handles extreme gates") {
   const at::Tensor gate = at::tensor({-1e4, -100.0, -20.0, 0.0, 20.0, 100.0, 1e4}, at::kDouble);
   const at::Tensor gate_up = at::cat({gate, at::ones(7, at::kDouble)}).to(at::kFloat);
   const at::Tensor y = dsv3::swiglu(gate_up), expected = at::silu(gate).to(at::kFloat);
@@ -66,9 +66,9 @@ TEST_CASE("swiglu multiplies rows by their weights") {
   const auto [w, wide_w] = leaves(normal({9}, 3), math);
   const at::Tensor y = dsv3::swiglu(x, w), expected = silu_formula(wide) * wide_w.unsqueeze(1);
   CHECK(difference(y, expected) < bound(dtype));
-  const auto actual = gradients(y, {x, w}), wanted = gradients(expected, {wide, wide_w});
+  const auto actual = gradients(y, {x, w}), expected_grads = gradients(expected, {wide, wide_w});
   CHECK(actual[1].scalar_type() == math);
-  for (int i = 0; i < 2; ++i) CHECK(difference(actual[i], wanted[i]) < bound(dtype));
+  for (int i = 0; i < 2; ++i) CHECK(difference(actual[i], expected_grads[i]) < bound(dtype));
 }
 
 TEST_CASE("rms_norm is x / sqrt(mean(x^2) + eps) * weight") {
@@ -76,12 +76,12 @@ TEST_CASE("rms_norm is x / sqrt(mean(x^2) + eps) * weight") {
   const int64_t size = GENERATE(7, 48, 100);
   const auto [x, wide] = leaves(normal({5, 21, size}, 4) * 2, dtype);
   const auto [w, wide_w] = leaves(normal({size}, 5), dtype);
-  const double eps = 1e-2;  // large enough to be seen
+  const double eps = 1e-2;  // large enough to affect the result
   const at::Tensor y = dsv3::rms_norm(x, w, eps), expected = rms_formula(wide, wide_w, eps);
   CHECK(y.scalar_type() == dtype);
   CHECK(difference(y, expected) < bound(dtype));
-  const auto actual = gradients(y, {x, w}), wanted = gradients(expected, {wide, wide_w});
-  for (int i = 0; i < 2; ++i) CHECK(difference(actual[i], wanted[i]) < bound(dtype));
+  const auto actual = gradients(y, {x, w}), expected_grads = gradients(expected, {wide, wide_w});
+  for (int i = 0; i < 2; ++i) CHECK(difference(actual[i], expected_grads[i]) < bound(dtype));
 }
 
 TEST_CASE("rms_norm reads a slice of columns") {
@@ -90,11 +90,11 @@ TEST_CASE("rms_norm reads a slice of columns") {
   const at::Tensor slice = x.narrow(2, 0, 20);
   CHECK(difference(dsv3::rms_norm(slice, w, 1e-6), rms_formula(slice, w, 1e-6)) < 1e-12);
   const auto actual = gradients(dsv3::rms_norm(slice, w, 1e-6), {x, w});
-  const auto wanted = gradients(rms_formula(slice, w, 1e-6), {x, w});
-  for (int i = 0; i < 2; ++i) CHECK(difference(actual[i], wanted[i]) < 1e-12);
+  const auto expected_grads = gradients(rms_formula(slice, w, 1e-6), {x, w});
+  for (int i = 0; i < 2; ++i) CHECK(difference(actual[i], expected_grads[i]) < 1e-12);
 }
 
-TEST_CASE("rms_norm gives the same bits on any number of threads") {
+TEST_CASE("rms_norm is bit-identical for any number of threads") {
   const at::Tensor x = normal({3, 777, 96}, 8, at::kFloat).requires_grad_();
   const at::Tensor w = normal({96}, 9, at::kFloat).requires_grad_();
   const int threads = at::get_num_threads();
@@ -106,7 +106,7 @@ TEST_CASE("rms_norm gives the same bits on any number of threads") {
   for (int i = 0; i < 2; ++i) CHECK(at::equal(one[i], three[i]));
 }
 
-TEST_CASE("rotate turns complex numbers") {
+TEST_CASE("rotate multiplies complex numbers") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16, at::kDouble);
   const bool interleaved = GENERATE(true, false);
   const bool by_row = GENERATE(true, false);
@@ -142,7 +142,7 @@ TEST_CASE("rotate reads strided heads") {
 
 namespace {
 
-// Scores, mask, softmax, one head and one query at a time.
+// Computes one head and one query at a time.
 at::Tensor attend_formula(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                           double scale,
                           const std::function<bool(int64_t row, int64_t query, int64_t key)>& may) {
@@ -177,8 +177,8 @@ TEST_CASE("attend is causal attention, for any head dimensions and shared key he
       attend_formula(q, k, v, 0.3, [](int64_t, int64_t t, int64_t s) { return s <= t; });
   const at::Tensor y = dsv3::attend(q, k, v, seq, 0.3);
   CHECK(difference(y, expected) < 1e-12);
-  const auto actual = gradients(y, {q, k, v}), wanted = gradients(expected, {q, k, v});
-  for (int i = 0; i < 3; ++i) CHECK(difference(actual[i], wanted[i]) < 1e-11);
+  const auto actual = gradients(y, {q, k, v}), expected_grads = gradients(expected, {q, k, v});
+  for (int i = 0; i < 3; ++i) CHECK(difference(actual[i], expected_grads[i]) < 1e-11);
   const test::ReferenceOps reference;
   CHECK(difference(dsv3::attend(q, k, v, seq, 0.3), expected) < 1e-12);
 }
@@ -195,7 +195,7 @@ TEST_CASE("attend works in fp32 and bf16") {
   CHECK(difference(y, expected) < bound(dtype));
 }
 
-TEST_CASE("attend keeps to the mask") {
+TEST_CASE("attend respects the mask") {
   const at::Tensor q = normal({2, 6, 2, 8}, 23), k = normal({2, 6, 2, 8}, 24),
                    v = normal({2, 6, 2, 4}, 25);
   const at::Tensor documents =
@@ -210,7 +210,7 @@ TEST_CASE("attend keeps to the mask") {
   CHECK(difference(dsv3::attend(q, k, v, seq, 0.5), attend_formula(q, k, v, 0.5, may)) < 1e-12);
 }
 
-TEST_CASE("attend takes the last tokens of a cached row as queries") {
+TEST_CASE("attend treats queries as the last tokens of a cached row") {
   const int64_t key_heads = GENERATE(4, 2, 1), queries = GENERATE(1, 3), keys = 7;
   dsv3::KvCache cache(1, 1, at::kDouble, at::kCPU);
   dsv3::Sequence seq = test::sequence(1, queries);
@@ -228,18 +228,18 @@ TEST_CASE("grouped_linear multiplies each group by its matrix") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16, at::kDouble);
   const auto [x, wide] = leaves(normal({10, 6}, 30), dtype);
   const auto [w, wide_w] = leaves(normal({5, 4, 6}, 31), dtype);
-  const std::vector<int64_t> sizes = {0, 3, 6, 0, 1};  // empty groups first and within
+  const std::vector<int64_t> sizes = {0, 3, 6, 0, 1};  // empty groups at the start and in between
   const at::Tensor ends = at::tensor(sizes, at::kLong).cumsum(0).to(at::kInt);
   std::vector<at::Tensor> parts;
   for (int64_t g = 0, row = 0; g < 5; row += sizes[g++])
     for (int64_t i = row; i < row + sizes[g]; ++i) parts.push_back(wide_w[g].mv(wide[i]));
   const at::Tensor expected = at::stack(parts);
-  const auto wanted = gradients(expected, {wide, wide_w});
+  const auto expected_grads = gradients(expected, {wide, wide_w});
   const auto check = [&] {
     const at::Tensor y = dsv3::grouped_linear(x, w, ends);
     CHECK(difference(y, expected) < bound(dtype));
     const auto actual = gradients(y, {x, w});
-    for (int i = 0; i < 2; ++i) CHECK(difference(actual[i], wanted[i]) < bound(dtype));
+    for (int i = 0; i < 2; ++i) CHECK(difference(actual[i], expected_grads[i]) < bound(dtype));
     CHECK(actual[1][3].eq(0).all().item<bool>());
   };
   check();
@@ -247,13 +247,13 @@ TEST_CASE("grouped_linear multiplies each group by its matrix") {
   check();
 }
 
-TEST_CASE("grouped_linear cuts large groups and gives the same bits on any number of threads") {
+TEST_CASE("grouped_linear splits large groups and is bit-identical for any number of threads") {
   const at::Tensor x = normal({1000, 12}, 33).requires_grad_(),
                    w = normal({3, 5, 12}, 34).requires_grad_();
   const at::Tensor ends = at::tensor({1, 999, 1000}, at::kInt);
   const auto expected = at::cat({x.narrow(0, 0, 1).mm(w[0].t()), x.narrow(0, 1, 998).mm(w[1].t()),
                                  x.narrow(0, 999, 1).mm(w[2].t())});
-  const auto wanted = gradients(expected, {x, w});
+  const auto expected_grads = gradients(expected, {x, w});
   const int threads = at::get_num_threads();
   std::vector<std::vector<at::Tensor>> runs;
   for (const int count : {1, 3}) {
@@ -264,7 +264,7 @@ TEST_CASE("grouped_linear cuts large groups and gives the same bits on any numbe
   }
   at::set_num_threads(threads);
   CHECK(difference(runs[0][0], expected) < 1e-12);
-  for (int i = 0; i < 2; ++i) CHECK(difference(runs[0][i + 1], wanted[i]) < 1e-12);
+  for (int i = 0; i < 2; ++i) CHECK(difference(runs[0][i + 1], expected_grads[i]) < 1e-12);
   for (int i = 0; i < 3; ++i) CHECK(at::equal(runs[0][i], runs[1][i]));
 }
 

@@ -1,4 +1,4 @@
-// Positional encodings against their papers' formulas.
+// Compares positional encodings with the formulas of their papers.
 #include <cmath>
 
 #include <catch2/catch.hpp>
@@ -13,7 +13,7 @@ using test::normal;
 
 namespace {
 
-// Turns pair i of x [B, T, H, R] by position * frequency_i, times `scale`.
+// Rotates pair i of x [B, T, H, R] by position * frequency_i and multiplies by `scale`.
 at::Tensor turned(const at::Tensor& x, const at::Tensor& positions,
                   const std::vector<double>& frequencies, double scale, bool interleaved) {
   const int64_t half = static_cast<int64_t>(frequencies.size());
@@ -42,7 +42,7 @@ std::vector<double> plain_frequencies(int64_t dim, double theta) {
 
 }  // namespace
 
-TEST_CASE("rope turns by position * theta^(-2i/R)") {
+TEST_CASE("rope rotates by position * theta^(-2i/R)") {
   const std::string layout = GENERATE("interleaved", "half");
   const auto rope = test::make_position("rope", {{"theta", 500.0}, {"layout", layout}}, 6);
   const at::Tensor positions = at::tensor({0, 1, 2, 0, 1, 900, 3, 4, 5, 6}, at::kLong).view({2, 5});
@@ -57,7 +57,7 @@ TEST_CASE("rope turns by position * theta^(-2i/R)") {
   CHECK(difference(bq, rq) < 2e-2);
 }
 
-TEST_CASE("scores depend on distance only") {
+TEST_CASE("scores depend on the distance only") {
   const std::string name = GENERATE("rope", "yarn");
   const auto position = test::make_position(name, {}, 8);
   const at::Tensor q = normal({1, 1, 1, 8}, 3), k = normal({1, 1, 1, 8}, 4);
@@ -69,9 +69,9 @@ TEST_CASE("scores depend on distance only") {
   CHECK(score(7, 3) != Approx(score(8, 3)).epsilon(1e-3));
 }
 
-// DeepSeek-V3's settings: 64 features, theta 10000, 4096 tokens stretched 40 times. By hand:
-// 64 ln(4096 / (32 * 2 pi)) / (2 ln 10000) = 10.47 -> 10 and with 1 turn 22.51 -> 23.
-TEST_CASE("yarn leaves fast pairs alone, slows slow ones, and ramps between") {
+// DeepSeek-V3's settings: 64 features, theta 10000, 4096 tokens extended 40 times. By hand, with 32
+// rotations: 64 ln(4096 / (32 * 2 pi)) / (2 ln 10000) = 10.47 -> 10, with 1 rotation: 22.51 -> 23.
+TEST_CASE("yarn keeps fast pairs, slows down slow pairs, and interpolates in between") {
   const auto yarn = test::make_position("yarn", {}, 64);
   std::vector<double> frequencies = plain_frequencies(64, 10000);
   for (int i = 0; i < 32; ++i) {
@@ -86,7 +86,7 @@ TEST_CASE("yarn leaves fast pairs alone, slows slow ones, and ramps between") {
   CHECK(yarn->softmax_scale() == Approx(m * m));
 }
 
-TEST_CASE("yarn's temperatures") {
+TEST_CASE("yarn applies its attention temperatures") {
   const double factor = 8;
   const auto m = [&](double s) { return 0.1 * s * std::log(factor) + 1; };
   struct Case {
@@ -97,13 +97,13 @@ TEST_CASE("yarn's temperatures") {
   const auto yarn = test::make_position(
       "yarn", {{"factor", factor}, {"mscale", one.mscale}, {"mscale_all_dim", one.all_dim}}, 8);
   CHECK(yarn->softmax_scale() == Approx(one.softmax_scale));
-  // At position 0 nothing turns: what is left is the scale.
+  // Position 0 does not rotate, so only the scale is left.
   const at::Tensor q = normal({1, 1, 1, 8}, 6);
   CHECK(difference(yarn->rotate(q, q, at::zeros({1, 1}, at::kLong)).first, q * one.angle_scale) <
         1e-12);
 }
 
-TEST_CASE("yarn with factor 1 is rope") {
+TEST_CASE("yarn with factor 1 equals rope") {
   const auto yarn =
       test::make_position("yarn", {{"factor", 1.0}, {"layout", std::string("half")}}, 8);
   const auto rope = test::make_position("rope", {{"layout", std::string("half")}}, 8);
@@ -113,7 +113,7 @@ TEST_CASE("yarn with factor 1 is rope") {
   CHECK(yarn->softmax_scale() == 1);
 }
 
-TEST_CASE("none leaves queries and keys alone") {
+TEST_CASE("none does not change queries and keys") {
   const auto none = test::make_position("none", {}, 7);
   const at::Tensor q = normal({1, 2, 2, 7}, 8);
   CHECK(at::equal(none->rotate(q, q, at::arange(2).unsqueeze(0)).first, q));

@@ -21,7 +21,7 @@ double correlation(const at::Tensor& a, const at::Tensor& b) {
          (a.std().item<double>() * b.std().item<double>());
 }
 
-TEST_CASE("initial values are normal with the given deviation") {
+TEST_CASE("initial values are normal with the given standard deviation") {
   const int64_t count = 1 << 20;
   const at::Tensor values = normal(count, "layers.0.attention.q.weight", 1, 0.02) / 0.02;
   CHECK(std::abs(values.mean().item<double>()) < 5 / std::sqrt(double(count)));
@@ -30,13 +30,14 @@ TEST_CASE("initial values are normal with the given deviation") {
   CHECK(values.pow(4).mean().item<double>() == Approx(3).epsilon(0.02));
   // The distribution function at some points, against erf.
   for (const double point : {-3.0, -1.5, -0.5, 0.0, 0.7, 2.0, 3.5}) {
-    const double want = 0.5 * (1 + std::erf(point / std::sqrt(2.0)));
-    CHECK(values.lt(point).to(at::kDouble).mean().item<double>() == Approx(want).margin(2.5e-3));
+    const double expected = 0.5 * (1 + std::erf(point / std::sqrt(2.0)));
+    CHECK(values.lt(point).to(at::kDouble).mean().item<double>() ==
+          Approx(expected).margin(2.5e-3));
   }
   CHECK(at::isfinite(values).all().item<bool>());
 }
 
-TEST_CASE("initial values of other names, seeds and neighbours are unrelated") {
+TEST_CASE("initial values of different names, seeds and indices are uncorrelated") {
   const int64_t count = 1 << 18;
   const double bound = 5 / std::sqrt(double(count));
   const at::Tensor a = normal(count, "a.weight", 1);
@@ -74,7 +75,7 @@ TEST_CASE("initial values are the same in other shapes, strides and dtypes") {
   CHECK(at::equal(normal(60, "w", 3, 1, 0, at::kDouble), flat.to(at::kDouble)));
 }
 
-TEST_CASE("initialise knows zeros, ones, the default deviation and the meta device") {
+TEST_CASE("initialise supports zeros, ones, the default deviation and the meta device") {
   at::Tensor tensor = at::full({5}, 7.0f);
   initialise(tensor, "w", Init::zeros(), 1, 1);
   CHECK(tensor.abs().sum().item<float>() == 0);

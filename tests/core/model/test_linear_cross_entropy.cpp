@@ -18,7 +18,7 @@ struct Case {
   at::Tensor x, weight, targets;
 };
 
-/// Normal values from a generator of its own, every third target missing.
+/// Reproducible normal values; every third target is missing.
 Case make_case(int64_t rows, int64_t hidden, int64_t vocab, at::ScalarType dtype,
                bool holes = true) {
   at::Generator generator = at::detail::createCPUGenerator(7);
@@ -44,7 +44,7 @@ Outcome run(const Case& c, double z, double scale, int64_t chunk) {
   return {loss.item<double>(), plain.item<double>(), c.x.grad(), c.weight.grad()};
 }
 
-/// By the definition, in float64, with log_softmax and autograd.
+/// The definition in float64, with log_softmax and autograd.
 Outcome by_definition(const Case& c, double z, double scale) {
   const at::Tensor x = c.x.detach().to(at::kDouble).set_requires_grad(true);
   const at::Tensor weight = c.weight.detach().to(at::kDouble).set_requires_grad(true);
@@ -70,15 +70,15 @@ TEST_CASE("linear_cross_entropy equals its definition") {
   const int64_t chunk = GENERATE(0, 1, 5);
   const int64_t vocab = GENERATE(1, 15, 16, 67, 1000);
   const Case c = make_case(17, 8, vocab, at::kFloat);
-  const Outcome want = by_definition(c, z, 0.125);
-  const Outcome got = run(c, z, 0.125, chunk);
-  CHECK(got.loss == Approx(want.loss).epsilon(1e-6).margin(1e-6));
-  CHECK(got.plain == Approx(want.plain).epsilon(1e-6).margin(1e-6));
+  const Outcome expected = by_definition(c, z, 0.125);
+  const Outcome actual = run(c, z, 0.125, chunk);
+  CHECK(actual.loss == Approx(expected.loss).epsilon(1e-6).margin(1e-6));
+  CHECK(actual.plain == Approx(expected.plain).epsilon(1e-6).margin(1e-6));
   if (vocab == 1 && z == 0) {
-    CHECK(got.dw.abs().max().item<double>() < 1e-6);  // one word: nothing to learn
+    CHECK(actual.dw.abs().max().item<double>() < 1e-6);  // a vocabulary of one: no gradient
   } else {
-    CHECK(relative(got.dx, want.dx) < 2e-6);
-    CHECK(relative(got.dw, want.dw) < 2e-6);
+    CHECK(relative(actual.dx, expected.dx) < 2e-6);
+    CHECK(relative(actual.dw, expected.dw) < 2e-6);
   }
 }
 
@@ -88,63 +88,63 @@ TEST_CASE("linear_cross_entropy passes gradcheck in float64, fused and reference
   const double error = test::gradcheck(
       [&](const std::vector<at::Tensor>& in) {
         const auto loss = linear_cross_entropy(in[0], in[1], c.targets, 0.02, 0.5, 3).first;
-        return std::vector<at::Tensor>{loss * 3};  // a gradient other than 1 arrives
+        return std::vector<at::Tensor>{loss * 3};  // an upstream gradient other than 1
       },
       {c.x, c.weight});
   use_reference_ops(false);
   CHECK(error < 1e-7);
 }
 
-TEST_CASE("linear_cross_entropy in bf16 keeps a bf16 bound") {
+TEST_CASE("linear_cross_entropy in bf16 is accurate to bf16") {
   const int64_t chunk = GENERATE(0, 4);
   const Case c = make_case(32, 16, 300, at::kBFloat16);
-  const Outcome want = by_definition(c, 0, 1);
-  const Outcome got = run(c, 0, 1, chunk);
-  CHECK(got.loss == Approx(want.loss).epsilon(5e-3));
-  CHECK(got.dx.scalar_type() == at::kBFloat16);
-  CHECK(got.dw.scalar_type() == at::kBFloat16);
-  CHECK(relative(got.dx, want.dx) < 1e-2);
-  CHECK(relative(got.dw, want.dw) < 1e-2);
+  const Outcome expected = by_definition(c, 0, 1);
+  const Outcome actual = run(c, 0, 1, chunk);
+  CHECK(actual.loss == Approx(expected.loss).epsilon(5e-3));
+  CHECK(actual.dx.scalar_type() == at::kBFloat16);
+  CHECK(actual.dw.scalar_type() == at::kBFloat16);
+  CHECK(relative(actual.dx, expected.dx) < 1e-2);
+  CHECK(relative(actual.dw, expected.dw) < 1e-2);
 }
 
-TEST_CASE("many chunks in bf16 add up as well as one") {
-  // Every row adds the same small gradient; a sum kept in bf16 stops growing after 256 of them.
+TEST_CASE("many chunks in bf16 are as accurate as one") {
+  // Every row adds the same small gradient, and a bf16 sum would stop growing after 256 of them.
   const int64_t rows = 1024;
   Case c;
   c.x = at::ones({rows, 4}, at::kBFloat16).set_requires_grad(true);
   c.weight = at::zeros({2, 4}, at::kBFloat16).set_requires_grad(true);
   c.targets = at::zeros({rows}, at::kLong);
-  const Outcome got = run(c, 0, 1, 1);
-  CHECK(got.dw[0][0].item<double>() == Approx(-0.5 * double(rows)));
+  const Outcome actual = run(c, 0, 1, 1);
+  CHECK(actual.dw[0][0].item<double>() == Approx(-0.5 * double(rows)));
 }
 
 TEST_CASE("linear_cross_entropy without a target is zero") {
   const at::ScalarType dtype = GENERATE(at::kFloat, at::kDouble, at::kBFloat16);
   Case c = make_case(6, 4, 11, dtype);
   c.targets.fill_(-1);
-  const Outcome got = run(c, 0.1, 1, 0);
-  CHECK(got.loss == 0);
-  CHECK(got.plain == 0);
-  CHECK(got.dx.abs().max().item<double>() == 0);
-  CHECK(got.dw.abs().max().item<double>() == 0);
+  const Outcome actual = run(c, 0.1, 1, 0);
+  CHECK(actual.loss == 0);
+  CHECK(actual.plain == 0);
+  CHECK(actual.dx.abs().max().item<double>() == 0);
+  CHECK(actual.dw.abs().max().item<double>() == 0);
 }
 
-TEST_CASE("rows without a target get no gradient and change nothing else") {
+TEST_CASE("rows without a target have no gradient and affect nothing else") {
   const Case with = make_case(12, 8, 50, at::kFloat);
-  const Outcome got = run(with, 0.01, 1, 0);
-  const at::Tensor kept = with.targets.ge(0).nonzero().squeeze(1);
+  const Outcome actual = run(with, 0.01, 1, 0);
+  const at::Tensor valid = with.targets.ge(0).nonzero().squeeze(1);
   Case without;
-  without.x = with.x.detach().index_select(0, kept).set_requires_grad(true);
+  without.x = with.x.detach().index_select(0, valid).set_requires_grad(true);
   without.weight = with.weight.detach().clone().set_requires_grad(true);
-  without.targets = with.targets.index_select(0, kept);
-  const Outcome want = run(without, 0.01, 1, 0);
-  CHECK(got.loss == want.loss);
-  CHECK(at::equal(got.dw, want.dw));
-  CHECK(at::equal(got.dx.index_select(0, kept), want.dx));
-  CHECK(got.dx[1].abs().max().item<double>() == 0);
+  without.targets = with.targets.index_select(0, valid);
+  const Outcome expected = run(without, 0.01, 1, 0);
+  CHECK(actual.loss == expected.loss);
+  CHECK(at::equal(actual.dw, expected.dw));
+  CHECK(at::equal(actual.dx.index_select(0, valid), expected.dx));
+  CHECK(actual.dx[1].abs().max().item<double>() == 0);
 }
 
-TEST_CASE("linear_cross_entropy survives large logits and reports NaN") {
+TEST_CASE("linear_cross_entropy handles large logits and returns NaN for NaN") {
   const at::ScalarType dtype = GENERATE(at::kFloat, at::kBFloat16);
   Case c = make_case(4, 2, 40, dtype, false);
   {
@@ -154,8 +154,8 @@ TEST_CASE("linear_cross_entropy survives large logits and reports NaN") {
   const Outcome large = run(c, 0, 1, 0);
   CHECK(std::isfinite(large.loss));
   CHECK(at::isfinite(large.dw).all().item<bool>());
-  const Outcome want = by_definition(c, 0, 1);
-  CHECK(large.loss == Approx(want.loss).epsilon(1e-2));
+  const Outcome expected = by_definition(c, 0, 1);
+  CHECK(large.loss == Approx(expected.loss).epsilon(1e-2));
   {
     const at::NoGradGuard no_grad;
     c.x[2][0] = std::numeric_limits<float>::quiet_NaN();
@@ -174,14 +174,14 @@ TEST_CASE("linear_cross_entropy does not depend on the number of threads") {
   CHECK(one.item<float>() == Approx(three.item<float>()).epsilon(1e-6));
 }
 
-TEST_CASE("linear_cross_entropy names a target outside of the vocabulary") {
+TEST_CASE("linear_cross_entropy reports a target outside the vocabulary") {
   Case c = make_case(4, 2, 10, at::kFloat);
   c.targets[0] = 10;
   REQUIRE_THROWS_WITH(linear_cross_entropy(c.x, c.weight, c.targets),
                       Catch::Contains("target 10") && Catch::Contains("vocabulary of 10"));
 }
 
-TEST_CASE("linear_cross_entropy computes only the gradients that are wanted") {
+TEST_CASE("linear_cross_entropy computes only required gradients") {
   Case c = make_case(6, 4, 11, at::kFloat);
   c.weight.set_requires_grad(false);
   const auto loss = linear_cross_entropy(c.x, c.weight, c.targets).first;
@@ -192,7 +192,7 @@ TEST_CASE("linear_cross_entropy computes only the gradients that are wanted") {
   CHECK_FALSE(linear_cross_entropy(c.x, c.weight, c.targets).first.requires_grad());
 }
 
-TEST_CASE("add_loss leaves values alone and adds the side loss's gradient") {
+TEST_CASE("add_loss returns its input and adds the gradient of the side loss") {
   const at::Tensor a = at::arange(1.0, 5.0, at::kDouble).set_requires_grad(true);
   const at::Tensor b = at::arange(2.0, 4.0, at::kDouble).set_requires_grad(true);
   const at::Tensor y = add_loss(a * 2, b.square().sum() + a.sum(), 0.25);
@@ -202,7 +202,7 @@ TEST_CASE("add_loss leaves values alone and adds the side loss's gradient") {
   CHECK(at::allclose(b.grad(), b.detach() * 0.5));  // not times 3
 }
 
-TEST_CASE("add_loss works where only one of the two requires a gradient") {
+TEST_CASE("add_loss works if only one input requires a gradient") {
   const at::Tensor constant = at::ones({2});
   const at::Tensor a = at::ones({2}).set_requires_grad(true);
   torch::autograd::backward({add_loss(constant, a.sum(), 2).sum()}, {});
@@ -212,7 +212,7 @@ TEST_CASE("add_loss works where only one of the two requires a gradient") {
   CHECK(add_loss(a, a.sum(), 2).is_same(a));
 }
 
-TEST_CASE("add_loss allows the result to be changed in place") {
+TEST_CASE("the result of add_loss can be modified in place") {
   const at::Tensor a = at::ones({3}).set_requires_grad(true);
   at::Tensor y = add_loss(a * 2, a.sum(), 1);
   y.mul_(5);

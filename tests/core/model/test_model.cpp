@@ -25,7 +25,7 @@ Batch rows(const Batch& batch, int64_t first, int64_t count) {
   return {batch.tokens.narrow(0, first, count), batch.document_ids.narrow(0, first, count)};
 }
 
-TEST_CASE("recomputation on or off gives the same bits, side losses and counts included") {
+TEST_CASE("recomputation is bit-identical, including side losses and counts") {
   Experiment experiment = tiny_experiment();
   experiment.model.tied_head = GENERATE(false, true);
   experiment.mtp.input = GENERATE("normed", "raw");
@@ -33,18 +33,18 @@ TEST_CASE("recomputation on or off gives the same bits, side losses and counts i
   const Batch batch = tiny_batch();
   const LossScale scale = scale_of(batch, 2);
   const auto plain = tiny_model(experiment);
-  const LossParts want = backward(*plain, batch, scale);
+  const LossParts expected = backward(*plain, batch, scale);
   experiment.model.recompute = "full";
   const auto recomputed = tiny_model(experiment);
-  const LossParts got = backward(*recomputed, batch, scale);
-  CHECK(at::equal(got.total, want.total));
-  CHECK(at::equal(got.mtp, want.mtp));
+  const LossParts actual = backward(*recomputed, batch, scale);
+  CHECK(at::equal(actual.total, expected.total));
+  CHECK(at::equal(actual.mtp, expected.mtp));
   CHECK(equal_bits(gradients(*recomputed), gradients(*plain)));
-  const auto got_counts = counts_of(*recomputed), want_counts = counts_of(*plain);
-  REQUIRE(got_counts.size() == 4);
-  for (size_t i = 0; i < got_counts.size(); ++i) {
-    CHECK(want_counts[i].sum().item<int64_t>() > 0);
-    CHECK(at::equal(got_counts[i], want_counts[i]));
+  const auto actual_counts = counts_of(*recomputed), expected_counts = counts_of(*plain);
+  REQUIRE(actual_counts.size() == 4);
+  for (size_t i = 0; i < actual_counts.size(); ++i) {
+    CHECK(expected_counts[i].sum().item<int64_t>() > 0);
+    CHECK(at::equal(actual_counts[i], expected_counts[i]));
   }
 }
 
@@ -61,7 +61,7 @@ TEST_CASE("the side loss reaches the gradients") {
   CHECK(largest_difference(gradients(*model), with) > 1e-2);
 }
 
-TEST_CASE("four micro-batches of one row add up to one of four") {
+TEST_CASE("four micro-batches of one row equal one micro-batch of four rows") {
   Experiment experiment = tiny_experiment();
   experiment.mtp.denominator = GENERATE("main", "own");
   experiment.model.recompute = GENERATE("none", "full");
@@ -69,7 +69,7 @@ TEST_CASE("four micro-batches of one row add up to one of four") {
   const Batch batch = tiny_batch();
   const LossScale scale = scale_of(batch, 2);
   const auto whole = tiny_model(experiment), pieces = tiny_model(experiment);
-  const LossParts want = backward(*whole, batch, scale);
+  const LossParts expected = backward(*whole, batch, scale);
   double total = 0, main = 0, mtp = 0;
   for (int64_t b = 0; b < 4; ++b) {
     const LossParts part = backward(*pieces, rows(batch, b, 1), scale);
@@ -77,15 +77,16 @@ TEST_CASE("four micro-batches of one row add up to one of four") {
     main += part.main.item<double>();
     mtp += part.mtp.item<double>();
   }
-  CHECK(total == Approx(want.total.item<double>()).epsilon(1e-6));
-  CHECK(main == Approx(want.main.item<double>()).epsilon(1e-6));
-  CHECK(mtp == Approx(want.mtp.item<double>()).epsilon(1e-6));
+  CHECK(total == Approx(expected.total.item<double>()).epsilon(1e-6));
+  CHECK(main == Approx(expected.main.item<double>()).epsilon(1e-6));
+  CHECK(mtp == Approx(expected.mtp.item<double>()).epsilon(1e-6));
   CHECK(largest_difference(gradients(*pieces), gradients(*whole)) < 2e-6);
-  const auto got_counts = counts_of(*pieces), want_counts = counts_of(*whole);
-  for (size_t i = 0; i < got_counts.size(); ++i) CHECK(at::equal(got_counts[i], want_counts[i]));
+  const auto actual_counts = counts_of(*pieces), expected_counts = counts_of(*whole);
+  for (size_t i = 0; i < actual_counts.size(); ++i)
+    CHECK(at::equal(actual_counts[i], expected_counts[i]));
 }
 
-TEST_CASE("a tied head is the embedding, with both gradients") {
+TEST_CASE("a tied head uses the embedding and adds up both gradients") {
   Experiment experiment = tiny_experiment();
   const auto untied = tiny_model(experiment);
   experiment.model.tied_head = true;
@@ -97,14 +98,15 @@ TEST_CASE("a tied head is the embedding, with both gradients") {
   }
   const Batch batch = tiny_batch();
   const LossScale scale = scale_of(batch, 2);
-  const LossParts want = backward(*untied, batch, scale), got = backward(*tied, batch, scale);
-  CHECK(at::equal(got.total, want.total));
-  const Named apart = gradients(*untied);
-  const at::Tensor sum = apart.at("embedding.weight") + apart.at("head.weight");
+  const LossParts expected = backward(*untied, batch, scale),
+                  actual = backward(*tied, batch, scale);
+  CHECK(at::equal(actual.total, expected.total));
+  const Named separate = gradients(*untied);
+  const at::Tensor sum = separate.at("embedding.weight") + separate.at("head.weight");
   CHECK(at::allclose(gradients(*tied).at("embedding.weight"), sum, 1e-5, 1e-7));
 }
 
-TEST_CASE("documents of a row do not see each other") {
+TEST_CASE("documents in a row do not affect each other") {
   Experiment experiment = tiny_experiment();
   const auto model = tiny_model(experiment);
   LossScale one;  // sums, so that rows can be compared
@@ -113,7 +115,7 @@ TEST_CASE("documents of a row do not see each other") {
   joined.tokens = at::tensor({4, 9, 2, 7, 7, 1, 15, 3, 20}, at::kLong).view({1, 9});
   joined.document_ids = at::tensor({0, 0, 0, 0, 1, 1, 1, 1, 1}, at::kLong).view({1, 9});
   const LossParts whole = backward(*model, joined, one);
-  const Named want = gradients(*model);
+  const Named expected = gradients(*model);
   clear_gradients(*model);
   double main = 0, mtp = 0;
   for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 4}, {4, 5}}) {
@@ -123,13 +125,13 @@ TEST_CASE("documents of a row do not see each other") {
   }
   CHECK(main == Approx(whole.main.item<double>()).epsilon(1e-6));
   CHECK(mtp == Approx(whole.mtp.item<double>()).epsilon(1e-6));
-  CHECK(largest_difference(gradients(*model), want) < 1e-5);
+  CHECK(largest_difference(gradients(*model), expected) < 1e-5);
   const auto [sum, targets] = model->evaluate(joined);
   CHECK(sum == Approx(main).epsilon(1e-6));
   CHECK(targets == 7);
 }
 
-TEST_CASE("a micro-batch without targets gives zero, not NaN") {
+TEST_CASE("a micro-batch without targets has zero loss instead of NaN") {
   const auto model = tiny_model(tiny_experiment());
   Batch batch;
   batch.tokens = at::ones({2, 5}, at::kLong);
@@ -146,7 +148,7 @@ TEST_CASE("a micro-batch without targets gives zero, not NaN") {
   CHECK(model->evaluate(batch) == std::pair<double, int64_t>{0, 0});
 }
 
-/// `counts` tokens of each row of `text` [B, T] behind what `caches` hold.
+/// The next `counts` tokens of each row of `text` [B, T] after those in `caches`.
 NewTokens next_of(const at::Tensor& text, const std::vector<KvCache>& caches,
                   const std::vector<int64_t>& counts) {
   NewTokens added;
@@ -154,47 +156,47 @@ NewTokens next_of(const at::Tensor& text, const std::vector<KvCache>& caches,
   for (size_t b = 0; b < counts.size(); ++b)
     for (int64_t t = 0; t < counts[b]; ++t) {
       const int64_t at = caches.front().lengths()[b] + t;
-      added.wanted.push_back(int64_t(added.tokens.size()));
+      added.logits_at.push_back(int64_t(added.tokens.size()));
       added.tokens.push_back(text[int64_t(b)][at].item<int64_t>());
     }
   return added;
 }
 
-TEST_CASE("generation with caches gives the logits of the whole texts") {
+TEST_CASE("generation with caches has the logits of whole texts") {
   const auto model = tiny_model(tiny_experiment());
   const at::Tensor text = tiny_batch().tokens.narrow(0, 0, 2);
-  const at::Tensor want = model->logits(text);  // [2, 9, V]
-  REQUIRE(want.sizes() == at::IntArrayRef({2, 9, tiny_vocab}));
+  const at::Tensor expected = model->logits(text);  // [2, 9, V]
+  REQUIRE(expected.sizes() == at::IntArrayRef({2, 9, tiny_vocab}));
   std::vector<KvCache> caches = model->make_caches(2);
   REQUIRE(caches.size() == 4);  // two of MTP modules
   for (const std::vector<int64_t>& counts :
        std::vector<std::vector<int64_t>>{{4, 2}, {1, 1}, {0, 3}, {3, 1}, {1, 2}}) {
-    const std::vector<int64_t> held = caches.front().lengths();
+    const std::vector<int64_t> lengths = caches.front().lengths();
     const NewTokens added = next_of(text, caches, counts);
-    const Extended got = model->extend(added, caches);
-    REQUIRE(got.logits.sizes() == at::IntArrayRef({counts[0] + counts[1], tiny_vocab}));
-    const at::Tensor rows =
-        at::cat({want[0].narrow(0, held[0], counts[0]), want[1].narrow(0, held[1], counts[1])});
-    CHECK(at::allclose(got.logits, rows, 1e-5, 1e-5));
-    CHECK_FALSE(got.logits.requires_grad());
+    const Extended actual = model->extend(added, caches);
+    REQUIRE(actual.logits.sizes() == at::IntArrayRef({counts[0] + counts[1], tiny_vocab}));
+    const at::Tensor rows = at::cat({expected[0].narrow(0, lengths[0], counts[0]),
+                                     expected[1].narrow(0, lengths[1], counts[1])});
+    CHECK(at::allclose(actual.logits, rows, 1e-5, 1e-5));
+    CHECK_FALSE(actual.logits.requires_grad());
   }
   CHECK(caches[0].lengths() == std::vector<int64_t>{9, 9});
   CHECK(caches[2].bytes() == 0);
 }
 
-TEST_CASE("MTP modules with caches give the logits of the whole texts") {
+TEST_CASE("MTP modules with caches have the logits of whole texts") {
   Experiment experiment = tiny_experiment();
   experiment.mtp.input = GENERATE("normed", "raw");
   experiment.mtp.concat = GENERATE("embedding_first", "hidden_first");
   const auto model = tiny_model(experiment);
   const at::Tensor text = tiny_batch().tokens.narrow(0, 0, 2);
-  const at::Tensor want = model->mtp_logits(text);  // [2, 2, 9, V]
+  const at::Tensor expected = model->mtp_logits(text);  // [2, 2, 9, V]
   std::vector<KvCache> caches = model->make_caches(2);
   at::Tensor hidden = model->extend(next_of(text, caches, {9, 9}), caches).hidden;
   for (int64_t k = 0; k < 2; ++k) {
-    // Both rows' positions whose input token is there, in two pieces of unequal size.
+    // The positions of both rows that have an input token, in two parts of different sizes.
     const int64_t count = 8 - k;
-    std::vector<at::Tensor> got[2];
+    std::vector<at::Tensor> actual[2];
     std::vector<at::Tensor> next[2];
     std::vector<int64_t> done{0, 0};
     for (const std::vector<int64_t>& counts :
@@ -204,14 +206,14 @@ TEST_CASE("MTP modules with caches give the logits of the whole texts") {
       std::vector<at::Tensor> inputs;
       for (int64_t b = 0; b < 2; ++b)
         for (int64_t t = 0; t < counts[b]; ++t) {
-          added.wanted.push_back(int64_t(added.tokens.size()));
+          added.logits_at.push_back(int64_t(added.tokens.size()));
           added.tokens.push_back(text[b][done[b] + t + k + 1].item<int64_t>());
           inputs.push_back(hidden[b * hidden.size(0) / 2 + done[b] + t]);
         }
       const Extended out = model->extend_mtp(size_t(k), added, at::stack(inputs), caches);
       CHECK(out.hidden.defined() == (k == 0));
-      got[0].push_back(out.logits.narrow(0, 0, counts[0]));
-      got[1].push_back(out.logits.narrow(0, counts[0], counts[1]));
+      actual[0].push_back(out.logits.narrow(0, 0, counts[0]));
+      actual[1].push_back(out.logits.narrow(0, counts[0], counts[1]));
       if (k == 0) {
         next[0].push_back(out.hidden.narrow(0, 0, counts[0]));
         next[1].push_back(out.hidden.narrow(0, counts[0], counts[1]));
@@ -219,12 +221,12 @@ TEST_CASE("MTP modules with caches give the logits of the whole texts") {
       for (int64_t b = 0; b < 2; ++b) done[b] += counts[b];
     }
     for (int64_t b = 0; b < 2; ++b)
-      CHECK(at::allclose(at::cat(got[b]), want[k][b].narrow(0, 0, count), 1e-5, 1e-5));
+      CHECK(at::allclose(at::cat(actual[b]), expected[k][b].narrow(0, 0, count), 1e-5, 1e-5));
     if (k == 0) hidden = at::cat({at::cat(next[0]), at::cat(next[1])});
   }
 }
 
-TEST_CASE("the loss equals that of the logits") {
+TEST_CASE("the loss equals the cross-entropy of the logits") {
   Experiment experiment = tiny_experiment();
   experiment.mtp.depth = 0;
   experiment.loss.z = 0.1;
@@ -252,10 +254,11 @@ TEST_CASE("a model computes in the dtype of its parameters") {
   const auto exact = tiny_model(tiny_experiment(), 1, at::kFloat);
   const Batch batch = tiny_batch();
   const LossScale scale = scale_of(batch, 2);
-  const LossParts got = backward(*model, batch, scale), want = backward(*exact, batch, scale);
-  CHECK(got.total.scalar_type() == (dtype == at::kDouble ? at::kDouble : at::kFloat));
-  CHECK(got.total.item<double>() ==
-        Approx(want.total.item<double>()).epsilon(dtype == at::kDouble ? 1e-5 : 0.05));
+  const LossParts actual = backward(*model, batch, scale),
+                  expected = backward(*exact, batch, scale);
+  CHECK(actual.total.scalar_type() == (dtype == at::kDouble ? at::kDouble : at::kFloat));
+  CHECK(actual.total.item<double>() ==
+        Approx(expected.total.item<double>()).epsilon(dtype == at::kDouble ? 1e-5 : 0.05));
   CHECK(values(*model).at("layers.0.attention.q.weight").grad().scalar_type() == dtype);
 }
 

@@ -25,30 +25,29 @@ Rows rows_of(const at::Tensor& tensor) {
   return rows;
 }
 
-/// Same stretch of equal ids.
+/// Whether positions a and b are in the same run of equal ids.
 bool same_document(const std::vector<int64_t>& ids, size_t a, size_t b) {
   for (size_t t = std::min(a, b); t < std::max(a, b); ++t)
     if (ids[t] != ids[t + 1]) return false;
   return true;
 }
 
-// Documents of one token, an id that comes back after another, padding at the end and in the
-// middle.
+// Documents of one token, a repeated id, padding at the end and in the middle.
 const Rows some_ids = {{3, 3, 3, 3, 3, 3},    {0, 1, 1, 2, 2, 2},       {5, 5, 6, 5, 5, 7},
                        {4, 4, 4, -1, -1, -1}, {-1, -1, -1, -1, -1, -1}, {8, -1, 9, 9, 9, 9}};
 
 TEST_CASE("positions restart in each document") {
-  const Rows got = rows_of(positions_of(tensor_of(some_ids)));
+  const Rows actual = rows_of(positions_of(tensor_of(some_ids)));
   for (size_t b = 0; b < some_ids.size(); ++b) {
     int64_t position = 0;
     for (size_t t = 0; t < some_ids[b].size(); ++t) {
       position = t > 0 && some_ids[b][t] == some_ids[b][t - 1] ? position + 1 : 0;
-      CHECK(got[b][t] == position);
+      CHECK(actual[b][t] == position);
     }
   }
 }
 
-TEST_CASE("a query attends to its own document and not ahead") {
+TEST_CASE("a query attends to earlier tokens of its document only") {
   const at::Tensor mask = attention_mask(tensor_of(some_ids));
   REQUIRE(mask.sizes() == at::IntArrayRef({6, 1, 6, 6}));
   REQUIRE(mask.scalar_type() == at::kBool);
@@ -66,10 +65,10 @@ TEST_CASE("rows of one document need no mask") {
 TEST_CASE("targets never cross documents, padding or the row's end") {
   at::Tensor tokens = at::arange(36, at::kLong).view({6, 6}) + 100;
   for (int64_t depth = 0; depth < 7; ++depth) {
-    const Rows got = rows_of(shifted_targets(tokens, tensor_of(some_ids), depth));
+    const Rows actual = rows_of(shifted_targets(tokens, tensor_of(some_ids), depth));
     const Rows whole = rows_of(shifted_targets(tokens, {}, depth));
     for (size_t b = 0; b < 6; ++b) {
-      REQUIRE(got[b].size() == 5);
+      REQUIRE(actual[b].size() == 5);
       for (size_t t = 0; t < 5; ++t) {
         const size_t target = t + 1 + size_t(depth);
         const bool inside = target < 6;
@@ -77,7 +76,7 @@ TEST_CASE("targets never cross documents, padding or the row's end") {
         CHECK(whole[b][t] == token);
         const bool valid =
             inside && some_ids[b][target] >= 0 && same_document(some_ids[b], t, target);
-        CHECK(got[b][t] == (valid ? token : -1));
+        CHECK(actual[b][t] == (valid ? token : -1));
       }
     }
   }

@@ -1,4 +1,4 @@
-// The whole training loss against a slow one that follows the definitions position by position.
+// Compares the training loss with a slow one that follows the definitions position by position.
 #include <ATen/ATen.h>
 #include <catch2/catch.hpp>
 #include <torch/csrc/autograd/autograd.h>
@@ -13,7 +13,7 @@ class SlowModel {
   SlowModel(const Model& model, const Experiment& experiment)
       : model_(model), experiment_(experiment), named_(values(model)) {}
 
-  /// {main, weighted MTP} of one row with one document, divided by `main_targets`; `own` are MTP's.
+  /// Main and weighted MTP loss of one row with one document.
   at::Tensor loss(const at::Tensor& tokens, const LossScale& scale) {
     const int64_t length = tokens.size(0) - 1;
     Sequence seq;
@@ -56,13 +56,13 @@ class SlowModel {
 
   at::Tensor block(int64_t layer, at::Tensor x, const Sequence& seq) {
     const std::string name = "layers." + std::to_string(layer) + ".";
-    const std::string& place = experiment_.norm.place;
-    at::Tensor y = place == "post" ? x : norm(name + "attention_norm", x);
+    const std::string& position = experiment_.norm.place;
+    at::Tensor y = position == "post" ? x : norm(name + "attention_norm", x);
     y = model_.attention()[layer]->forward(y, seq);
-    x = x + (place == "pre" ? y : norm(name + "attention_post_norm", y));
-    y = place == "post" ? x : norm(name + "feed_forward_norm", x);
+    x = x + (position == "pre" ? y : norm(name + "attention_post_norm", y));
+    y = position == "post" ? x : norm(name + "feed_forward_norm", x);
     y = model_.feed_forward()[layer]->forward(y, seq);
-    return x + (place == "pre" ? y : norm(name + "feed_forward_post_norm", y));
+    return x + (position == "pre" ? y : norm(name + "feed_forward_post_norm", y));
   }
 
   /// Sum over positions of -log p(token `ahead` later).
@@ -87,22 +87,22 @@ TEST_CASE("the training loss and its gradients follow the definitions") {
   experiment.mtp.concat = GENERATE("embedding_first", "hidden_first");
   experiment.mtp.denominator = GENERATE("main", "own");
   experiment.mtp.depth = GENERATE(1, 3);
-  const auto model = tiny_model(experiment, 1, at::kDouble);  // so that rounding hides nothing
+  const auto model = tiny_model(experiment, 1, at::kDouble);  // avoids rounding errors
   Batch batch;
   batch.tokens = tiny_batch().tokens.narrow(0, 0, 3);
   const LossScale scale = scale_of(batch, experiment.mtp.depth);
 
-  const at::Tensor got = model->loss(batch, scale).total;
-  torch::autograd::backward({got}, {});
-  const Named got_gradients = gradients(*model);
+  const at::Tensor actual = model->loss(batch, scale).total;
+  torch::autograd::backward({actual}, {});
+  const Named actual_gradients = gradients(*model);
   clear_gradients(*model);
 
   SlowModel slow(*model, experiment);
-  at::Tensor want = at::zeros({}, at::kDouble);
-  for (int64_t b = 0; b < 3; ++b) want = want + slow.loss(batch.tokens[b], scale);
-  torch::autograd::backward({want}, {});
-  CHECK(got.item<double>() == Approx(want.item<double>()).epsilon(1e-12));
-  CHECK(largest_difference(got_gradients, gradients(*model)) < 1e-9);
+  at::Tensor expected = at::zeros({}, at::kDouble);
+  for (int64_t b = 0; b < 3; ++b) expected = expected + slow.loss(batch.tokens[b], scale);
+  torch::autograd::backward({expected}, {});
+  CHECK(actual.item<double>() == Approx(expected.item<double>()).epsilon(1e-12));
+  CHECK(largest_difference(actual_gradients, gradients(*model)) < 1e-9);
 }
 
 }  // namespace

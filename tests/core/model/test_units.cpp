@@ -1,4 +1,4 @@
-// The contract with strategies, and what a model says about its parameters.
+// The contract with strategies, and the units, names and counts of parameters.
 #include <algorithm>
 #include <cstring>
 
@@ -23,7 +23,7 @@ struct Callback final : torch::autograd::Node {
   }
 };
 
-/// Calls `call` when backward passes through the tensors.
+/// Adds a node to the tensors that calls `call` in backward.
 void attach(TensorRefs tensors, std::function<void()> call) {
   variable_list inputs;
   for (at::Tensor* tensor : tensors)
@@ -40,13 +40,13 @@ void attach(TensorRefs tensors, std::function<void()> call) {
   }
 }
 
-/// Parameters are NaN except between enter and leave, in forward and in backward.
+/// Sets parameters to NaN except between enter and leave, in forward and in backward.
 class PoisonStrategy final : public Strategy {
  public:
   int adopt(UnitSpec spec) override {
     Unit unit;
     for (const UnitParam& parameter : spec.params)
-      unit.kept.push_back(parameter.tensor.detach().clone());
+      unit.values.push_back(parameter.tensor.detach().clone());
     unit.spec = std::move(spec);
     units_.push_back(std::move(unit));
     close(int(units_.size()) - 1);
@@ -61,7 +61,7 @@ class PoisonStrategy final : public Strategy {
     log_.push_back("leave " + units_[unit].spec.name);
     close(unit);
     if (!units_[unit].spec.needed_in_backward) return;
-    // The embedding's enter has no inputs whose node could close it again.
+    // The embedding's enter has no inputs whose node could close it.
     attach(outputs, [this, unit] { open(unit); });
   }
   void backward(at::TensorList roots, at::TensorList) override {
@@ -83,31 +83,32 @@ class PoisonStrategy final : public Strategy {
  private:
   struct Unit {
     UnitSpec spec;
-    std::vector<at::Tensor> kept;
+    std::vector<at::Tensor> values;
     int uses = 0;
   };
-  // Written past autograd's version counters, as a refilled storage is.
+  // Bypasses autograd's version counters, like a refilled storage.
   static void copy(const at::Tensor& to, const at::Tensor& from) {
     std::memcpy(to.data_ptr(), from.data_ptr(), from.nbytes());
   }
   void open(int index) {
     Unit& unit = units_[index];
     if (unit.uses++ > 0) return;
-    for (size_t i = 0; i < unit.kept.size(); ++i) copy(unit.spec.params[i].tensor, unit.kept[i]);
+    for (size_t i = 0; i < unit.values.size(); ++i)
+      copy(unit.spec.params[i].tensor, unit.values[i]);
   }
   void close(int index) {
     Unit& unit = units_[index];
     if (--unit.uses > 0) return;
     unit.uses = 0;
-    for (size_t i = 0; i < unit.kept.size(); ++i)
-      copy(unit.spec.params[i].tensor, at::full_like(unit.kept[i], NAN));
+    for (size_t i = 0; i < unit.values.size(); ++i)
+      copy(unit.spec.params[i].tensor, at::full_like(unit.values[i], NAN));
   }
 
   std::vector<Unit> units_;
   std::vector<std::string> log_;
 };
 
-TEST_CASE("parameters are read between enter and leave only") {
+TEST_CASE("parameters are read only between enter and leave") {
   Experiment experiment = tiny_experiment();
   experiment.model.recompute = GENERATE("none", "full");
   experiment.model.tied_head = GENERATE(false, true);
@@ -115,29 +116,30 @@ TEST_CASE("parameters are read between enter and leave only") {
   const Batch batch = tiny_batch();
   const LossScale scale = scale_of(batch, 2);
   const auto plain = tiny_model(experiment, 3);
-  const LossParts want = plain->loss(batch, scale);
-  torch::autograd::backward({want.total}, {});
+  const LossParts expected = plain->loss(batch, scale);
+  torch::autograd::backward({expected.total}, {});
 
   Model model(experiment, tiny_vocab, tiny_factory(), at::kCPU);
   PoisonStrategy strategy;
   model.adopt(strategy, 3, [](const Parameter&) { return 0; });
-  const LossParts got = model.loss(batch, scale);
-  strategy.backward({got.total}, {});
-  CHECK(at::equal(got.total, want.total));
+  const LossParts actual = model.loss(batch, scale);
+  strategy.backward({actual.total}, {});
+  CHECK(at::equal(actual.total, expected.total));
   CHECK(equal_bits(gradients(model), gradients(*plain)));
 
   CHECK(model.evaluate(batch) == plain->evaluate(batch));
   CHECK(at::equal(model.logits(batch.tokens), plain->logits(batch.tokens)));
   std::vector<KvCache> caches = model.make_caches(1), others = plain->make_caches(1);
   const NewTokens added{{5, 1, 7}, {3}, {0, 2}};
-  const Extended got_next = model.extend(added, caches), want_next = plain->extend(added, others);
-  CHECK(at::equal(got_next.logits, want_next.logits));
+  const Extended actual_next = model.extend(added, caches),
+                 expected_next = plain->extend(added, others);
+  CHECK(at::equal(actual_next.logits, expected_next.logits));
   for (size_t k = 0; k < 2; ++k)
-    CHECK(at::equal(model.extend_mtp(k, added, got_next.hidden, caches).logits,
-                    plain->extend_mtp(k, added, want_next.hidden, others).logits));
+    CHECK(at::equal(model.extend_mtp(k, added, actual_next.hidden, caches).logits,
+                    plain->extend_mtp(k, added, expected_next.hidden, others).logits));
 }
 
-TEST_CASE("units are entered in the order that strategies are promised") {
+TEST_CASE("units are entered in the documented order") {
   Experiment experiment = tiny_experiment();
   experiment.mtp.depth = 1;
   Model model(experiment, tiny_vocab, tiny_factory(), at::kCPU);
@@ -145,16 +147,16 @@ TEST_CASE("units are entered in the order that strategies are promised") {
   model.adopt(strategy, 3, [](const Parameter&) { return 0; });
   const Batch batch = tiny_batch();
   model.loss(batch, scale_of(batch, 1));
-  std::vector<std::string> want;
+  std::vector<std::string> expected;
   for (const char* unit :
        {"embedding", "layers.0", "layers.1", "head", "embedding", "layers.2", "head"}) {
-    want.push_back(std::string("enter ") + unit);
-    want.push_back(std::string("leave ") + unit);
+    expected.push_back(std::string("enter ") + unit);
+    expected.push_back(std::string("leave ") + unit);
   }
-  CHECK(strategy.log() == want);
+  CHECK(strategy.log() == expected);
 }
 
-TEST_CASE("units hold every parameter once, under the documented names") {
+TEST_CASE("units contain every parameter once, with the documented names") {
   Experiment experiment = tiny_experiment();
   experiment.mtp.depth = 1;
   experiment.norm.place = "both";
@@ -175,24 +177,24 @@ TEST_CASE("units hold every parameter once, under the documented names") {
         std::vector<std::string>{"embedding", "layers.0", "layers.1", "layers.2", "head"});
   CHECK_FALSE(units.front().needed_in_backward);
   CHECK(units.back().needed_in_backward);
-  std::vector<std::string> want{"embedding.weight"};
+  std::vector<std::string> expected{"embedding.weight"};
   for (int layer = 0; layer < 3; ++layer) {
     const std::string prefix = "layers." + std::to_string(layer) + ".";
     if (layer == 2)
       for (const char* name : {"embedding_norm", "hidden_norm", "projection"})
-        want.push_back(prefix + name + ".weight");
+        expected.push_back(prefix + name + ".weight");
     for (const char* name : {"attention_norm", "attention.q", "attention.k", "attention.v",
                              "attention.o", "attention_post_norm", "feed_forward_norm",
                              "feed_forward.up", "feed_forward.down", "feed_forward_post_norm"})
-      want.push_back(prefix + name + ".weight");
-    if (layer == 2) want.push_back(prefix + "final_norm.weight");
+      expected.push_back(prefix + name + ".weight");
+    if (layer == 2) expected.push_back(prefix + "final_norm.weight");
   }
-  want.push_back("final_norm.weight");
-  want.push_back("head.weight");
-  CHECK(names == want);
+  expected.push_back("final_norm.weight");
+  expected.push_back("head.weight");
+  CHECK(names == expected);
 }
 
-TEST_CASE("first values do not change with what else the model holds") {
+TEST_CASE("initial values do not depend on the rest of the model") {
   Experiment small = tiny_experiment(), large = tiny_experiment();
   large.model.layers = 4;
   large.norm.place = "both";
@@ -215,30 +217,30 @@ TEST_CASE("figures follow the formula") {
   experiment.model.tied_head = GENERATE(false, true);
   experiment.mtp.depth = 1;
   Model model(experiment, tiny_vocab, tiny_factory(), at::kMeta);
-  const ModelFigures got = figures(model, experiment);
+  const ModelFigures actual = figures(model, experiment);
   const int64_t d = 12, v = tiny_vocab, layers = 2;
   const int64_t attention = 4 * d * d, up = 2 * d * d, down = 2 * d * d, norms = 2 * d;
   const int64_t block = attention + up + down + norms;
   const int64_t mtp = block + 2 * d * d + 3 * d, head = experiment.model.tied_head ? 0 : v * d;
-  CHECK(got.total == v * d + layers * block + mtp + d + head);
-  CHECK(got.total_without_embeddings == layers * block + d);
-  CHECK(got.active_without_embeddings == double(layers * (block - up / 2) + d));
+  CHECK(actual.total == v * d + layers * block + mtp + d + head);
+  CHECK(actual.total_without_embeddings == layers * block + d);
+  CHECK(actual.active_without_embeddings == double(layers * (block - up / 2) + d));
   const double matrices =
       layers * (attention + up / 2 + down) + (attention + up / 2 + down + 2 * d * d) + 2.0 * v * d;
   const double scores = 3.0 * (layers + 1) * 4 * 8 * d;
-  CHECK(got.flops_per_token == Approx(6 * matrices + scores));
-  CHECK(got.flops_per_token_causal == Approx(6 * matrices + scores / 2));
+  CHECK(actual.flops_per_token == Approx(6 * matrices + scores));
+  CHECK(actual.flops_per_token_causal == Approx(6 * matrices + scores / 2));
   int64_t total = 0;
   std::vector<std::string> names;
-  for (const ModelFigures::Part& part : got.parts) {
+  for (const ModelFigures::Part& part : actual.parts) {
     total += part.total;
     names.push_back(part.name);
   }
-  CHECK(total == got.total);
+  CHECK(total == actual.total);
   CHECK(names ==
         std::vector<std::string>{"embedding", "attention", "feed_forward", "norms", "head", "mtp"});
   experiment.model.recompute = "full";
-  CHECK(figures(model, experiment).saved_values_per_token < got.saved_values_per_token);
+  CHECK(figures(model, experiment).saved_values_per_token < actual.saved_values_per_token);
 }
 
 TEST_CASE("a name cannot be declared twice") {

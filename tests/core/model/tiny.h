@@ -1,4 +1,4 @@
-// A tiny model of in-test layers, and the pieces that model tests share.
+// A tiny model with reference layers, and helpers of model tests.
 #pragma once
 
 #include <map>
@@ -32,7 +32,7 @@ inline Experiment tiny_experiment() {
   experiment.model.hidden = 12;
   experiment.model.layers = 2;
   experiment.train.sequence = 8;
-  experiment.init.std = 0.3;  // so that every part of the model matters
+  experiment.init.std = 0.3;  // so that every part of the model affects the loss
   experiment.mtp.depth = 2;
   experiment.mtp.weight = 0.4;
   return experiment;
@@ -45,7 +45,7 @@ inline std::unique_ptr<Model> tiny_model(const Experiment& experiment, uint64_t 
   return model;
 }
 
-/// Rows of several documents and padding, [4, 9].
+/// Rows with several documents and padding, [4, 9].
 inline Batch tiny_batch() {
   Batch batch;
   batch.tokens = at::arange(36, at::kLong).view({4, 9}).mul(7).add(3).remainder(tiny_vocab);
@@ -87,7 +87,7 @@ inline Named values(const Model& model) {
   return result;
 }
 
-/// Largest difference between two sets, relative to each tensor's largest entry.
+/// Largest difference between two sets, relative to the largest entry of the tensor.
 inline double largest_difference(const Named& a, const Named& b) {
   double worst = 0;
   for (const auto& [name, tensor] : a) {

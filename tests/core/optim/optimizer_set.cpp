@@ -1,4 +1,4 @@
-// Which optimizer owns which parameter, and its state in checkpoints.
+// Assignment of parameters to optimizers, and optimizer state in checkpoints.
 #include <ATen/ATen.h>
 #include <catch2/catch.hpp>
 
@@ -37,14 +37,14 @@ class Adder final : public Optimizer {
 
 OptimizerMember member(const std::string& name, std::vector<std::string> roles, std::string match,
                        bool whole = false, double lr = 1) {
-  OptimizerMember made;
-  made.spec.name = name;
-  made.spec.roles = std::move(roles);
-  made.spec.match = std::move(match);
-  made.spec.component.plugin = name;
-  made.spec.component.origin = {"run.yaml", 7, 3};
-  made.optimizer = std::make_shared<Adder>(whole, lr);
-  return made;
+  OptimizerMember result;
+  result.spec.name = name;
+  result.spec.roles = std::move(roles);
+  result.spec.match = std::move(match);
+  result.spec.component.plugin = name;
+  result.spec.component.origin = {"run.yaml", 7, 3};
+  result.optimizer = std::make_shared<Adder>(whole, lr);
+  return result;
 }
 
 Parameter parameter(const std::string& name, Role role, at::IntArrayRef shape,
@@ -111,7 +111,7 @@ TEST_CASE("the first group that matches owns a parameter") {
   CHECK_THROWS_AS(set.group_of(parameter("other", Role::norm, {2})), Error);
 }
 
-TEST_CASE("groups that own nothing and parameters that nobody owns are errors, all at once") {
+TEST_CASE("empty groups and unowned parameters are reported together") {
   const std::string text =
       error_of({member("a", {"matrix"}, ""), member("b", {"matrix"}, "q"),
                 member("c", {"router", "bias"}, ""), member("d", {"head"}, "heat")});
@@ -124,13 +124,13 @@ TEST_CASE("groups that own nothing and parameters that nobody owns are errors, a
   CHECK_THAT(text, !Contains("attention.q"));
 }
 
-TEST_CASE("bad expressions and vectors for optimizers of matrices are errors") {
+TEST_CASE("invalid expressions and vectors for matrix optimizers are errors") {
   CHECK_THAT(error_of({member("a", {}, "lay(ers")}), Contains("'lay(ers' is not a regular"));
   CHECK_THAT(error_of({member("m", {}, "", true)}),
              Contains("works on matrices") && Contains("layers.0.norm.weight"));
 }
 
-TEST_CASE("the plan names groups, rates and counts, and on demand every parameter") {
+TEST_CASE("the plan lists groups, rates and counts, and on request every parameter") {
   const OptimizerSet set(
       {member("muon", {"matrix"}, "", true, 0.02), member("adamw", {}, "", false, 3e-4)},
       some_parameters());
@@ -143,14 +143,14 @@ TEST_CASE("the plan names groups, rates and counts, and on demand every paramete
         std::vector<std::pair<std::string, double>>{{"muon", 0.01}, {"adamw", 1.5e-4}});
 }
 
-TEST_CASE("steps reach every matrix and vector with its own state") {
+TEST_CASE("steps update every matrix and vector with its own state") {
   const auto parameters = some_parameters();
   OptimizerSet set({member("m", {"matrix"}, "", true, 2), member("r", {}, "", false, 3)},
                    parameters);
   const int64_t before = set.state_bytes();
   const auto strategy = single_with(parameters, set);
   set.bind(*strategy);
-  // One fp32 a parameter element, and a counter for each of 1 + 6 matrices and 3 other tensors.
+  // One fp32 per element, and a counter for each of 1 + 6 matrices and 3 other tensors.
   CHECK(set.state_bytes() == 4 * (40 + 16 + 4 + 96 + 40) + 8 * 10);
   CHECK(before == set.state_bytes());
   strategy->begin_microbatch(true);
@@ -161,7 +161,7 @@ TEST_CASE("steps reach every matrix and vector with its own state") {
   CHECK(at::equal(parameters[4].tensor, at::full({10, 4}, 2.5)));
 
   TensorViews views;
-  const auto kept = set.save(views);
+  const auto saved = set.save(views);
   CHECK(views.size() == 2 * 10);
   CHECK(views.at("optimizer/sum/layers.0.norm.weight").shape == std::vector<int64_t>{4});
   CHECK(static_cast<const float*>(views.at("optimizer/sum/layers.0.norm.weight").bytes)[3] == 5);
@@ -171,7 +171,7 @@ TEST_CASE("steps reach every matrix and vector with its own state") {
   CHECK(views.count("optimizer/updates/layers.1.experts.up.weight/80") == 1);
 }
 
-/// Two updates of `parameters` with made gradients, numbered from `first`.
+/// Applies two updates with synthetic gradients to `parameters`, numbered from `first`.
 void train(Strategy& strategy, OptimizerSet& set, const std::vector<Parameter>& parameters,
            int64_t first) {
   for (int64_t update = first; update < first + 2; ++update) {
@@ -193,14 +193,14 @@ struct Run {
     set.bind(*strategy);
   }
   static std::vector<OptimizerMember> members() {
-    std::vector<OptimizerMember> made{member("muon", {"matrix"}, ""), member("adamw", {}, "")};
-    for (OptimizerMember& m : made)
+    std::vector<OptimizerMember> members{member("muon", {"matrix"}, ""), member("adamw", {}, "")};
+    for (OptimizerMember& m : members)
       m.optimizer = make_built<Optimizer>(Kind::optimizer, m.spec.name, {});
-    return made;
+    return members;
   }
 };
 
-TEST_CASE("a run that is loaded goes on with the same bits") {
+TEST_CASE("a loaded run continues bit-identically") {
   Run unbroken, second;
   train(*unbroken.strategy, unbroken.set, unbroken.parameters, 1);
   TensorViews views;
@@ -213,16 +213,16 @@ TEST_CASE("a run that is loaded goes on with the same bits") {
   train(*second.strategy, second.set, second.parameters, 3);
   for (size_t i = 0; i < unbroken.parameters.size(); ++i)
     CHECK(at::equal(unbroken.parameters[i].tensor, second.parameters[i].tensor));
-  Run third;  // without the state the values must differ, or this test shows nothing
+  Run third;  // without the state, the values must differ
   load_parameters(*third.strategy, views);
   train(*third.strategy, third.set, third.parameters, 3);
   CHECK_FALSE(at::equal(unbroken.parameters[0].tensor, third.parameters[0].tensor));
 }
 
-TEST_CASE("missing and misshaped state is an error that names it") {
+TEST_CASE("missing state and state of the wrong shape or dtype are reported by name") {
   Run run;
   TensorViews views;
-  const auto kept = run.set.save(views);
+  const auto saved = run.set.save(views);
   const auto values = save_parameters(*run.strategy, views);
   const std::string key = "optimizer/exp_avg/head.weight";
   const auto check = [&](const TensorViews& wrong, const std::string& words) {

@@ -1,4 +1,4 @@
-// AdamW and Muon against definitions written out another way.
+// Compares AdamW and Muon with independent implementations of their definitions.
 #include <cmath>
 
 #include <ATen/ATen.h>
@@ -16,7 +16,7 @@ std::shared_ptr<Optimizer> optimizer(const std::string& name, const OptionValues
   return make_built<Optimizer>(Kind::optimizer, name, options);
 }
 
-/// Values, and state as the core would keep it.
+/// Values, with state as the core stores it.
 struct Slices {
   std::vector<at::Tensor> values;
   std::vector<std::vector<at::Tensor>> state;
@@ -47,7 +47,7 @@ double difference(const at::Tensor& a, const at::Tensor& b) {
   return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
 }
 
-TEST_CASE("adamw does what its formula says") {
+TEST_CASE("adamw follows its formula") {
   const int64_t n = 1003;  // not a multiple of any vector width
   const double lr = 1e-2, beta1 = 0.8, beta2 = 0.9, eps = 1e-6, decay = 0.3;
   const auto adamw = optimizer(
@@ -71,12 +71,12 @@ TEST_CASE("adamw does what its formula says") {
       w[i] -= lr * factor * decay * w[i];
       w[i] -= lr * factor * m_hat / (std::sqrt(v_hat) + eps);
     }
-    const at::Tensor want = at::from_blob(w.data(), {n}, at::kDouble);
-    REQUIRE(difference(slices.values[0], want) < 1e-6);
+    const at::Tensor expected = at::from_blob(w.data(), {n}, at::kDouble);
+    REQUIRE(difference(slices.values[0], expected) < 1e-6);
   }
 }
 
-TEST_CASE("adamw gives the same bits however a parameter is cut") {
+TEST_CASE("adamw is bit-identical however a parameter is split") {
   const auto adamw = optimizer("adamw", {});
   const at::Tensor start = random({100'001}, 2), grad = random({100'001}, 3);
   Slices whole(*adamw, {start.clone()});
@@ -88,19 +88,19 @@ TEST_CASE("adamw gives the same bits however a parameter is cut") {
   CHECK(at::equal(whole.values[0], at::cat(pieces.values)));
 }
 
-TEST_CASE("zero and extreme gradients leave optimizers finite") {
+TEST_CASE("values stay finite with zero and extreme gradients") {
   const std::string name = GENERATE("adamw", "muon");
   const double size = GENERATE(0.0, 1e-40, 1e-30, 1e-12, 1e15);
-  const auto made = optimizer(name, {{"weight_decay", 0.5}, {"lr", 0.1}});
+  const auto tested = optimizer(name, {{"weight_decay", 0.5}, {"lr", 0.1}});
   const at::Tensor start = random({6, 4}, 4);
-  Slices slices(*made, {start.clone()});
-  for (int64_t t = 1; t <= 3; ++t) slices.step(*made, {random({6, 4}, 5) * size}, t);
+  Slices slices(*tested, {start.clone()});
+  for (int64_t t = 1; t <= 3; ++t) slices.step(*tested, {random({6, 4}, 5) * size}, t);
   CHECK(slices.values[0].isfinite().all().item<bool>());
   if (size == 0) CHECK(difference(slices.values[0], start * std::pow(0.95, 3)) < 1e-6);
 }
 
-/// The direction Muon takes for a gradient: with momentum 0 and a start at zero, values are -ratio
-/// * it.
+/// Muon's direction for a gradient: with momentum 0 and values of 0, the new values are -ratio
+/// times the direction.
 at::Tensor direction(const at::Tensor& grad, OptionValues options = {}) {
   options.insert({{"lr", 1.0},
                   {"momentum", 0.0},
@@ -123,22 +123,22 @@ TEST_CASE("muon applies the Newton-Schulz polynomial to the singular values") {
     const at::Tensor square = values * values;
     values = values * (3.4445 + square * (-4.7750 + square * 2.0315));
   }
-  const at::Tensor want = u.matmul(values.unsqueeze(1) * vh);
+  const at::Tensor expected = u.matmul(values.unsqueeze(1) * vh);
   const double ratio = std::sqrt(std::max(1.0, double(rows) / double(cols)));
-  CHECK(difference(direction(grad), want * ratio) < 2e-5);
+  CHECK(difference(direction(grad), expected * ratio) < 2e-5);
   const double rms_ratio = 0.2 * std::sqrt(double(std::max(rows, cols)));
-  CHECK(difference(direction(grad, {{"scale", "match_rms_adamw"}}), want * rms_ratio) < 2e-5);
+  CHECK(difference(direction(grad, {{"scale", "match_rms_adamw"}}), expected * rms_ratio) < 2e-5);
 }
 
-TEST_CASE("muon's direction is nearly orthogonal, in bf16 too") {
+TEST_CASE("the direction of muon is nearly orthogonal, also in bf16") {
   const std::string dtype = GENERATE("fp32", "bf16");
-  const at::Tensor found = direction(random({48, 32}, 7), {{"ns_dtype", dtype}});
-  const at::Tensor s = at::linalg_svdvals(found / std::sqrt(48.0 / 32.0));
+  const at::Tensor actual = direction(random({48, 32}, 7), {{"ns_dtype", dtype}});
+  const at::Tensor s = at::linalg_svdvals(actual / std::sqrt(48.0 / 32.0));
   CHECK(s.min().item<float>() > 0.6);
   CHECK(s.max().item<float>() < 1.3);
 }
 
-TEST_CASE("muon treats each matrix of a batch as if it were alone") {
+TEST_CASE("muon updates matrices of a batch independently") {
   const auto muon = optimizer("muon", {{"ns_dtype", "fp32"}});
   std::vector<at::Tensor> start, grads;
   for (int i = 0; i < 5; ++i) {
@@ -158,7 +158,7 @@ TEST_CASE("muon treats each matrix of a batch as if it were alone") {
   }
 }
 
-TEST_CASE("muon's two forms of momentum go the same way with buffers of another size") {
+TEST_CASE("the two momentum forms of muon have the same direction and scaled buffers") {
   const bool nesterov = GENERATE(false, true);
   const auto ema = optimizer("muon", {{"ns_dtype", "fp32"}, {"nesterov", nesterov}});
   const auto sum =

@@ -1,4 +1,4 @@
-// `single` against plain autograd, and the flat-buffer strategy against `single`, bit for bit.
+// Compares `single` with plain autograd, and the flat-buffer strategy with `single`, bit for bit.
 #include <cmath>
 #include <limits>
 
@@ -29,23 +29,23 @@ at::Tensor random(at::IntArrayRef shape, uint64_t seed) {
 }
 
 UnitParam param(const std::string& name, const at::Tensor& tensor, int group = 0) {
-  UnitParam made;
-  made.name = name;
-  made.tensor = tensor;
-  made.tensor.set_requires_grad(true);
-  made.global_shape = tensor.sizes().vec();
-  made.box_offset.assign(made.global_shape.size(), 0);
-  made.group = group;
-  return made;
+  UnitParam result;
+  result.name = name;
+  result.tensor = tensor;
+  result.tensor.set_requires_grad(true);
+  result.global_shape = tensor.sizes().vec();
+  result.box_offset.assign(result.global_shape.size(), 0);
+  result.group = group;
+  return result;
 }
 
 const OwnedTensor& owned_named(const std::vector<OwnedTensor>& all, const std::string& name) {
   for (const OwnedTensor& owned : all)
     if (owned.range.name == name) return owned;
-  throw std::logic_error("nothing owned is called " + name);
+  throw std::logic_error("no owned tensor " + name);
 }
 
-TEST_CASE("fp32 parameters are the master values, each on a 64-byte border") {
+TEST_CASE("fp32 parameters are the master values, aligned to 64 bytes") {
   const auto single = strategy("single");
   const at::Tensor a = random({3, 5}, 1), b = random({7}, 2), a_was = a.clone();
   single->adopt({"unit", {param("a", a), param("b", b)}});
@@ -60,7 +60,7 @@ TEST_CASE("fp32 parameters are the master values, each on a 64-byte border") {
   }
 }
 
-TEST_CASE("gradients, their norm and updates are those of plain autograd") {
+TEST_CASE("gradients, their norm and updates equal plain autograd") {
   const auto single = strategy("single");
   const at::Tensor a = random({4, 3}, 1), b = random({4}, 2), unused = random({5}, 3);
   const at::Tensor plain_a = a.clone().set_requires_grad(true);
@@ -85,10 +85,10 @@ TEST_CASE("gradients, their norm and updates are those of plain autograd") {
       for (UpdateTensor& t : tensors) {
         ++seen;
         CHECK(t.value.dim() == 1);
-        const at::Tensor want = t.range.name == "a"   ? plain_a.grad().flatten() * 0.5
-                                : t.range.name == "b" ? plain_b.grad() * 0.5
-                                                      : at::zeros({5});
-        CHECK(at::equal(t.grad, want));
+        const at::Tensor expected = t.range.name == "a"   ? plain_a.grad().flatten() * 0.5
+                                    : t.range.name == "b" ? plain_b.grad() * 0.5
+                                                          : at::zeros({5});
+        CHECK(at::equal(t.grad, expected));
         t.value.sub_(t.grad);
       }
     });
@@ -105,44 +105,44 @@ TEST_CASE("gradients, their norm and updates are those of plain autograd") {
   CHECK(single->grad_norm() == 0);
 }
 
-TEST_CASE("bf16 parameters compute in bf16, but gradients add up and values change in fp32") {
+TEST_CASE("bf16 parameters are computed in bf16, but gradients and updates are fp32") {
   const std::string name = GENERATE("single", "flat");
-  const auto made = strategy(name, at::kBFloat16);
-  const at::Tensor w = at::ones({2}), kept = at::ones({2});
-  UnitParam fp32 = param("kept", kept);
+  const auto tested = strategy(name, at::kBFloat16);
+  const at::Tensor w = at::ones({2}), full = at::ones({2});
+  UnitParam fp32 = param("full", full);
   fp32.keep_fp32 = true;
-  const int unit = made->adopt({"unit", {param("w", w), fp32}});
-  made->ready({{}});
+  const int unit = tested->adopt({"unit", {param("w", w), fp32}});
+  tested->ready({{}});
   CHECK(w.scalar_type() == at::kBFloat16);
-  CHECK(kept.scalar_type() == at::kFloat);
+  CHECK(full.scalar_type() == at::kFloat);
   const auto run = [&](double slope) {
-    made->begin_microbatch(false);
-    made->enter(unit, {});
-    at::Tensor loss = (w * slope).sum() + kept.sum().to(at::kBFloat16);
-    made->leave(unit, {&loss});
-    made->backward({loss});
+    tested->begin_microbatch(false);
+    tested->enter(unit, {});
+    at::Tensor loss = (w * slope).sum() + full.sum().to(at::kBFloat16);
+    tested->leave(unit, {&loss});
+    tested->backward({loss});
   };
   run(256);
-  for (int i = 0; i < 3; ++i) run(0.75);  // bf16 holds no 256.75
-  made->update(0, [&](std::span<UpdateTensor> tensors) {
+  for (int i = 0; i < 3; ++i) run(0.75);  // bf16 cannot represent 256.75
+  tested->update(0, [&](std::span<UpdateTensor> tensors) {
     for (UpdateTensor& t : tensors) {
       CHECK(t.value.scalar_type() == at::kFloat);
       CHECK(t.grad[1].item<float>() == (t.range.name == "w" ? 258.25f : 4.0f));
-      t.value.add_(1e-4);  // lost in bf16, kept in fp32
+      t.value.add_(1e-4);  // lost in bf16, exact in fp32
     }
   });
-  made->end_step();
-  CHECK(made->grad_norm() == 0);
-  CHECK(owned_named(made->owned(), "w").value[0].item<float>() == 1.0001f);
-  for (OwnedTensor& owned : made->owned()) owned.value.fill_(3);
-  made->loaded();
-  made->enter(unit, {});
+  tested->end_step();
+  CHECK(tested->grad_norm() == 0);
+  CHECK(owned_named(tested->owned(), "w").value[0].item<float>() == 1.0001f);
+  for (OwnedTensor& owned : tested->owned()) owned.value.fill_(3);
+  tested->loaded();
+  tested->enter(unit, {});
   CHECK(at::equal(w.to(at::kFloat), at::full({2}, 3.0)));
-  CHECK(at::equal(kept, at::full({2}, 3.0)));
-  made->leave(unit, {});
+  CHECK(at::equal(full, at::full({2}, 3.0)));
+  tested->leave(unit, {});
 }
 
-TEST_CASE("matrices are handed out one by one and tile the parameter") {
+TEST_CASE("matrices are passed one by one and cover the parameter") {
   const auto single = strategy("single");
   UnitParam experts = param("experts", random({3, 4, 5}, 1), 1);
   experts.matrices = 6;
@@ -168,7 +168,7 @@ TEST_CASE("matrices are handed out one by one and tile the parameter") {
   CHECK_THROWS_WITH(update_ranges(vector, true), Catch::Contains("'vector'"));
 }
 
-TEST_CASE("the norm is summed in float64 and shows what is not finite") {
+TEST_CASE("the norm is summed in float64 and is not finite if a gradient is not") {
   const auto single = strategy("single");
   const int64_t n = 200'001;
   const at::Tensor w = random({n}, 4);
@@ -177,18 +177,18 @@ TEST_CASE("the norm is summed in float64 and shows what is not finite") {
   single->begin_microbatch(true);
   const at::Tensor slopes = random({n}, 5) * 1e25;  // squares overflow fp32
   single->backward({(w * slopes).sum()});
-  const double want = slopes.to(at::kDouble).norm().item<double>();
-  CHECK(single->grad_norm() == Approx(want).epsilon(1e-12));
+  const double expected = slopes.to(at::kDouble).norm().item<double>();
+  CHECK(single->grad_norm() == Approx(expected).epsilon(1e-12));
   const float bad =
       GENERATE(std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN());
-  const int64_t place = GENERATE(0, 70'001, 200'000);
-  w.mutable_grad()[place].fill_(bad);
+  const int64_t index = GENERATE(0, 70'001, 200'000);
+  w.mutable_grad()[index].fill_(bad);
   CHECK_FALSE(std::isfinite(single->grad_norm()));
   single->end_step();
   CHECK(single->grad_norm() == 0);
 }
 
-TEST_CASE("single refuses a second rank and a parameter in two units") {
+TEST_CASE("single rejects a second rank and a parameter in two units") {
   struct Two final : Communicator {
     int64_t rank() const override { return 0; }
     int64_t size() const override { return 2; }
@@ -207,7 +207,7 @@ TEST_CASE("single refuses a second rank and a parameter in two units") {
                     Catch::Contains("'a' is in two units"));
 }
 
-TEST_CASE("memory is estimated as it is held") {
+TEST_CASE("the memory estimate equals the memory in use") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
   const auto single = strategy("single", dtype);
   const std::vector<UnitSpec> units{{"unit", {param("w", at::empty({64, 64}, at::kMeta))}}};
@@ -226,7 +226,7 @@ ComponentSpec component(Kind kind, const std::string& name, const OptionValues& 
   return spec;
 }
 
-/// A dense layer, two of experts and MTP, as small as they go.
+/// A small model with a dense layer, two layers of experts, and MTP.
 Experiment small_experiment(const std::string& recompute, bool tied) {
   Experiment experiment;
   experiment.model.hidden = 16;
@@ -273,10 +273,10 @@ Batch batch_of(int64_t rows, int64_t seed) {
   return batch;
 }
 
-/// All that three steps of two micro-batches leave behind.
+/// The results of three steps of two micro-batches.
 struct Trace {
   std::vector<double> numbers;      // losses, norms, validation
-  std::vector<at::Tensor> tensors;  // values and counts of tokens an expert
+  std::vector<at::Tensor> tensors;  // values, and counts of tokens per expert
 };
 
 Trace train(const std::shared_ptr<Strategy>& strategy, const Experiment& experiment) {
@@ -312,24 +312,24 @@ Trace train(const std::shared_ptr<Strategy>& strategy, const Experiment& experim
   return trace;
 }
 
-TEST_CASE("freeing parameters between uses changes no bit of training") {
+TEST_CASE("training is bit-identical if parameters are freed between uses") {
   const std::string recompute = GENERATE("none", "full");
   const bool tied = GENERATE(false, true);
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
   const std::string freed = GENERATE("nan", "unmapped");
   CAPTURE(recompute, tied, freed, dtype == at::kFloat);
   const Experiment experiment = small_experiment(recompute, tied);
-  const Trace want = train(strategy("single", dtype), experiment);
-  const Trace got = train(strategy("flat", dtype, {{"freed", freed}}), experiment);
-  for (double number : want.numbers) REQUIRE(std::isfinite(number));
-  CHECK(got.numbers == want.numbers);
-  REQUIRE(got.tensors.size() == want.tensors.size());
-  for (size_t i = 0; i < want.tensors.size(); ++i)
-    CHECK(at::equal(got.tensors[i], want.tensors[i]));
-  CHECK(want.numbers.back() != want.numbers[3]);  // it trained
+  const Trace expected = train(strategy("single", dtype), experiment);
+  const Trace actual = train(strategy("flat", dtype, {{"freed", freed}}), experiment);
+  for (double number : expected.numbers) REQUIRE(std::isfinite(number));
+  CHECK(actual.numbers == expected.numbers);
+  REQUIRE(actual.tensors.size() == expected.tensors.size());
+  for (size_t i = 0; i < expected.tensors.size(); ++i)
+    CHECK(at::equal(actual.tensors[i], expected.tensors[i]));
+  CHECK(expected.numbers.back() != expected.numbers[3]);  // the model has learned
 }
 
-TEST_CASE("the flat strategy catches uses outside of enter and leave") {
+TEST_CASE("the flat strategy detects uses outside of enter and leave") {
   const auto flat = strategy("flat", at::kFloat);
   const at::Tensor w = at::full({2}, 2.0), x = at::ones({2}).set_requires_grad(true);
   const int unit = flat->adopt({"unit", {param("w", w)}});
@@ -342,15 +342,15 @@ TEST_CASE("the flat strategy catches uses outside of enter and leave") {
   at::Tensor y = (input * w).sum();
   flat->leave(unit, {&y});
   CHECK(w.isnan().all().item<bool>());
-  SECTION("a second use that is not announced poisons what it computes") {
+  SECTION("a second use without enter computes NaN") {
     flat->backward({y});
     CHECK(at::equal(x.grad(), at::full({2}, 2.0)));
     CHECK((input.detach() * w).isnan().all().item<bool>());
   }
-  SECTION("a graph that bypasses leave is refused") {
+  SECTION("a graph that bypasses leave is rejected") {
     CHECK_THROWS_WITH(flat->backward({(input * 3).sum()}), Catch::Contains("'unit'"));
   }
-  SECTION("an enter without leave is refused") {
+  SECTION("an enter without leave is rejected") {
     flat->enter(unit, {});
     CHECK_THROWS_WITH(flat->backward({y}), Catch::Contains("still entered"));
   }

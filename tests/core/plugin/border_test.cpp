@@ -1,4 +1,4 @@
-// Types and exceptions across the border between libdsv3 and a plugin that hides its symbols.
+// Types and exceptions that cross the border between libdsv3 and a plugin that hides its symbols.
 #include <typeinfo>
 
 #include <dsv3/sdk/tracker.h>
@@ -8,10 +8,10 @@
 using dsv3::Schedule;
 
 namespace {
-// The plugin's own object, without a guard before it.
+// The plugin's object, which no call() names.
 std::shared_ptr<Schedule> twin() {
   static dsv3::Plugins plugins({{registry("twin")}});
-  return std::get<dsv3::Factory<Schedule>>(plugins.find(schedule("twin")).factory)({});
+  return dsv3::construct<Schedule>(plugins.find(schedule("twin")), {});
 }
 }  // namespace
 
@@ -43,9 +43,9 @@ TEST_CASE("the dynamic type of a plugin's object is seen here") {
   CHECK(std::string(typeid(*object).name()).find("Twin") != std::string::npos);
 }
 
-TEST_CASE("a component asked for as another kind is an error, not a crash") {
+TEST_CASE("requesting a component as another kind is an error, not a crash") {
   dsv3::Plugins plugins({{registry("twin")}});
-  CHECK(error_of([&] {
-          dsv3::make<dsv3::Tracker>(plugins, schedule("twin"), dsv3::RunContext{});
-        }) == "schedule 'twin' was asked for as another kind of component");
+  CHECK(
+      error_of([&] { dsv3::make<dsv3::Tracker>(plugins, schedule("twin"), dsv3::RunContext{}); }) ==
+      "schedule 'twin' (nano.yaml:5:13): a component of kind schedule was requested as tracker");
 }

@@ -1,36 +1,41 @@
-// Guards stand between the core and every loaded component.
+// Every call of a loaded component is recorded, named in errors, and checked.
 #include <dlfcn.h>
+#include <future>
 #include <link.h>
 
-#include <dsv3/sdk/attention.h>
-#include <dsv3/sdk/data.h>
-#include <dsv3/sdk/feed_forward.h>
-#include <dsv3/sdk/optimizer.h>
-#include <dsv3/sdk/position.h>
-#include <dsv3/sdk/strategy.h>
-#include <dsv3/sdk/tokenizer.h>
-#include <dsv3/sdk/tracker.h>
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
 
-#include "barrier/call.h"
+#include <dsv3/sdk/attention.h>
+#include <dsv3/sdk/feed_forward.h>
+#include <dsv3/sdk/position.h>
+#include <dsv3/sdk/tokenizer.h>
+
+#include "call/backward.h"
+#include "call/checked.h"
+#include "call/watch.h"
 #include "fixtures.h"
 
 using Catch::Matchers::Contains;
+using dsv3::Kind;
 
 namespace {
 
-template <class Base, class... Context>
-std::shared_ptr<Base> faulty(dsv3::Kind kind, const std::string& fault, const Context&... context) {
+template <class Interface>
+std::shared_ptr<Interface> faulty(const std::string& fault,
+                                  const dsv3::ContextOf<Interface>& context = {}) {
   static dsv3::Plugins plugins({{registry("faulty")}});
   dsv3::ComponentSpec spec;
-  spec.kind = kind;
+  spec.kind = dsv3::KindTraits<Interface>::kind;
   spec.plugin = "faulty";
   spec.origin = {"nano.yaml", 5, 13};
   spec.options["fault"] = fault;
-  return dsv3::make<Base>(plugins, spec, context...);
+  return dsv3::make<Interface>(plugins, spec, context);
 }
 
-// How many virtual functions with a body of their own `object` has from the class with this vtable:
-// those that a guard does not pass on to its component.
+// How many virtual functions with a body `object` inherits from the class with this vtable: those
+// that a wrapper fails to pass on to its component.
 template <class Base>
 int inherited(const Base& object, const char* vtable) {
   void* const* of_base = static_cast<void* const*>(dlsym(RTLD_DEFAULT, vtable));
@@ -42,75 +47,196 @@ int inherited(const Base& object, const char* vtable) {
   REQUIRE(symbol);
   void* const* of_object = *reinterpret_cast<void* const* const*>(&object) - 2;
   const size_t entries = symbol->st_size / sizeof(void*);
-  REQUIRE(entries > 4);  // offset, type, two destructors, and what the kind does
+  REQUIRE(entries > 4);  // offset, type, two destructors, and the methods of the kind
   int same = 0;
   for (size_t i = 2; i < entries; ++i) same += of_object[i] == of_base[i];
   return same;
 }
 
-dsv3::LayerContext layer() {
+dsv3::LayerContext layer(const std::string& position_fault = "none") {
   dsv3::LayerContext context;
   context.dims = {.hidden = 16, .sequence = 8, .layers = 2};
   context.layer = 1;
   context.prefix = "layers.1.x";
   context.store = std::make_shared<dsv3::ParameterStore>();
-  context.make_position = [](int64_t dim) {
-    return faulty<dsv3::Position>(dsv3::Kind::position, "none", dsv3::PositionContext{dim, 8});
+  context.make_position = [position_fault](int64_t dim) {
+    return faulty<dsv3::Position>(position_fault, {dim, 8});
   };
   return context;
 }
 
-}  // namespace
-
-TEST_CASE("a guard passes on every virtual function of its kind") {
-  using dsv3::Kind;
-  const dsv3::StrategyContext strategy{dsv3::local_communicator(), at::kCPU, at::kFloat};
-  const dsv3::DataContext data{.sequence = 8, .vocab = 64};
-  CHECK(inherited(*faulty<dsv3::Attention>(Kind::attention, "none", layer()),
-                  "_ZTVN4dsv39AttentionE") == 0);
-  CHECK(inherited(*faulty<dsv3::FeedForward>(Kind::feed_forward, "none", layer()),
-                  "_ZTVN4dsv311FeedForwardE") == 0);
-  CHECK(inherited(*layer().make_position(8), "_ZTVN4dsv38PositionE") == 0);
-  CHECK(inherited(*faulty<dsv3::Optimizer>(Kind::optimizer, "none"), "_ZTVN4dsv39OptimizerE") == 0);
-  CHECK(inherited(*faulty<dsv3::Schedule>(Kind::schedule, "none"), "_ZTVN4dsv38ScheduleE") == 0);
-  CHECK(inherited(*faulty<dsv3::Strategy>(Kind::strategy, "none", strategy),
-                  "_ZTVN4dsv38StrategyE") == 0);
-  CHECK(inherited(*faulty<dsv3::Tracker>(Kind::tracker, "none", dsv3::RunContext{"/tmp"}),
-                  "_ZTVN4dsv37TrackerE") == 0);
-  CHECK(inherited(*faulty<dsv3::Data>(Kind::data, "none", data), "_ZTVN4dsv34DataE") == 0);
-  CHECK(inherited(*faulty<dsv3::Tokenizer>(Kind::tokenizer, "none", dsv3::TokenizerContext{}),
-                  "_ZTVN4dsv39TokenizerE") == 0);
-}
-
-TEST_CASE("errors say where the process is, and calls leave no trace") {
-  const auto schedule = faulty<dsv3::Schedule>(dsv3::Kind::schedule, "throws");
-  const std::string place =
-      "nano.yaml:5:13, plugin " + std::filesystem::canonical(library("faulty")).string();
-  CHECK(error_of([&] { schedule->factor(1, 2); }, dsv3::ExitCode::plugin) ==
-        "schedule 'faulty' (factor), " + place + ": broken on purpose");
-  {
-    const dsv3::barrier::StepNumbers numbers;
-    numbers.begin(12);
-    CHECK(error_of([&] { schedule->factor(1, 2); }, dsv3::ExitCode::plugin) ==
-          "schedule 'faulty' (factor) at step 12, " + place + ": broken on purpose");
-    const auto own = faulty<dsv3::Schedule>(dsv3::Kind::schedule, "throws_error");
-    CHECK_THAT(error_of([&] { own->factor(1, 2); }, dsv3::ExitCode::data),
-               Contains("at step 12") && Contains("its file is gone"));
+// Runs autograd as any strategy does; `on_a_thread`: on another thread, as for a GPU.
+class PlainBackward final : public dsv3::Strategy {
+ public:
+  explicit PlainBackward(bool on_a_thread = false) : on_a_thread_(on_a_thread) {}
+  int adopt(dsv3::UnitSpec) override { return 0; }
+  void ready(const std::vector<dsv3::GroupSpec>&) override {}
+  void begin_microbatch(bool) override {}
+  void enter(int, dsv3::TensorRefs) override {}
+  void leave(int, dsv3::TensorRefs) override {}
+  void backward(at::TensorList roots, at::TensorList) override {
+    if (!on_a_thread_) return torch::autograd::backward(roots.vec());
+    std::async(std::launch::async, [&] { torch::autograd::backward(roots.vec()); }).get();
   }
-  CHECK(dsv3::barrier::innermost == nullptr);
-}
+  double grad_norm() override { return 0; }
+  void scale_grads(double) override {}
+  void update(int, const std::function<void(std::span<dsv3::UpdateTensor>)>&) override {}
+  void end_step() override {}
+  std::vector<dsv3::Range> update_ranges(int) const override { return {}; }
+  std::vector<dsv3::OwnedTensor> owned() override { return {}; }
+  void loaded() override {}
+  dsv3::Cost estimate(std::span<const dsv3::UnitSpec>, int) const override { return {}; }
 
-TEST_CASE("a layer is named by whatever happens inside of it") {
-  dsv3::LayerContext context = layer();
-  context.make_position = [](int64_t dim) {
-    return faulty<dsv3::Position>(dsv3::Kind::position, "undefined", dsv3::PositionContext{dim, 8});
-  };
-  const auto attention = faulty<dsv3::Attention>(dsv3::Kind::attention, "none", context);
+ private:
+  bool on_a_thread_;
+};
+
+dsv3::Sequence eight_tokens() {
   dsv3::Sequence seq;
   seq.positions = at::arange(8).expand({1, 8});
+  seq.training = true;
+  return seq;
+}
+
+// The component and layer of current_backward at the moment when autograd reaches `tensor`.
+std::string& noted_at(const at::Tensor& tensor, std::string& note) {
+  tensor.register_hook([&note](const at::Tensor&) {
+    const dsv3::Callee* callee = dsv3::current_backward.callee;
+    note = callee ? callee->label + " " + std::to_string(dsv3::current_backward.layer) : "none";
+  });
+  return note;
+}
+
+}  // namespace
+
+TEST_CASE("the wrappers of positions and tokenizers pass on every virtual function") {
+  CHECK(inherited(*layer().make_position(8), "_ZTVN4dsv38PositionE") == 0);
+  CHECK(inherited(*faulty<dsv3::Tokenizer>("none"), "_ZTVN4dsv39TokenizerE") == 0);
+}
+
+TEST_CASE("errors name the call, and no record outlives its call") {
+  const auto schedule = faulty<dsv3::Schedule>("throws");
+  const auto factor = [](dsv3::Schedule& s) {
+    return dsv3::checked::number(s, "factor", &dsv3::Schedule::factor, int64_t{1}, int64_t{2});
+  };
+  const std::string origin =
+      "nano.yaml:5:13, plugin " + std::filesystem::canonical(library("faulty")).string();
+  CHECK(error_of([&] { factor(*schedule); }) ==
+        "schedule 'faulty' (factor), " + origin + ": broken on purpose");
+  dsv3::current_step.number = 12;
+  CHECK(error_of([&] { factor(*schedule); }) ==
+        "schedule 'faulty' (factor) at step 12, " + origin + ": broken on purpose");
+  const auto other = faulty<dsv3::Schedule>("throws_error");
+  CHECK_THAT(error_of([&] { factor(*other); }, dsv3::ExitCode::data),
+             Contains("at step 12") && Contains("its file is gone"));
+  dsv3::current_step.number = -1;
+  CHECK(dsv3::CallRecord::current() == nullptr);
+}
+
+TEST_CASE("numbers are checked, and the error lists the arguments") {
+  const auto nan = faulty<dsv3::Schedule>("nan");
   CHECK_THAT(error_of([&] {
-               attention->forward(at::ones({1, 8, 16}), seq);
+               dsv3::checked::number(*nan, "factor", &dsv3::Schedule::factor, int64_t{3},
+                                     int64_t{9});
+             }),
+             Contains("factor(3, 9) is nan; it must be finite and at least 0"));
+  const auto negative = faulty<dsv3::FeedForward>("saves_less_than_nothing", layer());
+  CHECK_THAT(error_of([&] {
+               dsv3::checked::number(*negative, "saved_values_per_token",
+                                     &dsv3::FeedForward::saved_values_per_token);
+             }),
+             Contains("feed_forward 'faulty' (layer 1, saved_values_per_token)") &&
+                 Contains("saved_values_per_token() is -1"));
+}
+
+TEST_CASE("a component that dsv3::make did not construct is called as it is") {
+  class Own final : public dsv3::Schedule {
+    double factor(int64_t, int64_t) const override { throw std::out_of_range("mine"); }
+  };
+  const Own own;
+  CHECK_THROWS_AS(dsv3::call(own, "factor", &dsv3::Schedule::factor, 1, 2), std::out_of_range);
+}
+
+TEST_CASE("a position is named with the layer whose attention calls it") {
+  const auto attention = faulty<dsv3::Attention>("none", layer("undefined"));
+  CHECK_THAT(error_of([&] {
+               dsv3::checked::forward(*attention, at::ones({1, 8, 16}), eight_tokens());
              }),
              Contains("position 'faulty' (layer 1, rotate), nano.yaml:5:13") &&
-                 Contains("it gave back no tensor for k (undefined)"));
+                 Contains("returned an undefined tensor for k"));
+}
+
+TEST_CASE("a failing backward is named after the component whose forward it belongs to") {
+  PlainBackward strategy(GENERATE(false, true));
+  const at::Tensor x = at::ones({1, 8, 16}).requires_grad_() * 1;
+  SECTION("a feed-forward") {
+    const auto layers = faulty<dsv3::FeedForward>("backward_throws", layer());
+    const at::Tensor y = dsv3::checked::forward(*layers, x, eight_tokens());
+    CHECK_THAT(error_of([&] { dsv3::checked::backward(strategy, {y.sum()}); }),
+               Contains("feed_forward 'faulty' (layer 1, backward), nano.yaml:5:13") &&
+                   Contains("broken on purpose"));
+  }
+  SECTION("a position inside an attention") {
+    const auto layers = faulty<dsv3::Attention>("none", layer("backward_throws"));
+    const at::Tensor y = dsv3::checked::forward(*layers, x, eight_tokens());
+    CHECK_THAT(error_of([&] { dsv3::checked::backward(strategy, {y.sum()}); }),
+               Contains("position 'faulty' (layer 1, backward), nano.yaml:5:13"));
+  }
+  CHECK(dsv3::current_backward.callee == nullptr);
+}
+
+TEST_CASE("autograd leaves a component where its forward began") {
+  PlainBackward strategy;
+  std::string before, after;
+  const at::Tensor leaf = at::ones({1, 8, 16}).requires_grad_();
+  const at::Tensor norm = leaf * 1, x = norm * 1;
+  const auto attention = faulty<dsv3::Attention>("none", layer());
+  const at::Tensor y = dsv3::checked::forward(*attention, x, eight_tokens()), root = y * 1;
+  noted_at(root, before);
+  noted_at(norm, after);
+  std::string inside;
+  noted_at(y, inside);  // its hook follows the one that enters the component
+  dsv3::checked::backward(strategy, {(x + root).sum()});
+  CHECK(before == "none");
+  CHECK(inside == "attention 'faulty' 1");
+  CHECK(after == "none");
+}
+
+TEST_CASE("a watch sees forwards on every thread, as recomputation on a GPU needs") {
+  class Names final : public dsv3::Watch {
+   public:
+    void passed(const std::string& name, at::TensorList, at::TensorList) override {
+      names.push_back(name);
+    }
+    std::vector<std::string> names;
+  };
+  const auto layers = faulty<dsv3::FeedForward>("none", layer());
+  Names seen;
+  std::async(std::launch::async, [&] {
+    dsv3::checked::forward(*layers, at::ones({1, 8, 16}), eight_tokens());
+  }).get();
+  CHECK(seen.names ==
+        std::vector<std::string>{"layers.1.x (feed_forward 'faulty', nano.yaml:5:13)"});
+}
+
+TEST_CASE("marking a forward changes neither graph nor gradients") {
+  const auto gradients = [](bool marked) {
+    at::Tensor leaf = at::arange(128, at::kFloat).view({1, 8, 16}).div(100).requires_grad_();
+    dsv3::LayerContext context = layer();
+    const auto attention = faulty<dsv3::Attention>("none", context);
+    for (const dsv3::Parameter& parameter : context.store->parameters()) {
+      at::NoGradGuard no_grad;
+      at::Tensor tensor = parameter.tensor;
+      tensor.copy_(at::arange(tensor.numel()).view_as(tensor).sin());
+    }
+    const at::Tensor x = leaf * 1;
+    const at::Tensor y = marked ? dsv3::checked::forward(*attention, x, eight_tokens())
+                                : attention->forward(x, eight_tokens());
+    (x + y).sum().backward();
+    return std::pair(y.grad_fn()->name(), leaf.grad());
+  };
+  const auto [marked_node, marked] = gradients(true);
+  const auto [plain_node, plain] = gradients(false);
+  CHECK(marked_node == plain_node);
+  CHECK(marked.equal(plain));
 }

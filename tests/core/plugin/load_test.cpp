@@ -1,4 +1,4 @@
-// Loading: every fault has its own error, and the host goes on.
+// Loading: every fault has its own error, and the process keeps working.
 #include <dsv3/sdk/stamp.h>
 #include <dsv3/support/sha256.h>
 
@@ -50,21 +50,21 @@ TEST_CASE("a stamp that differs in one field names that field with both values")
       {"other_cuda", "CUDA:            plugin 12, this dsv3 none"},
   }));
   const std::string error = load_error(library(fixture));
-  CHECK_THAT(error, Contains("plugin 'fixture_" + fixture + "' (" + library(fixture).string() +
-                             ") cannot be loaded\n  " + line + "\n  hint: rebuild it"));
-  CHECK_THAT(error, Contains("asked for by nano.yaml:5:13"));
-  // Title, the one line, hint, who asked.
+  CHECK_THAT(error, Contains("cannot load plugin 'fixture_" + fixture + "' (" +
+                             library(fixture).string() + ")\n  " + line + "\n  hint: rebuild it"));
+  CHECK_THAT(error, Contains("requested by nano.yaml:5:13"));
+  // Title, the one line, hint, origin of the request.
   CHECK(std::count(error.begin(), error.end(), '\n') == 3);
   check_good_still_works();
 }
 
-TEST_CASE("all differing fields are told at once") {
+TEST_CASE("all differing fields are reported at once") {
   const std::string error = load_error(library("other_all"));
   CHECK_THAT(error, Contains("SDK:") && Contains("C++ ABI:") && Contains("LibTorch:"));
   CHECK_THAT(error, !Contains("CUDA:") && !Contains("iterators"));
 }
 
-TEST_CASE("another compiler of the same ABI is no reason to refuse") {
+TEST_CASE("a plugin of another compiler with the same ABI loads") {
   Plugins plugins({});
   CHECK(plugins.find(schedule("halving", library("other_compiler").string())).name == "halving");
 }
@@ -74,35 +74,35 @@ TEST_CASE("each fault of a library has its own error") {
     std::string fixture, text;
   };
   const auto [fixture, text] = GENERATE(values<Case>({
-      {"no_stamp", "not a dsv3 plugin: it was not built with dsv3_add_plugin()"},
-      {"throws_registering", "failed while it registered its components: no licence found"},
+      {"no_stamp", "not a dsv3 plugin; build it with dsv3_add_plugin()"},
+      {"throws_registering", "failed to register its components: no licence found"},
       {"throws_a_number",
-       "failed while it registered its components: it threw something that is no std::exception"},
-      {"throws_statically", "cannot be loaded: thrown by a static initialiser"},
+       "failed to register its components: threw a value that is not a std::exception"},
+      {"throws_statically", ": thrown by a static initialiser"},
       {"broken_word",
-       "registers schedule/halving in DSV3_PLUGIN, but dsv3_add_plugin(PROVIDES) says "
+       "registers schedule/halving in DSV3_PLUGIN, but dsv3_add_plugin(PROVIDES) lists "
        "schedule/quarters"},
       {"registers_twice", "registers schedule/halving twice"},
-      {"no_entry_point", "it has no DSV3_PLUGIN(registrar)"},
-      {"missing_symbol", "it needs 'defined_nowhere()', which no loaded library defines"},
+      {"no_entry_point", "registers no component; define DSV3_PLUGIN(registrar)"},
+      {"missing_symbol", "no loaded library defines 'defined_nowhere()', which it needs"},
   }));
-#ifdef __SANITIZE_THREAD__  // whose own dlopen no exception may leave
+#ifdef __SANITIZE_THREAD__  // no exception may leave its dlopen
   if (fixture == "throws_statically") return;
 #endif
   const std::string error = load_error(library(fixture));
   CHECK_THAT(error, Contains(library(fixture).string()));
   CHECK_THAT(error, Contains(text));
-  CHECK_THAT(error, Contains("asked for by nano.yaml:5:13"));
-  SECTION("and the same error again, without a second try") {
+  CHECK_THAT(error, Contains("requested by nano.yaml:5:13"));
+  SECTION("the same error again, without a second attempt") {
     CHECK(load_error(library(fixture)) == error);
   }
   check_good_still_works();
 }
 
-TEST_CASE("a failed file is not opened again, whatever it holds by then") {
+TEST_CASE("a failed file is not opened again, even if it has changed") {
   TemporaryFolder folder;
   const auto path = folder / "libdsv3_x.so";
-  put(path, "no library");
+  put(path, "not a library");
   const std::string error = load_error(path);
   CHECK_THAT(error, Contains("not a shared library"));
   std::filesystem::copy_file(library("good"), path,
@@ -110,14 +110,14 @@ TEST_CASE("a failed file is not opened again, whatever it holds by then") {
   CHECK(load_error(path) == error);
 }
 
-TEST_CASE("a file that is not there, and a name the library lacks") {
+TEST_CASE("a missing file, and a name that the library lacks") {
   CHECK_THAT(load_error("/nowhere/libx.so"),
-             Contains("/nowhere/libx.so cannot be opened: No such file"));
+             Contains("cannot open plugin library /nowhere/libx.so: No such file"));
   CHECK_THAT(load_error(library("good"), "doubling"),
              Contains("has no schedule 'doubling'; it provides schedule/halving"));
 }
 
-TEST_CASE("errors of a constructor gain component and YAML position") {
+TEST_CASE("errors of a constructor name component and YAML position") {
   struct Case {
     std::string what, text;
     dsv3::ExitCode code;
@@ -127,8 +127,7 @@ TEST_CASE("errors of a constructor gain component and YAML position") {
   const auto [what, text, code] = GENERATE_COPY(values<Case>({
       {"error", "schedule 'thrower' (nano.yaml:5:13): text.txt is empty", dsv3::ExitCode::data},
       {"standard", foreign + "index 7", dsv3::ExitCode::plugin},
-      {"number",
-       foreign + "it threw something that is no std::exception; throw dsv3::Error with a text",
+      {"number", foreign + "threw a value that is not a std::exception; throw dsv3::Error instead",
        dsv3::ExitCode::plugin},
   }));
   Plugins plugins({{registry("throws_making")}});

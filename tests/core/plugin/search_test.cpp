@@ -63,11 +63,13 @@ TEST_CASE("the usual levels: command line, config.yaml, environment, own prefix"
   CHECK(levels[2] == std::vector<std::filesystem::path>{c, d});
   REQUIRE(levels[3].size() == 1);
   CHECK(std::filesystem::equivalent(levels[3][0], DSV3_BUILD_DIR "/registries"));
-  CHECK_THAT(error_of([&] { dsv3::plugin_search_levels({a}, {b, a + "/gone"}); }),
+  CHECK_THAT(error_of([&] {
+               dsv3::plugin_search_levels({a}, {b, a + "/gone"});
+             }),
              Contains("plugin_paths of config.yaml names " + a + "/gone, which does not exist"));
 }
 
-TEST_CASE("two hits on one level are an error that names both, when the name is asked for") {
+TEST_CASE("two matches on one level are an error that names both, when the name is requested") {
   TemporaryFolder folder;
   put(folder / "one.toml",
       head + entry("halving", library("good").string()) + entry("alone", "x.so"));
@@ -77,21 +79,22 @@ TEST_CASE("two hits on one level are an error that names both, when the name is 
   CHECK_THAT(error_of([&] { plugins.find(schedule("halving")); }),
              Contains("schedule 'halving' is in two registries of one search level: " +
                       (folder / "one.toml").string() + " and " + (folder / "two.toml").string()) &&
-                 Contains("asked for by nano.yaml:5:13"));
-  SECTION("the same file named twice is one hit") {
+                 Contains("requested by nano.yaml:5:13"));
+  SECTION("the same file named twice is one match") {
     Plugins same({{folder / "one.toml", folder / "one.toml"}});
     CHECK(same.find(schedule("halving")).name == "halving");
   }
 }
 
-TEST_CASE("an unknown name: did you mean, what is known, where it was looked for") {
+TEST_CASE(
+    "the error for an unknown name has a suggestion, the known names and the paths searched") {
   Plugins plugins({{registry("good")}, {registry("twin")}});
   CHECK_THAT(
       error_of([&] { plugins.find(schedule("halvign")); }),
       Contains("unknown schedule plugin 'halvign'; did you mean 'halving'? known: halving, twin; "
                "looked in: " +
                registry("good").string() + ", " + registry("twin").string() +
-               "\n  asked for by nano.yaml:5:13"));
+               "\n  requested by nano.yaml:5:13"));
   CHECK_THAT(error_of([&] { plugins.find(schedule("cosine")); }), !Contains("did you mean"));
 }
 
@@ -110,7 +113,7 @@ TEST_CASE("a short form stands for YAML") {
   spec.kind = Kind::optimizer;
   spec.plugin = "muon";
   CHECK_THAT(error_of([&] { plugins.find(spec); }),
-             Contains("is a short form for use alone, `optimizer: muon`"));
+             Contains("is a short form that must be used alone, `optimizer: muon`"));
   CHECK(plugins.names(Kind::optimizer) == std::vector<std::string>{"muon"});
 }
 
@@ -130,7 +133,7 @@ TEST_CASE("the catalog answers the experiment checker") {
       Contains("LibTorch:"));
 }
 
-TEST_CASE("a library that is not there: every place that was tried") {
+TEST_CASE("the error for a missing library lists every path that was tried") {
   TemporaryFolder folder;
   std::filesystem::create_directories(folder / "registries");
   put(folder / "registries/r.toml", head + entry("lost", "liblost.so"));
@@ -138,8 +141,8 @@ TEST_CASE("a library that is not there: every place that was tried") {
   CHECK_THAT(error_of([&] { plugins.find(schedule("lost")); }),
              Contains((folder / "registries/liblost.so").string()) &&
                  Contains((folder / "lib/dsv3/plugins/liblost.so").string()) &&
-                 Contains("named by " + (folder / "registries/r.toml").string()));
-  SECTION("in an installation, libraries lie in lib/dsv3/plugins") {
+                 Contains("named in " + (folder / "registries/r.toml").string()));
+  SECTION("in an installation, libraries are in lib/dsv3/plugins") {
     std::filesystem::create_directories(folder / "lib/dsv3/plugins");
     std::filesystem::copy_file(library("good"), folder / "lib/dsv3/plugins/libhalving.so");
     put(folder / "registries/r.toml", head + entry("halving", "libhalving.so"));
@@ -147,16 +150,16 @@ TEST_CASE("a library that is not there: every place that was tried") {
   }
 }
 
-TEST_CASE("a registry that lies about a library is named") {
+TEST_CASE("the error for a registry that contradicts its library names the registry") {
   TemporaryFolder folder;
   put(folder / "r.toml", head + entry("quarters", library("good").string()));
   Plugins plugins({{folder.path()}});
   CHECK_THAT(error_of([&] { plugins.find(schedule("quarters")); }),
-             Contains("has no schedule 'quarters'; it provides schedule/halving; named by " +
+             Contains("has no schedule 'quarters'; it provides schedule/halving; named in " +
                       (folder / "r.toml").string()));
 }
 
-TEST_CASE("mistakes in a registry are shown with file, line and column") {
+TEST_CASE("errors in a registry have file, line and column") {
   struct Case {
     std::string text, where, what;
   };
@@ -171,7 +174,7 @@ TEST_CASE("mistakes in a registry are shown with file, line and column") {
       {"registry = 1\n[[plugin]]\nkind = \"schedules\"\n", ":3:8", "known kinds: attention"},
       {"registry = 1\n[[plugin]]\nkind = \"schedule\"\nlib = \"x\"\n", ":4:1",
        "known keys: kind, name"},
-      {"registry = 1\n[[plugin]]\nkind = \"schedule\"\n", ":2:1", "key 'name' is missing"},
+      {"registry = 1\n[[plugin]]\nkind = \"schedule\"\n", ":2:1", "this entry has no 'name'"},
       {"registry = 1\n[[alias]]\nkind = \"schedule\"\nname = 7\n", ":4:8", "must be a string"},
       {std::string(2000, '['), ":1:", ""},
   }));
@@ -183,8 +186,8 @@ TEST_CASE("mistakes in a registry are shown with file, line and column") {
   CHECK_THAT(error, Contains(what));
 }
 
-TEST_CASE("paths that lead nowhere") {
+TEST_CASE("paths that do not exist or contain no registry") {
   TemporaryFolder folder;
   CHECK_THAT(error_of([&] { Plugins({{folder / "gone"}}); }), Contains("does not exist"));
-  CHECK_THAT(error_of([&] { Plugins({{folder.path()}}); }), Contains("holds no registry"));
+  CHECK_THAT(error_of([&] { Plugins({{folder.path()}}); }), Contains("contains no registry"));
 }

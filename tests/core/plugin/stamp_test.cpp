@@ -10,7 +10,7 @@
 
 using Catch::Matchers::Contains;
 
-TEST_CASE("the stamp of a plugin says what it was built with") {
+TEST_CASE("a plugin's stamp records what it was built with") {
   const dsv3::Stamp stamp = dsv3::read_stamp(get(library("good")));
   CHECK(stamp.name == "fixture_good");
   CHECK(stamp.version == "1.2.3");
@@ -24,7 +24,7 @@ TEST_CASE("the stamp of a plugin says what it was built with") {
   CHECK(dsv3::stamp_differences(stamp, dsv3::host_stamp()).empty());
 }
 
-TEST_CASE("a plugin without CUDA fits a dsv3 with CUDA, not the other way round") {
+TEST_CASE("a plugin without CUDA loads into a dsv3 with CUDA, not the other way round") {
   dsv3::Stamp plugin = dsv3::host_stamp(), host = plugin;
   plugin.cuda = "none";
   host.cuda = "13";
@@ -34,37 +34,37 @@ TEST_CASE("a plugin without CUDA fits a dsv3 with CUDA, not the other way round"
         std::vector<std::string>{"CUDA:            plugin 13, this dsv3 none"});
 }
 
-TEST_CASE("files that are no plugin say what they are") {
+TEST_CASE("the error for a file that is not a plugin says what it is") {
   const auto reason = [](const std::string& bytes) {
     return error_of([&] { dsv3::read_stamp(bytes); });
   };
   std::string bytes = get(library("good"));
-  CHECK_THAT(reason(""), Contains("no ELF file"));
-  CHECK_THAT(reason("#!/bin/sh\n"), Contains("no ELF file"));
+  CHECK_THAT(reason(""), Contains("not an ELF file"));
+  CHECK_THAT(reason("#!/bin/sh\n"), Contains("not an ELF file"));
   CHECK_THAT(reason(get("/proc/self/exe")),
-             Contains("not a dsv3 plugin") || Contains("another kind"));
+             Contains("not a dsv3 plugin") || Contains("another kind of ELF file"));
   std::string other = bytes;
   other[18] = 0x28;  // e_machine: ARM
-  CHECK_THAT(reason(other), Contains("another kind of machine"));
+  CHECK_THAT(reason(other), Contains("another machine architecture"));
   other = bytes;
   other[4] = 1;  // 32 bit
-  CHECK_THAT(reason(other), Contains("another kind of machine"));
+  CHECK_THAT(reason(other), Contains("another machine architecture"));
   other = bytes;
   other[other.find("@dsv3-plugin@")] = 'x';
-  CHECK_THAT(reason(other), Contains("its stamp (section .note.dsv3) cannot be read"));
+  CHECK_THAT(reason(other), Contains("cannot read its stamp (section .note.dsv3)"));
 }
 
-TEST_CASE("every truncation of a plugin is refused") {
+TEST_CASE("every truncation of a plugin is rejected") {
   const std::string bytes = get(library("good"));
   for (size_t size = 0; size < bytes.size(); size += size < 4096 ? 1 : 61)
     CHECK_THROWS_AS(dsv3::read_stamp(std::string_view(bytes).substr(0, size)), dsv3::Error);
 }
 
-TEST_CASE("garbage in headers gives a stamp or an error, never a wild read") {
-  // A heap copy of the exact size: sanitizers and valgrind see a read past it.
+TEST_CASE("garbage in headers yields a stamp or an error, never a read out of bounds") {
+  // A heap copy of the exact size, so that sanitizers and valgrind see a read past its end.
   const std::string bytes = get(library("good"));
   std::mt19937 random(7);
-  size_t refused = 0;
+  size_t rejected = 0;
   // ELF header, program headers, and the section headers at the file's end.
   const size_t tail = std::min<size_t>(bytes.size(), 64 * 40);
   for (int trial = 0; trial < 4000; ++trial) {
@@ -76,18 +76,18 @@ TEST_CASE("garbage in headers gives a stamp or an error, never a wild read") {
     try {
       dsv3::read_stamp({copy.data(), copy.size()});
     } catch (const dsv3::Error&) {
-      ++refused;
+      ++rejected;
     }
   }
-  CHECK(refused > 100);
+  CHECK(rejected > 100);
 }
 
-TEST_CASE("absurd sizes in the stamp's note are refused") {
+TEST_CASE("absurd sizes in the stamp's note are rejected") {
   const std::string bytes = get(library("good"));
   const size_t note = bytes.find("@dsv3-plugin@") - 20;
   for (const uint32_t size : {0u, 1u, 5000u, 0xffffffffu, 0x80000000u}) {
     std::string copy = bytes;
     copy.replace(note + 4, 4, reinterpret_cast<const char*>(&size), 4);
-    CHECK_THAT(error_of([&] { dsv3::read_stamp(copy); }), Contains("cannot be read"));
+    CHECK_THAT(error_of([&] { dsv3::read_stamp(copy); }), Contains("cannot read its stamp"));
   }
 }

@@ -1,4 +1,4 @@
-// Every system call of status.json and metrics.jsonl fails: what was there stays whole.
+// Failing system calls of status.json and metrics.jsonl: existing content stays intact.
 #include <cerrno>
 #include <cstring>
 
@@ -16,8 +16,8 @@ namespace fs = dsv3::fs;
 
 namespace {
 
-/// Runs `work` with its n-th system call failing; how many it made. Errors must name `path` and
-/// cause.
+/// Runs `work` with its n-th system call failing; returns how many it made. Errors must name `path`
+/// and cause.
 template <class F>
 int with_fault(int n, int error, const std::filesystem::path& path, bool& failed, F&& work) {
   int call = 0;
@@ -39,7 +39,7 @@ int with_fault(int n, int error, const std::filesystem::path& path, bool& failed
 
 }  // namespace
 
-TEST_CASE("status.json is the old one or the new one, whichever call fails") {
+TEST_CASE("status.json is the old or the new one, whichever call fails") {
   for (int error : {ENOSPC, EIO, EDQUOT}) {
     bool failed = true;
     for (int n = 1; failed; ++n) {
@@ -57,7 +57,7 @@ TEST_CASE("status.json is the old one or the new one, whichever call fails") {
   }
 }
 
-TEST_CASE("metrics.jsonl keeps whole lines and goes on, whichever call fails") {
+TEST_CASE("metrics.jsonl has whole lines and can be appended to, whichever call fails") {
   for (int error : {ENOSPC, EIO, EDQUOT}) {
     bool failed = true;
     for (int n = 1; failed; ++n) {
@@ -78,12 +78,12 @@ TEST_CASE("metrics.jsonl keeps whole lines and goes on, whichever call fails") {
         }
         file.sync();
       });
-      dsv3::MetricsFile again(path);
+      dsv3::MetricsFile reopened(path);
       for (int64_t step : {1, 2, 3}) {
         auto line = event(step);
-        again.append(line);
+        reopened.append(line);
       }
-      REQUIRE(again.lines() == 3);
+      REQUIRE(reopened.lines() == 3);
       std::string expected;
       for (int64_t step : {1, 2, 3}) expected += dsv3::metrics_line(event(step));
       REQUIRE(fs::read(path) == expected);

@@ -54,7 +54,7 @@ TEST_CASE("a line is one flat object in order") {
   REQUIRE(dsv3::metrics_line(event(1, 1, "a\"\n")).find("\"a\\\"\\n\": 1.0") != std::string::npos);
 }
 
-TEST_CASE("doubles come back bit for bit") {
+TEST_CASE("doubles read back bit for bit") {
   std::mt19937_64 random(1);
   std::vector<double> values{0.0,
                              -0.0,
@@ -82,7 +82,7 @@ TEST_CASE("doubles come back bit for bit") {
   }
 }
 
-TEST_CASE("what JSON lacks is a string") {
+TEST_CASE("numbers that JSON lacks are strings") {
   const double infinity = std::numeric_limits<double>::infinity();
   auto text = [](double value) {
     return dsv3::Json::parse(dsv3::metrics_line(event(1, value)))["train/loss"];
@@ -92,7 +92,7 @@ TEST_CASE("what JSON lacks is a string") {
   REQUIRE(text(-infinity) == "-Infinity");
 }
 
-TEST_CASE("ids count lines over all openings") {
+TEST_CASE("ids continue when the file is reopened") {
   TemporaryFolder folder;
   {
     MetricsFile file(folder / "m");
@@ -112,7 +112,7 @@ TEST_CASE("ids count lines over all openings") {
   REQUIRE(steps_of(folder / "m") == Steps{1, 2, 3});
 }
 
-TEST_CASE("a step computed again keeps its first line") {
+TEST_CASE("a repeated step keeps its first line") {
   TemporaryFolder folder;
   {
     MetricsFile file(folder / "m");
@@ -128,12 +128,12 @@ TEST_CASE("a step computed again keeps its first line") {
   REQUIRE_FALSE(append(file, event(4, 3, "val/loss")));
   REQUIRE(append(file, event(5, 2)));
   REQUIRE(steps_of(folder / "m") == Steps{1, 2, 3, 4, 4, 5});
-  MetricsFile again(folder / "m");
-  REQUIRE_FALSE(append(again, event(4, 9, "other")));
-  REQUIRE(again.lines() == 6);
+  MetricsFile reopened(folder / "m");
+  REQUIRE_FALSE(append(reopened, event(4, 9, "other")));
+  REQUIRE(reopened.lines() == 6);
 }
 
-TEST_CASE("both lines of the last step are known after opening") {
+TEST_CASE("both lines of the last step are known after reopening") {
   TemporaryFolder folder;
   {
     MetricsFile file(folder / "m");
@@ -145,7 +145,7 @@ TEST_CASE("both lines of the last step are known after opening") {
   REQUIRE_FALSE(append(file, event(4, 2, "val/loss")));
 }
 
-TEST_CASE("a line torn anywhere is dropped and written anew") {
+TEST_CASE("a line torn anywhere is removed and written again") {
   TemporaryFolder folder;
   std::string head = dsv3::metrics_line(event(1, 1)), tail = dsv3::metrics_line(event(2, 1));
   for (const std::string& before : {std::string(), head}) {

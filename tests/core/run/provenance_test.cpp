@@ -5,8 +5,9 @@
 #include <dsv3/runtime/provenance.h>
 
 #include "core/support/temporary_folder.h"
+#include "support/host.h"
 
-TEST_CASE("provenance says what a run was made with") {
+TEST_CASE("provenance records what a run was started with") {
   TemporaryFolder folder;
   dsv3::Json json = dsv3::provenance({"dsv3-run", "a b.yaml"}, folder.path());
   REQUIRE(json["command"] == dsv3::Json{"dsv3-run", "a b.yaml"});
@@ -20,7 +21,7 @@ TEST_CASE("provenance says what a run was made with") {
   REQUIRE_NOTHROW(json.dump());
 }
 
-TEST_CASE("provenance has the commit and whether tracked files differ from it") {
+TEST_CASE("provenance records the commit and whether tracked files differ from it") {
   if (std::system("git --version > /dev/null 2>&1") != 0) return;
   TemporaryFolder folder;
   auto git = [&](const std::string& arguments) {

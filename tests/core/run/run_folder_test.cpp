@@ -28,7 +28,7 @@ std::string usage_error(F&& f) {
 
 }  // namespace
 
-TEST_CASE("names of runs are plain file names") {
+TEST_CASE("run names are plain file names") {
   for (const char* name : {"a", "A-b_c.1", "...", ".hidden", "-"}) REQUIRE(dsv3::is_run_name(name));
   REQUIRE(dsv3::is_run_name(std::string(128, 'a')));
   REQUIRE_FALSE(dsv3::is_run_name(std::string(129, 'a')));
@@ -61,7 +61,7 @@ TEST_CASE("a new run needs a new name") {
   REQUIRE(text.find("--run_id first") != std::string::npos);
 }
 
-TEST_CASE("made names are valid and unused") {
+TEST_CASE("random names are valid and unused") {
   TemporaryFolder output;
   std::set<std::string> names;
   for (int i = 0; i < 50; ++i) {
@@ -71,7 +71,7 @@ TEST_CASE("made names are valid and unused") {
   }
 }
 
-TEST_CASE("going on needs a known name, and similar ones are told") {
+TEST_CASE("resuming needs a known name, and similar ones are suggested") {
   TemporaryFolder output;
   for (const char* name : {"quick-start", "quick-stop", "other"})
     RunFolder::create(output.path(), name);
@@ -87,7 +87,7 @@ TEST_CASE("going on needs a known name, and similar ones are told") {
   REQUIRE_FALSE(std::filesystem::exists(output / "zzz"));
 }
 
-TEST_CASE("a run that never began takes the folders that were made for it away, and no others") {
+TEST_CASE("removing a run that never began removes the folders created for it, and no others") {
   TemporaryFolder output;
   std::filesystem::create_directory(output / "mine");
   RunFolder::create(output / "mine/a/b", "first").remove();
@@ -99,13 +99,13 @@ TEST_CASE("a run that never began takes the folders that were made for it away, 
   REQUIRE_FALSE(std::filesystem::exists(output / "mine/a/b"));
 }
 
-TEST_CASE("open_or_create does either") {
+TEST_CASE("open_or_create opens or creates a run") {
   TemporaryFolder output;
   REQUIRE(RunFolder::open_or_create(output.path(), "a").created());
   REQUIRE_FALSE(RunFolder::open_or_create(output.path(), "a").created());
 }
 
-TEST_CASE("one process at a time trains in a folder, and the lock goes with its holder") {
+TEST_CASE("one process at a time trains in a folder, and its lock ends with it") {
   TemporaryFolder output;
   int ready[2];
   REQUIRE(::pipe(ready) == 0);
@@ -127,7 +127,7 @@ TEST_CASE("one process at a time trains in a folder, and the lock goes with its 
   REQUIRE(text.find("process " + std::to_string(::getpid())) != std::string::npos);
 }
 
-TEST_CASE("a lock that outlives its holder for a moment is waited for") {
+TEST_CASE("a lock that briefly outlives its holder is waited for") {
   TemporaryFolder output;
   pid_t child = ::fork();
   if (child == 0) {
@@ -142,7 +142,7 @@ TEST_CASE("a lock that outlives its holder for a moment is waited for") {
   REQUIRE_NOTHROW(RunFolder::open(output.path(), "a"));
 }
 
-TEST_CASE("the status says state, exit code, step and message") {
+TEST_CASE("the status has state, exit code, step and message") {
   TemporaryFolder output;
   RunFolder run = RunFolder::create(output.path(), "a");
   run.write_status("running", {}, 3, "");

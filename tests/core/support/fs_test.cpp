@@ -14,7 +14,7 @@ using fs::Call;
 
 namespace {
 
-/// Puts a hook on for one scope.
+/// Sets a fault hook for one scope.
 struct Hooked {
   explicit Hooked(std::function<int(Call, const fs::Path&)> hook) {
     fs::set_fault_hook(std::move(hook));
@@ -28,7 +28,7 @@ size_t entries_in(const fs::Path& path) {
 
 }  // namespace
 
-TEST_CASE("what is written is what is read") {
+TEST_CASE("written files are read back") {
   TemporaryFolder folder;
   std::string text("a\0b\n", 4);
   {
@@ -41,7 +41,7 @@ TEST_CASE("what is written is what is read") {
   REQUIRE(get(folder / "a") == text + text);
   fs::Writer::append(folder / "a").write("more");
   REQUIRE(fs::read(folder / "a") == text + text + "more");
-  fs::Writer again(folder / "a");
+  fs::Writer truncated(folder / "a");
   REQUIRE(fs::read(folder / "a").empty());
   std::string large(3'000'000, 'x');
   put(folder / "b", large);
@@ -50,7 +50,7 @@ TEST_CASE("what is written is what is read") {
   REQUIRE(pieces == large);
 }
 
-TEST_CASE("reading what cannot be read says which file and why") {
+TEST_CASE("read errors name the file and the cause") {
   TemporaryFolder folder;
   put(folder / "a", "12345");
   REQUIRE(fs::read(folder / "a", 5) == "12345");
@@ -61,7 +61,7 @@ TEST_CASE("reading what cannot be read says which file and why") {
   REQUIRE_THROWS_AS(fs::Mapping(folder.path()), dsv3::Error);
 }
 
-TEST_CASE("a full disk is told with needed and free bytes") {
+TEST_CASE("a full disk is reported with needed and free bytes") {
   TemporaryFolder folder;
   Hooked hook([](Call call, const fs::Path&) { return call == Call::write ? ENOSPC : 0; });
   fs::Writer file(folder / "a");
@@ -100,29 +100,29 @@ TEST_CASE("an atomic write leaves the old or the new content whatever call fails
   }
 }
 
-TEST_CASE("folders are made with their parents and removed with their content") {
+TEST_CASE("folders are created with their parents and removed with their content") {
   TemporaryFolder folder;
   fs::make_folders(folder / "a/b/c");
   fs::make_folders(folder / "a/b/c");
   REQUIRE(std::filesystem::is_directory(folder / "a/b/c"));
   REQUIRE_FALSE(fs::make_folder(folder / "a"));
-  put(folder / "kept", "x");
+  put(folder / "other", "x");
   put(folder / "a/b/file", "x");
   REQUIRE_THROWS_WITH(fs::make_folders(folder / "a/b/file"),
-                      Catch::Contains("a file of that name is in the way"));
+                      Catch::Contains("a file of that name exists"));
   std::filesystem::create_directory(folder / "elsewhere");
-  put(folder / "elsewhere/kept", "x");
+  put(folder / "elsewhere/file", "x");
   std::filesystem::create_directory_symlink(folder / "elsewhere", folder / "a/link");
   fs::remove_all(folder / "a");
   REQUIRE_FALSE(std::filesystem::exists(folder / "a"));
-  REQUIRE(get(folder / "elsewhere/kept") == "x");
-  fs::remove_all(folder / "a");  // nothing there
-  fs::rename(folder / "kept", folder / "moved");
+  REQUIRE(get(folder / "elsewhere/file") == "x");
+  fs::remove_all(folder / "a");  // does not exist
+  fs::rename(folder / "other", folder / "moved");
   REQUIRE(get(folder / "moved") == "x");
-  REQUIRE_THROWS_AS(fs::rename(folder / "kept", folder / "moved"), dsv3::Error);
+  REQUIRE_THROWS_AS(fs::rename(folder / "other", folder / "moved"), dsv3::Error);
 }
 
-TEST_CASE("mappings show the file, an empty one too") {
+TEST_CASE("mappings contain the file, including an empty one") {
   TemporaryFolder folder;
   put(folder / "a", "hello");
   fs::Mapping mapping(folder / "a");

@@ -33,29 +33,29 @@ std::string nested(int levels) {
 
 }  // namespace
 
-TEST_CASE("good JSON is read as nlohmann reads it") {
+TEST_CASE("valid JSON is parsed as by nlohmann") {
   std::string text =
       R"({"a": [1, -2.5e3, "x\"\u00e9\n", true, null], "b": {"a": {}}, "": 18446744073709551615})";
   REQUIRE(parse_json(text, "f") == Json::parse(text));
   REQUIRE(parse_json(" 7 ", "f") == 7);
 }
 
-TEST_CASE("errors say line and column") {
-  REQUIRE(starts_with(error_of(""), "f.json:1:1: bad JSON: "));
-  REQUIRE(starts_with(error_of("{\"a\": 1,\n  \"b\": x}"), "f.json:2:8: bad JSON: "));
-  REQUIRE(starts_with(error_of("[1, 2"), "f.json:1:6: bad JSON: "));
-  REQUIRE(starts_with(error_of("{} {}"), "f.json:1:4: bad JSON: "));
-  REQUIRE(error_of(std::string("{}\0x", 4)) == "f.json:1:3: bad JSON: zero byte");
+TEST_CASE("errors contain line and column") {
+  REQUIRE(starts_with(error_of(""), "f.json:1:1: invalid JSON: "));
+  REQUIRE(starts_with(error_of("{\"a\": 1,\n  \"b\": x}"), "f.json:2:8: invalid JSON: "));
+  REQUIRE(starts_with(error_of("[1, 2"), "f.json:1:6: invalid JSON: "));
+  REQUIRE(starts_with(error_of("{} {}"), "f.json:1:4: invalid JSON: "));
+  REQUIRE(error_of(std::string("{}\0x", 4)) == "f.json:1:3: invalid JSON: zero byte");
   REQUIRE(starts_with(error_of("[1e999]"), "f.json:1:"));
   REQUIRE(error_of("[1e999]").find("1e999") != std::string::npos);
-  REQUIRE(starts_with(error_of("\n\n\"\xff\""), "f.json:3:2: bad JSON: "));
+  REQUIRE(starts_with(error_of("\n\n\"\xff\""), "f.json:3:2: invalid JSON: "));
   REQUIRE(error_of("nul").find("json.exception") == std::string::npos);
 }
 
-TEST_CASE("a key given twice in one object is refused where it stands") {
+TEST_CASE("a duplicate key in one object is rejected at its position") {
   REQUIRE(error_of("{\"a\": 1,\n \"b\": {\"a\": 2},\n  \"a\": 3}") ==
-          "f.json:3:3: bad JSON: key \"a\" is there twice in one object");
-  // The same key in another spelling, and with quotes and backslashes in it.
+          "f.json:3:3: invalid JSON: duplicate key \"a\"");
+  // The same key with different escapes, and with quotes and backslashes in it.
   REQUIRE(starts_with(error_of(R"({"a": 1, "\u0061": 2})"), "f.json:1:10: "));
   REQUIRE(starts_with(error_of(R"({"q\\\"": 1, "q\\\"": 2})"), "f.json:1:14: "));
   REQUIRE(error_of(R"({"a": {"x": 1}, "b": {"x": 1}, "c": [{"x": 1}, {"x": 2}]})").empty());
@@ -63,14 +63,14 @@ TEST_CASE("a key given twice in one object is refused where it stands") {
 
 TEST_CASE("nesting is limited to 64 levels") {
   REQUIRE(error_of(nested(64)).empty());
-  REQUIRE(error_of(nested(65)) == "f.json:1:65: bad JSON: nested deeper than 64 levels");
+  REQUIRE(error_of(nested(65)) == "f.json:1:65: invalid JSON: nested deeper than 64 levels");
   REQUIRE(starts_with(error_of(std::string(1000000, '[')), "f.json:1:65: "));
   std::string objects;
   for (int i = 0; i < 100000; ++i) objects += "{\"a\":";
   REQUIRE(error_of(objects).find("nested deeper") != std::string::npos);
 }
 
-TEST_CASE("files are read with their path in errors") {
+TEST_CASE("errors of files contain their path") {
   TemporaryFolder folder;
   put(folder / "a.json", "{\"x\": [}");
   REQUIRE_THROWS_WITH(dsv3::read_json(folder / "a.json"),
@@ -78,7 +78,7 @@ TEST_CASE("files are read with their path in errors") {
   REQUIRE_THROWS_WITH(dsv3::read_json(folder / "none.json"), Catch::Contains("No such file"));
 }
 
-TEST_CASE("numbers that JSON lacks go as strings") {
+TEST_CASE("numbers that JSON lacks are written as strings") {
   const double infinity = std::numeric_limits<double>::infinity();
   REQUIRE(dsv3::number_to_json(0.1) == 0.1);
   REQUIRE(dsv3::number_to_json(-infinity) == "-Infinity");
@@ -90,7 +90,7 @@ TEST_CASE("numbers that JSON lacks go as strings") {
   REQUIRE_THROWS_AS(dsv3::number_from_json(nullptr), dsv3::Error);
 }
 
-TEST_CASE("SHA-256 gives the standard's digests") {
+TEST_CASE("SHA-256 returns the digests of the standard") {
   REQUIRE(dsv3::sha256("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
   REQUIRE(dsv3::sha256("abc") ==
           "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");

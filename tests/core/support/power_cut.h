@@ -1,4 +1,4 @@
-// What a disk may hold after a power cut.
+// Simulates the content of a disk after a power cut.
 #pragma once
 
 #include <fcntl.h>
@@ -16,34 +16,34 @@
 
 #include <dsv3/support/fs.h>
 
-/// A model of a disk that keeps only what was synced: the content of a file as its last fsync found
-/// it, and the names in a folder as the fsync of that folder found them. All else (writes, new
-/// files, renames, removals) may be lost or kept, each on its own, as POSIX allows. It asks the
-/// real files by inode and not by name, so renames need no tracking.
+/// A model of a disk that keeps only synced data: the content of a file at its last fsync, and the
+/// names in a folder at the folder's last fsync. All other changes (writes, new files, renames,
+/// removals) may be lost or survive independently, as POSIX allows. The model identifies files by
+/// inode, so it does not track renames.
 class PowerCut {
  public:
   enum class Unsynced {
-    lost,      ///< nothing that was not synced is there
-    no_data,   ///< every name is as it was seen, the content of unsynced files is not
-    all_data,  ///< every file has its content, names that were not synced are gone
-    random,    ///< each name and each file has a fate of its own; files may be torn or hold zeros
+    lost,      ///< all unsynced changes are lost
+    no_data,   ///< all names survive, but the content of unsynced files is lost
+    all_data,  ///< all content survives, but unsynced names are lost
+    random,    ///< random for every name and file; files may be torn or contain zeros
   };
 
-  /// All below `root` counts as synced.
+  /// Everything below `root` counts as synced.
   explicit PowerCut(std::filesystem::path root) : root_(std::move(root)) { sync_tree(root_); }
   PowerCut(const PowerCut&) = delete;
   ~PowerCut() {
     for (const auto& [number, inode] : inodes_) ::close(inode.descriptor);
   }
 
-  /// For the fault hook: a call is about to happen. May be called by several threads.
+  /// For the fault hook: called before a system call. Thread-safe.
   void before(dsv3::fs::Call call, const std::filesystem::path& path) {
     if (call != dsv3::fs::Call::sync || !path.string().starts_with(root_.string())) return;
     std::lock_guard lock(mutex_);
     sync(path);
   }
 
-  /// Writes to the new folder `into` what may be left of `root`.
+  /// Writes what may survive of `root` to the new folder `into`.
   void cut(const std::filesystem::path& into, Unsynced fate, uint64_t seed) {
     std::lock_guard lock(mutex_);
     fate_ = fate;
@@ -54,7 +54,7 @@ class PowerCut {
  private:
   using Entries = std::map<std::string, ino_t>;
   struct Inode {
-    int descriptor = -1;  // held open, so that the number is not given to another file
+    int descriptor = -1;  // open, so that the inode number is not reused
     bool folder = false;
     std::string content;  // synced
     Entries entries;      // synced
@@ -66,10 +66,10 @@ class PowerCut {
     struct stat info {};
     if (descriptor == -1 || ::fstat(descriptor, &info) != 0)
       throw std::runtime_error("PowerCut cannot open " + path.string());
-    Inode made;
-    made.descriptor = descriptor;
-    made.folder = S_ISDIR(info.st_mode);
-    if (!inodes_.try_emplace(info.st_ino, made).second) ::close(descriptor);
+    Inode inode;
+    inode.descriptor = descriptor;
+    inode.folder = S_ISDIR(info.st_mode);
+    if (!inodes_.try_emplace(info.st_ino, inode).second) ::close(descriptor);
     return info.st_ino;
   }
 
@@ -126,7 +126,7 @@ class PowerCut {
     if (now == file.content || fate_ == Unsynced::all_data) return now;
     if (fate_ != Unsynced::random || coin()) return file.content;
     if (now.empty() || coin()) return now;
-    // Torn: behind what was synced, or anywhere when that was overwritten.
+    // Torn after the synced content, or anywhere if that was overwritten.
     const size_t safe = now.starts_with(file.content) ? file.content.size() : 0;
     const size_t whole = safe + random_() % (now.size() - safe);
     return now.substr(0, whole) + std::string(coin() ? 0 : now.size() - whole, '\0');

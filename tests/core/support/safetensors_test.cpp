@@ -14,7 +14,7 @@ namespace st = dsv3::safetensors;
 
 namespace {
 
-/// A file put together by hand from the format's definition.
+/// A file assembled from the format's definition.
 std::string file_of(const std::string& header, const std::string& data) {
   uint64_t size = header.size();
   std::string prefix(8, '\0');
@@ -31,7 +31,7 @@ std::string tensor(const std::string& name, const std::string& dtype, const std:
 struct Fixture {
   TemporaryFolder folder;
 
-  /// The error of opening `content`, empty when it opens.
+  /// The error message of opening `content`, empty if it opens.
   std::string open(const std::string& content) {
     put(folder / "x.safetensors", content);
     try {
@@ -58,7 +58,7 @@ const std::string kEight(8, 'x');
 
 }  // namespace
 
-TEST_CASE("what is written is read back, with digest and alignment") {
+TEST_CASE("written tensors are read back, with digest and alignment") {
   TemporaryFolder folder;
   std::vector<float> matrix{1, 2, 3, 4, 5, 6};
   int64_t scalar = -7;
@@ -89,7 +89,7 @@ TEST_CASE("what is written is read back, with digest and alignment") {
   }
 }
 
-TEST_CASE("writing refuses what a reader would refuse") {
+TEST_CASE("write rejects tensors that a reader rejects") {
   TemporaryFolder folder;
   float x = 0;
   auto write = [&](const std::string& name, const st::View& view) {
@@ -103,12 +103,12 @@ TEST_CASE("writing refuses what a reader would refuse") {
   REQUIRE_FALSE(std::filesystem::exists(folder / "f"));
 }
 
-TEST_CASE_METHOD(Fixture, "files made by the definition are read") {
+TEST_CASE_METHOD(Fixture, "files that follow the definition are read") {
   REQUIRE(open("{}", "").empty());
   REQUIRE(open("{\"__metadata__\": {\"a\": \"b\"}}", "").empty());
   REQUIRE(open("{" + tensor("t", "F32", "[2]", "[0, 8]") + "}   ", kEight).empty());
   REQUIRE(open("{" + tensor("t", "I64", "[]", "[0, 8]") + "}", kEight).empty());
-  // The header's order need not be the data's; empty tensors may lie anywhere between.
+  // The header's order may differ from the data's, and empty tensors may be anywhere.
   REQUIRE(open("{" + tensor("a", "F32", "[1]", "[4, 8]") + "," +
                    tensor("b", "F32", "[1]", "[0, 4]") + "," + tensor("c", "F32", "[0]", "[4, 4]") +
                    "}",
@@ -116,29 +116,29 @@ TEST_CASE_METHOD(Fixture, "files made by the definition are read") {
               .empty());
 }
 
-TEST_CASE_METHOD(Fixture, "a header size that cannot be is refused") {
-  REQUIRE(has(open(""), "too few"));
-  REQUIRE(has(open(std::string(7, '\0')), "too few"));
+TEST_CASE_METHOD(Fixture, "an impossible header size is rejected") {
+  REQUIRE(has(open(""), "only "));
+  REQUIRE(has(open(std::string(7, '\0')), "only "));
   REQUIRE(has(open(std::string(8, '\0')), "'{'"));
   for (uint64_t size : {uint64_t{100'000'001}, UINT64_MAX, UINT64_MAX - 7, uint64_t{1} << 63}) {
     std::string file = file_of("{}", "");
     std::memcpy(file.data(), &size, 8);
-    REQUIRE(has(open(file), "more than the limit"));
+    REQUIRE(has(open(file), "exceeds the limit"));
   }
   std::string file = file_of("{}", "");
   file[0] = 3;
   REQUIRE(has(open(file), "ends inside its header"));
 }
 
-TEST_CASE_METHOD(Fixture, "a header that is not proper JSON is refused") {
-  REQUIRE(has(open("{", ""), "bad JSON"));
+TEST_CASE_METHOD(Fixture, "a header that is not valid JSON is rejected") {
+  REQUIRE(has(open("{", ""), "invalid JSON"));
   REQUIRE(has(open("[]", ""), "'{'"));
   REQUIRE(has(open(" {}", ""), "'{'"));
-  REQUIRE(has(open("{} x", ""), "bad JSON"));
-  REQUIRE(has(open("{\"\xff\": 1}", ""), "bad JSON"));
-  REQUIRE(has(open(std::string("{}\0\0", 4), ""), "bad JSON"));
+  REQUIRE(has(open("{} x", ""), "invalid JSON"));
+  REQUIRE(has(open("{\"\xff\": 1}", ""), "invalid JSON"));
+  REQUIRE(has(open(std::string("{}\0\0", 4), ""), "invalid JSON"));
   std::string one = tensor("t", "F32", "[2]", "[0, 8]");
-  REQUIRE(has(open("{" + one + "," + one + "}", kEight), "twice"));
+  REQUIRE(has(open("{" + one + "," + one + "}", kEight), "duplicate key"));
   REQUIRE(has(open("{\"__metadata__\": {\"a\": 1}}", ""), "__metadata__"));
   REQUIRE(has(open("{\"__metadata__\": []}", ""), "__metadata__"));
   REQUIRE(has(open("{\"t\": 1}", ""), "'t'"));
@@ -148,7 +148,7 @@ TEST_CASE_METHOD(Fixture, "a header that is not proper JSON is refused") {
               "dtype"));
 }
 
-TEST_CASE_METHOD(Fixture, "tensors that do not fit are refused") {
+TEST_CASE_METHOD(Fixture, "tensors that do not match their bytes are rejected") {
   auto one = [&](const std::string& dtype, const std::string& shape, const std::string& offsets) {
     std::string text = open("{" + tensor("t", dtype, shape, offsets) + "}", kEight);
     if (!text.empty()) REQUIRE(has(text, "'t'"));
@@ -171,7 +171,7 @@ TEST_CASE_METHOD(Fixture, "tensors that do not fit are refused") {
   REQUIRE_FALSE(one("U8", "[18446744073709551615]", "[0, 8]").empty());
 }
 
-TEST_CASE_METHOD(Fixture, "data must be covered once and without holes") {
+TEST_CASE_METHOD(Fixture, "tensors must cover the data once and without gaps") {
   auto two = [&](const std::string& a, const std::string& b, size_t bytes) {
     return open("{" + tensor("a", "F32", "[1]", a) + "," + tensor("b", "F32", "[1]", b) + "}",
                 std::string(bytes, 'x'));
@@ -179,13 +179,13 @@ TEST_CASE_METHOD(Fixture, "data must be covered once and without holes") {
   REQUIRE(two("[0, 4]", "[4, 8]", 8).empty());
   REQUIRE(has(two("[0, 4]", "[0, 4]", 4), "starts at byte"));  // overlap
   REQUIRE(has(two("[0, 4]", "[3, 7]", 7), "starts at byte"));  // overlap
-  REQUIRE(has(two("[0, 4]", "[5, 9]", 9), "starts at byte"));  // hole
-  REQUIRE(has(two("[1, 5]", "[5, 9]", 9), "starts at byte"));  // hole in front
+  REQUIRE(has(two("[0, 4]", "[5, 9]", 9), "starts at byte"));  // gap
+  REQUIRE(has(two("[1, 5]", "[5, 9]", 9), "starts at byte"));  // gap at the start
   REQUIRE(has(two("[0, 4]", "[4, 8]", 9), "follow the header"));
   REQUIRE(has(two("[0, 4]", "[4, 8]", 7), "follow the header"));
 }
 
-TEST_CASE_METHOD(Fixture, "a file cut off anywhere is refused") {
+TEST_CASE_METHOD(Fixture, "a file truncated anywhere is rejected") {
   std::string whole = file_of(
       "{" + tensor("a", "F32", "[1]", "[0, 4]") + "," + tensor("b", "F32", "[1]", "[4, 8]") + "}",
       kEight);
@@ -194,17 +194,17 @@ TEST_CASE_METHOD(Fixture, "a file cut off anywhere is refused") {
     REQUIRE_FALSE(open(whole.substr(0, size)).empty());
 }
 
-TEST_CASE_METHOD(Fixture, "no flipped bit of a header leads outside the file") {
+TEST_CASE_METHOD(Fixture, "no flipped bit in a header causes reads outside the file") {
   std::string whole = file_of(
       "{" + tensor("a", "F32", "[1]", "[0, 4]") + "," + tensor("b", "F32", "[1]", "[4, 8]") + "}",
       kEight);
-  int refused = 0;
+  int rejected = 0;
   for (size_t i = 0; i < whole.size() - 8; ++i) {
     for (int bit = 0; bit < 8; ++bit) {
       std::string flipped = whole;
       flipped[i] ^= static_cast<char>(1 << bit);
       if (!open(flipped).empty()) {
-        ++refused;
+        ++rejected;
         continue;
       }
       st::File file(folder / "x.safetensors");
@@ -214,9 +214,9 @@ TEST_CASE_METHOD(Fixture, "no flipped bit of a header leads outside the file") {
         REQUIRE(copy == kEight.substr(0, view.size));
         total += view.size;
       }
-      REQUIRE(total ==
-              8);  // what opens covers the data, only a name or a dtype of equal size changed
+      // The tensors cover the data; only a name or a dtype of equal size changed.
+      REQUIRE(total == 8);
     }
   }
-  REQUIRE(refused > 1000);
+  REQUIRE(rejected > 1000);
 }

@@ -1,5 +1,4 @@
-// A folder for one test, removed at its end. In memory where the system has such a place: tests
-// sync a lot.
+// A folder for one test, removed at its end. It is in memory if possible, because tests sync often.
 #pragma once
 
 #include <filesystem>
@@ -29,7 +28,7 @@ class TemporaryFolder {
   std::filesystem::path path_;
 };
 
-/// Plain file access, on purpose not through dsv3::fs.
+/// Plain file access that does not use dsv3::fs.
 inline void put(const std::filesystem::path& path, const std::string& content) {
   std::ofstream(path, std::ios::binary) << content;
 }

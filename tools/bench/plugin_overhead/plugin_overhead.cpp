@@ -1,5 +1,5 @@
-// What training steps cost with components loaded from plugins, and with the same classes linked
-// into this program, in alternation. Prints JSON.
+// Measures the cost of training steps with components loaded from plugins and with the same classes
+// linked into this program, in alternation. Prints JSON.
 #include <cstdlib>
 #include <ctime>
 #include <iostream>
@@ -14,7 +14,7 @@
 #include <dsv3/sdk/plugin.h>
 #include <dsv3/support/json.h>
 
-// The plugins themselves, each with a registration function of its own name.
+// Includes the plugins, with a different registration function name for each.
 #define dsv3_register_plugin register_mla
 #include "../../../plugins/attention/mla/mla.cpp"
 #undef dsv3_register_plugin
@@ -53,10 +53,10 @@ std::shared_ptr<Base> make_linked(const dsv3::ComponentSpec& spec, const Context
       add(registrar);
     return registrar;
   }();
-  for (const dsv3::Registration& each : all.registrations())
-    if (each.kind == spec.kind && each.name == spec.plugin)
-      return std::get<dsv3::Factory<Base, Context...>>(each.factory)(spec.options, context...);
-  throw dsv3::Error("this benchmark does not link " + spec.plugin, dsv3::ExitCode::usage);
+  for (const dsv3::Registration& registration : all.registrations())
+    if (registration.kind == spec.kind && registration.name == spec.plugin)
+      return dsv3::construct<Base>(registration, spec.options, context...);
+  throw dsv3::Error("plugin_overhead does not link " + spec.plugin, dsv3::ExitCode::usage);
 }
 
 const dsv3::ComponentSpec& at_layer(const std::vector<dsv3::LayerRange>& ranges, int64_t layer) {
@@ -79,7 +79,7 @@ dsv3::ModelFactory linked_factory(const dsv3::Experiment& e) {
   return factory;
 }
 
-// A model with all it needs to be trained.
+// A model with its strategy and optimizers.
 struct Side {
   std::shared_ptr<dsv3::Strategy> strategy;
   std::unique_ptr<dsv3::Model> model;
@@ -93,7 +93,7 @@ struct Side {
     optimizers->bind(*strategy);
   }
 
-  // One training step; its loss.
+  // Runs one training step and returns its loss.
   double step(const dsv3::Experiment& e, const dsv3::Batch& batch) {
     dsv3::LossScale scale;
     const std::vector<int64_t> targets = dsv3::count_targets(batch, e.mtp.depth);
@@ -115,7 +115,7 @@ Side loaded_side(const dsv3::Experiment& e, dsv3::Plugins& plugins,
                  const dsv3::StrategyContext& context) {
   Side side;
   side.strategy = dsv3::make<dsv3::Strategy>(plugins, e.strategy, context);
-  side.model = std::make_unique<dsv3::Model>(e, e.model.vocab, plugins, at::kCPU);
+  side.model = std::make_unique<dsv3::Model>(e, e.model.vocab.value(), plugins, at::kCPU);
   side.optimizers = std::make_unique<dsv3::OptimizerSet>(e, plugins, side.model->store());
   return side;
 }
@@ -123,7 +123,7 @@ Side loaded_side(const dsv3::Experiment& e, dsv3::Plugins& plugins,
 Side linked_side(const dsv3::Experiment& e, const dsv3::StrategyContext& context) {
   Side side;
   side.strategy = make_linked<dsv3::Strategy>(e.strategy, context);
-  side.model = std::make_unique<dsv3::Model>(e, e.model.vocab, linked_factory(e), at::kCPU);
+  side.model = std::make_unique<dsv3::Model>(e, e.model.vocab.value(), linked_factory(e), at::kCPU);
   std::vector<dsv3::OptimizerMember> members;
   for (const dsv3::OptimizerGroup& group : e.optimizer)
     members.push_back({group, make_linked<dsv3::Optimizer>(group.component)});
@@ -132,7 +132,7 @@ Side linked_side(const dsv3::Experiment& e, const dsv3::StrategyContext& context
   return side;
 }
 
-// Functions of their own, so that callgrind tells the sides apart.
+// Separate functions, so that callgrind can distinguish the sides.
 __attribute__((noinline, no_icf)) double loaded_step(Side& side, const dsv3::Experiment& e,
                                                      const dsv3::Batch& batch) {
   return side.step(e, batch);
@@ -142,17 +142,17 @@ __attribute__((noinline, no_icf)) double linked_step(Side& side, const dsv3::Exp
   return side.step(e, batch);
 }
 
-dsv3::Batch made_batch(const dsv3::Experiment& e) {
+dsv3::Batch synthetic_batch(const dsv3::Experiment& e) {
   const int64_t rows = e.train.batch, columns = e.train.sequence + 1;
   dsv3::Batch batch;
-  batch.tokens = at::arange(rows * columns, at::kLong).mul(7919).remainder(e.model.vocab);
+  batch.tokens = at::arange(rows * columns, at::kLong).mul(7919).remainder(e.model.vocab.value());
   batch.tokens = batch.tokens.view({rows, columns});
   return batch;
 }
 
-// Where a side's tensors lie decides more than how it is linked. So a block makes both sides anew,
-// and in the other order; its result is a list of [loaded, linked] times of two steps each, taken
-// in the order loaded, linked, linked, loaded, in which what drifts cancels.
+// The addresses of a side's tensors affect its speed more than how it is linked. So every block
+// builds both sides, in alternating order. Returns a list of [loaded, linked] times of two steps
+// each, measured in the order loaded, linked, linked, loaded, in which drift cancels.
 dsv3::Json block(const dsv3::Experiment& e, dsv3::Plugins& plugins, int rounds, bool loaded_first) {
   const dsv3::StrategyContext context{dsv3::local_communicator(), at::kCPU, at::kFloat};
   Side loaded, linked;
@@ -160,8 +160,8 @@ dsv3::Json block(const dsv3::Experiment& e, dsv3::Plugins& plugins, int rounds, 
   linked = linked_side(e, context);
   if (!loaded_first) loaded = loaded_side(e, plugins, context);
   for (Side* side : {&loaded, &linked}) side->start(e);
-  const dsv3::Batch batch = made_batch(e);
-  for (int i = 0; i < 2; ++i)  // what only first steps do
+  const dsv3::Batch batch = synthetic_batch(e);
+  for (int i = 0; i < 2; ++i)  // warm-up
     for (Side* side : {&loaded, &linked}) side->step(e, batch);
   dsv3::Json times = dsv3::Json::array();
   for (int round = 0; round < rounds; ++round) {
@@ -173,7 +173,7 @@ dsv3::Json block(const dsv3::Experiment& e, dsv3::Plugins& plugins, int rounds, 
       time[is_linked] += cpu_time() - begin;
     }
     if (loss[0] != loss[1] || loss[2] != loss[3])
-      throw dsv3::Error("the two sides' losses differ", dsv3::ExitCode::failed);
+      throw dsv3::Error("the losses of the two sides differ", dsv3::ExitCode::failed);
     times.push_back({time[0], time[1]});
   }
   return times;
@@ -186,10 +186,10 @@ dsv3::Json measure(const std::string& file, int blocks, int rounds) {
   request.file = file;
   const dsv3::Experiment e = dsv3::load_experiment(request, catalog);
   at::set_num_threads(1);  // cpu_time() and callgrind's totals are one thread's
-  cpu_set_t here;
-  CPU_ZERO(&here);
-  CPU_SET(sched_getcpu(), &here);
-  sched_setaffinity(0, sizeof here, &here);
+  cpu_set_t current_cpu;
+  CPU_ZERO(&current_cpu);
+  CPU_SET(sched_getcpu(), &current_cpu);
+  sched_setaffinity(0, sizeof current_cpu, &current_cpu);
   dsv3::Json all = dsv3::Json::array();
   for (int i = 0; i < blocks; ++i) all.push_back(block(e, plugins, rounds, i % 2 == 0));
   return all;

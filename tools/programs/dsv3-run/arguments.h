@@ -1,4 +1,4 @@
-// The command line of `dsv3-run`; apart from main, so that `dsv3 completion` sees it, too.
+// The command line of `dsv3-run`, in a header of its own because `dsv3 completion` needs it too.
 #pragma once
 
 #include <string>
@@ -7,40 +7,48 @@
 #include <CLI/CLI.hpp>
 
 struct Arguments {
-  std::vector<std::string> words;  // the experiment file and key=value overrides
+  std::vector<std::string> words;  // the experiment file and key=value settings
   std::string run_name, run_id, resume, from, output, config, device, optimizer, strategy,
       gpu_memory;
   std::vector<std::string> plugin_paths;
-  bool debug = false, dry_run = false, check = false, print_config = false, quiet = false;
+  bool backtrace = false, debug = false, dry_run = false, check = false, config_only = false,
+       print_config = false, quiet = false;
 };
 
 inline void declare(CLI::App& app, Arguments& a) {
-  app.add_option("FILE", a.words, "experiment file, then key=value overrides")
+  app.add_option("FILE", a.words, "Experiment file, followed by key=value overrides")
       ->type_name("FILE key=value ...");
-  app.add_flag("--check", a.check, "check the experiment and stop");
+  app.add_flag("--check", a.check,
+               "Check everything that needs no training: configuration, components, paths, device");
+  app.add_flag("--config-only", a.config_only,
+               "With --check: skip data, tokenizer files and the GPU, which may be elsewhere");
   app.add_flag("--print-config", a.print_config,
-               "print the merged experiment with the origin of every value");
-  app.add_flag("--dry-run", a.dry_run, "print parameters, FLOPs, memory and time; write nothing");
-  app.add_option("--gpu_memory", a.gpu_memory,
-                 "with --dry-run: say whether and how it fits, e.g. 8G");
+               "Print the merged experiment with the origin of every value");
+  app.add_flag("--dry-run", a.dry_run,
+               "Estimate parameters, FLOPs, memory and time without writing anything");
+  app.add_option("--gpu-memory", a.gpu_memory,
+                 "With --dry-run: estimate whether and how the run fits into this much, e.g. 8G")
+      ->type_name("SIZE");
   app.add_flag("--debug", a.debug,
-               "50 steps of 4 x 256 made tokens: tries everything but the data");
-  app.add_option("--run_name", a.run_name, "name of a new run");
-  app.add_option("--run_id", a.run_id, "go on with this run");
+               "Train 50 steps on 4 x 256 synthetic tokens at a constant learning rate; opens no data and "
+               "no tokenizer");
+  app.add_option("--run_name", a.run_name, "Name of a new run")->type_name("NAME");
+  app.add_option("--run_id", a.run_id, "Resume this run")->type_name("RUN");
   app.add_option("--resume", a.resume,
-                 "auto: with --run_name, go on if the run is there, else start it")
+                 "auto: resume the run named by --run_name if it exists, else start it")
       ->check(CLI::IsMember({"auto"}));
-  app.add_option("--from", a.from, "start a new run with the weights of this checkpoint or run")
+  app.add_option("--from", a.from, "Start a new run with the weights of this checkpoint or run")
       ->type_name("PATH");
-  app.add_option("--output", a.output, "where run folders go")->type_name("DIR");
-  app.add_option("--device", a.device, "auto, cpu or cuda");
-  app.add_option("--optimizer", a.optimizer, "the same as optimizer=NAME");
-  app.add_option("--strategy", a.strategy, "the same as strategy=NAME");
+  app.add_option("--output", a.output, "Folder for run folders")->type_name("DIR");
+  app.add_option("--device", a.device, "auto, cpu or cuda")->type_name("DEVICE");
+  app.add_option("--optimizer", a.optimizer, "Same as optimizer=NAME")->type_name("NAME");
+  app.add_option("--strategy", a.strategy, "Same as strategy=NAME")->type_name("NAME");
   app.add_option("--plugin-path", a.plugin_paths,
-                 "registry or installation searched first; may be repeated")
+                 "Registry or installation to search first; may be repeated")
       ->type_name("PATH")
       ->allow_extra_args(false);
-  app.add_option("--config", a.config, "machine defaults instead of config.yaml")
+  app.add_option("--config", a.config, "File of machine defaults, instead of config.yaml")
       ->type_name("FILE");
-  app.add_flag("--quiet", a.quiet, "no progress display");
+  app.add_flag("--backtrace", a.backtrace, "Print a backtrace if the process crashes");
+  app.add_flag("--quiet", a.quiet, "Hide the progress display");
 }

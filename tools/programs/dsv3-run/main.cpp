@@ -1,4 +1,4 @@
-// `dsv3-run FILE [key=value ...]`: trains one experiment, or says what it would do.
+// `dsv3-run FILE [key=value ...]`: trains one experiment, or reports what it would do.
 #include <csignal>
 #include <cstdlib>
 #include <exception>
@@ -9,19 +9,20 @@
 
 #include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/logging.h>
+#include <dsv3/runtime/machine.h>
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/error.h>
 
-#include "../usage.h"
 #include "arguments.h"
+#include "common/command_line.h"
 
 namespace {
 
 using dsv3::Error;
 using dsv3::ExitCode;
 
-/// config.yaml of the command line, the working folder, or the source tree that this program was
-/// built in.
+/// config.yaml of the command line, the current folder, or the source tree that contains this
+/// program.
 std::filesystem::path machine_config(const Arguments& a) {
   if (!a.config.empty()) return a.config;
   const auto program = std::filesystem::read_symlink("/proc/self/exe");
@@ -31,43 +32,66 @@ std::filesystem::path machine_config(const Arguments& a) {
   return {};
 }
 
-/// `train.steps = 5` reaches the program as three words, `train.steps= 5` and `train.steps =5` as
-/// two.
-void check_blanks(const std::vector<std::string>& words) {
+/// The shell passes `train.steps = 5` as three words, `train.steps= 5` and `train.steps =5` as two.
+void check_spaces(const std::vector<std::string>& words) {
   for (size_t i = 1; i < words.size(); ++i) {
     const std::string &word = words[i], &before = words[i - 1];
     const bool is_value = word.find('=') == word.npos && !word.ends_with(".yaml");
     if (!word.starts_with('=') && !(before.ends_with('=') && is_value)) continue;
     const std::string key = before.substr(0, before.find('='));
-    throw Error("blanks around the '=' of " + key + ": write " + key +
-                    "=VALUE as one word, in quotes if the value holds blanks",
+    throw Error("spaces around '=' after " + key + "; write " + key +
+                    "=VALUE as one word, quoted if the value contains spaces",
                 ExitCode::usage);
   }
+}
+
+/// key=value rather than an experiment file, whose name may contain a '=', too.
+bool is_setting(const std::string& word) {
+  const size_t equals = word.find('=');
+  if (equals == word.npos || word.find('/') < equals) return false;
+  return !(word.ends_with(".yaml") && std::filesystem::exists(word));
+}
+
+std::vector<dsv3::Setting> debug_settings() {
+  const std::vector<std::pair<const char*, dsv3::OptionValue>> values{
+      {"data.plugin", "synthetic"},
+      {"data.tokenizer", std::monostate()},
+      {"train.steps", int64_t{50}},
+      {"train.batch", int64_t{4}},
+      {"train.micro_batch", int64_t{4}},
+      {"train.sequence", int64_t{256}},
+      {"train.log_every", int64_t{1}},
+      {"validation.every", int64_t{0}},
+      // The experiment's own schedule may warm up for longer than these steps.
+      {"schedule.plugin", "constant"},
+      {"schedule.warmup", int64_t{0}},
+      {"validation.batches", int64_t{1}},
+      {"samples.every", int64_t{0}},
+      {"checkpoint.every", int64_t{0}},
+      {"tracker", std::vector<std::string>()}};
+  std::vector<dsv3::Setting> settings;
+  for (const auto& [path, value] : values) settings.push_back({path, value, "--debug"});
+  return settings;
 }
 
 dsv3::ExperimentRequest experiment_of(const Arguments& a) {
   dsv3::ExperimentRequest request;
   request.machine_config = machine_config(a);
-  if (a.debug)
-    request.overrides = {"data={plugin: synthetic}", "data.tokenizer=null",
-                         "train.steps=50",           "train.batch=4",
-                         "train.micro_batch=4",      "train.sequence=256",
-                         "train.log_every=1",        "validation.every=0",
-                         "validation.batches=1",     "samples.every=0",
-                         "checkpoint.every=0",       "tracker=[]"};
-  check_blanks(a.words);
+  if (a.debug) request.settings = debug_settings();
+  check_spaces(a.words);
   for (const std::string& word : a.words) {
-    if (word.find('=') != std::string::npos)
-      request.overrides.push_back(word);
+    if (is_setting(word))
+      request.command_line.push_back(word);
     else if (request.file.empty())
       request.file = word;
     else
-      throw Error("two experiment files, " + request.file.string() + " and " + word + ": give one",
-                  ExitCode::usage);
+      throw Error(
+          "two experiment files, " + request.file.string() + " and " + word + "; pass only one",
+          ExitCode::usage);
   }
-  if (!a.device.empty()) request.overrides.push_back("train.device=" + a.device);
-  if (!a.optimizer.empty()) request.overrides.push_back("optimizer=" + a.optimizer);
-  if (!a.strategy.empty()) request.overrides.push_back("strategy=" + a.strategy);
+  if (!a.device.empty()) request.command_line.push_back("train.device=" + a.device);
+  if (!a.optimizer.empty()) request.command_line.push_back("optimizer=" + a.optimizer);
+  if (!a.strategy.empty()) request.command_line.push_back("strategy=" + a.strategy);
   return request;
 }
 
@@ -89,42 +113,43 @@ int64_t parse_bytes(const std::string& text) {
   else if (unit == "M" || unit == "MB")
     factor = 1e6;
   if (end == 0 || factor == 0 || number <= 0)
-    throw Error("--gpu_memory '" + text + "' is not a size: write it as 8G, 80GiB or 500M",
+    throw Error("invalid --gpu-memory '" + text + "'; expected a size such as 8G, 80GiB or 500M",
                 ExitCode::usage);
   return static_cast<int64_t>(number * factor);
 }
 
 void check_usage(const Arguments& a, const dsv3::ExperimentRequest& request) {
-  const auto refuse = [](const std::string& what) { throw Error(what, ExitCode::usage); };
+  const auto reject = [](const std::string& what) { throw Error(what, ExitCode::usage); };
   if (request.file.empty() && a.run_id.empty())
-    refuse("no experiment file: dsv3-run FILE [key=value ...], or dsv3-run --run_id RUN to go on");
+    reject(
+        "no experiment file: dsv3-run FILE [key=value ...], or dsv3-run --run_id RUN to resume a "
+        "run");
   if (!a.run_id.empty() && !a.run_name.empty())
-    refuse("--run_id goes on with a run, --run_name starts one: give one of them");
+    reject("--run_id resumes a run, --run_name starts one: use only one of them");
   if (!a.resume.empty() && a.run_name.empty())
-    refuse("--resume auto needs to know which run: add --run_name NAME");
+    reject("--resume auto requires the name of the run: add --run_name NAME");
   if (!a.from.empty() && !a.run_id.empty())
-    refuse("--from starts a new run, --run_id goes on with one: give one of them");
+    reject("--from starts a new run, --run_id resumes one: use only one of them");
   if (!a.gpu_memory.empty() && !a.dry_run)
-    refuse(
-        "--gpu_memory goes with --dry-run, which says whether the experiment fits: add --dry-run");
+    reject(
+        "--gpu_memory requires --dry-run, which reports whether the experiment fits: add "
+        "--dry-run");
+  if (a.config_only && !a.check) reject("--config-only requires --check: add --check");
   if ((a.check || a.print_config || a.dry_run) && request.file.empty())
-    refuse("no experiment file");
+    reject("no experiment file");
 }
 
 int run(int argc, char** argv) {
-  CLI::App app("dsv3-run: trains the experiment that a YAML file describes", "dsv3-run");
+  CLI::App app("Train the experiment that a YAML file describes", "dsv3-run");
   Arguments a;
   declare(app, a);
   try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& success) {  // --help
+    parse_command_line(app, argc, argv,
+                       "; set configuration values as key=value, e.g. train.steps=100");
+  } catch (const CLI::Success& success) {  // --help, --version
     return app.exit(success);
-  } catch (const CLI::ParseError& error) {
-    const char* settings = is<CLI::ExtrasError>(error)  // --lr
-                               ? ", settings are given as key=value: train.steps=100"
-                               : "";
-    throw Error(usage_text(app, error) + settings, ExitCode::usage);
   }
+  if (a.backtrace) dsv3::print_backtraces();
   dsv3::RunRequest request;
   request.experiment = experiment_of(a);
   check_usage(a, request.experiment);
@@ -142,19 +167,25 @@ int run(int argc, char** argv) {
   dsv3::Plugins plugins(dsv3::plugin_search_levels(a.plugin_paths, machine.plugin_paths));
   dsv3::PluginCatalog catalog(plugins);
   if (a.print_config) {
-    std::cout << dsv3::print_with_origins(request.experiment, catalog);
+    std::cout << dsv3::load_experiment(request.experiment, catalog).resolved.yaml(true);
     return 0;
   }
   if (a.check) {
     const dsv3::Experiment experiment = dsv3::load_experiment(request.experiment, catalog);
     for (const std::string& note : experiment.notes) std::cout << "note: " << note << '\n';
-    std::cout << request.experiment.file.string() << ": ok\n";
+    dsv3::preflight(
+        experiment, plugins,
+        a.config_only ? dsv3::PreflightScope::configuration : dsv3::PreflightScope::everything);
+    std::cout << request.experiment.file.string() << ": ok"
+              << (a.config_only ? " (inputs not checked)" : "") << '\n';
     return 0;
   }
   if (a.dry_run) {
     std::optional<int64_t> limit;
     if (!a.gpu_memory.empty()) limit = parse_bytes(a.gpu_memory);
-    dsv3::dry_run(dsv3::resolve_machine(request.experiment, plugins), plugins, limit);
+    dsv3::Experiment experiment = dsv3::load_experiment(request.experiment, catalog);
+    dsv3::resolve_machine(experiment);
+    dsv3::dry_run(experiment, plugins, limit);
     return 0;
   }
   return dsv3::train(request, plugins);
@@ -170,7 +201,7 @@ int fail(const char* what, ExitCode code) {
 
 int main(int argc, char** argv) {
   const dsv3::CrashReports crash_reports;
-  std::signal(SIGXFSZ, SIG_IGN);  // a file over ulimit -f is an error, no death
+  std::signal(SIGXFSZ, SIG_IGN);  // a file over ulimit -f is an error, not a signal
   try {
     return run(argc, argv);
   } catch (const Error& error) {

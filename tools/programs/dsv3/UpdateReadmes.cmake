@@ -43,3 +43,5 @@ foreach(i RANGE ${last})
     message(STATUS "${docs} updated")
   endif()
 endforeach()
+
+execute_process(COMMAND ${DSV3} reference OUTPUT_FILE ${SOURCE}/docs/reference.md COMMAND_ERROR_IS_FATAL ANY)

@@ -1,4 +1,4 @@
-// The subcommands of `dsv3`, each family in a file of its own.
+// The subcommands of `dsv3`, one file per family.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -14,26 +14,27 @@ void add_data_commands(CLI::App& app, int& exit_code);
 /// `plugins new`, to the group of `plugins`.
 void add_plugins_new(CLI::App& group);
 void add_schema_commands(CLI::App& app, int& exit_code);
+void add_reference_command(CLI::App& app, int& exit_code);
 void add_compare_commands(CLI::App& app, int& exit_code);
 /// export, import, logits
 void add_model_commands(CLI::App& app, int& exit_code);
 void add_generate_command(CLI::App& app, int& exit_code);
 /// eval
 void add_eval_commands(CLI::App& app, int& exit_code);
-/// Last of all: completion is made from the commands that `app` has when it runs.
+/// Call this last: completion scripts list the commands that `app` has when they are generated.
 void add_completion_commands(CLI::App& app, int& exit_code);
 
 /// Adds --plugin-path and --config, which every command that needs plugins takes, to `command`.
-/// They are filled when the command line has been read.
+/// They are set once the command line has been parsed.
 class PluginOptions {
  public:
   void add_to(CLI::App& command);
-  /// The plugins that those options, config.yaml, DSV3_PLUGIN_PATH and this build lead to.
+  /// The plugins found through these options, config.yaml, DSV3_PLUGIN_PATH and this build.
   dsv3::Plugins open() const { return dsv3::Plugins(levels()); }
   dsv3::SearchLevels levels() const;
-  /// The options as words, for another program.
+  /// The options as words of a command line.
   std::vector<std::string> words() const;
-  /// --config, or config.yaml of the working folder; empty = neither.
+  /// --config, or config.yaml of the working folder; empty if there is neither.
   std::string config() const;
 
  private:

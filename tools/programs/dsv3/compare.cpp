@@ -23,15 +23,15 @@ struct CompareArguments {
   bool json = false;
 };
 
-// An experiment file, or the resolved experiment that a run folder keeps.
+// An experiment file, or the resolved experiment in a run folder.
 dsv3::ExperimentRequest request_of(const std::string& what, const std::string& config) {
   dsv3::ExperimentRequest request;
   if (stdfs::is_directory(what)) {
     request.file = stdfs::path(what) / "config.yaml";
     if (!stdfs::exists(request.file))
       throw dsv3::Error(what +
-                            ": not a run folder, for it holds no config.yaml; give the folder "
-                            "of a run, such as runs/NAME, or an experiment file",
+                            " is not a run folder: it has no config.yaml; pass a run folder "
+                            "such as runs/NAME, or an experiment file",
                         dsv3::ExitCode::usage);
   } else {
     request.file = what;
@@ -56,7 +56,7 @@ struct MetricPair {
   double a, b;
 };
 
-// What both are runs of and have measured.
+// The metrics that both runs recorded.
 std::vector<MetricPair> metrics_of(const CompareArguments& arguments) {
   std::vector<MetricPair> pairs;
   for (const char* name : {"val/loss", "train/loss", "step"}) {
@@ -102,7 +102,7 @@ void print_rows(const std::vector<std::array<std::string, 5>>& rows) {
 void print_table(const CompareArguments& arguments, const dsv3::Comparison& comparison,
                  const std::vector<MetricPair>& metrics) {
   std::cout << "A  " << arguments.a << "\nB  " << arguments.b << "\n\n";
-  std::vector<std::array<std::string, 5>> rows{{"key", "A", "B", "A is set by", "B is set by"}};
+  std::vector<std::array<std::string, 5>> rows{{"key", "A", "B", "origin of A", "origin of B"}};
   const auto shown = [](const std::string& text) { return text.empty() ? "-" : text; };
   for (const dsv3::Difference& d : comparison.differences)
     rows.push_back({(d.factor.empty() ? "(" + d.key + ")" : d.key), shown(d.a), shown(d.b),
@@ -121,8 +121,11 @@ void compare(const CompareArguments& arguments) {
   dsv3::Plugins plugins = arguments.plugins.open();
   dsv3::PluginCatalog catalog(plugins);
   const std::string config = arguments.plugins.config();
-  const dsv3::Comparison comparison = dsv3::compare_experiments(
-      request_of(arguments.a, config), request_of(arguments.b, config), catalog);
+  const auto load = [&](const std::string& what) {
+    return dsv3::load_experiment(request_of(what, config), catalog);
+  };
+  const dsv3::Comparison comparison =
+      dsv3::compare_experiments(load(arguments.a), load(arguments.b));
   const std::vector<MetricPair> metrics = metrics_of(arguments);
   if (arguments.json)
     std::cout << as_json(comparison, metrics).dump(2) << '\n';
@@ -135,14 +138,14 @@ void compare(const CompareArguments& arguments) {
 void add_compare_commands(CLI::App& app, int&) {
   const auto arguments = std::make_shared<CompareArguments>();
   CLI::App* command = app.add_subcommand(
-      "compare", "what two experiments or runs differ in, and whether that is one factor");
-  command->add_option("A", arguments->a, "experiment file or run folder")
+      "compare", "Show how two experiments or runs differ, and whether in one factor only");
+  command->add_option("A", arguments->a, "Experiment file or run folder")
       ->required()
       ->type_name("PATH");
-  command->add_option("B", arguments->b, "experiment file or run folder")
+  command->add_option("B", arguments->b, "Experiment file or run folder")
       ->required()
       ->type_name("PATH");
-  command->add_flag("--json", arguments->json, "as JSON");
+  command->add_flag("--json", arguments->json, "Print JSON");
   arguments->plugins.add_to(*command);
   command->callback([arguments] { compare(*arguments); });
 }

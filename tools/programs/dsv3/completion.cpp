@@ -1,4 +1,4 @@
-// dsv3 completion bash | zsh | fish: scripts made from the command lines of both programs.
+// dsv3 completion bash | zsh | fish: scripts generated from the command lines of both programs.
 #include <iostream>
 #include <memory>
 #include <string>
@@ -9,15 +9,16 @@
 
 #include "../dsv3-run/arguments.h"
 #include "commands.h"
+#include "common/command_line.h"
 
 namespace {
 
-// What a shell may offer for a value: "file", "component", "format", "experiment", words, or
+// What a shell offers for a value: "file", "component", "format", "experiment", "words A B", or
 // nothing.
 std::string value_kind(const CLI::Option& option) {
   const std::string type = option.get_type_name();
   const size_t open = type.find('{'), close = type.find('}');
-  if (open != type.npos && close != type.npos) {  // of a set of words
+  if (open != type.npos && close != type.npos) {  // one of a set
     std::string words = type.substr(open + 1, close - open - 1);
     for (char& c : words)
       if (c == ',') c = ' ';
@@ -41,7 +42,7 @@ struct Choice {
 struct Command {
   std::string path;
   std::vector<Choice> choices;
-  std::string positional;  // what its arguments are
+  std::string positional;  // what a shell offers for its arguments
 };
 
 void collect(const CLI::App& app, const std::string& path, std::vector<Command>& out) {
@@ -67,11 +68,13 @@ std::vector<Command> commands_of(const CLI::App& dsv3) {
   CLI::App run("", "dsv3-run");
   Arguments arguments;
   declare(run, arguments);
+  add_version_flag(run);
   collect(run, "dsv3-run", commands);
   return commands;
 }
 
-// Tables that bash and zsh both read: a command's words, and what stands behind an option.
+// Tables for bash and zsh: the words of a command, and what to offer after a flag. Flags are looked
+// up with '-', whichever spelling was typed.
 std::string tables(const std::vector<Command>& commands) {
   std::string words = "_dsv3_words() {\n  case $1 in\n", values = "_dsv3_value() {\n  case $1 in\n";
   for (const Command& command : commands) {
@@ -79,8 +82,8 @@ std::string tables(const std::vector<Command>& commands) {
     for (const Choice& choice : command.choices) {
       words += choice.word + " ";
       if (choice.takes_value)
-        values += "    '" + command.path + " " + choice.word + "') echo 'value " + choice.value +
-                  "' ;;\n";
+        values += "    '" + command.path + " " + kebab_case(choice.word) + "') echo 'value " +
+                  choice.value + "' ;;\n";
     }
     words.back() = '\'';
     words += " ;;\n";
@@ -89,8 +92,8 @@ std::string tables(const std::vector<Command>& commands) {
   return words + "  esac\n}\n" + values + "  esac\n}\n";
 }
 
-// Walks the words before the cursor ($@) to the command, then prints what fits as lines; the line
-// "<file>" stands for files.
+// Finds the command in the words before the cursor ($@) and prints candidates, one per line; the
+// line "<file>" requests file names.
 constexpr const char* kCandidates = R"sh(_dsv3_candidates() {
   local at=${1##*/} previous= word kind file=
   shift
@@ -105,7 +108,7 @@ constexpr const char* kCandidates = R"sh(_dsv3_candidates() {
     esac
     previous=$word
   done
-  kind=$(_dsv3_value "$at $previous")
+  kind=$(_dsv3_value "$at ${previous//_/-}")
   case $kind in
     value*) kind=${kind#value }; kind=${kind#value} ;;
     *) _dsv3_words "$at" | tr ' ' '\n'
@@ -123,7 +126,7 @@ constexpr const char* kCandidates = R"sh(_dsv3_candidates() {
 )sh";
 
 constexpr const char* kBash = R"sh(_dsv3_complete() {
-  # Bash takes = for the end of a word; an override is one word all the same.
+  # Bash splits words at =, but an override is one word.
   local line=${COMP_LINE:0:COMP_POINT} word candidates
   local -a words
   read -ra words <<<"$line"
@@ -162,12 +165,12 @@ std::string fish_quoted(const std::string& text) {
 
 std::string fish(const std::vector<Command>& commands) {
   std::string out = R"sh(function __dsv3_at -a path has_commands
-  set -l wanted (string split ' ' -- $path)
+  set -l expected (string split ' ' -- $path)
   set -l words (string match -v -- '-*' (commandline -opc))
   set words[1] (basename $words[1])
-  # What comes behind a command that has commands is one of those, or not known yet.
-  test "$words[1..$(count $wanted)]" = "$wanted"
-  and test $has_commands = no -o (count $words) = (count $wanted)
+  # The word after a command with subcommands is one of these, or still incomplete.
+  test "$words[1..$(count $expected)]" = "$expected"
+  and test $has_commands = no -o (count $words) = (count $expected)
 end
 complete -c dsv3 -f
 function __dsv3_has_file
@@ -201,19 +204,20 @@ complete -c dsv3-run -n __dsv3_has_file -f -a '(dsv3 completion overrides (strin
   return out;
 }
 
-// KEY= for every value of the experiment, and KEY=PLUGIN for what can be swapped.
+// KEY= for every value of the experiment, and KIND=PLUGIN for every plugin.
 void print_overrides(const std::string& file, const PluginOptions& options) {
   dsv3::Plugins plugins = options.open();
   dsv3::PluginCatalog catalog(plugins);
   dsv3::ExperimentRequest request;
   request.file = file;
   request.machine_config = options.config();
-  for (const dsv3::ResolvedValue& value : dsv3::resolved_values(request, catalog))
-    if (value.key != "dsv3") std::cout << value.key << "=\n";
-  // Formats, the last kind, stand in no experiment.
-  for (int kind = 1; kind < static_cast<int>(dsv3::Kind::format); ++kind)
-    for (const std::string& name : plugins.names(static_cast<dsv3::Kind>(kind)))
-      std::cout << dsv3::kind_name(static_cast<dsv3::Kind>(kind)) << '=' << name << '\n';
+  for (const dsv3::ResolvedValue& value : dsv3::load_experiment(request, catalog).resolved.values)
+    if (value.path != "dsv3") std::cout << value.path << "=\n";
+  for (const dsv3::KindRow& kind : dsv3::kinds()) {
+    if (kind.path.empty()) continue;  // not part of an experiment
+    for (const std::string& name : plugins.names(kind.kind))
+      std::cout << kind.name << '=' << name << '\n';
+  }
 }
 
 void print_components(const PluginOptions& options) {
@@ -226,23 +230,25 @@ void print_components(const PluginOptions& options) {
 
 void add_completion_commands(CLI::App& app, int&) {
   const auto plugins = std::make_shared<PluginOptions>();
-  CLI::App* group = app.add_subcommand("completion", "a script that completes dsv3 and dsv3-run");
+  CLI::App* group =
+      app.add_subcommand("completion", "Print a script that completes dsv3 and dsv3-run");
   group->require_subcommand(1);
-  const auto script = [&](const char* shell, const char* use, auto make) {
-    group->add_subcommand(shell, std::string("for ") + shell + ": " + use)->callback([&app, make] {
-      std::cout << make(commands_of(app));
-    });
+  const auto add_script = [&](const char* shell, const char* use, auto generate) {
+    group->add_subcommand(shell, std::string("For ") + shell + ": " + use)
+        ->callback([&app, generate] { std::cout << generate(commands_of(app)); });
   };
-  script("bash", "eval \"$(dsv3 completion bash)\"",
-         [](const auto& all) { return tables(all) + kCandidates + kBash; });
-  script("zsh", "eval \"$(dsv3 completion zsh)\", after compinit",
-         [](const auto& all) { return tables(all) + kCandidates + kZsh; });
-  script("fish", "dsv3 completion fish | source", [](const auto& all) { return fish(all); });
-  // What the scripts ask for; not shown.
-  CLI::App* components = group->add_subcommand("components", "names of components")->group("");
+  add_script("bash", "eval \"$(dsv3 completion bash)\"",
+             [](const auto& all) { return tables(all) + kCandidates + kBash; });
+  add_script("zsh", "eval \"$(dsv3 completion zsh)\", after compinit",
+             [](const auto& all) { return tables(all) + kCandidates + kZsh; });
+  add_script("fish", "dsv3 completion fish | source", [](const auto& all) { return fish(all); });
+  // Called by the scripts; hidden from help.
+  CLI::App* components =
+      group->add_subcommand("components", "Print the names of all components")->group("");
   components->callback([plugins] { print_components(*plugins); });
-  CLI::App* overrides = group->add_subcommand("overrides", "overrides of a file")->group("");
+  CLI::App* overrides =
+      group->add_subcommand("overrides", "Print the overrides of an experiment")->group("");
   const auto file = std::make_shared<std::string>();
-  overrides->add_option("FILE", *file, "experiment")->required();
+  overrides->add_option("FILE", *file, "Experiment file")->required();
   overrides->callback([file, plugins] { print_overrides(*file, *plugins); });
 }

@@ -59,8 +59,8 @@ void check(const CLI::App& command, const dsv3::EvalRequest& request) {
   for (const char* option : {"--sequence", "--batch", "--limit"})
     if (command.count(option) > 0)
       throw dsv3::Error(std::string(option) +
-                            " needs --text, --shards or --choices: without them the run's own "
-                            "validation is repeated as it was",
+                            " requires --text, --shards or --choices; without them, eval "
+                            "repeats the run's own validation unchanged",
                         dsv3::ExitCode::usage);
 }
 
@@ -69,41 +69,46 @@ void check(const CLI::App& command, const dsv3::EvalRequest& request) {
 void add_eval_commands(CLI::App& app, int&) {
   const auto a = std::make_shared<Arguments>();
   dsv3::EvalRequest& request = a->request;
-  request.model.device = request.model.precision = request.model.threads = "";
+  request.model.device = request.model.precision = "";
+  request.model.keep_threads = true;
   CLI::App* command = app.add_subcommand(
       "eval",
-      "Loss, bits per byte and multiple-choice accuracy of a model; by default its loss on "
-      "the validation split of its run");
-  command->add_option("MODEL", a->model, "run folder, checkpoint or Hugging Face folder")
+      "Measure a model's loss, bits per byte and multiple-choice accuracy; by default its loss "
+      "on the validation split of its run");
+  command->add_option("MODEL", a->model, "Run folder, checkpoint or Hugging Face folder")
       ->required()
       ->type_name("PATH");
-  command->add_option("--text", request.text, ".txt and .jsonl files, and folders of them")
+  command->add_option("--text", request.text, ".txt and .jsonl files, or folders of them")
       ->type_name("PATH");
-  command->add_option("--shards", request.shards, "folders of token shards, and token files")
+  command->add_option("--shards", request.shards, "Folders of token shards, or token files")
       ->type_name("PATH");
-  command->add_option("--choices", request.choices, "questions in HellaSwag's format (.jsonl)")
+  command->add_option("--choices", request.choices, "Questions in HellaSwag's format (.jsonl)")
       ->type_name("FILE");
   command
-      ->add_option("--documents", request.format.documents, "where a document of a .txt file ends")
+      ->add_option("--documents", request.format.documents, "What ends a document in a .txt file")
       ->capture_default_str()
       ->check(CLI::IsMember({"blank_line", "line", "file"}));
-  command->add_option("--field", request.format.field, "field of a .jsonl line with the text")
+  command->add_option("--field", request.format.field, "Field of a .jsonl line that holds the text")
       ->capture_default_str();
-  command->add_option("--sequence", request.sequence, "longest input in tokens [the experiment's]")
+  command->add_option("--sequence", request.sequence, "Longest input in tokens [the experiment's]")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
-  command->add_option("--batch", request.batch, "rows of that many tokens at a time")
+  command->add_option("--batch", request.batch, "Rows per forward pass")
       ->capture_default_str()
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
-  command->add_option("--limit", request.limit, "documents or questions of each source [all]")
+  command
+      ->add_option("--limit", request.limit,
+                   "Documents or questions to read from each source [all]")
       ->check(CLI::PositiveNumber);
-  command->add_option("--device", request.model.device, "where to compute [as in training]")
+  command->add_option("--device", request.model.device, "Device to compute on [as in training]")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
-  command->add_option("--precision", request.model.precision, "compute dtype [as in training]")
+  command->add_option("--precision", request.model.precision, "Compute dtype [as in training]")
       ->check(CLI::IsMember({"auto", "fp32", "bf16"}));
   command
-      ->add_option("--tokenizer", request.model.tokenizer, "tokenizer.json instead of the model's")
+      ->add_option("--tokenizer", request.model.tokenizer,
+                   "A tokenizer.json instead of the model's")
       ->type_name("FILE");
-  command->add_flag("--json", a->json, "one object, with every question's log-likelihoods");
+  command->add_flag("--json", a->json,
+                    "Print one JSON object, with every question's log-likelihoods");
   a->plugins.add_to(*command);
   command->callback([a, command] {
     check(*command, a->request);

@@ -23,7 +23,7 @@ namespace {
 
 using dsv3::Json;
 
-[[noreturn]] void refuse(const std::string& text) {
+[[noreturn]] void reject(const std::string& text) {
   throw dsv3::Error(text, dsv3::ExitCode::usage);
 }
 
@@ -34,7 +34,7 @@ struct Arguments {
   std::vector<std::string> prompts, stops;
   uint64_t seed = 0;
   bool speculate = false;
-  const CLI::Option* speculation = nullptr;  // --speculate or --no-speculate; given or not
+  const CLI::Option* speculation = nullptr;  // --speculate or --no-speculate, whether given
   bool ids = false, no_cache = false, stats = false, json = false;
   PluginOptions plugins;
 };
@@ -48,22 +48,22 @@ std::vector<std::string> lines_of(std::istream& in) {
   return lines;
 }
 
-/// Prompts as they were given: --prompt, the lines of --prompt-file, else standard input, which is
-/// one prompt (with --ids one a line).
+/// The prompts: --prompt, the lines of --prompt-file, else standard input as one prompt (with --ids
+/// one per line).
 std::vector<std::string> read_prompts(const Arguments& a) {
   std::vector<std::string> prompts = a.prompts;
   if (!a.prompt_file.empty()) {
     std::ifstream file(a.prompt_file, std::ios::binary);
     if (!file || std::filesystem::is_directory(a.prompt_file))
-      refuse("cannot read --prompt-file " + a.prompt_file);
+      reject("cannot read --prompt-file " + a.prompt_file);
     const std::vector<std::string> lines = lines_of(file);
     prompts.insert(prompts.end(), lines.begin(), lines.end());
-    if (prompts.empty()) refuse(a.prompt_file + " has no prompt: write one a line");
+    if (prompts.empty()) reject(a.prompt_file + " contains no prompts; write one per line");
   }
   if (!prompts.empty()) return prompts;
   if (isatty(STDIN_FILENO))
-    std::cerr << "reading the prompt from standard input up to Ctrl-D; --prompt TEXT gives it "
-                 "directly\n";
+    std::cerr
+        << "reading the prompt from standard input, end it with Ctrl-D (or pass --prompt TEXT)\n";
   if (a.ids) return lines_of(std::cin);
   std::string text{std::istreambuf_iterator<char>(std::cin), {}};
   if (!text.empty() && text.back() == '\n') text.pop_back();  // of `echo`
@@ -73,17 +73,18 @@ std::vector<std::string> read_prompts(const Arguments& a) {
 /// The ids of "[1, 2, 3]".
 std::vector<int32_t> parse_ids(const std::string& text) {
   const Json json = dsv3::parse_json(text, "prompt " + text.substr(0, 40));
-  if (!json.is_array()) refuse("with --ids a prompt is a list of ids such as [1, 2, 3]: " + text);
+  if (!json.is_array())
+    reject("invalid prompt " + text + "; with --ids a prompt is a list of ids such as [1, 2, 3]");
   std::vector<int32_t> ids;
   for (const Json& id : json) {
     if (!id.is_number_integer() || id < 0 || id > INT32_MAX)
-      refuse("a prompt holds " + id.dump() + ", which is no id");
+      reject("invalid token id " + id.dump() + " in a prompt; ids are integers from 0");
     ids.push_back(id.get<int32_t>());
   }
   return ids;
 }
 
-/// Prints texts as they come or are complete.
+/// Prints a single text as it is generated, several texts as they complete.
 class Printer {
  public:
   Printer(const Arguments& a, const dsv3::Tokenizer* tokenizer, std::vector<std::string> prompts)
@@ -98,7 +99,7 @@ class Printer {
     if (live_) std::cout << prompts_[0] << (tokenizer ? "" : " ") << std::flush;
   }
 
-  /// False: the text ends here.
+  /// Returns false to end the text.
   bool token(size_t i, int32_t id) {
     if (!tokenizer_) {
       add(i, (texts_[i].empty() ? "" : " ") + std::to_string(id));
@@ -108,7 +109,7 @@ class Printer {
     return !streams_[i].stopped();
   }
 
-  /// Prints what is complete, in the order of prompts.
+  /// Prints all completed texts, in the order of the prompts.
   void done(size_t i, const dsv3::Continuation& text) {
     if (tokenizer_) add(i, streams_[i].finish());
     done_[i] = text;
@@ -164,29 +165,28 @@ std::vector<dsv3::Prompt> encode(const Arguments& a, const std::vector<std::stri
   }
   const int64_t length = int64_t(longest) + a.options.tokens;
   if (length > loaded.experiment.train.sequence)
-    dsv3::log::warning("the text may get " + std::to_string(length) +
-                       " tokens long, but the model was made for " +
+    dsv3::log::warning("the text may reach " + std::to_string(length) +
+                       " tokens, but the model was trained on sequences of " +
                        std::to_string(loaded.experiment.train.sequence) +
-                       ": what comes beyond them may be worthless");
+                       "; quality may drop beyond that length");
   return encoded;
 }
 
 void run(Arguments& a) {
   a.model.path = a.path;
   a.model.with_tokenizer = !a.ids;
-  if (a.ids && !a.stops.empty()) refuse("--stop needs a tokenizer: with --ids use --stop-id");
+  if (a.ids && !a.stops.empty()) reject("--stop requires a tokenizer; with --ids use --stop-id");
   dsv3::Plugins plugins = a.plugins.open();
   const dsv3::LoadedModel loaded = dsv3::load_model(a.model, plugins);
   const dsv3::Tokenizer* tokenizer = loaded.tokenizer.get();
   if (!a.ids && !tokenizer)
-    refuse(a.path +
-           " has no tokenizer: name one by --tokenizer FILE, or give and get token ids by --ids");
+    reject(a.path + " has no tokenizer; pass --tokenizer FILE, or use token ids with --ids");
   dsv3::GenerateOptions& options = a.options;
   options.cache = !a.no_cache;
   const bool can = loaded.model->mtp_depth() > 0 && options.cache;
   if (a.speculate && !can)
-    refuse(a.no_cache ? "--speculate needs the cache: leave out --no-cache"
-                      : a.path + " has no MTP modules to speculate with");
+    reject(a.no_cache ? "--speculate requires the cache; remove --no-cache"
+                      : a.path + " has no MTP modules, which --speculate requires");
   options.speculate = a.speculation->count() > 0 ? a.speculate : can;
   if (tokenizer) {
     options.ids = tokenizer->vocab_size();
@@ -207,50 +207,57 @@ void run(Arguments& a) {
 
 void add_options(CLI::App& command, Arguments& a) {
   dsv3::Sampling& sampling = a.options.sampling;
-  command.add_option("MODEL", a.path, "run folder, checkpoint or Hugging Face folder")
+  command.add_option("MODEL", a.path, "Run folder, checkpoint or Hugging Face folder")
       ->required()
       ->type_name("PATH");
-  command
-      .add_option("--prompt", a.prompts,
-                  "text to continue, may be repeated; without it and --prompt-file: standard input")
+  command.add_option("--prompt", a.prompts, "Text to continue; may be repeated [standard input]")
       ->allow_extra_args(false);
-  command.add_option("--prompt-file", a.prompt_file, "prompts, one a line")->type_name("FILE");
+  command.add_option("--prompt-file", a.prompt_file, "File with one prompt per line")
+      ->type_name("FILE");
   command.add_flag("--ids", a.ids,
-                   "prompts are JSON lists of token ids, [1, 2, 3], and ids come out");
-  command.add_option("--tokens", a.options.tokens, "new tokens at most")->capture_default_str();
-  command.add_option("--temperature", sampling.temperature, "0 = always the likeliest token")
+                   "Read prompts as JSON lists of token ids, [1, 2, 3], and print ids");
+  command.add_option("--tokens", a.options.tokens, "Maximum number of new tokens")
       ->capture_default_str();
-  command.add_option("--top-k", sampling.top_k, "only the k likeliest tokens; 0 = all")
+  command
+      .add_option("--temperature", sampling.temperature,
+                  "Sampling temperature; 0 = always the likeliest token")
+      ->capture_default_str();
+  command.add_option("--top-k", sampling.top_k, "Sample from the k likeliest tokens; 0 = all")
       ->capture_default_str();
   command
       .add_option("--top-p", sampling.top_p,
-                  "only the likeliest tokens, until their probabilities reach it")
+                  "Sample from the likeliest tokens whose probabilities add up to this")
       ->capture_default_str();
   command
       .add_option("--repetition-penalty", sampling.repetition_penalty,
-                  "above 1: tokens that the text has already get less likely")
+                  "Values above 1 make tokens that are already in the text less likely")
       ->capture_default_str();
-  command.add_option("--stop", a.stops, "text that ends a continuation, may be repeated")
+  command.add_option("--stop", a.stops, "Text that ends a continuation; may be repeated")
       ->allow_extra_args(false);
-  command.add_option("--stop-id", a.options.stop_ids, "the same for a token id")
+  command
+      .add_option("--stop-id", a.options.stop_ids,
+                  "Token id that ends a continuation; may be repeated")
       ->allow_extra_args(false);
-  command.add_option("--seed", a.seed, "of each prompt's choices")->capture_default_str();
+  command.add_option("--seed", a.seed, "Seed of the sampling of each prompt")
+      ->capture_default_str();
   a.speculation = command.add_flag("--speculate,!--no-speculate", a.speculate,
-                                   "draft tokens with the model's MTP modules; on if it has any");
-  command.add_flag("--no-cache", a.no_cache, "read the whole text again for every token");
-  command.add_option("--batch", a.options.batch, "prompts at work at once")->capture_default_str();
-  command.add_option("--device", a.model.device, "where to compute")
+                                   "Draft tokens with the model's MTP modules [on if it has any]");
+  command.add_flag("--no-cache", a.no_cache, "Process the whole text again for every token");
+  command.add_option("--batch", a.options.batch, "Prompts to process at once")
+      ->capture_default_str();
+  command.add_option("--device", a.model.device, "Device to compute on")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
-  command.add_option("--precision", a.model.precision, "compute dtype")
+  command.add_option("--precision", a.model.precision, "Compute dtype")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "fp32", "bf16"}));
-  command.add_option("--tokenizer", a.model.tokenizer, "tokenizer.json instead of the model's")
+  command.add_option("--tokenizer", a.model.tokenizer, "A tokenizer.json instead of the model's")
       ->type_name("FILE");
   command.add_flag("--stats", a.stats,
-                   "speed, size of the cache and accepted drafts, on standard error");
-  command.add_flag("--json", a.json,
-                   "a JSON object a line: prompt, text, ids, stop_reason; and --stats as one");
+                   "Print speed, cache size and accepted drafts to standard error");
+  command.add_flag(
+      "--json", a.json,
+      "Print one JSON object per line: prompt, text, ids, stop_reason; --stats as one more");
   a.plugins.add_to(command);
 }
 
@@ -258,7 +265,7 @@ void add_options(CLI::App& command, Arguments& a) {
 
 void add_generate_command(CLI::App& app, int&) {
   const auto a = std::make_shared<Arguments>();
-  CLI::App* command = app.add_subcommand("generate", "Continues texts");
+  CLI::App* command = app.add_subcommand("generate", "Continue texts");
   add_options(*command, *a);
   command->callback([a] { run(*a); });
 }

@@ -10,10 +10,10 @@ namespace {
 
 using dsv3::Json;
 
-/// Values that attention caches a token, summed over the main layers.
+/// Values that attention caches per token, summed over the main layers.
 struct Cached {
   int64_t layers = 0, values = 0;
-  double multi_head = 0;  ///< of multi-head attention with the same heads
+  double multi_head = 0;  ///< the same for multi-head attention with these heads
   int64_t element_bytes = 0;
 };
 
@@ -72,11 +72,11 @@ std::string as_text(const dsv3::GenerateStats& stats, const Cached& cached) {
       " tokens in " + number(stats.seconds, 2) + " s, " +
       number(rate(stats.new_tokens, stats.seconds)) + " tokens/s, " +
       std::to_string(stats.forwards) + " forwards\n" + "cache: " + number(values / layers) +
-      " values a token a layer; multi-head attention with the same heads: " +
+      " values per token and layer; multi-head attention with the same heads: " +
       number(cached.multi_head / layers) + ", " + number(cached.multi_head / values) +
       " times as many\n";
   if (stats.cache_tokens > 0)
-    text += "cache at its fullest: " + std::to_string(stats.cache_tokens) + " tokens x " +
+    text += "largest cache: " + std::to_string(stats.cache_tokens) + " tokens x " +
             std::to_string(cached.layers) + " layers x " + number(values / layers) + " values x " +
             std::to_string(cached.element_bytes) + " bytes = " + std::to_string(stats.cache_bytes) +
             " bytes" +

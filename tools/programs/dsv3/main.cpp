@@ -1,4 +1,4 @@
-// `dsv3`: looks at plugins, prepares data, handles runs and models, generates. `dsv3-run` trains.
+// `dsv3`: everything around training: plugins, data, models, generation. `dsv3-run` trains.
 #include <csignal>
 #include <exception>
 #include <iostream>
@@ -7,8 +7,8 @@
 #include <dsv3/runtime/logging.h>
 #include <dsv3/sdk/error.h>
 
-#include "../usage.h"
 #include "commands.h"
+#include "common/command_line.h"
 
 namespace {
 
@@ -18,7 +18,8 @@ int fail(const char* what, dsv3::ExitCode exit_code) {
 }
 
 int run(int argc, char** argv) {
-  CLI::App app("dsv3: plugins, data and models of dsv3 experiments (dsv3-run trains)", "dsv3");
+  CLI::App app("Work with the plugins, data and models of dsv3 experiments (dsv3-run trains)",
+               "dsv3");
   app.require_subcommand(1);
   int exit_code = 0;
   add_plugins_commands(app, exit_code);
@@ -27,16 +28,13 @@ int run(int argc, char** argv) {
   add_eval_commands(app, exit_code);
   add_data_commands(app, exit_code);
   add_schema_commands(app, exit_code);
+  add_reference_command(app, exit_code);
   add_compare_commands(app, exit_code);
   add_completion_commands(app, exit_code);
   try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& e) {  // --help
+    parse_command_line(app, argc, argv, "; to train, use dsv3-run FILE");
+  } catch (const CLI::Success& e) {  // --help, --version
     return app.exit(e);
-  } catch (const CLI::ParseError& e) {
-    std::string what = usage_text(app, e);
-    if (app.get_subcommands().empty()) what += "; dsv3-run FILE trains";
-    return fail(what.c_str(), dsv3::ExitCode::usage);
   }
   return exit_code;
 }
@@ -44,7 +42,7 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::signal(SIGXFSZ, SIG_IGN);  // a file over ulimit -f is an error, no death
+  std::signal(SIGXFSZ, SIG_IGN);  // a file over ulimit -f is an error, not a signal
   try {
     return run(argc, argv);
   } catch (const dsv3::Error& e) {

@@ -27,8 +27,9 @@ int64_t parse_size(const std::string& text) {
                         : unit.empty()                ? 1
                                                       : 0;
   if (factor == 0)
-    throw dsv3::Error("--shard-size '" + text + "' is not a size: write it as 5G, 500M or 0",
-                      dsv3::ExitCode::usage);
+    throw dsv3::Error(
+        "invalid --shard-size '" + text + "'; expected a size such as 5G or 500M, or 0",
+        dsv3::ExitCode::usage);
   return int64_t(number * factor);
 }
 
@@ -40,24 +41,25 @@ void add_export(CLI::App& app) {
     PluginOptions plugins;
   };
   const auto a = std::make_shared<Arguments>();
-  CLI::App* command = app.add_subcommand("export", "Writes a model as a Hugging Face folder");
-  command->add_option("MODEL", a->model, "run folder (its newest checkpoint) or checkpoint")
+  CLI::App* command = app.add_subcommand("export", "Export a model as a Hugging Face folder");
+  command->add_option("MODEL", a->model, "Run folder (its newest checkpoint) or checkpoint")
       ->required()
       ->type_name("PATH");
-  command->add_option("HF_DIR", a->folder, "folder to make")->required()->type_name("DIR");
+  command->add_option("HF_DIR", a->folder, "Folder to create")->required()->type_name("DIR");
   command
       ->add_option("--format", a->request.format,
-                   "architecture, a plugin of kind format; by default the first that fits")
+                   "Architecture, a plugin of kind format; by default the first that fits")
       ->type_name("FORMAT");
-  command->add_flag("--no-mtp", a->no_mtp, "leave multi-token prediction modules out");
+  command->add_flag("--no-mtp", a->no_mtp, "Leave out multi-token prediction modules");
   command
       ->add_option("--dtype", a->request.dtype,
-                   "of the weights; auto = as they were imported, else fp32")
+                   "Dtype of the weights; auto = as imported, else fp32")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "fp32", "bf16"}));
-  command->add_option("--shard-size", a->shard_size, "largest file of weights, 0 = one file")
+  command->add_option("--shard-size", a->shard_size, "Largest weight file; 0 = a single file")
       ->capture_default_str();
-  command->add_option("--tokenizer", a->request.tokenizer, "tokenizer.json instead of the model's")
+  command
+      ->add_option("--tokenizer", a->request.tokenizer, "A tokenizer.json instead of the model's")
       ->type_name("FILE");
   a->plugins.add_to(*command);
   command->callback([a] {
@@ -79,11 +81,11 @@ void add_import(CLI::App& app) {
     PluginOptions plugins;
   };
   const auto a = std::make_shared<Arguments>();
-  CLI::App* command = app.add_subcommand("import", "Reads a Hugging Face folder into a checkpoint");
-  command->add_option("HF_DIR", a->folder, "folder with config.json and safetensors")
+  CLI::App* command = app.add_subcommand("import", "Import a Hugging Face folder as a checkpoint");
+  command->add_option("HF_DIR", a->folder, "Folder with config.json and safetensors files")
       ->required()
       ->type_name("DIR");
-  command->add_option("CKPT", a->checkpoint, "checkpoint folder to make")
+  command->add_option("CKPT", a->checkpoint, "Checkpoint folder to create")
       ->required()
       ->type_name("DIR");
   a->plugins.add_to(*command);
@@ -91,7 +93,7 @@ void add_import(CLI::App& app) {
     dsv3::Plugins plugins = a->plugins.open();
     for (const std::string& note : dsv3::import_model(a->folder, a->checkpoint, plugins))
       std::cout << "note: " << note << '\n';
-    std::cout << a->checkpoint << ": go on training with dsv3-run " << a->checkpoint
+    std::cout << a->checkpoint << ": continue training with dsv3-run " << a->checkpoint
               << "/experiment.yaml --from " << a->checkpoint << " data.path=TEXT\n";
   });
 }
@@ -99,37 +101,37 @@ void add_import(CLI::App& app) {
 void add_logits(CLI::App& app) {
   struct Arguments {
     dsv3::LogitsRequest request;
-    std::string model, tokens, out;
+    std::string model, tokens, output;
     PluginOptions plugins;
   };
   const auto a = std::make_shared<Arguments>();
-  CLI::App* command = app.add_subcommand("logits", "Writes a model's logits of given tokens");
-  command->add_option("MODEL", a->model, "run folder, checkpoint or Hugging Face folder")
+  CLI::App* command = app.add_subcommand("logits", "Write a model's logits for given tokens");
+  command->add_option("MODEL", a->model, "Run folder, checkpoint or Hugging Face folder")
       ->required()
       ->type_name("PATH");
-  command->add_option("--tokens", a->tokens, "JSON: a list of lists of ids, equally long")
+  command->add_option("--tokens", a->tokens, "JSON file with a list of equally long lists of ids")
       ->required()
       ->type_name("FILE");
   command
-      ->add_option("--out", a->out,
-                   "safetensors with logits [B, T, V] and, of MTP modules, mtp_logits [depth, B, "
-                   "T, V], fp32")
+      ->add_option("--output", a->output,
+                   "safetensors file to write: fp32 logits [B, T, V] and, with MTP modules, "
+                   "mtp_logits [depth, B, T, V]")
       ->required()
       ->type_name("FILE");
-  command->add_option("--device", a->request.model.device, "where to compute")
+  command->add_option("--device", a->request.model.device, "Device to compute on")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
-  command->add_option("--precision", a->request.model.precision, "compute dtype")
+  command->add_option("--precision", a->request.model.precision, "Compute dtype")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "fp32", "bf16"}));
   a->plugins.add_to(*command);
   command->callback([a] {
     a->request.model.path = a->model;
     a->request.tokens = a->tokens;
-    a->request.out = a->out;
+    a->request.out = a->output;
     dsv3::Plugins plugins = a->plugins.open();
     const std::string written = dsv3::write_logits(a->request, plugins);
-    std::cout << a->out << ": " << written << '\n';
+    std::cout << a->output << ": " << written << '\n';
   });
 }
 

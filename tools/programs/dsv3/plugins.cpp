@@ -1,4 +1,4 @@
-// dsv3 plugins list | describe; `check` and `new` have files of their own.
+// dsv3 plugins list | describe. `check` and `new` are in their own files.
 #include <algorithm>
 #include <array>
 #include <filesystem>
@@ -13,7 +13,7 @@
 
 namespace {
 
-// A component's entry that wins the search; later levels are hidden by it.
+// Whether the search finds this entry, and not one of an earlier level.
 bool wins(const dsv3::Plugins& plugins, const dsv3::PluginEntry& entry) {
   return plugins.find_entry(entry.kind, entry.name) == &entry;
 }
@@ -60,7 +60,7 @@ void describe(const std::string& component, bool markdown, dsv3::Plugins& plugin
   const size_t slash = component.find('/');
   if (slash == std::string::npos)
     throw dsv3::Error(
-        "write the component as KIND/NAME, e.g. attention/mla, not '" + component + "'",
+        "invalid component '" + component + "'; expected KIND/NAME, e.g. attention/mla",
         dsv3::ExitCode::usage);
   dsv3::ComponentSpec spec;
   spec.kind = dsv3::kind_from_name(component.substr(0, slash));
@@ -83,11 +83,10 @@ void describe(const std::string& component, bool markdown, dsv3::Plugins& plugin
 void PluginOptions::add_to(CLI::App& command) {
   command
       .add_option("--plugin-path", paths_,
-                  "registry file, folder of registries, or prefix; goes first")
+                  "Registry file, folder of registries, or prefix to search first")
       ->type_name("PATH")
       ->allow_extra_args(false);
-  command
-      .add_option("--config", config_, "machine defaults (default: config.yaml, if there is one)")
+  command.add_option("--config", config_, "File of machine defaults [config.yaml, if it exists]")
       ->type_name("FILE");
 }
 
@@ -115,13 +114,12 @@ void add_plugins_commands(CLI::App& app, int& exit_code) {
     std::string component;
   };
   const auto arguments = std::make_shared<Arguments>();
-  CLI::App* group =
-      app.add_subcommand("plugins", "look at the plugins that can be named in experiments");
+  CLI::App* group = app.add_subcommand("plugins", "List, describe, check and create plugins");
   group->require_subcommand(1);
 
-  CLI::App* list = group->add_subcommand("list", "every component and short form that was found");
+  CLI::App* list = group->add_subcommand("list", "List every component and short form");
   arguments->plugins.add_to(*list);
-  list->add_flag("--json", arguments->json, "as JSON");
+  list->add_flag("--json", arguments->json, "Print JSON");
   list->callback([arguments] {
     const dsv3::Plugins plugins = arguments->plugins.open();
     if (arguments->json)
@@ -130,12 +128,13 @@ void add_plugins_commands(CLI::App& app, int& exit_code) {
       print_table(plugins);
   });
 
-  CLI::App* one = group->add_subcommand("describe", "a component's options, from its library");
+  CLI::App* one =
+      group->add_subcommand("describe", "Show a component's options, read from its library");
   arguments->plugins.add_to(*one);
   one->add_option("component", arguments->component, "KIND/NAME, e.g. attention/mla")
       ->required()
       ->type_name("KIND/NAME");
-  one->add_flag("--markdown", arguments->markdown, "only the table of options, for a README");
+  one->add_flag("--markdown", arguments->markdown, "Print only the table of options, for a README");
   one->callback([arguments] {
     dsv3::Plugins plugins = arguments->plugins.open();
     describe(arguments->component, arguments->markdown, plugins);

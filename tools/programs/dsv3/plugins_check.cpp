@@ -3,11 +3,11 @@
 #include <iostream>
 #include <memory>
 
-#include <dsv3/runtime/conformance.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/support/json.h>
 
 #include "commands.h"
+#include "conformance/conformance.h"
 
 namespace {
 
@@ -23,7 +23,7 @@ struct Arguments {
   int child_report = -1;
 };
 
-// A library's file, or KIND/NAME of a component that the registries know.
+// The target is a library file, or KIND/NAME of a component in a registry.
 void find_library(Arguments& arguments) {
   conformance::Request& request = arguments.request;
   request.time_limit = std::chrono::seconds(arguments.time_limit);
@@ -33,15 +33,15 @@ void find_library(Arguments& arguments) {
   const size_t slash = arguments.target.find('/');
   const std::string name = arguments.target.substr(slash + 1);
   if (slash == std::string::npos || name.find('/') != std::string::npos)
-    throw dsv3::Error("there is no file " + arguments.target +
-                          "; give a plugin library, or a component as KIND/NAME",
+    throw dsv3::Error("file not found: " + arguments.target +
+                          "; pass a plugin library, or a component as KIND/NAME",
                       dsv3::ExitCode::usage);
   const dsv3::Plugins plugins = arguments.plugins.open();
   const dsv3::Kind kind = dsv3::kind_from_name(arguments.target.substr(0, slash));
   const dsv3::PluginEntry* entry = plugins.find_entry(kind, name);
   if (!entry)
-    throw dsv3::Error("no registry knows " + arguments.target +
-                          "; looked in: " + plugins.searched() + "; `dsv3 plugins list` shows all",
+    throw dsv3::Error("component " + arguments.target + " not found in any registry; searched: " +
+                          plugins.searched() + "; `dsv3 plugins list` lists all components",
                       dsv3::ExitCode::plugin);
   request.library = entry->library;
   request.component = arguments.target;
@@ -95,26 +95,30 @@ int check(Arguments& arguments) {
 
 void add_plugins_check(CLI::App& group, int& exit_code) {
   const auto arguments = std::make_shared<Arguments>();
-  CLI::App* command = group.add_subcommand(
-      "check", "load a plugin and test all that components of its kinds promise");
-  command->add_option("plugin", arguments->target, "library (.so), or a known KIND/NAME")
+  CLI::App* command =
+      group.add_subcommand("check", "Test a plugin against every promise of its components' kinds");
+  command
+      ->add_option("plugin", arguments->target,
+                   "Library (.so), or KIND/NAME of a registered component")
       ->required();
   arguments->plugins.add_to(*command);
   command
       ->add_option("--component", arguments->request.component,
-                   "only this KIND/NAME of the library")
+                   "Check only this component of the library")
       ->type_name("KIND/NAME");
-  command->add_option("--set", arguments->request.options, "an option of the component")
+  command
+      ->add_option("--set", arguments->request.options,
+                   "Set an option of the component; may be repeated")
       ->type_name("OPTION=VALUE")
       ->allow_extra_args(false);
-  command->add_option("--only", arguments->request.only, "only this check")
+  command->add_option("--only", arguments->request.only, "Run only this check; may be repeated")
       ->type_name("CHECK")
       ->allow_extra_args(false);
-  command->add_option("--timeout", arguments->time_limit, "seconds that a check may take")
+  command->add_option("--timeout", arguments->time_limit, "Seconds that a check may take")
       ->check(CLI::Range(1, 86400))
       ->type_name("S");
-  command->add_flag("--json", arguments->json, "as JSON");
-  // Between this program and its own children.
+  command->add_flag("--json", arguments->json, "Print JSON");
+  // Used by this program to start itself as a child process.
   command->add_option("--child-first", arguments->child_first)->group("");
   command->add_option("--child-report", arguments->child_report)->group("");
   command->add_option("--child-folder", arguments->request.folder)->group("");

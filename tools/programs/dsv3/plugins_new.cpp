@@ -1,4 +1,4 @@
-// dsv3 plugins new: a folder with a plugin that builds and trains, to start one's own from.
+// dsv3 plugins new: creates a folder with a plugin that builds and trains, as a starting point.
 #include <algorithm>
 #include <cctype>
 #include <filesystem>
@@ -22,11 +22,11 @@ struct Request {
   std::string kind, name, output = ".";
 };
 
-[[noreturn]] void refuse(const std::string& what) {
+[[noreturn]] void reject(const std::string& what) {
   throw dsv3::Error(what, dsv3::ExitCode::usage);
 }
 
-/// The name becomes a file's, a CMake target's and a word in experiments.
+/// The name is used for a file, a CMake target and in experiments.
 void check_name(const std::string& name) {
   const auto lower = [](char c) { return c >= 'a' && c <= 'z'; };
   const bool fits = !name.empty() && lower(name[0]) && name.size() <= 64 &&
@@ -34,13 +34,13 @@ void check_name(const std::string& name) {
                       return lower(c) || (c >= '0' && c <= '9') || c == '_';
                     });
   if (!fits)
-    refuse("'" + name +
-           "' cannot name a plugin: take lower-case letters, digits and underscores, " +
-           "a letter first, at most 64, e.g. my_attention");
+    reject("invalid plugin name '" + name +
+           "'; use at most 64 lower-case letters, digits and underscores, a letter first, "
+           "e.g. my_attention");
 }
 
-/// Fills the template's marks: @NAME@, @KIND@, and @kind:other@, which is the new plugin's name
-/// where its kind is asked for and `other` elsewhere.
+/// Fills in the template's marks: @NAME@, @KIND@, and @kind:other@, which becomes the new plugin's
+/// name if the plugin is of that kind and `other` if not.
 std::string filled(const std::string& text, const Request& request) {
   std::string result;
   size_t from = 0;
@@ -58,12 +58,12 @@ std::string filled(const std::string& text, const Request& request) {
     else if (colon != std::string::npos)
       result += mark.substr(0, colon) == request.kind ? request.name : mark.substr(colon + 1);
     else
-      throw dsv3::Error("a template holds the unknown mark @" + mark + "@");
+      throw dsv3::Error("unknown mark @" + mark + "@ in a template");
     from = close + 1;
   }
 }
 
-/// A folder that is removed unless it was kept: a failure leaves nothing half-written behind.
+/// A folder that is removed unless publish() was called: a failure leaves nothing half-written.
 class PartialFolder {
  public:
   explicit PartialFolder(const path& target)
@@ -72,29 +72,29 @@ class PartialFolder {
                  ("." + target.filename().string() + ".partial-" + std::to_string(getpid()))) {
     std::error_code error;
     if (!std::filesystem::create_directory(partial_, error))
-      throw dsv3::Error("cannot make a folder in " + target.parent_path().string() + ": " +
-                        (error ? error.message() : "'" + partial_.string() + "' is in the way"));
+      throw dsv3::Error("cannot create a folder in " + target.parent_path().string() + ": " +
+                        (error ? error.message() : "'" + partial_.string() + "' already exists"));
   }
   ~PartialFolder() {
     std::error_code ignored;
-    if (!kept_) std::filesystem::remove_all(partial_, ignored);
+    if (!published_) std::filesystem::remove_all(partial_, ignored);
   }
   const path& folder() const { return partial_; }
-  void keep() {
+  void publish() {
     std::filesystem::rename(partial_, target_);
-    kept_ = true;
+    published_ = true;
   }
 
  private:
   path target_, partial_;
-  bool kept_ = false;
+  bool published_ = false;
 };
 
 path templates_folder() {
   const path folder = dsv3::own_prefix() / "share/dsv3/templates/plugin";
   if (!std::filesystem::is_directory(folder))
-    throw dsv3::Error("the templates are not at " + folder.string() +
-                      "; install dsv3 again with cmake --install");
+    throw dsv3::Error("plugin templates not found at " + folder.string() +
+                      "; reinstall dsv3 with cmake --install");
   return folder;
 }
 
@@ -102,10 +102,10 @@ void write_plugin(const Request& request) {
   dsv3::kind_from_name(request.kind);  // throws, naming the kinds
   check_name(request.name);
   if (!std::filesystem::is_directory(request.output))
-    refuse("--output " + request.output + " is not a folder: make it first");
+    reject("--output " + request.output + " is not a folder; create it first");
   const path target = std::filesystem::absolute(request.output) / request.name;
   if (std::filesystem::exists(std::filesystem::symlink_status(target)))
-    refuse(target.string() + " is there already: choose another name or --output");
+    reject(target.string() + " already exists; choose another name or --output");
   const path templates = templates_folder();
   PartialFolder partial(target);
   const auto write = [&](const path& from, const std::string& to) {
@@ -113,19 +113,19 @@ void write_plugin(const Request& request) {
   };
   write(templates / request.kind / "plugin.cpp", request.name + ".cpp");
   for (const char* file : {"CMakeLists.txt", "README.md", "experiment.yaml", "text.txt"}) {
-    const path own = templates / request.kind / file;
-    write(std::filesystem::exists(own) ? own : templates / "common" / file, file);
+    const path of_kind = templates / request.kind / file;
+    write(std::filesystem::exists(of_kind) ? of_kind : templates / "common" / file, file);
   }
-  partial.keep();
+  partial.publish();
   std::cout << target.string() << ": " << request.kind << " '" << request.name
-            << "'; its README.md says how to build it and use it\n";
+            << "'; see its README.md for how to build and use it\n";
 }
 
 /// "{attention,feed_forward,...}".
 std::string kinds() {
   std::string all;
-  for (int kind = 1; kind <= static_cast<int>(dsv3::Kind::format); ++kind)
-    all += (all.empty() ? "{" : ",") + std::string(dsv3::kind_name(static_cast<dsv3::Kind>(kind)));
+  for (const dsv3::KindRow& kind : dsv3::kinds())
+    all += (all.empty() ? "{" : ",") + std::string(kind.name);
   return all + "}";
 }
 
@@ -134,10 +134,11 @@ std::string kinds() {
 void add_plugins_new(CLI::App& group) {
   const auto request = std::make_shared<Request>();
   CLI::App* command =
-      group.add_subcommand("new", "start a plugin: a folder that builds and trains as it is");
-  command->add_option("kind", request->kind, "what it is")->required()->type_name(kinds());
-  command->add_option("name", request->name, "its name in experiments, and the folder's")
-      ->required();
-  command->add_option("--output", request->output, "where the folder goes; default: here");
+      group.add_subcommand("new", "Create a plugin: a folder that builds and trains as it is");
+  command->add_option("kind", request->kind, "Kind of the component")
+      ->required()
+      ->type_name(kinds());
+  command->add_option("name", request->name, "Name in experiments, and of the folder")->required();
+  command->add_option("--output", request->output, "Parent of the new folder [the current folder]");
   command->callback([request] { write_plugin(*request); });
 }

@@ -19,10 +19,10 @@ struct SchemaArguments {
 
 void print_schema(const SchemaArguments& arguments) {
   dsv3::Plugins plugins = arguments.plugins.open();
-  const dsv3::JsonSchema made = dsv3::experiment_schema(plugins, arguments.partial);
-  for (const std::string& plugin : made.skipped)
-    std::cerr << "warning: options not known of " << plugin << '\n';
-  const std::string text = made.schema.dump(2) + "\n";
+  const dsv3::JsonSchema result = dsv3::experiment_schema(plugins, arguments.partial);
+  for (const std::string& plugin : result.skipped)
+    std::cerr << "warning: cannot load " << plugin << "; the schema accepts any options for it\n";
+  const std::string text = result.schema.dump(2) + "\n";
   if (arguments.output.empty()) {
     std::cout << text;
     return;
@@ -37,11 +37,12 @@ void print_schema(const SchemaArguments& arguments) {
 void add_schema_commands(CLI::App& app, int&) {
   const auto arguments = std::make_shared<SchemaArguments>();
   CLI::App* schema = app.add_subcommand(
-      "schema", "JSON schema of experiment files for editors, with the options of all plugins");
-  schema->add_option("--output", arguments->output, "file to write instead of standard output")
+      "schema",
+      "Print a JSON schema of experiment files for editors, with the options of all plugins");
+  schema->add_option("--output", arguments->output, "File to write instead of standard output")
       ->type_name("FILE");
   schema->add_flag("--partial", arguments->partial,
-                   "for files that others extend: nothing needs to be there");
+                   "Require no key, for files that other files extend");
   arguments->plugins.add_to(*schema);
   schema->callback([arguments] { print_schema(*arguments); });
 }

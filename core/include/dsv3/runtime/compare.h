@@ -1,10 +1,10 @@
-// What two experiments differ in, and whether that is one factor.
+// The differences between two experiments, and whether they are one factor.
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include <dsv3/runtime/config.h>
+#include <dsv3/runtime/experiment.h>
 
 namespace dsv3 {
 
@@ -18,28 +18,25 @@ struct Difference {
 
 struct Comparison {
   std::vector<Difference> differences;  ///< in the order of keys
-  std::vector<std::string> factors;     ///< each once
+  std::vector<std::string> factors;     ///< without repetitions
   /// "same experiment", "one factor: ...", "3 factors: ...".
   std::string verdict() const;
 };
 
-/// Compares two experiments as they are resolved, defaults included. A component that is swapped is
-/// one factor with all its options; otherwise each key is one, except those that only name, repeat,
-/// watch or store a run.
-Comparison compare_experiments(const ExperimentRequest& a, const ExperimentRequest& b,
-                               Catalog& catalog);
+/// Compares two resolved experiments, defaults included. Another component in a slot is one factor
+/// with all its options; otherwise each key is one, except keys that only name, repeat, observe or
+/// store a run.
+Comparison compare_experiments(const Experiment& a, const Experiment& b);
 
-/// Keys on which two texts of Experiment::resolved differ, without origins and factors.
-std::vector<Difference> compare_resolved(const std::string& a, const std::string& b);
+/// Keys on which two resolved experiments differ, without factors.
+std::vector<Difference> differences(const Resolved& a, const Resolved& b);
 
-/// A resolved experiment's value at a dotted path, with its origin.
-struct ResolvedValue {
-  std::string key, value, origin;
-};
-/// Every value of a resolved experiment in order; components of lists are numbered when there are
-/// several.
-std::vector<ResolvedValue> resolved_values(const ExperimentRequest& request, Catalog& catalog);
-/// The same of a text of Experiment::resolved.
-std::vector<ResolvedValue> resolved_values(const std::string& resolved);
+/// The values of a resolved experiment that was stored as YAML, untyped.
+Resolved read_resolved(const std::string& yaml);
+
+/// One line for every key below `section` (empty = all) on which two resolved experiments differ:
+/// "\n  model.hidden: 32 in the run, 64 now". `in_a` and `in_b` name the two sides.
+std::string difference_lines(const Resolved& a, const Resolved& b, const std::string& in_a,
+                             const std::string& in_b, const std::string& section = "");
 
 }  // namespace dsv3

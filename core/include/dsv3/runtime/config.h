@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <dsv3/runtime/experiment.h>
@@ -10,7 +11,8 @@
 
 namespace dsv3 {
 
-/// What the checker asks about components; `Plugins` behind it in programs, a table in tests.
+/// What the checker needs to know about components: answered by `Plugins` in programs, by a table
+/// in tests.
 class Catalog {
  public:
   virtual ~Catalog();
@@ -19,19 +21,19 @@ class Catalog {
   virtual const Schema* schema(Kind kind, const std::string& name, const std::string& library) = 0;
   /// YAML that a short form stands for, e.g. optimizer "muon"; empty = no such alias.
   virtual std::string alias(Kind kind, const std::string& name) = 0;
-  /// Known component names and aliases of the kind, for did-you-mean and sibling's keys.
+  /// Known component names and aliases of the kind, for "did you mean" and for options of siblings.
   virtual std::vector<std::string> names(Kind kind) = 0;
   /// Where names were looked for, for the error text.
   virtual std::string searched() const = 0;
 };
 
-/// Machine defaults, read before any plugin can be found.
+/// Machine defaults that are needed before any plugin can be found.
 struct MachineConfig {
   std::vector<std::string> plugin_paths;  ///< relative ones resolved against the file's folder
   std::string file;                       ///< empty = none read
 };
 
-/// All diagnostics of an experiment at once; what() is the full text, one block each.
+/// All errors of an experiment together; what() holds one block for each.
 class ConfigError : public Error {
  public:
   ConfigError(const std::string& text, int count) : Error(text, ExitCode::usage), count(count) {}
@@ -39,25 +41,34 @@ class ConfigError : public Error {
   int count;
 };
 
+/// A value that a program sets, as opposed to a file or the user's command line.
+struct Setting {
+  std::string path;   ///< "data.tokenizer.file"; std::monostate as its value removes a component
+  OptionValue value;  ///< taken as it is: a string may hold any character
+  std::string label;  ///< of the layer, printed as the origin: "--debug", "sweep point"
+};
+
+/// What to load. Layers from the lowest to the highest: defaults, `machine_config`, files that the
+/// experiment extends, the experiment, `settings` (one layer for each run of equal labels), the
+/// command line.
 struct ExperimentRequest {
   std::filesystem::path file;
-  /// The experiment's YAML when it is kept inside another file, such as a checkpoint's manifest;
-  /// `file` then names that one for errors, and relative names start at its folder.
+  /// The experiment's YAML when it is stored inside another file, such as a checkpoint's manifest;
+  /// errors then name `file`, and relative names start at its folder.
   std::string text;
-  std::vector<std::string> overrides;    ///< key=value of the command line, in order
+  bool stored = false;                   ///< a resolved experiment of a run or checkpoint
   std::filesystem::path machine_config;  ///< config.yaml; empty = none
-  /// Values put on top of everything, e.g. what --debug sets; reported as `label`.
-  std::vector<std::string> forced;
-  std::string forced_label = "--debug";
+  std::vector<Setting> settings;
+  std::vector<std::string> command_line;  ///< key=value, in order
 };
 
 /// Reads only what finding plugins needs.
 MachineConfig read_machine_config(const std::filesystem::path& file);
 
-/// Reads, merges and checks. Throws ConfigError with every mistake found.
+/// Reads, merges and checks. Throws ConfigError with every error found.
 Experiment load_experiment(const ExperimentRequest& request, Catalog& catalog);
 
-/// The resolved experiment as YAML with each value's origin as a comment, for --print-config.
-std::string print_with_origins(const ExperimentRequest& request, Catalog& catalog);
+/// The core's own sections of an experiment by path, outer ones before inner ones; "" is the top.
+const std::vector<std::pair<std::string, Schema>>& core_sections();
 
 }  // namespace dsv3

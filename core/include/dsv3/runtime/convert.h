@@ -1,4 +1,4 @@
-// Models out to Hugging Face folders, and in from them.
+// Export of models to Hugging Face folders, and import from them.
 #pragma once
 
 #include <cstdint>
@@ -11,12 +11,12 @@
 namespace dsv3 {
 
 struct ExportRequest {
-  std::filesystem::path model;   ///< whatever open_stored_model takes
-  std::filesystem::path folder;  ///< to be made; must not be there
-  std::string format;            ///< a format plugin; empty: the first that can express the model
-  bool mtp = true;               ///< false: MTP modules are left out
-  std::string dtype = "auto";    ///< auto (as it was imported, else fp32) | fp32 | bf16
-  int64_t shard_bytes = int64_t{5} << 30;  ///< largest file of weights; 0 = no limit
+  std::filesystem::path model;   ///< anything that open_stored_model accepts
+  std::filesystem::path folder;  ///< to create; must not exist
+  std::string format;          ///< a format plugin; empty: the first one that can express the model
+  bool mtp = true;             ///< false: MTP modules are left out
+  std::string dtype = "auto";  ///< auto (as imported, else fp32) | fp32 | bf16
+  int64_t shard_bytes = int64_t{5} << 30;  ///< largest weights file; 0 = no limit
   std::string tokenizer;                   ///< as LoadRequest::tokenizer
 };
 
@@ -27,12 +27,12 @@ struct ExportResult {
 };
 
 /// Writes config.json, generation_config.json, safetensors, the tokenizer's files and dsv3.json.
-/// On error nothing is left. Throws dsv3::Error: ExitCode::usage when no format can express the
-/// model, with the reasons of each.
+/// Leaves nothing behind on error. Throws dsv3::Error: ExitCode::usage when no format can express
+/// the model, with the reasons of each.
 ExportResult export_model(const ExportRequest& request, Plugins& plugins);
 
 /// Writes the model of a Hugging Face folder as a checkpoint with an experiment.yaml to train it
-/// with; `checkpoint` must not be there. On error nothing is left. Returns what there is to know.
+/// with; `checkpoint` must not exist. Leaves nothing behind on error. Returns notes for the user.
 std::vector<std::string> import_model(const std::filesystem::path& folder,
                                       const std::filesystem::path& checkpoint, Plugins& plugins);
 

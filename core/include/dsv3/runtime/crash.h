@@ -1,16 +1,16 @@
-// What a process leaves to read when a plugin takes it down.
+// Reports which component a process crashed in.
 #pragma once
 
 #include <filesystem>
 
 namespace dsv3 {
 
-/// While one lives, a process that dies of a fault signal (SIGSEGV, SIGBUS, SIGFPE, SIGILL,
-/// SIGABRT), of std::terminate, or by exit() writes one line to stderr that names the component it
-/// was in, the optimizer step, the place in the experiment and the library; and so does the run's
-/// status.json. The signal's own effect stays (core dump, exit status); exit() and quick_exit() end
-/// with ExitCode::plugin instead of what was passed to them. _exit() cannot be seen. Make it in
-/// main, before plugins are loaded, on the thread that trains.
+/// While one lives, a process that ends by a fault signal (SIGSEGV, SIGBUS, SIGFPE, SIGILL,
+/// SIGABRT), by std::terminate, or by exit() inside a component prints one line to stderr that
+/// names the component, the optimizer step, the component's origin and its library, and writes the
+/// same message to the run's status.json. The signal keeps its effect (core dump, exit status).
+/// exit() and quick_exit() end with ExitCode::plugin instead of their argument; _exit() cannot be
+/// seen. Construct it in main, on the thread that trains, before plugins are loaded.
 class CrashReports {
  public:
   CrashReports();
@@ -19,7 +19,10 @@ class CrashReports {
   CrashReports& operator=(const CrashReports&) = delete;
 };
 
-/// A crash from now on is told in this status.json; an empty path: in none.
+/// From now on a crash also prints a backtrace to stderr.
+void print_backtraces();
+
+/// From now on a crash is reported in this status.json; in none when the path is empty.
 void report_crashes_to(const std::filesystem::path& status);
 
 }  // namespace dsv3

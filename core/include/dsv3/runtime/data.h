@@ -1,10 +1,16 @@
-// Batches for the trainer, made ahead of time; and text made into token shards.
+// Batches loaded ahead of the trainer, and text turned into token shards.
 #pragma once
 
+#include <condition_variable>
 #include <cstdint>
+#include <deque>
+#include <exception>
 #include <filesystem>
 #include <memory>
+#include <mutex>
+#include <stop_token>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <dsv3/sdk/data.h>
@@ -13,37 +19,55 @@
 
 namespace dsv3 {
 
-/// Takes batches from a Data on a thread of its own. For one user thread; nobody else may use the
-/// Data.
+/// Reads batches from a Data on its own thread. Only one thread may use a Loader, and nothing else
+/// may use its Data.
 class Loader {
  public:
-  /// `depth`: batches made ahead; 0 = no thread (validation).
-  explicit Loader(std::shared_ptr<Data> data, int64_t depth = 4);
-  ~Loader();
+  /// `context`: what `data` was constructed with; batches are checked against it. `depth`: how many
+  /// batches to load ahead; 0 = load in next(), without a thread (validation).
+  Loader(std::shared_ptr<Data> data, DataContext context, int64_t depth = 4);
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;
 
-  /// The next batch; undefined tokens at the end, also when called again. What the Data threw is
-  /// thrown here, after the batches before it, and again by every later call until load_state.
+  /// Returns the next batch; its tokens are undefined at the end of the stream and in every later
+  /// call. Throws what the Data threw, once the batches before the error are returned, and again in
+  /// every later call until load_state().
   Batch next();
-  /// Where the stream stands after the last batch that next() returned: what was made ahead does
-  /// not count.
-  Json state() const;
-  /// Goes on from a state; drops what was made ahead, and errors.
+  /// Position after the last batch that next() returned; batches loaded ahead do not count.
+  const Json& state() const { return state_; }
+  /// Continues from a saved position; drops batches loaded ahead, and errors.
   void load_state(const Json& state);
-  /// Seconds that next() waited, since construction.
-  double wait_seconds() const;
+  /// Seconds that next() has waited since construction.
+  double wait_seconds() const { return wait_seconds_; }
 
  private:
-  class Queue;
-  std::unique_ptr<Queue> queue_;
+  struct Loaded {
+    Batch batch;
+    Json state;  // after the batch
+  };
+  Loaded load();
+  Batch hand_out(Loaded loaded);
+  void run(std::stop_token stop);
+
+  std::shared_ptr<Data> data_;
+  DataContext context_;
+  int64_t depth_;
+  Json state_;  // after the last batch handed out
+  double wait_seconds_ = 0;
+
+  std::mutex mutex_;  // guards what follows while the thread runs
+  std::condition_variable_any changed_;
+  std::deque<Loaded> ready_;
+  bool ended_ = false;  // the stream ended or threw; nothing follows ready_
+  std::exception_ptr error_;
+  std::jthread thread_;  // last: joined before the other members are destroyed
 };
 
-/// What `dsv3 data prepare` is asked for.
+/// Arguments of `dsv3 data prepare`.
 struct PrepareRequest {
   std::vector<std::string> inputs;  ///< files and folders of text
   TextFormat format;
-  std::filesystem::path out;          ///< made; must not exist yet, or be empty
+  std::filesystem::path out;          ///< created; must not exist yet, or be empty
   int64_t shard_tokens = 50'000'000;  ///< a shard ends with the document that reaches this
   std::shared_ptr<const Tokenizer> tokenizer;
 };
@@ -53,13 +77,13 @@ struct PrepareResult {
   uint64_t text_bytes = 0;
 };
 
-/// Tokenises text into shards that the `tokens` data plugin reads, all at once or not at all:
-/// everything is written to a neighbour of `out`, which is renamed. Documents keep their order and
-/// the hash that splits them, so that training on shards sees the same rows as training on the
-/// text. Throws dsv3::Error (ExitCode::data).
+/// Tokenizes text into shards that the `tokens` data plugin reads, atomically: it writes a
+/// temporary folder beside `out` and renames it. Documents keep their order and the hash that
+/// splits them, so training on shards sees the same rows as training on the text. Throws
+/// dsv3::Error (ExitCode::data).
 PrepareResult prepare_tokens(const PrepareRequest& request);
 
-/// What a token file or a folder of them holds, in plain lines. Throws dsv3::Error on damaged
+/// Describes a token file, or each one in a folder, in plain lines. Throws dsv3::Error for damaged
 /// files.
 std::string inspect_tokens(const std::string& path);
 

@@ -1,4 +1,4 @@
-// How good a stored model is: loss and bits per byte on text, accuracy on multiple choice.
+// Evaluation of a stored model: loss and bits per byte on text, accuracy on multiple choice.
 #pragma once
 
 #include <cstdint>
@@ -12,51 +12,51 @@
 
 namespace dsv3 {
 
-/// What `dsv3 eval` is asked for. With no text, shards and choices: the validation split of the
-/// experiment that the model was trained by, as training itself validates.
+/// Arguments of `dsv3 eval`. Without text, shards and choices it evaluates on the validation split
+/// of the experiment that trained the model, exactly as training does.
 struct EvalRequest {
   LoadRequest model;
-  std::vector<std::string> text;     ///< files and folders, a score each
-  std::vector<std::string> shards;   ///< token files and folders of them, a score each
-  std::vector<std::string> choices;  ///< .jsonl files in HellaSwag's format, a score each
+  std::vector<std::string> text;     ///< files and folders, one score each
+  std::vector<std::string> shards;   ///< token files and folders of them, one score each
+  std::vector<std::string> choices;  ///< .jsonl files in HellaSwag's format, one score each
   TextFormat format;                 ///< of `text`
   int64_t sequence = 0;              ///< T, longest input in tokens; 0 = the experiment's
-  int64_t batch = 8;                 ///< rows of T tokens in a forward
+  int64_t batch = 8;                 ///< rows of T tokens per forward
   int64_t limit = 0;                 ///< documents or questions of each source; 0 = all
 };
 
-/// Cross-entropy on documents. A document is its tokens with the end-of-text id behind them, as in
-/// training, cut into windows of T predictions; each window starts with the last token of the one
-/// before and sees nothing else of it. So every token after a document's first is predicted once,
-/// and a document's loss depends on nothing but itself and T. (Of the validation split: packed rows
-/// as in training, one pass.)
+/// Cross-entropy on documents. A document is its tokens followed by the end-of-text id, as in
+/// training, cut into windows of T predictions. Each window starts with the last token of the
+/// previous one and sees nothing else of it, so every token after a document's first is predicted
+/// once, and a document's loss depends only on the document and T. (The validation split is one
+/// pass over packed rows, as in training.)
 struct TextScore {
   std::string source;
-  std::optional<int64_t> documents;  ///< absent: of packed rows they are not counted
+  std::optional<int64_t> documents;  ///< absent for packed rows
   int64_t tokens = 0;                ///< predicted, end-of-text ids included
   double nats = 0;                   ///< their cross-entropy
-  /// Bytes of the text that was predicted, of a document all but the first token's; end-of-text ids
-  /// have none. Absent without a tokenizer.
+  /// Bytes of the predicted text: all of a document but its first token's; end-of-text ids have
+  /// none. Absent without a tokenizer.
   std::optional<int64_t> bytes;
-  double text_nats = 0;  ///< cross-entropy of predicted tokens that are text: no end-of-text ids
+  double text_nats = 0;  ///< cross-entropy of the predicted tokens without end-of-text ids
 
-  double loss() const { return nats / static_cast<double>(tokens); }  ///< nats a token
+  double loss() const { return nats / static_cast<double>(tokens); }  ///< nats per token
   std::optional<double> bits_per_byte() const;  ///< text_nats / ln 2 / bytes; absent without bytes
 };
 
-/// One question and what the model makes of its answers.
+/// One question and the likelihoods of its endings.
 struct Question {
   int64_t label = 0;
-  std::vector<double> log_likelihoods;  ///< nats, of each ending behind the context
+  std::vector<double> log_likelihoods;  ///< nats, of each ending after the context
   std::vector<int64_t> bytes;           ///< of each ending, without the space before it
-  /// The most likely ending; `normalised`: by log-likelihood over bytes. The first of equals.
+  /// The most likely ending, the first of equals. `normalised`: by log-likelihood per byte.
   size_t choice(bool normalised) const;
 };
 
 struct ChoiceScore {
   std::string source;
   std::vector<Question> questions;
-  int64_t truncated = 0;  ///< endings whose context lost its start, to fit T tokens
+  int64_t truncated = 0;  ///< endings whose context was truncated at its start to fit T tokens
   double accuracy(bool normalised) const;
 };
 
@@ -68,11 +68,12 @@ struct Evaluation {
   std::vector<ChoiceScore> choices;
 };
 
-/// Throws dsv3::Error: ExitCode::data for broken, missing or empty inputs and ids that the model
-/// does not have, ExitCode::usage when text is given and the model has no tokenizer.
+/// Throws dsv3::Error: ExitCode::data for invalid, missing or empty inputs and for ids outside the
+/// vocabulary, ExitCode::usage when text is given and the model has no tokenizer.
 Evaluation evaluate(const EvalRequest& request, Plugins& plugins);
 
-/// One object with all of it; numbers that are not finite as in number_to_json.
+/// The whole evaluation as one object; numbers that are not finite are written as by
+/// number_to_json.
 Json to_json(const Evaluation& evaluation);
 
 }  // namespace dsv3

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,21 +12,50 @@
 
 namespace dsv3 {
 
-/// Where a value came from: a file position, "command line", "default" ...
+/// Where a value came from: a position in a file, or a layer such as "command line" or "default".
 struct Origin {
-  std::string source;        ///< file name, or words such as "command line"
-  int line = 0, column = 0;  ///< 1-based; 0 = not a file position
-  std::string text() const;  ///< "file:line:col" or the words
+  std::string source;        ///< file name, or the layer's label
+  int line = 0, column = 0;  ///< 1-based; line 0 = not in a file
+  std::string setting = {};  ///< of a layer that is not a file: "train.steps=7", where `column` is
+
+  std::string text() const;       ///< "file:line:col" or the label
+  std::string full_text() const;  ///< the same, or "command line: train.steps=7"
+};
+
+/// One value of a resolved experiment, defaults included.
+struct ResolvedValue {
+  std::string path;   ///< "train.steps", "optimizer.0.lr"
+  OptionValue value;  ///< std::monostate = unset
+  Origin origin;
+  /// YAML written in place of the value: a word such as `auto`, or text with ${env:NAME}, whose
+  /// value is never stored or printed. Empty = the value itself is written.
+  std::string written = {};
+
+  /// The value on one line, as YAML.
+  std::string yaml() const;
+};
+
+/// All values of a checked experiment, in the order in which they are written.
+struct Resolved {
+  std::vector<ResolvedValue> values;
+
+  /// nullptr = no value at this path.
+  const ResolvedValue* find(const std::string& path) const;
+  /// Replaces the value at `path`, which must exist.
+  void set(const std::string& path, OptionValue value, Origin origin);
+  /// YAML that loads again as an equal experiment. With `origins`, a comment after each value names
+  /// its origin.
+  std::string yaml(bool origins = false) const;
 };
 
 /// A named component with checked options.
 struct ComponentSpec {
   Kind kind = Kind::attention;
   std::string plugin;
-  OptionValues
-      options;  ///< only what some layer of the experiment set; defaults stay with the plugin
-  std::string library;  ///< from `library:`, absolute; else empty
-  Origin origin;        ///< of the plugin's name
+  OptionValues options;  ///< only what the experiment sets; the plugin holds its defaults
+  std::string library;   ///< from `library:`, absolute; else empty
+  Origin origin;         ///< of the plugin's name
+  std::string path;      ///< in the experiment: "model.attention", "optimizer.1"
 };
 
 /// A component for layers first..last (inclusive; MTP modules repeat the last layer's).
@@ -37,10 +67,9 @@ struct LayerRange {
 struct ModelOptions {
   int64_t hidden = 256;
   int64_t layers = 4;
-  int64_t vocab = 0;  ///< 0 = `auto`, the tokenizer's size
+  std::optional<int64_t> vocab;  ///< unset = the tokenizer's size
   bool tied_head = false;
-  std::string recompute = "none";        ///< none | full: activation checkpointing per block
-  std::string conventions = "deepseek";  ///< implementation whose conventions unset options have
+  std::string recompute = "none";  ///< none | full: activation checkpointing per block
   static void describe(OptionSchema<ModelOptions>& s);
 };
 struct NormOptions {
@@ -50,8 +79,8 @@ struct NormOptions {
   static void describe(OptionSchema<NormOptions>& s);
 };
 struct LossOptions {
-  double z = 0;       ///< weight of log(Z)^2
-  int64_t chunk = 0;  ///< rows of logits held at once; 0 = chosen by the operator
+  double z = 0;                  ///< weight of log(Z)^2
+  std::optional<int64_t> chunk;  ///< rows of logits held at once; unset = the operator chooses
   static void describe(OptionSchema<LossOptions>& s);
 };
 struct InitOptions {
@@ -68,13 +97,15 @@ struct MtpOptions {
   static void describe(OptionSchema<MtpOptions>& s);
 };
 struct TrainOptions {
-  int64_t steps = 0, tokens = 0;  ///< exactly one is set
-  int64_t batch = 8, micro_batch = 0 /* 0 = auto: the batch */, sequence = 256;
+  std::optional<int64_t> steps, tokens;  ///< exactly one is set
+  int64_t batch = 8;
+  std::optional<int64_t> micro_batch;  ///< unset = a rank's whole share of the batch
+  int64_t sequence = 256;
   double clip = 1.0;               ///< 0 = off
   std::string precision = "auto";  ///< auto | fp32 | bf16
   int64_t seed = 1;
   int64_t log_every = 10;
-  int64_t threads = 0;              ///< intra-op threads, 0 = all cores
+  std::optional<int64_t> threads;   ///< intra-op threads; unset = all cores
   std::string device = "auto";      ///< auto | cpu | cuda
   std::string ops = "fused";        ///< fused | reference
   std::string not_finite = "stop";  ///< stop | skip
@@ -82,7 +113,7 @@ struct TrainOptions {
 };
 struct ValidationOptions {
   int64_t every = 0;     ///< 0 = only before the first and after the last step
-  int64_t batches = 20;  ///< of train.batch sequences; fewer when the held-out text ends
+  int64_t batches = 20;  ///< of train.batch sequences; fewer when the held-out set is smaller
   double share = 0.01;
   static void describe(OptionSchema<ValidationOptions>& s);
 };
@@ -102,7 +133,7 @@ struct CheckpointOptions {
 
 /// One optimizer group, in order of the experiment; the first match owns a parameter.
 struct OptimizerGroup {
-  std::string name;                ///< unique; made from plugin and roles unless given
+  std::string name;                ///< unique; derived from plugin and roles unless given
   std::vector<std::string> roles;  ///< empty = every role
   std::string match;               ///< std::regex (ECMAScript) over full names; empty = all
   ComponentSpec component;
@@ -125,17 +156,21 @@ struct Experiment {
   SamplesOptions samples;
   CheckpointOptions checkpoint;
   std::vector<ComponentSpec> tracker;
+  /// Of kinds that no field above holds.
+  std::map<Kind, std::vector<ComponentSpec>> others;
   std::string output = "runs";  ///< machine default: where run folders go
   std::string log_level = "info";
   std::string hub_endpoint;  ///< machine default: address of the hub
   /// "<kind>.<plugin>.<option>" or the core's path -> value, defaults included:
   /// "position.rope.layout" -> "interleaved", "model.norm.place" -> "pre". A second component of
-  /// the same plugin with another value has its place behind: "feed_forward.moe.score (layers
-  /// 2-11)".
+  /// the same plugin with another value adds its place: "feed_forward.moe.score (layers 2-11)".
   std::map<std::string, std::string> conventions;
-  std::string resolved;  ///< the merged tree as YAML, defaults of plugins included; loads again as
-                         ///< an equal experiment. What came from ${env:NAME} stays that reference.
-  std::vector<std::string> notes;  ///< e.g. options dropped when a plugin was swapped
+  Resolved resolved;               ///< the merged experiment, defaults of plugins included
+  std::vector<std::string> notes;  ///< such as options dropped when a layer changed a plugin
+
+  /// Origin of the resolved value at `path`, such as "train.steps" or "optimizer.0.lr"; "default"
+  /// for a path without a value.
+  Origin origin(const std::string& path) const;
 };
 
 }  // namespace dsv3

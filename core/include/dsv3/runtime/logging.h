@@ -1,4 +1,4 @@
-// Where log lines go: set up by programs, used through dsv3/sdk/log.h.
+// Where log lines go: configured by programs, used through dsv3/sdk/log.h.
 #pragma once
 
 #include <filesystem>
@@ -9,30 +9,30 @@
 
 namespace dsv3 {
 
-/// Also writes every line from now on, debug lines included, to `path`: rotated at 10 MiB, two
-/// older files kept (run.log, run.1.log, run.2.log). Replaces the file opened before. Throws
+/// Also writes all further lines, including debug lines, to `path`, which is rotated at 10 MiB and
+/// keeps two older files (run.log, run.1.log, run.2.log). Replaces the file opened before. Throws
 /// dsv3::Error when it cannot be opened.
 void open_log_file(const std::filesystem::path& path);
 /// Flushes and closes the log file, if any.
 void close_log_file();
 
-/// Least level that the terminal shows; `info` at the start.
+/// Lowest level that the terminal shows; `info` by default.
 void set_log_level(log::Level level);
-/// The same by name: debug, info, warning, error. Throws dsv3::Error (ExitCode::usage) on other
-/// words.
+/// The same by name: debug, info, warning or error. Throws dsv3::Error (ExitCode::usage) for other
+/// names.
 void set_log_level(const std::string& name);
 
-/// Brings all lines written so far to the terminal and the disk's cache.
+/// Flushes all lines written so far to the terminal and the file.
 void flush_log();
 
-/// For a one-line progress display: `before` takes it off the terminal ahead of a log line, `after`
-/// puts it back. Called on the thread that logs, one line at a time; they must not log. Pass {} to
-/// take off.
+/// For a one-line progress display: `before` clears it before a log line is written, `after` draws
+/// it again. They are called on the thread that logs, one line at a time, and must not log. Pass {}
+/// to remove the hooks.
 void set_progress_hooks(std::function<void()> before, std::function<void()> after);
 
-/// An error as programs print it: "error: " in front, unless `what` is a checker's text, which
-/// carries that word behind its own places; and below a line that names a place in a file,
-/// FILE:LINE:COLUMN, that file's line with a caret.
+/// An error as programs print it: prefixed with "error: ", unless it is a checker's message, which
+/// has that word after its own positions. Below each line that names a position,
+/// FILE:LINE:COLUMN, it shows that line of the file with a caret.
 std::string error_text(const std::string& what);
 
 }  // namespace dsv3

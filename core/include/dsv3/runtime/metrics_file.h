@@ -1,4 +1,4 @@
-// metrics.jsonl: one flat JSON object a line, only ever appended to.
+// metrics.jsonl: one flat JSON object per line, append-only.
 #pragma once
 
 #include <cstdint>
@@ -13,24 +13,24 @@
 namespace dsv3 {
 
 /// The line of an event, with its newline: {"step": 10, "tokens": 81920, "time": 1764000000.123,
-/// "train/loss": 5.1, ...}. Numbers read back as the same double; NaN and infinities are the
-/// strings of number_to_json.
+/// "train/loss": 5.1, ...}. Numbers read back as the same double; NaN and infinities are written as
+/// by number_to_json.
 std::string metrics_line(const Event& event);
 
 /// Writes metrics.jsonl; not thread-safe. Each line is one write(2), so a killed process leaves at
-/// most one torn line, which the next opening drops.
+/// most one torn line, which the next constructor removes.
 class MetricsFile {
  public:
-  /// Opens or creates `path` and goes on behind its last whole line.
+  /// Opens or creates `path` and continues after its last whole line.
   explicit MetricsFile(std::filesystem::path path);
 
   /// Appends a line and sets `event.id` to its number, from 0. Returns false and writes nothing
-  /// when the file has the line already, because a resumed run computes a step again: for steps
-  /// before the last, and at the last step for events whose first metric is already there (training
-  /// and validation may each write a line for one step).
+  /// when the file already has the line because a resumed run repeats a step: for steps before the
+  /// last one, and at the last step for events whose first metric it already has (training and
+  /// validation may each write a line for the same step).
   bool append(Event& event);
-  /// fsync; before a checkpoint, so that a power cut does not lose lines that the checkpoint is
-  /// behind.
+  /// Calls fsync. Before a checkpoint is saved, so that a power cut does not lose the lines before
+  /// it.
   void sync();
 
   int64_t last_step() const { return last_step_; }  ///< -1: no line yet
@@ -40,7 +40,7 @@ class MetricsFile {
   void reopen();
 
   std::filesystem::path path_;
-  std::optional<fs::Writer> writer_;  // none after a failed write, whose torn line is dropped first
+  std::optional<fs::Writer> writer_;  // empty after a failed write: reopen() removes its torn line
   int64_t last_step_ = -1, lines_ = 0;
   std::set<std::string> at_last_step_;  // first metrics of the last step's lines
 };

@@ -16,86 +16,86 @@
 
 namespace dsv3 {
 
-/// What one training micro-batch is divided by; the same for all micro-batches of a step.
+/// Divisors of a training micro-batch's loss, equal for all micro-batches of a step.
 struct LossScale {
   double main_targets = 1;          ///< valid main targets of the step, all ranks and micro-batches
-  std::vector<double> mtp_targets;  ///< the same for each MTP depth
+  std::vector<double> mtp_targets;  ///< valid targets of each MTP depth
   int64_t sequences = 1;            ///< rows of the step
 };
 
-/// Valid targets of one micro-batch: main first, then a number for each MTP depth.
+/// Valid targets of one micro-batch: of the main model, then of each MTP depth.
 std::vector<int64_t> count_targets(const Batch& batch, int64_t mtp_depth);
 
-/// Sums of cross-entropy over this micro-batch, already divided; fp32 scalars on the device.
+/// Divided sums of cross-entropy over one micro-batch; fp32 scalars on the device.
 struct LossParts {
   at::Tensor total;  ///< differentiable: main + weighted MTP (+ z)
   at::Tensor main;   ///< detached, without z
   at::Tensor mtp;    ///< detached mean over depths, unweighted; undefined without MTP
 };
 
-/// New tokens of a batch of texts, row behind row, without padding.
+/// New tokens of a batch of texts, row after row, without padding.
 struct NewTokens {
-  std::vector<int64_t> tokens;  ///< N
-  std::vector<int64_t> counts;  ///< of each row, 0 allowed; their sum is N
-  std::vector<int64_t> wanted;  ///< places in `tokens` whose logits are asked for; may be empty
+  std::vector<int64_t> tokens;     ///< N
+  std::vector<int64_t> counts;     ///< new tokens of each row, may be 0; their sum is N
+  std::vector<int64_t> logits_at;  ///< indices into `tokens` whose logits are computed
 };
 
-/// What a model says about new tokens.
+/// A model's outputs for new tokens.
 struct Extended {
-  at::Tensor logits;  ///< fp32 [wanted, V]
-  at::Tensor hidden;  ///< [N, D] for the next MTP module, normed or raw as `mtp.input` says;
-                      ///< undefined when there is none
+  at::Tensor logits;  ///< fp32 [logits_at, V]
+  at::Tensor hidden;  ///< [N, D], input of the next MTP module, normed or raw as `mtp.input` says;
+                      ///< undefined without a next module
 };
 
-/// Where a model gets its components. A layer of `dims.layers` or more is an MTP module's, built as
-/// the last layer is. Plugins stand behind it in a run; tests put their own classes in.
+/// Creates a model's components: from plugins in a run, from other classes in tests. Layers from
+/// `dims.layers` on belong to MTP modules, which have the components of the last layer.
 struct ModelFactory {
   std::function<std::shared_ptr<Attention>(const LayerContext&)> attention;
   std::function<std::shared_ptr<FeedForward>(const LayerContext&)> feed_forward;
   std::function<std::shared_ptr<Position>(const PositionContext&)> position;
 };
-/// Components as the experiment names them. Keeps a reference to `plugins`.
+/// Creates the components that the experiment names. Stores a reference to `plugins`.
 ModelFactory factory_of(const Experiment& experiment, Plugins& plugins);
 
 class Model {
  public:
-  /// Builds on `device` (meta: nothing allocated) with parameters of `dtype`, uninitialised.
+  /// Builds on `device` (meta allocates nothing) with uninitialised parameters of `dtype`.
   Model(const Experiment& experiment, int64_t vocab, Plugins& plugins, at::Device device,
         at::ScalarType dtype = at::kFloat, ParallelContext parallel = {});
   Model(const Experiment& experiment, int64_t vocab, const ModelFactory& factory, at::Device device,
         at::ScalarType dtype = at::kFloat, ParallelContext parallel = {});
   ~Model();
 
-  /// Fills first values from (seed, name) in place, for use without a strategy.
+  /// Fills in initial values from (seed, name) in place, for use without a strategy.
   void initialise(uint64_t seed);
 
-  /// Fills first values unit by unit from (seed, name) and hands each unit to the strategy.
-  /// `group_of` maps a parameter to its optimizer group. After it, parameters live in the strategy.
+  /// Fills in initial values from (seed, name) unit by unit and passes each unit to the strategy,
+  /// which owns the parameters from then on. `group_of` maps a parameter to its optimizer group.
   void adopt(Strategy& strategy, uint64_t seed,
              const std::function<int(const Parameter&)>& group_of);
 
-  /// Forward of one training micro-batch up to the loss. `again`: the batch was seen before, so
-  /// layers count nothing.
-  LossParts loss(const Batch& batch, const LossScale& scale, bool again = false);
-  /// Sum of the main cross-entropy over valid targets, no grad: {sum, targets}.
+  /// Forward of one training micro-batch up to the loss. If `recompute`, the batch has been counted
+  /// before and layers do not count it.
+  LossParts loss(const Batch& batch, const LossScale& scale, bool recompute = false);
+  /// Sum of the main cross-entropy over valid targets, and their number. No grad.
   std::pair<double, int64_t> evaluate(const Batch& batch);
-  /// Generation, no grad: appends new tokens to the rows of `caches` (of make_caches); positions go
-  /// on from what a row holds. MTP modules' caches are left alone.
+  /// Generation, no grad: appends new tokens to the rows of `caches` (from make_caches), at
+  /// positions after the tokens that a row holds. Does not change the caches of MTP modules.
   Extended extend(const NewTokens& added, std::vector<KvCache>& caches);
-  /// The same by MTP module `module`, 0 the first, and its cache: token t + module + 1 and what the
-  /// module before (extend for the first) said of position t lead to logits of token t + module +
-  /// 2. `hidden` [N, D].
+  /// Generation by MTP module `module` (0 is the first) with its cache: token t + module + 1 and
+  /// `hidden` [N, D] of position t, from the module before (from extend() for the first), give
+  /// logits of token t + module + 2.
   Extended extend_mtp(size_t module, const NewTokens& added, const at::Tensor& hidden,
                       std::vector<KvCache>& caches);
-  /// fp32 [B, T] on the host: cross-entropy in nats of `targets` int64 [B, T] (-1 = not asked: 0)
-  /// behind the first T tokens of each row, no grad.
+  /// fp32 [B, T] on the host: cross-entropy in nats of `targets` int64 [B, T] (0 where the target
+  /// is -1) after the first T tokens of each row. No grad.
   at::Tensor token_losses(const Batch& batch, const at::Tensor& targets);
-  /// fp32 logits [B, T, V], no grad.
+  /// fp32 logits [B, T, V]. No grad.
   at::Tensor logits(const at::Tensor& tokens);
-  /// fp32 logits of the MTP modules [depth, B, T, V], no grad. Module k at position t sees token
-  /// t + k + 1 and predicts token t + k + 2; where that input is beyond the row's end: NaN.
+  /// fp32 logits of the MTP modules [depth, B, T, V]. No grad. Module k at position t receives
+  /// token t + k + 1 and predicts token t + k + 2; NaN where that input is beyond the row's end.
   at::Tensor mtp_logits(const at::Tensor& tokens);
-  /// Empty caches, one a layer, MTP modules last.
+  /// Empty caches, one per layer, MTP modules last.
   std::vector<KvCache> make_caches(int64_t rows) const;
 
   const ParameterStore& store() const;
@@ -106,19 +106,19 @@ class Model {
   /// Units in the order of adopt(), for estimates.
   std::vector<UnitSpec> units(const std::function<int(const Parameter&)>& group_of) const;
 
-  struct Parts;  ///< of core/src/model only
+  struct Parts;  ///< internal to core/src/model
 
  private:
   std::unique_ptr<Parts> parts_;
 };
 
-/// Fills `tensor` (any device, fp32 or wider) for (seed, name): a value depends on seed, name and
-/// its index only (Philox counters). `tensor` holds the parameter's elements from `first` on, so
-/// that a piece of a sharded parameter gets the values it has in the whole.
+/// Fills `tensor` (any device, fp32 or wider) with initial values that depend on seed, name and
+/// element index only (Philox counters). `tensor` holds the parameter's elements from `first` on,
+/// so that a shard receives the values that it has in the whole parameter.
 void initialise(at::Tensor& tensor, const std::string& name, const Init& init, double default_std,
                 uint64_t seed, int64_t first = 0);
 
-/// Parameter counts and work of one token, printed by --dry-run and by the start of a run.
+/// Parameter counts and work per token, printed by --dry-run and at the start of a run.
 struct ModelFigures {
   struct Part {
     std::string name;
@@ -126,7 +126,7 @@ struct ModelFigures {
     double active = 0;
   };
   std::vector<Part> parts;  ///< embedding, attention, feed_forward, norms, head, mtp
-  int64_t total = 0, total_without_embeddings = 0;  ///< "without": no embedding, head and MTP
+  int64_t total = 0, total_without_embeddings = 0;  ///< "without" also excludes head and MTP
   double active = 0, active_without_embeddings = 0;
   double flops_per_token = 0;  ///< forward + backward, non-causal attention
   double flops_per_token_causal = 0;

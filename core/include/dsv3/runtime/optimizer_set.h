@@ -1,5 +1,5 @@
-// The optimizers of a run: which group owns which parameter, the state they keep, and how both go
-// into and out of checkpoints.
+// The optimizers of a run: which group owns which parameter, their state, and how both are saved in
+// and loaded from checkpoints.
 #pragma once
 
 #include <map>
@@ -17,7 +17,7 @@
 
 namespace dsv3 {
 
-/// A group of the experiment with its optimizer.
+/// An optimizer group of the experiment and its optimizer.
 struct OptimizerMember {
   OptimizerGroup spec;
   std::shared_ptr<Optimizer> optimizer;
@@ -28,40 +28,40 @@ using TensorViews = std::map<std::string, safetensors::View>;
 
 class OptimizerSet {
  public:
-  /// Makes the experiment's optimizers and gives each parameter to the first group that matches its
-  /// role and, where `match` is set, has the expression somewhere in its full name. Throws
-  /// dsv3::Error (ExitCode::usage), naming groups and parameters, when a group owns nothing, a
-  /// parameter is owned by none, or an optimizer of matrices gets a vector.
+  /// Creates the experiment's optimizers and assigns each parameter to the first group whose roles
+  /// include its role and whose `match`, if set, is found in its full name. Throws dsv3::Error
+  /// (ExitCode::usage), naming groups and parameters, when a group owns nothing, no group owns a
+  /// parameter, or an optimizer of matrices owns a vector.
   OptimizerSet(const Experiment& experiment, Plugins& plugins, const ParameterStore& store);
-  /// The same with optimizers that are made already.
+  /// The same with existing optimizers.
   OptimizerSet(std::vector<OptimizerMember> members, const std::vector<Parameter>& parameters);
 
   /// Index of the group that owns `parameter`.
   int group_of(const Parameter& parameter) const;
-  /// "optimizer 'adamw' (nano.yaml:15:5)", the one that updates the parameter.
+  /// The optimizer that updates a parameter: "optimizer 'adamw' (nano.yaml:15:5)".
   std::string owner_of(const std::string& parameter) const;
-  /// What Strategy::ready() takes.
+  /// The groups as Strategy::ready() takes them.
   std::vector<GroupSpec> specs() const;
 
-  /// Makes zeroed state for every range that `strategy` will hand out here. After
+  /// Creates zeroed state for every range that `strategy` updates on this rank. Call it after
   /// Strategy::ready().
   void bind(Strategy& strategy);
-  /// One applied update of all groups. `update` counts them from 1; `factor` is the schedule's.
+  /// Applies one update to all groups. `update` counts from 1; `factor` is the schedule's.
   void step(Strategy& strategy, int64_t update, double factor);
 
-  /// Group name and its learning rate under `factor`.
+  /// Each group's name and its learning rate times `factor`.
   std::vector<std::pair<std::string, double>> learning_rates(double factor) const;
-  /// Table of the groups: optimizer, learning rate, tensors and parameters; with `verbose` also a
-  /// line for each parameter: its optimizer, learning rate, shape and matrices.
+  /// A table of the groups: optimizer, learning rate, tensors and parameters. With `verbose`, also
+  /// a line for every parameter: optimizer, learning rate, shape and matrices.
   std::string plan(bool verbose = false) const;
-  /// Bytes of optimizer state: of this rank after bind(), before it of a single rank.
+  /// Bytes of optimizer state: on this rank after bind(), on a single rank before it.
   int64_t state_bytes() const;
 
   /// Adds the state as "optimizer/<slot>/<parameter>", pieces of a parameter as ".../<first
-  /// element>". The views point into what is returned: keep it until they are written.
+  /// element>". The views point into the returned tensors, which must outlive them.
   [[nodiscard]] std::vector<at::Tensor> save(TensorViews& views) const;
   /// Overwrites the state of all ranges, bit for bit. Throws dsv3::Error (ExitCode::checkpoint)
-  /// when one is missing or has another shape or dtype. Other keys are left alone.
+  /// when one is missing or has another shape or dtype. Ignores other keys.
   void load(const TensorViews& views);
 
  private:
@@ -78,20 +78,20 @@ class OptimizerSet {
   };
   using RangeKey = std::pair<std::string, int64_t>;  // parameter, first element
 
-  void assign(const std::vector<Parameter>& parameters);
-  /// Throws when groups and parameters do not fit together.
+  /// Throws when groups and parameters do not match.
   void check(const std::vector<Parameter>& unowned, const std::vector<bool>& matched) const;
 
   std::vector<OptimizerMember> members_;
-  std::vector<Owned> owned_;             // in the order of declaration
+  std::vector<Owned> owned_;             // in order of declaration
   std::map<std::string, int> group_of_;  // by parameter name
   std::map<RangeKey, State> states_;
 };
 
-/// Adds the strategy's master values as "model/<parameter>". Keep what is returned until the views
-/// are written.
+/// Adds the strategy's master values as "model/<parameter>". The views point into the returned
+/// tensors, which must outlive them.
 [[nodiscard]] std::vector<at::Tensor> save_parameters(Strategy& strategy, TensorViews& views);
-/// Overwrites the strategy's master values bit for bit and tells it. Errors as OptimizerSet::load.
+/// Overwrites the strategy's master values bit for bit and calls Strategy::loaded(). Errors as in
+/// OptimizerSet::load.
 void load_parameters(Strategy& strategy, const TensorViews& views);
 
 }  // namespace dsv3

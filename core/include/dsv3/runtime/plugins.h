@@ -2,12 +2,15 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <dsv3/runtime/config.h>
 #include <dsv3/runtime/experiment.h>
+#include <dsv3/sdk/pluggable.h>
 #include <dsv3/sdk/registrar.h>
 
 namespace dsv3 {
@@ -16,13 +19,13 @@ namespace dsv3 {
 struct PluginEntry {
   Kind kind;
   std::string name, version, status, summary, docs;
-  std::filesystem::path library;   ///< absolute; need not exist until the component is asked for
+  std::filesystem::path library;   ///< absolute; need not exist until the component is requested
   std::filesystem::path registry;  ///< file that names it
-  std::string library_text;        ///< as the registry spells it
+  std::string library_text;        ///< as written in the registry
   size_t level = 0;                ///< index of the search level
 };
 
-/// One [[alias]]: a short form that stands for YAML, e.g. `optimizer: muon`.
+/// One [[alias]]: a short form of YAML, e.g. `optimizer: muon`.
 struct Alias {
   Kind kind;
   std::string name;
@@ -31,7 +34,7 @@ struct Alias {
   size_t level = 0;
 };
 
-/// A library that was loaded, for a run's provenance.
+/// A loaded library, for a run's provenance.
 struct LoadedLibrary {
   std::string name, version;   ///< of the stamp
   std::filesystem::path path;  ///< canonical
@@ -42,40 +45,40 @@ struct LoadedLibrary {
 using SearchLevels = std::vector<std::vector<std::filesystem::path>>;
 
 /// The usual levels: --plugin-path, config.yaml's paths, DSV3_PLUGIN_PATH (`:` between paths), and
-/// the registries beside this build or installation (found from libdsv3's own place).
+/// the registries of this build or installation (found from libdsv3's location).
 SearchLevels plugin_search_levels(const std::vector<std::string>& command_line,
                                   const std::vector<std::string>& machine_config);
 
-/// Registries in order of search, and the libraries behind them. Libraries are never unloaded, and
-/// one that could not be loaded is not tried again by this process.
+/// Registries in search order, and the libraries that they name. Libraries are never unloaded, and
+/// a process tries to load each only once.
 class Plugins {
  public:
   /// Each path is a registry file, a folder of registries (*.toml), or an installation prefix (a
-  /// folder with registries/*.toml). The first level that knows a name wins; two hits on one level
-  /// are an error, raised when that name is asked for. Throws dsv3::Error (ExitCode::plugin) for a
-  /// path that is not there and, as file:line:col, for a registry that cannot be read.
+  /// folder with registries/*.toml). The first level that has a name wins; two matches on one level
+  /// are an error when that name is requested. Throws dsv3::Error (ExitCode::plugin) for a path
+  /// that does not exist and, with file:line:col, for a registry that cannot be read.
   explicit Plugins(SearchLevels levels);
 
-  /// Loads what `spec` names if it is not loaded yet; `spec.library` goes before every registry.
-  /// Throws dsv3::Error (ExitCode::plugin) with did-you-mean for unknown names and every differing
-  /// stamp field for unloadable ones.
+  /// Loads what `spec` names unless it is loaded; `spec.library` precedes every registry. Throws
+  /// dsv3::Error (ExitCode::plugin), with a suggestion for an unknown name and with every differing
+  /// stamp field for a library that cannot be loaded.
   const Registration& find(const ComponentSpec& spec);
-  /// The same without a YAML position; null = no registry knows the name.
+  /// The same without a YAML position; null = no registry has the name.
   const Registration* find_if_known(Kind kind, const std::string& name);
   /// Null = no such short form.
   const Alias* find_alias(Kind kind, const std::string& name) const;
-  /// What the registries say of a component, without loading it; null = unknown.
+  /// The component's entry, without loading it; null = unknown.
   const PluginEntry* find_entry(Kind kind, const std::string& name) const;
 
   const std::vector<PluginEntry>& entries() const { return entries_; }
   const std::vector<Alias>& aliases() const { return aliases_; }
-  /// Component names and short forms of the kind, sorted, each once.
+  /// Component names and short forms of the kind, sorted, without duplicates.
   std::vector<std::string> names(Kind kind) const;
   /// The paths searched, separated by ", ".
   std::string searched() const;
 
  private:
-  [[noreturn]] void refuse_unknown(Kind kind, const std::string& name) const;
+  [[noreturn]] void fail_unknown(Kind kind, const std::string& name) const;
 
   SearchLevels levels_;
   std::vector<PluginEntry> entries_;
@@ -85,7 +88,7 @@ class Plugins {
 /// Every plugin library this process has loaded, in order of loading.
 std::vector<LoadedLibrary> loaded_libraries();
 
-/// What the experiment checker asks, answered from `plugins`, which must outlive this.
+/// Answers the experiment checker from `plugins`, which must outlive it.
 class PluginCatalog final : public Catalog {
  public:
   explicit PluginCatalog(Plugins& plugins) : plugins_(plugins) {}
@@ -99,15 +102,43 @@ class PluginCatalog final : public Catalog {
 };
 
 /// The options as a table (key, type, default, allowed values, meaning): aligned text, or Markdown
-/// as plugins' READMEs show it.
+/// for plugins' READMEs.
 std::string options_table(const Schema& schema, bool markdown);
 
-/// Makes the component `spec` of kind `Base` with the context of its kind, behind a guard: whatever
-/// it throws, from its constructor to its last call, becomes a dsv3::Error that names component,
-/// YAML position, step and library, and so does a result that the kind does not allow. A
-/// dsv3::Error keeps its exit code, anything else becomes ExitCode::plugin. Tokenizers may be used
-/// by several threads.
-template <class Base, class... Context>
-std::shared_ptr<Base> make(Plugins& plugins, const ComponentSpec& spec, const Context&... context);
+/// A dsv3::Error of the constructor of `spec`'s component, with component and place added.
+class ConstructorError : public Error {
+ public:
+  ConstructorError(ComponentSpec component, const Error& cause);
+  ~ConstructorError() override;
+  ComponentSpec spec;
+  std::string cause;  ///< what() of the constructor's error
+};
+
+/// Throws dsv3::Error that lists the known kinds.
+Kind kind_from_name(const std::string& name);
+
+/// What `make` does for every kind. `construct` calls the constructor; `module` and `layer` are the
+/// component's place in the model, empty and -1 outside of layers.
+std::shared_ptr<Pluggable> make_component(
+    Plugins& plugins, const ComponentSpec& spec, const std::string& module, int64_t layer,
+    const std::function<std::shared_ptr<Pluggable>(const Registration&)>& construct);
+
+/// Constructs the component `spec`. Errors of its constructor and of every later `call` of it
+/// become a dsv3::Error that names component, origin, step and library. Several threads may use a
+/// tokenizer.
+template <class Interface>
+std::shared_ptr<Interface> make(Plugins& plugins, const ComponentSpec& spec,
+                                const ContextOf<Interface>& context = {}) {
+  std::string module;
+  int64_t layer = -1;
+  if constexpr (std::is_same_v<ContextOf<Interface>, LayerContext>) {
+    module = context.prefix;
+    layer = context.layer;
+  }
+  return std::static_pointer_cast<Interface>(
+      make_component(plugins, spec, module, layer, [&](const Registration& registration) {
+        return construct<Interface>(registration, spec.options, context);
+      }));
+}
 
 }  // namespace dsv3

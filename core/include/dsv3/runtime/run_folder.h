@@ -1,4 +1,4 @@
-// The folder of one run: its name, the files in it, and the lock that keeps a second process out.
+// The folder of one run: its name, its files, and the lock that keeps other processes out.
 #pragma once
 
 #include <cstdint>
@@ -9,20 +9,21 @@
 
 namespace dsv3 {
 
-/// Names of runs: [A-Za-z0-9._-]{1,128}, but not "." or "..".
+/// Whether `name` may name a run: [A-Za-z0-9._-]{1,128}, but not "." or "..".
 bool is_run_name(const std::string& name);
 
-/// An open run folder, locked until the object goes away: no other process can train in it. What a
-/// killed process left under temporary names is removed, checkpoints apart. Errors
-/// are dsv3::Error with ExitCode::usage when the user's choice of the folder is to blame.
+/// An open run folder, locked while the object lives: no other process can train in it. Opening it
+/// removes the temporary files of killed processes, except for checkpoints. Errors are dsv3::Error,
+/// with ExitCode::usage when the user chose the wrong folder.
 class RunFolder {
  public:
-  /// A new run OUTPUT/NAME. Throws when it exists. An empty name is replaced by a made, unused one
-  /// such as amber-falcon-217.
+  /// Creates the run OUTPUT/NAME; throws when it exists. An empty name is replaced by an unused
+  /// random one such as amber-falcon-217.
   static RunFolder create(const std::filesystem::path& output, const std::string& name);
-  /// A run to go on with. An unknown name throws, naming similar ones, and makes nothing.
+  /// Opens a run to resume. Throws for an unknown name, suggesting similar ones, and creates
+  /// nothing.
   static RunFolder open(const std::filesystem::path& output, const std::string& name);
-  /// The run if it is there, else a new one (`--resume auto`). The name must not be empty.
+  /// Opens the run if it exists, else creates it (`--resume auto`). `name` must not be empty.
   static RunFolder open_or_create(const std::filesystem::path& output, const std::string& name);
 
   ~RunFolder();
@@ -31,18 +32,19 @@ class RunFolder {
 
   const std::filesystem::path& path() const { return path_; }  ///< absolute
   std::string name() const { return path_.filename().string(); }
-  bool created() const { return created_; }  ///< false: the folder was there before
+  bool created() const { return created_; }  ///< false: the folder existed before
 
-  std::filesystem::path config() const { return path_ / "config.yaml"; }  ///< resolved
-  std::filesystem::path experiment() const {
-    return path_ / "experiment.yaml";
-  }  ///< as the user wrote it
+  /// The resolved experiment.
+  std::filesystem::path config() const { return path_ / "config.yaml"; }
+  /// The experiment as the user wrote it.
+  std::filesystem::path experiment() const { return path_ / "experiment.yaml"; }
   std::filesystem::path provenance() const { return path_ / "provenance.json"; }
   std::filesystem::path log() const { return path_ / "log.txt"; }
   std::filesystem::path metrics() const { return path_ / "metrics.jsonl"; }
   std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
   std::filesystem::path samples() const { return path_ / "samples"; }
-  std::filesystem::path trackers() const { return path_ / "trackers"; }  ///< what they have taken
+  /// What each tracker has acknowledged.
+  std::filesystem::path trackers() const { return path_ / "trackers"; }
   std::filesystem::path status() const { return path_ / "status.json"; }
 
   /// Replaces status.json: {"state", "exit_code" (null while running), "step", "message", "time",
@@ -50,14 +52,16 @@ class RunFolder {
   void write_status(const std::string& state, std::optional<int> exit_code, int64_t step,
                     const std::string& message) const;
 
-  /// Removes a run that never began, and the folders above it that were made for it and are empty.
+  /// Removes a run that never began, and the folders above it that were created for it and are
+  /// empty.
   void remove();
 
  private:
-  RunFolder(std::filesystem::path path, bool created, std::vector<std::filesystem::path> made);
+  RunFolder(std::filesystem::path path, bool created,
+            std::vector<std::filesystem::path> created_parents);
   std::filesystem::path path_;
   bool created_;
-  std::vector<std::filesystem::path> made_;  // folders above path_, innermost first
+  std::vector<std::filesystem::path> created_parents_;  // innermost first
   int lock_ = -1;
 };
 

@@ -1,12 +1,13 @@
-// Models on disk, whatever keeps them (a run, a checkpoint, a Hugging Face folder), and models
-// loaded from there to compute with.
+// Models on disk, in a run, a checkpoint or a Hugging Face folder, and models loaded from disk.
 #pragma once
 
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
+#include <vector>
 
 #include <dsv3/runtime/checkpoint.h>
 #include <dsv3/runtime/experiment.h>
@@ -16,75 +17,79 @@
 
 namespace dsv3 {
 
-/// A model as it lies on disk: its description, and its weights under a checkpoint's names.
+/// A model on disk: its description, and its weights under the names they have in checkpoints.
 struct StoredModel {
-  std::filesystem::path path;  ///< the checkpoint's folder, or the Hugging Face folder
-  std::string config;          ///< YAML of a whole experiment that builds the model
-  /// What `config` means; of a checkpoint as it was saved, see Experiment::conventions.
+  std::filesystem::path path;            ///< the checkpoint's folder, or the Hugging Face folder
+  ExperimentRequest source;              ///< the experiment that builds the model
+  std::optional<Experiment> experiment;  ///< the same, of a Hugging Face folder, which needs it
+  /// See Experiment::conventions; for a checkpoint, those it was saved with.
   std::map<std::string, std::string> conventions;
-  /// Tokenizer::digest() of the tokenizers that give the ids it was trained on; empty: not known.
+  /// Tokenizer::digest() of the tokenizers that produce the ids it was trained on; empty: unknown.
   std::set<std::string> tokenizers;
-  int64_t step = 0;  ///< optimizer steps behind the weights; 0 when not known
-  /// Of a Hugging Face folder, and a checkpoint made from one: "BF16" ... by the name of the stored
-  /// tensor.
+  int64_t step = 0;  ///< optimizer steps it was trained for; 0 when unknown
+  /// For a Hugging Face folder and a checkpoint imported from one: "BF16" ... by the name of the
+  /// stored tensor.
   std::map<std::string, std::string> dtypes;
-  /// fp32 "model/<parameter>" and "buffer/<buffer>", and whatever else a checkpoint holds.
+  /// fp32 "model/<parameter>" and "buffer/<buffer>", and everything else a checkpoint holds.
   std::map<std::string, safetensors::View> tensors;
-  std::shared_ptr<const void> memory;  ///< what the views point into
+  std::shared_ptr<const void> memory;  ///< owns what the views point into
+
+  /// The settings of its experiment.
+  Resolved resolved() const;
+  /// Its experiment, with `settings` on top.
+  Experiment load(Plugins& plugins, const std::vector<Setting>& settings = {}) const;
 };
 
 /// Finds a model at `path`: a checkpoint folder (manifest.json), a run folder (its newest
 /// checkpoint), or a Hugging Face folder (config.json). Throws dsv3::Error (ExitCode::checkpoint)
-/// for anything else and for damaged files; a Hugging Face model that cannot be expressed is
-/// ExitCode::usage. `tokenizer`: the tokenizer.json of a Hugging Face folder, if not its own.
+/// for anything else and for damaged files, ExitCode::usage for a Hugging Face model that dsv3
+/// cannot express. `tokenizer`: a tokenizer.json to use instead of a Hugging Face folder's own.
 StoredModel open_stored_model(const std::filesystem::path& path, Plugins& plugins,
                               const std::filesystem::path& tokenizer = {});
 
-/// Whether `tokenizer` may give the ids that the model was trained on.
+/// Whether `tokenizer` may be the one that the model was trained with.
 bool fits(const Tokenizer& tokenizer, const StoredModel& stored);
 
-/// The model of a checkpoint that was verified before.
+/// The model of a verified checkpoint.
 StoredModel stored_model_of(const StoredCheckpoint& checkpoint);
 
-/// What to load, and onto what. An empty device, precision or threads: as the model's experiment
-/// says.
+/// What to load, and where to. Empty device or precision: as in the model's experiment.
 struct LoadRequest {
   std::filesystem::path path;
   std::string device = "auto";     ///< auto | cpu | cuda
   std::string precision = "auto";  ///< auto | fp32 | bf16, as train.precision
-  std::string threads = "auto";    ///< auto | a number, for Experiment::train
+  bool keep_threads = false;       ///< true: the thread count of the model's experiment
   std::string tokenizer;           ///< a tokenizer.json instead of the model's own; empty = its own
-  bool with_tokenizer = true;      ///< false: it is not opened, so its file may be gone
+  bool with_tokenizer = true;      ///< false: do not load it, so its file may be missing
 };
 
-/// A model with its weights, without a strategy, ready for logits, generation and evaluation.
+/// A model with its weights, ready for logits, generation and evaluation, without a strategy.
 struct LoadedModel {
-  StoredModel stored;  ///< tensors and memory already let go
+  StoredModel stored;  ///< without tensors and memory
   Experiment experiment;
   at::Device device = at::kCPU;
   std::unique_ptr<Model> model;
-  std::shared_ptr<const Tokenizer> tokenizer;  ///< null: the model names none
+  std::shared_ptr<const Tokenizer> tokenizer;  ///< null: the model has none
 };
 
-/// Throws dsv3::Error naming the model's path. Sets torch's thread count only if the caller did
-/// not.
+/// Throws dsv3::Error naming the model's path. Does not change torch's thread count.
 LoadedModel load_model(const LoadRequest& request, Plugins& plugins);
 
-/// What an error of "conventions differ" lists: a line each, "" when none differs; with `advice`
-/// it says what to set.
+/// The conventions that differ, one per line; "" when none does. With `advice`, each line also says
+/// what to set.
 std::string convention_differences(const std::map<std::string, std::string>& stored,
-                                   const std::map<std::string, std::string>& wanted,
+                                   const std::map<std::string, std::string>& current,
                                    bool advice = false);
 
-/// Throws dsv3::Error (ExitCode::checkpoint) unless `experiment` has the conventions that `stored`
-/// was made under; it names the file that says so and what to set. Those of optimizers count only
-/// with `optimizers`: who takes nothing but weights may go on with another one.
+/// Throws dsv3::Error (ExitCode::checkpoint) unless `experiment` has the conventions of `stored`;
+/// the error names the file that has them and what to set. Conventions of optimizers count only
+/// with `optimizers`: a run that takes over nothing but weights may use another one.
 void require_conventions(const StoredModel& stored, const Experiment& experiment, bool optimizers);
 
 /// The file that holds a stored model's settings: manifest.json or config.json.
 std::filesystem::path settings_file(const StoredModel& stored);
 
-/// Parameters and buffers of `model`, which lives in plain tensors on one device, from `stored`.
+/// Loads parameters and buffers of `model`, which holds plain tensors on one device, from `stored`.
 void load_weights(Model& model, const StoredModel& stored);
 
 }  // namespace dsv3

@@ -1,4 +1,4 @@
-// Text of tokens that come one by one.
+// Text from tokens that arrive one by one.
 #pragma once
 
 #include <cstdint>
@@ -9,16 +9,16 @@
 
 namespace dsv3 {
 
-/// Gives out whole UTF-8 characters only, and nothing of a stop text nor behind it.
+/// Returns only whole UTF-8 characters, and nothing of a stop text or after it.
 class TextStream {
  public:
-  /// Keeps a reference to `tokenizer`. Empty stop texts are refused with dsv3::Error.
+  /// Keeps a reference to `tokenizer`. Throws dsv3::Error for empty stop texts.
   TextStream(const Tokenizer& tokenizer, std::vector<std::string> stops);
-  /// The text that is certain with token `id`.
+  /// Adds a token; returns the text that is certain now.
   std::string add(int32_t id);
-  /// A stop text has come.
+  /// Whether a stop text was found.
   bool stopped() const { return stopped_; }
-  /// What was held back, at the end.
+  /// Returns the text held back so far.
   std::string finish();
 
  private:

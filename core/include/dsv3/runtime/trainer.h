@@ -1,4 +1,4 @@
-// One training run, from the request on the command line to the exit code.
+// One training run, from the command line's request to the exit code.
 #pragma once
 
 #include <filesystem>
@@ -11,31 +11,37 @@
 
 namespace dsv3 {
 
-/// What `dsv3-run` was asked to do.
+/// The command line of `dsv3-run`.
 struct RunRequest {
   ExperimentRequest experiment;
-  std::string run_name;              ///< new run of this name; empty = a made one
-  std::string run_id;                ///< go on with this run folder
-  bool resume_auto = false;          ///< with run_name: go on if it is there
-  std::filesystem::path from;        ///< new run with the weights of this checkpoint
+  std::string run_name;              ///< name of a new run; empty = a random one
+  std::string run_id;                ///< run folder to resume
+  bool resume_auto = false;          ///< with run_name: resume the run if it exists
+  std::filesystem::path from;        ///< new run with the weights of this model
   std::filesystem::path output;      ///< folder of run folders; empty = the experiment's
   std::vector<std::string> command;  ///< argv, for provenance
   bool quiet = false;                ///< no progress display
 };
 
-/// Trains. Returns the exit code of a run that ended as asked (0, 75, 130); throws dsv3::Error
-/// otherwise.
+/// Trains. Returns the exit code of a run that finished or was stopped (0, 75, 130); throws
+/// dsv3::Error otherwise.
 int train(const RunRequest& request, Plugins& plugins);
 
-/// Prints parameters, FLOPs, memory and time of the experiment; allocates nothing. `memory_limit`
-/// in bytes: says whether and how it fits.
+/// What `preflight` checks: the configuration alone, or also that its files and its GPU exist.
+enum class PreflightScope { configuration = 1, everything };
+
+/// Checks everything that needs no training: builds layers, optimizers, schedule and strategy on
+/// the meta device, reads the tokenizer, and looks at input paths and the device. Data and trackers
+/// are not built, since their constructors may open files and connections. Writes nothing. Throws
+/// one dsv3::Error that lists every problem with place and cure, first those of the configuration
+/// (ExitCode::usage), then missing inputs (ExitCode::data if nothing else is wrong).
+void preflight(const Experiment& experiment, Plugins& plugins, PreflightScope scope);
+
+/// Prints parameters, FLOPs, memory and time of the experiment without allocating its model. With
+/// `memory_limit` (bytes), also whether it fits and what would make it fit.
 void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64_t> memory_limit);
 
-/// An experiment in which `auto` device, precision and threads are replaced by what this machine
-/// gives, so that a resumed run keeps them.
-Experiment resolve_machine(const ExperimentRequest& request, Plugins& plugins);
-
-/// Optimizer steps of the experiment: train.steps, or train.tokens divided by tokens a step,
+/// Optimizer steps of the experiment: train.steps, or train.tokens divided by the tokens per step,
 /// rounded up.
 int64_t total_steps(const Experiment& experiment);
 

@@ -9,16 +9,16 @@
 
 namespace dsv3 {
 
-/// Cosines and sines of position * frequency. Computed in float64, then cast. On a CPU they are
-/// read off a table that grows on demand; elsewhere they are computed in place, which needs no look
-/// at the positions from the host. Safe to use from several threads.
+/// Cosines and sines of position * frequency, computed in float64 and then cast. On a CPU they come
+/// from a table that grows on demand. Other devices compute them directly, so that the host does
+/// not have to read the positions. Thread-safe.
 class Angles {
  public:
-  /// `frequencies` in radians a token, one for each feature pair; cosines and sines are multiplied
-  /// by `scale`. The table starts with `positions` rows.
+  /// `frequencies` are in radians per token, one for each feature pair. Cosines and sines are
+  /// multiplied by `scale`. The table starts with `positions` rows.
   Angles(std::vector<double> frequencies, double scale, int64_t positions);
-  /// {cos, sin} at `positions` int64 [B, T], each [B, T, pairs]: float64 when `dtype` is, else
-  /// fp32.
+  /// {cos, sin} at `positions` int64 [B, T], each [B, T, pairs], in float64 when `dtype` is
+  /// float64, else in fp32.
   std::pair<at::Tensor, at::Tensor> at(const at::Tensor& positions, at::ScalarType dtype) const;
   const std::vector<double>& frequencies() const { return frequencies_; }
 
@@ -27,13 +27,13 @@ class Angles {
 
   std::vector<double> frequencies_;
   double scale_;
-  int64_t first_size_;
+  int64_t initial_size_;
   mutable std::mutex mutex_;
-  mutable at::Tensor cos_, sin_;  // float64 [positions, pairs]; replaced, never changed
+  mutable at::Tensor cos_, sin_;  // float64 [positions, pairs]; replaced, never modified
 };
 
-/// RoPE's frequencies theta^(-2i / rotary_dim) (Su et al., arXiv 2104.09864). Throws dsv3::Error
-/// when `rotary_dim` is odd.
+/// RoPE's frequencies theta^(-2i / rotary_dim) (Su et al., arXiv 2104.09864). Throws dsv3::Error if
+/// `rotary_dim` is odd.
 std::vector<double> rotary_frequencies(int64_t rotary_dim, double theta);
 
 }  // namespace dsv3

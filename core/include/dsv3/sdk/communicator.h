@@ -1,4 +1,4 @@
-// Collectives between ranks, without c10d's headers. Groups of a run's device mesh.
+// Collectives between the ranks of a run's device mesh, without c10d's headers.
 #pragma once
 
 #include <memory>
@@ -8,17 +8,17 @@
 namespace dsv3 {
 
 /// A group of ranks. All calls are collective: every rank of the group makes them in the same
-/// order. A lost peer throws dsv3::Error with ExitCode::peer_lost.
+/// order. If a peer is lost, they throw dsv3::Error with ExitCode::peer_lost.
 class Communicator {
  public:
   virtual ~Communicator();
   virtual int64_t rank() const = 0;
   virtual int64_t size() const = 0;
-  /// Sums `tensor` over the ranks, in place, in fp32 or wider.
+  /// Sums `tensor` over the ranks in place, in fp32 or wider.
   virtual void all_reduce_sum(at::Tensor& tensor) = 0;
-  /// Largest element over the ranks, in place.
+  /// Takes the element-wise maximum over the ranks in place.
   virtual void all_reduce_max(at::Tensor& tensor) = 0;
-  /// Copies `root`'s tensor to every rank, in place.
+  /// Copies `root`'s tensor to every rank in place.
   virtual void broadcast(at::Tensor& tensor, int64_t root) = 0;
   virtual void barrier() = 0;
 };
@@ -26,7 +26,7 @@ class Communicator {
 /// The group of one rank.
 std::shared_ptr<Communicator> local_communicator();
 
-/// The groups a layer may use; null = no such parallelism.
+/// The groups that a layer may use; null = no such parallelism.
 struct ParallelContext {
   std::shared_ptr<Communicator> data, expert, tensor, context;
 };

@@ -1,6 +1,6 @@
-// Base of everything with parameters. Parameters are declared, never made with torch::nn modules:
-// their role, initial values, matrices and sharding are then known to everyone, on the meta device
-// too.
+// Base class of everything with parameters. Components declare parameters instead of creating
+// torch::nn modules, so that the core knows their roles, initial values, matrices and sharding,
+// also on the meta device.
 #pragma once
 
 #include <functional>
@@ -11,54 +11,57 @@
 #include <ATen/core/Tensor.h>
 
 #include <dsv3/sdk/communicator.h>
+#include <dsv3/sdk/pluggable.h>
 
 namespace dsv3 {
 
 class Position;
 
-/// What a parameter is for. Optimizer groups select by role.
+/// What a parameter is used for. Optimizer groups select parameters by role.
 enum class Role { matrix = 1, embedding, head, norm, router, bias };
 
-/// "matrix", "embedding", ... as written in experiments.
+/// "matrix", "embedding", ..., as written in experiments.
 const char* role_name(Role role);
 
-/// How first values are made. Values are a pure function of (seed, full name, element index).
+/// Distribution of a parameter's initial values, a pure function of (seed, full name, element
+/// index).
 struct Init {
   enum class Kind { normal = 1, zeros, ones };
   Kind kind = Kind::normal;
-  double std = -1;  ///< For `normal`; negative = the model's `init.std`.
+  double std = -1;  ///< for `normal`; negative = the model's `init.std`
 
   static Init normal(double std = -1) { return {Kind::normal, std}; }
   static Init zeros() { return {Kind::zeros, 0}; }
   static Init ones() { return {Kind::ones, 0}; }
 };
 
-/// What the core must know of a parameter.
+/// What the core must know about a parameter.
 struct ParamSpec {
   Role role = Role::matrix;
   Init init = {};
   /// The contiguous tensor holds this many matrices, [matrices, rows, last dim]: [E, 2F, D] with
   /// gate and up stacked is 2E. Optimizers such as Muon work matrix by matrix.
   int64_t matrices = 1;
-  double active = 1;               ///< Share used per token: top_k / experts for routed experts.
-  bool keep_fp32 = false;          ///< Not cast to the compute dtype.
-  std::string replicas = "world";  ///< Mesh group that holds the same values.
+  double active = 1;               ///< share used per token: top_k / experts for routed experts
+  bool keep_fp32 = false;          ///< not cast to the compute dtype
+  std::string replicas = "world";  ///< mesh group that holds the same values
 };
 
 /// A declared parameter. `tensor` is the handle that the component computes with.
 struct Parameter {
-  std::string name;  ///< Full name, e.g. layers.3.attention.q_a.weight
+  std::string name;  ///< full name, e.g. layers.3.attention.q_a.weight
   at::Tensor tensor;
   ParamSpec spec;
 };
 
-/// State that no optimizer touches, saved by the core and never cast, e.g. the fp32 router bias.
+/// State that no optimizer updates. The core saves it and never casts it, e.g. the fp32 router
+/// bias.
 struct Buffer {
   std::string name;
   at::Tensor tensor;
 };
 
-/// Where components declare what they hold. One per model; names are unique.
+/// All parameters and buffers that a model's components declare. Names are unique.
 class ParameterStore {
  public:
   at::Tensor add(std::string name, at::IntArrayRef sizes, const ParamSpec& spec,
@@ -73,7 +76,7 @@ class ParameterStore {
   std::vector<Buffer> buffers_;
 };
 
-/// Sizes every layer shares.
+/// Sizes that all layers share.
 struct ModelDims {
   int64_t hidden = 0;    ///< D, width of the residual stream
   int64_t sequence = 0;  ///< T, longest training sequence in tokens
@@ -84,29 +87,33 @@ struct ModelDims {
 /// What a layer's component is built with.
 struct LayerContext {
   ModelDims dims;
-  int64_t layer = 0;   ///< MTP module k is layer `dims.layers + k`
-  std::string prefix;  ///< e.g. "layers.3.attention"
-  at::ScalarType dtype =
-      at::kFloat;                ///< of the parameters at construction (fp32; float64 in gradcheck)
-  at::Device device = at::kCPU;  ///< meta in a dry run
+  int64_t layer = 0;                  ///< MTP module k is layer `dims.layers + k`
+  std::string prefix;                 ///< e.g. "layers.3.attention"
+  at::ScalarType dtype = at::kFloat;  ///< of new parameters; float64 in gradient checks
+  at::Device device = at::kCPU;       ///< meta in a dry run
   ParallelContext parallel;
   std::shared_ptr<ParameterStore> store;
-  /// Makes the experiment's position plugin for `rotary_dim` features a head (MLA: its rope part;
-  /// MHA: head_dim).
+  /// Creates the experiment's position plugin for `rotary_dim` features per head (MLA: its rope
+  /// part; MHA: head_dim).
   std::function<std::shared_ptr<Position>(int64_t rotary_dim)> make_position;
 };
 
-/// Base of attention and feed-forward plugins.
-class Component {
+/// `context.make_position(rotary_dim)`; an error starts with `option`, the attention's option that
+/// decided the width, so that it is reported there.
+std::shared_ptr<Position> position_of(const LayerContext& context, const std::string& option,
+                                      int64_t rotary_dim);
+
+/// Base class of attention and feed-forward plugins.
+class Component : public Pluggable {
  public:
-  virtual ~Component();
+  ~Component() override;
   Component(const Component&) = delete;
   Component& operator=(const Component&) = delete;
 
-  /// Declares a parameter "<prefix>.<name>"; first values are filled by the core before the first
+  /// Declares a parameter "<prefix>.<name>". The core fills in its initial values before the first
   /// use.
   at::Tensor parameter(const std::string& name, at::IntArrayRef sizes, const ParamSpec& spec);
-  /// Declares a buffer "<prefix>.<name>", filled at once with `init` (zeros or ones).
+  /// Declares a buffer "<prefix>.<name>" and fills it with `init` (zeros or ones).
   at::Tensor buffer(const std::string& name, at::IntArrayRef sizes, at::ScalarType dtype,
                     Init init);
 

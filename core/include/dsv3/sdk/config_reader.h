@@ -1,4 +1,4 @@
-// Reads a Hugging Face config.json so that no field is ignored silently: what formats are made of.
+// Reads a Hugging Face config.json for formats, so that no field is ignored silently.
 #pragma once
 
 #include <cstdint>
@@ -11,25 +11,26 @@
 
 namespace dsv3 {
 
-/// Takes fields out of a config.json one by one and collects everything that is wrong with it.
+/// Reads the fields of a config.json one by one and collects all errors in it.
 class ConfigReader {
  public:
   explicit ConfigReader(const nlohmann::json& config) : config_(config) {}
 
-  /// The field's value; a missing or mistyped one is a mistake and gives 0. With a default, the
-  /// field may be missing or null.
+  /// The field's value. If it is missing or has the wrong type, records an error and returns 0.
+  /// With a default, the field may be missing or null.
   int64_t integer(const std::string& name, std::optional<int64_t> missing = std::nullopt);
   double number(const std::string& name, std::optional<double> missing = std::nullopt);
   bool boolean(const std::string& name, std::optional<bool> missing = std::nullopt);
-  /// The field if it is there and not null, any type; else null.
+  /// The field's value of any type; null if the field is missing.
   nlohmann::json value(const std::string& name);
-  /// The field may be missing or null, but if it is there it must be one of `allowed`: the only
-  /// values that dsv3 computes with.
+  /// The field may be missing or null. Otherwise it must be one of `allowed`, the only values that
+  /// dsv3 supports.
   void require(const std::string& name, const std::vector<nlohmann::json>& allowed);
-  /// The field says nothing that the others do not.
+  /// Accepts the field, which has no effect on the model.
   void ignore(const std::string& name) { seen_.insert(name); }
+  /// Records an error.
   void mistake(const std::string& text) { mistakes_.push_back(text); }
-  /// Throws dsv3::Error (ExitCode::usage) with all mistakes, fields that nobody took included.
+  /// Throws dsv3::Error (ExitCode::usage) with all errors, including fields that were never read.
   void finish() const;
 
  private:
@@ -42,23 +43,23 @@ class ConfigReader {
   std::vector<std::string> mistakes_;
 };
 
-/// config.json's word for YaRN, `rope_type` or `type`.
+/// The value of `rope_type` or `type` for YaRN in config.json.
 inline constexpr const char* kYarnType = "yarn";
 
-/// RoPE as config.json has it: `rope_theta` with `rope_scaling` until transformers 4,
-/// `rope_parameters` since 5.
+/// RoPE in config.json: `rope_theta` and `rope_scaling` up to transformers 4, `rope_parameters`
+/// since transformers 5.
 struct RopeParameters {
   double theta = 10000;
-  bool yarn = false;  ///< the rest is YaRN's
+  bool yarn = false;  ///< the fields below apply to YaRN only
   double factor = 1, beta_fast = 32, beta_slow = 1;
-  double mscale = 0, mscale_all_dim = 0;  ///< 0 = not there
+  double mscale = 0, mscale_all_dim = 0;  ///< 0 = absent
   int64_t original_length = 0;
 };
 
-/// Takes either spelling. `length` is max_position_embeddings, YaRN's original length when it has
-/// none of its own.
+/// Reads either spelling. `length` is max_position_embeddings, the default of YaRN's original
+/// length.
 RopeParameters read_rope(ConfigReader& reader, int64_t length);
-/// Adds the spelling of transformers 4, which every version and engine reads.
+/// Writes the spelling of transformers 4, which every version and engine reads.
 void write_rope(nlohmann::json& config, const RopeParameters& rope);
 
 }  // namespace dsv3

@@ -7,41 +7,41 @@
 #include <ATen/core/Tensor.h>
 #include <nlohmann/json_fwd.hpp>
 
+#include <dsv3/sdk/pluggable.h>
 #include <dsv3/sdk/tokenizer.h>
 
 namespace dsv3 {
 
 enum class Split { train = 1, validation };
 
-/// One micro-batch. Undefined `tokens` = the (validation) stream has ended.
+/// One micro-batch. `tokens` is undefined after the end of the (validation) stream.
 struct Batch {
-  at::Tensor tokens;  ///< int64 [B, T + 1], on the host; row k+1 of a document starts at row k's
-                      ///< last token
-  at::Tensor document_ids;  ///< int64 [B, T + 1]; differs between documents, -1 = padding;
-                            ///< undefined: one a row
+  /// int64 [B, T + 1], on the host; row k + 1 of a document starts with row k's last token.
+  at::Tensor tokens;
+  /// int64 [B, T + 1], different for different documents, -1 = padding; undefined: one per row.
+  at::Tensor document_ids;
 };
 
-/// What a data plugin is built with, next to its options. The global stream of rows does not depend
-/// on rank, world, micro_batch: call k of rank r returns rows (k * world + r) * micro_batch, ... of
-/// it.
+/// What a data plugin receives besides its options. The global stream of rows does not depend on
+/// rank, world or micro_batch: call k of rank r returns its rows from (k * world + r) *
+/// micro_batch.
 struct DataContext {
   Split split = Split::train;
   int64_t rank = 0, world = 1;
-  int64_t micro_batch = 1;  ///< B, rows a call
-  int64_t sequence = 0;     ///< T
-  uint64_t seed = 0;        ///< order of the documents; nothing else
-  int64_t vocab = 0;        ///< ids must be below this
-  double validation_share =
-      0;  ///< share of the documents held out, chosen by a stable hash of the document
-  std::shared_ptr<const Tokenizer> tokenizer;  ///< null when the experiment names none
+  int64_t micro_batch = 1;      ///< B, rows per call
+  int64_t sequence = 0;         ///< T
+  uint64_t seed = 0;            ///< decides the order of the documents and nothing else
+  int64_t vocab = 0;            ///< ids must be below this
+  double validation_share = 0;  ///< share of documents in the held-out set, see held_out()
+  std::shared_ptr<const Tokenizer> tokenizer;  ///< null if the experiment names none
 };
 
-class Data {
+class Data : public Pluggable {
  public:
-  virtual ~Data();
+  ~Data() override;
   virtual Batch next() = 0;
-  /// Where the stream stands after the last next(): enough to go on from, on any world size and
-  /// micro batch. Small (no tokens in it).
+  /// The position after the last next(), sufficient to resume on any world size and micro-batch.
+  /// Small: it holds no tokens.
   virtual nlohmann::json state() const = 0;
   virtual void load_state(const nlohmann::json& state) = 0;
 };

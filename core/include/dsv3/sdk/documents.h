@@ -1,5 +1,5 @@
-// What data plugins that read documents share: who is held out, in which order documents come, and
-// how they are packed into rows. A plugin implements Documents and gets a Data from PackedStream.
+// Shared by data plugins that read documents: the validation split, the order of documents, and
+// packing into rows. A plugin implements Documents and passes it to PackedStream, which is a Data.
 #pragma once
 
 #include <cstdint>
@@ -16,17 +16,17 @@
 
 namespace dsv3 {
 
-/// 64 random bits that depend on nothing but `words` (a counter-based generator).
+/// 64 random bits that depend on `words` only (a counter-based generator).
 uint64_t random_bits(std::initializer_list<uint64_t> words);
 
-/// Hash of a document's bytes, the same on every machine and in every version.
+/// Hash of a document's bytes, equal on every machine and in every version.
 uint64_t document_hash(std::string_view bytes);
 
-/// Whether a document is held out. Depends on its hash only: adding or removing other documents
-/// moves none, and what a small share holds out, a larger one does too.
+/// Whether a document is in the held-out set. Depends on its hash only, so adding or removing other
+/// documents never moves it, and a larger share holds out a superset.
 bool held_out(uint64_t hash, double validation_share);
 
-/// A random order of 0 .. count-1 from (seed, epoch), computed element by element without memory.
+/// A random permutation of 0 .. count-1 for (seed, epoch), computed element by element.
 class Permutation {
  public:
   Permutation(uint64_t count, uint64_t seed, uint64_t epoch);
@@ -36,30 +36,30 @@ class Permutation {
   uint64_t count_, half_bits_, key_;
 };
 
-/// The documents of one split, by index. Used by one thread at a time.
+/// The documents of one split, by index. Not thread-safe.
 class Documents {
  public:
   virtual ~Documents();
   virtual int64_t count() const = 0;
-  /// Tokens of a document, its end-of-text id included.
+  /// Number of tokens of a document, including its end-of-text id.
   virtual int64_t length(int64_t document) = 0;
-  /// Tokens offset .. offset + out.size() of a document.
+  /// Copies tokens offset .. offset + out.size() of a document.
   virtual void read(int64_t document, int64_t offset, std::span<int64_t> out) = 0;
-  /// Changes when a document does; compared when a stream goes on from a state.
+  /// Changes when any document changes; compared when a stream is resumed from a state.
   virtual std::string fingerprint() const = 0;
-  /// Where the documents come from, for error texts.
+  /// Where the documents come from, for error messages.
   virtual std::string source() const = 0;
 };
 
-/// Documents packed without gaps: with the token stream s, row n is s[n T .. n T + T], so a row's
-/// last token is the next row's first. Training: endless, a new permutation of the documents from
-/// (seed, epoch) each epoch. Validation: one pass in a fixed order that depends on nothing but the
-/// number of documents; rows with at least one target; padded with token 0 and document id -1, also
-/// by whole rows so that every rank sees the same number of batches.
+/// Documents packed without gaps: row n of the token stream s is s[n T .. n T + T], so a row's last
+/// token is the next row's first. Training is endless, with a new permutation of the documents from
+/// (seed, epoch) in each epoch. Validation is one pass in a fixed order that depends on the number
+/// of documents only. Its rows have at least one target and are padded with token 0 and document id
+/// -1; rows of padding give every rank the same number of batches.
 class PackedStream : public Data {
  public:
-  /// Throws dsv3::Error (ExitCode::data) with numbers when the text does not fill one training row
-  /// or gives no validation target. A validation stream of share 0 is empty.
+  /// Throws dsv3::Error (ExitCode::data) with the numbers if the text does not fill one training
+  /// row or has no validation target. A validation stream of share 0 is empty.
   PackedStream(std::shared_ptr<Documents> documents, const DataContext& context);
   Batch next() override;
   nlohmann::json state() const override;
@@ -71,13 +71,13 @@ class PackedStream : public Data {
   };
   bool training() const { return context_.split == Split::train; }
   int64_t document_at(const Cursor& at);
-  int64_t walk(Cursor& at, int64_t wanted, int64_t* tokens, int64_t* ids);
+  int64_t walk(Cursor& at, int64_t count, int64_t* tokens, int64_t* ids);
   void check_enough();
 
   std::shared_ptr<Documents> documents_;
   DataContext context_;
-  Cursor cursor_;     // of the first row that no rank has handed out
-  int64_t rows_ = 0;  // rows handed out by all ranks
+  Cursor cursor_;     // of the first row that no rank has returned
+  int64_t rows_ = 0;  // rows returned by all ranks
   int64_t order_epoch_ = 0;
   Permutation order_;
 };

@@ -1,4 +1,4 @@
-// The one exception type that dsv3 and its plugins throw for foreseeable mistakes.
+// The exception type that dsv3 and its plugins throw for foreseeable errors.
 #pragma once
 
 #include <stdexcept>
@@ -6,22 +6,22 @@
 
 namespace dsv3 {
 
-/// Exit code of a program that ends with this kind of error.
+/// Exit code of a program that this kind of error ends.
 enum class ExitCode : int {
-  failed = 1,        ///< Anything not named below.
-  usage = 2,         ///< Command line or experiment file.
-  plugin = 3,        ///< A plugin cannot be found, loaded or built.
-  data = 4,          ///< Input text, token shards, tokenizer files.
-  checkpoint = 5,    ///< Reading or writing a checkpoint.
-  peer_lost = 6,     ///< Another rank went away.
-  not_finite = 7,    ///< Loss or gradients are NaN or infinite.
-  preempted = 75,    ///< Stopped by a signal, with a checkpoint to go on from.
-  interrupted = 130  ///< Stopped by Ctrl-C.
+  failed = 1,        ///< anything not named below
+  usage = 2,         ///< command line or experiment file
+  plugin = 3,        ///< a plugin cannot be found, loaded or constructed
+  data = 4,          ///< input text, token shards, tokenizer files
+  checkpoint = 5,    ///< reading or writing a checkpoint
+  peer_lost = 6,     ///< another rank exited or stopped responding
+  not_finite = 7,    ///< loss or gradients are NaN or infinite
+  preempted = 75,    ///< stopped by a signal after saving a checkpoint to resume from
+  interrupted = 130  ///< stopped by Ctrl-C
 };
 
-/// A foreseeable failure. `what()` says what went wrong, where, and what to do about it, in plain
-/// words, without a trailing newline. Thrown by the core and by plugins alike; the core adds the
-/// component and the experiment's file:line:col when an error leaves a plugin.
+/// A foreseeable failure. `what()` says what failed, where, and what to do about it, without a
+/// trailing newline. The core adds the component and the experiment's file:line:col to an error
+/// that a plugin throws.
 class Error : public std::runtime_error {
  public:
   explicit Error(const std::string& what, ExitCode code = ExitCode::failed)

@@ -1,11 +1,13 @@
 // Interface of feed-forward plugins, dense or mixture of experts.
 #pragma once
 
+#include <string>
+
 #include <dsv3/sdk/attention.h>
 
 namespace dsv3 {
 
-/// What happened in an optimizer step that was applied.
+/// Data of an optimizer step that was applied.
 struct StepEnd {
   at::Tensor counts;    ///< this layer's step_counts(), summed over micro-batches and ranks
   double progress = 0;  ///< step / total steps, in (0, 1]
@@ -15,15 +17,18 @@ class FeedForward : public Component {
  public:
   using Component::Component;
   ~FeedForward() override;
-  /// x and result are [B, T, D].
+  /// x and the result are [B, T, D].
   virtual at::Tensor forward(const at::Tensor& x, const Sequence& seq) = 0;
-  /// int64 counts since the core last zeroed them, e.g. tokens an expert; undefined = none. Counted
-  /// only when seq.training and not seq.recompute. The core reduces all layers in one call and
-  /// zeroes them after every step.
+  /// int64 counts since the core last zeroed them, e.g. tokens per expert; undefined = none. Count
+  /// only if seq.training and not seq.recompute. The core reduces the counts of all layers in one
+  /// call and zeroes them after every step.
   virtual at::Tensor step_counts() { return {}; }
-  /// After an optimizer step that was not skipped.
+  /// Name of the metric "largest of step_counts() / their mean", e.g. "moe/load_max", to which the
+  /// core appends "/<layer>"; empty = no metric.
+  virtual std::string load_metric() const { return {}; }
+  /// Called after an optimizer step that was not skipped.
   virtual void on_step_end(const StepEnd&) {}
-  /// Values a token kept between forward and backward, for memory estimates.
+  /// Values per token saved between forward and backward, for memory estimates.
   virtual int64_t saved_values_per_token() const = 0;
 };
 

@@ -1,5 +1,5 @@
-// Flat buffers, for strategies: where a unit's parameters lie in one buffer, the pieces that
-// optimizers get, and the sum of squares that the gradient norm is made of.
+// Flat buffers for strategies: the layout of a unit's parameters in one buffer, the pieces passed
+// to optimizers, and the sum of squares for the gradient norm.
 #pragma once
 
 #include <vector>
@@ -10,11 +10,11 @@
 
 namespace dsv3 {
 
-/// Places parameters one behind the other, each on a 64-byte border in fp32 and in 16-bit types.
+/// Places parameters one after another, each aligned to 64 bytes in fp32 and in 16-bit types.
 class FlatLayout {
  public:
   explicit FlatLayout(const std::vector<UnitParam>& params);
-  /// Elements of the whole buffer, padding included.
+  /// Elements of the whole buffer, including padding.
   int64_t size() const { return size_; }
   /// Parameter `index` inside `flat` [size()], as a view of the parameter's shape.
   at::Tensor view(const at::Tensor& flat, size_t index) const;
@@ -31,16 +31,16 @@ class FlatLayout {
 /// The whole of a parameter as one range.
 Range whole_range(const UnitParam& param);
 
-/// What an optimizer gets of a parameter that one rank holds whole: a range a matrix for optimizers
-/// of whole matrices, else one range. Throws dsv3::Error for a vector where matrices are asked for.
+/// The ranges of a parameter, held whole by one rank, that an optimizer receives: one per matrix
+/// for optimizers of whole matrices, else one. Throws dsv3::Error for a vector if `whole_matrices`.
 std::vector<Range> update_ranges(const UnitParam& param, bool whole_matrices);
 
 /// The piece `range` of a contiguous `tensor` of the range's box: [rows, cols] for a whole matrix,
 /// else [n].
 at::Tensor piece_of(const at::Tensor& tensor, const Range& range, bool whole_matrices);
 
-/// Sum of the squares of all elements, in float64: not finite exactly when an element is not (fp32
-/// squares cannot overflow it). The same bits for any number of threads.
+/// Sum of the squares of all elements, in float64. It is finite exactly if all elements are, since
+/// fp32 squares cannot overflow it. Bit-identical for any number of threads.
 double sum_of_squares(const at::Tensor& tensor);
 
 }  // namespace dsv3

@@ -1,4 +1,4 @@
-// Interface of formats: how one architecture of Hugging Face describes and stores a model.
+// Interface of formats: how one Hugging Face architecture describes and stores a model.
 #pragma once
 
 #include <cstdint>
@@ -9,19 +9,24 @@
 #include <nlohmann/json.hpp>
 
 #include <dsv3/sdk/options.h>
+#include <dsv3/sdk/pluggable.h>
 
 namespace dsv3 {
 
-/// A component of a described model. Of a model to be written, `options` holds every option of the
-/// plugin, defaults included; of one that was read, those that the format knows.
+/// A component of a described model. For a model to be written, `options` holds every option of the
+/// plugin, including defaults; for a model that was read, the options that the format knows.
 struct ComponentDescription {
   std::string plugin;
   OptionValues options;
+  template <class T>
+  const T& option(const std::string& key) const {
+    return std::get<T>(options.at(key));
+  }
   bool operator==(const ComponentDescription&) const = default;
 };
 
-/// A model in dsv3's terms: the section `model` of an experiment, layer by layer. MTP modules are
-/// built as the last layer is.
+/// A model in dsv3's terms: the section `model` of an experiment, layer by layer. MTP modules have
+/// the components of the last layer.
 struct ModelDescription {
   int64_t hidden = 0, layers = 0, vocab = 0;
   bool tied_head = false;
@@ -30,27 +35,27 @@ struct ModelDescription {
   double init_std = 0.02;
   int64_t mtp_depth = 0;
   std::string mtp_concat = "embedding_first";  ///< columns of an MTP module's projection
-  int64_t sequence = 0;  ///< T, tokens: the longest sequence of training, or of the context
-  std::vector<ComponentDescription> attention, feed_forward;  ///< one a layer
+  int64_t sequence = 0;  ///< T, tokens: the longest training sequence, or the context length
+  std::vector<ComponentDescription> attention, feed_forward;  ///< one per layer
   ComponentDescription position;
-  /// Of every parameter and buffer by its full name, for what options leave to the plugin
+  /// Shapes of all parameters and buffers by full name, for options that the plugin resolves
   /// (`hidden: auto`); empty in a model that a format read.
   std::map<std::string, std::vector<int64_t>> shapes;
 };
 
-/// Where a stored tensor's values are in the model: row i of it is row `first_row +
-/// (rows.empty() ? i : rows[i])` of `source` seen as [rows, last dimension] (a vector is a row).
+/// Where a stored tensor's values are in the model: its row i is row `first_row + (rows.empty() ? i
+/// : rows[i])` of `source` viewed as [rows, last dimension] (a vector is one row).
 struct TensorPlace {
   std::string name;            ///< in the folder, e.g. model.layers.3.mlp.gate.weight
   std::vector<int64_t> shape;  ///< in the folder
   std::string source;          ///< full name of a parameter or buffer
   int64_t first_row = 0;
-  std::vector<int64_t> rows;  ///< an order other than the source's; as many as the tensor has
-  bool keep_fp32 = false;     ///< stored in fp32 whatever the rest is in
-  /// A second copy of values that another place holds. When read, it may be left out, and must not
+  std::vector<int64_t> rows;  ///< row order, if it differs from the source's; one entry per row
+  bool keep_fp32 = false;     ///< stored in fp32 whatever the dtype of the rest
+  /// A second copy of values that another tensor holds. On import it may be missing, and must not
   /// differ.
   bool copy = false;
-  bool written = true;  ///< false: a copy that is only read
+  bool written = true;  ///< false: a copy that is read but never written
 };
 
 /// Token ids that a model's configuration repeats.
@@ -58,25 +63,24 @@ struct TokenIds {
   int64_t bos = -1, eos = -1;  ///< -1 = none
 };
 
-/// A format's plugin name is the `model_type` of config.json. Pure: no files, no state.
-class Format {
+/// A format's plugin name is the `model_type` of config.json. Its methods are pure: no files, no
+/// state.
+class Format : public Pluggable {
  public:
-  virtual ~Format();
-  /// What keeps `model` from being an architecture of this format, a reason each; empty: nothing
-  /// does.
+  ~Format() override;
+  /// The reasons why this format's architecture cannot express `model`; empty if it can.
   virtual std::vector<std::string> obstacles(const ModelDescription& model) const = 0;
-  /// config.json, without the fields that are the same for all formats (dtype,
-  /// transformers_version). `model` has no obstacles.
+  /// config.json, without the fields common to all formats (dtype, transformers_version). `model`
+  /// has no obstacles.
   virtual nlohmann::json config(const ModelDescription& model, const TokenIds& ids) const = 0;
-  /// The model that a config.json describes. Throws dsv3::Error (ExitCode::usage) that names every
-  /// field that is unknown, missing or has a value the format cannot express. Fields the same for
-  /// all formats are not in it.
+  /// The model that a config.json, without the fields common to all formats, describes. Throws
+  /// dsv3::Error (ExitCode::usage) that names every field that is unknown or missing or has a value
+  /// that the format cannot express.
   virtual ModelDescription describe(const nlohmann::json& config) const = 0;
-  /// All stored tensors; together they hold each value of every parameter and buffer once, copies
-  /// aside.
+  /// All stored tensors. Except for copies, they hold each value of every parameter and buffer
+  /// once.
   virtual std::vector<TensorPlace> tensors(const ModelDescription& model) const = 0;
-  /// Small config.json texts that together use every option: what the conformance suite reads and
-  /// writes.
+  /// Small config.json texts that together use every option, for the conformance suite.
   virtual std::vector<nlohmann::json> examples() const = 0;
 };
 

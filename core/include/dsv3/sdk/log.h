@@ -1,4 +1,4 @@
-// Logging for the core and for plugins. Goes to the terminal and to the run folder's log file.
+// Logging for the core and plugins, to the terminal and to the run folder's log file.
 #pragma once
 
 #include <string>

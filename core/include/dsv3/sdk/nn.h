@@ -1,11 +1,11 @@
-// The two layers nearly every component is made of.
+// The two layers that nearly every component uses.
 #pragma once
 
 #include <dsv3/sdk/component.h>
 
 namespace dsv3 {
 
-/// y = x W^T, without bias. W is [out, in], as torch.nn.Linear.
+/// y = x W^T, without bias. W is [out, in], as in torch.nn.Linear.
 class Linear {
  public:
   Linear() = default;
@@ -18,8 +18,8 @@ class Linear {
   at::Tensor weight_;
 };
 
-/// x * rsqrt(mean(x^2) + eps) * weight, computed in fp32 (float64 when x is), cast back before the
-/// weight: transformers' DeepseekV3RMSNorm.
+/// x * rsqrt(mean(x^2) + eps) * weight, computed in fp32 (float64 if x is float64) and cast back
+/// before the multiplication by weight, as in transformers' DeepseekV3RMSNorm.
 class RmsNorm {
  public:
   RmsNorm() = default;

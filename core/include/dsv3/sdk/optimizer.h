@@ -1,4 +1,4 @@
-// Interface of optimizers: pure update rules on slices whose state the core keeps.
+// Interface of optimizers: pure update rules on slices. The core stores their state.
 #pragma once
 
 #include <span>
@@ -7,6 +7,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <dsv3/sdk/pluggable.h>
+
 namespace dsv3 {
 
 /// A piece of a parameter, in row-major order inside a box of the global tensor.
@@ -14,18 +16,19 @@ struct Range {
   std::string name;
   std::vector<int64_t> global_shape, box_offset, box_shape;
   int64_t begin = 0, end = 0;  ///< elements of the box
-  bool primary = true;         ///< exactly one rank holds a piece as primary
+  bool primary = true;         ///< true on exactly one of the ranks that hold the piece
 };
 
-/// One tensor of state an optimizer wants kept per slice.
+/// One state tensor of an optimizer, stored for each slice.
 struct StateSlot {
   enum class Like { value = 1, matrix, scalar };
   std::string name;         ///< e.g. "exp_avg"
-  Like like = Like::value;  ///< shape: the value's; the whole matrix's; one number
+  Like like = Like::value;  ///< shape of the value, of the whole matrix, or of one number
   at::ScalarType dtype = at::kFloat;
 };
 
-/// What one call may change: fp32 value (in place), its fp32 gradient, and the state by slot.
+/// The input of one update: fp32 value (updated in place), its fp32 gradient, and the state by
+/// slot.
 struct Slice {
   const Range& range;
   at::Tensor value, grad;  // [rows, cols] for whole matrices, else 1-D
@@ -37,15 +40,15 @@ struct OptimStep {
   double lr_factor = 1;  ///< from the schedule; multiplies the learning rate
 };
 
-class Optimizer {
+class Optimizer : public Pluggable {
  public:
-  virtual ~Optimizer();
-  /// True: slices are whole matrices, [rows, cols]. False: flat pieces of any length.
+  ~Optimizer() override;
+  /// True if slices must be whole matrices [rows, cols]; false for flat pieces of any length.
   virtual bool whole_matrices() const = 0;
   virtual std::vector<StateSlot> slots() const = 0;
-  /// Pure: no collectives, no counters. Called several times a step with disjoint slices.
+  /// Pure: no collectives, no counters. Called several times per step, with disjoint slices.
   virtual void step(std::span<const Slice> slices, const OptimStep& step) = 0;
-  /// Learning rate before the schedule's factor, for the plan and the metrics.
+  /// Learning rate before the schedule's factor, for --dry-run and the metrics.
   virtual double lr() const = 0;
 };
 

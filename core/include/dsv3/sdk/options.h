@@ -1,5 +1,5 @@
-// How a component says which options it takes: once, beside the struct that holds them.
-// The core checks an experiment's values against this before anything is built.
+// Declares a component's options once, next to the struct that holds them. The core checks an
+// experiment's values against the declarations before it builds anything.
 #pragma once
 
 #include <cstdint>
@@ -17,43 +17,41 @@
 
 namespace dsv3 {
 
-/// What `model.conventions` may be: implementations whose conventions an experiment can take over.
-inline const std::vector<std::string>& implementations() {
-  static const std::vector<std::string> names{"deepseek", "megatron", "torchtitan"};
-  return names;
-}
-
-/// The types an option may have. Enumerators start at 1 so that 0 is never a valid type.
+/// Types of options. Enumerators start at 1 so that 0 is never a valid type.
 enum class OptionType { boolean = 1, integer, number, string, integers, numbers, strings };
 
-/// A checked, typed value. The alternative always fits the option's `OptionType`.
+/// A checked value. Its alternatives have the order of `OptionType`; std::monostate means "unset",
+/// which only an option with a std::optional member may be.
 using OptionValue = std::variant<bool, int64_t, double, std::string, std::vector<int64_t>,
-                                 std::vector<double>, std::vector<std::string>>;
+                                 std::vector<double>, std::vector<std::string>, std::monostate>;
 
-/// Checked values by key; keys that are absent keep the default of the options struct.
+/// Checked values by key. Absent keys have the default of the options struct.
 using OptionValues = std::map<std::string, OptionValue>;
 
 /// One option, type-erased.
 struct OptionSpec {
   std::string key;
-  std::string doc;  ///< One line, for `dsv3 plugins describe` and error texts.
+  std::string doc;   ///< one line, for `dsv3 plugins describe` and error messages
+  std::string unit;  ///< "tokens", "steps" ...; empty = none; printed in docs/reference.md
   OptionType type;
-  OptionValue default_value;  ///< Read off a default-constructed options struct.
+  OptionValue default_value;  ///< from a default-constructed options struct
   bool required = false;
-  std::optional<double> min, max;                      ///< Inclusive; numbers and integers only.
-  std::vector<std::string> choices;                    ///< Strings only; empty = any.
-  std::vector<std::pair<std::string, int64_t>> words;  ///< Integers only: `auto` and the like.
-  bool convention = false;  ///< Implementations differ on it: saved in checkpoints and compared.
-  std::map<std::string, OptionValue> by_implementation;  ///< of a convention; others: the default
+  bool optional = false;   ///< the member is a std::optional
+  std::string unset_word;  ///< sets an optional option to nullopt, e.g. `auto`; empty = none
+  std::optional<double> min, max;                      ///< inclusive; numbers and integers only
+  std::vector<std::string> choices;                    ///< strings only; empty = any
+  std::vector<std::pair<std::string, int64_t>> words;  ///< integers only, e.g. `none`
+  bool input_path = false;  ///< strings only: names files or folders that must exist
+  bool convention = false;  ///< implementations differ on it: saved in checkpoints and compared
   std::function<void(void* options, const OptionValue&)> store;
 };
 
 /// All options of one component, type-erased. Built by OptionSchema<T>.
 struct Schema {
   std::vector<OptionSpec> options;
-  /// Cross-option checks on the filled struct; each returns an error text or "".
+  /// Checks of several options on the filled struct. They return an error message or "".
   std::vector<std::function<std::string(const void* options)>> checks;
-  /// A default-constructed options struct, for `store` and `checks`.
+  /// Returns a default-constructed options struct, for `store` and `checks`.
   std::function<std::shared_ptr<void>()> make;
 
   const OptionSpec* find(const std::string& key) const {
@@ -65,28 +63,18 @@ struct Schema {
 
 namespace detail {
 template <class V>
-constexpr OptionType option_type() {
-  if constexpr (std::is_same_v<V, bool>)
-    return OptionType::boolean;
-  else if constexpr (std::is_same_v<V, int64_t>)
-    return OptionType::integer;
-  else if constexpr (std::is_same_v<V, double>)
-    return OptionType::number;
-  else if constexpr (std::is_same_v<V, std::string>)
-    return OptionType::string;
-  else if constexpr (std::is_same_v<V, std::vector<int64_t>>)
-    return OptionType::integers;
-  else if constexpr (std::is_same_v<V, std::vector<double>>)
-    return OptionType::numbers;
-  else {
-    static_assert(std::is_same_v<V, std::vector<std::string>>,
-                  "options are bool, int64_t, double, std::string, or vectors of the last three");
-    return OptionType::strings;
-  }
-}
+struct Member {
+  using Value = V;
+  static constexpr bool optional = false;
+};
+template <class V>
+struct Member<std::optional<V>> {
+  using Value = V;
+  static constexpr bool optional = true;
+};
 }  // namespace detail
 
-/// Refines the option that `OptionSchema::add` just added.
+/// Refines the option that `OptionSchema::add` added.
 class OptionRef {
  public:
   explicit OptionRef(OptionSpec& spec) : spec_(spec) {}
@@ -110,20 +98,30 @@ class OptionRef {
     spec_.required = true;
     return *this;
   }
-  /// Implementations differ on it. `by_implementation` holds what those of implementations() have
-  /// that do not have the default, e.g. {{"torchtitan", "centered"}}; `model.conventions` sets it.
-  /// Throws dsv3::Error for another name or type.
-  OptionRef& convention(std::map<std::string, OptionValue> by_implementation = {}) {
-    for (const auto& [name, value] : by_implementation) {
-      bool known = false;
-      for (const std::string& implementation : implementations()) known |= implementation == name;
-      if (!known || value.index() != spec_.default_value.index())
-        throw Error("option '" + spec_.key + "' gives a convention to '" + name + "', which is " +
-                        (known ? "of another type than its default" : "no implementation known"),
-                    ExitCode::plugin);
-    }
+  /// A word that sets an option with a std::optional member to nullopt, such as `auto`.
+  OptionRef& word(std::string name) {
+    if (!spec_.optional)
+      throw Error("option '" + spec_.key + "' cannot be unset by '" + name +
+                      "': its member is not a std::optional",
+                  ExitCode::plugin);
+    spec_.unset_word = std::move(name);
+    return *this;
+  }
+  OptionRef& unit(std::string name) {
+    spec_.unit = std::move(name);
+    return *this;
+  }
+  /// The string, or each string of the list, names an existing file or folder that the component
+  /// reads. `dsv3-run --check` reports a missing one without opening any; relative paths start at
+  /// the current folder, and "" counts as not set.
+  OptionRef& input_path() {
+    spec_.input_path = true;
+    return *this;
+  }
+  /// Implementations differ on this option: checkpoints save its value, and loading a checkpoint
+  /// under another value is an error.
+  OptionRef& convention() {
     spec_.convention = true;
-    spec_.by_implementation = std::move(by_implementation);
     return *this;
   }
 
@@ -135,25 +133,38 @@ class OptionRef {
 ///   static void describe(dsv3::OptionSchema<MlaOptions>& s) {
 ///     s.add("heads", &MlaOptions::heads, "attention heads").min(1);
 ///   }
-/// Defaults are the struct's member initialisers and stand nowhere else.
+/// The struct's member initialisers are the only definition of the defaults. A std::optional member
+/// is an option that may be unset.
 template <class T>
 class OptionSchema {
  public:
   template <class V>
   OptionRef add(std::string key, V T::*member, std::string doc) {
+    using Value = typename detail::Member<V>::Value;
+    static_assert(std::is_constructible_v<OptionValue, std::in_place_type_t<Value>, Value>,
+                  "options are bool, int64_t, double, std::string, vectors of the last three, or "
+                  "std::optional of one of these");
     OptionSpec spec;
     spec.key = std::move(key);
     spec.doc = std::move(doc);
-    spec.type = detail::option_type<V>();
-    spec.default_value = OptionValue(defaults_.*member);
+    spec.default_value.emplace<Value>();
+    spec.type = OptionType(spec.default_value.index() + 1);
+    spec.optional = detail::Member<V>::optional;
+    spec.default_value = to_value(defaults_.*member);
     spec.store = [member](void* options, const OptionValue& value) {
-      static_cast<T*>(options)->*member = std::get<V>(value);
+      V& target = static_cast<T*>(options)->*member;
+      if constexpr (detail::Member<V>::optional)
+        if (std::holds_alternative<std::monostate>(value)) {
+          target = std::nullopt;
+          return;
+        }
+      target = std::get<Value>(value);
     };
     schema_.options.push_back(std::move(spec));
     return OptionRef(schema_.options.back());
   }
 
-  /// Adds a check over several options; `check` returns an error text, or "" when all is well.
+  /// Adds a check of several options. `check` returns an error message, or "" if they are valid.
   void check(std::function<std::string(const T&)> check) {
     schema_.checks.push_back([check = std::move(check)](const void* options) {
       return check(*static_cast<const T*>(options));
@@ -166,11 +177,19 @@ class OptionSchema {
   }
 
  private:
+  template <class V>
+  static OptionValue to_value(const V& member) {
+    if constexpr (detail::Member<V>::optional)
+      return member ? OptionValue(*member) : OptionValue(std::monostate());
+    else
+      return member;
+  }
+
   T defaults_{};
   Schema schema_;
 };
 
-/// The schema of `T`, from its static `describe`.
+/// The schema that `T::describe` builds.
 template <class T>
 Schema schema_of() {
   OptionSchema<T> builder;
@@ -178,7 +197,7 @@ Schema schema_of() {
   return builder.take();
 }
 
-/// A `T` filled from checked values.
+/// A `T` filled with checked values.
 template <class T>
 T options_from(const Schema& schema, const OptionValues& values) {
   T options{};
@@ -187,7 +206,7 @@ T options_from(const Schema& schema, const OptionValues& values) {
   return options;
 }
 
-/// Options of a component that takes none.
+/// Options of a component that has none.
 struct NoOptions {
   static void describe(OptionSchema<NoOptions>&) {}
 };

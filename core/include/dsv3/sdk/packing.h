@@ -8,14 +8,14 @@ namespace dsv3 {
 /// int64 [B, T] positions that restart at 0 where `document_ids` [B, T] changes.
 at::Tensor positions_of(const at::Tensor& document_ids);
 
-/// bool [B, 1, T, T], true where a query may attend: same document and not later. Undefined when
-/// every row of `document_ids` [B, T] is one document, so that attention takes its plain causal
+/// bool [B, 1, T, T], true where a query may attend: in the same document and not later. Undefined
+/// if every row of `document_ids` [B, T] is one document, so that attention takes its plain causal
 /// path.
 at::Tensor attention_mask(const at::Tensor& document_ids);
 
-/// int64 [B, T] targets `depth` + 1 tokens ahead (0 = the main model) for inputs tokens[:, :T]; -1
-/// where that token is outside the row, in another document, or padding. tokens and document_ids
-/// are [B, T + 1]; document_ids may be undefined.
+/// int64 [B, T] targets `depth` + 1 tokens ahead (depth 0 is the main model) of inputs
+/// tokens[:, :T]; -1 where that token is outside the row, in another document, or padding. tokens
+/// and document_ids are [B, T + 1]; document_ids may be undefined.
 at::Tensor shifted_targets(const at::Tensor& tokens, const at::Tensor& document_ids, int64_t depth);
 
 }  // namespace dsv3

@@ -5,22 +5,24 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <dsv3/sdk/pluggable.h>
+
 namespace dsv3 {
 
-/// What a position plugin is built with, next to its options.
+/// What a position plugin receives besides its options.
 struct PositionContext {
-  int64_t rotary_dim = 0;  ///< R, features a head to rotate
+  int64_t rotary_dim = 0;  ///< R, features to rotate per head
   int64_t sequence = 0;    ///< training length in tokens
 };
 
-class Position {
+class Position : public Pluggable {
  public:
-  virtual ~Position();
-  /// q [B, T, H, R], k [B, T, Hk, R] (MLA: Hk = 1), positions int64 [B, T]. Same shapes and dtypes
-  /// back.
+  ~Position() override;
+  /// q [B, T, H, R], k [B, T, Hk, R] (MLA: Hk = 1), positions int64 [B, T]. Returns the same shapes
+  /// and dtypes.
   virtual std::pair<at::Tensor, at::Tensor> rotate(const at::Tensor& q, const at::Tensor& k,
                                                    const at::Tensor& positions) const = 0;
-  /// Multiplies qk_dim^-0.5 (YaRN's mscale).
+  /// Factor on the softmax scale qk_dim^-0.5 (YaRN's mscale).
   virtual double softmax_scale() const { return 1.0; }
 };
 

@@ -2,14 +2,24 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+
+#include <dsv3/sdk/pluggable.h>
 
 namespace dsv3 {
 
-class Schedule {
+class Schedule : public Pluggable {
  public:
-  virtual ~Schedule();
+  ~Schedule() override;
   /// Factor on the learning rate for the 1-based `step` of `total`.
   virtual double factor(int64_t step, int64_t total) const = 0;
+  /// Why the options do not fit a run of `total` steps, and what to do about it; "" = they do. A
+  /// text that starts with an option's name is reported at that option. Checked before a run
+  /// starts.
+  virtual std::string problem(int64_t total) const;
 };
+
+/// problem() of a schedule with an option `warmup`, in steps.
+std::string warmup_problem(int64_t warmup, int64_t total);
 
 }  // namespace dsv3

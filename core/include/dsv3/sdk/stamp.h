@@ -1,5 +1,5 @@
 // The stamp of a plugin library: what it was built with, readable without loading it.
-// dsv3_add_plugin compiles one into every plugin; nobody else needs this header.
+// dsv3_add_plugin compiles one into every plugin; other code does not need this header.
 #pragma once
 
 #include <cstdint>
@@ -9,15 +9,15 @@
 
 #include <dsv3/sdk/version.h>
 
-// Standard library and the ABI family of the compiler; GCC and Clang that agree on it can be mixed
-// (the formula is pybind11's platform ABI id).
+// Standard library and ABI family of the compiler. GCC and Clang versions that agree on it can be
+// mixed (the formula is pybind11's platform ABI id).
 #ifndef DSV3_STAMP_CXX_ABI
 #if defined(_LIBCPP_VERSION)
 #define DSV3_STAMP_CXX_ABI "libcpp_abi" DSV3_STAMP_TEXT(_LIBCPP_ABI_VERSION)
 #elif defined(__GLIBCXX__) && __GXX_ABI_VERSION >= 1002 && __GXX_ABI_VERSION < 2000
 #define DSV3_STAMP_CXX_ABI "libstdcpp_gxx_abi_1xxx_cxx11_" DSV3_STAMP_TEXT(_GLIBCXX_USE_CXX11_ABI)
 #else
-#error "dsv3 does not know this C++ standard library"
+#error "unsupported C++ standard library: dsv3 plugins need libstdc++ or libc++"
 #endif
 #endif
 
@@ -49,7 +49,7 @@
 #define DSV3_STAMP_TEXT_(x) #x
 #define DSV3_STAMP_TEXT(x) DSV3_STAMP_TEXT_(x)
 
-/// The stamp as one string literal of `key=value` pairs. `provides`: "kind/name,kind/name".
+/// The stamp as one string literal of `key=value` pairs. `provides` is "kind/name,kind/name".
 #define DSV3_STAMP(name, version, provides)                                               \
   "@dsv3-plugin@ sdk=" DSV3_STAMP_SDK "; headers=" DSV3_STAMP_HEADERS                     \
   "; cxx_abi=" DSV3_STAMP_CXX_ABI "; glibcxx_debug=" DSV3_STAMP_GLIBCXX_DEBUG             \
@@ -58,11 +58,11 @@
 
 namespace dsv3 {
 
-/// An ELF note: `readelf -n` shows it, `strip` keeps it, and no code runs to read it.
+/// An ELF note: `readelf -n` shows it, `strip` keeps it, and reading it runs no code.
 template <size_t Size>
 struct StampNote {
   uint32_t owner_size = 5;
-  uint32_t text_size = Size;  ///< with the closing NUL
+  uint32_t text_size = Size;  ///< including the closing NUL
   uint32_t type = 1;
   char owner[8] = "dsv3";
   char text[(Size + 3) / 4 * 4] = {};

@@ -8,29 +8,31 @@
 #include <string_view>
 #include <vector>
 
+#include <dsv3/sdk/pluggable.h>
+
 namespace dsv3 {
 
-/// Thread-safe: several threads may call the const members at once.
-class Tokenizer {
+/// Thread-safe: several threads may call the const members concurrently.
+class Tokenizer : public Pluggable {
  public:
-  virtual ~Tokenizer();
-  /// Ids of `text` (any bytes); no end-of-text id is added.
+  ~Tokenizer() override;
+  /// Ids of `text` (any bytes), without an end-of-text id.
   virtual std::vector<int32_t> encode(std::string_view text) const = 0;
-  /// Concatenated bytes of `ids`; may cut a UTF-8 character at the ends.
+  /// Concatenated bytes of `ids`; the ends may cut a UTF-8 character.
   virtual std::string decode(std::span<const int32_t> ids) const = 0;
-  /// Bytes of one id; special tokens give their text.
+  /// Bytes of one id; the text of a special token.
   virtual std::string token_bytes(int32_t id) const = 0;
   virtual int64_t vocab_size() const = 0;
-  /// Id put between documents; -1 = none.
+  /// Id between documents; -1 = none.
   virtual int32_t eos_id() const = 0;
-  /// Hex digest of all that decides the ids: equal digest = equal ids for every text.
+  /// Hex digest of everything that decides the ids: equal digests mean equal ids for every text.
   virtual std::string digest() const = 0;
-  /// Files, by name, from which Hugging Face's libraries make the same tokenizer (tokenizer.json,
-  /// tokenizer_config.json), for exports; empty: there are none.
+  /// Files, by name, from which Hugging Face's libraries load the same tokenizer (tokenizer.json,
+  /// tokenizer_config.json), for exports; empty = none.
   virtual std::map<std::string, std::string> files() const { return {}; }
 };
 
-/// What a tokenizer plugin is built with, next to its options.
+/// What a tokenizer plugin receives besides its options.
 struct TokenizerContext {};
 
 }  // namespace dsv3

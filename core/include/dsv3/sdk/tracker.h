@@ -1,4 +1,4 @@
-// Interface of trackers: where metrics go besides metrics.jsonl.
+// Interface of trackers, which receive the metrics of metrics.jsonl.
 #pragma once
 
 #include <cstdint>
@@ -8,13 +8,14 @@
 #include <vector>
 
 #include <dsv3/sdk/error.h>
+#include <dsv3/sdk/pluggable.h>
 
 namespace dsv3 {
 
-/// What a tracker learns when a run starts or goes on.
+/// What a tracker receives when a run starts or resumes.
 struct RunInfo {
-  std::string name;        ///< run name, also the run folder's
-  std::string folder;      ///< absolute path
+  std::string name;        ///< name of the run and of its folder
+  std::string folder;      ///< absolute path of the run folder
   std::string experiment;  ///< name in the experiment file
   std::string config;      ///< resolved experiment, YAML
   bool resumed = false;
@@ -22,15 +23,15 @@ struct RunInfo {
 
 enum class RunStatus { finished = 1, failed, stopped };
 
-/// One line of metrics.jsonl. Delivered in order; `id` counts from 0 over the whole run, resumes
-/// included.
+/// One line of metrics.jsonl, delivered in order. `id` counts from 0 over the whole run, across
+/// resumes.
 struct Event {
   int64_t id = 0, step = 0, tokens = 0;
   double time = 0;  ///< seconds since the epoch
   std::vector<std::pair<std::string, double>> metrics;
 };
 
-/// Thrown by deliver(): try the same events again after `seconds`.
+/// Thrown by deliver() to have the same events delivered again after `seconds`.
 class RetryAfter : public Error {
  public:
   RetryAfter(const std::string& what, double seconds) : Error(what), seconds(seconds) {}
@@ -38,7 +39,7 @@ class RetryAfter : public Error {
   double seconds;
 };
 
-/// Thrown by deliver(): event `index` of the span will never be accepted; those before it were.
+/// Thrown by deliver() if event `index` of the span can never be accepted. Those before it were.
 class Rejected : public Error {
  public:
   Rejected(const std::string& what, size_t index) : Error(what), index(index) {}
@@ -46,18 +47,18 @@ class Rejected : public Error {
   size_t index;
 };
 
-/// Calls come from one sender thread; training never waits for them.
-class Tracker {
+/// All calls come from one sender thread; training never waits for them.
+class Tracker : public Pluggable {
  public:
-  virtual ~Tracker();
+  ~Tracker() override;
   virtual void start(const RunInfo& run) = 0;
   virtual void deliver(std::span<const Event> events) = 0;
   virtual void finish(RunStatus status) = 0;
 };
 
-/// What a tracker plugin is built with, next to its options.
+/// What a tracker plugin receives besides its options.
 struct RunContext {
-  std::string folder;  ///< the run folder, absolute
+  std::string folder;  ///< absolute path of the run folder
 };
 
 }  // namespace dsv3

@@ -1,4 +1,4 @@
-// All file writing of the core goes through here: atomic, synced, with errors that name the file.
+// File access of the core: atomic and synced writes, and errors that name the file.
 #pragma once
 
 #include <cstdint>
@@ -11,17 +11,17 @@ namespace dsv3::fs {
 
 using Path = std::filesystem::path;
 
-/// A system call that writing makes; the fault hook sees each before it happens.
+/// A system call that writes; the fault hook is called before it.
 enum class Call { open = 1, write, sync, rename, mkdir, remove };
 
-/// Tests only: called before each writing system call (rename: with the new name). Return 0 to let
-/// it happen, an errno (ENOSPC, EIO) to make it fail, or do not return at all. Pass {} to take it
-/// off.
+/// Tests only: sets a hook that runs before each writing system call (for rename, with the new
+/// name). It returns 0 to let the call proceed or an errno (ENOSPC, EIO) to make it fail, or does
+/// not return. Pass {} to remove it.
 void set_fault_hook(std::function<int(Call, const Path&)> hook);
 
-/// A file being written. Nothing is buffered across calls: one write() is one write(2) unless the
-/// system takes less. Errors throw dsv3::Error with the path, the cause, and for a full disk the
-/// needed and free bytes.
+/// A file being written, without buffering: one write() is one write(2) unless the system writes
+/// less. Errors throw dsv3::Error with the path, the cause and, for a full disk, the needed and
+/// free bytes.
 class Writer {
  public:
   explicit Writer(const Path& path);  ///< creates or truncates
@@ -32,7 +32,7 @@ class Writer {
   void write(const void* bytes, size_t size);
   void write(std::string_view text) { write(text.data(), text.size()); }
   void sync();   ///< fsync
-  void close();  ///< throws what close(2) reports; the destructor does not
+  void close();  ///< throws on errors of close(2), unlike the destructor
   const Path& path() const { return path_; }
 
  private:
@@ -41,28 +41,28 @@ class Writer {
   int fd_ = -1;
 };
 
-/// The whole file; throws when it cannot be read or is larger than `limit` bytes.
+/// The whole file. Throws if it cannot be read or is larger than `limit` bytes.
 std::string read(const Path& path, uint64_t limit = UINT64_MAX);
-/// Hands the file's bytes to `use` in order, in pieces of at most 1 MiB. Read errors throw.
+/// Passes the file's bytes to `use` in order, in pieces of at most 1 MiB. Throws on read errors.
 void read_pieces(const Path& path, const std::function<void(std::string_view)>& use);
-/// Writes to a temporary neighbour, fsyncs, renames over `path`, fsyncs the folder.
+/// Writes to a temporary file beside `path`, fsyncs, renames it to `path` and fsyncs the folder.
 void write_atomically(const Path& path, std::string_view content);
-/// A name beside `path` that nobody uses: "<path>.tmp-<8 random hex digits>".
+/// An unused name beside `path`: "<path>.tmp-<8 random hex digits>".
 Path temporary_name(const Path& path);
-/// Removes what killed processes left in `folder` under such names. No other process may be writing
-/// there.
+/// Removes files and folders of such names that killed processes left in `folder`. No other process
+/// may be writing there.
 void remove_temporaries(const Path& folder);
-/// Makes one folder; false = something of this name was there already.
+/// Creates one folder; returns false if the path already exists.
 bool make_folder(const Path& path);
-/// Makes a folder and its parents where they are missing.
+/// Creates a folder and its parents if they do not exist.
 void make_folders(const Path& path);
 void rename(const Path& from, const Path& to);
 void sync_folder(const Path& path);
-/// Removes a file or a folder with all it holds; links are not followed. Nothing there = nothing to
-/// do.
+/// Removes a file or a folder with its content, without following links. Does nothing if the path
+/// does not exist.
 void remove_all(const Path& path);
 
-/// A read-only mapping of a whole regular file, which nobody may shorten meanwhile.
+/// A read-only mapping of a whole regular file, which must not shrink meanwhile.
 class Mapping {
  public:
   explicit Mapping(const Path& path);

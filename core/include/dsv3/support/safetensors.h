@@ -12,7 +12,7 @@
 
 namespace dsv3::safetensors {
 
-/// A tensor in a file or to be written. `bytes` points at row-major data of `size` bytes; in a file
+/// A tensor in a file or to be written. `bytes` points at `size` bytes of row-major data. In a file
 /// it may be unaligned, so copy it with memcpy.
 struct View {
   std::string dtype;  ///< "F32", "BF16", "F64", "F16", "I64", "I32", "U8", "BOOL", ...
@@ -21,23 +21,23 @@ struct View {
   uint64_t size = 0;
 };
 
-/// Bytes of one element of `dtype`; 0 = unknown dtype.
+/// Bytes per element of `dtype`; 0 = unknown dtype.
 uint64_t element_size(std::string_view dtype);
 
-/// What `write` wrote, for a manifest.
+/// Size and digest of a written file, for a manifest.
 struct Written {
   uint64_t bytes = 0;
   std::string sha256;
 };
 
-/// Writes and fsyncs one file; tensors in the map's order, `metadata` as the header's __metadata__.
+/// Writes and fsyncs one file: tensors in the map's order, `metadata` as the header's __metadata__.
 Written write(const std::filesystem::path& path, const std::map<std::string, View>& tensors,
               const std::map<std::string, std::string>& metadata = {});
 
-/// A mapped file. Every check of the reference implementation is made on opening: header size (at
+/// A mapped file. The constructor makes all checks of the reference implementation: header size (at
 /// most 100 MB), JSON, no duplicate keys, known dtypes, size = shape x dtype without overflow,
 /// offsets contiguous from 0 to the end of the file. Throws dsv3::Error (ExitCode::checkpoint) that
-/// names file and tensor.
+/// names the file and the tensor.
 class File {
  public:
   explicit File(const std::filesystem::path& path);

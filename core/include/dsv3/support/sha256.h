@@ -1,4 +1,4 @@
-// SHA-256 of bytes and files, as lower-case hex.
+// SHA-256 of bytes and files, in lower-case hex.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,7 @@ class Sha256 {
   ~Sha256();
   Sha256& update(const void* bytes, size_t size);
   Sha256& update(std::string_view text) { return update(text.data(), text.size()); }
-  std::string hex();  ///< ends the digest; call once
+  std::string hex();  ///< finishes the digest; call once
 
  private:
   struct State;

@@ -1,5 +1,5 @@
-// Text files as documents: .txt cut at blank lines, lines or files, and .jsonl with one document a
-// line.
+// Text files as documents: .txt split at blank lines, lines or files, and .jsonl with one document
+// per line.
 #pragma once
 
 #include <cstdint>
@@ -11,14 +11,14 @@
 
 namespace dsv3 {
 
-/// How to find documents in files.
+/// How files are split into documents.
 struct TextFormat {
   /// Where a .txt document ends: "blank_line" (a line of white space only), "line", or "file".
   std::string documents = "blank_line";
-  std::string field = "text";  ///< of a .jsonl line, holds the text
+  std::string field = "text";  ///< field of a .jsonl line that holds the text
 };
 
-/// Memory-mapped files cut into documents. Thread-safe once built.
+/// Memory-mapped files split into documents. Thread-safe after construction.
 class TextFiles {
  public:
   struct Document {
@@ -27,17 +27,17 @@ class TextFiles {
     uint64_t hash = 0;             ///< document_hash of these bytes
   };
 
-  /// `paths`: files, and folders whose .txt and .jsonl files are taken recursively, in order of
-  /// their names. A .txt document has no line end at its end; a byte order mark and documents of
-  /// white space only are left out. Throws dsv3::Error (ExitCode::data) naming the path: missing,
-  /// unreadable, empty, nothing found, compressed or binary formats.
+  /// `paths` are files, and folders whose .txt and .jsonl files are read recursively in order of
+  /// their names. A .txt document does not include its final line end; byte order marks and
+  /// documents of white space only are skipped. Throws dsv3::Error (ExitCode::data) with the path
+  /// if it is missing, unreadable, empty, or of a compressed or binary format.
   TextFiles(const std::vector<std::string>& paths, const TextFormat& format);
 
   const std::vector<Document>& documents() const { return documents_; }
-  /// The text; `buffer` holds it when it must be decoded. Throws with file and line on bad JSON.
+  /// The text; `buffer` holds it if it must be decoded. Throws with file and line on invalid JSON.
   std::string_view text(const Document& document, std::string& buffer) const;
   uint64_t bytes() const { return bytes_; }  ///< of all documents
-  /// The paths as given, for error texts.
+  /// The paths as given, for error messages.
   const std::string& source() const { return source_; }
 
  private:

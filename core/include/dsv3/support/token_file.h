@@ -1,11 +1,11 @@
-// Files of token ids: dsv3's own shards, llm.c's .bin, and raw uint16 as nanoGPT writes.
+// Files of token ids: dsv3's shards, llm.c's .bin, and raw uint16 as nanoGPT writes it.
 //
 // A dsv3 shard (.tokens, little endian) is a header of 256 bytes, the ids (uint16 or uint32, padded
-// with zeros to 8 bytes), and a table of its documents: uint64 end (in tokens) and uint64 hash (of
-// the text) each.
-//   0 char[8] "dsv3tok"   8 u32 version = 1   12 u32 bytes an id   16 u64 tokens   24 u64 documents
-//   32 u64 vocab   40 i64 end-of-text id or -1   48 char[64] tokenizer digest   248 u64 hash of
-//   bytes 0-247
+// with zeros to 8 bytes), and a table with a uint64 end (in tokens) and a uint64 hash (of the text)
+// for each document.
+//   0 char[8] "dsv3tok"   8 u32 version = 1   12 u32 bytes per id   16 u64 tokens   24 u64
+//   documents 32 u64 vocab   40 i64 end-of-text id or -1   48 char[64] tokenizer digest   248 u64
+//   hash of bytes 0-247
 #pragma once
 
 #include <cstdint>
@@ -17,14 +17,14 @@
 
 namespace dsv3 {
 
-/// What a shard's header says.
+/// A shard's header.
 struct TokenHeader {
   uint32_t version = 1;
   uint32_t id_bytes = 2;
   uint64_t tokens = 0, documents = 0;
-  uint64_t vocab = 0;     ///< 0 = the file does not say
-  int64_t eos = -1;       ///< -1 = none, or the file does not say
-  std::string tokenizer;  ///< Tokenizer::digest(); empty = the file does not say
+  uint64_t vocab = 0;     ///< 0 = unknown
+  int64_t eos = -1;       ///< -1 = none or unknown
+  std::string tokenizer;  ///< Tokenizer::digest(); empty = unknown
 };
 
 struct TokenDocument {
@@ -35,16 +35,16 @@ struct TokenDocument {
 /// A mapped file of token ids. Thread-safe.
 class TokenFile {
  public:
-  /// `format`: dsv3, llmc, raw16, or auto: .tokens is dsv3, else llm.c when its magic is there,
-  /// else raw16. Sizes, magic, version, checksum and document table are checked; throws dsv3::Error
-  /// (ExitCode::data).
+  /// `format` is dsv3, llmc, raw16 or auto: dsv3 for .tokens, else llmc if its magic number is
+  /// found, else raw16. Checks sizes, magic number, version, checksum and document table; throws
+  /// dsv3::Error (ExitCode::data).
   TokenFile(const std::string& path, const std::string& format);
 
   const std::string& path() const { return path_; }
   const std::string& format() const { return format_; }
   const TokenHeader& header() const { return header_; }
   void read(uint64_t begin, std::span<int64_t> out) const;
-  /// From the table; else cut behind each `eos`; else (eos < 0) the whole file as one.
+  /// From the table, else split after each `eos`, else (eos < 0) the whole file as one document.
   std::vector<TokenDocument> documents(int64_t eos) const;
 
  private:
@@ -59,13 +59,13 @@ class TokenFile {
   const char* table_ = nullptr;
 };
 
-/// Files of `path`: itself, or the .tokens and .bin files of a folder in order of their names.
+/// `path` itself, or the .tokens and .bin files of the folder `path` in order of their names.
 std::vector<std::string> token_files_in(const std::string& path);
 
-/// A shard being filled, written in one go.
+/// A shard in memory, written with one call.
 class TokenShard {
  public:
-  /// `header` gives vocab, eos, tokenizer and id_bytes.
+  /// `header` holds vocab, eos, tokenizer and id_bytes.
   explicit TokenShard(TokenHeader header) : header_(std::move(header)) {}
   void add(std::span<const int32_t> document, uint64_t hash);
   const TokenHeader& header() const { return header_; }

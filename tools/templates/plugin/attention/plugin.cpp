@@ -12,7 +12,7 @@
 
 namespace {
 
-// Member initialisers are the defaults; `describe` says what an experiment may write.
+// Member initialisers are the defaults; `describe` declares the options of an experiment.
 struct Options {
   int64_t heads = 4;
   static void describe(dsv3::OptionSchema<Options>& s) {
@@ -24,13 +24,13 @@ class SelfAttention final : public dsv3::Attention {
  public:
   using Options = ::Options;
 
-  // Parameters are declared, not filled: this also runs on the meta device.
+  // Declares parameters without filling them: this also runs on the meta device.
   SelfAttention(const Options& options, const dsv3::LayerContext& context)
       : Attention(context), heads_(options.heads) {
     const int64_t hidden = context.dims.hidden;
     if (hidden % heads_ != 0)
       throw dsv3::Error("hidden " + std::to_string(hidden) + " is not a multiple of heads " +
-                            std::to_string(heads_) + "; choose another number of heads",
+                            std::to_string(heads_) + "; change the number of heads",
                         dsv3::ExitCode::usage);
     head_dim_ = hidden / heads_;
     position_ = context.make_position(head_dim_);
@@ -48,25 +48,25 @@ class SelfAttention final : public dsv3::Attention {
     at::Tensor k = key_(x).unflatten(2, split);
     at::Tensor v = value_(x).unflatten(2, split);
     std::tie(q, k) = position_->rotate(q, k, seq.positions);
-    // attend() is causal and keeps documents apart.
+    // attend() is causal and separates documents.
     const auto mix = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
       return dsv3::attend(q, k, v, seq, scale_).flatten(2);
     };
     if (!seq.cache) return out_(mix(q, k, v));
-    // Generating: each text of the batch attends to all that came before in it as well.
+    // In generation, each text of the batch also attends to its cached tokens.
     seq.cache->append(at::cat({k.flatten(2), v.flatten(2)}, -1));
-    return out_(seq.cache->each_row(q, [&](const at::Tensor& own, const at::Tensor& all) {
-      return mix(own, all.narrow(2, 0, hidden).unflatten(2, split),
+    return out_(seq.cache->each_row(q, [&](const at::Tensor& row_q, const at::Tensor& all) {
+      return mix(row_q, all.narrow(2, 0, hidden).unflatten(2, split),
                  all.narrow(2, hidden, hidden).unflatten(2, split));
     }));
   }
 
-  // Scores and their product with the values: 2 FLOPs a multiplication and addition.
+  // Scores and their product with the values, with 2 FLOPs per multiply-add.
   double attention_flops(int64_t seq) const override {
     return 4.0 * static_cast<double>(seq * heads_ * head_dim_);
   }
   int64_t cache_values_per_token() const override { return 2 * heads_ * head_dim_; }
-  // x, q, k, v, the result, and one log-sum a head.
+  // x, q, k, v, the result, and one log-sum-exp per head.
   int64_t saved_values_per_token(int64_t) const override {
     return context().dims.hidden + 4 * heads_ * head_dim_ + heads_;
   }

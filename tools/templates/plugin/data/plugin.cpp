@@ -1,4 +1,4 @@
-// data/@NAME@: each line of a text file is a document; tokens are held in memory.
+// data/@NAME@: every line of a text file is a document. All tokens are in memory.
 #include <algorithm>
 
 #include <dsv3/sdk/documents.h>
@@ -23,14 +23,14 @@ class Lines final : public dsv3::Documents {
     if (context.vocab > 0 && context.tokenizer->vocab_size() > context.vocab)
       throw dsv3::Error("the tokenizer has " + std::to_string(context.tokenizer->vocab_size()) +
                             " ids, but model.vocab is " + std::to_string(context.vocab) +
-                            "; raise it, or write `vocab: auto`",
+                            "; raise model.vocab or set it to auto",
                         dsv3::ExitCode::usage);
     const dsv3::TextFiles files({options.path}, {.documents = "line"});
     source_ = files.source();
     uint64_t hash = dsv3::document_hash(context.tokenizer->digest());
     std::string buffer;
     for (const auto& line : files.documents()) {
-      // A line is held out by its own hash, so that adding lines moves no other.
+      // The hash of a line decides whether it is held out, so adding lines does not move others.
       const bool validation = dsv3::held_out(line.hash, context.validation_share);
       if (validation != (context.split == dsv3::Split::validation)) continue;
       hash = dsv3::random_bits({hash, line.hash});
@@ -56,7 +56,7 @@ class Lines final : public dsv3::Documents {
   std::string fingerprint_, source_;
 };
 
-// Packing, order, ranks, and going on from a saved position are PackedStream's.
+// PackedStream implements packing, order, ranks and resuming from a saved position.
 class LineData final : public dsv3::PackedStream {
  public:
   using Options = ::Options;

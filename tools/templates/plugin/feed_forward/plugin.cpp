@@ -10,7 +10,7 @@ namespace {
 struct Options {
   int64_t hidden = 0;
   static void describe(dsv3::OptionSchema<Options>& s) {
-    // A word stands for a number that means something special.
+    // A word is an alias for a number with a special meaning.
     s.add("hidden", &Options::hidden, "inner width; auto = 3 times the model's width")
         .min(0)
         .word("auto", 0);
@@ -21,7 +21,7 @@ class GatedMlp final : public dsv3::FeedForward {
  public:
   using Options = ::Options;
 
-  // Parameters are declared, not filled: this also runs on the meta device.
+  // Declares parameters without filling them: this also runs on the meta device.
   GatedMlp(const Options& options, const dsv3::LayerContext& context) : FeedForward(context) {
     const int64_t width = context.dims.hidden;
     hidden_ = options.hidden > 0 ? options.hidden : 3 * width;
@@ -30,12 +30,12 @@ class GatedMlp final : public dsv3::FeedForward {
     down_ = dsv3::Linear(*this, "down", hidden_, width);
   }
 
-  // A function of x alone: each token by itself, so documents cannot see each other.
+  // Works token by token, so documents cannot affect each other.
   at::Tensor forward(const at::Tensor& x, const dsv3::Sequence&) override {
     return down_(at::gelu(gate_(x)) * up_(x));
   }
 
-  // x; gate, its gelu, up, and their product
+  // x, gate, its gelu, up, and their product.
   int64_t saved_values_per_token() const override { return context().dims.hidden + 4 * hidden_; }
 
  private:

@@ -1,5 +1,5 @@
-// format/@NAME@: a small architecture with attention of equal heads and dense gated layers, and how
-// a folder with "model_type": "@NAME@" describes and stores it.
+// format/@NAME@: how a folder with "model_type": "@NAME@" describes and stores a small architecture
+// with plain multi-head attention and dense gated layers.
 #include <dsv3/sdk/config_reader.h>
 #include <dsv3/sdk/format.h>
 #include <dsv3/sdk/plugin.h>
@@ -15,10 +15,10 @@ int64_t integer(const ComponentDescription& component, const std::string& key) {
   return std::get<int64_t>(component.options.at(key));
 }
 
-/// Of `layer`, also where the experiment left it to the plugin.
+/// Inner width of `layer`; for `hidden: auto`, from the parameter's shape.
 int64_t inner_width(const ModelDescription& model, size_t layer) {
-  const int64_t given = integer(model.feed_forward[layer], "hidden");
-  if (given > 0) return given;
+  const int64_t width = integer(model.feed_forward[layer], "hidden");
+  if (width > 0) return width;
   return model.shapes.at("layers." + std::to_string(layer) + ".feed_forward.gate_up.weight")[0] / 2;
 }
 
@@ -27,34 +27,35 @@ class Architecture final : public dsv3::Format {
   using Options = dsv3::NoOptions;
   explicit Architecture(const Options&) {}
 
-  // Whatever the architecture cannot say must be named here: else another model would be written.
+  // Must name everything that the architecture cannot express, else a different model is written.
   std::vector<std::string> obstacles(const ModelDescription& model) const override {
-    std::vector<std::string> found;
-    const auto need = [&](bool fits, const std::string& text) {
-      if (!fits) found.push_back(text);
+    std::vector<std::string> obstacles;
+    const auto require = [&](bool condition, const std::string& text) {
+      if (!condition) obstacles.push_back(text);
     };
     for (size_t layer = 0; layer < model.attention.size(); ++layer) {
       const ComponentDescription& attention = model.attention[layer];
       if (attention.plugin != "mha" || model.feed_forward[layer].plugin != "swiglu")
         return {"layer " + std::to_string(layer) + " is " + attention.plugin + " and " +
-                model.feed_forward[layer].plugin + ", but the architecture has mha and swiglu"};
+                model.feed_forward[layer].plugin + ", but the architecture uses mha and swiglu"};
       const int64_t heads = integer(attention, "heads"), kv_heads = integer(attention, "kv_heads"),
                     head_dim = integer(attention, "head_dim");
-      need(heads == integer(model.attention[0], "heads") &&
-               inner_width(model, layer) == inner_width(model, 0),
-           "the layers differ in their sizes");
-      need(kv_heads == 0 || kv_heads == heads, "attention mha: kv_heads is not heads");
-      need(head_dim == 0 || head_dim * heads == model.hidden, "attention mha: head_dim is not auto");
-      need(!std::get<bool>(attention.options.at("qk_norm")), "attention mha: qk_norm is on");
-      need(std::get<double>(attention.options.at("rotary_share")) == 1,
-           "attention mha: rotary_share is not 1");
-      if (!found.empty()) return found;
+      require(heads == integer(model.attention[0], "heads") &&
+                  inner_width(model, layer) == inner_width(model, 0),
+              "layers have different sizes");
+      require(kv_heads == 0 || kv_heads == heads, "attention mha: kv_heads is not heads");
+      require(head_dim == 0 || head_dim * heads == model.hidden,
+              "attention mha: head_dim is not auto");
+      require(!std::get<bool>(attention.options.at("qk_norm")), "attention mha: qk_norm is on");
+      require(std::get<double>(attention.options.at("rotary_share")) == 1,
+              "attention mha: rotary_share is not 1");
+      if (!obstacles.empty()) return obstacles;
     }
-    need(model.position.plugin == "rope", "model.position is not rope");
-    need(model.norm_place == "pre", "model.norm.place is not pre");
-    need(!model.tied_head, "the head is tied to the embedding");
-    need(model.mtp_depth == 0, "it has MTP modules (--no-mtp leaves them out)");
-    return found;
+    require(model.position.plugin == "rope", "model.position is not rope");
+    require(model.norm_place == "pre", "model.norm.place is not pre");
+    require(!model.tied_head, "the head is tied to the embedding");
+    require(model.mtp_depth == 0, "the model has MTP modules (--no-mtp omits them)");
+    return obstacles;
   }
 
   Json config(const ModelDescription& model, const dsv3::TokenIds& ids) const override {
@@ -79,7 +80,8 @@ class Architecture final : public dsv3::Format {
     model.vocab = reader.integer("vocabulary");
     model.hidden = reader.integer("width");
     model.layers = reader.integer("depth");
-    if (model.layers < 1 || model.layers > 1000) reader.mistake("\"depth\" must be 1 to 1000");
+    if (model.layers < 1 || model.layers > 1000)
+      reader.mistake("\"depth\" must be between 1 and 1000");
     model.norm_eps = reader.number("norm_eps");
     model.init_std = reader.number("init_std", 0.02);
     model.sequence = reader.integer("context");
@@ -95,7 +97,7 @@ class Architecture final : public dsv3::Format {
                                           {"qk_norm", false},
                                           {"rotary_share", 1.0}}};
     const ComponentDescription dense{"swiglu", {{"hidden", reader.integer("inner_width")}}};
-    reader.finish();  // throws, naming every mistake and every field that nobody read
+    reader.finish();  // throws with all errors and all fields that were not read
     model.attention.assign(size_t(model.layers), attention);
     model.feed_forward.assign(size_t(model.layers), dense);
     return model;
@@ -115,25 +117,25 @@ class Architecture final : public dsv3::Format {
     };
     add("tokens", {model.vocab, width}, "embedding.weight");
     for (int64_t layer = 0; layer < model.layers; ++layer) {
-      const std::string there = "blocks." + std::to_string(layer) + ".",
-                        here = "layers." + std::to_string(layer) + ".";
-      add(there + "norm_a", {width}, here + "attention_norm.weight");
+      const std::string stored = "blocks." + std::to_string(layer) + ".",
+                        source = "layers." + std::to_string(layer) + ".";
+      add(stored + "norm_a", {width}, source + "attention_norm.weight");
       for (const char* part : {"q", "k", "v", "o"})
-        add(there + part, {width, width}, here + "attention." + part + ".weight");
-      add(there + "norm_f", {width}, here + "feed_forward_norm.weight");
-      // One parameter of the model, gate above up, becomes two tensors.
-      add(there + "gate", {inner, width}, here + "feed_forward.gate_up.weight");
-      add(there + "up", {inner, width}, here + "feed_forward.gate_up.weight", inner);
-      add(there + "down", {width, inner}, here + "feed_forward.down.weight");
+        add(stored + part, {width, width}, source + "attention." + part + ".weight");
+      add(stored + "norm_f", {width}, source + "feed_forward_norm.weight");
+      // The model stacks gate above up in one parameter; the folder stores two tensors.
+      add(stored + "gate", {inner, width}, source + "feed_forward.gate_up.weight");
+      add(stored + "up", {inner, width}, source + "feed_forward.gate_up.weight", inner);
+      add(stored + "down", {width, inner}, source + "feed_forward.down.weight");
     }
     add("norm", {width}, "final_norm.weight");
     add("logits", {model.vocab, width}, "head.weight");
     return places;
   }
 
-  // `plugins check` writes and reads these.
+  // `dsv3 plugins check` writes and reads these.
   std::vector<Json> examples() const override {
-    const Json small{{"vocabulary", 31}, {"width", 16},        {"depth", 2},     {"heads", 4},
+    const Json small{{"vocabulary", 31}, {"width", 16},       {"depth", 2},      {"heads", 4},
                      {"context", 64},    {"inner_width", 24}, {"norm_eps", 1e-5}};
     Json other = small;
     other.update({{"rope_pairs", "half"}, {"rope_base", 500.0}, {"init_std", 0.01}});

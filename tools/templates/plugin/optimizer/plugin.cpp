@@ -13,7 +13,7 @@ struct Options {
     s.add("beta1", &Options::beta1, "share of the momentum in the direction").min(0).max(1);
     s.add("beta2", &Options::beta2, "decay of the momentum").min(0).max(1);
     s.add("weight_decay", &Options::weight_decay,
-          "decoupled decay: weights shrink by lr * weight_decay an update")
+          "decoupled decay: weights shrink by lr * weight_decay per update")
         .min(0);
   }
 };
@@ -23,15 +23,15 @@ class Lion final : public dsv3::Optimizer {
   using Options = ::Options;
   explicit Lion(const Options& options) : o_(options) {}
 
-  // Element by element, so flat pieces of any length do, and the state can be sharded.
+  // Updates are element-wise, so slices may be flat pieces of any length and state can be sharded.
   bool whole_matrices() const override { return false; }
   double lr() const override { return o_.lr; }
-  // The core keeps, saves and loads the state; it starts as zeros.
+  // The core stores, saves and loads the state. It starts as zeros.
   std::vector<dsv3::StateSlot> slots() const override {
     return {{"momentum", dsv3::StateSlot::Like::value, at::kFloat}};
   }
 
-  // Called several times a step with disjoint slices: keeps nothing between calls.
+  // Called several times per step with disjoint slices; has no state between calls.
   void step(std::span<const dsv3::Slice> slices, const dsv3::OptimStep& step) override {
     const double lr = o_.lr * step.lr_factor;
     for (const dsv3::Slice& slice : slices) {

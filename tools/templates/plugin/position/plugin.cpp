@@ -1,4 +1,4 @@
-// position/@NAME@: rotary position embedding (Su et al., arXiv 2104.09864), halves paired as Llama.
+// position/@NAME@: rotary position embedding (Su et al., arXiv 2104.09864), with Llama's pairs.
 #include <dsv3/sdk/angles.h>
 #include <dsv3/sdk/ops.h>
 #include <dsv3/sdk/plugin.h>
@@ -9,7 +9,7 @@ namespace {
 struct Options {
   double theta = 10000;
   static void describe(dsv3::OptionSchema<Options>& s) {
-    s.add("theta", &Options::theta, "base of the wavelengths").min(1);
+    s.add("theta", &Options::theta, "base of the geometric series of wavelengths").min(1);
   }
 };
 
@@ -20,7 +20,7 @@ class Rotary final : public dsv3::Position {
       : angles_(dsv3::rotary_frequencies(context.rotary_dim, options.theta), 1.0,
                 context.sequence) {}
 
-  // Uses `positions` and never the place in the row: they restart in each document.
+  // Uses `positions`, which restart in each document, instead of the index in the row.
   std::pair<at::Tensor, at::Tensor> rotate(const at::Tensor& q, const at::Tensor& k,
                                            const at::Tensor& positions) const override {
     const auto [cos, sin] = angles_.at(positions, q.scalar_type());

@@ -1,4 +1,4 @@
-// strategy/@NAME@: one device, each parameter with its own fp32 master and gradient.
+// strategy/@NAME@: one device, with an fp32 master and gradient for every parameter.
 #include <cmath>
 #include <set>
 
@@ -11,7 +11,7 @@
 
 namespace {
 
-struct Held {
+struct Resident {
   dsv3::UnitParam param;  // param.tensor is what the component computes with
   at::Tensor master;      // fp32
   at::Tensor grad;        // fp32; undefined until the first training forward
@@ -22,41 +22,41 @@ class OneDevice final : public dsv3::Strategy {
   using Options = dsv3::NoOptions;
   OneDevice(const Options&, const dsv3::StrategyContext& context) : context_(context) {
     if (context.world && context.world->size() > 1)
-      throw dsv3::Error("strategy '@NAME@' runs on one rank, but this run has " +
+      throw dsv3::Error("strategy '@NAME@' supports one rank, but this run has " +
                             std::to_string(context.world->size()) +
                             "; start one rank or choose another strategy",
                         dsv3::ExitCode::usage);
   }
 
-  // The component keeps its handle; what the handle holds is ours from here on.
+  // The component keeps its handle, and the strategy owns the handle's storage from now on.
   int adopt(dsv3::UnitSpec unit) override {
     for (dsv3::UnitParam& param : unit.params) {
       if (!names_.insert(param.name).second)
         throw dsv3::Error("parameter '" + param.name + "' is in two units");
       const auto options = at::TensorOptions().dtype(at::kFloat).device(context_.device);
-      Held held{std::move(param), {}, {}};
-      held.master = at::empty(held.param.tensor.sizes(), options);
-      held.master.copy_(held.param.tensor.detach());
-      held.param.tensor.set_data(is_copied(held.param) ? held.master.to(context_.compute_dtype)
-                                                       : held.master);
-      held.param.tensor.set_requires_grad(true);
-      held_.push_back(std::move(held));
+      Resident resident{std::move(param), {}, {}};
+      resident.master = at::empty(resident.param.tensor.sizes(), options);
+      resident.master.copy_(resident.param.tensor.detach());
+      resident.param.tensor.set_data(is_copied(resident.param) ? resident.master.to(context_.compute_dtype)
+                                                       : resident.master);
+      resident.param.tensor.set_requires_grad(true);
+      parameters_.push_back(std::move(resident));
     }
     return units_++;
   }
 
   void ready(const std::vector<dsv3::GroupSpec>& groups) override { groups_ = groups; }
 
-  // autograd adds in place to a gradient that is there: fp32 also for bf16 parameters.
+  // autograd adds to an existing gradient in place, so it is fp32 for bf16 parameters, too.
   void begin_microbatch(bool) override {
-    for (Held& held : held_) {
-      if (held.grad.defined()) continue;
-      held.grad = at::zeros_like(held.master);
-      held.param.tensor.mutable_grad() = held.grad;
+    for (Resident& resident : parameters_) {
+      if (resident.grad.defined()) continue;
+      resident.grad = at::zeros_like(resident.master);
+      resident.param.tensor.mutable_grad() = resident.grad;
     }
   }
 
-  // Everything is always there: nothing to gather, nothing to give back.
+  // All parameters are always resident, so there is nothing to gather or release.
   void enter(int, dsv3::TensorRefs) override {}
   void leave(int, dsv3::TensorRefs) override {}
 
@@ -66,41 +66,41 @@ class OneDevice final : public dsv3::Strategy {
 
   double grad_norm() override {
     double sum = 0;
-    for (const Held& held : held_)
-      if (held.grad.defined()) sum += dsv3::sum_of_squares(held.grad);
+    for (const Resident& resident : parameters_)
+      if (resident.grad.defined()) sum += dsv3::sum_of_squares(resident.grad);
     return std::sqrt(sum);
   }
 
   void scale_grads(double factor) override {
-    for (Held& held : held_)
-      if (held.grad.defined()) held.grad.mul_(factor);
+    for (Resident& resident : parameters_)
+      if (resident.grad.defined()) resident.grad.mul_(factor);
   }
 
   void update(int group,
               const std::function<void(std::span<dsv3::UpdateTensor>)>& fn) override {
     const bool whole = groups_.at(group).whole_matrices;
     std::vector<dsv3::UpdateTensor> tensors;
-    for (const Held& held : held_) {
-      if (held.param.group != group) continue;
-      for (const dsv3::Range& range : dsv3::update_ranges(held.param, whole))
-        tensors.push_back({range, dsv3::piece_of(held.master, range, whole),
-                           dsv3::piece_of(held.grad, range, whole)});
+    for (const Resident& resident : parameters_) {
+      if (resident.param.group != group) continue;
+      for (const dsv3::Range& range : dsv3::update_ranges(resident.param, whole))
+        tensors.push_back({range, dsv3::piece_of(resident.master, range, whole),
+                           dsv3::piece_of(resident.grad, range, whole)});
     }
     fn(tensors);
   }
 
   void end_step() override {
-    for (Held& held : held_)
-      if (held.grad.defined()) held.grad.zero_();
+    for (Resident& resident : parameters_)
+      if (resident.grad.defined()) resident.grad.zero_();
     loaded();
   }
 
   std::vector<dsv3::Range> update_ranges(int group) const override {
     std::vector<dsv3::Range> ranges;
-    for (const Held& held : held_) {
-      if (held.param.group != group) continue;
+    for (const Resident& resident : parameters_) {
+      if (resident.param.group != group) continue;
       for (dsv3::Range& range :
-           dsv3::update_ranges(held.param, groups_.at(group).whole_matrices))
+           dsv3::update_ranges(resident.param, groups_.at(group).whole_matrices))
         ranges.push_back(std::move(range));
     }
     return ranges;
@@ -108,15 +108,15 @@ class OneDevice final : public dsv3::Strategy {
 
   std::vector<dsv3::OwnedTensor> owned() override {
     std::vector<dsv3::OwnedTensor> tensors;
-    for (const Held& held : held_)
-      tensors.push_back({dsv3::whole_range(held.param), held.master});
+    for (const Resident& resident : parameters_)
+      tensors.push_back({dsv3::whole_range(resident.param), resident.master});
     return tensors;
   }
 
-  // Brings what the components compute with up to date with the masters.
+  // Copies the masters to the tensors that components compute with.
   void loaded() override {
-    for (Held& held : held_)
-      if (is_copied(held.param)) held.param.tensor.detach().copy_(held.master);
+    for (Resident& resident : parameters_)
+      if (is_copied(resident.param)) resident.param.tensor.detach().copy_(resident.master);
   }
 
   dsv3::Cost estimate(std::span<const dsv3::UnitSpec> units, int) const override {
@@ -138,7 +138,7 @@ class OneDevice final : public dsv3::Strategy {
   }
 
   dsv3::StrategyContext context_;
-  std::vector<Held> held_;
+  std::vector<Resident> parameters_;
   std::vector<dsv3::GroupSpec> groups_;
   std::set<std::string> names_;
   int units_ = 0;

@@ -1,4 +1,4 @@
-// tracker/@NAME@: one JSON object an event, in a file of the run folder.
+// tracker/@NAME@: one JSON object per event, in a file of the run folder.
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -15,11 +15,11 @@ namespace {
 struct Options {
   std::string file = "@NAME@.jsonl";
   static void describe(dsv3::OptionSchema<Options>& s) {
-    s.add("file", &Options::file, "name of the file inside the run folder");
+    s.add("file", &Options::file, "name of the file in the run folder");
   }
 };
 
-// JSON has no number that is not finite.
+// JSON has no NaN or infinity.
 nlohmann::json value_of(double value) {
   if (std::isfinite(value)) return value;
   return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
@@ -40,7 +40,7 @@ class JsonLines final : public dsv3::Tracker {
 
   void start(const dsv3::RunInfo&) override {}
 
-  // An error leaves the batch unacknowledged: the file is opened anew, and cut, on the next try.
+  // If this throws, the core retries, and open() removes what was written.
   void deliver(std::span<const dsv3::Event> events) override {
     if (events.empty()) return;
     if (!writer_ || events.front().id != next_) open(events.front().id);
@@ -48,29 +48,29 @@ class JsonLines final : public dsv3::Tracker {
     for (const dsv3::Event& event : events) lines += line_of(event);
     next_ = -1;
     writer_->write(lines);
-    writer_->sync();  // returning means: kept, never to be delivered again
+    writer_->sync();  // after deliver() returns, the core never delivers these events again
     next_ = events.back().id + 1;
   }
 
   void finish(dsv3::RunStatus) override { writer_.reset(); }
 
  private:
-  // Events from `next` on come again after a crash or a failure: their lines go.
+  // Removes the lines of events from `next` on, which the core delivers again after a failure.
   void open(int64_t next) {
     writer_.reset();
-    uintmax_t keep = 0;
+    uintmax_t size = 0;
     std::ifstream file(path_);
-    for (std::string line; std::getline(file, line) && !file.eof(); keep += line.size() + 1) {
+    for (std::string line; std::getline(file, line) && !file.eof(); size += line.size() + 1) {
       const nlohmann::json event = nlohmann::json::parse(line, nullptr, false);
       if (!event.is_object() || event.value("id", next) >= next) break;
     }
-    if (std::filesystem::exists(path_)) std::filesystem::resize_file(path_, keep);
+    if (std::filesystem::exists(path_)) std::filesystem::resize_file(path_, size);
     writer_.emplace(dsv3::fs::Writer::append(path_));
   }
 
   std::filesystem::path path_;
   std::optional<dsv3::fs::Writer> writer_;
-  int64_t next_ = -1;  // id after the last that is safely in the file
+  int64_t next_ = -1;  // id after the last event in the file
 };
 
 }  // namespace

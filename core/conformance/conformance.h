@@ -1,0 +1,45 @@
+// Runs the conformance checks of plugins in child processes, so that a component that crashes,
+// hangs or exits is reported and does not end this process.
+#pragma once
+
+#include <chrono>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <dsv3/runtime/plugins.h>
+
+namespace dsv3::conformance {
+
+struct Request {
+  std::filesystem::path library;
+  std::string component;                     ///< KIND/NAME; empty = all that the library provides
+  std::vector<std::string> options;          ///< key=value, for the component
+  std::vector<std::string> only;             ///< names of checks; empty = all
+  std::chrono::seconds time_limit{120};      ///< per check
+  int64_t memory_limit = int64_t{12} << 30;  ///< bytes of address space
+  std::vector<std::string> plugin_words;     ///< for the child's command line: --plugin-path ...
+  std::filesystem::path folder;              ///< for run_child: where components may write files
+  SearchLevels levels;                       ///< for run_child: where other plugins are found
+};
+
+/// The outcome of one check.
+struct Result {
+  std::string component;  ///< KIND/NAME; empty = the library as a whole
+  std::string check, promise;
+  bool kept = false;
+  std::string text;  ///< why the promise was broken
+};
+
+/// Runs every check. Each component gets its own process, and a new one after each that died.
+/// `on_result` is called as results arrive. Returns the number of broken promises. Throws
+/// dsv3::Error for a request that cannot be carried out: no such file or component, options that do
+/// not fit.
+int check_library(const Request& request, const std::function<void(const Result&)>& on_result);
+
+/// The child's side: runs the component's checks from number `first` on (without a component, it
+/// only loads the library) and writes to file descriptor `report`. Returns its exit code.
+int run_child(const Request& request, size_t first, int report);
+
+}  // namespace dsv3::conformance

@@ -1,0 +1,264 @@
+// A strategy on one rank that treats parameters as sharded strategies do: each unit's values exist
+// only between enter and leave, in forward and in backward, and its gradients are moved away as
+// soon as its backward ends. Code that reads or adds outside of that meets NaN or unmapped memory.
+// Training is bit-identical to `single`.
+#pragma once
+
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+
+#include <dsv3/sdk/error.h>
+#include <dsv3/sdk/flat.h>
+#include <dsv3/sdk/options.h>
+#include <dsv3/sdk/strategy.h>
+
+namespace dsv3::conformance {
+
+/// Passes gradients through and calls `call` before.
+struct Gate final : torch::autograd::Node {
+  std::function<void()> call;
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {
+    call();
+    return std::move(grads);
+  }
+};
+
+/// Puts one gate after all differentiable tensors, if there are any.
+inline void insert_gate(TensorRefs tensors, std::function<void()> call) {
+  if (!at::GradMode::is_enabled()) return;
+  std::vector<at::Tensor*> refs;
+  torch::autograd::variable_list inputs;
+  for (at::Tensor* tensor : tensors)
+    if (tensor->defined() && tensor->requires_grad()) {
+      refs.push_back(tensor);
+      inputs.push_back(*tensor);
+    }
+  if (refs.empty()) return;
+  std::shared_ptr<Gate> gate(new Gate, torch::autograd::deleteNode);
+  gate->call = std::move(call);
+  gate->set_next_edges(torch::autograd::collect_next_edges(inputs));
+  for (at::Tensor* tensor : refs) {
+    *tensor = tensor->detach();
+    const uint32_t slot = gate->add_input_metadata(*tensor);
+    torch::autograd::impl::set_gradient_edge(*tensor, {gate, slot});
+  }
+}
+
+struct FlatOptions {
+  std::string freed = "nan";
+  static void describe(OptionSchema<FlatOptions>& s) {
+    s.add("freed", &FlatOptions::freed, "what replaces values between leave and enter")
+        .choices({"nan", "unmapped"});
+  }
+};
+
+class FlatStrategy final : public Strategy {
+ public:
+  using Options = FlatOptions;
+  FlatStrategy(const FlatOptions& options, const StrategyContext& context)
+      : options_(options), context_(context) {}
+
+  int adopt(UnitSpec spec) override {
+    FlatLayout layout(spec.params);
+    units_.push_back({std::move(spec), std::move(layout), {}, {}, {}, {}});
+    Unit& unit = units_.back();
+    const auto fp32 = at::TensorOptions().dtype(at::kFloat).device(context_.device);
+    unit.master = at::zeros({unit.layout.size()}, fp32);
+    unit.buffers = {at::empty_like(unit.master)};
+    if (context_.compute_dtype != at::kFloat)
+      unit.buffers.push_back(at::empty_like(unit.master, fp32.dtype(context_.compute_dtype)));
+    unit.reduced = at::zeros_like(unit.master);
+    unit.grad = at::full_like(unit.master, kNan);
+    for (size_t i = 0; i < unit.spec.params.size(); ++i) {
+      UnitParam& param = unit.spec.params[i];
+      unit.layout.view(unit.master, i).copy_(param.tensor.detach());
+      const at::Tensor& buffer = param.keep_fp32 ? unit.buffers.front() : unit.buffers.back();
+      param.tensor.set_data(unit.layout.view(buffer, i));
+      param.tensor.set_requires_grad(true);
+      param.tensor.mutable_grad() = unit.layout.view(unit.grad, i);
+    }
+    release(unit);
+    return int(units_.size()) - 1;
+  }
+
+  void ready(const std::vector<GroupSpec>& groups) override { groups_ = groups; }
+
+  void begin_microbatch(bool) override {
+    for (Unit& unit : units_) {
+      if (unit.uses != 0)
+        throw Error("unit '" + unit.spec.name + "' was entered more often than it was left");
+      unit.pending = 0;
+    }
+  }
+
+  void enter(int index, TensorRefs inputs) override {
+    Unit& unit = units_.at(index);
+    open(unit);
+    if (at::GradMode::is_enabled()) ++unit.pending;
+    insert_gate(inputs, [this, index] {
+      Unit& unit = units_[index];
+      close(unit);
+      if (--unit.pending == 0) reduce(unit);
+    });
+  }
+
+  void leave(int index, TensorRefs outputs) override {
+    insert_gate(outputs, [this, index] {
+      Unit& unit = units_[index];
+      // Also counted where the values are not needed, because the enter's node ends one use.
+      if (unit.spec.needed_in_backward)
+        open(unit);
+      else
+        ++unit.uses;
+      begin_gradients(unit);
+    });
+    close(units_.at(index));
+  }
+
+  void backward(at::TensorList roots, at::TensorList grads) override {
+    for (const Unit& unit : units_)
+      if (unit.uses != 0)
+        throw Error("unit '" + unit.spec.name + "' is still entered when backward begins");
+    torch::autograd::backward(roots.vec(), grads.vec());
+    // Units whose enter had no differentiable input, such as the embedding, or that do not affect
+    // the loss.
+    for (Unit& unit : units_) {
+      if (unit.accumulating) reduce(unit);
+      if (unit.uses != 0) release(unit);
+      unit.uses = 0;
+    }
+  }
+
+  double grad_norm() override {
+    double sum = 0;
+    for (const Unit& unit : units_) sum += sum_of_squares(unit.reduced);
+    return std::sqrt(sum);
+  }
+
+  void scale_grads(double factor) override {
+    for (Unit& unit : units_) unit.reduced.mul_(factor);
+  }
+
+  void update(int group, const std::function<void(std::span<UpdateTensor>)>& fn) override {
+    const bool whole = groups_.at(group).whole_matrices;
+    std::vector<UpdateTensor> tensors;
+    for (const Unit& unit : units_)
+      for (size_t i = 0; i < unit.spec.params.size(); ++i) {
+        if (unit.spec.params[i].group != group) continue;
+        for (const Range& range : dsv3::update_ranges(unit.spec.params[i], whole))
+          tensors.push_back({range, piece_of(unit.layout.view(unit.master, i), range, whole),
+                             piece_of(unit.layout.view(unit.reduced, i), range, whole)});
+      }
+    fn(tensors);
+  }
+
+  void end_step() override {
+    for (Unit& unit : units_) unit.reduced.zero_();
+  }
+
+  std::vector<Range> update_ranges(int group) const override {
+    std::vector<Range> ranges;
+    for (const Unit& unit : units_)
+      for (const UnitParam& param : unit.spec.params)
+        if (param.group == group)
+          for (const Range& range : dsv3::update_ranges(param, groups_.at(group).whole_matrices))
+            ranges.push_back(range);
+    return ranges;
+  }
+
+  std::vector<OwnedTensor> owned() override {
+    std::vector<OwnedTensor> tensors;
+    for (const Unit& unit : units_)
+      for (size_t i = 0; i < unit.spec.params.size(); ++i)
+        tensors.push_back({whole_range(unit.spec.params[i]), unit.layout.view(unit.master, i)});
+    return tensors;
+  }
+
+  void loaded() override {}
+
+  Cost estimate(std::span<const UnitSpec> units, int) const override {
+    int64_t elements = 0, largest = 0;
+    for (const UnitSpec& unit : units) {
+      const int64_t size = FlatLayout(unit.params).size();
+      elements += size;
+      largest = std::max(largest, size);
+    }
+    return {.bytes_held = 12 * elements, .bytes_peak = 12 * elements + 8 * largest};
+  }
+
+ private:
+  static constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+  struct Unit {
+    UnitSpec spec;
+    FlatLayout layout;
+    at::Tensor master;                // fp32, never freed
+    std::vector<at::Tensor> buffers;  // viewed by parameters: fp32 and compute dtype; freed
+    at::Tensor reduced;               // fp32 sum of finished micro-batches
+    at::Tensor grad;                  // autograd adds to it; NaN outside the unit's backward
+    int uses = 0;                     // holders of the values
+    int pending = 0;                  // enters of this micro-batch whose node has not run yet
+    bool accumulating = false;        // grad is in use
+  };
+
+  void open(Unit& unit) {
+    if (unit.uses++ > 0) return;
+    for (at::Tensor& buffer : unit.buffers) {
+      if (options_.freed == "unmapped") {
+        c10::StorageImpl* storage = buffer.storage().unsafeGetStorageImpl();
+        const size_t bytes = size_t(buffer.numel()) * buffer.element_size();
+        storage->set_data_ptr_noswap(storage->allocator()->allocate(bytes));
+        storage->set_nbytes(bytes);
+      }
+      buffer.copy_(unit.master);
+    }
+  }
+
+  void close(Unit& unit) {
+    if (unit.uses == 0)
+      throw Error("unit '" + unit.spec.name +
+                  "' was left, or its backward ended, without being entered");
+    if (--unit.uses == 0) release(unit);
+  }
+
+  void release(Unit& unit) {
+    for (at::Tensor& buffer : unit.buffers) {
+      if (options_.freed == "nan") {
+        buffer.fill_(kNan);
+        continue;
+      }
+      c10::StorageImpl* storage = buffer.storage().unsafeGetStorageImpl();
+      storage->set_data_ptr_noswap(at::DataPtr(nullptr, buffer.device()));
+      storage->set_nbytes(0);
+    }
+  }
+
+  // Continues the sum of earlier micro-batches instead of starting at zero: additions happen in the
+  // same order as in `single`, also where a parameter gets several gradients in one backward.
+  void begin_gradients(Unit& unit) {
+    if (unit.accumulating) return;
+    unit.grad.copy_(unit.reduced);
+    unit.accumulating = true;
+  }
+
+  void reduce(Unit& unit) {
+    unit.reduced.copy_(unit.grad);
+    unit.grad.fill_(kNan);
+    unit.accumulating = false;
+  }
+
+  FlatOptions options_;
+  StrategyContext context_;
+  std::vector<Unit> units_;
+  std::vector<GroupSpec> groups_;
+};
+
+}  // namespace dsv3::conformance

@@ -1,0 +1,250 @@
+#include "conformance/layers.h"
+
+#include <cmath>
+#include <map>
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/record_function.h>
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <dsv3/sdk/angles.h>
+#include <dsv3/sdk/ops.h>
+#include <dsv3/sdk/packing.h>
+
+namespace dsv3::conformance {
+namespace {
+
+// Plain rotary positions, so that the checks of layers need no other plugin.
+class Rotary final : public Position {
+ public:
+  explicit Rotary(int64_t rotary_dim) : angles_(rotary_frequencies(rotary_dim, 10000), 1, 64) {}
+  std::pair<at::Tensor, at::Tensor> rotate(const at::Tensor& q, const at::Tensor& k,
+                                           const at::Tensor& positions) const override {
+    const auto [cos, sin] = angles_.at(positions, q.scalar_type());
+    return {dsv3::rotate(q, cos, sin, true), dsv3::rotate(k, cos, sin, true)};
+  }
+
+ private:
+  Angles angles_;
+};
+
+uint64_t seed_of(const std::string& name) {
+  uint64_t hash = 1469598103934665603u;  // FNV-1a
+  for (const unsigned char c : name) hash = (hash ^ c) * 1099511628211u;
+  return hash >> 1;
+}
+
+double largest(const at::Tensor& tensor) {
+  return tensor.abs().max().item<double>();
+}
+
+// Sums the allocations and frees of LibTorch's CPU allocator on this thread.
+class AllocationCounter final : public c10::MemoryReportingInfoBase {
+ public:
+  void reportMemoryUsage(void*, int64_t bytes, size_t, size_t, c10::Device) override {
+    live += bytes;
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+  int64_t live = 0;
+};
+
+thread_local double counted_flops = 0;
+
+std::unique_ptr<at::ObserverContext> count_product(const at::RecordFunction& function) {
+  const auto inputs = function.inputs();
+  const std::string name = function.name();
+  const bool with_bias = name == "aten::addmm" || name == "aten::baddbmm";
+  if (!with_bias && name != "aten::mm" && name != "aten::bmm") return nullptr;
+  const at::Tensor& a = inputs[with_bias ? 1 : 0].toTensor();
+  const at::Tensor& b = inputs[with_bias ? 2 : 1].toTensor();
+  counted_flops += 2.0 * double(a.numel()) * double(b.size(-1));
+  return nullptr;
+}
+
+void require_sound(const Parameter& parameter, const LayerContext& context) {
+  const ParamSpec& spec = parameter.spec;
+  const at::Tensor& tensor = parameter.tensor;
+  const std::string name = "parameter " + parameter.name;
+  require(parameter.name.starts_with(context.prefix + "."), name, " is not named below ",
+          context.prefix);
+  require(tensor.numel() > 0, name, " is empty");
+  require(spec.keep_fp32 || tensor.scalar_type() == context.dtype, name,
+          " does not have the context's dtype");
+  require(spec.active > 0 && spec.active <= 1, name, " declares that a share of ", spec.active,
+          " is active per token");
+  require(spec.matrices >= 1, name, " declares ", spec.matrices, " matrices");
+  if (spec.role != Role::matrix) return;
+  require(tensor.dim() >= 2, name, " has the role matrix, but sizes ", tensor.sizes());
+  require(tensor.numel() / tensor.size(-1) % spec.matrices == 0, name, " of sizes ", tensor.sizes(),
+          " cannot hold ", spec.matrices, " equal matrices");
+}
+
+}  // namespace
+
+at::Tensor normal(at::IntArrayRef sizes, uint64_t seed, at::ScalarType dtype) {
+  return at::randn(sizes, at::detail::createCPUGenerator(seed), at::kDouble).to(dtype);
+}
+
+LayerContext layer_context(at::ScalarType dtype, at::Device device) {
+  LayerContext context;
+  context.dims = {kHidden, 16, 2, 1e-6};
+  context.layer = 1;
+  context.prefix = "layers.1.checked";
+  context.dtype = dtype;
+  context.device = device;
+  context.store = std::make_shared<ParameterStore>();
+  context.make_position = [](int64_t rotary_dim) { return std::make_shared<Rotary>(rotary_dim); };
+  return context;
+}
+
+void fill(const ParameterStore& store) {
+  const at::NoGradGuard no_grad;
+  for (const Parameter& parameter : store.parameters()) {
+    const bool norm = parameter.spec.role == Role::norm;
+    const at::Tensor values = normal(parameter.tensor.sizes(), seed_of(parameter.name)) *
+                              (norm ? 0.2 : 1 / std::sqrt(double(parameter.tensor.size(-1))));
+    parameter.tensor.copy_(norm ? values + 1 : values);
+  }
+}
+
+Sequence one_document(int64_t batch, int64_t length) {
+  Sequence seq;
+  seq.positions = at::arange(length).expand({batch, length}).contiguous();
+  seq.training = true;
+  seq.aux_scale = 1.0 / double(batch);
+  return seq;
+}
+
+Sequence packed(int64_t batch, int64_t length, const std::vector<int64_t>& starts) {
+  at::Tensor ids = at::zeros({batch, length}, at::kLong);
+  for (const int64_t start : starts)
+    if (start > 0) ids.narrow(1, start, length - start).add_(1);
+  Sequence seq = one_document(batch, length);
+  seq.document_ids = ids;
+  seq.positions = positions_of(ids);
+  seq.mask = attention_mask(ids);
+  return seq;
+}
+
+double difference(const at::Tensor& actual, const at::Tensor& expected) {
+  if (!actual.defined() || actual.sizes() != expected.sizes()) return HUGE_VAL;
+  const at::Tensor a = actual.detach().to(at::kDouble), e = expected.detach().to(at::kDouble);
+  if (a.numel() == 0) return 0;
+  const double worst = largest(a - e) / std::max(largest(e), 1e-30);
+  return std::isfinite(worst) ? worst : HUGE_VAL;
+}
+
+void require_like(const at::Tensor& tensor, at::IntArrayRef sizes, at::ScalarType dtype,
+                  const std::string& what) {
+  require(tensor.defined(), what, " is an undefined tensor");
+  require(tensor.sizes() == sizes, what, " has sizes ", tensor.sizes(), ", expected ", sizes);
+  require(tensor.scalar_type() == dtype, what, " has dtype ", tensor.scalar_type(), ", expected ",
+          dtype);
+  require(tensor.device().is_cpu(), what, " is on device ", tensor.device(), ", expected cpu");
+  require(at::isfinite(tensor).all().item<bool>(), what, " has NaN or infinite values");
+}
+
+void require_equal(const at::Tensor& actual, const at::Tensor& expected, const std::string& what) {
+  if (actual.defined() && actual.sizes() == expected.sizes() && at::equal(actual, expected)) return;
+  throw Violation(c10::str(what, " differs by ", difference(actual, expected),
+                           " (relative to the largest value); it must be bit-identical"));
+}
+
+void require_close(const at::Tensor& actual, const at::Tensor& expected, double bound,
+                   const std::string& what) {
+  const double worst = difference(actual, expected);
+  require(worst <= bound, what, " differs by ", worst, " (relative to the largest value); at most ",
+          bound, " is allowed");
+}
+
+std::vector<at::Tensor> gradients(const at::Tensor& y, const std::vector<at::Tensor>& inputs) {
+  require(y.requires_grad(), "the result does not require gradients");
+  std::vector<at::Tensor> grads = torch::autograd::grad(
+      {y}, inputs, {normal(y.sizes(), 99, y.scalar_type())}, std::nullopt, false, true);
+  for (size_t i = 0; i < grads.size(); ++i)
+    if (!grads[i].defined()) grads[i] = at::zeros_like(inputs[i]);
+  return grads;
+}
+
+void require_gradients(const std::function<at::Tensor()>& function,
+                       const std::vector<std::pair<std::string, at::Tensor>>& inputs) {
+  constexpr int64_t kSamples = 6;
+  constexpr double kStep = 1e-6, kBound = 1e-5;
+  std::vector<at::Tensor> tensors;
+  for (const auto& [name, tensor] : inputs) tensors.push_back(tensor);
+  const at::Tensor y = function();
+  const at::Tensor direction = normal(y.sizes(), 99);
+  const std::vector<at::Tensor> analytic = gradients(y, tensors);
+  double scale = 0;
+  for (const at::Tensor& grad : analytic) scale = std::max(scale, largest(grad));
+  const at::NoGradGuard no_grad;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const std::string name = "the gradient of " + inputs[i].first;
+    require(largest(analytic[i]) > 0, name, " is all zero");
+    const at::Tensor values = tensors[i].detach().view({-1});
+    const int64_t stride = std::max<int64_t>(1, values.numel() / kSamples);
+    for (int64_t j = stride / 2; j < values.numel(); j += stride) {
+      const double original = values[j].item<double>();
+      const auto at_value = [&](double value) {
+        values[j] = value;
+        return (function() * direction).sum().item<double>();
+      };
+      const double expected =
+          (at_value(original + kStep) - at_value(original - kStep)) / (2 * kStep);
+      values[j] = original;
+      const double actual = analytic[i].reshape({-1})[j].item<double>();
+      require(std::abs(actual - expected) <= kBound * std::max(scale * 0.1, std::abs(expected)),
+              name, " at element ", j, " is ", actual, ", but central differences give ", expected);
+    }
+  }
+}
+
+int64_t bytes_saved(const std::function<at::Tensor()>& body) {
+  const auto counter = std::make_shared<AllocationCounter>();
+  const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, counter);
+  const at::Tensor result = body();
+  return counter->live - int64_t(result.nbytes());
+}
+
+double product_flops(const std::function<void()>& body) {
+  counted_flops = 0;
+  const struct Callback {
+    at::CallbackHandle handle =
+        at::addThreadLocalCallback(at::RecordFunctionCallback(&count_product)
+                                       .needsInputs(true)
+                                       .scopes({at::RecordScope::FUNCTION}));
+    ~Callback() { at::removeCallback(handle); }
+  } callback;
+  body();
+  return counted_flops;
+}
+
+void require_declarations(const std::function<void(const LayerContext&)>& build) {
+  const LayerContext real = layer_context(at::kFloat), meta = layer_context(at::kFloat, at::kMeta);
+  build(real);
+  build(meta);
+  std::map<std::string, Parameter> on_meta;
+  for (const Parameter& parameter : meta.store->parameters())
+    on_meta.emplace(parameter.name, parameter);
+  for (const Parameter& parameter : real.store->parameters()) {
+    require_sound(parameter, real);
+    const auto found = on_meta.find(parameter.name);
+    require(found != on_meta.end(), "on the meta device it does not declare ", parameter.name);
+    const at::Tensor& tensor = found->second.tensor;
+    const ParamSpec &a = found->second.spec, &b = parameter.spec;
+    require(tensor.is_meta(), "parameter ", parameter.name,
+            " is not on the meta device in a dry run");
+    require(tensor.sizes() == parameter.tensor.sizes() && a.role == b.role &&
+                a.matrices == b.matrices && a.active == b.active && a.keep_fp32 == b.keep_fp32,
+            "parameter ", parameter.name, " is declared differently on the meta device");
+  }
+  require(on_meta.size() == real.store->parameters().size(),
+          "on the meta device it declares other parameters");
+  require(meta.store->buffers().size() == real.store->buffers().size(),
+          "on the meta device it declares other buffers");
+}
+
+}  // namespace dsv3::conformance

@@ -1,0 +1,112 @@
+// Small layers of plain LibTorch calls, for models in which another part is under test.
+#pragma once
+
+#include <cmath>
+#include <memory>
+#include <string>
+
+#include <ATen/ATen.h>
+
+#include <dsv3/sdk/feed_forward.h>
+#include <dsv3/sdk/nn.h>
+#include <dsv3/sdk/ops.h>
+#include <dsv3/sdk/position.h>
+
+namespace dsv3::conformance {
+
+/// Projections q, k, v and o of the model's width.
+class ProjectedAttention : public Attention {
+ public:
+  explicit ProjectedAttention(const LayerContext& context)
+      : Attention(context), width_(context.dims.hidden) {
+    for (size_t i = 0; i < 4; ++i)
+      projections_[i] = Linear(*this, std::string(1, "qkvo"[i]), width_, width_);
+  }
+  double attention_flops(int64_t seq) const override { return 4.0 * double(seq * width_); }
+  int64_t cache_values_per_token() const override { return 2 * width_; }
+
+ protected:
+  int64_t width_;
+  Linear projections_[4];
+};
+
+/// One head whose scores fall with the distance in positions, so that wrong positions show.
+class ReferenceAttention final : public ProjectedAttention {
+ public:
+  using ProjectedAttention::ProjectedAttention;
+  at::Tensor forward(const at::Tensor& x, const Sequence& seq) override {
+    const at::Tensor q = projections_[0](x);
+    const at::Tensor keys_values = at::cat({projections_[1](x), projections_[2](x)}, -1);
+    if (!seq.cache)
+      return projections_[3](mix(q, keys_values, seq.positions, seq.positions, seq.mask));
+    seq.cache->append(keys_values);
+    const at::Tensor placed = at::cat({q, seq.positions.unsqueeze(2).to(q.scalar_type())}, -1);
+    return projections_[3](
+        seq.cache->each_row(placed, [&](const at::Tensor& row, const at::Tensor& all) {
+          return mix(row.narrow(2, 0, width_), all, row.select(2, width_).to(at::kLong),
+                     at::arange(all.size(1), seq.positions.options()).unsqueeze(0), {});
+        }));
+  }
+  int64_t saved_values_per_token(int64_t) const override { return 4 * width_; }
+
+ private:
+  /// q [B, T, D], keys_values [B, S, 2 D], positions [B, T] and [B, S].
+  at::Tensor mix(const at::Tensor& q, const at::Tensor& keys_values, const at::Tensor& positions,
+                 const at::Tensor& key_positions, const at::Tensor& mask) const {
+    const at::Tensor distance = positions.unsqueeze(2) - key_positions.unsqueeze(1);
+    const at::Tensor allowed = mask.defined() ? mask.squeeze(1) : distance.ge(0);
+    const at::Tensor k = keys_values.narrow(2, 0, width_),
+                     v = keys_values.narrow(2, width_, width_);
+    const at::Tensor scores =
+        at::matmul(q, k.transpose(1, 2)) * 4 - distance.to(q.scalar_type()) * 0.3;
+    return at::matmul(scores.masked_fill(~allowed, -1e9).softmax(-1), v);
+  }
+};
+
+/// Two heads that use the position component, as plugins do.
+class RotaryAttention final : public ProjectedAttention {
+ public:
+  explicit RotaryAttention(const LayerContext& context)
+      : ProjectedAttention(context), position_(context.make_position(width_ / 2)) {}
+  at::Tensor forward(const at::Tensor& x, const Sequence& seq) override {
+    const int64_t batch = x.size(0), length = x.size(1), head = width_ / 2;
+    const auto heads = [&](size_t i) { return projections_[i](x).view({batch, length, 2, head}); };
+    const auto [q, k] = position_->rotate(heads(0), heads(1), seq.positions);
+    const double scale = position_->softmax_scale() / std::sqrt(double(head));
+    return projections_[3](attend(q, k, heads(2), seq, scale).reshape({batch, length, width_}));
+  }
+  int64_t saved_values_per_token(int64_t) const override { return 6 * width_; }
+
+ private:
+  std::shared_ptr<Position> position_;
+};
+
+/// relu^2 with a side loss per sequence and counts of active neurons, as a mixture of experts has.
+class ReferenceFeedForward final : public FeedForward {
+ public:
+  explicit ReferenceFeedForward(const LayerContext& context)
+      : FeedForward(context), width_(context.dims.hidden) {
+    up_ = Linear(*this, "up", width_, 2 * width_, {.active = 0.5});
+    down_ = Linear(*this, "down", 2 * width_, width_);
+    counts_ = at::zeros({2 * width_}, at::kLong);
+  }
+  at::Tensor forward(const at::Tensor& x, const Sequence& seq) override {
+    const at::Tensor hidden = up_(x).relu();
+    if (seq.training && !seq.recompute)
+      counts_.add_(hidden.detach().gt(0).sum(at::IntArrayRef{0, 1}));
+    at::Tensor y = down_(hidden.square());
+    if (!seq.training) return y;
+    const at::Tensor aux =
+        hidden.square().mean({1, 2}).sum() * 50;  // one mean per sequence, summed
+    return add_loss(y, aux, seq.aux_scale);
+  }
+  at::Tensor step_counts() override { return counts_; }
+  int64_t saved_values_per_token() const override { return 4 * width_; }
+
+ private:
+  int64_t width_;
+  Linear up_, down_;
+  at::Tensor counts_;
+};
+
+}  // namespace dsv3::conformance

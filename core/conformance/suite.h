@@ -1,0 +1,91 @@
+// The promises of each kind of component, as checks that run against any component of the kind,
+// built in or third-party. `dsv3 plugins check` runs them.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <c10/util/StringUtil.h>
+
+#include <dsv3/runtime/plugins.h>
+#include <dsv3/sdk/error.h>
+#include <dsv3/sdk/options.h>
+#include <dsv3/sdk/registrar.h>
+
+namespace dsv3::conformance {
+
+/// A broken promise; what() names the expected and the actual behaviour.
+class Violation : public Error {
+ public:
+  explicit Violation(const std::string& what) : Error(what, ExitCode::plugin) {}
+  ~Violation() override;
+};
+
+/// Throws a Violation with the concatenated `parts` unless `condition` holds.
+template <class... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (!condition) throw Violation(c10::str(parts...));
+}
+
+/// The component under test with the options it is checked with.
+struct Subject {
+  const Registration& component;
+  OptionValues options;
+  std::string folder;   ///< empty folder that the component may write to
+  SearchLevels levels;  ///< where plugins of other kinds are found
+};
+
+/// One promise of a kind.
+struct Check {
+  std::string name;     ///< short, e.g. "causality"
+  std::string promise;  ///< a predicate whose subject is the component
+  void (*run)(const Subject&);
+};
+
+/// The checks of a kind, cheapest first.
+std::vector<Check> checks(Kind kind);
+
+/// Constructs the subject. `Base` and `Context` must be those of its kind.
+template <class Base, class... Context>
+std::shared_ptr<Base> construct(const Subject& subject, const Context&... context) {
+  std::shared_ptr<Base> component =
+      dsv3::construct<Base>(subject.component, subject.options, context...);
+  require(component != nullptr, "its factory returned a null pointer");
+  return component;
+}
+
+/// Calls `body` and throws a Violation if it changes state of the process: torch's global
+/// generator, default dtype, grad mode and thread count, the environment, the current folder,
+/// threads and child processes.
+void require_no_side_effects(const std::function<void()>& body);
+
+/// Calls `body` repeatedly and throws a Violation if memory grows with every call.
+void require_steady_memory(const std::function<void()>& body);
+
+/// The results of `body` called by four threads at once.
+template <class Body>
+auto on_four_threads(const Body& body) {
+  std::vector<std::invoke_result_t<Body>> results(4);
+  std::vector<std::jthread> threads;
+  for (auto& result : results) threads.emplace_back([&] { result = body(); });
+  threads.clear();  // joins them
+  return results;
+}
+
+std::vector<Check> attention_checks();
+std::vector<Check> feed_forward_checks();
+std::vector<Check> position_checks();
+std::vector<Check> optimizer_checks();
+std::vector<Check> schedule_checks();
+std::vector<Check> strategy_checks();
+std::vector<Check> tracker_checks();
+std::vector<Check> data_checks();
+std::vector<Check> tokenizer_checks();
+std::vector<Check> format_checks();
+
+}  // namespace dsv3::conformance

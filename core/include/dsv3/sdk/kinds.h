@@ -1,0 +1,86 @@
+// The table of component kinds. Everything that enumerates kinds is generated from it.
+#pragma once
+
+#include <span>
+#include <string_view>
+
+/// DSV3_EXTRA_KINDS names a header that defines more rows, DSV3_EXTRA_KIND_ROWS(ROW); only the test
+/// that adds a kind uses it.
+#ifdef DSV3_EXTRA_KINDS
+#include DSV3_EXTRA_KINDS
+#else
+#define DSV3_EXTRA_KIND_ROWS(ROW)
+#endif
+
+/// One row a kind:
+///   ROW(kind, interface, context, path, how many, may be left out, keys)
+/// `kind` is the word that experiments, folders and registries use, and the name of Registrar's
+/// method. Components derive from `interface` and are constructed from (options, context), or from
+/// the options alone when the context is NoContext. `path` is where components of this kind are in
+/// an experiment; "" = nowhere. `keys` are the keys of a component's map that the core reads
+/// itself, besides `plugin` and `library`.
+#define DSV3_KINDS(ROW)                                                                        \
+  ROW(attention, Attention, LayerContext, "model.attention", list, required, "layers")         \
+  ROW(feed_forward, FeedForward, LayerContext, "model.feed_forward", list, required, "layers") \
+  ROW(position, Position, PositionContext, "model.position", one, required, "")                \
+  ROW(optimizer, Optimizer, NoContext, "optimizer", list, required, "role match name")         \
+  ROW(schedule, Schedule, NoContext, "schedule", one, required, "")                            \
+  ROW(strategy, Strategy, StrategyContext, "strategy", one, required, "")                      \
+  ROW(tracker, Tracker, RunContext, "tracker", list, optional, "")                             \
+  ROW(data, Data, DataContext, "data", one, required, "tokenizer")                             \
+  ROW(tokenizer, Tokenizer, TokenizerContext, "data.tokenizer", one, optional, "")             \
+  ROW(format, Format, NoContext, "", one, optional, "")                                        \
+  DSV3_EXTRA_KIND_ROWS(ROW)
+
+namespace dsv3 {
+
+/// Context of kinds whose components are constructed from their options alone.
+struct NoContext {};
+
+#define DSV3_KIND_ENUMERATOR(kind, ...) kind,
+/// The kinds of component.
+enum class Kind { DSV3_KINDS(DSV3_KIND_ENUMERATOR) };
+#undef DSV3_KIND_ENUMERATOR
+
+#define DSV3_KIND_CLASSES(kind, Interface, Context, ...) \
+  class Interface;                                       \
+  struct Context;
+DSV3_KINDS(DSV3_KIND_CLASSES)
+#undef DSV3_KIND_CLASSES
+
+/// Kind and context that belong to an interface.
+template <class Interface>
+struct KindTraits;
+#define DSV3_KIND_TRAITS(kind_, Interface, Context_, ...) \
+  template <>                                             \
+  struct KindTraits<Interface> {                          \
+    static constexpr Kind kind = Kind::kind_;             \
+    using Context = Context_;                             \
+  };
+DSV3_KINDS(DSV3_KIND_TRAITS)
+#undef DSV3_KIND_TRAITS
+
+template <class Interface>
+using ContextOf = typename KindTraits<Interface>::Context;
+
+/// A row of the table, as far as it is data.
+struct KindRow {
+  Kind kind;
+  const char* name;       ///< "attention", "feed_forward", ...
+  std::string_view path;  ///< in an experiment, e.g. "model.attention"; empty: in none
+  bool list;              ///< an experiment may name several
+  bool optional;          ///< an experiment may name none
+  std::string_view keys;  ///< keys that the core reads itself, separated by blanks
+};
+
+/// All rows, outer paths before inner ones.
+std::span<const KindRow> kinds();
+
+/// "attention", "feed_forward", ...
+inline const char* kind_name(Kind kind) {
+  for (const KindRow& row : kinds())
+    if (row.kind == kind) return row.name;
+  return "unknown kind";
+}
+
+}  // namespace dsv3

@@ -1,0 +1,114 @@
+#include "call/call.h"
+
+#include <deque>
+#include <mutex>
+#include <new>
+
+#include <c10/util/Exception.h>
+
+namespace dsv3 {
+
+CurrentStep current_step;
+NamedError::~NamedError() = default;
+
+namespace {
+
+// Placed so that a signal handler can read it.
+__attribute__((tls_model("initial-exec"))) constinit thread_local const CallRecord* innermost =
+    nullptr;
+
+constexpr const char* kUseLess =
+    "; reduce train.micro_batch, train.sequence or the model (--dry-run estimates the memory an "
+    "experiment needs)";
+
+/// LibTorch's message; about memory, a plain one. LibTorch's CPU allocator has no exception type.
+std::string text_of(const c10::Error& error, bool* out_of_memory = nullptr) {
+  const std::string text = error.what_without_backtrace();
+  constexpr std::string_view kBefore = "you tried to allocate ";
+  const size_t at = text.find(kBefore);
+  const bool on_gpu = text.find("CUDA out of memory") != text.npos;
+  if (out_of_memory) *out_of_memory = on_gpu || at != text.npos;
+  if (on_gpu) return text + kUseLess;
+  if (at == text.npos) return text;
+  const size_t begin = at + kBefore.size();
+  return "out of memory: failed to allocate " + text.substr(begin, text.find(' ', begin) - begin) +
+         " bytes" + kUseLess;
+}
+
+bool current_exception_is_out_of_memory() {
+  bool out_of_memory = false;
+  try {
+    throw;
+  } catch (const c10::Error& error) {
+    text_of(error, &out_of_memory);
+  } catch (const std::bad_alloc&) {
+    out_of_memory = true;
+  } catch (...) {
+  }
+  return out_of_memory;
+}
+
+}  // namespace
+
+const Callee& remember(Callee callee) {
+  static std::mutex mutex;
+  static std::deque<Callee>& all = *new std::deque<Callee>;  // never destroyed
+  const std::lock_guard lock(mutex);
+  return all.emplace_back(std::move(callee));
+}
+
+CallRecord::CallRecord(const Callee& callee, const char* action) noexcept
+    : callee(callee), action(action), outer(innermost) {
+  innermost = this;
+}
+
+int64_t CallRecord::layer() const noexcept {
+  for (const CallRecord* call = this; call; call = call->outer)
+    if (call->callee.layer >= 0) return call->callee.layer;
+  return -1;
+}
+
+const CallRecord*& CallRecord::current() noexcept {
+  return innermost;
+}
+
+void rethrow_named(const Callee& callee, int64_t layer, const char* action) {
+  std::string call = callee.label + " (";
+  if (layer >= 0) call += "layer " + std::to_string(layer) + ", ";
+  call += std::string(action) + ")";
+  if (const int64_t step = current_step.number; step >= 0)
+    call += " at step " + std::to_string(step);
+  if (!callee.origin.empty()) call += ", " + callee.origin;
+  call += ", plugin " + callee.library + ": ";
+  try {
+    throw;
+  } catch (const NamedError&) {
+    throw;
+  } catch (const Error& error) {
+    throw NamedError(call + error.what(), error.code());
+  } catch (...) {
+    // Running out of memory is not the plugin's fault.
+    throw NamedError(call + current_exception_text(),
+                     current_exception_is_out_of_memory() ? ExitCode::failed : ExitCode::plugin);
+  }
+}
+
+void rethrow_named(const CallRecord& call) {
+  rethrow_named(call.callee, call.layer(), call.action);
+}
+
+std::string current_exception_text() {
+  try {
+    throw;
+  } catch (const c10::Error& error) {
+    return text_of(error);
+  } catch (const std::bad_alloc&) {
+    return std::string("out of memory") + kUseLess;
+  } catch (const std::exception& error) {
+    return error.what();
+  } catch (...) {
+    return "threw a value that is not a std::exception; throw dsv3::Error instead";
+  }
+}
+
+}  // namespace dsv3

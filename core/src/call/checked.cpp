@@ -1,0 +1,218 @@
+#include "call/checked.h"
+
+#include <array>
+#include <exception>
+#include <numeric>
+
+#include <ATen/ATen.h>
+
+#include "call/backward.h"
+#include "call/watch.h"
+
+namespace dsv3 {
+
+constinit std::atomic<Watch*> Watch::active{nullptr};
+
+namespace checked {
+
+void fail(const std::string& text) {
+  throw Error(text, ExitCode::plugin);
+}
+
+namespace {
+
+std::string described(const at::Tensor& tensor) {
+  return c10::str(tensor.sizes(), " ", tensor.scalar_type(), " on ", tensor.device());
+}
+
+void require_like(const at::Tensor& result, const at::Tensor& input, const char* name) {
+  if (!result.defined()) fail(std::string("returned an undefined tensor for ") + name);
+  if (result.sizes() != input.sizes() || result.scalar_type() != input.scalar_type() ||
+      result.device() != input.device())
+    fail("received " + described(input) + " and returned " + described(result) + " for " + name +
+         "; shape, dtype and device must not change");
+}
+
+/// What every forward does with its results: they are marked for backward and shown to a watch.
+void forwarded(const Pluggable& component, at::TensorList inputs, at::TensorList outputs) {
+  mark_forward(inputs, outputs);
+  const Callee* callee = component.callee();
+  Watch* watch = Watch::active.load(std::memory_order_relaxed);
+  if (!watch || !callee) return;
+  std::string name = callee->label + (callee->origin.empty() ? "" : ", " + callee->origin);
+  if (!callee->module.empty()) name = callee->module + " (" + name + ")";
+  watch->passed(name, inputs, outputs);
+}
+
+/// Tokens in the layer's cache, all rows together.
+int64_t cached_tokens(const Sequence& seq) {
+  if (!seq.cache) return 0;
+  const std::vector<int64_t>& lengths = seq.cache->lengths();
+  return std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+}
+
+}  // namespace
+
+template <class Layer>
+at::Tensor forward(Layer& layer, const at::Tensor& x, const Sequence& seq) {
+  return call(layer, "forward", [&](Layer& l) {
+    const int64_t before = cached_tokens(seq);
+    at::Tensor y = l.forward(x, seq);
+    require_like(y, x, "x");
+    forwarded(l, {x}, {y});
+    const int64_t appended = cached_tokens(seq) - before;
+    if (std::is_same_v<Layer, Attention> && seq.cache && appended != x.size(1))
+      fail("appended " + std::to_string(appended) + " tokens to the cache instead of the " +
+           std::to_string(x.size(1)) + " it received");
+    return y;
+  });
+}
+template at::Tensor forward(Attention&, const at::Tensor&, const Sequence&);
+template at::Tensor forward(FeedForward&, const at::Tensor&, const Sequence&);
+
+std::pair<at::Tensor, at::Tensor> rotate(const Position& position, const at::Tensor& q,
+                                         const at::Tensor& k, const at::Tensor& positions) {
+  return call(position, "rotate", [&](const Position& p) {
+    std::pair<at::Tensor, at::Tensor> rotated = p.rotate(q, k, positions);
+    require_like(rotated.first, q, "q");
+    require_like(rotated.second, k, "k");
+    forwarded(p, {q, k}, {rotated.first, rotated.second});
+    return rotated;
+  });
+}
+
+at::Tensor step_counts(FeedForward& feed_forward) {
+  return call(feed_forward, "step_counts", [](FeedForward& f) {
+    at::Tensor counts = f.step_counts();
+    if (counts.defined() && (counts.scalar_type() != at::kLong || counts.dim() != 1))
+      fail("step_counts() is " + described(counts) + "; it must be int64 with one dimension");
+    return counts;
+  });
+}
+
+namespace {
+
+void require_fp32(const Range& range, const at::Tensor& value, const char* name) {
+  const int64_t elements = range.end - range.begin;
+  if (!value.defined() || value.scalar_type() != at::kFloat || value.numel() != elements)
+    fail(std::string(name) + "() returned no fp32 tensor of " + std::to_string(elements) +
+         " elements for " + range.name);
+}
+
+}  // namespace
+
+int adopt(Strategy& strategy, UnitSpec unit, int unit_index) {
+  return call(strategy, "adopt", [&](Strategy& s) {
+    const int index = s.adopt(std::move(unit));
+    if (index != unit_index)
+      fail("adopt() returned index " + std::to_string(index) + " for unit " +
+           std::to_string(unit_index) + "; it must number units in their order");
+    return index;
+  });
+}
+
+void backward(Strategy& strategy, at::TensorList roots) {
+  leave_backward();
+  call(strategy, kBackward, [&](Strategy& s) {
+    try {
+      s.backward(roots, {});
+    } catch (...) {
+      const Callee* callee = current_backward.callee.exchange(nullptr);
+      if (!callee) throw;
+      rethrow_named(*callee, current_backward.layer, kBackward);
+    }
+  });
+  leave_backward();
+}
+
+double grad_norm(Strategy& strategy) {
+  return call(strategy, "grad_norm", [](Strategy& s) {
+    const double norm = s.grad_norm();
+    if (norm < 0) fail("grad_norm() is " + std::to_string(norm));
+    return norm;
+  });
+}
+
+void update(Strategy& strategy, int group, const std::function<void(std::span<UpdateTensor>)>& fn) {
+  call(strategy, "update", [&](Strategy& s) {
+    s.update(group, [&](std::span<UpdateTensor> tensors) {
+      for (const UpdateTensor& tensor : tensors) {
+        require_fp32(tensor.range, tensor.value, "update");
+        require_fp32(tensor.range, tensor.grad, "update");
+      }
+      fn(tensors);
+    });
+  });
+}
+
+std::vector<OwnedTensor> owned(Strategy& strategy) {
+  return call(strategy, "owned", [](Strategy& s) {
+    std::vector<OwnedTensor> owned = s.owned();
+    for (const OwnedTensor& tensor : owned) require_fp32(tensor.range, tensor.value, "owned");
+    return owned;
+  });
+}
+
+namespace {
+
+[[noreturn]] void fail_with_data(const std::string& text) {
+  throw Error(text, ExitCode::data);
+}
+
+at::Tensor checked_rows(const at::Tensor& rows, const DataContext& context, const char* name) {
+  const std::array<int64_t, 2> shape{context.micro_batch, context.sequence + 1};
+  const at::IntArrayRef sizes = shape;
+  if (!rows.device().is_cpu() || rows.scalar_type() != at::kLong || rows.sizes() != sizes)
+    fail_with_data(std::string("its ") + name + " are " + described(rows) + "; they must be " +
+                   c10::str("int64 ", sizes) + " on the host");
+  return rows.contiguous();
+}
+
+}  // namespace
+
+Batch next(Data& data, const DataContext& context) {
+  return call(data, "next", [&](Data& d) {
+    Batch batch = d.next();
+    if (!batch.tokens.defined()) {
+      if (context.split == Split::train)
+        fail_with_data("returned undefined tokens; a training stream must not end");
+      return batch;
+    }
+    batch.tokens = checked_rows(batch.tokens, context, "tokens");
+    if (batch.document_ids.defined())
+      batch.document_ids = checked_rows(batch.document_ids, context, "document ids");
+    // LibTorch's operators would start a second set of threads for the loader's thread.
+    const int64_t* ids = batch.tokens.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < batch.tokens.numel(); ++i)
+      if (ids[i] < 0 || (context.vocab > 0 && ids[i] >= context.vocab))
+        fail_with_data("returned token id " + std::to_string(ids[i]) +
+                       "; the model's vocabulary has " + std::to_string(context.vocab) +
+                       " ids (model.vocab)");
+    return batch;
+  });
+}
+
+void deliver(Tracker& tracker, std::span<const Event> events) {
+  std::exception_ptr answer;
+  call(tracker, "deliver", [&](Tracker& t) {
+    try {
+      t.deliver(events);
+    } catch (const RetryAfter&) {
+      answer = std::current_exception();
+    } catch (const Rejected&) {
+      answer = std::current_exception();
+    }
+  });
+  if (answer) std::rethrow_exception(answer);
+}
+
+nlohmann::json config(const Format& format, const ModelDescription& model, const TokenIds& ids) {
+  return call(format, "config", [&](const Format& f) {
+    nlohmann::json config = f.config(model, ids);
+    if (!config.is_object()) fail("config() is not a JSON object");
+    return config;
+  });
+}
+
+}  // namespace checked
+}  // namespace dsv3

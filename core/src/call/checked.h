@@ -1,0 +1,67 @@
+// Calls of components whose result their kind restricts. A result that breaks the kind's rules is
+// an error of the component, reported as what it throws is. The checks read sizes, dtypes and
+// devices only, never values on a GPU.
+#pragma once
+
+#include <cmath>
+#include <functional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <dsv3/sdk/attention.h>
+#include <dsv3/sdk/data.h>
+#include <dsv3/sdk/feed_forward.h>
+#include <dsv3/sdk/format.h>
+#include <dsv3/sdk/position.h>
+#include <dsv3/sdk/strategy.h>
+#include <dsv3/sdk/tracker.h>
+
+#include "call/call.h"
+
+namespace dsv3::checked {
+
+/// Throws dsv3::Error(`text`) with ExitCode::plugin; for use inside `call`.
+[[noreturn]] void fail(const std::string& text);
+
+/// A method that returns a number, which must be finite and at least 0.
+template <class Interface, class Method, class... Args>
+auto number(Interface& component, const char* name, Method method, const Args&... args) {
+  return call(component, name, [&](Interface& c) {
+    const auto value = std::invoke(method, c, args...);
+    if (!std::isfinite(double(value)) || value < 0) {
+      std::string listed;
+      ((listed += (listed.empty() ? "" : ", ") + std::to_string(args)), ...);
+      fail(std::string(name) + "(" + listed + ") is " + std::to_string(value) +
+           "; it must be finite and at least 0");
+    }
+    return value;
+  });
+}
+
+/// Layer::forward; the result has x's shape, dtype and device. `Layer` is Attention, which also
+/// appends x's tokens to its cache, or FeedForward.
+template <class Layer>
+at::Tensor forward(Layer& layer, const at::Tensor& x, const Sequence& seq);
+std::pair<at::Tensor, at::Tensor> rotate(const Position& position, const at::Tensor& q,
+                                         const at::Tensor& k, const at::Tensor& positions);
+at::Tensor step_counts(FeedForward& feed_forward);
+
+/// `unit_index`: how many units were adopted before.
+int adopt(Strategy& strategy, UnitSpec unit, int unit_index);
+/// A failing autograd node is reported as the component whose forward created it.
+void backward(Strategy& strategy, at::TensorList roots);
+double grad_norm(Strategy& strategy);
+void update(Strategy& strategy, int group, const std::function<void(std::span<UpdateTensor>)>& fn);
+std::vector<OwnedTensor> owned(Strategy& strategy);
+
+/// `context`: what `data` was constructed with.
+Batch next(Data& data, const DataContext& context);
+/// RetryAfter and Rejected are answers and pass unchanged.
+void deliver(Tracker& tracker, std::span<const Event> events);
+nlohmann::json config(const Format& format, const ModelDescription& model, const TokenIds& ids);
+
+}  // namespace dsv3::checked

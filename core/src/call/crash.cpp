@@ -1,0 +1,217 @@
+// Reports a crash. This code may run in a signal handler, in the middle of malloc: it reads memory
+// that was prepared before, and calls vsnprintf, write, open, rename and the like only.
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <execinfo.h>
+#include <fcntl.h>
+#include <string>
+#include <unistd.h>
+
+#include <dsv3/runtime/crash.h>
+#include <dsv3/sdk/error.h>
+
+#include "call/backward.h"
+
+namespace dsv3 {
+namespace {
+
+constexpr std::array kSignals{SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
+
+/// Text in a fixed buffer; what does not fit is cut off. glibc's vsnprintf allocates nothing for
+/// integers and strings.
+struct Text {
+  char bytes[8192] = "";
+  size_t size = 0;
+
+  __attribute__((format(printf, 2, 3))) void add(const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    const int count = std::vsnprintf(bytes + size, sizeof bytes - size, format, arguments);
+    va_end(arguments);
+    size = std::min(size + static_cast<size_t>(std::max(count, 0)), sizeof bytes - 1);
+  }
+  void add_json(const char* text) {  // as the inside of a JSON string
+    for (; *text; ++text)
+      add(*text == '"' || *text == '\\' ? "\\%c" : "%c", *text < ' ' && *text >= 0 ? ' ' : *text);
+  }
+  void write_to(int file) const {
+    for (size_t done = 0; done < size;) {
+      const ssize_t count = ::write(file, bytes + done, size - done);
+      if (count <= 0 && errno != EINTR) return;
+      done += count > 0 ? static_cast<size_t>(count) : 0;
+    }
+  }
+};
+
+struct Prepared {
+  pid_t process = 0;                               // a forked child does not report
+  const CallRecord* const* main_thread = nullptr;  // its innermost call
+  bool terminal = false, ending = false, backtrace = false;
+  char status[4096] = "", temporary[4096] = "", host[256] = "";
+  std::atomic<pid_t> reporter{0};  // thread that reports, or has reported
+  std::array<char, 64 << 10> stack;
+};
+Prepared prepared;
+
+/// "SIGSEGV in attention 'mla' (layer 3, forward) at step 12, nano.yaml:5:13, plugin /x.so: ..."
+void describe(Text& text, const char* event, const char* cause) {
+  const CallRecord* call = CallRecord::current();
+  bool here = call;
+  if (!call && prepared.main_thread) call = *prepared.main_thread;
+  const Callee* callee = call ? &call->callee : nullptr;
+  int64_t layer = call ? call->layer() : -1;
+  if (call && call->action == kBackward && current_backward.callee) {
+    callee = current_backward.callee;
+    layer = current_backward.layer;
+    here |= current_backward.thread == &CallRecord::current();
+  }
+  text.add("%s%s", event,
+           !callee ? " outside of any plugin's call"
+           : here  ? " in "
+                   : " on another thread during ");
+  if (callee) text.add("%s (", callee->label.c_str());
+  if (callee && layer >= 0) text.add("layer %ld, ", layer);
+  if (callee) text.add("%s)", call->action);
+  if (current_step.number >= 0) text.add(" at step %ld", current_step.number.load());
+  if (callee && !callee->origin.empty()) text.add(", %s", callee->origin.c_str());
+  if (callee) text.add(", plugin %s", callee->library.c_str());
+  if (*cause) text.add(": %s", cause);
+  if (callee)
+    text.add("; run `dsv3 plugins check %s` to test the component", callee->check.c_str());
+}
+
+/// Writes the keys of RunFolder::write_status.
+void write_status(const char* message, int exit_code) {
+  if (!prepared.status[0]) return;
+  using namespace std::chrono;
+  const auto now = floor<seconds>(system_clock::now());
+  const year_month_day date(floor<days>(now));
+  const hh_mm_ss time(now - floor<days>(now));
+  Text json;
+  json.add("{\n \"exit_code\": %d,\n \"host\": \"", exit_code);
+  json.add_json(prepared.host);
+  json.add("\",\n \"message\": \"");
+  json.add_json(message);
+  json.add("\",\n \"pid\": %d,\n \"state\": \"failed\",\n \"step\": %ld,\n \"time\": ", ::getpid(),
+           current_step.finished.load());
+  json.add("\"%04d-%02u-%02uT%02ld:%02ld:%02ldZ\"\n}\n", int(date.year()), unsigned(date.month()),
+           unsigned(date.day()), time.hours().count(), time.minutes().count(),
+           time.seconds().count());
+  const int file = ::open(prepared.temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (file < 0) return;
+  json.write_to(file);
+  ::fsync(file);
+  ::close(file);
+  ::rename(prepared.temporary, prepared.status);
+}
+
+/// False: this is a child process, or this thread has reported already.
+bool may_report() {
+  if (::getpid() != prepared.process) return false;
+  const pid_t self = ::gettid();
+  pid_t other = 0;
+  if (prepared.reporter.compare_exchange_strong(other, self)) return true;
+  if (other == self) return false;
+  for (;;) ::pause();  // the other thread is about to end the process
+}
+
+void report(const char* event, const char* cause, int exit_code) {
+  Text message, line;
+  describe(message, event, cause);
+  line.add("%serror: %s\n", prepared.terminal ? "\r\x1b[K" : "", message.bytes);
+  line.write_to(STDERR_FILENO);
+  if (prepared.backtrace) {
+    std::array<void*, 64> frames;
+    ::backtrace_symbols_fd(frames.data(), ::backtrace(frames.data(), frames.size()), STDERR_FILENO);
+  }
+  write_status(message.bytes, exit_code);
+}
+
+extern "C" void on_fault(int signal) {
+  const int error = errno;
+  // The signal is raised again when this handler returns, with its default action.
+  std::signal(signal, SIG_DFL);
+  if (may_report()) {
+    Text event;
+    event.add("SIG%s", ::sigabbrev_np(signal));
+    report(event.bytes, "", 128 + signal);
+  }
+  ::raise(signal);
+  errno = error;
+}
+
+[[noreturn]] void on_terminate() {
+  if (may_report()) {
+    std::string cause = std::current_exception() ? current_exception_text() : "no exception";
+    std::replace(cause.begin(), cause.end(), '\n', ' ');
+    report("std::terminate", cause.c_str(), 128 + SIGABRT);
+  }
+  std::abort();
+}
+
+/// exit() and quick_exit() inside a component end with ExitCode::plugin.
+void fail_exit(const char* event) {
+  if (prepared.ending || !may_report()) return;
+  report(event, "a component must not end the process", static_cast<int>(ExitCode::plugin));
+  ::_exit(static_cast<int>(ExitCode::plugin));
+}
+
+void on_exit_of_process(int status, void*) {
+  Text event;
+  event.add("exit(%d)", status);
+  fail_exit(event.bytes);
+}
+
+}  // namespace
+
+CrashReports::CrashReports() {
+  prepared.process = ::getpid();
+  prepared.main_thread = &CallRecord::current();
+  prepared.terminal = ::isatty(STDERR_FILENO) == 1;
+  ::gethostname(prepared.host, sizeof prepared.host - 1);
+  const stack_t stack{
+      .ss_sp = prepared.stack.data(), .ss_flags = 0, .ss_size = prepared.stack.size()};
+  ::sigaltstack(&stack, nullptr);  // for a stack overflow
+  for (const int signal : kSignals) {
+    struct sigaction action {
+    }, former{};
+    action.sa_handler = on_fault;
+    action.sa_flags = SA_ONSTACK;
+    sigemptyset(&action.sa_mask);
+    ::sigaction(signal, &action, &former);
+    if (former.sa_handler != SIG_DFL) ::sigaction(signal, &former, nullptr);  // a sanitizer's
+  }
+  std::set_terminate(on_terminate);
+  ::on_exit(on_exit_of_process, nullptr);
+  std::at_quick_exit([] { fail_exit("quick_exit()"); });
+}
+
+CrashReports::~CrashReports() {
+  prepared.ending = true;
+}
+
+void print_backtraces() {
+  void* frame = nullptr;
+  ::backtrace(&frame, 1);  // the first call allocates memory
+  prepared.backtrace = true;
+}
+
+void report_crashes_to(const std::filesystem::path& status) {
+  const std::string path = status.string(), temporary = path + ".new";
+  if (temporary.size() >= sizeof prepared.status) return;
+  std::strcpy(prepared.temporary, temporary.c_str());
+  std::strcpy(prepared.status, path.c_str());
+  // The handler registered last runs first: before the destructors of libraries that were loaded
+  // since main began, which a thread of training may still need.
+  if (prepared.process != 0) ::on_exit(on_exit_of_process, nullptr);
+}
+
+}  // namespace dsv3

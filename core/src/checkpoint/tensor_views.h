@@ -1,0 +1,35 @@
+// Tensors as entries of safetensors files, and back.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+
+#include <ATen/core/Tensor.h>
+
+#include <dsv3/sdk/optimizer.h>
+#include <dsv3/support/safetensors.h>
+
+namespace dsv3 {
+
+/// The name that safetensors uses for `dtype`, e.g. "BF16". Throws dsv3::Error
+/// (ExitCode::checkpoint) for dtypes that checkpoints do not store.
+std::string dtype_name(at::ScalarType dtype);
+
+/// The dtype with that name; nullopt for unknown ones.
+std::optional<at::ScalarType> dtype_from_name(const std::string& name);
+
+/// The last part of a range's key: the parameter's name, followed by "/<first element>" when the
+/// range is only a piece of it.
+std::string range_key(const Range& range);
+
+/// Adds `tensor` under `key`; returns the host tensor whose memory the view points to.
+at::Tensor add_view(std::map<std::string, safetensors::View>& views, const std::string& key,
+                    const at::Tensor& tensor);
+
+/// Overwrites `tensor` with the view `key`, bit for bit. Throws dsv3::Error (ExitCode::checkpoint)
+/// when the view is missing or has another shape or dtype.
+void copy_view(const std::map<std::string, safetensors::View>& views, const std::string& key,
+               const at::Tensor& tensor);
+
+}  // namespace dsv3

@@ -1,0 +1,33 @@
+// Validation of a run: the same rows and the same sum in training and in `dsv3 eval`.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include <dsv3/runtime/data.h>
+#include <dsv3/runtime/model.h>
+
+namespace dsv3 {
+
+/// `train.micro_batch`, or the whole batch of a rank for `auto`. Throws when it does not divide the
+/// batch.
+int64_t micro_batch_of(const TrainOptions& train, int64_t world);
+
+/// Loads training batches ahead on a thread, validation batches on demand.
+std::unique_ptr<Loader> make_loader(const Experiment& experiment, Plugins& plugins,
+                                    const Model& model, Split split, int64_t micro_batch,
+                                    std::shared_ptr<const Tokenizer> tokenizer);
+
+/// Cross-entropy over the held-out set.
+struct ValidationSum {
+  double nats = 0;
+  int64_t targets = 0;  ///< 0: nothing is held out
+  double loss() const { return nats / double(targets); }
+};
+
+/// Evaluates the next `forwards` batches of `loader`, fewer when it ends, and passes each to
+/// `visit`.
+ValidationSum validate(Model& model, Loader& loader, int64_t forwards,
+                       const std::function<void(const Batch&)>& visit = {});
+
+}  // namespace dsv3

@@ -1,0 +1,445 @@
+// Expresses the checker's rules as a JSON schema, as far as that language can: only `dsv3-run
+// --check` checks conditions between options, the tiling of layers and values from other files.
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <set>
+
+#include <dsv3/runtime/json_schema.h>
+#include <dsv3/sdk/error.h>
+
+#include "config/components.h"
+#include "config/parse.h"
+#include "config/schemas.h"
+#include "config/slots.h"
+#include "config/values.h"
+#include "config/yaml.h"
+
+namespace dsv3 {
+namespace {
+
+using config::Slot;
+using Names = std::vector<std::string>;
+
+// ${env:NAME} and ${a.b} may replace any value.
+Json reference() {
+  return {{"type", "string"}, {"pattern", R"(\$\{)"}};
+}
+
+Json one_of_words(const Names& words) {
+  return {{"type", "string"}, {"enum", words}};
+}
+
+Json or_reference(Json schema) {
+  return {{"anyOf", {std::move(schema), reference()}}};
+}
+
+// A word or number that is read as text, as in `name: 2024`.
+Json text() {
+  return {{"type", {"string", "number", "boolean"}}};
+}
+
+Json with_range(Json schema, const OptionSpec& spec) {
+  if (spec.min) schema["minimum"] = *spec.min;
+  if (spec.max) schema["maximum"] = *spec.max;
+  return schema;
+}
+
+Json scalar_schema(OptionType type, const OptionSpec& spec) {
+  Names words;
+  for (const auto& word : spec.words) words.push_back(word.first);
+  if (!spec.unset_word.empty()) words.push_back(spec.unset_word);
+  Json schema;
+  switch (type) {
+    case OptionType::boolean:
+      schema = or_reference({{"type", "boolean"}});
+      break;
+    case OptionType::integer:
+      schema = or_reference(with_range({{"type", "integer"}}, spec));
+      break;
+    case OptionType::number:
+      schema = or_reference(with_range({{"type", "number"}}, spec));
+      break;
+    default:
+      if (spec.choices.empty()) return text();
+      schema = or_reference(one_of_words(spec.choices));
+  }
+  if (!words.empty()) schema["anyOf"].push_back(one_of_words(words));
+  return schema;
+}
+
+Json value_schema(const OptionSpec& spec) {
+  const auto list_of = [&](OptionType element) {
+    return Json{{"type", "array"}, {"items", scalar_schema(element, spec)}};
+  };
+  switch (spec.type) {
+    case OptionType::integers:
+      return list_of(OptionType::integer);
+    case OptionType::numbers:
+      return list_of(OptionType::number);
+    case OptionType::strings:
+      return list_of(OptionType::string);
+    default:
+      return scalar_schema(spec.type, spec);
+  }
+}
+
+Json default_json(const OptionSpec& spec) {
+  if (std::string word = config::word_of(spec, spec.default_value); !word.empty()) return word;
+  return std::visit(
+      [](const auto& value) -> Json {
+        if constexpr (std::is_same_v<std::decay_t<decltype(value)>, std::monostate>)
+          return nullptr;
+        else
+          return value;
+      },
+      spec.default_value);
+}
+
+Json option_schema(const OptionSpec& spec) {
+  Json schema = value_schema(spec);
+  schema["description"] = config::doc_text(spec);
+  const Json value = default_json(spec);
+  if (!spec.required && !value.is_null()) schema["default"] = value;
+  return schema;
+}
+
+Json properties_of(const Schema& schema) {
+  Json properties = Json::object();
+  for (const OptionSpec& spec : schema.options) properties[spec.key] = option_schema(spec);
+  return properties;
+}
+
+Json to(const std::string& definition) {
+  return {{"$ref", "#/definitions/" + definition}};
+}
+
+// Keys of a component's map that the core reads itself.
+Json core_property(const std::string& key) {
+  if (key == "plugin") return Json::object();  // see plugin_name
+  if (key == "tokenizer") return to("tokenizer");
+  Json schema = text();
+  if (key == "layers") {
+    schema = {{"anyOf",
+               {{{"type", "integer"}, {"minimum", 0}},
+                {{"type", "string"}, {"pattern", R"(^[0-9]+(-[0-9]*)?$)"}},
+                reference()}}};
+    schema["description"] = "its layers, from 0: 3, 0-1, or 2- up to the last";
+  } else if (key == "role") {
+    const Json role = or_reference(one_of_words(config::role_words()));
+    schema = {
+        {"anyOf",
+         {role, {{"type", "array"}, {"items", role}, {"minItems", 1}, {"uniqueItems", true}}}}};
+    schema["description"] = "parameters of these roles; the first group that matches owns one";
+  } else if (key == "match") {
+    schema["description"] = "parameters whose full name matches this regular expression";
+  } else if (key == "name") {
+    schema["description"] = "the group's name in metrics; default: from plugin and roles";
+  } else if (key == "library") {
+    schema["description"] = "the plugin's library, instead of the one in the registries";
+  }
+  return schema;
+}
+
+Json component_properties(Kind kind, Json options) {
+  for (const std::string& key : config::core_keys(kind)) options[key] = core_property(key);
+  return options;
+}
+
+// A name of plugins or aliases; `optimizer: muon` is an alias although there is a plugin muon.
+struct Named {
+  std::string name, summary = "short form";
+  const Schema* schema = nullptr;  // null = unknown, or its library cannot be loaded
+  bool is_plugin = false;
+  bool is_list = false;  // an alias of several components
+
+  // Whether it may follow `plugin:`.
+  bool is_component() const { return is_plugin || !is_list; }
+};
+
+class Writer {
+ public:
+  Writer(Plugins& plugins, bool partial) : plugins_(plugins), partial_(partial) {}
+
+  JsonSchema write() {
+    out_.schema = {{"$schema", "http://json-schema.org/draft-07/schema#"},
+                   {"title", "dsv3 experiment"},
+                   {"type", "object"},
+                   {"additionalProperties", false},
+                   {"definitions", Json::object()}};
+    for (const Slot& slot : config::slots()) add_slot(slot);
+    add_sections();
+    add_slots_to_sections();
+    add_conventions();
+    add_files();
+    if (!partial_) add_completeness();
+    return std::move(out_);
+  }
+
+ private:
+  Json& definition(const std::string& name) { return out_.schema["definitions"][name]; }
+
+  // A plugin's schema; null = no such plugin, or one that cannot be loaded, which is recorded.
+  const Schema* schema_of_plugin(Kind kind, const std::string& name) {
+    try {
+      const Registration* found = plugins_.find_if_known(kind, name);
+      return found ? found->schema.get() : nullptr;
+    } catch (const Error& error) {
+      out_.skipped.push_back(std::string(kind_name(kind)) + "/" + name + ": " + error.what());
+      return nullptr;
+    }
+  }
+
+  Named look_up(Kind kind, const std::string& name) {
+    Named found{name};
+    if (const PluginEntry* entry = plugins_.find_entry(kind, name)) {
+      found.summary = entry->summary;
+      found.schema = schema_of_plugin(kind, name);
+      found.is_plugin = true;
+    }
+    if (const Alias* alias = plugins_.find_alias(kind, name)) {
+      config::Diagnostics diagnostics;
+      const auto tree = parse(diagnostics, diagnostics.add_source(name, alias->yaml, false));
+      found.is_list = tree && tree->is_list();
+      const config::Entry* plugin = tree ? tree->find("plugin") : nullptr;
+      if (plugin && !found.is_plugin) found.schema = schema_of_plugin(kind, plugin->value.text);
+    }
+    return found;
+  }
+
+  const std::vector<Named>& named(Kind kind) {
+    const auto [known, added] = named_.try_emplace(kind);
+    if (added)
+      for (const std::string& name : plugins_.names(kind))
+        known->second.push_back(look_up(kind, name));
+    return known->second;
+  }
+
+  // `kind: NAME`. In a list, a name must mean one component.
+  Json short_form(Kind kind, bool in_list) {
+    Names words;
+    for (const Named& component : named(kind))
+      if (!in_list || !component.is_list) words.push_back(component.name);
+    Json schema = or_reference(one_of_words(words));
+    schema["description"] = "a plugin with its defaults, or a short form";
+    return schema;
+  }
+
+  Json plugin_name(Kind kind) {
+    Json choices = Json::array();
+    for (const Named& component : named(kind))
+      if (component.is_component())
+        choices.push_back({{"const", component.name}, {"description", component.summary}});
+    choices.push_back(reference());
+    return {{"description", "the component's name"}, {"anyOf", choices}};
+  }
+
+  // Options of a component whose plugin another file names: all options of plugins of the kind.
+  Json inherited_options(Kind kind) {
+    std::map<std::string, std::set<Json>> meanings;
+    bool complete = true;
+    for (const Named& component : named(kind)) {
+      if (!component.is_component()) continue;
+      complete &= component.schema != nullptr;
+      if (component.schema)
+        for (const OptionSpec& spec : component.schema->options)
+          meanings[spec.key].insert(value_schema(spec));
+    }
+    Json options = Json::object();
+    for (const auto& [key, schemas] : meanings)
+      options[key] = {{"anyOf", Json(std::vector<Json>(schemas.begin(), schemas.end()))}};
+    return {{"properties", component_properties(kind, options)},
+            {"additionalProperties", !complete}};
+  }
+
+  // {plugin: NAME, ...}: the options follow from the name.
+  void add_component(Kind kind) {
+    const Json no_library = {{"not", {{"required", {"library"}}}}};
+    Json rules = Json::array();
+    for (const Named& component : named(kind)) {
+      if (!component.schema) continue;
+      const std::string options = std::string(kind_name(kind)) + "." + component.name;
+      definition(options) = {
+          {"description", component.summary},
+          {"properties", component_properties(kind, properties_of(*component.schema))},
+          {"additionalProperties", false}};
+      Json condition = no_library;
+      condition["properties"] = {{"plugin", {{"const", component.name}}}};
+      condition["required"] = {"plugin"};
+      rules.push_back({{"if", condition}, {"then", to(options)}});
+    }
+    rules.push_back(
+        {{"if", {{"not", {{"anyOf", {{{"required", {"plugin"}}}, {{"required", {"library"}}}}}}}}},
+         {"then", inherited_options(kind)}});
+    // A component's own library may hold any name.
+    rules.push_back(
+        {{"if", no_library}, {"then", {{"properties", {{"plugin", plugin_name(kind)}}}}}});
+    definition(std::string(kind_name(kind)) + ".component") = {
+        {"type", "object"},
+        {"properties", component_properties(kind, Json::object())},
+        {"allOf", rules}};
+  }
+
+  // A slot's value. With if-then instead of anyOf, editors report the errors inside.
+  void add_slot(const Slot& slot) {
+    add_component(slot.kind);
+    const std::string kind = kind_name(slot.kind);
+    const Json component = to(kind + ".component");
+    Json types = {"string", "object", "null"};
+    Json rules = Json::array();
+    rules.push_back({{"if", {{"type", "string"}}}, {"then", short_form(slot.kind, false)}});
+    if (slot.list) {
+      types.push_back("array");
+      const Json item = {{"type", {"string", "object"}},
+                         {"if", {{"type", "string"}}},
+                         {"then", short_form(slot.kind, true)},
+                         {"else", component}};
+      rules.push_back({{"if", {{"type", "array"}}}, {"then", {{"items", item}}}});
+      // {0: {...}} changes elements of the list in an extended file.
+      const Json indices = {{"minProperties", 1}, {"propertyNames", {{"pattern", "^[0-9]+$"}}}};
+      rules.push_back(
+          {{"if", {{"type", "object"}}},
+           {"then",
+            {{"if", indices}, {"then", {{"additionalProperties", item}}}, {"else", component}}}});
+    } else {
+      rules.push_back({{"if", {{"type", "object"}}}, {"then", component}});
+    }
+    definition(kind) = {{"type", types}, {"allOf", rules}};
+  }
+
+  // The schema of the map at a section's dotted path; "" = the top.
+  Json& section_at(const std::string& path) {
+    Json* at = &out_.schema;
+    for (size_t begin = 0; begin < path.size();) {
+      const size_t end = std::min(path.find('.', begin), path.size());
+      at = &(*at)["properties"][path.substr(begin, end - begin)];
+      begin = end + 1;
+    }
+    return *at;
+  }
+
+  void add_sections() {
+    for (const auto& [path, schema] : core_sections()) {
+      Json& section = section_at(path);
+      if (!path.empty()) {
+        section["type"] = {"object", "null"};
+        section["additionalProperties"] = false;
+      }
+      section["properties"].update(properties_of(schema));
+    }
+    Json& top = out_.schema["properties"];
+    // The check of TopOptions.
+    top["name"]["anyOf"] = {
+        {{"type", "string"}, {"pattern", "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"}},
+        {{"type", {"number", "boolean"}}},
+        reference()};
+    top["name"].erase("type");
+    top["name"].erase("default");  // the file's name
+    top["train"]["not"] = {{"required", {"steps", "tokens"}}};
+  }
+
+  // Presets of conventions name options of sections and of any plugin.
+  void add_conventions() {
+    Json properties = Json::object();
+    const auto add = [&](const std::string& prefix, const Schema& schema) {
+      for (const OptionSpec& spec : schema.options)
+        if (spec.convention) properties[config::join(prefix, spec.key)] = option_schema(spec);
+    };
+    for (const auto& [path, schema] : core_sections()) add(path, schema);
+    for (const Slot& slot : config::slots())
+      for (const Named& component : named(slot.kind))
+        if (component.schema && component.is_plugin)
+          add(config::join(kind_name(slot.kind), component.name), *component.schema);
+    out_.schema["properties"]["conventions"] = {
+        {"description", "values of unset options on which implementations differ"},
+        {"type", {"object", "null"}},
+        {"properties", properties},
+        {"additionalProperties", false}};
+  }
+
+  void add_slots_to_sections() {
+    for (const Slot& slot : config::slots()) {
+      const std::string path(slot.path);
+      if (slot_inside(path)) continue;  // a component's: core_property
+      const size_t dot = path.rfind('.');
+      const std::string section = dot == path.npos ? "" : path.substr(0, dot);
+      section_at(section)["properties"][path.substr(dot + 1)] = to(kind_name(slot.kind));
+    }
+  }
+
+  static bool slot_inside(const std::string& path) {
+    const size_t dot = path.rfind('.');
+    return dot != path.npos && config::slot_at(path.substr(0, dot));
+  }
+
+  void add_files() {
+    Json& top = out_.schema["properties"];
+    top["dsv3"] = {{"enum", {1, "1"}}, {"description", "version of the experiment format"}};
+    top["extends"] = {{"description", "files that this one starts from, relative to it"},
+                      {"anyOf", {text(), {{"type", "array"}, {"items", text()}}}}};
+  }
+
+  // Keys that a file without `extends` must have.
+  void add_completeness() {
+    out_.schema["required"] = {"dsv3"};
+    Json whole = Json::object();
+    const auto require = [](Json& map, const std::string& key) { map["required"].push_back(key); };
+    for (const Slot& slot : config::slots()) {
+      const std::string path(slot.path);
+      Json* at = &whole;
+      size_t begin = 0;
+      for (size_t dot; (dot = path.find('.', begin)) != path.npos; begin = dot + 1)
+        at = &(*at)["properties"][path.substr(begin, dot - begin)];
+      const std::string key = path.substr(begin);
+      if (!slot.optional) require(*at, key);
+      (*at)["properties"][key].update(complete_slot(slot));
+    }
+    require(whole, "model");
+    require(whole, "train");
+    whole["properties"]["model"]["type"] = "object";
+    whole["properties"]["train"] = {
+        {"type", "object"}, {"anyOf", {{{"required", {"steps"}}}, {{"required", {"tokens"}}}}}};
+    out_.schema["if"] = {{"not", {{"required", {"extends"}}}}};
+    out_.schema["then"] = whole;
+  }
+
+  // Each component names its plugin and has the options that it requires.
+  Json complete_slot(const Slot& slot) {
+    const std::string name = std::string(kind_name(slot.kind)) + ".complete";
+    Json rules = Json::array();
+    rules.push_back({{"required", {"plugin"}}});
+    for (const Named& component : named(slot.kind)) {
+      Names required;
+      if (component.schema)
+        for (const OptionSpec& spec : component.schema->options)
+          if (spec.required) required.push_back(spec.key);
+      if (required.empty() || !component.is_plugin) continue;
+      rules.push_back({{"if", {{"properties", {{"plugin", {{"const", component.name}}}}}}},
+                       {"then", {{"required", required}}}});
+    }
+    // Rules for maps do not apply to words.
+    definition(name) = {{"if", {{"type", "object"}}}, {"then", {{"allOf", rules}}}};
+    Json rule = to(name);
+    Json schema;
+    schema["allOf"].push_back(rule);
+    if (slot.list) {
+      schema["items"] = rule;
+      schema["minItems"] = slot.optional ? 0 : 1;
+    }
+    if (!slot.optional) schema["not"] = {{"type", "null"}};
+    return schema;
+  }
+
+  Plugins& plugins_;
+  bool partial_;
+  std::map<Kind, std::vector<Named>> named_;
+  JsonSchema out_;
+};
+
+}  // namespace
+
+JsonSchema experiment_schema(Plugins& plugins, bool partial) {
+  return Writer(plugins, partial).write();
+}
+
+}  // namespace dsv3

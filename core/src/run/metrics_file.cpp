@@ -1,0 +1,102 @@
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <utility>
+
+#include <nlohmann/json.hpp>
+
+#include <dsv3/runtime/metrics_file.h>
+#include <dsv3/support/json.h>
+
+namespace dsv3 {
+namespace {
+
+/// The shortest text that reads back as the same double and looks like a floating-point number.
+std::string number_text(double value) {
+  if (!std::isfinite(value)) return number_to_json(value).dump();
+  char buffer[64];
+  auto [end, error] = std::to_chars(buffer, buffer + sizeof buffer, value);
+  std::string text(buffer, end);
+  return text.find_first_of(".e") == std::string::npos ? text + ".0" : text;
+}
+
+std::string first_metric(const Event& event) {
+  return event.metrics.empty() ? std::string() : event.metrics.front().first;
+}
+
+/// Step and first metric of a line; nullopt: not a whole line that dsv3 wrote.
+std::optional<std::pair<int64_t, std::string>> parse(std::string_view text) {
+  auto json = nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) return {};
+  const int64_t step = json["step"];
+  for (const auto& [key, value] : json.items())
+    if (key != "step" && key != "tokens" && key != "time") return std::pair(step, key);
+  return std::pair(step, std::string());
+}
+
+/// The last line of `text`, whole (with its newline) or torn.
+std::string_view last_line(std::string_view text) {
+  size_t newline = text.size() < 2 ? std::string_view::npos : text.rfind('\n', text.size() - 2);
+  return newline == std::string_view::npos ? text : text.substr(newline + 1);
+}
+
+}  // namespace
+
+std::string metrics_line(const Event& event) {
+  std::string line = "{\"step\": " + std::to_string(event.step) +
+                     ", \"tokens\": " + std::to_string(event.tokens) +
+                     ", \"time\": " + number_text(event.time);
+  for (const auto& [name, value] : event.metrics)
+    line += ", " + Json(name).dump(-1, ' ', false, Json::error_handler_t::replace) + ": " +
+            number_text(value);
+  return line + "}\n";
+}
+
+MetricsFile::MetricsFile(std::filesystem::path path) : path_(std::move(path)) {
+  reopen();
+}
+
+void MetricsFile::reopen() {
+  std::error_code ignored;
+  std::string content = std::filesystem::exists(path_, ignored) ? fs::read(path_) : "";
+  std::string_view whole = content;
+  // A killed process leaves a torn line; a power cut may also leave blocks of zeros.
+  while (!whole.empty() && !(whole.ends_with('\n') && parse(last_line(whole))))
+    whole.remove_suffix(last_line(whole).size());
+  if (whole.size() < content.size()) fs::write_atomically(path_, whole);
+
+  lines_ = std::count(whole.begin(), whole.end(), '\n');
+  last_step_ = -1;
+  at_last_step_.clear();
+  while (!whole.empty()) {
+    const auto line = parse(last_line(whole));
+    if (!line || (last_step_ >= 0 && line->first != last_step_)) break;
+    last_step_ = line->first;
+    at_last_step_.insert(line->second);
+    whole.remove_suffix(last_line(whole).size());
+  }
+  writer_.emplace(fs::Writer::append(path_));
+}
+
+bool MetricsFile::append(Event& event) {
+  if (!writer_) reopen();
+  if (event.step < last_step_) return false;
+  if (event.step == last_step_ && at_last_step_.contains(first_metric(event))) return false;
+  try {
+    writer_->write(metrics_line(event));
+  } catch (...) {
+    writer_.reset();
+    throw;
+  }
+  event.id = lines_++;
+  if (event.step != last_step_) at_last_step_.clear();
+  last_step_ = event.step;
+  at_last_step_.insert(first_metric(event));
+  return true;
+}
+
+void MetricsFile::sync() {
+  if (writer_) writer_->sync();
+}
+
+}  // namespace dsv3

@@ -1,0 +1,93 @@
+#include <array>
+#include <cstdio>
+#include <fstream>
+#include <optional>
+#include <sstream>
+#include <thread>
+#include <unistd.h>
+
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <torch/version.h>
+
+#include <dsv3/runtime/provenance.h>
+#include <dsv3/sdk/version.h>
+
+#include "support/host.h"
+
+namespace dsv3 {
+namespace {
+
+/// The output of `git -C folder ARGUMENTS`; nullopt when it fails or git is not installed.
+std::optional<std::string> git(const std::filesystem::path& folder, const char* arguments) {
+  std::string quoted;
+  for (const char c : folder.string()) quoted += c == '\'' ? "'\\''" : std::string(1, c);
+  // Runs no hooks of the repository and takes no locks in it.
+  const std::string command = "git --no-optional-locks -c core.fsmonitor=false -C '" + quoted +
+                              "' " + arguments + " </dev/null 2>/dev/null";
+  std::FILE* pipe = ::popen(command.c_str(), "re");
+  if (!pipe) return std::nullopt;
+  std::string output;
+  char buffer[4096];
+  while (const size_t count = std::fread(buffer, 1, sizeof buffer, pipe))
+    output.append(buffer, count);
+  if (::pclose(pipe) != 0) return std::nullopt;
+  while (output.ends_with('\n')) output.pop_back();
+  return output;
+}
+
+Json git_state(const std::filesystem::path& folder) {
+  const auto commit = git(folder, "rev-parse HEAD");
+  if (!commit) return nullptr;
+  const auto changes = git(folder, "status --porcelain --untracked-files=no");
+  return {{"folder", git(folder, "rev-parse --show-toplevel").value_or("")},
+          {"commit", *commit},
+          {"dirty", changes ? Json(!changes->empty()) : Json()}};
+}
+
+/// The value of the first "key : value" line of /proc/cpuinfo; empty when there is none.
+std::string cpuinfo(const std::string& key) {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    const size_t colon = line.find(':');
+    if (line.starts_with(key) && colon != std::string::npos &&
+        line.find_first_not_of(" \t", key.size()) == colon)
+      return line.substr(std::min(colon + 2, line.size()));
+  }
+  return "";
+}
+
+/// The CPU's features that decide which kernels run.
+Json cpu_features() {
+  constexpr std::array relevant{"avx2",     "avx512f",  "avx512_vnni", "avx512_bf16",
+                                "amx_tile", "amx_int8", "amx_bf16",    "amx_fp16"};
+  Json features = Json::array();
+  std::istringstream flags(cpuinfo("flags"));
+  for (std::string flag; flags >> flag;)
+    if (std::find(relevant.begin(), relevant.end(), flag) != relevant.end())
+      features.push_back(flag);
+  return features;
+}
+
+}  // namespace
+
+Json provenance(const std::vector<std::string>& command, const std::filesystem::path& source) {
+  std::error_code ignored;
+  return {{"time", utc_text(wall_seconds())},
+          {"command", command},
+          {"directory", std::filesystem::current_path(ignored).string()},
+          {"host", host_name()},
+          {"pid", ::getpid()},
+          {"dsv3", DSV3_SDK_VERSION},
+          {"libtorch", TORCH_VERSION},
+          {"compiler", __VERSION__},
+          {"git", git_state(source)},
+          {"threads", at::get_num_threads()},
+          {"cpu",
+           {{"model", cpuinfo("model name")},
+            {"cores", std::thread::hardware_concurrency()},
+            {"capability", at::get_cpu_capability()},
+            {"features", cpu_features()}}}};
+}
+
+}  // namespace dsv3

@@ -1,0 +1,198 @@
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <fcntl.h>
+#include <random>
+#include <sys/file.h>
+#include <unistd.h>
+#include <utility>
+
+#include <dsv3/runtime/run_folder.h>
+#include <dsv3/runtime/suggest.h>
+#include <dsv3/sdk/error.h>
+#include <dsv3/support/fs.h>
+#include <dsv3/support/json.h>
+
+#include "support/host.h"
+
+namespace dsv3 {
+namespace {
+
+namespace stdfs = std::filesystem;
+
+constexpr std::array kAdjectives{"amber", "brave",  "calm",   "clear",  "copper", "crisp", "daring",
+                                 "early", "fleet",  "gentle", "golden", "grand",  "green", "happy",
+                                 "keen",  "little", "lively", "lucky",  "mellow", "noble", "polar",
+                                 "proud", "quick",  "quiet",  "rapid",  "silver", "solar", "steady",
+                                 "still", "swift",  "vivid",  "warm"};
+constexpr std::array kNouns{"badger", "beacon", "birch",  "brook",  "canyon", "cedar",  "comet",
+                            "coral",  "crane",  "delta",  "ember",  "falcon", "fjord",  "glacier",
+                            "harbor", "heron",  "island", "jaguar", "lark",   "lagoon", "maple",
+                            "meadow", "otter",  "pine",   "raven",  "reef",   "river",  "sparrow",
+                            "summit", "tiger",  "valley", "willow"};
+
+std::string random_name() {
+  std::random_device random;
+  return std::string(kAdjectives[random() % kAdjectives.size()]) + "-" +
+         kNouns[random() % kNouns.size()] + "-" + std::to_string(1 + random() % 999);
+}
+
+void check_name(const std::string& name) {
+  if (is_run_name(name)) return;
+  // Escaped as JSON: the name may contain anything.
+  std::string shown = Json(name).dump(-1, ' ', true, Json::error_handler_t::replace);
+  shown.front() = shown.back() = '\'';
+  throw Error(shown + " is not a valid run name: use 1 to 128 letters, digits, '.', '_' and '-'",
+              ExitCode::usage);
+}
+
+/// Suggests up to three runs in `output` whose names resemble `name`, as a sentence; empty = none.
+std::string similar_runs(const stdfs::path& output, const std::string& name) {
+  std::vector<std::pair<int, std::string>> found;
+  std::error_code error;
+  for (stdfs::directory_iterator it(output, error), end; !error && it != end; it.increment(error)) {
+    std::string other = it->path().filename().string();
+    const int distance =
+        other.starts_with(name) || name.starts_with(other) ? 1 : edit_distance(name, other);
+    if (it->is_directory(error) && distance <= std::max(2, int(name.size() / 3))) {
+      found.emplace_back(distance, other);
+    }
+  }
+  std::sort(found.begin(), found.end());
+  std::string text;
+  for (size_t i = 0; i < std::min<size_t>(3, found.size()); ++i) {
+    text += (i ? ", '" : ". Did you mean '") + found[i].second + "'";
+  }
+  return text.empty() ? text : text + "?";
+}
+
+/// Creates the folder of runs. Returns the folders that did not exist before, innermost first.
+std::vector<stdfs::path> create_output(const stdfs::path& output) {
+  std::vector<stdfs::path> missing;
+  std::error_code ignored;
+  for (stdfs::path path = stdfs::absolute(output).lexically_normal();
+       !stdfs::exists(path, ignored) && path.has_relative_path(); path = path.parent_path())
+    missing.push_back(path);
+  fs::make_folders(output);
+  return missing;
+}
+
+/// Creates a run's folder durably; false = it already exists.
+bool create_run(const stdfs::path& path) {
+  if (!fs::make_folder(path)) return false;
+  fs::sync_folder(path.parent_path());
+  return true;
+}
+
+/// Locks `fd` and returns 0 or errno. Tries for a second: a process that was killed while it
+/// started another one (git, for provenance) leaves its lock to that process until its exec.
+int lock_file(int fd) {
+  for (int tries = 0;; ++tries) {
+    if (::flock(fd, LOCK_EX | LOCK_NB) == 0) return 0;
+    if (errno != EWOULDBLOCK || tries == 100) return errno;
+    ::usleep(10'000);
+  }
+}
+
+/// Takes the lock of `folder`; the kernel releases it when this process ends, however it ends.
+int take_lock(const stdfs::path& folder) {
+  stdfs::path path = folder / "lock";
+  int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (fd == -1) throw Error("cannot write " + path.string() + ": " + std::strerror(errno));
+  if (const int error = lock_file(fd); error != 0) {
+    char owner[300] = "";
+    ssize_t size = ::pread(fd, owner, sizeof owner - 1, 0);
+    ::close(fd);
+    if (error != EWOULDBLOCK)
+      throw Error("cannot lock " + path.string() + ": " + std::strerror(error));
+    throw Error("run '" + folder.filename().string() + "' is in use by " +
+                    (size > 0 ? owner : "another process") + "; wait for it to end, or stop it",
+                ExitCode::usage);
+  }
+  // Only for the message above, so errors do not matter here.
+  std::string owner = "process " + std::to_string(::getpid()) + " on " + host_name();
+  if (::ftruncate(fd, 0) == 0) {
+    [[maybe_unused]] ssize_t written = ::pwrite(fd, owner.data(), owner.size(), 0);
+  }
+  return fd;
+}
+
+}  // namespace
+
+bool is_run_name(const std::string& name) {
+  constexpr const char* allowed =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
+  return !name.empty() && name.size() <= 128 && name != "." && name != ".." &&
+         name.find_first_not_of(allowed) == std::string::npos;
+}
+
+RunFolder RunFolder::create(const stdfs::path& output, const std::string& name) {
+  if (!name.empty()) check_name(name);
+  std::vector<stdfs::path> created = create_output(output);
+  for (;;) {
+    stdfs::path path = stdfs::absolute(output) / (name.empty() ? random_name() : name);
+    if (create_run(path)) return RunFolder(path, true, std::move(created));
+    if (!name.empty())
+      throw Error("run '" + name + "' already exists in " + output.string() +
+                      "; choose another name, resume it with --run_id " + name +
+                      ", or add --resume auto",
+                  ExitCode::usage);
+  }
+}
+
+RunFolder RunFolder::open(const stdfs::path& output, const std::string& name) {
+  check_name(name);
+  stdfs::path path = stdfs::absolute(output) / name;
+  std::error_code ignored;
+  if (!stdfs::is_directory(path, ignored))
+    throw Error("run '" + name + "' not found in " + output.string() + similar_runs(output, name),
+                ExitCode::usage);
+  return RunFolder(path, false, {});
+}
+
+RunFolder RunFolder::open_or_create(const stdfs::path& output, const std::string& name) {
+  check_name(name);
+  std::vector<stdfs::path> parents = create_output(output);
+  const stdfs::path path = stdfs::absolute(output) / name;
+  const bool created = create_run(path);
+  return RunFolder(path, created, std::move(parents));
+}
+
+RunFolder::RunFolder(stdfs::path path, bool created, std::vector<stdfs::path> created_parents)
+    : path_(std::move(path)), created_(created), created_parents_(std::move(created_parents)) {
+  lock_ = take_lock(path_);
+  // No other process writes here from now on.
+  for (const stdfs::path& folder : {path_, trackers(), samples()}) fs::remove_temporaries(folder);
+}
+
+RunFolder::~RunFolder() {
+  if (lock_ >= 0) ::close(lock_);
+}
+
+RunFolder::RunFolder(RunFolder&& other) noexcept
+    : path_(std::move(other.path_)),
+      created_(other.created_),
+      created_parents_(std::move(other.created_parents_)),
+      lock_(std::exchange(other.lock_, -1)) {}
+
+void RunFolder::remove() {
+  fs::remove_all(path_);
+  std::error_code not_empty;
+  for (const stdfs::path& folder : created_parents_) stdfs::remove(folder, not_empty);
+}
+
+void RunFolder::write_status(const std::string& state, std::optional<int> exit_code, int64_t step,
+                             const std::string& message) const {
+  Json status = {{"state", state},
+                 {"exit_code", exit_code ? Json(*exit_code) : Json()},
+                 {"step", step},
+                 {"message", message},
+                 {"time", utc_text(wall_seconds())},
+                 {"host", host_name()},
+                 {"pid", ::getpid()}};
+  fs::write_atomically(this->status(),
+                       status.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+}  // namespace dsv3

@@ -1,0 +1,231 @@
+#include "train/preflight.h"
+
+#include <filesystem>
+#include <unistd.h>
+
+#include <dsv3/runtime/model.h>
+#include <dsv3/runtime/optimizer_set.h>
+#include <dsv3/runtime/trainer.h>
+#include <dsv3/sdk/schedule.h>
+
+#include "call/call.h"
+#include "config/excerpt.h"
+#include "machine/machine.h"
+
+namespace dsv3 {
+namespace {
+
+/// Rows of the embedding while the tokenizer's size is unknown: no other shape depends on them.
+constexpr int64_t kAnyVocab = 1024;
+
+/// The strings of an option that holds one or a list.
+std::vector<std::string> strings_of(const OptionValue& value) {
+  if (const auto* text = std::get_if<std::string>(&value)) return {*text};
+  if (const auto* list = std::get_if<std::vector<std::string>>(&value)) return *list;
+  return {};
+}
+
+/// Why `path` cannot be read; "" = it can.
+std::string why_unreadable(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) return "no such file or folder";
+  return access(path.c_str(), R_OK) == 0 ? "" : "no permission to read";
+}
+
+class Preflight {
+ public:
+  Preflight(const Experiment& experiment, Plugins& plugins, PreflightScope scope)
+      : experiment_(experiment),
+        plugins_(plugins),
+        inputs_too_(scope != PreflightScope::configuration) {}
+
+  void check() {
+    check_model(check_vocab());
+    check_schedule();
+    builds([&] {
+      make<Strategy>(
+          plugins_, experiment_.strategy,
+          StrategyContext{local_communicator(), at::kMeta, compute_dtype(experiment_.train)});
+    });
+    check_paths(experiment_.data);
+    if (inputs_too_ && experiment_.train.device == "cuda") {
+      try {
+        device_of(experiment_.train);
+      } catch (const Error& error) {
+        add(inputs_, experiment_.origin("train.device"), error.what());
+      }
+    }
+  }
+
+  void throw_if_any() const {
+    if (configuration_.empty() && inputs_.empty()) return;
+    const std::string inputs = inputs_.empty() ? "" : "missing or unusable inputs:\n" + inputs_;
+    throw Error(configuration_ + (configuration_.empty() || inputs.empty() ? "" : "\n\n") + inputs,
+                configuration_.empty() ? ExitCode::data : ExitCode::usage);
+  }
+
+ private:
+  /// Appends a block; a problem of several layers is reported once.
+  static void add(std::string& blocks, const std::string& block) {
+    if (("\n" + blocks + "\n").find("\n" + block + "\n") != std::string::npos) return;
+    blocks += (blocks.empty() ? "" : "\n") + block;
+  }
+
+  /// Appends a block as the configuration's diagnostics have it. `text` reads "what and why; cure".
+  static void add(std::string& blocks, const Origin& at, const std::string& text) {
+    const size_t cure = std::min(text.find("; "), text.size());
+    add(blocks, at.text() + ": error: " + text.substr(0, cure) + config::excerpt_of(at) +
+                    (cure < text.size() ? "\n  note: " + text.substr(cure + 2) : ""));
+  }
+
+  /// Where `option` of the component is set, else where the component is named.
+  Origin origin_of(const ComponentSpec& spec, const std::string& option) const {
+    for (const char* element : {".", ".0."})
+      if (const Origin at = experiment_.origin(spec.path + element + option);
+          at.source != "default")
+        return at;
+    return spec.origin;
+  }
+
+  /// Adds what a component reports about its options. A text that starts with an option is placed
+  /// there.
+  void add_option_problem(const ComponentSpec& spec, const std::string& text) {
+    add(configuration_, origin_of(spec, text.substr(0, text.find_first_of(" :"))),
+        label_of(spec) + text);
+  }
+
+  /// Adds what a component reports about the file it read; a place in that file is in the text.
+  void add_input_problem(const ComponentSpec& spec, const std::string& text) {
+    Origin at = spec.origin;
+    for (const OptionSpec& option : plugins_.find(spec).schema->options)
+      if (option.input_path && spec.options.count(option.key)) at = origin_of(spec, option.key);
+    add(inputs_, at.text() + ": error: " + label_of(spec) + text);
+  }
+
+  static std::string label_of(const ComponentSpec& spec) {
+    return std::string(kind_name(spec.kind)) + " '" + spec.plugin + "': ";
+  }
+
+  /// Runs `build`; an error of a component's constructor becomes a problem. False = there was one.
+  template <class Build>
+  bool builds(const Build& build) {
+    try {
+      build();
+      return true;
+    } catch (const ConstructorError& error) {
+      if (error.code() == ExitCode::plugin) throw;  // not the experiment's fault
+      if (error.code() == ExitCode::data)
+        add_input_problem(error.spec, error.cause);
+      else
+        add_option_problem(error.spec, error.cause);
+      return false;
+    }
+  }
+
+  /// Adds the input paths that cannot be read. False = the component needs a path that is missing
+  /// or must not be looked at.
+  bool check_paths(const ComponentSpec& spec) {
+    bool readable = true;
+    for (const OptionSpec& option : plugins_.find(spec).schema->options) {
+      const auto value = spec.options.find(option.key);
+      if (!option.input_path || value == spec.options.end()) continue;
+      const std::vector<std::string> paths = strings_of(value->second);
+      for (size_t i = 0; i < paths.size(); ++i) {
+        if (paths[i].empty()) continue;
+        readable = readable && inputs_too_;
+        const std::string why = inputs_too_ ? why_unreadable(paths[i]) : "";
+        if (why.empty()) continue;
+        readable = false;
+        const std::string key =
+            option.key + (option.type == OptionType::strings ? "." + std::to_string(i) : "");
+        add(inputs_, origin_of(spec, key),
+            spec.path + "." + key + ": " + why + ": " + paths[i] +
+                "; correct the path or create it (relative paths start at the current folder, " +
+                std::filesystem::current_path().string() + ")");
+      }
+    }
+    return readable;
+  }
+
+  /// The vocabulary to build the model with.
+  int64_t check_vocab() {
+    std::shared_ptr<const Tokenizer> tokenizer;
+    const bool named = !experiment_.tokenizer.plugin.empty();
+    if (named && check_paths(experiment_.tokenizer))
+      builds([&] {
+        tokenizer = make<Tokenizer>(plugins_, experiment_.tokenizer, TokenizerContext{});
+      });
+    if (named && !tokenizer) return experiment_.model.vocab.value_or(kAnyVocab);
+    try {
+      return vocab_of(experiment_, tokenizer.get());
+    } catch (const Error& error) {
+      const Origin at = experiment_.origin("model.vocab");
+      add(configuration_, at.source == "default" ? experiment_.data.origin : at, error.what());
+      return kAnyVocab;
+    }
+  }
+
+  /// Builds every layer, and optimizers for their parameters. A layer that cannot be built is left
+  /// out, so that all are tried.
+  void check_model(int64_t vocab) {
+    bool complete = true;
+    ModelFactory factory = factory_of(experiment_, plugins_);
+    const auto tried = [&](auto make_layer) {
+      return [this, &complete, make_layer](const LayerContext& context) {
+        decltype(make_layer(context)) layer;
+        complete &= builds([&] { layer = make_layer(context); });
+        return layer;
+      };
+    };
+    factory.attention = tried(factory.attention);
+    factory.feed_forward = tried(factory.feed_forward);
+    const Model model(experiment_, vocab, factory, at::kMeta);
+    for (const OptimizerGroup& group : experiment_.optimizer)
+      complete &= builds([&] { make<Optimizer>(plugins_, group.component); });
+    if (!complete) return;  // which parameters there are is unknown
+    try {
+      const OptimizerSet optimizers(experiment_, plugins_, model.store());
+    } catch (const Error& error) {
+      if (error.code() != ExitCode::usage) throw;
+      add(configuration_, error.what());
+    }
+  }
+
+  void check_schedule() {
+    std::string problem;
+    builds([&] {
+      problem = call(*make<Schedule>(plugins_, experiment_.schedule), "problem", &Schedule::problem,
+                     total_steps(experiment_));
+    });
+    if (!problem.empty()) add_option_problem(experiment_.schedule, problem);
+  }
+
+  const Experiment& experiment_;
+  Plugins& plugins_;
+  const bool inputs_too_;
+  std::string configuration_, inputs_;  // blocks
+};
+
+}  // namespace
+
+int64_t vocab_of(const Experiment& experiment, const Tokenizer* tokenizer) {
+  const std::optional<int64_t> vocab = experiment.model.vocab;
+  if (!vocab && !tokenizer)
+    throw Error("model.vocab is auto, but data names no tokenizer; set model.vocab to a number",
+                ExitCode::usage);
+  if (!vocab) return tokenizer->vocab_size();
+  if (tokenizer && tokenizer->vocab_size() > *vocab)
+    throw Error("model.vocab is " + std::to_string(*vocab) + ", but the tokenizer has " +
+                    std::to_string(tokenizer->vocab_size()) + " ids; raise model.vocab to " +
+                    std::to_string(tokenizer->vocab_size()) + " or more, or set it to auto",
+                ExitCode::usage);
+  return *vocab;
+}
+
+void preflight(const Experiment& experiment, Plugins& plugins, PreflightScope scope) {
+  Preflight preflight(experiment, plugins, scope);
+  preflight.check();
+  preflight.throw_if_any();
+}
+
+}  // namespace dsv3

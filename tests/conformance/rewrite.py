@@ -1,0 +1,65 @@
+"""Replaces one piece of C++ source, found by its tokens.
+
+A pattern is C++ in which `$name` stands for an expression: any balanced tokens without a comma or semicolon of their own.
+White space and comments do not matter, and one name stands for the same tokens wherever it occurs, so that neither
+reformatted lines nor renamed variables hide a match.
+"""
+
+import re
+
+TOKEN = re.compile(r"""//[^\n]* | /\*.*?\*/ | (?P<token>
+    "(?:\\.|[^"\\])*" | '(?:\\.|[^'\\])+' | \$?\w+ | :: | -> | \+\+ | -- | && | \|\| | [-+*/!<>=]= | \S )""",
+                   re.X | re.S)
+OPENING, CLOSING = "([{", ")]}"
+
+
+def tokens_of(text):
+    """(token, begin, end) of each token."""
+    return [(m["token"], m.start(), m.end()) for m in TOKEN.finditer(text) if m["token"]]
+
+
+def matched(tokens, at, pattern, names):
+    """Index after the pattern's match at `at`, and what its names stand for; None if there is none."""
+    if not pattern:
+        return at, names
+    first, rest = pattern[0], pattern[1:]
+    if not first.startswith("$"):
+        return matched(tokens, at + 1, rest, names) if tokens[at:at + 1] == [first] else None
+    if first in names:
+        end = at + len(names[first])
+        return matched(tokens, end, rest, names) if tokens[at:end] == names[first] else None
+    depth = 0
+    for end in range(at, len(tokens)):
+        depth += (tokens[end] in OPENING) - (tokens[end] in CLOSING)
+        if depth < 0 or depth == 0 and tokens[end] in ",;":
+            return None
+        if depth == 0 and (found := matched(tokens, end + 1, rest, {**names, first: tokens[at:end + 1]})):
+            return found
+    return None
+
+
+def matches(text, pattern, names):
+    """(begin, end, names) of each match; of several with one end, the shortest."""
+    tokens = tokens_of(text)
+    words, pattern = [t[0] for t in tokens], [t[0] for t in tokens_of(pattern)]
+    by_end = {}
+    for at in range(len(words)):
+        if found := matched(words, at, pattern, names):
+            by_end[found[0]] = (tokens[at][1], tokens[found[0] - 1][2], found[1])
+    return list(by_end.values())
+
+
+def rewrite(sources, edits):
+    """Applies edits (pattern, replacement) to `sources` {file: text}; returns the files that changed.
+
+    Each pattern must match once in all files together; later edits know the names of earlier ones.
+    """
+    sources, names, changed = dict(sources), {}, {}
+    for pattern, replacement in edits:
+        found = [(file, *match) for file, text in sources.items() for match in matches(text, pattern, names)]
+        places = [f"{file}:{sources[file].count(chr(10), 0, begin) + 1}" for file, begin, *_ in found]
+        assert len(found) == 1, f"the pattern must match once, but it matches {len(found)} times {places}: {pattern}"
+        [(file, begin, end, names)] = found
+        text = re.sub(r"\$\w+", lambda name: " ".join(names[name[0]]), replacement)
+        changed[file] = sources[file] = sources[file][:begin] + text + sources[file][end:]
+    return changed

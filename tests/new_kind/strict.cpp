@@ -1,0 +1,35 @@
+// The one plugin of the kind `critic`.
+#include <stdexcept>
+
+#include <dsv3/sdk/plugin.h>
+
+#include "critic.h"
+
+namespace {
+
+struct StrictOptions {
+  double tolerance = 0.5;
+  static void describe(dsv3::OptionSchema<StrictOptions>& s) {
+    s.add("tolerance", &StrictOptions::tolerance, "accepted distance from the target").min(0);
+  }
+};
+
+class Strict final : public dsv3::Critic {
+ public:
+  using Options = StrictOptions;
+  Strict(const StrictOptions& options, const dsv3::CriticContext& context)
+      : limit_(context.target + options.tolerance) {}
+  std::string opinion(double loss) const override {
+    if (loss < 0) throw std::invalid_argument("negative loss");
+    return loss <= limit_ ? "good" : "bad";
+  }
+
+ private:
+  double limit_;
+};
+
+}  // namespace
+
+DSV3_PLUGIN(registrar) {
+  registrar.critic<Strict>("strict", "Accepts losses near the target");
+}

@@ -1,0 +1,42 @@
+"""The project's own files: what git tracks or would add."""
+
+import functools
+import os
+import pathlib
+import subprocess
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = pathlib.Path(os.environ.get("DSV3_BUILD_DIR", ROOT / "build"))
+NOT_OURS = {".git", ".venv", ".cache", "__pycache__", "runs"}
+
+
+@functools.cache
+def files():
+    """Paths of all files, relative to ROOT."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode == 0:
+        names = filter(None, listed.stdout.split("\0"))
+        return sorted(path for path in map(pathlib.Path, names) if (ROOT / path).is_file())
+    # An unpacked archive: everything but builds and environments.
+    found = []
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [f for f in folders if f not in NOT_OURS and not f.startswith("build")]
+        found += [(pathlib.Path(folder) / name).relative_to(ROOT) for name in names]
+    return sorted(found)
+
+
+def is_script(path):
+    """Whether a file without an extension is a script."""
+    with (ROOT / path).open("rb") as file:
+        return not path.suffix and file.read(2) == b"#!"
+
+
+def is_source(path):
+    """C++, Python, CMake and shell."""
+    return (path.suffix in {".cpp", ".h", ".cu", ".py", ".cmake", ".sh"} or path.name == "CMakeLists.txt"
+            or is_script(path))
+
+
+def is_text(path):
+    return b"\0" not in (ROOT / path).read_bytes()[:4096]

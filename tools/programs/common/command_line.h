@@ -1,0 +1,17 @@
+// Reading the command line, for both programs.
+#pragma once
+
+#include <string>
+
+#include <CLI/CLI.hpp>
+
+/// --version: prints the versions of dsv3, the SDK, LibTorch and the compiler.
+void add_version_flag(CLI::App& app);
+
+/// The flag with '-' for each '_'.
+std::string kebab_case(std::string flag);
+
+/// Parses the command line. Flags may be typed with '-' or '_'. Throws CLI::Success for --help and
+/// --version, dsv3::Error for a usage error; `hint` is added to
+/// messages about unknown flags and commands of `app` itself, not of its subcommands.
+void parse_command_line(CLI::App& app, int argc, char** argv, const std::string& hint = "");
