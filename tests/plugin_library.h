@@ -1,4 +1,4 @@
-// Opens a built plugin library with dlopen, without registry and stamp, to test its components.
+// Opens a plugin library with dlopen, without a registry or a stamp check, to test its components.
 #pragma once
 
 #include <dlfcn.h>
@@ -14,7 +14,8 @@
 
 namespace dsv3::tests {
 
-/// The first registration of libdsv3_<library>.so, which is opened once and never closed.
+/// The first component that libdsv3_<library>.so registers. The library is opened once and never
+/// closed.
 inline const Registration& registration(const std::string& library) {
   static std::map<std::string, Registrar> opened;
   if (const auto it = opened.find(library); it != opened.end())

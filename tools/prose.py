@@ -27,7 +27,7 @@ class Passage:
         self.line = self._lines[0]
 
     def line_at(self, offset):
-        """The line of the file that holds `text[offset]`."""
+        """The line of the file that contains `text[offset]`."""
         return self._lines[bisect.bisect_right(self._starts, offset) - 1]
 
     def __repr__(self):
@@ -145,7 +145,7 @@ def _completed(pieces, code, end):
 def _concatenation(code):
     """The expression that `code` puts between two literals, or None when they belong to different messages.
 
-    `+ name +` joins; so do `+ (many ?` and `:`, which choose between literals; a comma or a semicolon parts.
+    `+ name +` joins; so do `+ (many ?` and `:`, which choose between literals; a comma or a semicolon separates.
     """
     code = code.strip()
     joins = re.fullmatch(r"(?:\)*\s*[+:]|\?)(.*?)(?:[+?:]\s*\(*)?", code, re.S)
@@ -214,7 +214,7 @@ def _docstrings(tree):
 # --- shell, CMake, YAML, TOML, requirements --------------------------------------------------------------------------
 
 _QUOTED = re.compile(r"""'[^']*'|"(?:[^"\\]|\\.)*\"""")
-# Outside quotes, a '#' starts a comment at the start of a line or after a blank.
+# Outside quotes, a '#' starts a comment at the start of a line or after white space.
 _QUOTED_OR_COMMENT = re.compile(_QUOTED.pattern + r"|(?:^|(?<=\s))#")
 
 

@@ -43,7 +43,7 @@ def read_chapters():
 
 
 def train_tokenizer(chapters):
-    """Train a byte-level BPE. The same text and wheel give the same file."""
+    """Train a byte-level BPE. The same text and wheel produce the same file."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

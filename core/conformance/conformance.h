@@ -4,9 +4,6 @@
 
 #include <chrono>
 #include <filesystem>
-#include <functional>
-#include <string>
-#include <vector>
 
 #include <dsv3/runtime/plugins.h>
 
@@ -14,14 +11,12 @@ namespace dsv3::conformance {
 
 struct Request {
   std::filesystem::path library;
-  std::string component;                     ///< KIND/NAME; empty = all that the library provides
-  std::vector<std::string> options;          ///< key=value, for the component
-  std::vector<std::string> only;             ///< names of checks; empty = all
-  std::chrono::seconds time_limit{120};      ///< per check
-  int64_t memory_limit = int64_t{12} << 30;  ///< bytes of address space
-  std::vector<std::string> plugin_words;     ///< for the child's command line: --plugin-path ...
-  std::filesystem::path folder;              ///< for run_child: where components may write files
-  SearchLevels levels;                       ///< for run_child: where other plugins are found
+  std::string component;                 ///< KIND/NAME; empty = all that the library provides
+  std::vector<std::string> options;      ///< key=value, for the component
+  std::vector<std::string> only;         ///< names of checks; empty = all
+  std::chrono::seconds time_limit{120};  ///< per check
+  SearchLevels levels;                   ///< where other plugins are found
+  std::filesystem::path folder;          ///< where components may write; set by check_library
 };
 
 /// The outcome of one check.
@@ -37,9 +32,5 @@ struct Result {
 /// dsv3::Error for a request that cannot be carried out: no such file or component, options that do
 /// not fit.
 int check_library(const Request& request, const std::function<void(const Result&)>& on_result);
-
-/// The child's side: runs the component's checks from number `first` on (without a component, it
-/// only loads the library) and writes to file descriptor `report`. Returns its exit code.
-int run_child(const Request& request, size_t first, int report);
 
 }  // namespace dsv3::conformance

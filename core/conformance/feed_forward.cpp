@@ -1,125 +1,111 @@
 // Promises of feed-forward plugins.
-#include <ATen/ATen.h>
-
 #include "conformance/layers.h"
 
 namespace dsv3::conformance {
-namespace {
 
-using Layer = LayerUnderTest<FeedForward>;
-
-// Kernels may group tokens differently, so that a mixture's rounding differs: the bound is 1e-6 of
-// the largest value. A changed routing choice would show as far more.
-void check_tokens(const Subject& subject) {
-  const Layer layer(subject, at::kFloat);
-  const at::Tensor x = normal({2, kLength, kHidden}, 30, at::kFloat);
-  const at::Tensor y = layer(x);
-  at::Tensor other = x.clone();
-  other[1].add_(normal({kLength, kHidden}, 31, at::kFloat));
-  other[0].narrow(0, 0, 5).sub_(2);
-  require_close(layer(other)[0].narrow(0, 5, kLength - 5), y[0].narrow(0, 5, kLength - 5), 1e-6,
-                "with other tokens changed, an output");
-  require_close(layer(x.narrow(0, 1, 1).narrow(1, 3, 1)), y.narrow(0, 1, 1).narrow(1, 3, 1), 1e-6,
-                "the output of a token alone, compared with the token among others,");
-}
-
-void check_counts(const Subject& subject) {
-  const Layer layer(subject, at::kFloat);
-  const auto counts = [&] { return layer.layer->step_counts(); };
-  if (!counts().defined()) return;
-  require(counts().scalar_type() == at::kLong, "step_counts() is not int64");
-  require(counts().dim() == 1, "step_counts() does not have one dimension");
-  require(counts().eq(0).all().item<bool>(), "step_counts() of a new layer is not zero");
-  const at::Tensor x = normal({2, kLength, kHidden}, 32, at::kFloat);
-  Sequence seq = one_document(2, kLength);
-  layer(x, seq);
-  const at::Tensor once = counts().clone();
-  require(once.sum().item<int64_t>() > 0, "a training forward counts nothing");
-  const auto require_twice = [&](const char* otherwise) {
-    layer(x, seq);
-    require(at::equal(counts(), once * 2), otherwise);
-  };
-  require_twice("step_counts() does not add up over micro-batches");
-  seq.recompute = true;
-  require_twice("the forward of a recomputed block counts again");
-  seq.recompute = seq.training = false;
-  require_twice("a validation forward counts");
-  counts().zero_();
-  require(counts().eq(0).all().item<bool>(),
-          "step_counts() is a copy: zeroing it does not zero the layer's counts");
-  // Accumulation: the same rows one after another.
-  seq = one_document(1, kLength);
-  seq.aux_scale = 0.5;
-  for (int64_t row = 0; row < 2; ++row) layer(x.narrow(0, row, 1), seq);
-  require(at::equal(counts(), once),
-          "two micro-batches of one row count differently from one of two rows");
-}
-
-void check_state(const Subject& subject) {
-  const Layer one(subject, at::kFloat), other(subject, at::kFloat);
-  const auto zero_counts = [](const Layer& layer) {
-    if (at::Tensor counts = layer.layer->step_counts(); counts.defined()) counts.zero_();
-  };
-  const auto train = [&](const Layer& layer, const at::Tensor& x, int step) {
-    layer(x);
-    const at::Tensor counts = layer.layer->step_counts();
-    StepEnd end;
-    end.counts = counts.defined() ? counts.clone() : counts;
-    end.progress = step / 10.0;
-    layer.layer->on_step_end(end);
-    zero_counts(layer);
-  };
-  const at::Tensor x = normal({2, kLength, kHidden}, 33, at::kFloat);
-  const at::Tensor untouched = other(x).detach();
-  zero_counts(other);
-  one.require_parameters_unchanged("on_step_end() (which may change buffers only)", [&] {
-    for (int step = 1; step <= 3; ++step) train(one, x, step);
+void feed_forward_checks(const AddCheck& check) {
+  using Layer = LayerUnderTest<FeedForward>;
+  cheap_layer_checks<FeedForward>(check);
+  // Kernels may group tokens differently, so that a mixture's rounding differs: the bound is 1e-6
+  // of the largest value. A changed routing choice would show as far more.
+  check("tokens", "computes each token independently of all others", [](const Subject& subject) {
+    const Layer layer(subject, at::kFloat);
+    const at::Tensor x = normal({2, kLength, kHidden}, 30, at::kFloat);
+    const at::Tensor y = layer(x);
+    at::Tensor other = x.clone();
+    other[1].add_(normal({kLength, kHidden}, 31, at::kFloat));
+    other[0].narrow(0, 0, 5).sub_(2);
+    require_close(layer(other)[0].narrow(0, 5, kLength - 5), y[0].narrow(0, 5, kLength - 5), 1e-6,
+                  "with other tokens changed, an output");
+    require_close(layer(x.narrow(0, 1, 1).narrow(1, 3, 1)), y.narrow(0, 1, 1).narrow(1, 3, 1), 1e-6,
+                  "the output of a token alone, compared with the token among others,");
   });
-  require_equal(other(x), untouched,
-                "a layer's output after steps of another layer (state shared between layers?)");
-  zero_counts(other);
-  const auto &saved = one.context.store->buffers(), &loaded = other.context.store->buffers();
-  for (size_t b = 0; b < saved.size(); ++b) {
-    require(saved[b].tensor.sizes() == loaded[b].tensor.sizes(), "buffer ", saved[b].name,
-            " changed its shape");
-    loaded[b].tensor.copy_(saved[b].tensor);
-  }
-  for (int step = 4; step <= 5; ++step) {
-    const at::Tensor fresh = normal({2, kLength, kHidden}, 34 + step, at::kFloat);
-    require_equal(other(fresh), one(fresh),
-                  "the output of a layer that was saved and loaded (parameters and buffers)");
-    train(one, fresh, step);
-    train(other, fresh, step);
-  }
-}
-
-// Side losses are sums over rows times aux_scale, so gradients are linear in aux_scale.
-void check_side_loss(const Subject& subject) {
-  const Layer layer(subject, at::kDouble);
-  const at::Tensor x = normal({2, kLength, kHidden}, 35).requires_grad_();
-  Sequence seq = one_document(2, kLength);
-  const auto at_scale = [&](double scale) {
-    seq.aux_scale = scale;
-    return layer.gradients(x, seq);
-  };
-  const auto none = at_scale(0), half = at_scale(0.5), full = at_scale(1);
-  for (size_t i = 0; i < none.size(); ++i)
-    require(((full[i] - none[i]) - 2 * (half[i] - none[i])).abs().max().item<double>() <=
-                1e-9 * none[i].abs().max().item<double>() + 1e-12,
-            "gradients of the side loss are not proportional to aux_scale (use dsv3::add_loss)");
-  const at::Tensor in_training = layer(x, seq);
-  seq.training = false;
-  require_close(layer(x, seq), in_training, 1e-12, "the output in validation");
-}
-
-}  // namespace
-
-std::vector<Check> feed_forward_checks() {
-  return layer_checks<FeedForward>(
-      {{"tokens", "computes each token independently of all others", check_tokens},
-       {"counts", "counts each token once, in training and not when recomputing", check_counts},
-       {"state", "resumes from saved parameters and buffers, bit for bit", check_state},
-       {"side_loss", "scales its side loss with aux_scale", check_side_loss}});
+  check("counts", "counts each token once, and only in training", [](const Subject& subject) {
+    const Layer layer(subject, at::kFloat);
+    const auto counts = [&] { return layer.layer->step_counts(); };
+    if (!counts().defined()) return;
+    require(counts().scalar_type() == at::kLong, "step_counts() is not int64");
+    require(counts().dim() == 1, "step_counts() does not have one dimension");
+    require(counts().eq(0).all().item<bool>(), "step_counts() of a new layer is not zero");
+    const at::Tensor x = normal({2, kLength, kHidden}, 32, at::kFloat);
+    Sequence seq = one_document(2, kLength);
+    layer(x, seq);
+    const at::Tensor once = counts().clone();
+    require(once.sum().item<int64_t>() > 0, "a training forward counts nothing");
+    const auto require_twice = [&](const char* otherwise) {
+      layer(x, seq);
+      require(at::equal(counts(), once * 2), otherwise);
+    };
+    require_twice("step_counts() does not add up over micro-batches");
+    seq.recompute = true;
+    require_twice("the forward of a recomputed block counts again");
+    seq.recompute = seq.training = false;
+    require_twice("a validation forward counts");
+    counts().zero_();
+    require(counts().eq(0).all().item<bool>(),
+            "step_counts() is a copy: zeroing it does not zero the layer's counts");
+    // Accumulation: the same rows one after another.
+    seq = one_document(1, kLength);
+    seq.aux_scale = 0.5;
+    for (int64_t row = 0; row < 2; ++row) layer(x.narrow(0, row, 1), seq);
+    require(at::equal(counts(), once),
+            "two micro-batches of one row count differently from one of two rows");
+  });
+  check("state", "resumes bit-identically from saved tensors", [](const Subject& subject) {
+    const Layer one(subject, at::kFloat), other(subject, at::kFloat);
+    const auto take_counts = [](const Layer& layer) {
+      const at::Tensor counts = layer.layer->step_counts();
+      if (!counts.defined()) return counts;
+      const at::Tensor taken = counts.clone();
+      counts.zero_();
+      return taken;
+    };
+    const auto train = [&](const Layer& layer, const at::Tensor& x, int step) {
+      layer(x);
+      layer.layer->on_step_end({take_counts(layer), step / 10.0});
+    };
+    const at::Tensor x = normal({2, kLength, kHidden}, 33, at::kFloat);
+    const at::Tensor untouched = other(x).detach();
+    take_counts(other);
+    one.require_parameters_unchanged("on_step_end() (which may change buffers only)", [&] {
+      for (int step = 1; step <= 3; ++step) train(one, x, step);
+    });
+    require_equal(other(x), untouched,
+                  "a layer's output after steps of another layer (state shared between layers?)");
+    take_counts(other);
+    const auto &saved = one.context.store->buffers(), &loaded = other.context.store->buffers();
+    for (size_t b = 0; b < saved.size(); ++b) {
+      require(saved[b].tensor.sizes() == loaded[b].tensor.sizes(), "buffer ", saved[b].name,
+              " changed its shape");
+      loaded[b].tensor.copy_(saved[b].tensor);
+    }
+    for (int step = 4; step <= 5; ++step) {
+      const at::Tensor fresh = normal({2, kLength, kHidden}, 34 + step, at::kFloat);
+      require_equal(other(fresh), one(fresh),
+                    "the output of a layer that was saved and loaded (parameters and buffers)");
+      train(one, fresh, step);
+      train(other, fresh, step);
+    }
+  });
+  // Side losses are sums over rows times aux_scale, so gradients are linear in aux_scale.
+  check("side_loss", "scales its side loss with aux_scale", [](const Subject& subject) {
+    const Layer layer(subject, at::kDouble);
+    const at::Tensor x = normal({2, kLength, kHidden}, 35).requires_grad_();
+    Sequence seq = one_document(2, kLength);
+    const auto at_scale = [&](double scale) {
+      seq.aux_scale = scale;
+      return layer.gradients(x, seq);
+    };
+    const auto none = at_scale(0), half = at_scale(0.5), full = at_scale(1);
+    for (size_t i = 0; i < none.size(); ++i)
+      require(((full[i] - none[i]) - 2 * (half[i] - none[i])).abs().max().item<double>() <=
+                  1e-9 * none[i].abs().max().item<double>() + 1e-12,
+              "gradients of the side loss are not proportional to aux_scale (use dsv3::add_loss)");
+    const at::Tensor in_training = layer(x, seq);
+    seq.training = false;
+    require_close(layer(x, seq), in_training, 1e-12, "the output in validation");
+  });
+  costly_layer_checks<FeedForward>(check);
 }
 
 }  // namespace dsv3::conformance

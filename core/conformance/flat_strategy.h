@@ -5,10 +5,7 @@
 #pragma once
 
 #include <cmath>
-#include <functional>
 #include <limits>
-#include <string>
-#include <vector>
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -67,9 +64,8 @@ class FlatStrategy final : public Strategy {
       : options_(options), context_(context) {}
 
   int adopt(UnitSpec spec) override {
-    FlatLayout layout(spec.params);
-    units_.push_back({std::move(spec), std::move(layout), {}, {}, {}, {}});
-    Unit& unit = units_.back();
+    const FlatLayout layout(spec.params);
+    Unit& unit = units_.emplace_back(Unit{std::move(spec), layout});
     const auto fp32 = at::TensorOptions().dtype(at::kFloat).device(context_.device);
     unit.master = at::zeros({unit.layout.size()}, fp32);
     unit.buffers = {at::empty_like(unit.master)};
@@ -200,24 +196,19 @@ class FlatStrategy final : public Strategy {
   struct Unit {
     UnitSpec spec;
     FlatLayout layout;
-    at::Tensor master;                // fp32, never freed
-    std::vector<at::Tensor> buffers;  // viewed by parameters: fp32 and compute dtype; freed
-    at::Tensor reduced;               // fp32 sum of finished micro-batches
-    at::Tensor grad;                  // autograd adds to it; NaN outside the unit's backward
-    int uses = 0;                     // holders of the values
-    int pending = 0;                  // enters of this micro-batch whose node has not run yet
-    bool accumulating = false;        // grad is in use
+    at::Tensor master = {};                // fp32, never freed
+    std::vector<at::Tensor> buffers = {};  // viewed by parameters: fp32 and compute dtype; freed
+    at::Tensor reduced = {};               // fp32 sum of finished micro-batches
+    at::Tensor grad = {};                  // autograd adds to it; NaN outside the unit's backward
+    int uses = 0;                          // holders of the values
+    int pending = 0;                       // enters of this micro-batch whose node has not run yet
+    bool accumulating = false;             // grad is in use
   };
 
   void open(Unit& unit) {
     if (unit.uses++ > 0) return;
     for (at::Tensor& buffer : unit.buffers) {
-      if (options_.freed == "unmapped") {
-        c10::StorageImpl* storage = buffer.storage().unsafeGetStorageImpl();
-        const size_t bytes = size_t(buffer.numel()) * buffer.element_size();
-        storage->set_data_ptr_noswap(storage->allocator()->allocate(bytes));
-        storage->set_nbytes(bytes);
-      }
+      if (options_.freed == "unmapped") resize(buffer, size_t(buffer.numel()));
       buffer.copy_(unit.master);
     }
   }
@@ -230,15 +221,19 @@ class FlatStrategy final : public Strategy {
   }
 
   void release(Unit& unit) {
-    for (at::Tensor& buffer : unit.buffers) {
-      if (options_.freed == "nan") {
+    for (at::Tensor& buffer : unit.buffers)
+      if (options_.freed == "nan")
         buffer.fill_(kNan);
-        continue;
-      }
-      c10::StorageImpl* storage = buffer.storage().unsafeGetStorageImpl();
-      storage->set_data_ptr_noswap(at::DataPtr(nullptr, buffer.device()));
-      storage->set_nbytes(0);
-    }
+      else
+        resize(buffer, 0);
+  }
+
+  static void resize(at::Tensor& buffer, size_t elements) {
+    c10::StorageImpl* storage = buffer.storage().unsafeGetStorageImpl();
+    const size_t bytes = elements * buffer.element_size();
+    storage->set_data_ptr_noswap(bytes ? storage->allocator()->allocate(bytes)
+                                       : at::DataPtr(nullptr, buffer.device()));
+    storage->set_nbytes(bytes);
   }
 
   // Continues the sum of earlier micro-batches instead of starting at zero: additions happen in the

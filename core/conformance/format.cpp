@@ -1,6 +1,5 @@
 // Promises of formats of Hugging Face models.
 #include <cmath>
-#include <functional>
 #include <map>
 #include <set>
 #include <tuple>
@@ -18,8 +17,6 @@
 
 namespace dsv3::conformance {
 namespace {
-
-using Choices = std::vector<std::string>;
 
 std::vector<Json> examples_of(const Format& format) {
   const std::vector<Json> examples = format.examples();
@@ -39,46 +36,6 @@ void require_same(const ModelDescription& a, const ModelDescription& b) {
   require(a.position == b.position, "position", change);
 }
 
-void check_round_trip(const Subject& subject) {
-  const auto format = construct<Format>(subject);
-  for (const Json& example : examples_of(*format)) {
-    const ModelDescription model = format->describe(example);
-    require(int64_t(model.attention.size()) == model.layers &&
-                int64_t(model.feed_forward.size()) == model.layers,
-            "describe() does not return a component for each layer");
-    const std::vector<std::string> obstacles = format->obstacles(model);
-    require(obstacles.empty(), "it reads a model for which obstacles() reports ", obstacles);
-    const Json config = format->config(model, {1, 2});
-    require(config.value("model_type", "") == subject.component.name,
-            "config() writes a model_type that is not the plugin's name");
-    require(config.contains("architectures"), "config() writes no \"architectures\"");
-    require_same(format->describe(without_common_fields(config)), model);
-  }
-}
-
-// A field that is ignored would make the model differ from what its file describes.
-void check_strictness(const Subject& subject) {
-  const auto format = construct<Format>(subject);
-  const auto rejects = [&](const Json& config) {
-    try {
-      format->describe(config);
-    } catch (const Error&) {
-      return true;
-    }
-    return false;
-  };
-  for (const Json& example : examples_of(*format)) {
-    Json unknown = example;
-    unknown["clip_qkv_of_the_future"] = 8;
-    require(rejects(unknown), "describe() ignores an unknown field");
-    for (const auto& [name, value] : example.items()) {
-      Json mistyped = example;
-      mistyped[name] = Json::array({value});
-      require(rejects(mistyped), "describe() accepts a list for \"", name, "\"");
-    }
-  }
-}
-
 int64_t rows_of(const TensorPlace& place) {
   if (place.shape.size() < 2) return 1;
   return c10::multiply_integers(place.shape.begin(), place.shape.end() - 1);
@@ -89,64 +46,31 @@ at::Tensor rows_in(const TensorPlace& place) {
   return index.defined() ? index : at::arange(place.first_row, place.first_row + rows_of(place));
 }
 
-void check_places(const Subject& subject) {
-  const auto format = construct<Format>(subject);
-  for (const Json& example : examples_of(*format)) {
-    std::set<std::string> names;
-    std::map<std::string, std::vector<at::Tensor>> stored_rows;
-    std::map<std::string, int64_t> columns;
-    for (const TensorPlace& place : format->tensors(format->describe(example))) {
-      require(names.insert(place.name).second, "two tensors are named '", place.name, "'");
-      const int64_t rows = rows_of(place);
-      require(place.rows.empty() || int64_t(place.rows.size()) == rows, "'", place.name, "' has ",
-              rows, " rows and places for ", place.rows.size());
-      const int64_t width = place.shape.empty() ? 1 : place.shape.back();
-      require(columns.emplace(place.source, width).first->second == width, "'", place.name,
-              "' has other columns than the rest of '", place.source, "'");
-      if (!place.copy) stored_rows[place.source].push_back(rows_in(place));
-    }
-    for (const auto& [source, rows] : stored_rows) {
-      const at::Tensor all = std::get<0>(at::cat(rows).sort());
-      require(at::equal(all, at::arange(all.numel())), "not every row of '", source,
-              "' is stored exactly once");
-    }
-  }
-}
-
-/// Every parameter and buffer as [rows, columns], sharing the model's memory.
-using Values = std::map<std::string, at::Tensor>;
-
-Values values_of(const Model& model) {
-  Values values;
-  const auto add = [&](const std::string& name, const at::Tensor& tensor) {
-    values[name] = tensor.detach().view({-1, tensor.dim() == 0 ? 1 : tensor.size(-1)});
-  };
-  for (const Parameter& parameter : model.store().parameters())
-    add(parameter.name, parameter.tensor);
-  for (const Buffer& buffer : model.store().buffers()) add(buffer.name, buffer.tensor);
-  return values;
-}
-
 /// A model with its description, as an experiment builds it.
 struct Built {
   Built(const ModelDescription& requested, Plugins& plugins)
       : experiment(experiment_of(requested, "example", {}, {}, plugins)),
-        model(experiment, requested.vocab, plugins, at::kCPU),
-        description(describe_model(experiment, requested.vocab, plugins)),
-        values(values_of(model)) {
+        model(experiment, requested.vocab, factory_of(experiment, plugins), at::kCPU),
+        description(describe_model(experiment, requested.vocab, plugins)) {
     model.initialise(1);
+    const auto add = [&](const std::string& name, const at::Tensor& tensor) {
+      values[name] = tensor.detach().view({-1, tensor.dim() == 0 ? 1 : tensor.size(-1)});
+    };
+    for (const Parameter& parameter : model.store().parameters())
+      add(parameter.name, parameter.tensor);
+    for (const Buffer& buffer : model.store().buffers()) add(buffer.name, buffer.tensor);
   }
 
   /// Throws a Violation unless `places` hold every value once, and nothing else.
   void require_whole(const std::vector<TensorPlace>& places) const {
     std::map<std::string, int64_t> stored;
     for (const TensorPlace& place : places) {
-      const auto found = values.find(place.source);
-      require(found != values.end(), "'", place.name, "' is stored in '", place.source,
+      require(values.contains(place.source), "'", place.name, "' is stored in '", place.source,
               "', which the model does not have");
-      require(place.shape.back() == found->second.size(1) &&
-                  rows_in(place).max().item<int64_t>() < found->second.size(0),
-              "'", place.name, "' does not fit into '", place.source, "'");
+      const at::Tensor& rows = values.at(place.source);
+      require(
+          place.shape.back() == rows.size(1) && rows_in(place).max().item<int64_t>() < rows.size(0),
+          "'", place.name, "' does not fit into '", place.source, "'");
       if (!place.copy) stored[place.source] += rows_of(place);
     }
     for (const auto& [name, rows] : values)
@@ -156,19 +80,9 @@ struct Built {
   Experiment experiment;
   Model model;
   ModelDescription description;
-  Values values;
+  /// Every parameter and buffer as [rows, columns], sharing the model's memory.
+  std::map<std::string, at::Tensor> values;
 };
-
-void require_same_logits(Built& a, Built& b, const std::string& when) {
-  const at::Tensor tokens = at::arange(24).mul(7).remainder(a.model.vocab()).view({2, 12});
-  const auto require_same = [&](const at::Tensor& actual, const at::Tensor& expected) {
-    require(at::allclose(actual, expected, 1e-4, 1e-6, /*equal_nan=*/true),
-            "a model computes other logits after it was written and read, ", when);
-  };
-  require_same(b.model.logits(tokens), a.model.logits(tokens));
-  if (a.experiment.mtp.depth > 0)
-    require_same(b.model.mtp_logits(tokens), a.model.mtp_logits(tokens));
-}
 
 /// Writes a model and reads it back as the core does, but in memory.
 void require_way_back(const Format& format, const ModelDescription& requested, Plugins& plugins,
@@ -182,9 +96,8 @@ void require_way_back(const Format& format, const ModelDescription& requested, P
     if (place.written)
       stored[place.name] = before.values.at(place.source).index_select(0, rows_in(place));
 
-  ModelDescription read =
-      format.describe(without_common_fields(format.config(before.description, {1, 2})));
-  Built after(read, plugins);
+  const Json config = format.config(before.description, {1, 2});
+  Built after(format.describe(without_common_fields(config)), plugins);
   for (const auto& [name, values] : after.values) values.fill_(std::nan(""));
   const std::vector<TensorPlace> places = format.tensors(after.description);
   after.require_whole(places);
@@ -193,7 +106,14 @@ void require_way_back(const Format& format, const ModelDescription& requested, P
     require(stored.contains(place.name), "it reads '", place.name, "' but does not write it");
     after.values.at(place.source).index_copy_(0, rows_in(place), stored.at(place.name));
   }
-  require_same_logits(before, after, when);
+  const auto logits = [](Built& built) {
+    const at::Tensor tokens = at::arange(24).mul(7).remainder(built.model.vocab()).view({2, 12});
+    const at::Tensor main = built.model.logits(tokens).flatten();
+    if (built.experiment.mtp.depth == 0) return main;
+    return at::cat({main, built.model.mtp_logits(tokens).flatten()});
+  };
+  require(at::allclose(logits(after), logits(before), 1e-4, 1e-6, /*equal_nan=*/true),
+          "a model computes other logits after it was written and read, ", when);
 }
 
 /// The components of a model by kind and plugin.
@@ -209,53 +129,107 @@ Components components_of(ModelDescription& model) {
   return all;
 }
 
-/// Calls `use` with variants of `model`: every choice of every option of its components that is a
-/// convention.
+/// Calls `use` with `model` and its variants: every choice of every option of its components that
+/// is a convention.
 void vary(ModelDescription model, Plugins& plugins,
           const std::function<void(const ModelDescription&, const std::string&)>& use) {
+  use(model, "as in an example");
   for (const auto& [plugin, components] : components_of(model)) {
     ComponentSpec spec;
     std::tie(spec.kind, spec.plugin) = plugin;
     for (const OptionSpec& option : plugins.find(spec).schema->options)
-      for (const std::string& choice : option.convention ? option.choices : Choices()) {
-        ModelDescription other = model;
-        for (ComponentDescription* component : components_of(other)[plugin])
-          component->options[option.key] = choice;
-        use(other, c10::str("with ", kind_name(spec.kind), " ", spec.plugin, "'s ", option.key,
-                            ": ", choice));
-      }
+      if (option.convention)
+        for (const std::string& choice : option.choices) {
+          ModelDescription other = model;
+          const Components others = components_of(other);
+          for (ComponentDescription* component : others.at(plugin))
+            component->options[option.key] = choice;
+          use(other, c10::str("with ", kind_name(spec.kind), " ", spec.plugin, "'s ", option.key,
+                              ": ", choice));
+        }
   }
-}
-
-// A format permutes what it cannot express under a convention, such as features in another order,
-// into its own: the model must compute the same.
-void check_way_back(const Subject& subject) {
-  const auto format = construct<Format>(subject);
-  Plugins plugins(subject.levels);
-  for (const Json& example : examples_of(*format)) {
-    const ModelDescription model = format->describe(example);
-    require_way_back(*format, model, plugins, "as in an example");
-    vary(model, plugins, [&](const ModelDescription& other, const std::string& when) {
-      require_way_back(*format, other, plugins, when);
-    });
-  }
-}
-
-void check_memory(const Subject& subject) {
-  require_steady_memory([&] {
-    const auto format = construct<Format>(subject);
-    format->tensors(format->describe(format->examples().front()));
-  });
 }
 
 }  // namespace
 
-std::vector<Check> format_checks() {
-  return {{"round_trip", "writes the model descriptions that it reads", check_round_trip},
-          {"strictness", "rejects unknown fields and values of the wrong type", check_strictness},
-          {"places", "stores every value of a model once", check_places},
-          {"way_back", "preserves what a model computes", check_way_back},
-          {"memory", "frees its memory", check_memory}};
+void format_checks(const AddCheck& check) {
+  check("round_trip", "writes the model descriptions that it reads", [](const Subject& subject) {
+    const auto format = construct<Format>(subject);
+    for (const Json& example : examples_of(*format)) {
+      const ModelDescription model = format->describe(example);
+      require(int64_t(model.attention.size()) == model.layers &&
+                  int64_t(model.feed_forward.size()) == model.layers,
+              "describe() does not return a component for each layer");
+      const std::vector<std::string> obstacles = format->obstacles(model);
+      require(obstacles.empty(), "it reads a model for which obstacles() reports ", obstacles);
+      const Json config = format->config(model, {1, 2});
+      require(config.value("model_type", "") == subject.component.name,
+              "config() writes a model_type that is not the plugin's name");
+      require(config.contains("architectures"), "config() writes no \"architectures\"");
+      require_same(format->describe(without_common_fields(config)), model);
+    }
+  });
+  // A field that is ignored would make the model differ from what its file describes.
+  check("strictness", "rejects unknown fields and wrong types", [](const Subject& subject) {
+    const auto format = construct<Format>(subject);
+    const auto rejects = [&](const Json& config) {
+      try {
+        format->describe(config);
+      } catch (const Error&) {
+        return true;
+      }
+      return false;
+    };
+    for (const Json& example : examples_of(*format)) {
+      Json unknown = example;
+      unknown["clip_qkv_of_the_future"] = 8;
+      require(rejects(unknown), "describe() ignores an unknown field");
+      for (const auto& [name, value] : example.items()) {
+        Json mistyped = example;
+        mistyped[name] = Json::array({value});
+        require(rejects(mistyped), "describe() accepts a list for \"", name, "\"");
+      }
+    }
+  });
+  check("places", "stores every value of a model once", [](const Subject& subject) {
+    const auto format = construct<Format>(subject);
+    for (const Json& example : examples_of(*format)) {
+      std::set<std::string> names;
+      std::map<std::string, std::vector<at::Tensor>> stored_rows;
+      std::map<std::string, int64_t> columns;
+      for (const TensorPlace& place : format->tensors(format->describe(example))) {
+        require(names.insert(place.name).second, "two tensors are named '", place.name, "'");
+        const int64_t rows = rows_of(place);
+        require(place.rows.empty() || int64_t(place.rows.size()) == rows, "'", place.name, "' has ",
+                rows, " rows and places for ", place.rows.size());
+        const int64_t width = place.shape.empty() ? 1 : place.shape.back();
+        require(columns.emplace(place.source, width).first->second == width, "'", place.name,
+                "' has other columns than the rest of '", place.source, "'");
+        if (!place.copy) stored_rows[place.source].push_back(rows_in(place));
+      }
+      for (const auto& [source, rows] : stored_rows) {
+        const at::Tensor all = std::get<0>(at::cat(rows).sort());
+        require(at::equal(all, at::arange(all.numel())), "not every row of '", source,
+                "' is stored exactly once");
+      }
+    }
+  });
+  // A format permutes what it cannot express under a convention, such as features in another order,
+  // into its own: the model must compute the same.
+  check("way_back", "preserves what a model computes", [](const Subject& subject) {
+    const auto format = construct<Format>(subject);
+    Plugins plugins(subject.levels);
+    for (const Json& example : examples_of(*format))
+      vary(format->describe(example), plugins, [&](const auto& model, const std::string& when) {
+        require_way_back(*format, model, plugins, when);
+      });
+  });
+  check("memory", "frees its memory", [](const Subject& subject) {
+    require_steady_memory([&] {
+      const auto format = construct<Format>(subject);
+      format->tensors(format->describe(format->examples().front()));
+    });
+  });
 }
 
 }  // namespace dsv3::conformance

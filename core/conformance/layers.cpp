@@ -1,9 +1,7 @@
 #include "conformance/layers.h"
 
 #include <cmath>
-#include <map>
 
-#include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/record_function.h>
 #include <c10/core/Allocator.h>
@@ -89,15 +87,13 @@ at::Tensor normal(at::IntArrayRef sizes, uint64_t seed, at::ScalarType dtype) {
 }
 
 LayerContext layer_context(at::ScalarType dtype, at::Device device) {
-  LayerContext context;
-  context.dims = {kHidden, 16, 2, 1e-6};
-  context.layer = 1;
-  context.prefix = "layers.1.checked";
-  context.dtype = dtype;
-  context.device = device;
-  context.store = std::make_shared<ParameterStore>();
-  context.make_position = [](int64_t rotary_dim) { return std::make_shared<Rotary>(rotary_dim); };
-  return context;
+  return {.dims = {kHidden, 16, 2, 1e-6},
+          .layer = 1,
+          .prefix = "layers.1.checked",
+          .dtype = dtype,
+          .device = device,
+          .store = std::make_shared<ParameterStore>(),
+          .make_position = [](int64_t dim) { return std::make_shared<Rotary>(dim); }};
 }
 
 void fill(const ParameterStore& store) {
@@ -110,18 +106,15 @@ void fill(const ParameterStore& store) {
   }
 }
 
-Sequence one_document(int64_t batch, int64_t length) {
-  Sequence seq;
-  seq.positions = at::arange(length).expand({batch, length}).contiguous();
-  seq.training = true;
-  seq.aux_scale = 1.0 / double(batch);
-  return seq;
+Sequence one_document(int64_t batch, int64_t length, bool training) {
+  return {.positions = at::arange(length).expand({batch, length}).contiguous(),
+          .training = training,
+          .aux_scale = 1.0 / double(batch)};
 }
 
 Sequence packed(int64_t batch, int64_t length, const std::vector<int64_t>& starts) {
   at::Tensor ids = at::zeros({batch, length}, at::kLong);
-  for (const int64_t start : starts)
-    if (start > 0) ids.narrow(1, start, length - start).add_(1);
+  for (const int64_t start : starts) ids.narrow(1, start, length - start).add_(1);
   Sequence seq = one_document(batch, length);
   seq.document_ids = ids;
   seq.positions = positions_of(ids);
@@ -160,31 +153,30 @@ void require_close(const at::Tensor& actual, const at::Tensor& expected, double 
           bound, " is allowed");
 }
 
-std::vector<at::Tensor> gradients(const at::Tensor& y, const std::vector<at::Tensor>& inputs) {
+std::vector<at::Tensor> gradients(const at::Tensor& y, const NamedTensors& inputs) {
   require(y.requires_grad(), "the result does not require gradients");
+  std::vector<at::Tensor> tensors;
+  for (const auto& [name, tensor] : inputs) tensors.push_back(tensor);
   std::vector<at::Tensor> grads = torch::autograd::grad(
-      {y}, inputs, {normal(y.sizes(), 99, y.scalar_type())}, std::nullopt, false, true);
+      {y}, tensors, {normal(y.sizes(), 99, y.scalar_type())}, std::nullopt, false, true);
   for (size_t i = 0; i < grads.size(); ++i)
-    if (!grads[i].defined()) grads[i] = at::zeros_like(inputs[i]);
+    if (!grads[i].defined()) grads[i] = at::zeros_like(tensors[i]);
   return grads;
 }
 
-void require_gradients(const std::function<at::Tensor()>& function,
-                       const std::vector<std::pair<std::string, at::Tensor>>& inputs) {
+void require_gradients(const std::function<at::Tensor()>& function, const NamedTensors& inputs) {
   constexpr int64_t kSamples = 6;
   constexpr double kStep = 1e-6, kBound = 1e-5;
-  std::vector<at::Tensor> tensors;
-  for (const auto& [name, tensor] : inputs) tensors.push_back(tensor);
   const at::Tensor y = function();
   const at::Tensor direction = normal(y.sizes(), 99);
-  const std::vector<at::Tensor> analytic = gradients(y, tensors);
+  const std::vector<at::Tensor> analytic = gradients(y, inputs);
   double scale = 0;
   for (const at::Tensor& grad : analytic) scale = std::max(scale, largest(grad));
   const at::NoGradGuard no_grad;
   for (size_t i = 0; i < inputs.size(); ++i) {
     const std::string name = "the gradient of " + inputs[i].first;
     require(largest(analytic[i]) > 0, name, " is all zero");
-    const at::Tensor values = tensors[i].detach().view({-1});
+    const at::Tensor values = inputs[i].second.detach().view({-1});
     const int64_t stride = std::max<int64_t>(1, values.numel() / kSamples);
     for (int64_t j = stride / 2; j < values.numel(); j += stride) {
       const double original = values[j].item<double>();
@@ -211,13 +203,11 @@ int64_t bytes_saved(const std::function<at::Tensor()>& body) {
 
 double product_flops(const std::function<void()>& body) {
   counted_flops = 0;
-  const struct Callback {
-    at::CallbackHandle handle =
-        at::addThreadLocalCallback(at::RecordFunctionCallback(&count_product)
-                                       .needsInputs(true)
-                                       .scopes({at::RecordScope::FUNCTION}));
-    ~Callback() { at::removeCallback(handle); }
-  } callback;
+  const at::CallbackHandle handle =
+      at::addThreadLocalCallback(at::RecordFunctionCallback(&count_product)
+                                     .needsInputs(true)
+                                     .scopes({at::RecordScope::FUNCTION}));
+  const std::shared_ptr<void> removal(nullptr, [=](void*) { at::removeCallback(handle); });
   body();
   return counted_flops;
 }

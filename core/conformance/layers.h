@@ -1,14 +1,11 @@
 // What the checks of layers share: contexts, initial weights, inputs and comparisons.
 #pragma once
 
-#include <functional>
-#include <memory>
-#include <string>
-#include <vector>
+#include <map>
 
-#include <dsv3/sdk/attention.h>
-#include <dsv3/sdk/feed_forward.h>
-#include <dsv3/sdk/position.h>
+#include <ATen/ATen.h>
+
+#include <dsv3/runtime/model.h>
 
 #include "conformance/suite.h"
 
@@ -26,8 +23,8 @@ LayerContext layer_context(at::ScalarType dtype, at::Device device = at::kCPU);
 void fill(const ParameterStore& store);
 
 /// Rows of one document each.
-Sequence one_document(int64_t batch, int64_t length);
-/// Rows packed from documents that start at `starts` (the first is 0).
+Sequence one_document(int64_t batch, int64_t length, bool training = true);
+/// Rows packed from documents: one that starts at 0, and those that start at `starts`.
 Sequence packed(int64_t batch, int64_t length, const std::vector<int64_t>& starts);
 
 /// Largest difference relative to the largest value of `expected`; infinity if shapes differ or a
@@ -44,13 +41,14 @@ void require_equal(const at::Tensor& actual, const at::Tensor& expected, const s
 void require_close(const at::Tensor& actual, const at::Tensor& expected, double bound,
                    const std::string& what);
 
+using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+
 /// Gradients of sum(y * fixed values) for `inputs`; zeros for an input that y does not depend on.
-std::vector<at::Tensor> gradients(const at::Tensor& y, const std::vector<at::Tensor>& inputs);
+std::vector<at::Tensor> gradients(const at::Tensor& y, const NamedTensors& inputs);
 
 /// Throws a Violation unless autograd agrees with central differences on some elements of each of
 /// the float64 `inputs`.
-void require_gradients(const std::function<at::Tensor()>& function,
-                       const std::vector<std::pair<std::string, at::Tensor>>& inputs);
+void require_gradients(const std::function<at::Tensor()>& function, const NamedTensors& inputs);
 
 /// Bytes of tensors that the result of `body` keeps alive, beyond the result itself.
 int64_t bytes_saved(const std::function<at::Tensor()>& body);
@@ -61,15 +59,40 @@ double product_flops(const std::function<void()>& body);
 /// Throws a Violation if declared parameters are unsound or differ on the meta device.
 void require_declarations(const std::function<void(const LayerContext&)>& build);
 
-/// A model with the subject (attention, feed_forward or position) trains the same with
-/// recomputation (bit-identical), with 4 micro-batches of 1 row instead of one of 4, and under a
-/// strategy whose parameters exist only between enter and leave.
-void check_in_model(const Subject& subject);
-inline const Check kModelCheck{
-    "model",
-    "trains the same in a model with recomputation, other micro-batches, and a "
-    "strategy that frees parameters between uses",
-    check_in_model};
+// A tiny model trained by hand and by a strategy, for the checks that compare the two.
+
+constexpr int64_t kVocab = 29, kRows = 4, kSequence = 12, kMtpDepth = 1;
+
+/// Two layers and one MTP module.
+Experiment tiny_experiment(const std::string& recompute = "none", bool tied_head = true);
+
+/// Reference layers, except for the subject if it is a layer's component.
+ModelFactory tiny_factory(const Subject* subject = nullptr);
+
+/// Rows of several documents that differ from step to step.
+Batch tiny_batch(int64_t step);
+
+struct Trained {
+  std::vector<double> losses, norms;
+  std::map<std::string, at::Tensor> parameters;  ///< after the last step
+  std::map<std::string, at::Tensor> gradients;   ///< of the last step; only of plain training
+  std::vector<at::Tensor> counts;  ///< step_counts() after all steps; only of plain training
+};
+/// Trains `steps` steps of gradient descent by plain autograd.
+Trained train_plainly(const Experiment& experiment, const ModelFactory& factory, int64_t steps,
+                      int64_t micro, at::ScalarType dtype = at::kFloat);
+/// The same under `strategy`.
+Trained train_under(const std::shared_ptr<Strategy>& strategy, const Experiment& experiment,
+                    const ModelFactory& factory, int64_t steps, int64_t micro);
+
+/// Throws a Violation if losses, norms, parameters or (of plain training) gradients differ by more
+/// than `bound`, relatively, or if counts differ at all.
+void require_same(const Trained& actual, const Trained& expected, double bound,
+                  const std::string& what);
+
+/// Adds the check that a model with the subject (attention, feed_forward or position) trains the
+/// same in other ways of running it.
+void model_check(const AddCheck& check);
 
 /// The subject as a layer (attention or feed-forward), with its parameters filled.
 template <class Layer>
@@ -87,11 +110,16 @@ struct LayerUnderTest {
     return layer->forward(x, one_document(x.size(0), x.size(1)));
   }
   const std::vector<Parameter>& parameters() const { return context.store->parameters(); }
-  /// Gradients of the result for `x` and every parameter.
+  /// `x` and every parameter.
+  NamedTensors inputs(const at::Tensor& x) const {
+    NamedTensors all{{"the input", x}};
+    for (const Parameter& parameter : parameters())
+      all.emplace_back(parameter.name, parameter.tensor);
+    return all;
+  }
+  /// Gradients of the result for inputs(x).
   std::vector<at::Tensor> gradients(const at::Tensor& x, const Sequence& seq) const {
-    std::vector<at::Tensor> inputs{x};
-    for (const Parameter& parameter : parameters()) inputs.push_back(parameter.tensor);
-    return conformance::gradients(layer->forward(x, seq), inputs);
+    return conformance::gradients(layer->forward(x, seq), inputs(x));
   }
   /// Throws a Violation if a parameter changes while `body` runs.
   void require_parameters_unchanged(const std::string& after,
@@ -108,115 +136,83 @@ struct LayerUnderTest {
   std::shared_ptr<Layer> layer;
 };
 
+/// The checks of all layers that come before those of one kind.
 template <class Layer>
-void check_declarations(const Subject& subject) {
-  require_declarations([&](const LayerContext& context) { construct<Layer>(subject, context); });
-}
-
-template <class Layer>
-void check_shapes(const Subject& subject) {
-  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kDouble}) {
-    const LayerUnderTest<Layer> layer(subject, dtype);
-    for (const auto& [batch, length] : {std::pair<int64_t, int64_t>{2, kLength}, {1, 1}, {3, 16}})
-      require_like(layer(normal({batch, length, kHidden}, 7, dtype)), {batch, length, kHidden},
-                   dtype, "forward's result");
-  }
-}
-
-template <class Layer>
-void check_inputs(const Subject& subject) {
-  const LayerUnderTest<Layer> layer(subject, at::kFloat);
-  const at::Tensor x = normal({2, kLength, kHidden}, 12, at::kFloat), original = x.clone();
-  layer.require_parameters_unchanged("forward", [&] { layer(x); });
-  require(x.use_count() == 1, "it keeps its input after the result is gone");
-  require_equal(x, original, "the input after forward");
-}
-
-template <class Layer>
-void check_determinism(const Subject& subject) {
-  const auto run = [&] {
+void cheap_layer_checks(const AddCheck& check) {
+  check("declarations", "declares sound parameters, also on meta", [](const Subject& subject) {
+    require_declarations([&](const LayerContext& context) { construct<Layer>(subject, context); });
+  });
+  check("shapes", "returns [B, T, D] in fp32, bf16 and float64", [](const Subject& subject) {
+    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kDouble}) {
+      const LayerUnderTest<Layer> layer(subject, dtype);
+      for (const auto& [batch, length] : {std::pair<int64_t, int64_t>{2, kLength}, {1, 1}, {3, 16}})
+        require_like(layer(normal({batch, length, kHidden}, 7, dtype)), {batch, length, kHidden},
+                     dtype, "forward's result");
+    }
+  });
+  check("inputs", "keeps no input, and changes no input or parameter", [](const Subject& subject) {
     const LayerUnderTest<Layer> layer(subject, at::kFloat);
-    const at::Tensor x = normal({2, kLength, kHidden}, 8, at::kFloat).requires_grad_();
-    std::vector<at::Tensor> results = layer.gradients(x, one_document(2, kLength));
-    results.push_back(layer(x));
-    return results;
-  };
-  const auto first = run(), second = run();
-  for (size_t i = 0; i < first.size(); ++i)
-    require_equal(second[i], first[i], "the second of two equal layers");
-}
-
-template <class Layer>
-void check_gradients(const Subject& subject) {
-  const LayerUnderTest<Layer> layer(subject, at::kDouble);
-  const at::Tensor x = normal({1, 6, kHidden}, 9).requires_grad_();
-  Sequence seq = one_document(1, 6);
-  seq.aux_scale = 0;  // gradients of side losses are not part of the result's value
-  std::vector<std::pair<std::string, at::Tensor>> inputs{{"the input", x}};
-  for (const Parameter& parameter : layer.parameters())
-    inputs.emplace_back(parameter.name, parameter.tensor);
-  require_gradients([&] { return layer(x, seq); }, inputs);
-}
-
-template <class Layer>
-void check_recompute(const Subject& subject) {
-  const LayerUnderTest<Layer> layer(subject, at::kFloat);
-  const at::Tensor x = normal({2, kLength, kHidden}, 10, at::kFloat);
-  Sequence seq = packed(2, kLength, {0, 5});
-  const at::Tensor first = layer(x, seq);
-  seq.recompute = true;
-  require_equal(layer(x, seq), first, "the forward of a recomputed block");
-}
-
-template <class Layer>
-void check_saved_values(const Subject& subject) {
-  constexpr int64_t kBatch = 4, kRow = 64;
-  const LayerUnderTest<Layer> layer(subject, at::kFloat);
-  const at::Tensor x = normal({kBatch, kRow, kHidden}, 26, at::kFloat).requires_grad_();
-  layer(x);  // fills tables and caches
-  const double measured = double(bytes_saved([&] { return layer(x); })) / (4.0 * kBatch * kRow);
-  double declared = 0;
-  if constexpr (std::is_same_v<Layer, Attention>)
-    declared = double(layer.layer->saved_values_per_token(kRow));
-  else
-    declared = double(layer.layer->saved_values_per_token());
-  require(declared > 0, "saved_values_per_token() is not positive");
-  require(declared >= 0.5 * measured && declared <= 2 * measured + 1,
-          "saved_values_per_token() is ", declared, ", but ", measured,
-          " values per token stay alive between forward and backward");
-}
-
-template <class Layer>
-void check_memory(const Subject& subject) {
-  const LayerUnderTest<Layer> layer(subject, at::kFloat);
-  require_steady_memory([&] {
-    const at::Tensor x = normal({2, kLength, kHidden}, 11, at::kFloat).requires_grad_();
-    layer.gradients(x, one_document(2, kLength));
+    const at::Tensor x = normal({2, kLength, kHidden}, 12, at::kFloat), original = x.clone();
+    layer.require_parameters_unchanged("forward", [&] { layer(x); });
+    require(x.use_count() == 1, "it keeps its input after the result is gone");
+    require_equal(x, original, "the input after forward");
+  });
+  check("determinism", "returns bit-identical results when repeated", [](const Subject& subject) {
+    const auto run = [&] {
+      const LayerUnderTest<Layer> layer(subject, at::kFloat);
+      const at::Tensor x = normal({2, kLength, kHidden}, 8, at::kFloat).requires_grad_();
+      std::vector<at::Tensor> results = layer.gradients(x, one_document(2, kLength));
+      results.push_back(layer(x));
+      return results;
+    };
+    const auto first = run(), second = run();
+    for (size_t i = 0; i < first.size(); ++i)
+      require_equal(second[i], first[i], "the second of two equal layers");
   });
 }
 
-/// The checks of all layers around those of one kind.
+/// The checks of all layers that come after those of one kind.
 template <class Layer>
-std::vector<Check> layer_checks(const std::vector<Check>& of_kind) {
-  std::vector<Check> all{
-      {"declarations", "declares sound parameters, and the same ones on the meta device",
-       check_declarations<Layer>},
-      {"shapes", "returns [B, T, D] in the input's dtype: fp32, bf16 and float64",
-       check_shapes<Layer>},
-      {"inputs", "changes neither input nor parameters, and keeps no input", check_inputs<Layer>},
-      {"determinism", "computes bit-identical results from equal inputs",
-       check_determinism<Layer>}};
-  all.insert(all.end(), of_kind.begin(), of_kind.end());
-  const std::vector<Check> expensive{
-      {"gradients", "has gradients that match central differences", check_gradients<Layer>},
-      {"recompute", "computes bit-identical results when a block is recomputed",
-       check_recompute<Layer>},
-      {"saved_values", "saves as many values for backward as saved_values_per_token() declares",
-       check_saved_values<Layer>},
-      {"memory", "frees its memory", check_memory<Layer>},
-      kModelCheck};
-  all.insert(all.end(), expensive.begin(), expensive.end());
-  return all;
+void costly_layer_checks(const AddCheck& check) {
+  check("gradients", "has gradients that match central differences", [](const Subject& subject) {
+    const LayerUnderTest<Layer> layer(subject, at::kDouble);
+    const at::Tensor x = normal({1, 6, kHidden}, 9).requires_grad_();
+    Sequence seq = one_document(1, 6);
+    seq.aux_scale = 0;  // gradients of side losses are not part of the result's value
+    require_gradients([&] { return layer(x, seq); }, layer.inputs(x));
+  });
+  check("recompute", "recomputes bit-identical results", [](const Subject& subject) {
+    const LayerUnderTest<Layer> layer(subject, at::kFloat);
+    const at::Tensor x = normal({2, kLength, kHidden}, 10, at::kFloat);
+    Sequence seq = packed(2, kLength, {5});
+    const at::Tensor first = layer(x, seq);
+    seq.recompute = true;
+    require_equal(layer(x, seq), first, "the forward of a recomputed block");
+  });
+  check("saved_values", "saves what saved_values_per_token() declares", [](const Subject& subject) {
+    constexpr int64_t kBatch = 4, kRow = 64;
+    const LayerUnderTest<Layer> layer(subject, at::kFloat);
+    const at::Tensor x = normal({kBatch, kRow, kHidden}, 26, at::kFloat).requires_grad_();
+    layer(x);  // fills tables and caches
+    const double measured = double(bytes_saved([&] { return layer(x); })) / (4.0 * kBatch * kRow);
+    double declared = 0;
+    if constexpr (std::is_same_v<Layer, Attention>)
+      declared = double(layer.layer->saved_values_per_token(kRow));
+    else
+      declared = double(layer.layer->saved_values_per_token());
+    require(declared > 0, "saved_values_per_token() is not positive");
+    require(declared >= 0.5 * measured && declared <= 2 * measured + 1,
+            "saved_values_per_token() is ", declared, ", but ", measured,
+            " values per token stay alive between forward and backward");
+  });
+  check("memory", "frees its memory", [](const Subject& subject) {
+    const LayerUnderTest<Layer> layer(subject, at::kFloat);
+    require_steady_memory([&] {
+      const at::Tensor x = normal({2, kLength, kHidden}, 11, at::kFloat).requires_grad_();
+      layer.gradients(x, one_document(2, kLength));
+    });
+  });
+  model_check(check);
 }
 
 }  // namespace dsv3::conformance

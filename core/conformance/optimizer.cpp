@@ -1,8 +1,7 @@
 // Promises of optimizers.
+#include <array>
 #include <cmath>
 #include <set>
-
-#include <ATen/ATen.h>
 
 #include <dsv3/sdk/optimizer.h>
 
@@ -11,15 +10,13 @@
 namespace dsv3::conformance {
 namespace {
 
-constexpr int64_t kRows = 8, kColumns = 12;
-
 // One parameter and its state, held as the core holds them, and the optimizer that updates it.
 struct Updated {
   Updated(const Subject& subject, uint64_t seed)
       : Updated(construct<Optimizer>(subject), "w", seed) {}
   Updated(std::shared_ptr<Optimizer> by, const std::string& name, uint64_t seed)
-      : Updated(by, {name, {kRows, kColumns}, {0, 0}, {kRows, kColumns}, 0, kRows * kColumns, true},
-                normal({kRows, kColumns}, seed, at::kFloat)) {}
+      : Updated(by, {name, {8, 12}, {0, 0}, {8, 12}, 0, 8 * 12, true},
+                normal({8, 12}, seed, at::kFloat)) {}
   Updated(std::shared_ptr<Optimizer> by, Range of, at::Tensor values)
       : optimizer(std::move(by)), range(std::move(of)), value(std::move(values)) {
     if (!optimizer->whole_matrices()) value = value.flatten();
@@ -36,8 +33,7 @@ struct Updated {
   }
   Slice slice(const at::Tensor& grad) { return {range, value, grad, state}; }
   void step(const at::Tensor& grad, int64_t update, double factor = 1) {
-    const Slice one = slice(grad.clone());
-    optimizer->step({&one, 1}, {update, factor});
+    optimizer->step(std::array{slice(grad.clone())}, {update, factor});
   }
   void step(int64_t update) { step(gradient(update), update); }
   void require_finite(const std::string& when) const {
@@ -52,141 +48,118 @@ struct Updated {
   std::vector<at::Tensor> state;
 };
 
-void check_slots(const Subject& subject) {
-  const auto optimizer = construct<Optimizer>(subject);
-  std::set<std::string> names;
-  for (const StateSlot& slot : optimizer->slots()) {
-    require(!slot.name.empty() && slot.name.find('/') == std::string::npos, "state slot '",
-            slot.name, "' needs a name without '/'");
-    require(names.insert(slot.name).second, "two state slots are named ", slot.name);
-    require(slot.like != StateSlot::Like::matrix || optimizer->whole_matrices(), "state slot ",
-            slot.name, " is like a matrix, but whole_matrices() is false");
-  }
-  require(std::isfinite(optimizer->lr()) && optimizer->lr() >= 0, "lr() is ", optimizer->lr());
-}
-
-void check_inputs(const Subject& subject) {
-  Updated one(subject, 9);
-  const at::Tensor grad = one.gradient(1);
-  {
-    const Slice slice = one.slice(grad);
-    one.optimizer->step({&slice, 1}, {1, 1});
-  }
-  require(grad.use_count() == 1 && one.value.use_count() == 1,
-          "it keeps the gradient or the value after step()");
-  for (const at::Tensor& state : one.state)
-    require(state.use_count() == 1, "it keeps its state after step()");
-}
-
-void check_learning_rate(const Subject& subject) {
-  const auto change = [&](double factor) {
-    Updated one(subject, 1);
-    const at::Tensor before = one.value.clone();
-    one.step(one.gradient(1), 1, factor);
-    return at::Tensor(one.value - before);
-  };
-  require(change(0).abs().max().item<double>() == 0, "with lr_factor 0 a step changes values");
-  const at::Tensor full = change(1);
-  require(full.abs().max().item<double>() > 0, "a step changes nothing");
-  // The bound allows for the rounding of values that are far larger than their change.
-  require_close(change(0.5) * 2, full, 2e-2, "twice the change with lr_factor 0.5");
-}
-
-void check_descent(const Subject& subject) {
-  Updated one(subject, 2);
-  const at::Tensor target = normal(one.value.sizes(), 3, at::kFloat);
-  const auto loss = [&] { return (one.value - target).square().mean().item<double>(); };
-  const double before = loss();
-  // Learning rates differ by orders of magnitude: enough steps for the smallest.
-  for (int64_t update = 1; update <= 300; ++update) one.step(one.value - target, update);
-  require(loss() < before, "300 steps on |w - target|^2 / 2 raise it from ", before, " to ",
-          loss());
-  one.require_finite("after 300 steps");
-}
-
-void check_extremes(const Subject& subject) {
-  for (const double size : {0.0, 1e-30, 1e-12, 1e6, 1e15}) {
-    Updated one(subject, 4);
-    for (int64_t update = 1; update <= 3; ++update) one.step(one.gradient(update) * size, update);
-    one.require_finite(c10::str("after gradients of size ", size));
-  }
-}
-
-// The core may pass all slices in one call or one by one, in any order.
-void check_pure(const Subject& subject) {
-  const auto together = construct<Optimizer>(subject), apart = construct<Optimizer>(subject);
-  std::vector<Updated> a, b;
-  for (uint64_t i = 0; i < 3; ++i) {
-    a.emplace_back(together, "w" + std::to_string(i), i);
-    b.emplace_back(apart, "w" + std::to_string(i), i);
-  }
-  for (int64_t update = 1; update <= 3; ++update) {
-    std::vector<Slice> slices;
-    for (Updated& parameter : a) slices.push_back(parameter.slice(parameter.gradient(update)));
-    together->step(slices, {update, 1});
-    for (size_t i = b.size(); i-- > 0;) b[i].step(update);
-  }
-  for (size_t i = 0; i < a.size(); ++i)
-    require_equal(b[i].value, a[i].value,
-                  "a parameter updated in its own call, compared with all in one call,");
-}
-
-// Sharded strategies pass pieces of parameters.
-void check_pieces(const Subject& subject) {
-  Updated whole(subject, 5);
-  if (whole.optimizer->whole_matrices()) return;
-  const int64_t cut = 37, size = whole.value.numel();
-  const auto piece = [&](int64_t begin, int64_t end) {
-    Range range = whole.range;
-    range.begin = begin;
-    range.end = end;
-    return Updated(whole.optimizer, range, whole.value.slice(0, begin, end).clone());
-  };
-  Updated first = piece(0, cut), second = piece(cut, size);
-  for (int64_t update = 1; update <= 4; ++update) {
-    const at::Tensor grad = whole.gradient(update);
-    first.step(grad.narrow(0, 0, cut), update);
-    second.step(grad.narrow(0, cut, size - cut), update);
-    whole.step(grad, update);
-  }
-  require_close(at::cat({first.value, second.value}), whole.value, 1e-6,
-                "a parameter updated in two pieces, compared with one piece,");
-}
-
-void check_resume(const Subject& subject) {
-  Updated straight(subject, 6), resumed(subject, 7);
-  for (int64_t update = 1; update <= 3; ++update) straight.step(update);
-  resumed.value.copy_(straight.value);
-  for (size_t i = 0; i < straight.state.size(); ++i) resumed.state[i].copy_(straight.state[i]);
-  for (int64_t update = 4; update <= 6; ++update) {
-    const at::Tensor grad = straight.gradient(update);
-    straight.step(grad, update);
-    resumed.step(grad, update);
-  }
-  require_equal(resumed.value, straight.value,
-                "the value after resuming from saved values and state (slots() must list all "
-                "state)");
-}
-
-void check_memory(const Subject& subject) {
-  Updated one(subject, 8);
-  int64_t update = 0;
-  require_steady_memory([&] { one.step(++update); });
-}
-
 }  // namespace
 
-std::vector<Check> optimizer_checks() {
-  return {
-      {"slots", "declares its state", check_slots},
-      {"inputs", "keeps no tensor that is passed to it", check_inputs},
-      {"lr_factor", "multiplies its learning rate by the schedule's factor", check_learning_rate},
-      {"descent", "descends a quadratic", check_descent},
-      {"extremes", "stays finite for zero, tiny and huge gradients", check_extremes},
-      {"pure", "updates bit-identically for any grouping and order of slices", check_pure},
-      {"pieces", "updates pieces of a parameter as it updates the whole", check_pieces},
-      {"resume", "resumes from saved state, bit for bit", check_resume},
-      {"memory", "frees its memory", check_memory}};
+void optimizer_checks(const AddCheck& check) {
+  check("slots", "declares its state", [](const Subject& subject) {
+    const auto optimizer = construct<Optimizer>(subject);
+    std::set<std::string> names;
+    for (const StateSlot& slot : optimizer->slots()) {
+      require(!slot.name.empty() && slot.name.find('/') == std::string::npos, "state slot '",
+              slot.name, "' needs a name without '/'");
+      require(names.insert(slot.name).second, "two state slots are named ", slot.name);
+      require(slot.like != StateSlot::Like::matrix || optimizer->whole_matrices(), "state slot ",
+              slot.name, " is like a matrix, but whole_matrices() is false");
+    }
+    require(std::isfinite(optimizer->lr()) && optimizer->lr() >= 0, "lr() is ", optimizer->lr());
+  });
+  check("inputs", "keeps no tensor that is passed to it", [](const Subject& subject) {
+    Updated one(subject, 9);
+    const at::Tensor grad = one.gradient(1);
+    one.optimizer->step(std::array{one.slice(grad)}, {1, 1});
+    require(grad.use_count() == 1 && one.value.use_count() == 1,
+            "it keeps the gradient or the value after step()");
+    for (const at::Tensor& state : one.state)
+      require(state.use_count() == 1, "it keeps its state after step()");
+  });
+  check("lr_factor", "scales the learning rate by lr_factor", [](const Subject& subject) {
+    const auto change = [&](double factor) {
+      Updated one(subject, 1);
+      const at::Tensor before = one.value.clone();
+      one.step(one.gradient(1), 1, factor);
+      return at::Tensor(one.value - before);
+    };
+    require(change(0).abs().max().item<double>() == 0, "with lr_factor 0 a step changes values");
+    const at::Tensor full = change(1);
+    require(full.abs().max().item<double>() > 0, "a step changes nothing");
+    // The bound allows for the rounding of values that are far larger than their change.
+    require_close(change(0.5) * 2, full, 2e-2, "twice the change with lr_factor 0.5");
+  });
+  check("descent", "descends a quadratic", [](const Subject& subject) {
+    Updated one(subject, 2);
+    const at::Tensor target = normal(one.value.sizes(), 3, at::kFloat);
+    const auto loss = [&] { return (one.value - target).square().mean().item<double>(); };
+    const double before = loss();
+    // Learning rates differ by orders of magnitude: enough steps for the smallest.
+    for (int64_t update = 1; update <= 300; ++update) one.step(one.value - target, update);
+    require(loss() < before, "300 steps on |w - target|^2 / 2 raise it from ", before, " to ",
+            loss());
+    one.require_finite("after 300 steps");
+  });
+  check("extremes", "stays finite for zero, tiny and huge gradients", [](const Subject& subject) {
+    for (const double size : {0.0, 1e-30, 1e-12, 1e6, 1e15}) {
+      Updated one(subject, 4);
+      for (int64_t update = 1; update <= 3; ++update) one.step(one.gradient(update) * size, update);
+      one.require_finite(c10::str("after gradients of size ", size));
+    }
+  });
+  // The core may pass all slices in one call or one by one, in any order.
+  check("pure", "updates bit-identically in any grouping and order", [](const Subject& subject) {
+    const auto together = construct<Optimizer>(subject), apart = construct<Optimizer>(subject);
+    std::vector<Updated> a, b;
+    for (uint64_t i = 0; i < 3; ++i) {
+      a.emplace_back(together, "w" + std::to_string(i), i);
+      b.emplace_back(apart, "w" + std::to_string(i), i);
+    }
+    for (int64_t update = 1; update <= 3; ++update) {
+      std::vector<Slice> slices;
+      for (Updated& parameter : a) slices.push_back(parameter.slice(parameter.gradient(update)));
+      together->step(slices, {update, 1});
+      for (size_t i = b.size(); i-- > 0;) b[i].step(update);
+    }
+    for (size_t i = 0; i < a.size(); ++i)
+      require_equal(b[i].value, a[i].value,
+                    "a parameter updated in its own call, compared with all in one call,");
+  });
+  // Sharded strategies pass pieces of parameters.
+  check("pieces", "updates pieces as it updates whole parameters", [](const Subject& subject) {
+    Updated whole(subject, 5);
+    if (whole.optimizer->whole_matrices()) return;
+    const int64_t cut = 37, size = whole.value.numel();
+    const auto piece = [&](int64_t begin, int64_t end) {
+      Range range = whole.range;
+      range.begin = begin;
+      range.end = end;
+      return Updated(whole.optimizer, range, whole.value.slice(0, begin, end).clone());
+    };
+    Updated first = piece(0, cut), second = piece(cut, size);
+    for (int64_t update = 1; update <= 4; ++update) {
+      const at::Tensor grad = whole.gradient(update);
+      first.step(grad.narrow(0, 0, cut), update);
+      second.step(grad.narrow(0, cut, size - cut), update);
+      whole.step(grad, update);
+    }
+    require_close(at::cat({first.value, second.value}), whole.value, 1e-6,
+                  "a parameter updated in two pieces, compared with one piece,");
+  });
+  check("resume", "resumes from saved state, bit for bit", [](const Subject& subject) {
+    Updated straight(subject, 6), resumed(subject, 7);
+    for (int64_t update = 1; update <= 3; ++update) straight.step(update);
+    resumed.value.copy_(straight.value);
+    for (size_t i = 0; i < straight.state.size(); ++i) resumed.state[i].copy_(straight.state[i]);
+    for (int64_t update = 4; update <= 6; ++update) {
+      const at::Tensor grad = straight.gradient(update);
+      straight.step(grad, update);
+      resumed.step(grad, update);
+    }
+    require_equal(resumed.value, straight.value,
+                  "the value after resuming from saved values and state (are all in slots()?)");
+  });
+  check("memory", "frees its memory", [](const Subject& subject) {
+    Updated one(subject, 8);
+    int64_t update = 0;
+    require_steady_memory([&] { one.step(++update); });
+  });
 }
 
 }  // namespace dsv3::conformance

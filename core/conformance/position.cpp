@@ -1,8 +1,6 @@
 // Promises of positional encodings.
 #include <cmath>
 
-#include <ATen/ATen.h>
-
 #include "conformance/layers.h"
 
 namespace dsv3::conformance {
@@ -30,115 +28,99 @@ struct Rotation {
   std::shared_ptr<Position> position;
 };
 
-void check_shapes(const Subject& subject) {
-  const Rotation rotate(subject);
-  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kDouble})
-    for (const int64_t length : {kLength, int64_t{1}}) {
-      const Rotated in = inputs(dtype, length), out = rotate(in);
-      require_like(out.q, in.q.sizes(), dtype, "the rotated q");
-      require_like(out.k, in.k.sizes(), dtype, "the rotated k");
-    }
-  const double scale = rotate.position->softmax_scale();
-  require(std::isfinite(scale) && scale > 0, "softmax_scale() is ", scale);
-}
-
-void check_inputs(const Subject& subject) {
-  const Rotation rotate(subject);
-  const Rotated in = inputs(at::kFloat);
-  const Rotated original{in.q.clone(), in.k.clone(), in.positions.clone()};
-  rotate(in);
-  require(at::equal(in.q, original.q) && at::equal(in.k, original.k) &&
-              at::equal(in.positions, original.positions),
-          "rotate() changes its arguments");
-  require(in.q.use_count() == 1 && in.k.use_count() == 1 && in.positions.use_count() == 1,
-          "rotate() keeps an argument after the result is gone");
-}
-
-void check_tokens(const Subject& subject) {
-  const Rotation rotate(subject);
-  const Rotated in = inputs(at::kDouble), out = rotate(in);
-  // Tokens in any order, rows of any length: only the position of a token matters.
-  const at::Tensor order = at::tensor({7, 0, 3, 11, 5, 1}, at::kLong);
-  const auto reordered = [&](const at::Tensor& tensor) { return tensor.index_select(1, order); };
-  const Rotated some = rotate({reordered(in.q), reordered(in.k), reordered(in.positions)});
-  require_close(some.q, reordered(out.q), 1e-12, "q of reordered tokens");
-  require_close(some.k, reordered(out.k), 1e-12, "k of reordered tokens");
-  const auto half = [](const at::Tensor& tensor) { return tensor.narrow(1, 0, 6); };
-  const auto twice = [&](const at::Tensor& tensor) {
-    return at::cat({half(tensor), half(tensor)}, 1);
-  };
-  const Rotated documents = rotate({twice(in.q), twice(in.k), twice(in.positions)});
-  require_close(documents.q.narrow(1, 6, 6), half(out.q), 1e-12,
-                "q at positions that restart with a second document");
-}
-
-// A rotation keeps lengths up to a constant factor, and q and k rotate alike: the score of equal
-// vectors depends on the distance of their positions only.
-void check_rotation(const Subject& subject) {
-  const at::Tensor same =
-      normal({1, 1, 1, kRotary}, 42).expand({1, kLength, 1, kRotary}).contiguous();
-  const Rotated out = Rotation(subject)({same, same, at::arange(kLength).view({1, kLength})});
-  const at::Tensor scores = out.q.squeeze(2).squeeze(0).mm(out.k.squeeze(2).squeeze(0).t());
-  for (const int64_t distance : {0, 1}) {
-    const at::Tensor diagonal = scores.diagonal(distance);
-    require_close(diagonal, diagonal[0].expand_as(diagonal), 1e-9,
-                  c10::str("over all positions, the score of equal vectors ", distance,
-                           " position(s) apart"));
-  }
-}
-
-void check_long(const Subject& subject) {
-  const Rotation rotate(subject);
-  const Rotated near = inputs(at::kFloat);
-  Rotated far = inputs(at::kFloat);
-  far.positions.add_(5000);
-  require_like(rotate(far).q, far.q.sizes(), at::kFloat, "q far beyond the training length");
-  // A table that has grown must still hold the same values for small positions.
-  require_equal(rotate(near).q, Rotation(subject)(near).q,
-                "q at small positions after a call with large ones");
-}
-
-void check_threads(const Subject& subject) {
-  const Rotation rotate(subject);
-  const Rotated in = inputs(at::kFloat, 200);
-  const at::Tensor expected = Rotation(subject)(in).q;
-  for (const Rotated& out : on_four_threads([&] { return rotate(in); }))
-    require_equal(out.q, expected, "q rotated on several threads at once");
-}
-
-void check_gradients(const Subject& subject) {
-  const Rotation rotate(subject);
-  Rotated in = inputs(at::kDouble, 4);
-  in.q.requires_grad_();
-  in.k.requires_grad_();
-  require_gradients(
-      [&] {
-        const Rotated out = rotate(in);
-        return at::cat({out.q.flatten(), out.k.flatten()});
-      },
-      {{"q", in.q}, {"k", in.k}});
-}
-
-void check_memory(const Subject& subject) {
-  const Rotation rotate(subject);
-  require_steady_memory([&] {
-    rotate(inputs(at::kFloat));
-    Rotation another(subject);
-  });
-}
-
 }  // namespace
 
-std::vector<Check> position_checks() {
-  return {{"shapes", "returns q and k with their sizes and dtype", check_shapes},
-          {"inputs", "changes none of its arguments, and keeps none", check_inputs},
-          {"tokens", "rotates a token by its position alone", check_tokens},
-          {"rotation", "makes scores depend on distances only", check_rotation},
-          {"length", "works beyond the training length", check_long},
-          {"threads", "can be called by several threads at once", check_threads},
-          {"gradients", "has gradients that match central differences", check_gradients},
-          {"memory", "frees its memory", check_memory},
-          kModelCheck};
+void position_checks(const AddCheck& check) {
+  check("shapes", "returns q and k with their sizes and dtype", [](const Subject& subject) {
+    const Rotation rotate(subject);
+    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kDouble})
+      for (const int64_t length : {kLength, int64_t{1}}) {
+        const Rotated in = inputs(dtype, length), out = rotate(in);
+        require_like(out.q, in.q.sizes(), dtype, "the rotated q");
+        require_like(out.k, in.k.sizes(), dtype, "the rotated k");
+      }
+    const double scale = rotate.position->softmax_scale();
+    require(std::isfinite(scale) && scale > 0, "softmax_scale() is ", scale);
+  });
+  check("inputs", "changes none of its arguments, and keeps none", [](const Subject& subject) {
+    const Rotation rotate(subject);
+    const Rotated in = inputs(at::kFloat);
+    const Rotated original{in.q.clone(), in.k.clone(), in.positions.clone()};
+    rotate(in);
+    require(at::equal(in.q, original.q) && at::equal(in.k, original.k) &&
+                at::equal(in.positions, original.positions),
+            "rotate() changes its arguments");
+    require(in.q.use_count() == 1 && in.k.use_count() == 1 && in.positions.use_count() == 1,
+            "rotate() keeps an argument after the result is gone");
+  });
+  check("tokens", "rotates a token by its position alone", [](const Subject& subject) {
+    const Rotation rotate(subject);
+    const Rotated in = inputs(at::kDouble), out = rotate(in);
+    // Tokens in any order, rows of any length: only the position of a token matters.
+    const at::Tensor order = at::tensor({7, 0, 3, 11, 5, 1}, at::kLong);
+    const auto reordered = [&](const at::Tensor& tensor) { return tensor.index_select(1, order); };
+    const Rotated some = rotate({reordered(in.q), reordered(in.k), reordered(in.positions)});
+    require_close(some.q, reordered(out.q), 1e-12, "q of reordered tokens");
+    require_close(some.k, reordered(out.k), 1e-12, "k of reordered tokens");
+    const auto half = [](const at::Tensor& tensor) { return tensor.narrow(1, 0, 6); };
+    const auto twice = [&](const at::Tensor& tensor) {
+      return at::cat({half(tensor), half(tensor)}, 1);
+    };
+    const Rotated documents = rotate({twice(in.q), twice(in.k), twice(in.positions)});
+    require_close(documents.q.narrow(1, 6, 6), half(out.q), 1e-12,
+                  "q at positions that restart with a second document");
+  });
+  // A rotation keeps lengths up to a constant factor, and q and k rotate alike: the score of equal
+  // vectors depends on the distance of their positions only.
+  check("rotation", "makes scores depend on distances only", [](const Subject& subject) {
+    const at::Tensor same =
+        normal({1, 1, 1, kRotary}, 42).expand({1, kLength, 1, kRotary}).contiguous();
+    const Rotated out = Rotation(subject)({same, same, at::arange(kLength).view({1, kLength})});
+    const at::Tensor scores = out.q.squeeze(2).squeeze(0).mm(out.k.squeeze(2).squeeze(0).t());
+    for (const int64_t distance : {0, 1}) {
+      const at::Tensor diagonal = scores.diagonal(distance);
+      require_close(diagonal, diagonal[0].expand_as(diagonal), 1e-9,
+                    c10::str("over all positions, the score of equal vectors ", distance,
+                             " position(s) apart"));
+    }
+  });
+  check("length", "works beyond the training length", [](const Subject& subject) {
+    const Rotation rotate(subject);
+    const Rotated near = inputs(at::kFloat);
+    Rotated far = inputs(at::kFloat);
+    far.positions.add_(5000);
+    require_like(rotate(far).q, far.q.sizes(), at::kFloat, "q far beyond the training length");
+    // A table that has grown must still hold the same values for small positions.
+    require_equal(rotate(near).q, Rotation(subject)(near).q,
+                  "q at small positions after a call with large ones");
+  });
+  check("threads", "can be called by several threads at once", [](const Subject& subject) {
+    const Rotation rotate(subject);
+    const Rotated in = inputs(at::kFloat, 200);
+    const at::Tensor expected = Rotation(subject)(in).q;
+    for (const Rotated& out : on_four_threads([&] { return rotate(in); }))
+      require_equal(out.q, expected, "q rotated on several threads at once");
+  });
+  check("gradients", "has gradients that match central differences", [](const Subject& subject) {
+    const Rotation rotate(subject);
+    Rotated in = inputs(at::kDouble, 4);
+    in.q.requires_grad_();
+    in.k.requires_grad_();
+    require_gradients(
+        [&] {
+          const Rotated out = rotate(in);
+          return at::cat({out.q.flatten(), out.k.flatten()});
+        },
+        {{"q", in.q}, {"k", in.k}});
+  });
+  check("memory", "frees its memory", [](const Subject& subject) {
+    const Rotation rotate(subject);
+    require_steady_memory([&] {
+      rotate(inputs(at::kFloat));
+      Rotation another(subject);
+    });
+  });
+  model_check(check);
 }
 
 }  // namespace dsv3::conformance

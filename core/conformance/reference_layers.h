@@ -2,8 +2,6 @@
 #pragma once
 
 #include <cmath>
-#include <memory>
-#include <string>
 
 #include <ATen/ATen.h>
 

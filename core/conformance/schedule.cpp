@@ -12,50 +12,44 @@ std::string call(int64_t step, int64_t total) {
   return c10::str("factor(", step, ", ", total, ")");
 }
 
-void check_values(const Subject& subject) {
-  const auto schedule = construct<Schedule>(subject);
-  const auto valid_factor = [&](int64_t step, int64_t total) {
-    const double factor = schedule->factor(step, total);
-    require(std::isfinite(factor) && factor >= 0, call(step, total), " is ", factor,
-            step > total ? " (for a run that was extended)" : "");
-    return factor;
-  };
-  for (const int64_t total : {1, 2, 10, 1000, 100'000}) {
-    double largest = 0;
-    for (int64_t step = 1; step <= total; step += 1 + total / 2000) {
-      const double factor = valid_factor(step, total);
-      require(factor <= 100, call(step, total), " is ", factor,
-              "; a factor on the learning rate should be around 1 or below");
-      largest = std::max(largest, factor);
-    }
-    require(largest > 0 || total == 1, "every factor of ", total, " steps is 0");
-    valid_factor(total + 10, total);
-  }
-}
-
-// A resumed run calls factor() for step k without the steps before.
-void check_pure(const Subject& subject) {
-  const auto schedule = construct<Schedule>(subject), other = construct<Schedule>(subject);
-  std::vector<double> factors;
-  for (int64_t step = 1; step <= 50; ++step) factors.push_back(schedule->factor(step, 50));
-  for (int64_t step = 50; step >= 1; --step) {
-    other->factor(step, 1000);
-    const double expected = factors[size_t(step - 1)], actual = other->factor(step, 50);
-    require(actual == expected, call(step, 50), " depends on the calls before it: ", actual,
-            " and ", expected);
-  }
-}
-
-void check_memory(const Subject& subject) {
-  require_steady_memory([&] { construct<Schedule>(subject)->factor(3, 10); });
-}
-
 }  // namespace
 
-std::vector<Check> schedule_checks() {
-  return {{"values", "returns finite factors of at least 0, for runs of any length", check_values},
-          {"pure", "computes a step's factor independently of earlier calls", check_pure},
-          {"memory", "frees its memory", check_memory}};
+void schedule_checks(const AddCheck& check) {
+  check("values", "returns finite factors >= 0 for runs of any length", [](const Subject& subject) {
+    const auto schedule = construct<Schedule>(subject);
+    const auto valid_factor = [&](int64_t step, int64_t total) {
+      const double factor = schedule->factor(step, total);
+      require(std::isfinite(factor) && factor >= 0, call(step, total), " is ", factor,
+              step > total ? " (for a run that was extended)" : "");
+      return factor;
+    };
+    for (const int64_t total : {1, 2, 10, 1000, 100'000}) {
+      double largest = 0;
+      for (int64_t step = 1; step <= total; step += 1 + total / 2000) {
+        const double factor = valid_factor(step, total);
+        require(factor <= 100, call(step, total), " is ", factor,
+                "; a factor on the learning rate should be around 1 or below");
+        largest = std::max(largest, factor);
+      }
+      require(largest > 0 || total == 1, "every factor of ", total, " steps is 0");
+      valid_factor(total + 10, total);
+    }
+  });
+  // A resumed run calls factor() for step k without the steps before.
+  check("pure", "computes factors independently of earlier calls", [](const Subject& subject) {
+    const auto schedule = construct<Schedule>(subject), other = construct<Schedule>(subject);
+    std::vector<double> factors;
+    for (int64_t step = 1; step <= 50; ++step) factors.push_back(schedule->factor(step, 50));
+    for (int64_t step = 50; step >= 1; --step) {
+      other->factor(step, 1000);
+      const double expected = factors[size_t(step - 1)], actual = other->factor(step, 50);
+      require(actual == expected, call(step, 50), " depends on the calls before it: ", actual,
+              " and ", expected);
+    }
+  });
+  check("memory", "frees its memory", [](const Subject& subject) {
+    require_steady_memory([&] { construct<Schedule>(subject)->factor(3, 10); });
+  });
 }
 
 }  // namespace dsv3::conformance

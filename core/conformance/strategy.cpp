@@ -2,65 +2,26 @@
 #include <cmath>
 #include <limits>
 
-#include <ATen/ATen.h>
-#include <torch/csrc/autograd/autograd.h>
-
-#include <dsv3/sdk/strategy.h>
-
 #include "conformance/layers.h"
-#include "conformance/training.h"
 
 namespace dsv3::conformance {
 namespace {
 
 std::shared_ptr<Strategy> strategy(const Subject& subject, at::ScalarType dtype = at::kFloat) {
-  StrategyContext context;
-  context.world = local_communicator();
-  context.compute_dtype = dtype;
-  return construct<Strategy>(subject, context);
+  return construct<Strategy>(subject, StrategyContext{local_communicator(), at::kCPU, dtype});
 }
 
 int64_t size_of(const Range& range) {
   return range.end - range.begin;
 }
 
-void check_ranges(const Subject& subject) {
-  const auto checked = strategy(subject);
-  Model model(tiny_experiment(), kVocab, tiny_factory(), at::kCPU);
-  std::map<std::string, int64_t> sizes, owned, updated;
-  for (const Parameter& parameter : model.store().parameters())
-    sizes[parameter.name] = parameter.tensor.numel();
-  model.adopt(*checked, 1,
-              [](const Parameter& parameter) { return parameter.spec.role == Role::matrix; });
-  checked->ready({{false}, {true}});
-  for (const OwnedTensor& tensor : checked->owned()) {
-    require(tensor.value.scalar_type() == at::kFloat, "owned() values are not fp32 master values");
-    require(tensor.value.numel() == size_of(tensor.range), "owned(): the value of ",
-            tensor.range.name, " does not have the size of its range");
-    owned[tensor.range.name] += size_of(tensor.range);
-  }
-  for (const int group : {0, 1})
-    for (const Range& range : checked->update_ranges(group)) updated[range.name] += size_of(range);
-  for (const auto& [name, size] : sizes) {
-    require(owned[name] == size, "owned() covers ", owned[name], " of ", size, " elements of ",
-            name);
-    require(updated[name] == size, "update_ranges() covers ", updated[name], " of ", size,
-            " elements of ", name);
-  }
-  require(owned.size() == sizes.size() && updated.size() == sizes.size(),
-          "owned() or update_ranges() returns parameters that were never adopted");
-}
-
 // One unit with w = 2 and loss = slope * sum(w): the gradient is `slope`.
 struct OneUnit {
   explicit OneUnit(const Subject& subject, at::ScalarType dtype = at::kFloat)
       : checked(strategy(subject, dtype)) {
-    UnitParam param;
-    param.name = "w";
-    param.global_shape = {3};
-    param.box_offset = {0};
-    param.tensor = w.set_requires_grad(true);
-    unit = checked->adopt({"unit", {param}});
+    w.set_requires_grad(true);
+    unit = checked->adopt(
+        {"unit", {{.name = "w", .tensor = w, .global_shape = {3}, .box_offset = {0}}}});
     require(unit == 0, "adopt() returns index ", unit, " for unit 0");
     checked->ready({{}});
   }
@@ -89,38 +50,6 @@ struct OneUnit {
   int unit = -1;
 };
 
-void check_gradients(const Subject& subject) {
-  OneUnit one(subject);
-  one.backward(3);
-  require(std::abs(one.checked->grad_norm() - 3 * std::sqrt(3.0)) < 1e-6, "grad_norm() is wrong");
-  one.checked->scale_grads(0.5);
-  one.require_gradient(1.5, "a gradient after scale_grads(0.5)");
-  one.backward(1);
-  one.require_gradient(1, "the gradient of the next step (end_step() drops the last one's)");
-  for (const double bad : {std::numeric_limits<double>::quiet_NaN(), HUGE_VAL}) {
-    one.backward(bad);
-    require(!std::isfinite(one.checked->grad_norm()),
-            "grad_norm() is finite although a gradient is not");
-    one.checked->end_step();
-  }
-  one.backward(2);
-  one.require_gradient(2, "the gradient after a step that was skipped because of NaN");
-}
-
-void check_master(const Subject& subject) {
-  OneUnit one(subject, at::kBFloat16);
-  for (int step = 0; step < 10; ++step) {
-    one.backward(1);
-    one.update([](UpdateTensor& tensor) { tensor.value.sub_(1e-4); });
-    one.checked->end_step();
-  }
-  const auto owned = one.checked->owned();
-  require(owned.size() == 1 && owned[0].value.scalar_type() == at::kFloat,
-          "with bf16 compute, master values are not fp32");
-  require_close(owned[0].value.flatten(), at::full({3}, 2 - 1e-3), 1e-6,
-                "master values after ten updates that are too small for bf16");
-}
-
 // A model whose parameters live in the strategy under test.
 struct Adopted {
   Adopted(const Subject& subject, uint64_t seed) : checked(strategy(subject)) {
@@ -131,60 +60,105 @@ struct Adopted {
   Model model{tiny_experiment(), kVocab, tiny_factory(), at::kCPU};
 };
 
-void check_load(const Subject& subject) {
-  Adopted saved(subject, 1), loaded(subject, 2);
-  std::map<std::string, at::Tensor> values;
-  for (const OwnedTensor& tensor : saved.checked->owned())
-    values[tensor.range.name] = tensor.value.clone();
-  {
+}  // namespace
+
+void strategy_checks(const AddCheck& check) {
+  check("ranges", "hands out every element of every parameter once", [](const Subject& subject) {
+    const auto checked = strategy(subject);
+    Model model(tiny_experiment(), kVocab, tiny_factory(), at::kCPU);
+    std::map<std::string, int64_t> sizes, owned, updated;
+    for (const Parameter& parameter : model.store().parameters())
+      sizes[parameter.name] = parameter.tensor.numel();
+    model.adopt(*checked, 1,
+                [](const Parameter& parameter) { return parameter.spec.role == Role::matrix; });
+    checked->ready({{false}, {true}});
+    for (const OwnedTensor& tensor : checked->owned()) {
+      require(tensor.value.scalar_type() == at::kFloat,
+              "owned() values are not fp32 master values");
+      require(tensor.value.numel() == size_of(tensor.range), "owned(): the value of ",
+              tensor.range.name, " does not have the size of its range");
+      owned[tensor.range.name] += size_of(tensor.range);
+    }
+    for (const int group : {0, 1})
+      for (const Range& range : checked->update_ranges(group))
+        updated[range.name] += size_of(range);
+    for (const auto& [name, size] : sizes) {
+      require(owned[name] == size, "owned() covers ", owned[name], " of ", size, " elements of ",
+              name);
+      require(updated[name] == size, "update_ranges() covers ", updated[name], " of ", size,
+              " elements of ", name);
+    }
+    require(owned.size() == sizes.size() && updated.size() == sizes.size(),
+            "owned() or update_ranges() returns parameters that were never adopted");
+  });
+  check("gradients", "sums, measures, scales and drops gradients", [](const Subject& subject) {
+    OneUnit one(subject);
+    one.backward(3);
+    require(std::abs(one.checked->grad_norm() - 3 * std::sqrt(3.0)) < 1e-6, "grad_norm() is wrong");
+    one.checked->scale_grads(0.5);
+    one.require_gradient(1.5, "a gradient after scale_grads(0.5)");
+    one.backward(1);
+    one.require_gradient(1, "the gradient of the next step (end_step() drops the last one's)");
+    for (const double bad : {std::numeric_limits<double>::quiet_NaN(), HUGE_VAL}) {
+      one.backward(bad);
+      require(!std::isfinite(one.checked->grad_norm()),
+              "grad_norm() is finite although a gradient is not");
+      one.checked->end_step();
+    }
+    one.backward(2);
+    one.require_gradient(2, "the gradient after a step that was skipped because of NaN");
+  });
+  check("master", "keeps fp32 master values under bf16 compute", [](const Subject& subject) {
+    OneUnit one(subject, at::kBFloat16);
+    for (int step = 0; step < 10; ++step) {
+      one.backward(1);
+      one.update([](UpdateTensor& tensor) { tensor.value.sub_(1e-4); });
+      one.checked->end_step();
+    }
+    const auto owned = one.checked->owned();
+    require(owned.size() == 1 && owned[0].value.scalar_type() == at::kFloat,
+            "with bf16 compute, master values are not fp32");
+    require_close(owned[0].value.flatten(), at::full({3}, 2 - 1e-3), 1e-6,
+                  "master values after ten updates that are too small for bf16");
+  });
+  check("load", "computes with the values that were loaded", [](const Subject& subject) {
+    Adopted saved(subject, 1), loaded(subject, 2);
+    std::map<std::string, at::Tensor> values;
+    for (const OwnedTensor& tensor : saved.checked->owned())
+      values[tensor.range.name] = tensor.value.clone();
     const at::NoGradGuard no_grad;
     for (OwnedTensor& tensor : loaded.checked->owned())
       tensor.value.copy_(values.at(tensor.range.name));
-  }
-  loaded.checked->loaded();
-  const double expected = saved.model.evaluate(tiny_batch(0)).first;
-  const double actual = loaded.model.evaluate(tiny_batch(0)).first;
-  require(actual == expected, "a model loaded through owned() and loaded() computes ", actual,
-          ", the saved one ", expected);
-}
-
-void check_estimate(const Subject& subject) {
-  const Model model(tiny_experiment(), kVocab, tiny_factory(), at::kMeta);
-  int64_t values = 0;
-  for (const Parameter& parameter : model.store().parameters()) values += parameter.tensor.numel();
-  const std::vector<UnitSpec> units = model.units([](const Parameter&) { return 0; });
-  const Cost cost = strategy(subject)->estimate(units, 1);
-  require(cost.bytes_held >= 4 * values, "estimate() holds ", cost.bytes_held,
-          " bytes, less than the fp32 values of ", values, " parameters");
-  require(cost.bytes_peak >= cost.bytes_held, "estimate(): the peak is below what is held");
-  require(cost.bytes_moved_per_step == 0, "estimate() moves bytes over the network on one rank");
-}
-
-void check_training(const Subject& subject) {
-  for (const std::string recompute : {"none", "full"})
-    for (const bool tied : {true, false}) {
-      Experiment experiment = tiny_experiment();
-      experiment.model.recompute = recompute;
-      experiment.model.tied_head = tied;
-      for (const int64_t micro : {4, 1})
-        require_same(train_under(strategy(subject), experiment, tiny_factory(), 3, micro),
-                     train_plainly(experiment, tiny_factory(), 3, micro), 1e-5,
-                     c10::str("against plain autograd (recompute: ", recompute, ", ",
-                              tied ? "tied" : "untied", " head, micro_batch ", micro, ")"));
-    }
-}
-
-}  // namespace
-
-std::vector<Check> strategy_checks() {
-  return {{"ranges", "hands out every element of every parameter once", check_ranges},
-          {"gradients", "sums, measures, scales and drops gradients", check_gradients},
-          {"master", "keeps fp32 master values under bf16 compute", check_master},
-          {"load", "computes with the values that were loaded", check_load},
-          {"estimate", "estimates memory on the meta device", check_estimate},
-          {"training",
-           "trains as plain autograd does, with accumulation, recomputation, MTP and tied heads",
-           check_training}};
+    loaded.checked->loaded();
+    const double expected = saved.model.evaluate(tiny_batch(0)).first;
+    const double actual = loaded.model.evaluate(tiny_batch(0)).first;
+    require(actual == expected, "a model loaded through owned() and loaded() computes ", actual,
+            ", the saved one ", expected);
+  });
+  check("estimate", "estimates memory on the meta device", [](const Subject& subject) {
+    const Model model(tiny_experiment(), kVocab, tiny_factory(), at::kMeta);
+    int64_t values = 0;
+    for (const Parameter& parameter : model.store().parameters())
+      values += parameter.tensor.numel();
+    const std::vector<UnitSpec> units = model.units([](const Parameter&) { return 0; });
+    const Cost cost = strategy(subject)->estimate(units, 1);
+    require(cost.bytes_held >= 4 * values, "estimate() holds ", cost.bytes_held,
+            " bytes, less than the fp32 values of ", values, " parameters");
+    require(cost.bytes_peak >= cost.bytes_held, "estimate(): the peak is below what is held");
+    require(cost.bytes_moved_per_step == 0, "estimate() moves bytes over the network on one rank");
+  });
+  // With MTP, and with tied and untied heads.
+  check("training", "trains like autograd, accumulated or recomputed", [](const Subject& subject) {
+    for (const std::string recompute : {"none", "full"})
+      for (const bool tied : {true, false}) {
+        const Experiment experiment = tiny_experiment(recompute, tied);
+        for (const int64_t micro : {4, 1})
+          require_same(train_under(strategy(subject), experiment, tiny_factory(), 3, micro),
+                       train_plainly(experiment, tiny_factory(), 3, micro), 1e-5,
+                       c10::str("against plain autograd (recompute: ", recompute, ", ",
+                                tied ? "tied" : "untied", " head, micro_batch ", micro, ")"));
+      }
+  });
 }
 
 }  // namespace dsv3::conformance

@@ -15,72 +15,54 @@
 
 #include <dsv3/support/sha256.h>
 
+#include "config/values.h"
+
 namespace dsv3::conformance {
 namespace {
 
-std::string generator_state() {
+std::vector<std::pair<std::string, std::string>> process_facts() {
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   const std::lock_guard lock(generator.mutex());
-  const at::Tensor state = generator.get_state().contiguous();
-  return sha256(std::string(static_cast<const char*>(state.data_ptr()), state.nbytes()));
-}
-
-std::string environment() {
-  std::string all;
-  for (char** entry = environ; *entry; ++entry) all += std::string(*entry) + "\n";
-  return sha256(all);
-}
-
-std::string thread_count() {
-  const std::filesystem::directory_iterator tasks("/proc/self/task");
-  return std::to_string(std::distance(begin(tasks), end(tasks)));
-}
-
-std::string child_processes() {
-  std::string all, process;
+  const at::Tensor state = generator.get_state();
+  const std::string_view random(static_cast<const char*>(state.data_ptr()), state.nbytes());
+  std::string environment, children, process;
+  for (char** entry = environ; *entry; ++entry) environment += std::string(*entry) + "\n";
+  int threads = 0;
   for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
-    std::ifstream children(task.path() / "children");
-    while (children >> process) all += process + " ";
+    ++threads;
+    std::ifstream file(task.path() / "children");
+    while (file >> process) children += process + " ";
   }
-  return all;
-}
-
-std::vector<std::pair<std::string, std::string>> process_facts() {
-  return {{"torch's global random generator", generator_state()},
+  return {{"torch's global random generator", sha256(random)},
           {"torch's default dtype", std::string(c10::get_default_dtype().name())},
           {"torch's grad mode", at::GradMode::is_enabled() ? "on" : "off"},
           {"torch's number of threads", std::to_string(at::get_num_threads())},
-          {"the process's environment", environment()},
+          {"the process's environment", sha256(environment)},
           {"the current folder", std::filesystem::current_path().string()},
-          {"the number of threads", thread_count()},
-          {"child processes", child_processes()}};
+          {"the number of threads", std::to_string(threads)},
+          {"child processes", children}};
 }
 
 /// Bytes by which the heap grows while `body` runs `runs` times.
-size_t growth(int runs, const std::function<void()>& body) {
+int64_t growth(int runs, const std::function<void()>& body) {
   const auto allocated = [] {
     const struct mallinfo2 info = mallinfo2();
-    return info.uordblks + info.hblkhd;
+    return int64_t(info.uordblks + info.hblkhd);
   };
-  const size_t before = allocated();
+  const int64_t before = allocated();
   for (int run = 0; run < runs; ++run) body();
-  const size_t after = allocated();
-  return after > before ? after - before : 0;
+  return allocated() - before;
 }
 
 }  // namespace
 
-Violation::~Violation() = default;
-
 void require_no_side_effects(const std::function<void()>& body) {
   const auto facts = process_facts();
   body();
-  // Threads that were joined may take a moment to leave /proc.
   auto now = process_facts();
-  for (int wait = 0; wait < 50 && now != facts; ++wait) {
+  // Threads that were joined may take a moment to leave /proc.
+  for (int wait = 0; wait < 50 && now != facts; ++wait, now = process_facts())
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    now = process_facts();
-  }
   for (size_t i = 0; i < now.size(); ++i) {
     const std::string &before = facts[i].second, &after = now[i].second;
     const bool readable = before.size() < 40 && after.size() < 40;
@@ -92,20 +74,32 @@ void require_no_side_effects(const std::function<void()>& body) {
 void require_steady_memory(const std::function<void()>& body) {
   constexpr int kRuns = 12;
   growth(kRuns, body);  // fills caches and tables
-  const size_t first = growth(kRuns, body), second = growth(kRuns, body),
-               third = growth(kRuns, body);
-  require(std::min({first, second, third}) < 1024 * kRuns, "memory grows by about ", third / kRuns,
+  int64_t least = INT64_MAX;
+  for (int repeat = 0; repeat < 3; ++repeat) least = std::min(least, growth(kRuns, body));
+  require(least < 1024 * kRuns, "memory grows by about ", least / kRuns,
           " bytes with every use and is never freed");
 }
 
 std::vector<Check> checks(Kind kind) {
-  static const std::map<Kind, std::vector<Check> (*)()> suites{
+  static const std::map<Kind, Suite*> suites{
       {Kind::attention, attention_checks}, {Kind::feed_forward, feed_forward_checks},
       {Kind::position, position_checks},   {Kind::optimizer, optimizer_checks},
       {Kind::schedule, schedule_checks},   {Kind::strategy, strategy_checks},
       {Kind::tracker, tracker_checks},     {Kind::data, data_checks},
       {Kind::tokenizer, tokenizer_checks}, {Kind::format, format_checks}};
-  return suites.at(kind)();
+  std::vector<Check> all;
+  const AddCheck add = [&](const auto&... members) { all.push_back({members...}); };
+  // Users see only these texts of a component.
+  add("schema", "describes itself and its options", [](const Subject& subject) {
+    require(!subject.component.summary.empty(), "its registration has no summary");
+    for (const OptionSpec& spec : subject.component.schema->options) {
+      require(!spec.doc.empty(), "option '", spec.key, "' has no description");
+      const std::string wrong = config::misfit(spec, spec.default_value);
+      require(spec.required || wrong.empty(), "the default of option '", spec.key, "' ", wrong);
+    }
+  });
+  suites.at(kind)(add);
+  return all;
 }
 
 }  // namespace dsv3::conformance

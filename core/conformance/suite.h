@@ -2,28 +2,17 @@
 // built in or third-party. `dsv3 plugins check` runs them.
 #pragma once
 
-#include <functional>
-#include <memory>
-#include <string>
 #include <thread>
-#include <type_traits>
-#include <utility>
-#include <vector>
 
 #include <c10/util/StringUtil.h>
 
 #include <dsv3/runtime/plugins.h>
-#include <dsv3/sdk/error.h>
-#include <dsv3/sdk/options.h>
-#include <dsv3/sdk/registrar.h>
 
 namespace dsv3::conformance {
 
 /// A broken promise; what() names the expected and the actual behaviour.
-class Violation : public Error {
- public:
-  explicit Violation(const std::string& what) : Error(what, ExitCode::plugin) {}
-  ~Violation() override;
+struct Violation : Error {
+  using Error::Error;
 };
 
 /// Throws a Violation with the concatenated `parts` unless `condition` holds.
@@ -50,11 +39,18 @@ struct Check {
 /// The checks of a kind, cheapest first.
 std::vector<Check> checks(Kind kind);
 
+/// Adds a Check with these members.
+using AddCheck =
+    std::function<void(const char* name, const char* promise, void (*run)(const Subject&))>;
+/// A suite adds the checks of its kind.
+using Suite = void(const AddCheck& check);
+Suite attention_checks, feed_forward_checks, position_checks, optimizer_checks, schedule_checks,
+    strategy_checks, tracker_checks, data_checks, tokenizer_checks, format_checks;
+
 /// Constructs the subject. `Base` and `Context` must be those of its kind.
 template <class Base, class... Context>
 std::shared_ptr<Base> construct(const Subject& subject, const Context&... context) {
-  std::shared_ptr<Base> component =
-      dsv3::construct<Base>(subject.component, subject.options, context...);
+  auto component = dsv3::construct<Base>(subject.component, subject.options, context...);
   require(component != nullptr, "its factory returned a null pointer");
   return component;
 }
@@ -70,22 +66,11 @@ void require_steady_memory(const std::function<void()>& body);
 /// The results of `body` called by four threads at once.
 template <class Body>
 auto on_four_threads(const Body& body) {
-  std::vector<std::invoke_result_t<Body>> results(4);
+  std::vector<decltype(body())> results(4);
   std::vector<std::jthread> threads;
   for (auto& result : results) threads.emplace_back([&] { result = body(); });
   threads.clear();  // joins them
   return results;
 }
-
-std::vector<Check> attention_checks();
-std::vector<Check> feed_forward_checks();
-std::vector<Check> position_checks();
-std::vector<Check> optimizer_checks();
-std::vector<Check> schedule_checks();
-std::vector<Check> strategy_checks();
-std::vector<Check> tracker_checks();
-std::vector<Check> data_checks();
-std::vector<Check> tokenizer_checks();
-std::vector<Check> format_checks();
 
 }  // namespace dsv3::conformance

@@ -1,7 +1,6 @@
 // Promises of trackers. A tracker's service may be unreachable: the tracker then rejects events
 // with RetryAfter, and the core delivers the same events again.
 #include <cmath>
-#include <filesystem>
 #include <limits>
 
 #include <dsv3/sdk/tracker.h>
@@ -11,17 +10,13 @@
 namespace dsv3::conformance {
 namespace {
 
-constexpr int kAttempts = 3;
-
 std::vector<Event> events(int64_t first, int64_t count) {
   std::vector<Event> list;
-  for (int64_t id = first; id < first + count; ++id)
-    list.push_back(
-        {id,
-         id * 10,
-         id * 1000,
-         1764000000.0 + double(id),
-         {{"train/loss", 5.0 / double(id + 1)}, {"train/lr/adamw (embedding, head)", 3e-4}}});
+  for (int64_t id = first; id < first + count; ++id) {
+    const decltype(Event::metrics) metrics{{"train/loss", 5.0 / double(id + 1)},
+                                           {"train/lr/adamw (embedding, head)", 3e-4}};
+    list.push_back({id, id * 10, id * 1000, 1764000000.0 + double(id), metrics});
+  }
   return list;
 }
 
@@ -31,97 +26,81 @@ class Session {
  public:
   explicit Session(const Subject& subject, bool resumed = false)
       : tracker_(construct<Tracker>(subject, RunContext{subject.folder})) {
-    started_ = accepted(resumed ? "start() of a resumed run" : "start()", [&] {
+    call(resumed ? "start() of a resumed run" : "start()", [&] {
       tracker_->start(
           {"conformance", subject.folder, "conformance", "dsv3: 1\nname: conformance\n", resumed});
+      started_ = true;
     });
   }
   void deliver(const std::vector<Event>& list, const std::string& of = "") {
-    if (started_) accepted("deliver()" + of, [&] { tracker_->deliver(list); });
+    if (started_) call("deliver()" + of, [&] { tracker_->deliver(list); });
   }
   void finish(RunStatus status) {
-    if (started_) accepted("finish()", [&] { tracker_->finish(status); });
+    if (started_) call("finish()", [&] { tracker_->finish(status); });
   }
 
  private:
-  bool accepted(const std::string& what, const std::function<void()>& call) {
-    for (int attempt = 0; attempt < kAttempts; ++attempt) {
+  static void call(const std::string& what, const std::function<void()>& body) {
+    for (int attempt = 0; attempt < 3; ++attempt) {
       try {
-        call();
-        return true;
+        return body();
       } catch (const RetryAfter& e) {
         require(std::isfinite(e.seconds) && e.seconds >= 0, what, " asks for a retry after ",
                 e.seconds, " seconds");
       } catch (const Rejected&) {
-        return false;
+        return;
       }
     }
-    return false;
   }
 
   std::shared_ptr<Tracker> tracker_;
   bool started_ = false;
 };
 
-void check_delivery(const Subject& subject) {
-  Session session(subject);
-  session.deliver(events(0, 1));
-  session.deliver(events(1, 50));
-  session.deliver({}, " of an empty list");
-  session.finish(RunStatus::finished);
-}
-
-void check_values(const Subject& subject) {
-  Session session(subject);
-  std::vector<Event> unusual = events(0, 2);
-  unusual[0].metrics = {{"nan", std::numeric_limits<double>::quiet_NaN()},
-                        {"infinity", HUGE_VAL},
-                        {"tiny", 5e-324},
-                        {"quotes \"and\", commas; caf\xc3\xa9/slash", -1.0}};
-  unusual[1].metrics = {};
-  session.deliver(unusual, " of unusual values");
-  std::vector<Event> late = events(2, 1);
-  late[0].metrics.emplace_back("val/loss", 4.0);
-  session.deliver(late, " of a metric that earlier events did not have");
-  session.finish(RunStatus::failed);
-}
-
-// The acknowledgement may be lost after the tracker accepted the events.
-void check_repeated(const Subject& subject) {
-  Session session(subject);
-  for (int time = 0; time < 2; ++time) session.deliver(events(0, 10), " of repeated events");
-  session.finish(RunStatus::stopped);
-}
-
-void check_resumed(const Subject& subject) {
-  {
-    Session killed(subject);
-    killed.deliver(events(0, 5));
-  }  // no finish(): the process was killed
-  Session session(subject, true);
-  session.deliver(events(5, 5));
-  session.finish(RunStatus::finished);
-}
-
-void check_memory(const Subject& subject) {
-  Session session(subject);
-  int64_t id = 0;
-  require_steady_memory([&] {
-    session.deliver(events(id, 20));
-    id += 20;
-  });
-}
-
 }  // namespace
 
-std::vector<Check> tracker_checks() {
-  return {
-      {"delivery", "accepts a run's events, or rejects them with RetryAfter or Rejected",
-       check_delivery},
-      {"values", "accepts NaN, infinity, unusual names and metrics that start late", check_values},
-      {"repeated", "accepts the same events again", check_repeated},
-      {"resumed", "resumes a run that was killed", check_resumed},
-      {"memory", "frees its memory", check_memory}};
+void tracker_checks(const AddCheck& check) {
+  check("delivery", "accepts events or throws RetryAfter or Rejected", [](const Subject& subject) {
+    Session session(subject);
+    session.deliver(events(0, 1));
+    session.deliver(events(1, 50));
+    session.deliver({}, " of an empty list");
+    session.finish(RunStatus::finished);
+  });
+  check("values", "accepts NaN, infinity, odd names and new metrics", [](const Subject& subject) {
+    Session session(subject);
+    std::vector<Event> unusual = events(0, 2);
+    unusual[0].metrics = {{"nan", std::numeric_limits<double>::quiet_NaN()},
+                          {"infinity", HUGE_VAL},
+                          {"tiny", 5e-324},
+                          {"quotes \"and\", commas; caf\xc3\xa9/slash", -1.0}};
+    unusual[1].metrics = {};
+    session.deliver(unusual, " of unusual values");
+    std::vector<Event> late = events(2, 1);
+    late[0].metrics.emplace_back("val/loss", 4.0);
+    session.deliver(late, " of a metric that earlier events did not have");
+    session.finish(RunStatus::failed);
+  });
+  // The acknowledgement may be lost after the tracker accepted the events.
+  check("repeated", "accepts the same events again", [](const Subject& subject) {
+    Session session(subject);
+    for (int time = 0; time < 2; ++time) session.deliver(events(0, 10), " of repeated events");
+    session.finish(RunStatus::stopped);
+  });
+  check("resumed", "resumes a run that was killed", [](const Subject& subject) {
+    Session(subject).deliver(events(0, 5));  // no finish(): the process was killed
+    Session session(subject, true);
+    session.deliver(events(5, 5));
+    session.finish(RunStatus::finished);
+  });
+  check("memory", "frees its memory", [](const Subject& subject) {
+    Session session(subject);
+    int64_t id = 0;
+    require_steady_memory([&] {
+      session.deliver(events(id, 20));
+      id += 20;
+    });
+  });
 }
 
 }  // namespace dsv3::conformance

@@ -1,8 +1,5 @@
-#include "conformance/training.h"
-
 #include <cmath>
 
-#include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include "conformance/flat_strategy.h"
@@ -15,40 +12,38 @@ namespace {
 constexpr double kLearningRate = 0.05;
 constexpr uint64_t kSeed = 3;
 
-/// A model's factory function that constructs the subject.
+/// Sets a model's factory function to one that constructs the subject.
 template <class Base, class Context>
-std::function<std::shared_ptr<Base>(const Context&)> subject_factory(const Subject& subject) {
-  return [&subject](const Context& context) { return construct<Base>(subject, context); };
+void set_factory(std::function<std::shared_ptr<Base>(const Context&)>& factory,
+                 const Subject& subject) {
+  factory = [&subject](const Context& context) { return construct<Base>(subject, context); };
 }
 
-/// The same for a reference layer.
+/// A factory function of a reference layer.
 template <class Layer>
-auto reference_factory() {
-  return [](const LayerContext& context) { return std::make_shared<Layer>(context); };
+std::shared_ptr<Layer> make_layer(const LayerContext& context) {
+  return std::make_shared<Layer>(context);
 }
 
-LossScale scale_of(const Batch& batch) {
-  const std::vector<int64_t> counts = count_targets(batch, kMtpDepth);
-  LossScale scale;
-  scale.main_targets = double(counts[0]);
-  scale.mtp_targets.assign(counts.begin() + 1, counts.end());
-  scale.sequences = batch.tokens.size(0);
-  return scale;
-}
-
-/// The loss of `batch` in micro-batches of `micro` rows. Before each, `begin` is told whether it is
-/// the last; after its forward, `backward` gets its loss.
-double accumulate(Model& model, const Batch& batch, int64_t micro,
-                  const std::function<void(bool)>& begin,
-                  const std::function<void(const at::Tensor&)>& backward) {
-  const LossScale scale = scale_of(batch);
+/// Computes the gradients of a step's batch, under `strategy` if there is one, in micro-batches of
+/// `micro` rows. Returns the loss.
+double accumulate(Model& model, int64_t step, int64_t micro, Strategy* strategy = nullptr) {
+  const Batch batch = tiny_batch(step);
+  const std::vector<int64_t> targets = count_targets(batch, kMtpDepth);
+  const LossScale scale{double(targets[0]), {double(targets[1])}, kRows};
   double loss = 0;
   for (int64_t row = 0; row < kRows; row += micro) {
-    begin(row + micro >= kRows);
-    const LossParts parts = model.loss(
-        {batch.tokens.narrow(0, row, micro), batch.document_ids.narrow(0, row, micro)}, scale);
-    backward(parts.total);
-    loss += parts.total.item<double>();
+    if (strategy) strategy->begin_microbatch(row + micro >= kRows);
+    const at::Tensor total =
+        model
+            .loss({batch.tokens.narrow(0, row, micro), batch.document_ids.narrow(0, row, micro)},
+                  scale)
+            .total;
+    if (strategy)
+      strategy->backward({total});
+    else
+      torch::autograd::backward({total}, {});
+    loss += total.item<double>();
   }
   return loss;
 }
@@ -62,11 +57,12 @@ void require_near(const std::vector<double>& actual, const std::vector<double>& 
 
 }  // namespace
 
-Experiment tiny_experiment() {
+Experiment tiny_experiment(const std::string& recompute, bool tied_head) {
   Experiment experiment;
   experiment.model.hidden = kHidden;
   experiment.model.layers = 2;
-  experiment.model.tied_head = true;
+  experiment.model.recompute = recompute;
+  experiment.model.tied_head = tied_head;
   experiment.train.sequence = kSequence;
   experiment.init.std = 0.2;  // large enough for every part of the model to matter
   experiment.mtp.depth = kMtpDepth;
@@ -74,32 +70,26 @@ Experiment tiny_experiment() {
 }
 
 ModelFactory tiny_factory(const Subject* subject) {
-  ModelFactory factory{reference_factory<ReferenceAttention>(),
-                       reference_factory<ReferenceFeedForward>(),
+  ModelFactory factory{make_layer<ReferenceAttention>, make_layer<ReferenceFeedForward>,
                        [](const PositionContext& context) {
                          return layer_context(at::kFloat).make_position(context.rotary_dim);
                        }};
   if (!subject) return factory;
   const Kind kind = subject->component.kind;
-  if (kind == Kind::attention)
-    factory.attention = subject_factory<Attention, LayerContext>(*subject);
-  if (kind == Kind::feed_forward)
-    factory.feed_forward = subject_factory<FeedForward, LayerContext>(*subject);
+  if (kind == Kind::attention) set_factory(factory.attention, *subject);
+  if (kind == Kind::feed_forward) set_factory(factory.feed_forward, *subject);
   if (kind == Kind::position) {
-    factory.position = subject_factory<Position, PositionContext>(*subject);
-    factory.attention = reference_factory<RotaryAttention>();
+    set_factory(factory.position, *subject);
+    factory.attention = make_layer<RotaryAttention>;
   }
   return factory;
 }
 
 Batch tiny_batch(int64_t step) {
   Batch batch;
-  batch.tokens = at::arange(kRows * (kSequence + 1), at::kLong)
-                     .view({kRows, kSequence + 1})
-                     .mul(7 + 2 * step)
-                     .add(3 * step)
-                     .remainder(kVocab);
-  batch.document_ids = at::zeros({kRows, kSequence + 1}, at::kLong);
+  const at::Tensor ids = at::arange(kRows * (kSequence + 1)).view({kRows, kSequence + 1});
+  batch.tokens = ids.mul(7 + 2 * step).add(3 * step).remainder(kVocab);
+  batch.document_ids = at::zeros_like(ids);
   batch.document_ids.narrow(0, 1, 1).narrow(1, 5, kSequence - 4).fill_(1);
   batch.document_ids.narrow(0, 2, 1).narrow(1, 3, 4).fill_(2);
   batch.document_ids.narrow(0, 3, 1).narrow(1, 9, kSequence - 8).fill_(-1);
@@ -114,9 +104,7 @@ Trained train_plainly(const Experiment& experiment, const ModelFactory& factory,
   for (int64_t step = 0; step < steps; ++step) {
     for (const Parameter& parameter : model.store().parameters())
       parameter.tensor.mutable_grad() = at::Tensor();
-    trained.losses.push_back(accumulate(
-        model, tiny_batch(step), micro, [](bool) {},
-        [](const at::Tensor& loss) { torch::autograd::backward({loss}, {}); }));
+    trained.losses.push_back(accumulate(model, step, micro));
     double squares = 0;
     for (const Parameter& parameter : model.store().parameters()) {
       const at::Tensor& grad = parameter.tensor.grad();
@@ -141,9 +129,7 @@ Trained train_under(const std::shared_ptr<Strategy>& strategy, const Experiment&
   strategy->ready({{}});
   Trained trained;
   for (int64_t step = 0; step < steps; ++step) {
-    trained.losses.push_back(accumulate(
-        model, tiny_batch(step), micro, [&](bool last) { strategy->begin_microbatch(last); },
-        [&](const at::Tensor& loss) { strategy->backward({loss}); }));
+    trained.losses.push_back(accumulate(model, step, micro, strategy.get()));
     trained.norms.push_back(strategy->grad_norm());
     strategy->update(0, [](std::span<UpdateTensor> tensors) {
       const at::NoGradGuard no_grad;
@@ -168,61 +154,38 @@ void require_same(const Trained& actual, const Trained& expected, double bound,
   require(actual.parameters.size() == expected.parameters.size(), what, ": ",
           actual.parameters.size(), " parameters, expected ", expected.parameters.size());
   for (const auto& [name, tensor] : expected.parameters) {
-    const auto found = actual.parameters.find(name);
-    require(found != actual.parameters.end(), what, ": parameter ", name, " is missing");
-    require_close(found->second, tensor, bound, what + ": " + name);
+    require(actual.parameters.contains(name), what, ": parameter ", name, " is missing");
+    require_close(actual.parameters.at(name), tensor, bound, what + ": " + name);
   }
+  for (const auto& [name, gradient] : actual.gradients)
+    require_close(gradient, expected.gradients.at(name), bound, what + ": the gradient of " + name);
+  for (size_t i = 0; i < actual.counts.size(); ++i)
+    require(at::equal(actual.counts[i], expected.counts[i]), what, ": step_counts() differs");
 }
 
-namespace {
-
-// Compares one step of plain training: counts must be equal; `bound` is relative, for the loss and
-// for each gradient.
-void require_same_step(const Trained& actual, const Trained& expected, double bound,
-                       const std::string& when) {
-  require_near(actual.losses, expected.losses, bound, when + " the loss");
-  for (const auto& [name, gradient] : expected.gradients)
-    require_close(actual.gradients.at(name), gradient, bound, when + " the gradient of " + name);
-  for (size_t i = 0; i < expected.counts.size(); ++i)
-    require(at::equal(actual.counts[i], expected.counts[i]), when, " step_counts() differs");
-}
-
-void check_recomputation(const ModelFactory& factory) {
-  Experiment experiment = tiny_experiment();
-  const Trained plain = train_plainly(experiment, factory, 1, kRows);
-  experiment.model.recompute = "full";
-  const Trained recomputed = train_plainly(experiment, factory, 1, kRows);
-  require(recomputed.losses == plain.losses,
-          "with recomputation (model.recompute: full) the loss is not bit-identical");
-  // The order in which gradients of tied weights add up may differ.
-  require_same_step(recomputed, plain, 1e-6, "with recomputation");
-}
-
-void check_accumulation(const ModelFactory& factory) {
-  const Experiment experiment = tiny_experiment();
-  require_same_step(train_plainly(experiment, factory, 1, 1, at::kDouble),
-                    train_plainly(experiment, factory, 1, kRows, at::kDouble), 1e-8,
-                    "with 4 micro-batches of 1 row instead of one of 4");
-}
-
-void check_freed_parameters(const ModelFactory& factory) {
-  for (const std::string recompute : {"none", "full"}) {
-    Experiment experiment = tiny_experiment();
-    experiment.model.recompute = recompute;
-    const auto flat = std::make_shared<FlatStrategy>(FlatOptions{}, StrategyContext{});
-    require_same(
-        train_under(flat, experiment, factory, 3, 2), train_plainly(experiment, factory, 3, 2),
-        1e-5, "under a strategy that frees parameters between uses (recompute: " + recompute + ")");
-  }
-}
-
-}  // namespace
-
-void check_in_model(const Subject& subject) {
-  const ModelFactory factory = tiny_factory(&subject);
-  check_recomputation(factory);
-  check_accumulation(factory);
-  check_freed_parameters(factory);
+void model_check(const AddCheck& check) {
+  check("model", "trains the same recomputed, accumulated or sharded", [](const Subject& subject) {
+    const ModelFactory factory = tiny_factory(&subject);
+    const Trained plain = train_plainly(tiny_experiment("none"), factory, 1, kRows);
+    const Trained recomputed = train_plainly(tiny_experiment("full"), factory, 1, kRows);
+    require(recomputed.losses == plain.losses,
+            "with recomputation (model.recompute: full) the loss is not bit-identical");
+    // The order in which gradients of tied weights add up may differ.
+    require_same(recomputed, plain, 1e-6, "with recomputation");
+    const auto in_doubles = [&](int64_t micro) {
+      return train_plainly(tiny_experiment(), factory, 1, micro, at::kDouble);
+    };
+    require_same(in_doubles(1), in_doubles(kRows), 1e-8,
+                 "with 4 micro-batches of 1 row instead of one of 4");
+    for (const std::string recompute : {"none", "full"}) {
+      const Experiment experiment = tiny_experiment(recompute);
+      const auto flat = std::make_shared<FlatStrategy>(FlatOptions{}, StrategyContext{});
+      require_same(
+          train_under(flat, experiment, factory, 3, 2), train_plainly(experiment, factory, 3, 2),
+          1e-5,
+          "under a strategy that frees parameters between uses (recompute: " + recompute + ")");
+    }
+  });
 }
 
 }  // namespace dsv3::conformance

@@ -1,4 +1,4 @@
-// Calls an undefined function; a linker option permits that.
+// Calls an undefined function, which a linker option permits.
 #include <dsv3/sdk/plugin.h>
 
 void defined_nowhere();

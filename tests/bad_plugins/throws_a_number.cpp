@@ -1,4 +1,4 @@
-// Throws something that is no exception class in its registration function.
+// Throws a value that is not a std::exception in its registration function.
 #include <dsv3/sdk/plugin.h>
 
 DSV3_PLUGIN(registrar) {

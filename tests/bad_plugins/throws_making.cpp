@@ -1,4 +1,4 @@
-// Its constructor throws what option `what` names.
+// Its constructor throws the exception that option `what` selects.
 #include <dsv3/sdk/plugin.h>
 #include <dsv3/sdk/schedule.h>
 

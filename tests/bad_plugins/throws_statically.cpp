@@ -1,4 +1,4 @@
-// Throws in a static initialiser, that is inside dlopen.
+// Throws in a static initialiser, which runs inside dlopen.
 #include <dsv3/sdk/plugin.h>
 
 namespace {

@@ -6,7 +6,7 @@
 
 namespace {
 
-// Defined in this library only; the host knows its base class.
+// Defined only in this library; the host knows its base class.
 class TwinError : public dsv3::Error {
  public:
   using dsv3::Error::Error;
@@ -19,7 +19,7 @@ class Twin final : public dsv3::Schedule {
   double factor(int64_t step, int64_t total) const override {
     if (step == 1) throw TwinError("twin", dsv3::ExitCode::data);
     if (step == 2) throw dsv3::RetryAfter("later", 2.5);
-    // The other direction: an exception of libdsv3, caught here by its base class.
+    // The opposite direction: an exception of libdsv3, caught here by its base class.
     if (step == 3) try {
         const nlohmann::json empty;
         dsv3::ConfigReader reader(empty);

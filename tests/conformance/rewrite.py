@@ -1,7 +1,7 @@
 """Replaces one piece of C++ source, found by its tokens.
 
-A pattern is C++ in which `$name` stands for an expression: any balanced tokens without a comma or semicolon of their own.
-White space and comments do not matter, and one name stands for the same tokens wherever it occurs, so that neither
+A pattern is C++ in which `$name` matches an expression: balanced tokens without a comma or semicolon outside brackets.
+White space and comments do not matter, and a name that occurs twice matches the same tokens both times, so that neither
 reformatted lines nor renamed variables hide a match.
 """
 
@@ -14,12 +14,12 @@ OPENING, CLOSING = "([{", ")]}"
 
 
 def tokens_of(text):
-    """(token, begin, end) of each token."""
+    """Return (token, begin, end) of each token."""
     return [(m["token"], m.start(), m.end()) for m in TOKEN.finditer(text) if m["token"]]
 
 
 def matched(tokens, at, pattern, names):
-    """Index after the pattern's match at `at`, and what its names stand for; None if there is none."""
+    """Match the pattern at `at`; return the index after the match and the tokens of each name, or None."""
     if not pattern:
         return at, names
     first, rest = pattern[0], pattern[1:]
@@ -39,7 +39,7 @@ def matched(tokens, at, pattern, names):
 
 
 def matches(text, pattern, names):
-    """(begin, end, names) of each match; of several with one end, the shortest."""
+    """Return (begin, end, names) of each match; of several with the same end, the shortest."""
     tokens = tokens_of(text)
     words, pattern = [t[0] for t in tokens], [t[0] for t in tokens_of(pattern)]
     by_end = {}
@@ -50,9 +50,9 @@ def matches(text, pattern, names):
 
 
 def rewrite(sources, edits):
-    """Applies edits (pattern, replacement) to `sources` {file: text}; returns the files that changed.
+    """Apply edits (pattern, replacement) to `sources` {file: text} and return the files that changed.
 
-    Each pattern must match once in all files together; later edits know the names of earlier ones.
+    Each pattern must match exactly once in all files together. Later edits can use the names of earlier ones.
     """
     sources, names, changed = dict(sources), {}, {}
     for pattern, replacement in edits:

@@ -19,7 +19,7 @@ import pytest
 BUILD = pathlib.Path(os.environ["DSV3_BUILD_DIR"])
 PREFIX = BUILD / "tests/bad_plugins/prefix"
 LIBRARY = PREFIX / "lib/dsv3/plugins/libdsv3_fixture_faulty.so"
-AT_ONCE = 2  # most of a case is programs starting up
+AT_ONCE = 2  # cases run in parallel; each spends most of its time starting programs
 
 # Components of the experiment; the faulty one replaces one of them.
 PARTS = {
@@ -61,14 +61,14 @@ RECOMPUTED = ("model.recompute=full",)
 class Fault:
     kind: str
     name: str
-    check: str  # of the suite, "" = all of them
+    check: str  # check of the conformance suite that finds the fault, "" = all checks
     finds: str  # part of that check's message
-    run: int | None = None  # exit code of dsv3-run, negative: a signal's; None: only the check finds it
-    does: str = ""  # the call that the error names, a pattern
-    step: str = ""  # in which step, a pattern; "" = before training
-    says: str = ""  # a pattern in the rest of the error
+    run: int | None = None  # exit code of dsv3-run, negative for a signal; None: only the check finds it
+    does: str = ""  # pattern of the call that the error names
+    step: str = ""  # pattern of the step in which the call fails; "" = before training
+    says: str = ""  # pattern in the rest of the error
     after: int = 0
-    settings: tuple = ()  # of dsv3-run
+    settings: tuple = ()  # overrides for dsv3-run
     samples: int = 0
 
     def __str__(self):
@@ -81,7 +81,7 @@ NO_EXIT = "a component must not end the process"
 UNCHANGED = "shape, dtype and device must not change"
 
 FAULTS = [
-    # Exceptions of any kind.
+    # Exceptions of every type.
     Fault("attention", "throws_in_constructor", "shapes", f"it throws: {PURPOSE}", 3, "layer 0, constructor", "", PURPOSE),
     Fault("attention", "throws", "shapes", f"it throws: {PURPOSE}", 3, "layer 0, forward", "2", PURPOSE, after=2),
     Fault("feed_forward", "throws_error", "shapes", "it throws: its file is gone", 4, "layer 0, forward", "1", "its file is gone", after=1),
@@ -102,7 +102,7 @@ FAULTS = [
     Fault("attention", "backward_throws", "", "", 3, "layer 1, backward", "1", PURPOSE, settings=RECOMPUTED),
     Fault("position", "backward_throws", "", "", 3, "layer 1, backward", "1", PURPOSE, settings=RECOMPUTED),
     Fault("attention", "backward_segfault", "", "", SEGV, "layer 1, backward", "1", settings=RECOMPUTED),
-    # Results that the kind does not allow.
+    # Results that the interface does not allow.
     Fault("attention", "undefined", "shapes", "undefined", 3, "layer 0, forward", "0", "returned an undefined tensor"),
     Fault("attention", "wrong_dtype", "shapes", "forward's result", 3, "layer 0, forward", "0", UNCHANGED),
     Fault("attention", "wrong_device", "shapes", "forward's result", 3, "layer 0, forward", "0", f"on meta.*{UNCHANGED}"),
@@ -118,7 +118,7 @@ FAULTS = [
     Fault("schedule", "negative", "values", "is -1", 3, "factor", "1", "is -1"),
     Fault("schedule", "infinite", "values", "is inf", 3, "factor", "1", "is inf"),
     Fault("optimizer", "lr_nan", "slots", "lr() is nan", 3, "lr", "", r"lr\(\) is nan", after=0),
-    Fault("strategy", "counts_from_one", "gradients", "index 1 to unit 0", 3, "adopt", "", "index 1 for unit 0"),
+    Fault("strategy", "counts_from_one", "gradients", "index 1 for unit 0", 3, "adopt", "", "index 1 for unit 0"),
     Fault("strategy", "masters_in_bf16", "ranges", "fp32", 3, "owned", "", "fp32"),
     Fault("strategy", "gradient_missing", "gradients", "", 3, "update", "1", "fp32"),
     Fault("strategy", "norm_negative", "gradients", "grad_norm() is wrong", 3, "grad_norm", "1", r"grad_norm\(\) is -1"),
@@ -132,7 +132,7 @@ FAULTS = [
     Fault("tokenizer", "vocabulary_empty", "vocabulary", "vocab_size() is 0", 3, "vocab_size", "", "is 0"),
     Fault("attention", "forgets_cache", "cache", "", 3, "layer 0, forward", "4", "appended 0 tokens to the cache", samples=4,
           settings=("data={plugin: text, path: text.txt, tokenizer: {plugin: bytes}}",)),
-    # Values that become NaN or infinite: the first module or parameter.
+    # Values that become NaN or infinite: the error names the first module or parameter.
     Fault("attention", "nan", "shapes", "NaN or infinite", 7, "", "1", r"first non-finite value: output of layers.0.attention \(attention 'faulty', PLACE\)", after=1),
     Fault("position", "nan", "shapes", "NaN or infinite", 7, "", "1", r"first non-finite value: output of position 'faulty', PLACE", after=5),
     Fault("feed_forward", "backward_nan", "determinism", "", 7, "", "1",
@@ -156,11 +156,11 @@ FAULTS = [
     Fault("data", "exit_0", "batches", "ends the process with exit code 0", 3, "next", r"\d", NO_EXIT, after=2),
     Fault("tracker", "exit_0", "delivery", "ends the process with exit code 0", 3, "deliver", r"\d", NO_EXIT),
     Fault("optimizer", "quick_exit", "descent", "ends the process with exit code 0", 3, "step", "1", NO_EXIT),
-    # A tracker never stops a run; the log names it.
+    # A failing tracker never stops a run, but the log names it.
     Fault("tracker", "throws", "delivery", PURPOSE, 0, "deliver", r"\d", PURPOSE),
     Fault("tracker", "start_throws", "delivery", PURPOSE, 0, "start", r"\d", PURPOSE),
     Fault("tracker", "finish_throws", "delivery", PURPOSE, 0, "finish", r"\d", PURPOSE),
-    # Found by the suites only.
+    # Faults that only the conformance suites find.
     Fault("attention", "looks_ahead", "causality", "the output before it"),
     Fault("attention", "keeps_input", "inputs", "keeps its input"),
     Fault("attention", "changes_input", "inputs", "the input after forward"),
@@ -236,7 +236,7 @@ def check(fault):
 
 @pytest.fixture(scope="session")
 def outcomes(request, tmp_path_factory):
-    """Futures of what the selected tests wait for, by their names."""
+    """The future that each selected test waits for, by the test's name."""
     root = tmp_path_factory.mktemp("faults")
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         futures = {}
@@ -249,13 +249,13 @@ def outcomes(request, tmp_path_factory):
 
 
 def pattern(fault):
-    """The line that names component, step and origin."""
+    """Pattern of the line that names component, step and origin."""
     where = re.escape(place(experiment(fault)))
     says = fault.says.replace("PLACE", where)
     if fault.run == 7:
-        return rf"error: step {fault.step}: .* is not finite; .*{says}"
+        return rf"error: step {fault.step} is not finite: .*{says}"
     step = f" at step {fault.step}" if fault.step else "( at step [0-9])?"
-    if fault.name == "no_object":  # reported as an error of the constructor
+    if fault.name == "no_object":  # reported as an error from the constructor
         return rf"error: feed_forward 'faulty' \({where}\): .*{says}"
     named = rf"{fault.kind} 'faulty' \({fault.does}\){step}, {where}, plugin {re.escape(str(LIBRARY.resolve()))}"
     if fault.run == 0:
@@ -264,7 +264,7 @@ def pattern(fault):
         start = {SEGV: "SIGSEGV", ABRT: "(SIGABRT|std::terminate)", ILL: "SIGILL", FPE: "SIGFPE"}.get(fault.run, r"(exit\(0\)|quick_exit\(\))")
         where_from = "on another thread during" if "another thread" in says else "in"
         return rf"error: {start} {where_from} {named}.*; run `dsv3 plugins check {fault.kind}/faulty` to test the component"
-    outer = r"(\w+ '\w+' \(tiny.yaml:\d+:\d+\): )?"  # the component whose constructor used it
+    outer = r"(\w+ '\w+' \(tiny.yaml:\d+:\d+\): )?"  # the component whose constructor used the faulty one
     return rf"error: {outer}{named}: .*{says}"
 
 
@@ -305,7 +305,7 @@ def test_checks_after_a_crashed_one_run():
 
 
 def test_a_component_without_a_fault_trains(tmp_path):
-    done, status = train(Fault("attention", "none", "", ""), tmp_path / "sound")
+    done, status = train(Fault("attention", "none", "", ""), tmp_path / "working")
     assert done.returncode == 0 and status["state"] == "finished", done.stderr
 
 
@@ -317,7 +317,7 @@ def test_backtrace_prints_the_frames_of_a_crash(tmp_path):
         assert bool(re.search(r"libdsv3_fixture_faulty\.so\(.*\[0x", done.stderr)) == bool(frames), done.stderr
 
 
-@pytest.mark.parametrize("setting, says", [("fualt=nan", "did you mean 'fault'?"), ("fault", "OPTION=VALUE")])
+@pytest.mark.parametrize("setting, says", [("fualt=nan", "did you mean 'fault'?"), ("fault", "expected key=value")])
 def test_invalid_options_are_rejected(setting, says):
     done = call("dsv3", "plugins", "check", LIBRARY, "--component", "schedule/faulty", "--set", setting)
     assert done.returncode == 2 and says in done.stderr, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Every built-in plugin keeps the promises of its kind, with several settings of its options."""
+"""Every built-in plugin passes the conformance checks of its kind with several settings of its options."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 BUILD = pathlib.Path(os.environ["DSV3_BUILD_DIR"])
 DSV3 = BUILD / "bin" / "dsv3"
 
-# Settings to check; "" stands for the defaults, which do not fit the suite's small sizes everywhere.
+# Settings to check; "" = the defaults, which do not suit the suite's small sizes for every plugin.
 SETTINGS = {
     "attention/mla": [
         "",
@@ -37,7 +37,7 @@ def cases():
 
 
 def byte_level_tokenizer():
-    """A byte-level tokenizer.json as GPT-2's, with the 256 byte tokens and two merges."""
+    """Write a byte-level tokenizer.json like GPT-2's, with the 256 byte tokens and two merges."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters, spare = {}, 256
     for byte in range(256):

@@ -1,4 +1,4 @@
-"""Runs the programs as a user would, and reads what they write."""
+"""Run the programs as a user would, and read their output files."""
 
 import json
 import os
@@ -42,7 +42,7 @@ tracker: [{plugin: csv}]
 
 
 def make_tiny(folder):
-    """Writes tiny.yaml and its text to `folder`; returns the path of tiny.yaml."""
+    """Write tiny.yaml and its text to `folder` and return the path of tiny.yaml."""
     rng = random.Random(5)
     words = "the quick brown fox jumps over a lazy dog while seven wizards mix potions near old stone bridges".split()
     paragraphs = ["\n".join(" ".join(rng.choices(words, k=9)) + "." for _ in range(rng.randrange(2, 7)))
@@ -53,7 +53,7 @@ def make_tiny(folder):
 
 
 def dsv3_run(*arguments, cwd, check=0, timeout=300):
-    """Runs dsv3-run; asserts its exit code unless `check` is None."""
+    """Run dsv3-run and assert its exit code unless `check` is None."""
     done = subprocess.run([RUN, *map(str, arguments)], cwd=cwd, text=True, capture_output=True, timeout=timeout)
     if check is not None:
         assert done.returncode == check, f"exit {done.returncode}, not {check}:\n{done.stdout}\n{done.stderr}"
@@ -70,13 +70,13 @@ def metrics(run):
 
 
 def losses(run):
-    """The metrics that must be bit-identical: all but times, rates and memory."""
+    """The metrics that must be bit-identical: all except times, rates and memory."""
     skip = ("time", "throughput/", "data/", "memory/")
     return {step: {k: v for k, v in row.items() if not k.startswith(skip)} for step, row in metrics(run).items()}
 
 
 def tensors(checkpoint):
-    """Bytes of every tensor of a checkpoint folder, by name."""
+    """The bytes of every tensor of a checkpoint folder, by name."""
     data = (checkpoint / "rank-00000.safetensors").read_bytes()
     size, = struct.unpack("<Q", data[:8])
     header = json.loads(data[8:8 + size])

@@ -1,4 +1,5 @@
-"""dsv3-run --check finds everything that needs no training, with place and cure; a run starts with the same checks."""
+"""dsv3-run --check reports every error that can be found without training, with its location and a fix. A run starts
+with the same checks."""
 
 import re
 import subprocess
@@ -8,7 +9,7 @@ import pytest
 from support import BUILD, RUN, SOURCE, TINY, dsv3_run, make_tiny, metrics
 
 MLA = "{plugin: mla, heads: 2, q_lora_rank: 16, kv_lora_rank: 16, qk_nope_dim: 8, qk_rope_dim: 8, v_dim: 16}"
-# name: (what is replaced in TINY, by what, the word under the caret, what the message says, its cure)
+# name: (text replaced in TINY, its replacement, the token under the caret, the message, its fix)
 CONFIGURATION = {
     "small vocabulary": ("vocab: auto", "vocab: 100", "100", "model.vocab is 100, but the tokenizer has 257 ids",
                          "raise model.vocab to 257 or more, or set it to auto"),
@@ -37,7 +38,7 @@ def has_gpu():
 
 
 def experiment(folder, *changes):
-    """TINY with its text and the changes, and what the folder holds."""
+    """Write TINY with the changes and its text file; return the names in the folder."""
     make_tiny(folder)
     text = TINY
     for old, new, *_ in changes:
@@ -60,7 +61,7 @@ def place(folder, change):
 
 
 def assert_reported(folder, change, stderr):
-    """As one block: place, message, source line, caret, cure."""
+    """As one block: location, message, source line, caret, fix."""
     _, _, word, message, cure = change
     block = re.search(rf"^{re.escape(place(folder, change))}: error: .*\n.*\n *\| *(\^~*)\n  note: .*", stderr, re.M)
     assert block, stderr
@@ -107,14 +108,14 @@ def test_all_problems_are_reported_together(tmp_path):
 
 
 def test_every_layer_is_built(tmp_path):
-    """Of three attentions that cannot be built, the first hides none of the others."""
+    """All three invalid attention components are reported, not only the first."""
     attention = ("\n    - {layers: 0, plugin: mha, heads: 3}\n    - {layers: 1, plugin: mla, qk_rope_dim: 5}"
                  "\n    - {layers: 2, plugin: mha, heads: 5}")
     experiment(tmp_path, (" " + MLA, attention))
     errors = dsv3_run("tiny.yaml", "--check", cwd=tmp_path, check=2).stderr
-    for line, column, text in ((9, 35, "heads (3)"), (10, 41, "rotary width of 5"), (11, 35, "heads (5)")):
+    for line, column, text in ((9, 39, "heads (3)"), (10, 45, "rotary width of 5"), (11, 39, "heads (5)")):
         assert re.search(rf"tiny\.yaml:{line}:{column}: error: .*{re.escape(text)}", errors), errors
-    assert errors.count(": error: ") == 3  # an MTP module repeats the last layer, and its errors
+    assert errors.count(": error: ") == 3  # an MTP module repeats the last layer and thus its errors
 
 
 def test_places_on_the_command_line(tmp_path):

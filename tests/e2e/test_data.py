@@ -1,4 +1,4 @@
-"""`dsv3 data`: shards train exactly as the text they were prepared from."""
+"""`dsv3 data`: training on shards equals training on the text they were prepared from."""
 
 import subprocess
 

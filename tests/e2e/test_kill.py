@@ -1,4 +1,5 @@
-"""kill -9 of dsv3-run at random moments, then --run_id: losses and final weights equal those of an unkilled run.
+"""Kill dsv3-run with SIGKILL at random moments and resume it: losses and final weights equal those of a run that was
+not killed.
 
 These are a few kills of the program as users run it; tests/core/kill covers the many kill points.
 """
@@ -19,7 +20,7 @@ def test_killed_runs_end_bit_identical(tmp_path):
     print(f"DSV3_TEST_SEED={SEED}, {KILLS} kills")
     rng = random.Random(SEED)
     make_tiny(tmp_path)
-    # A checkpoint every other step: many kills fall inside a save.
+    # A checkpoint every other step, so that many kills happen during a save.
     arguments = ["tiny.yaml", "train.steps=60", "checkpoint.every=2"]
     begin = time.monotonic()
     dsv3_run(*arguments, "--run_name", "unkilled", cwd=tmp_path)
@@ -43,5 +44,5 @@ def test_killed_runs_end_bit_identical(tmp_path):
         assert not list((run / "checkpoints").glob("*.tmp-*"))
         assert sorted(metrics(run)) == list(range(61))
         shutil.rmtree(run)
-    print(f"{resumed} of {KILLS} resumed from a step above 0, {inside_a_save} were killed inside a save")
+    print(f"{resumed} of {KILLS} resumed from a step above 0, {inside_a_save} were killed during a save")
     assert resumed >= KILLS // 2

@@ -1,4 +1,4 @@
-"""Paths are values: names with blanks, quotes, '#', ': ', backslashes, brackets and '${}' work in every command."""
+"""Paths are values: names with spaces, quotes, '#', ': ', backslashes, brackets and '${}' work in every command."""
 
 import json
 import shutil
@@ -14,7 +14,8 @@ NAMES = ["a #b", "a: b, c", """it's "q" \\n""", "${HOME} ${train.seed} $${x}", "
 
 
 def dsv3(*arguments, cwd, check=0):
-    done = subprocess.run([BUILD / "bin/dsv3", *map(str, arguments)], cwd=cwd, text=True, capture_output=True, timeout=300)
+    done = subprocess.run([BUILD / "bin/dsv3", *map(str, arguments)], cwd=cwd, text=True, errors="replace", capture_output=True,
+                          timeout=300)
     assert done.returncode == check, f"exit {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -31,7 +32,8 @@ def small_bpe(path):
 
 @pytest.fixture(scope="module", params=NAMES, ids=repr)
 def named(request, tmp_path_factory):
-    """A folder, the odd name, and a run whose text, tokenizer, experiment and output folder have that name in their paths."""
+    """A folder, an unusual name, and a run whose text, tokenizer, experiment and output folder have that name in their
+    paths."""
     name, folder = request.param, tmp_path_factory.mktemp("paths")
     text = make_tiny(folder).read_text()
     (folder / f"{name}.yaml").write_text(text.replace("name: tiny", "name: tiny\nextends: []"))
@@ -40,7 +42,7 @@ def named(request, tmp_path_factory):
     shutil.move(folder / "text.txt", odd / f"{name}.txt")
     small_bpe(odd / f"{name}.json")
     dsv3_run(f"{name}.yaml", f"data.path=odd {name}/{name}.txt", "tokenizer=bpe", f"tokenizer.file=odd {name}/{name}.json",
-             "train.steps=2", "validation.every=0", "--run_name", "r", "--output", f"odd {name}/runs", cwd=folder)
+             "train.steps=2", "schedule.warmup=0", "validation.every=0", "--run_name", "r", "--output", f"odd {name}/runs", cwd=folder)
     return folder, name
 
 
@@ -51,7 +53,7 @@ def run_of(named):
 def test_runs_store_paths_as_values(named):
     folder, name = named
     resolved = yaml.safe_load((folder / run_of(named) / "config.yaml").read_text())
-    # `${` is a reference in YAML and written as `$${`.
+    # `${` starts a reference in YAML, so a literal one is written as `$${`.
     assert resolved["data"]["path"] == f"odd {name}/{name}.txt".replace("${", "$${")
     assert resolved["data"]["tokenizer"]["file"] == f"odd {name}/{name}.json".replace("${", "$${")
     done = dsv3_run("--run_id", "r", "--output", f"odd {name}/runs", cwd=folder)
@@ -60,7 +62,7 @@ def test_runs_store_paths_as_values(named):
 
 def test_runs_start_from_weights(named):
     folder, name = named
-    dsv3_run("--run_name", "s", "--output", f"odd {name}/runs", "--from", run_of(named), f"{name}.yaml", "train.steps=1",
+    dsv3_run("--run_name", "s", "--output", f"odd {name}/runs", "--from", run_of(named), f"{name}.yaml", "train.steps=1", "schedule.warmup=0",
              f"data={{plugin: text, path: {json.dumps(f'odd {name}/{name}.txt'.replace('${', '$${'))}}}", "tokenizer=bpe",
              f"tokenizer.file=odd {name}/{name}.json", cwd=folder)
 
@@ -73,7 +75,7 @@ def test_exports_and_imports(named):
     assert stored["data"]["tokenizer"]["file"] == str(folder / f"odd {name}/imported/tokenizer.json").replace("${", "$${")
     dsv3("export", run_of(named), f"odd {name}/hf2", "--tokenizer", f"odd {name}/{name}.json", cwd=folder)
     dsv3_run(f"odd {name}/imported/experiment.yaml", "--from", f"odd {name}/imported", f"data.path=odd {name}/{name}.txt",
-             "train.steps=1", "train.sequence=48", "--run_name", "t", cwd=folder)
+             "train.steps=1", "train.sequence=48", "schedule.warmup=0", "validation.share=0.3", "--run_name", "t", cwd=folder)
     (folder / f"odd {name}/ids.json").write_text("[[1, 2, 3]]")
     for model in ("hf", "imported"):
         dsv3("logits", f"odd {name}/{model}", "--tokens", f"odd {name}/ids.json", "--output", f"odd {name}/{model}.safetensors", cwd=folder)
@@ -94,7 +96,7 @@ def test_prepares_tokens(named):
     dsv3("data", "prepare", f"odd {name}/{name}.txt", "--tokenizer", f"odd {name}/{name}.json", "--output", f"odd {name}/shards", cwd=folder)
     dsv3("data", "inspect", f"odd {name}/shards", cwd=folder)
     dsv3_run(f"{name}.yaml", "data=tokens", f"data.path=odd {name}/shards", "tokenizer=bpe", f"tokenizer.file=odd {name}/{name}.json",
-             "train.steps=1", "--run_name", "u", cwd=folder)
+             "train.steps=1", "schedule.warmup=0", "--run_name", "u", cwd=folder)
 
 
 def test_compares_and_extends(named):

@@ -1,4 +1,4 @@
-"""The tools around experiments: flags, the schema for editors, comparison, origins, completion."""
+"""Experiment tools: flags, editor schema, comparison, value origins and shell completion."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def dsv3(*arguments, cwd=SOURCE, check=0):
 
 
 class Yaml12(yaml.SafeLoader):
-    """PyYAML with the scalars of YAML 1.2, which editors read: 1e9 is a number, yes is not."""
+    """PyYAML with the scalars of YAML 1.2, which editors use: 1e9 is a number and yes is a string."""
 
 
 Yaml12.yaml_implicit_resolvers = {}
@@ -50,7 +50,7 @@ def test_flags_accept_dashes_and_underscores(tmp_path):
     assert "fits" in dsv3_run("tiny.yaml", "--dry_run", "--gpu_memory", "8G", cwd=tmp_path).stdout
     estimate = dsv3_run("tiny.yaml", "--dry-run", "--gpu-memory", "8G", cwd=tmp_path).stdout
     assert "fits" in estimate
-    # Values keep their underscores.
+    # Underscores in values are not changed.
     unknown = dsv3_run("--run-id", "no_such_run", cwd=tmp_path, check=2).stderr
     assert unknown == dsv3_run("--run_id", "no_such_run", cwd=tmp_path, check=2).stderr and "no_such_run" in unknown
     assert "schedule/cosine" in dsv3("plugins", "list", "--plugin_path", BUILD)
@@ -190,7 +190,7 @@ def test_print_config_names_every_layer(tmp_path):
 
 
 def with_conventions(folder, preset):
-    """An experiment that extends tiny.yaml and a preset of conventions."""
+    """Write an experiment that extends tiny.yaml and a preset of conventions."""
     file = folder / f"{preset}.yaml"
     file.write_text(f"dsv3: 1\nextends: [tiny.yaml, {SOURCE}/experiments/conventions/{preset}.yaml]\n")
     return file.name
@@ -215,7 +215,7 @@ def test_conventions_go_into_checkpoints_and_comparisons(tmp_path):
     assert conventions["optimizer.muon.nesterov"] == "false" and conventions["optimizer.muon.scale"] == "spectral"
     found = json.loads(dsv3("compare", "runs/deepseek", "runs/megatron", "--json", cwd=tmp_path))
     assert found["verdict"] == "3 factors: model.mtp.denominator, optimizer.1.nesterov, optimizer.1.scale"
-    # Weights can be reused under another optimizer, and under the conventions that they were trained with.
+    # Weights can be reused with a different optimizer, or with the conventions that they were trained with.
     dsv3_run("tiny.yaml", "train.steps=1", "schedule.warmup=0", "optimizer=adamw", "--from", "runs/deepseek", "--run_name", "a", cwd=tmp_path)
     dsv3_run(megatron, "train.steps=1", "schedule.warmup=0", "--from", "runs/megatron", "--run_name", "b", cwd=tmp_path)
 
@@ -258,7 +258,7 @@ bindkey '^X' finished
 
 
 def completed_by_zsh(line, cwd=SOURCE):
-    """Types the line and a tab into zsh, which completes on a terminal only."""
+    """Type the line and a tab into zsh, which completes only on a terminal."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         (folder / ".zshrc").write_text(ZSHRC.format(folder=folder))
@@ -279,7 +279,7 @@ def completed_by_zsh(line, cwd=SOURCE):
 
 
 def read_until(terminal, file, seconds=60):
-    """Drains the shell's output, on which it would block otherwise, until the file exists."""
+    """Read the shell's output until the file exists; otherwise the shell would block."""
     shown, end = b"", time.monotonic() + seconds
     while not file.exists():
         assert time.monotonic() < end, shown

@@ -1,4 +1,5 @@
-"""Training on text with dsv3-run: it learns, changing one word swaps a component, runs resume or are rejected."""
+"""Training on text with dsv3-run: the loss falls, changing one word swaps a component, and runs resume or are
+rejected."""
 
 import json
 import signal
@@ -28,7 +29,7 @@ def provenance_of(run):
 
 
 def started(folder, *arguments):
-    """The process of a run in the background that has trained a few steps."""
+    """Start a run in the background and return its process once it has trained a few steps."""
     run = folder / "runs" / arguments[arguments.index("--run_name") + 1]
     process = subprocess.Popen([RUN, *arguments], cwd=folder, stderr=subprocess.DEVNULL)
     while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 8:
@@ -146,7 +147,7 @@ def test_unintended_starts_and_resumes_are_rejected(folder, finished):
     (folder / "runs/early").mkdir()  # killed before anything was written
     early = dsv3_run("tiny.yaml", "--run_id", "early", cwd=folder, check=2)
     assert "--run_name early --resume auto" in early.stderr
-    for _ in range(2):  # starts, then finds it finished
+    for _ in range(2):  # starts the run, then finds it finished
         dsv3_run("tiny.yaml", "train.steps=2", "schedule.warmup=0", "--run_name", "auto", "--resume", "auto", cwd=folder)
     assert sorted(metrics(folder / "runs/auto")) == [0, 1, 2]
 
@@ -157,7 +158,7 @@ def test_from_starts_with_the_weights(folder, finished):
     tuned = folder / "runs/tuned"
     assert metrics(tuned)[0]["val/loss"] == metrics(finished)[30]["val/loss"]
     assert provenance_of(tuned)["init_hash"] != provenance_of(finished)["init_hash"]
-    # Killed before its first checkpoint, the run resumes from these weights, not from initial ones.
+    # Killed before its first checkpoint, the run resumes from these weights instead of initial ones.
     process = started(folder, *arguments, "--run_name", "killed")
     process.kill()
     process.wait()

@@ -1,4 +1,4 @@
-"""Checkpoints that do not fit, and damaged ones."""
+"""Incompatible and damaged checkpoints."""
 
 import hashlib
 import json
@@ -17,9 +17,9 @@ def start_from(checkpoint, *words, file="tiny.yaml"):
 
 
 def rewrite(checkpoint, manifest):
-    """Writes a manifest with the digest of its new content."""
+    """Write a manifest with the digest of its new content."""
     manifest.pop("sha256")
-    # As the program writes it: sorted keys, no blanks.
+    # As the program writes it: sorted keys, no spaces.
     text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
@@ -57,35 +57,35 @@ def from_other_width(folder):
 
 @case(5, LAST, "model.attention.plugin: mla", "mha", "model.attention.q_lora_rank: 16", "model.attention.kv_heads")
 def from_other_attention(folder):
-    """--from with a checkpoint of a model with another attention."""
+    """--from with a checkpoint of a model with a different attention plugin."""
     trained(folder)
     return start_from(LAST, "attention=mha")
 
 
 @case(5, GOLDEN)
 def from_fewer_layers(folder):
-    """--from with a checkpoint of fewer layers."""
+    """--from with a checkpoint of a model with fewer layers."""
     trained(folder)
     return start_from(LAST, "model.layers=4")
 
 
 @case(5, LAST, "model.layers: 3", "model.feed_forward.1.layers: 1-2")
 def from_more_layers(folder):
-    """--from with a checkpoint of more layers."""
+    """--from with a checkpoint of a model with more layers."""
     trained(folder)
     return start_from(LAST, "model.layers=2")
 
 
 @case(5, LAST, "position.rope.layout", "model.position.layout: interleaved")
 def from_other_rope_layout(folder):
-    """--from with a checkpoint of another rotary layout."""
+    """--from with a checkpoint that uses a different rotary layout."""
     trained(folder)
     return start_from(LAST, "model.position.layout=half")
 
 
 @case(5, GOLDEN)
 def from_torchtitan_conventions(folder):
-    """torchtitan's conventions, --from with a checkpoint of DeepSeek's."""
+    """--from with a checkpoint that uses different conventions."""
     trained(folder)
     (folder / "titan.yaml").write_text("dsv3: 1\nextends: tiny.yaml\nconventions:\n  model.mtp.input: raw\n"
                                        "  attention.mla.muon_split: per_head\n  feed_forward.moe.bias_update: centered\n")
@@ -94,7 +94,7 @@ def from_torchtitan_conventions(folder):
 
 @case(5, LAST, "tokenizer", "bytes")
 def from_other_tokenizer(folder):
-    """--from with a checkpoint that was trained with another tokenizer."""
+    """--from with a checkpoint that was trained with a different tokenizer."""
     last = trained(folder)
     manifest = json.loads((last / "manifest.json").read_text())
     manifest["state"]["tokenizer"] = "0" * 64
@@ -104,7 +104,7 @@ def from_other_tokenizer(folder):
 
 @case(5, GOLDEN)
 def from_corrupted(folder):
-    """--from with a checkpoint in which one bit is flipped."""
+    """--from with a checkpoint that has a flipped bit."""
     tensors = trained(folder) / "rank-00000.safetensors"
     content = bytearray(tensors.read_bytes())
     content[len(content) // 2] ^= 1
@@ -114,7 +114,7 @@ def from_corrupted(folder):
 
 @case(5, LAST + "/rank-00000.safetensors", "10000 bytes", "593536")
 def from_truncated(folder):
-    """--from with a checkpoint of which a copy is incomplete."""
+    """--from with an incomplete copy of a checkpoint."""
     tensors = trained(folder) / "rank-00000.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:10_000])
     return start_from(LAST)
@@ -122,21 +122,21 @@ def from_truncated(folder):
 
 @case(5, LAST + "/rank-00000.safetensors", "No such file or directory")
 def from_without_tensors(folder):
-    """--from with a checkpoint that lacks its tensors."""
+    """--from with a checkpoint without its tensor file."""
     (trained(folder) / "rank-00000.safetensors").unlink()
     return start_from(LAST)
 
 
 @case(5, LAST, "manifest.json", "config.json")
 def from_without_manifest(folder):
-    """--from with a checkpoint that lacks its manifest."""
+    """--from with a checkpoint without its manifest."""
     (trained(folder) / "manifest.json").unlink()
     return start_from(LAST)
 
 
 @case(5, LAST + "/manifest.json", "digest")
 def from_edited_manifest(folder):
-    """--from with a manifest that was edited."""
+    """--from with an edited manifest."""
     last = trained(folder)
     manifest = json.loads((last / "manifest.json").read_text())
     manifest["step"] = 300
@@ -154,7 +154,7 @@ def from_broken_manifest(folder):
 
 @case(5, LAST + "/manifest.json", "format 2", "this dsv3 reads")
 def from_later_format(folder):
-    """--from with a checkpoint of a later version."""
+    """--from with a checkpoint in a later format version."""
     last = trained(folder)
     manifest = json.loads((last / "manifest.json").read_text())
     manifest["format"] = 2
@@ -189,7 +189,7 @@ def resume_all_damaged(folder):
 
 @case(4, GOLDEN)
 def resume_changed_data(folder):
-    """Resuming a run whose text has changed."""
+    """Resuming a run whose training text has changed."""
     trained(folder)
     (folder / "text.txt").write_text((folder / "text.txt").read_text() + "\n\nOne more paragraph of text.\n")
     return dsv3_run("--run_id", "done")

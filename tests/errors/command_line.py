@@ -3,10 +3,10 @@
 from harness import GOLDEN, case, dsv3, dsv3_run, experiment, trained
 
 DSV3_RUN = [
-    # name, what is wrong, words after dsv3-run, phrases
+    # name, what is wrong, arguments of dsv3-run, phrases
     ("nothing", "No arguments.", [], GOLDEN),
     ("unknown_flag", "A misspelled flag.", ["tiny.yaml", "--dryrun"], GOLDEN),
-    ("flag_of_another_program", "A flag of another program.", ["tiny.yaml", "--lr", "0.1"], "--lr", "--help",
+    ("flag_of_another_program", "A flag that dsv3-run does not have.", ["tiny.yaml", "--lr", "0.1"], "--lr", "--help",
      "train.steps=100"),
     ("two_files", "Two experiment files.", ["tiny.yaml", "other.yaml"], "tiny.yaml", "other.yaml"),
     ("spaces_around_equals", "Spaces around the = of an override.", ["tiny.yaml", "train.steps", "=", "5"],
@@ -19,13 +19,13 @@ DSV3_RUN = [
      "command line", "train.steps=many\n              ^~~~", "integer"),
     ("override_bad_yaml", "An override that is not valid YAML.", ["tiny.yaml", "samples.prompts=[The"],
      "command line", "samples.prompts=[The\n                  ^", "']'"),
-    ("override_list_element", "An override of a list that names no element.", ["tiny.yaml", "optimizer.lr=0.1"],
+    ("override_list_element", "An override of a list without an element index.", ["tiny.yaml", "optimizer.lr=0.1"],
      GOLDEN),
     ("override_no_such_element", "An override of an element that does not exist.", ["tiny.yaml", "optimizer.2.lr=0.1"],
      "command line", "optimizer.2.lr=0.1\n            ^", "optimizer.0 (adamw), optimizer.1 (muon)"),
     ("unknown_optimizer", "An unknown optimizer in --optimizer.", ["tiny.yaml", "--optimizer", "adam"],
      "'adam'", "optimizer=adam\n            ^~~~", "'adamw'", "adamw, muon", "BUILD/registries"),
-    ("unknown_strategy", "A strategy of another program.", ["tiny.yaml", "--strategy", "deepspeed"],
+    ("unknown_strategy", "A strategy from another framework.", ["tiny.yaml", "--strategy", "deepspeed"],
      "'deepspeed'", "strategy=deepspeed\n           ^~~~~~~~~", "single", "BUILD/registries"),
     ("unknown_device", "An unknown device.", ["tiny.yaml", "--device", "gpu"], "train.device=gpu\n               ^~~",
      "auto, cpu, cuda"),
@@ -35,22 +35,23 @@ DSV3_RUN = [
     ("resume_without_name", "--resume auto without a run.", ["tiny.yaml", "--resume", "auto"], "--resume",
      "--run_name"),
     ("resume_value", "A run's name in --resume.", ["tiny.yaml", "--resume", "tiny"], "--resume", "auto", "'tiny'"),
-    ("bad_run_name", "A path as the run's name.", ["tiny.yaml", "--run_name", "../elsewhere"], "'../elsewhere'", "128"),
-    ("missing_machine_config", "A file of machine defaults that does not exist.",
+    ("bad_run_name", "A run name that is a path.", ["tiny.yaml", "--run_name", "../elsewhere"], "'../elsewhere'",
+     "128"),
+    ("missing_machine_config", "A machine-defaults file that does not exist.",
      ["tiny.yaml", "--config", "mine.yaml"],
      "mine.yaml", "no such file"),
 ]
 
 DSV3 = [
-    # name, what is wrong, words after dsv3, exit code, phrases
+    # name, what is wrong, arguments of dsv3, exit code, phrases
     ("dsv3_nothing", "dsv3 without a command.", [], 2, "dsv3 --help", "dsv3-run"),
     ("dsv3_unknown_flag", "A misspelled flag of a command.", ["plugins", "check", "mine.so", "--memroy", "4G"], 2,
      "--memroy", "dsv3 plugins check --help"),
     ("dsv3_too_many", "One argument too many.", ["data", "inspect", "shards", "more"], 2, "more",
      "dsv3 data inspect --help"),
     ("dsv3_unknown_subcommand", "A misspelled subcommand.", ["plugins", "lst"], 2, "dsv3 plugins lst",
-     "dsv3 plugins --help"),
-    ("dsv3_unknown_command", "Training by dsv3 instead of dsv3-run.", ["train", "tiny.yaml"], 2, GOLDEN),
+     "list"),
+    ("dsv3_unknown_command", "Training with dsv3 instead of dsv3-run.", ["train", "tiny.yaml"], 2, GOLDEN),
     ("describe_without_kind", "A component without its kind.", ["plugins", "describe", "mla"], 2, "KIND/NAME", "'mla'"),
     ("describe_unknown_kind", "A misspelled kind.", ["plugins", "describe", "optimiser/adamw"], 2, GOLDEN),
     ("describe_unknown_plugin", "A misspelled plugin.", ["plugins", "describe", "attention/mlaa"], 3,
@@ -80,20 +81,20 @@ def cli_unknown_run(folder):
 
 @case(2, "'nano-first'", "--run_id nano-first", "--resume auto")
 def cli_run_exists(folder):
-    """A new run with the name of another."""
+    """A new run with the name of an existing run."""
     trained(folder, "nano-first")
     return dsv3_run("tiny.yaml", "--run_name", "nano-first")
 
 
 @case(2, "'train.steps=100'", "--from")
 def cli_setting_of_a_resumed_run(folder):
-    """A setting for a run that is resumed by its name alone."""
+    """An override for a run that is resumed with --run_id."""
     trained(folder, "nano-first")
     return dsv3_run("--run_id", "nano-first", "train.steps=100")
 
 
 @case(2, GOLDEN)
 def cli_run_in_use(folder):
-    """A run that another process trains."""
+    """A run that another process is training."""
     trained(folder, "busy")
     return dsv3_run("--run_id", "busy", shell='exec 9<>runs/busy/lock; flock -x 9; "$@"')

@@ -7,7 +7,7 @@ from harness import GOLDEN, case, dsv3, dsv3_run, experiment, prepare_with
 
 
 def with_data(folder, data, *words):
-    """Training the tiny experiment on other data."""
+    """Train the tiny experiment on different data."""
     experiment(folder)
     return dsv3_run("tiny.yaml", f"data={data}", *words, "--run_name", "new")
 
@@ -18,7 +18,7 @@ TOKENS = "{plugin: tokens, path: %s, tokenizer: {plugin: bytes}}"
 
 @case(4, "corpus/train.txt")
 def data_missing(folder):
-    """A text that does not exist."""
+    """A text file that does not exist."""
     return with_data(folder, TEXT % "corpus/train.txt")
 
 
@@ -31,7 +31,7 @@ def data_empty_file(folder):
 
 @case(4, "corpus", ".txt", ".jsonl")
 def data_empty_folder(folder):
-    """A folder without texts."""
+    """A folder without text files."""
     (folder / "corpus").mkdir()
     (folder / "corpus/readme.md").write_text("no text here\n")
     return with_data(folder, TEXT % "corpus")
@@ -39,14 +39,14 @@ def data_empty_folder(folder):
 
 @case(4, "short.txt", "11 tokens", "sequence 48", "49", "train.sequence")
 def data_too_small(folder):
-    """A text shorter than one row."""
+    """A text file shorter than one row."""
     (folder / "short.txt").write_text("Too short.\n")
     return with_data(folder, TEXT % "short.txt")
 
 
 @case(4, GOLDEN)
 def data_empty_validation_split(folder):
-    """A text of one document, which leaves nothing to validate on."""
+    """A text file with a single document, which leaves no document to validate on."""
     (folder / "one.txt").write_text("one long line " * 500)
     return with_data(folder, TEXT % "one.txt")
 
@@ -60,21 +60,21 @@ def data_compressed(folder):
 
 @case(4, "part.parquet", ".jsonl")
 def data_parquet(folder):
-    """A text in Parquet."""
+    """Text in a Parquet file."""
     (folder / "part.parquet").write_bytes(b"PAR1")
     return with_data(folder, TEXT % "part.parquet")
 
 
 @case(4, "docs.jsonl:10:1", "'text'", "content, url", "`field`")
 def data_jsonl_field(folder):
-    """JSON lines with the text in another field."""
+    """JSON Lines with the text in a different field."""
     (folder / "docs.jsonl").write_text("".join(json.dumps({"content": "word " * 40, "url": "x"}) + "\n" for _ in range(50)))
     return with_data(folder, TEXT % "docs.jsonl")
 
 
 @case(4, GOLDEN)
 def data_jsonl_broken(folder):
-    """JSON lines of which one is incomplete."""
+    """JSON Lines with an incomplete line."""
     lines = [json.dumps({"text": "word " * 40}) for _ in range(50)]
     lines[20] = lines[20][:60]
     (folder / "docs.jsonl").write_text("\n".join(lines) + "\n")
@@ -84,13 +84,13 @@ def data_jsonl_broken(folder):
 
 @case(2, "tokenizer: {plugin: bytes}", "`data`")
 def data_no_tokenizer(folder):
-    """A text without a tokenizer."""
+    """Text without a tokenizer."""
     return with_data(folder, "{plugin: text, path: text.txt}", "data.tokenizer=null", "model.vocab=512")
 
 
 @case(2, "model.vocab", "100", "257", "auto")
 def data_vocabulary_too_small(folder):
-    """A model.vocab below the tokenizer's."""
+    """A model.vocab smaller than the tokenizer's vocabulary."""
     experiment(folder)
     return dsv3_run("tiny.yaml", "model.vocab=100", "--run_name", "new")
 
@@ -109,7 +109,7 @@ TOKENIZERS = [
     ("sentencepiece", "A tokenizer.json of a Unigram model.",
      json.dumps(TOKENIZER | {"model": {"type": "Unigram", "vocab": []}}),
      "tokenizer.json", "model.type", "'Unigram'", "BPE"),
-    ("not_byte_level", "A tokenizer.json of a BPE that is not byte-level.",
+    ("not_byte_level", "A tokenizer.json of a BPE model that is not byte-level.",
      json.dumps(TOKENIZER | {"pre_tokenizer": {"type": "Whitespace"}}), "tokenizer.json", "pre_tokenizer.type", "'Whitespace'", "ByteLevel"),
     ("missing_bytes", "A tokenizer.json without most of the 256 bytes.", json.dumps(TOKENIZER), "tokenizer.json",
      "model.vocab", "byte 0", "256"),
@@ -127,14 +127,14 @@ for name, title, content, *phrases in TOKENIZERS:
     tokenizer_case(name, title, content, phrases)
 
 
-@case(4, "tokenizer 'bpe'", "tokenizer.json", "No such file or directory")
+@case(4, "data.tokenizer.file", "no such file", "tokenizer.json")
 def tokenizer_missing(folder):
     """A tokenizer.json that does not exist."""
     return with_data(folder, "{plugin: text, path: text.txt, tokenizer: {plugin: bpe, file: tokenizer.json}}")
 
 
 def shards(folder, *words):
-    """Shards of the tiny text, of several thousand tokens each."""
+    """Shards of the tiny text with several thousand tokens each."""
     experiment(folder)
     prepare_with(folder, "data", "prepare", "text.txt", "--tokenizer", "bytes", "--output", "shards", "--shard-tokens", "8000",
               program="dsv3")
@@ -143,7 +143,7 @@ def shards(folder, *words):
 
 @case(4, GOLDEN)
 def shard_truncated(folder):
-    """A shard of which the copy is incomplete."""
+    """An incomplete copy of a shard."""
     shard = shards(folder)[1]
     shard.write_bytes(shard.read_bytes()[:5000])
     return with_data(folder, TOKENS % "shards")
@@ -161,7 +161,7 @@ def shard_damaged_header(folder):
 
 @case(4, "shards/shard-00000.tokens", "table", "entry 39")
 def shard_damaged_table(folder):
-    """A flipped bit in a shard's table of documents."""
+    """A flipped bit in a shard's document table."""
     shard = shards(folder)[0]
     content = bytearray(shard.read_bytes())
     content[-10] ^= 0x40
@@ -171,7 +171,7 @@ def shard_damaged_table(folder):
 
 @case(4, "shards/00000.tokens", "`format`")
 def shard_is_text(folder):
-    """A text with the name of a shard."""
+    """A text file with the file name of a shard."""
     (folder / "shards").mkdir()
     (folder / "shards/00000.tokens").write_text("In the beginning\n" * 40)
     return with_data(folder, TOKENS % "shards")
@@ -179,7 +179,7 @@ def shard_is_text(folder):
 
 @case(4, "shards/shard-00000.tokens", "tokenizer", "DIGEST")
 def shard_of_another_tokenizer(folder):
-    """Shards of another tokenizer."""
+    """Shards prepared with a different tokenizer."""
     for shard in shards(folder):
         header = bytearray(shard.read_bytes())
         header[48:112] = b"0123456789abcdef" * 4
@@ -218,7 +218,7 @@ def tokens_out_of_vocabulary(folder):
 
 @case(4, "corpus.txt")
 def prepare_missing_input(folder):
-    """A text to prepare that does not exist."""
+    """A text file to prepare that does not exist."""
     experiment(folder)
     return dsv3("data", "prepare", "corpus.txt", "--tokenizer", "bytes", "--output", "shards")
 
@@ -232,6 +232,6 @@ def prepare_output_exists(folder):
 
 @case(4, ".tokens", ".bin")
 def inspect_without_shards(folder):
-    """A folder without shards to inspect."""
+    """A folder to inspect that contains no shards."""
     experiment(folder)
     return dsv3("data", "inspect", ".")

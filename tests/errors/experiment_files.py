@@ -11,13 +11,13 @@ REPLACEMENTS = [
     ("unknown_key", "A misspelled option.", "kv_lora_rank: 16", "kv_lora_rnk: 16", GOLDEN),
     ("pytorch_key", "PyTorch's name of an option.", "plugin: muon, lr", "plugin: muon, learning_rate",
      "tiny.yaml:16:34", "'learning_rate'", "'muon'", "lr, momentum"),
-    ("unknown_section", "A section under another name.", "validation:", "evaluation:", "tiny.yaml:21:1", "'evaluation'",
-     "'validation'"),
-    ("options_of_another_plugin", "Another plugin with the options of the first.", "plugin: mla", "plugin: mha",
-     GOLDEN),
+    ("unknown_section", "A section with the wrong name.", "validation:", "evaluation:", "tiny.yaml:21:1",
+     "'evaluation'", "'validation'"),
+    ("options_of_another_plugin", "A plugin with the options of the one that it replaces.", "plugin: mla",
+     "plugin: mha", GOLDEN),
     ("key_of_another_section", "A key in the wrong section.", "{steps: 30", "{vocab: 256, steps: 30", "tiny.yaml:20:9",
      "model.vocab"),
-    ("wrong_type", "A word for a number.", "hidden: 32", "hidden: thirty-two", GOLDEN),
+    ("wrong_type", "A string for a number.", "hidden: 32", "hidden: thirty-two", GOLDEN),
     ("quoted_number", "A number in quotes.", "heads: 2", "heads: '2'", "tiny.yaml:8:35", "'heads'", "integer",
      "quotes"),
     ("fraction_for_integer", "A fraction for an integer.", "layers: 3\n", "layers: 3.5\n", "tiny.yaml:5:11", "'layers'",
@@ -30,11 +30,11 @@ REPLACEMENTS = [
     ("negative_size", "A negative size.", "heads: 2", "heads: -2", "tiny.yaml:8:35", "'heads'", "at least 1", "-2"),
     ("not_a_choice", "A value that is not one of the choices.", "precision: fp32", "precision: fp16",
      "tiny.yaml:20:55", "auto, fp32, bf16", "'fp16'"),
-    ("old_conventions", "The key that chose conventions in older versions.", "  layers: 3\n",
+    ("old_conventions", "The key that selected conventions in older versions.", "  layers: 3\n",
      "  layers: 3\n  conventions: torchtitan\n", "tiny.yaml:6:16",
      "'model.conventions'", "extends: conventions/torchtitan.yaml"),
-    ("unknown_convention", "A preset that names an option without the mark of a convention.", "  layers: 3\n",
-     "  layers: 3\nconventions: {model.mtp.inputs: raw}\n", "tiny.yaml:6:32", "'model.mtp.input'"),
+    ("unknown_convention", "An unknown convention.", "dsv3: 1\n",
+     "dsv3: 1\nconventions: {model.mtp.inputs: raw}\n", "tiny.yaml:2:33", "'model.mtp.input'"),
     ("nan", "A number that is .nan.", "weight: 0.3", "weight: .nan", "tiny.yaml:13:27", "'weight'", ".nan", "finite"),
     ("empty_value", "A key without a value.", "seed: 7", "seed: ", "tiny.yaml:20:61", "'seed'"),
     ("duplicate_key", "A key given twice.", "  layers: 3", "  layers: 3\n  hidden: 64", GOLDEN),
@@ -43,25 +43,25 @@ REPLACEMENTS = [
     ("merge_key", "A merge key.", "  hidden: 32", "  <<: {hidden: 32}", "tiny.yaml:4:3", "'<<'", "'extends'"),
     ("python_tag", "A tag of PyYAML.", "hidden: 32", "hidden: !!python/object:os.system 32", "tiny.yaml:4:11",
      "!!python/object:os.system"),
-    ("no_version", "No version of the format.", HEAD, "", "tiny.yaml:1:1", "'dsv3: 1'"),
-    ("future_version", "A later version of the format.", HEAD, "dsv3: 2\n", "tiny.yaml:1:7", "format 1", "'dsv3: 1'"),
+    ("no_version", "No format version.", HEAD, "", "tiny.yaml:1:1", "'dsv3: 1'"),
+    ("future_version", "A later format version.", HEAD, "dsv3: 2\n", "tiny.yaml:1:7", "format 1", "'dsv3: 1'"),
     ("unknown_plugin", "A misspelled plugin.", "plugin: moe", "plugin: mow", GOLDEN),
-    ("plugin_of_another_kind", "A plugin of another kind.", "schedule: {plugin: cosine, warmup: 5}", "schedule: adamw",
-     "tiny.yaml:17:11", "'adamw'", "optimizer", "constant, cosine, wsd"),
+    ("plugin_of_another_kind", "A plugin of a different kind.", "schedule: {plugin: cosine, warmup: 5}",
+     "schedule: adamw", "tiny.yaml:17:11", "'adamw'", "optimizer", "constant, cosine, wsd"),
     ("no_plugin", "A component without a plugin.", "{plugin: single}", "{stage: 1}", "tiny.yaml:18:11", "plugin: NAME",
      "single"),
     ("no_strategy", "No strategy, which every experiment needs.", "strategy: {plugin: single}\n", "", "tiny.yaml:1:1",
      "strategy: NAME", "single"),
     ("layer_without_component", "A layer without feed_forward.", "layers: 1-,", "layers: 2-,", "tiny.yaml:12:16",
      "model.feed_forward", "layer 1"),
-    ("layer_with_two_components", "Two components for one layer.", "layers: 1-,", "layers: 0-,", "tiny.yaml:12:16",
+    ("layer_with_two_components", "Two components for the same layer.", "layers: 1-,", "layers: 0-,", "tiny.yaml:12:16",
      "model.feed_forward", "layer 0"),
     ("layer_out_of_range", "A layer that the model does not have.", "layers: 1-,", "layers: 1-3,", GOLDEN),
-    ("steps_and_tokens", "Both steps and tokens.", "steps: 30", "steps: 30, tokens: 1e6", GOLDEN),
-    ("no_length", "Neither steps nor tokens.", "steps: 30, ", "", "tiny.yaml:20:8", "'steps'", "'tokens'"),
+    ("steps_and_tokens", "Both train.steps and train.tokens.", "steps: 30", "steps: 30, tokens: 1e6", GOLDEN),
+    ("no_length", "Neither train.steps nor train.tokens.", "steps: 30, ", "", "tiny.yaml:20:8", "'steps'", "'tokens'"),
     ("micro_batch", "A micro-batch that does not divide the batch.", "batch: 4", "batch: 4, micro_batch: 3",
      "tiny.yaml:20:27", "batch", "micro_batch", "multiple"),
-    ("unknown_role", "A misspelled role of parameters.", "role: matrix", "role: matrices", "tiny.yaml:16:12",
+    ("unknown_role", "A misspelled parameter role.", "role: matrix", "role: matrices", "tiny.yaml:16:12",
      "'matrices'", "'matrix'", "embedding"),
     ("bad_regex", "A match that is not a regular expression.", "role: matrix", "match: 'layers.(0'", "tiny.yaml:16:13",
      "'match'", "optimizer.1"),
@@ -75,8 +75,8 @@ REPLACEMENTS = [
     ("extends_itself", "A file that extends itself.", HEAD, HEAD + "extends: tiny.yaml\n", GOLDEN),
     ("plugin_paths", "A machine default in an experiment.", HEAD, HEAD + "plugin_paths: [plugins]\n",
      "tiny.yaml:2:1", "'plugin_paths'", "config.yaml", "--plugin-path", "DSV3_PLUGIN_PATH"),
-    ("name_with_slash", "A name that cannot be a folder's.", "name: tiny", "name: tiny/muon", "tiny.yaml:2:7", "name",
-     "128"),
+    ("name_with_slash", "A name that is not a valid folder name.", "name: tiny", "name: tiny/muon", "tiny.yaml:2:7",
+     "name", "128"),
 ]
 
 
@@ -101,7 +101,7 @@ def yaml_several_errors(folder):
 
 @case(2, GOLDEN)
 def yaml_errors_in_two_files(folder):
-    """An experiment with an error that extends a file with another."""
+    """An error in an experiment, and another error in the file that it extends."""
     experiment(folder, ("hidden: 32", "hiden: 32"))
     (folder / "mine.yaml").write_text("dsv3: 1\nextends: [tiny.yaml]\nmodel: {layers: 0}\n")
     return dsv3_run("mine.yaml", "--check")
@@ -109,7 +109,7 @@ def yaml_errors_in_two_files(folder):
 
 @case(2, "sizes.yaml:1:1", "dsv3: 1")
 def yaml_base_is_a_list(folder):
-    """A list as the file that an experiment extends."""
+    """A list in the file that an experiment extends."""
     experiment(folder, ("dsv3: 1\n", "dsv3: 1\nextends: sizes.yaml\n"))
     (folder / "sizes.yaml").write_text("- hidden: 32\n- layers: 3\n")
     return dsv3_run(*CHECK)
@@ -127,21 +127,21 @@ def yaml_alias_bomb(folder):
 
 @case(2, "corpus.yaml:1:1", "1048576", "data.path")
 def yaml_too_large(folder):
-    """A data file as the experiment."""
+    """A data file instead of an experiment file."""
     (folder / "corpus.yaml").write_text("- some text of a corpus\n" * 100_000)
     return dsv3_run("corpus.yaml")
 
 
 @case(2, "weights.bin", "binary", "dsv3: 1")
 def yaml_binary(folder):
-    """A binary file as the experiment."""
+    """A binary file instead of an experiment file."""
     (folder / "weights.bin").write_bytes(bytes(range(256)) * 4)
     return dsv3_run("weights.bin")
 
 
 @case(2, "empty.yaml", "empty", "dsv3: 1")
 def yaml_empty_file(folder):
-    """An empty file as the experiment."""
+    """An empty experiment file."""
     (folder / "empty.yaml").touch()
     return dsv3_run("empty.yaml")
 
@@ -155,7 +155,7 @@ def yaml_missing_file(folder):
 
 @case(2, GOLDEN)
 def yaml_experiment_key_in_machine_config(folder):
-    """A key of experiments in the machine defaults."""
+    """An experiment key in the machine defaults."""
     experiment(folder)
     (folder / "machine.yaml").write_text("train: {device: cpu}\noutput: runs\n")
     return dsv3_run("tiny.yaml", "--config", "machine.yaml", "--check")
@@ -170,34 +170,34 @@ def optimizer_empty_match(folder):
 
 @case(2, "tiny.yaml:16:28", "'muon'", "role matrix")
 def optimizer_shadowed_group(folder):
-    """A group after one that takes every parameter."""
+    """An optimizer group after one that matches every parameter."""
     experiment(folder, ("{role: [embedding, head, norm, router, bias], plugin", "{plugin"))
     return dsv3_run("tiny.yaml", "--dry-run")
 
 
 @case(2, "tiny.yaml:16:28", "{role: norm, plugin: NAME, lr: NUMBER}", "layers.0.attention_norm.weight", "10 more")
 def optimizer_unowned_parameter(folder):
-    """No group for the norms."""
+    """No optimizer group for the norms."""
     experiment(folder, ("head, norm, router", "head, router"))
     return dsv3_run("tiny.yaml", "--dry-run")
 
 
 @case(2, "tiny.yaml:16:36", "'muon'", "layers.0.attention_norm.weight", "10 more")
 def optimizer_muon_for_vectors(folder):
-    """Vectors in Muon's group."""
+    """Vectors in the optimizer group of Muon."""
     experiment(folder, ("role: matrix,", "role: [matrix, norm],"), ("head, norm, router", "head, router"))
     return dsv3_run("tiny.yaml", "--dry-run")
 
 
 @case(2, GOLDEN)
 def yaml_odd_rope_dim(folder):
-    """An odd rotary dimension, found by a component inside another."""
+    """An odd rotary dimension, reported by the position plugin inside an attention."""
     experiment(folder, ("qk_rope_dim: 8", "qk_rope_dim: 7"))
     return dsv3_run("tiny.yaml", "--dry-run")
 
 
 @case(2, "model.vocab", "auto", "tokenizer")
 def vocabulary_without_tokenizer(folder):
-    """A vocabulary of the tokenizer's size, but no tokenizer."""
+    """model.vocab: auto without a tokenizer."""
     experiment(folder)
     return dsv3_run("tiny.yaml", "data={plugin: synthetic}", "data.tokenizer=null", "--run_name", "novocab")

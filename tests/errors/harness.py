@@ -1,4 +1,4 @@
-"""Gives the real programs an invalid input and turns what they do into text that is the same on every machine.
+"""Run the real programs on invalid input, and turn the outcome into text that is the same on every machine.
 
 A case is a function that prepares a folder and returns the Command to run in it. Most cases name the phrases that the
 error must contain; those that show a structure (excerpts, several errors, notes, what stays on disk) compare the whole
@@ -19,18 +19,18 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 from support import BUILD, SOURCE, TINY, make_tiny  # noqa: E402
 
 FIXTURES = BUILD / "tests/bad_plugins/prefix"
-TIMEOUT = 120  # seconds a program may take to find the error
-GOLDEN = "golden file"  # instead of phrases: compare the whole outcome
+TIMEOUT = 120  # seconds a program may take to report the error
+GOLDEN = "golden file"  # used in place of phrases: compare the whole outcome with a golden file
 
 
 @dataclasses.dataclass
 class Command:
-    """A command line. `program` is dsv3-run or dsv3; limits are those of setrlimit, by name."""
+    """A command line. `program` is dsv3-run or dsv3; `limits` maps names of setrlimit's resources to values."""
     words: list
     program: str = "dsv3-run"
     environment: dict = dataclasses.field(default_factory=dict)
     limits: dict = dataclasses.field(default_factory=dict)
-    shell: str = ""  # runs instead, with "$@" the program and its words
+    shell: str = ""  # shell script to run instead; "$@" holds the program and its arguments
 
 
 @dataclasses.dataclass
@@ -38,11 +38,11 @@ class Case:
     name: str
     title: str  # what is wrong
     exit_code: int
-    phrases: tuple  # all of them are in stderr; (GOLDEN,) compares the whole outcome
+    phrases: tuple  # stderr must contain all of them; (GOLDEN,) compares the whole outcome
     prepare: Callable
-    leaves: tuple  # what the command adds, changes or removes
+    leaves: tuple  # files that the command adds, changes or removes
     stdout: str
-    needs: Callable  # -> why this machine cannot run the case, or ""
+    needs: Callable  # returns why this machine cannot run the case, or ""
 
     @property
     def is_golden(self):
@@ -70,7 +70,7 @@ CASES: dict[str, Case] = {}
 
 
 def case(exit_code, *phrases, leaves=(), stdout="", needs=lambda: "", name="", title=""):
-    """Registers the decorated function as a case; its name and docstring are the case's, unless given."""
+    """Register the decorated function as a case, by default under its own name and with its docstring as title."""
     def register(prepare):
         case_name, case_title = name or prepare.__name__, " ".join((title or prepare.__doc__).split())
         assert case_name not in CASES and phrases, case_name
@@ -88,7 +88,7 @@ def dsv3(*words, **rest):
 
 
 def experiment(folder, *replacements, add=""):
-    """The tiny experiment and its text, with (from, to) replaced; the file's name."""
+    """Write the tiny experiment with (from, to) replaced and its text; return the experiment's file name."""
     make_tiny(folder)
     text = TINY
     for old, new in replacements:
@@ -99,32 +99,32 @@ def experiment(folder, *replacements, add=""):
 
 
 def prepare_with(folder, *words, program="dsv3-run"):
-    """Runs a command that prepares the folder; it must succeed."""
+    """Run a command that prepares the folder and must succeed."""
     done = subprocess.run([BUILD / "bin" / program, *map(str, words)], cwd=folder, text=True, capture_output=True,
                           timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr
 
 
 def trained(folder, name="done", *words):
-    """A finished run of three steps; its newest checkpoint."""
+    """Train a run of three steps and return its newest checkpoint."""
     file = experiment(folder)
     prepare_with(folder, file, "train.steps=3", "schedule.warmup=0", "checkpoint.every=1", "validation.every=0", *words, "--run_name", name)
     return folder / "runs" / name / "checkpoints/step-3"
 
 
 def tree(folder):
-    """Relative names of everything below `folder`, with sizes and times, to see what a command changed."""
+    """Relative names of everything below `folder` with sizes and times, to find what a command changed."""
     return {str(p.relative_to(folder)): (p.is_dir(), 0 if p.is_dir() else p.stat().st_size, p.lstat().st_mtime_ns * p.is_file())
             for p in sorted(folder.rglob("*"))}
 
 
 def changes(before, after):
-    """Lines that name what is new, changed or removed; of a new folder its name only."""
+    """Lines that name new, changed and removed files; of a new folder, only the folder is named."""
     lines = [f"removed {name}" for name in before if name not in after]
     new_folders = [name for name in after if name not in before and after[name][0]]
     for name, state in after.items():
         if name.endswith("/lock"):
-            continue  # names the last user of the run
+            continue  # contains the last process that used the run
         if before.get(name) == state or any(name.startswith(folder + "/") for folder in new_folders):
             continue
         lines.append(f"{'changed' if name in before else 'new'} {name}{'/' if state[0] else ''}"
@@ -134,11 +134,11 @@ def changes(before, after):
 
 LOG_LINE = re.compile(r"^\d\d:\d\d:\d\d (debug|info) .*\n", re.M)
 
-# What differs between machines and moments, with the word that replaces it.
+# Patterns of text that differs between machines and runs, with their placeholders.
 VARIABLE = (
     (r"^\d\d:\d\d:\d\d (warning|error)", r"HH:MM:SS \1"),
     (r"\ballocate \d+ bytes", "allocate N bytes"),
-    (r"loss \S+, gradient norm \S+", "loss LOSS, gradient norm NORM"),
+    (r"loss \S+, gradient norm [^;\s]+", "loss LOSS, gradient norm NORM"),
     (r"first non-finite value: .*?(?=\. [A-Z])", "first non-finite value: WHERE"),
     (r"process \d+ on [\w.-]+", "process PID on HOST"),
     (r"\.tmp-[0-9a-f]+(-\d+)?", ".tmp-NONCE"),
@@ -153,8 +153,8 @@ VARIABLE = (
 
 
 def normalised(text, folder):
-    """Text without what differs between machines, folders and moments."""
-    text = LOG_LINE.sub("", text)  # sizes, plan and steps of a healthy start are not part of an error
+    """Replace everything that differs between machines, folders and runs."""
+    text = LOG_LINE.sub("", text)  # a normal start logs sizes, plan and steps, which are not part of the error
     text = re.sub(r"^(group +optimizer|\w+ +\w+ +[\d.e+-]+ +[\d,]+ +[\d,]+$).*\n", "", text, flags=re.M)
     for path, word in ((folder.resolve(), "FOLDER"), (folder.parent.resolve(), "PARENT"), (BUILD.resolve(), "BUILD"),
                        (BUILD, "BUILD"), (SOURCE, "SOURCE")):
@@ -172,7 +172,7 @@ def apply_limits(limits):
 
 
 def run(one, folder):
-    """Prepares `folder`, runs the case's command in it and returns the Outcome."""
+    """Prepare `folder`, run the case's command in it and return the Outcome."""
     folder.mkdir(parents=True)
     command = one.prepare(folder)
     program = str(BUILD / "bin" / command.program)
@@ -189,7 +189,7 @@ def run(one, folder):
 
 
 def missing_excerpts(one, stderr):
-    """Positions FILE:LINE:COLUMN among the phrases whose line is not shown with a caret below that column."""
+    """Positions FILE:LINE:COLUMN in the phrases for which stderr shows no line with a caret below that column."""
     shown = set()
     for excerpt in re.finditer(r"^ *(\d+) \| .*\n *\| ( *)\^", stderr, re.M):
         shown.add((excerpt[1], len(excerpt[2]) + 1))

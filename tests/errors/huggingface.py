@@ -1,4 +1,4 @@
-"""Errors of importing and exporting Hugging Face folders."""
+"""Errors when importing and exporting Hugging Face folders."""
 
 import json
 
@@ -7,7 +7,7 @@ from checkpoints import start_from
 
 
 def exported(folder, *words):
-    """The tiny model as a Hugging Face folder; its path."""
+    """Export the tiny model as a Hugging Face folder and return its path."""
     trained(folder)
     prepare_with(folder, "export", "runs/done", "hf", *words, program="dsv3")
     return folder / "hf"
@@ -22,7 +22,7 @@ def with_config(folder, **changes):
 
 @case(2, "hf/config.json", "'qwen3_moe'", "deepseek_v3, llama")
 def import_unknown_architecture(folder):
-    """A folder of an unknown architecture."""
+    """A folder with an unknown architecture."""
     return with_config(folder, model_type="qwen3_moe")
 
 
@@ -41,13 +41,13 @@ def import_unsupported_fields(folder):
 
 @case(5, "hf", "'model.layers.1.mlp.experts.0.gate_proj.weight'", "[16, 32]", "[24, 32]")
 def import_edited_config(folder):
-    """A config.json that does not fit the weights."""
+    """A config.json that does not match the weights."""
     return with_config(folder, moe_intermediate_size=24)
 
 
 @case(5, "hf/model.safetensors", "317488", "316488")
 def import_truncated(folder):
-    """Weights of which the download is incomplete."""
+    """Weights whose download is incomplete."""
     weights = exported(folder) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     return dsv3("import", "hf", "imported")
@@ -55,7 +55,7 @@ def import_truncated(folder):
 
 @case(5, GOLDEN)
 def import_missing_shard(folder):
-    """A folder that lacks one of the files of weights."""
+    """A folder without one of its weight files."""
     hf = exported(folder, "--shard-size", "50K")
     sorted(hf.glob("model-*.safetensors"))[1].unlink()
     return dsv3("import", "hf", "imported")
@@ -63,7 +63,7 @@ def import_missing_shard(folder):
 
 @case(5, "hf", "model.safetensors", "pytorch_model.bin")
 def import_pytorch_weights(folder):
-    """A folder with weights that PyTorch pickled."""
+    """A folder with weights pickled by PyTorch."""
     hf = exported(folder)
     (hf / "model.safetensors").rename(hf / "pytorch_model.bin")
     return dsv3("import", "hf", "imported")
@@ -71,28 +71,28 @@ def import_pytorch_weights(folder):
 
 @case(5, "runs/done", "config.json")
 def import_run_folder(folder):
-    """A run instead of a Hugging Face folder."""
+    """A run folder instead of a Hugging Face folder."""
     trained(folder)
     return dsv3("import", "runs/done", "imported")
 
 
 @case(2, "runs/done")
 def import_output_exists(folder):
-    """A checkpoint to write that exists."""
+    """An import to a checkpoint folder that already exists."""
     exported(folder)
     return dsv3("import", "hf", "runs/done")
 
 
 @case(2, "hf")
 def export_output_exists(folder):
-    """A folder to write that exists."""
+    """An export to a folder that already exists."""
     exported(folder)
     return dsv3("export", "runs/done", "hf")
 
 
 @case(2, GOLDEN)
 def export_no_format(folder):
-    """A model that no architecture of Hugging Face can express."""
+    """A model that no Hugging Face architecture can express."""
     trained(folder, "done", "model.position=none", "model.norm.place=post")
     return dsv3("export", "runs/done", "hf")
 
@@ -106,7 +106,7 @@ def export_missing_run(folder):
 
 @case(2, "--shard-size", "'5 gigabytes'", "5G")
 def export_bad_size(folder):
-    """A shard size that is not a size."""
+    """An invalid shard size."""
     trained(folder)
     return dsv3("export", "runs/done", "hf", "--shard-size", "5 gigabytes")
 

@@ -4,21 +4,26 @@ import shutil
 
 from harness import FIXTURES, GOLDEN, case, dsv3_run, experiment
 
-BY = ("tiny.yaml:17:20",)  # where the experiment names the plugin
+BY = ("tiny.yaml:17:20",)  # position of the plugin's name in the experiment
 
 FIXTURE_CASES = [
     # name, what is wrong, faulty library, the component, exit code, phrases
-    ("other_sdk", "A plugin of another SDK.", "other_sdk", "halving", 3, "SDK:", "9.9.9", "this dsv3 0.1.0", *BY),
-    ("other_headers", "A plugin of changed SDK headers.", "other_headers", "halving", 3, "SDK:", "headers DIGEST", *BY),
-    ("other_cxx_abi", "A plugin of another C++ ABI.", "other_cxx_abi", "halving", 3, "C++ ABI:", "libcpp_abi1",
-     "this dsv3 CXX_ABI", *BY),
-    ("other_debug", "A plugin with debug iterators.", "other_debug", "halving", 3, "debug iterators:", "plugin on",
-     "this dsv3 off", *BY),
-    ("other_torch", "A plugin of another LibTorch.", "other_torch", "halving", 3, "LibTorch:", "2.9.1", "TORCH", *BY),
-    ("other_cuda", "A plugin of another CUDA.", "other_cuda", "halving", 3, "CUDA:", "plugin 12", "none", *BY),
-    ("several_differences", "A plugin that differs in SDK, ABI and LibTorch.", "other_all", "halving", 3, GOLDEN),
+    ("other_sdk", "A plugin built with a different SDK version.", "other_sdk", "halving", 3, "SDK:", "9.9.9",
+     "this dsv3 0.1.0", *BY),
+    ("other_headers", "A plugin built with modified SDK headers.", "other_headers", "halving", 3, "SDK:",
+     "headers DIGEST", *BY),
+    ("other_cxx_abi", "A plugin built with a different C++ ABI.", "other_cxx_abi", "halving", 3, "C++ ABI:",
+     "libcpp_abi1", "this dsv3 CXX_ABI", *BY),
+    ("other_debug", "A plugin built with debug iterators.", "other_debug", "halving", 3, "debug iterators:",
+     "plugin on", "this dsv3 off", *BY),
+    ("other_torch", "A plugin built with a different LibTorch version.", "other_torch", "halving", 3, "LibTorch:",
+     "2.9.1", "TORCH", *BY),
+    ("other_cuda", "A plugin built with a different CUDA version.", "other_cuda", "halving", 3, "CUDA:",
+     "plugin 12", "none", *BY),
+    ("several_differences", "A plugin built with a different SDK, ABI and LibTorch.", "other_all", "halving", 3,
+     GOLDEN),
     ("registration_throws", "A plugin that throws while it registers.", "throws_registering", "halving", 3, GOLDEN),
-    ("registration_throws_number", "A plugin that throws a number.", "throws_a_number", "halving", 3,
+    ("registration_throws_number", "A plugin that throws a number while it registers.", "throws_a_number", "halving", 3,
      "'fixture_throws_a_number'", "std::exception", "dsv3::Error", *BY),
     ("static_initialiser_throws", "A plugin that throws while it is loaded.", "throws_statically", "halving", 3,
      "'fixture_throws_statically'", "static initialiser", *BY),
@@ -28,8 +33,8 @@ FIXTURE_CASES = [
      "schedule 'thrower'", "constructor", "libdsv3_fixture_throws_making.so", "index 7", *BY),
     ("constructor_throws_number", "A constructor that throws a number.", "throws_making", "thrower, what: number", 3,
      GOLDEN),
-    ("provides_mismatch", "A plugin that registers another name than its build announced.", "broken_word", "quarters",
-     3,
+    ("provides_mismatch", "A plugin that registers a name other than the one that its build lists.", "broken_word",
+     "quarters", 3,
      "schedule/halving", "DSV3_PLUGIN", "dsv3_add_plugin(PROVIDES)", "schedule/quarters", *BY),
     ("registers_twice", "A plugin that registers a name twice.", "registers_twice", "halving", 3,
      "'fixture_registers_twice'", "schedule/halving", "twice", *BY),
@@ -76,7 +81,7 @@ def plugin_damaged_stamp(folder):
 
 @case(3, "FOLDER/mine.so", "damaged", *BY)
 def plugin_truncated(folder):
-    """A plugin of which the copy is incomplete."""
+    """An incomplete copy of a plugin."""
     library = copied_library(folder, "good")
     library.write_bytes(library.read_bytes()[:6000])
     return dsv3_run("tiny.yaml", "--run_name", "new")
@@ -84,14 +89,14 @@ def plugin_truncated(folder):
 
 @case(3, "FOLDER/mine.so", "ELF", "dsv3_add_plugin()", *BY)
 def plugin_empty_library(folder):
-    """A plugin's library that is empty."""
+    """An empty plugin library."""
     copied_library(folder, "good").write_bytes(b"")
     return dsv3_run("tiny.yaml", "--run_name", "new")
 
 
 @case(3, "FOLDER/halving.py", "ELF", "dsv3_add_plugin()", *BY)
 def plugin_python_file(folder):
-    """A Python module as a plugin's library."""
+    """A Python module instead of a plugin library."""
     experiment(folder, ("{plugin: cosine, warmup: 5}", "{plugin: halving, library: halving.py}"))
     (folder / "halving.py").write_text("def factor(step, total):\n    return 0.5 ** (step / 10)\n")
     return dsv3_run("tiny.yaml", "--run_name", "new")
@@ -99,14 +104,14 @@ def plugin_python_file(folder):
 
 @case(3, "FOLDER/build/libhalving.so", "No such file or directory", "`library:`", *BY)
 def plugin_library_missing(folder):
-    """A plugin's library that does not exist."""
+    """A plugin library that does not exist."""
     experiment(folder, ("{plugin: cosine, warmup: 5}", "{plugin: halving, library: build/libhalving.so}"))
     return dsv3_run("tiny.yaml", "--run_name", "new")
 
 
 @case(3, GOLDEN)
 def plugin_library_of_another_kind(folder):
-    """A schedule's library as an attention."""
+    """The library of a schedule requested as an attention."""
     copied_library(folder, "good")
     experiment(folder, ("{plugin: mla,", "{library: mine.so, plugin: halving,"))
     return dsv3_run("tiny.yaml", "--run_name", "new")
@@ -114,7 +119,7 @@ def plugin_library_of_another_kind(folder):
 
 @case(2, GOLDEN)
 def plugin_option_unknown(folder):
-    """A misspelled option of a third party's plugin."""
+    """A misspelled option of a third-party plugin."""
     copied_library(folder, "good")
     (folder / "tiny.yaml").write_text((folder / "tiny.yaml").read_text().replace("library: mine.so", "library: mine.so, stpes: 5"))
     return dsv3_run("tiny.yaml", "--run_name", "new")
@@ -144,7 +149,7 @@ def plugin_path_of_the_environment(folder):
 
 @case(3, GOLDEN)
 def registry_duplicate_plugin(folder):
-    """Two registries of one search level with the same plugin."""
+    """The same plugin in two registries of one search level."""
     experiment(folder, ("{plugin: cosine, warmup: 5}", "{plugin: halving}"))
     return dsv3_run("tiny.yaml", *[word for name in ("good", "other_compiler")
                                    for word in ("--plugin-path", FIXTURES / "registries" / f"{name}.toml")])
@@ -163,17 +168,17 @@ summary = "Halves"
 
 REGISTRIES = [
     # name, what is wrong, text of the entry, its replacement, phrases
-    ("library_missing", "A library that was not built.", "stable", "stable", GOLDEN),
+    ("library_missing", "An entry whose library was not built.", "stable", "stable", GOLDEN),
     ("unknown_key", "An unknown key.", "summary =", "sumary =", GOLDEN),
     ("missing_key", "An entry without a library.", 'library = "libhalving.so"\n', "", "FOLDER/mine.toml:2:1",
      "'library'"),
     ("not_toml", "A registry that is not valid TOML.", '"halving"', "halving", "FOLDER/mine.toml:4:8", "TOML",
      'name = "adamw"'),
-    ("toml_assertion", "Brackets on which toml++ would abort.", 'version = "1.0"', "version = [1, 2.5,}",
+    ("toml_assertion", "Nested brackets on which toml++ would abort.", 'version = "1.0"', "version = [1, 2.5,}",
      "FOLDER/mine.toml:6:19", "TOML"),
     ("unknown_kind", "A kind that dsv3 does not know.", '"schedule"', '"scheduler"', "FOLDER/mine.toml:3:8",
      "'scheduler'", "'schedule'", "attention"),
-    ("other_version", "A registry of a later format.", "registry = 1", "registry = 2", "FOLDER/mine.toml:1:12",
+    ("other_version", "A registry in a later format version.", "registry = 1", "registry = 2", "FOLDER/mine.toml:1:12",
      "`registry = 1`"),
     ("single_brackets", "An entry in single brackets.", "[[plugin]]", "[plugin]", "FOLDER/mine.toml:2:1", "[[plugin]]"),
 ]

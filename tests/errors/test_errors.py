@@ -1,6 +1,6 @@
-"""Every invalid input is answered by the right exit code, an error that names it, and no half-made files.
+"""Every invalid input produces the right exit code, an error message that names it, and no incomplete files.
 
-DSV3_UPDATE_GOLDEN=1 writes the golden files anew; read the difference before committing it.
+DSV3_UPDATE_GOLDEN=1 rewrites the golden files; review the diff before committing it.
 """
 
 import concurrent.futures
@@ -16,9 +16,9 @@ from harness import BUILD, CASES, experiment, missing_excerpts, run
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "golden"
 UPDATE = os.environ.get("DSV3_UPDATE_GOLDEN") == "1"
-AT_ONCE = 2  # most of a case is one program starting up
+AT_ONCE = 2  # cases run in parallel; each spends most of its time starting a program
 NOISE = ("frame #", "c10::", "terminate called", "Traceback", "std::__", "what():")
-FIRST_LINE = re.compile(r"(?:HH:MM:SS warning .*\n)*(?:command line: |[^\s:]+(?::\d+:\d+)?: )?error: ")
+FIRST_LINE = re.compile(r"(?:HH:MM:SS warning .*\n)*(?:missing or unusable inputs:\n)?(?:command line: |[^\s:]+(?::\d+:\d+)?: )?error: ")
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +55,7 @@ def compare_with_golden(name, text):
     if UPDATE:
         FOLDER.mkdir(exist_ok=True)
         golden.write_text(text)
-    assert golden.exists(), f"{golden} does not exist: write it with DSV3_UPDATE_GOLDEN=1 and read it\n{text}"
+    assert golden.exists(), f"{golden} does not exist; write it with DSV3_UPDATE_GOLDEN=1 and review it\n{text}"
     assert text == golden.read_text()
 
 
@@ -64,7 +64,7 @@ def test_every_golden_file_has_a_case():
     for stale in {path.name for path in FOLDER.glob("*")} - expected:
         assert UPDATE, f"{FOLDER / stale} belongs to no case: remove it, or run with DSV3_UPDATE_GOLDEN=1"
         (FOLDER / stale).unlink()
-    assert len(CASES) >= 201, "an error is no longer tested"
+    assert len(CASES) >= 201, "cases have been removed"
 
 
 def test_print_config_shows_origins(tmp_path):

@@ -1,4 +1,4 @@
-"""Finds the helpers of the end-to-end tests."""
+"""Adds the helpers of the end-to-end tests to the import path."""
 
 import pathlib
 import sys

@@ -1,6 +1,5 @@
-"""Parameter counts of a DeepSeek-V3-style decoder, written from the report's definitions alone.
-
-The independent side of the test that compares `dsv3-run --dry-run` with it: it reads nothing of the program.
+"""Parameter counts of a DeepSeek-V3-style decoder, written from the report's definitions alone. Tests compare `dsv3-run
+--dry-run` with these formulas, which are independent of the program.
 """
 
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ class Shape:
     layers: int
     dense_layers: int
     heads: int
-    q_lora: int  # 0: queries straight from the hidden state
+    q_lora: int  # 0 = queries are computed directly from the hidden state
     kv_lora: int
     nope: int
     rope: int
@@ -35,7 +34,7 @@ class Counts:
 
 
 def mla(s):
-    """Multi-head latent attention, its two latent norms included."""
+    """Multi-head latent attention, including its two latent norms."""
     qk = s.nope + s.rope
     if s.q_lora:
         queries = s.hidden * s.q_lora + s.q_lora + s.q_lora * s.heads * qk
@@ -61,7 +60,7 @@ def moe(s):
 
 
 def counts(s, attention=None):
-    """`attention`: parameters of one attention layer, MLA's when not given."""
+    """`attention`: parameters of one attention layer; by default, those of MLA."""
     attention = mla(s) if attention is None else attention
     norms = 2 * s.hidden
     moe_total, moe_active = moe(s)

@@ -1,4 +1,4 @@
-"""The documents describe the tree as it is."""
+"""The documentation agrees with the source tree."""
 
 import re
 import subprocess
@@ -42,7 +42,7 @@ def test_every_path_in_the_readmes_tree_exists():
 
 
 def test_the_readmes_commands_run(tmp_path):
-    """Runs those that neither install nor train for long."""
+    """Run the commands that neither install anything nor train for long."""
     text = (SOURCE / "README.md").read_text()
     lines = [line.split("#")[0].split() for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
     commands = [words for words in lines if words and words[-1] in ("--dry-run", "--print-config", "list")]
@@ -61,7 +61,7 @@ def test_the_readmes_plugin_builds(tmp_path):
 
 
 def test_no_dependency_points_the_wrong_way():
-    """Plugins include only the SDK, and the core names no plugin."""
+    """Plugins include only the SDK, and the core refers to no plugin by name."""
     for file in (SOURCE / "plugins").rglob("*.[ch]*"):
         for header in re.findall(r"#include [<\"](dsv3/\w+)/", file.read_text()) if file.suffix in (".h", ".cpp") else []:
             assert header in ("dsv3/sdk", "dsv3/support"), (file, header)
@@ -72,7 +72,7 @@ def test_no_dependency_points_the_wrong_way():
 
 
 def test_the_core_calls_components_through_the_wrapper():
-    """`call` names the component in whatever a plugin throws. A direct call would not."""
+    """call() adds the component's name to exceptions from a plugin. A direct call would not."""
     rows = re.findall(r"^  ROW\((\w+), (\w+),", (SOURCE / "core/include/dsv3/sdk/kinds.h").read_text(), re.M)
     wrapped = {"position", "tokenizer"}  # core/src/call/guarded.cpp
     assert len(rows) > 9 and wrapped < {kind for kind, _ in rows}

@@ -1,4 +1,5 @@
-"""docs/model.md: its formulas match what the programs count; its files, functions, options and defaults exist."""
+"""docs/model.md: its formulas match the programs' counts, and the files, functions, options and defaults that it
+mentions exist."""
 
 import re
 import shlex
@@ -64,7 +65,7 @@ def symbols(tree):
 
 
 def formulas(values):
-    """Both tables of formulas with numbers in them; rows may use those above."""
+    """Evaluate both tables of formulas; a row may use the results of the rows above it."""
     results = dict(values)
     for name, formula in [*table("part"), *table("FLOPs a token")]:
         results[name] = eval(code(formula)[0], {}, results)

@@ -1,4 +1,5 @@
-"""Every shipped experiment passes --check --config-only and --dry-run without its data; presets count what the formula counts."""
+"""Every shipped experiment passes --check --config-only and --dry-run without its data; parameter counts of the presets
+match the formula."""
 
 import re
 import resource
@@ -27,7 +28,8 @@ def test_check_and_dry_run(file, tmp_path):
 
 @pytest.mark.parametrize("preset", PRESETS_OF_CONVENTIONS, ids=lambda p: p.stem)
 def test_conventions_are_known(preset, tmp_path):
-    """Every entry names an option of a shipped plugin: an experiment with all of them takes all values."""
+    """Every entry of a preset is an option of a built-in plugin: an experiment with all these plugins takes all
+    values."""
     bases = f"[{SOURCE}/experiments/nano_muon.yaml, {preset}]"
     (tmp_path / "all.yaml").write_text(f"dsv3: 1\nextends: {bases}\n")
     out = dsv3_run("all.yaml", "--print-config", cwd=tmp_path).stdout

@@ -30,7 +30,7 @@ inline std::filesystem::path write(const std::string& name, std::string_view byt
   const auto path = folder() / name;
   std::ofstream file(path, std::ios::binary | std::ios::trunc);
   file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  if (!file.flush()) std::abort();  // on a full disk every input would be rejected
+  if (!file.flush()) std::abort();  // otherwise, a full disk would look like rejected input
   return path;
 }
 
@@ -43,8 +43,8 @@ inline void require(bool holds) {
   if (!holds) std::abort();
 }
 
-/// Runs `parse`. A parser rejects its input with dsv3::Error and a text; any other exception is a
-/// finding.
+/// Runs `parse`. A parser may reject its input only with a dsv3::Error that has a message; any
+/// other exception is a finding.
 template <class F>
 void may_throw_error(F&& parse) {
   try {

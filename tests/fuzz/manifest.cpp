@@ -1,4 +1,4 @@
-// Reads a checkpoint's manifest: the input itself, and the input with a correct digest, which
+// Reads a checkpoint's manifest: the input itself, and the input with a corrected digest, which
 // mutations would never find.
 #include "checkpoint/manifest.h"
 

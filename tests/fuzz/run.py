@@ -1,7 +1,7 @@
 """run.py TARGET FOLDER: replays corpus and regressions, then fuzzes for 10 s (60 s with DSV3_TEST_FULL=1).
 
-DSV3_FUZZ_SECONDS sets another time. An input that crashes the target is written to ./fuzz-findings/. After the fix, move it
-to FOLDER/regressions/<target>/.
+DSV3_FUZZ_SECONDS overrides the duration. An input that crashes the target is written to ./fuzz-findings/. After the
+fix, move it to FOLDER/regressions/<target>/.
 """
 
 import os
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 
-# Per input: seconds, MiB of the process (AddressSanitizer included), MiB of a single allocation.
+# Limits for one input: seconds, MiB of the process (including AddressSanitizer), MiB of a single allocation.
 LIMITS = ["-timeout=5", "-rss_limit_mb=1024", "-malloc_limit_mb=128"]
 
 

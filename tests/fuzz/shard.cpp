@@ -1,4 +1,4 @@
-// Reads token files in each format. A dsv3 shard is also read with a correct checksum, which
+// Reads token files in each format. A dsv3 shard is also read with a corrected checksum, which
 // mutations would never find.
 #include <cstring>
 

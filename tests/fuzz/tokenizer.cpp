@@ -2,7 +2,7 @@
 #include "bpe.h"
 #include "input.h"
 
-// Key functions of its base classes. libdsv3 defines them in a file that needs LibTorch.
+// Key functions of the plugin's base classes, which libdsv3 defines in a file that needs LibTorch.
 dsv3::Tokenizer::~Tokenizer() = default;
 dsv3::Pluggable::~Pluggable() = default;
 

@@ -13,7 +13,7 @@ struct CriticContext {
 
 class Critic : public Pluggable {
  public:
-  /// An opinion on a loss.
+  /// Returns an opinion on a loss.
   virtual std::string opinion(double loss) const = 0;
 };
 

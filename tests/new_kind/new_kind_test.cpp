@@ -1,6 +1,6 @@
-// A kind takes a row of the table, an interface and plugins; libdsv3 is the one that all tests use.
-// This program compiles core/src/sdk/kinds.cpp with the row of rows.h, and its kinds() replaces
-// that of libdsv3.
+// A new kind needs a row in the table, an interface and plugins, but no change of libdsv3. This
+// program compiles core/src/sdk/kinds.cpp with the row in rows.h, and its kinds() replaces that of
+// libdsv3.
 #include <fstream>
 
 #include <catch2/catch.hpp>
@@ -48,13 +48,12 @@ dsv3::ExperimentRequest request_of(const TemporaryFolder& folder, const std::str
 
 dsv3::Experiment load(const std::string& more) {
   const TemporaryFolder folder;
-  dsv3::PluginCatalog catalog(plugins());
-  return dsv3::load_experiment(request_of(folder, more), catalog);
+  return dsv3::load_experiment(request_of(folder, more), plugins());
 }
 
 }  // namespace
 
-TEST_CASE("the new kind is in the table, in registries and in error texts") {
+TEST_CASE("the new kind is in the table, in registries and in error messages") {
   CHECK(dsv3::kind_from_name("critic") == dsv3::Kind::critic);
   CHECK(dsv3::kinds().back().path == "critic");
   CHECK_THROWS_WITH(dsv3::kind_from_name("critc"), Contains("did you mean 'critic'?"));
@@ -76,7 +75,7 @@ TEST_CASE("an experiment names components of the new kind, and its options are c
   CHECK_THROWS_WITH(load("critics: strict\n"), Contains("did you mean 'critic'?"));
 }
 
-TEST_CASE("a component of the new kind is made, called and named in errors") {
+TEST_CASE("a component of the new kind is constructed, called and named in errors") {
   const dsv3::Experiment experiment = load("critic: strict\n");
   const auto critic = dsv3::make<dsv3::Critic>(
       plugins(), experiment.others.at(dsv3::Kind::critic).at(0), dsv3::CriticContext{3.0});

@@ -1,4 +1,4 @@
-// The one plugin of the kind `critic`.
+// The only plugin of the kind `critic`.
 #include <stdexcept>
 
 #include <dsv3/sdk/plugin.h>

@@ -1,5 +1,5 @@
-// Losses, gradients and choices of experts of a stored model, for test_model.py and test_mtp.py.
-// Each line of the input is a job, each line of the output "done":
+// Computes losses, gradients and expert choices of a stored model, for test_model.py and
+// test_mtp.py. Each line of the input is a job, each line of the output "done":
 //   {"model": PATH, "format": PLUGIN, "settings": ["model.mtp.input=raw", ..], "batch": FILE,
 //    "micro_batch": ROWS, "out": FILE}
 // The batch is safetensors with int64 `tokens` [B, T + 1] and, if there are several,
@@ -16,16 +16,17 @@
 #include <dsv3/sdk/error.h>
 #include <dsv3/support/json.h>
 
+#include "checkpoint/tensor_views.h"
 #include "format/description.h"
 #include "format/folder.h"
 #include "support/built_plugins.h"
-#include "checkpoint/tensor_views.h"
 
 namespace {
 
 using dsv3::Json;
 
-/// Passes everything on, and asks the inner one about each token alone which experts it counts.
+/// Forwards all calls to `inner`, and runs it on each token separately to record the experts that
+/// it counts.
 class Watched final : public dsv3::FeedForward {
  public:
   Watched(const dsv3::LayerContext& context, std::shared_ptr<dsv3::FeedForward> inner)
@@ -39,7 +40,7 @@ class Watched final : public dsv3::FeedForward {
   void on_step_end(const dsv3::StepEnd& end) override { inner_->on_step_end(end); }
   int64_t saved_values_per_token() const override { return inner_->saved_values_per_token(); }
 
-  std::vector<at::Tensor> choices;  // int64 [tokens, E] a micro-batch
+  std::vector<at::Tensor> choices;  // int64 [tokens, E] per micro-batch
 
  private:
   at::Tensor ask(const at::Tensor& x) const {
@@ -61,7 +62,7 @@ class Watched final : public dsv3::FeedForward {
   std::shared_ptr<dsv3::FeedForward> inner_;
 };
 
-/// Tensors to be written as one file.
+/// Tensors to be written to one file.
 class Output {
  public:
   void add(const std::string& name, const at::Tensor& tensor) {
@@ -78,8 +79,7 @@ dsv3::Experiment experiment_of(const dsv3::StoredModel& stored, const Json& job)
   dsv3::ExperimentRequest request = stored.source;
   request.command_line = {"train.device=cpu", "train.precision=fp32", "data.tokenizer=null"};
   for (const Json& setting : job["settings"]) request.command_line.push_back(setting);
-  dsv3::PluginCatalog catalog(dsv3::test::built_plugins());
-  return dsv3::load_experiment(request, catalog);
+  return dsv3::load_experiment(request, dsv3::test::built_plugins());
 }
 
 dsv3::Batch read_batch(const std::string& path) {
@@ -101,7 +101,7 @@ dsv3::Batch rows_of(const dsv3::Batch& batch, int64_t first, int64_t count) {
   return rows;
 }
 
-/// Forward and backward of all micro-batches, divided as the trainer divides.
+/// Runs forward and backward of all micro-batches, with the trainer's divisors.
 void run_step(dsv3::Model& model, const dsv3::Batch& batch, int64_t micro_batch, int64_t mtp_depth,
               Output& out) {
   const std::vector<int64_t> targets = dsv3::count_targets(batch, mtp_depth);
@@ -124,7 +124,7 @@ void run_step(dsv3::Model& model, const dsv3::Batch& batch, int64_t micro_batch,
   out.add("loss/mtp", mtp);
 }
 
-/// Gradients of parameters and values of buffers by the names of the stored tensors.
+/// Gradients of parameters and values of buffers, by the names of the stored tensors.
 void add_stored(const dsv3::Model& model, const dsv3::Experiment& experiment, const Json& job,
                 Output& out) {
   dsv3::Plugins& plugins = dsv3::test::built_plugins();

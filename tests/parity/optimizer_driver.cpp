@@ -1,4 +1,4 @@
-// Runs an optimizer plugin on given values and gradients, for test_optimizers.py.
+// Runs an optimizer plugin on the given values and gradients, for test_optimizers.py.
 //   parity_optimizer OPTIMIZER JSON-OPTIONS < input > output
 // Input: int64 number of tensors; for each its rows and cols (int64) and rows * cols fp32 values;
 // int64 number of updates; for each update an fp64 learning-rate factor and a gradient for each
@@ -18,14 +18,14 @@ template <class T>
 T read_number() {
   T value;
   std::cin.read(reinterpret_cast<char*>(&value), sizeof value);
-  if (!std::cin) throw std::runtime_error("the input ends too early");
+  if (!std::cin) throw std::runtime_error("unexpected end of input");
   return value;
 }
 
 at::Tensor read_tensor(at::IntArrayRef shape) {
   at::Tensor tensor = at::empty(shape, at::kFloat);
   std::cin.read(static_cast<char*>(tensor.mutable_data_ptr()), std::streamsize(tensor.nbytes()));
-  if (!std::cin) throw std::runtime_error("the input ends too early");
+  if (!std::cin) throw std::runtime_error("unexpected end of input");
   return tensor;
 }
 

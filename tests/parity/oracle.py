@@ -1,4 +1,5 @@
-"""transformers models as oracles: small ones of every option, stored as folders; losses and choices computed from them."""
+"""Small transformers models as oracles: they cover every option, are stored as folders, and provide losses and expert
+choices."""
 
 import json
 import os
@@ -37,7 +38,7 @@ def theta(value):
 
 
 def drawn(seed):
-    """Any combination of the options."""
+    """A random combination of the options."""
     rng = random.Random(seed)
     groups = rng.choice([1, 2, 4])
     per_group = rng.randrange(2, 5)
@@ -59,7 +60,7 @@ def drawn(seed):
     return shape | theta(rng.choice([300.0, 10000.0, 1e6]))
 
 
-# name -> what differs from DEEPSEEK, and (mean, spread) of the router's biases
+# name -> (differences from DEEPSEEK, (mean, spread) of the router's biases)
 DEEPSEEK_MODELS = {
     "v3": ({}, (0, 0.1)),
     "plain_query_half_tied": (dict(q_lora_rank=None, rope_interleave=False, tie_word_embeddings=True), (0, 0.1)),
@@ -93,7 +94,7 @@ def format_of(name):
 
 
 def make(name, more_layers=0, **changes):
-    """The transformers model, as transformers initialises it; `more_layers` are built like the last one."""
+    """Build the model with transformers' own initialisation. The `more_layers` extra layers are like the last one."""
     torch.manual_seed(MODELS.index(name))
     if name in LLAMA_MODELS:
         config, kind = LlamaConfig(**(LLAMA | LLAMA_MODELS[name] | changes)), LlamaForCausalLM
@@ -108,7 +109,7 @@ def make(name, more_layers=0, **changes):
 
 
 def spread(model, name):
-    """Larger weights than a fresh model's, so that every part counts; norms and biases too."""
+    """Draw larger weights, norms and biases than those of a new model, so that every part affects the result."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.1) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)
@@ -130,7 +131,8 @@ def store(model, folder, **options):
 # ---- names
 
 def stored(name, tensor):
-    """A parameter of transformers' model as its folder stores it: experts separate, gate and up separate."""
+    """Yield a parameter of transformers' model as its folder stores it: one tensor per expert, and separate gate and
+    up."""
     if name.endswith("experts.gate_up_proj"):
         base = name.removesuffix("gate_up_proj")
         for expert, both in enumerate(tensor):
@@ -155,7 +157,7 @@ def gradients(model):
 # ---- rows of packed documents, element by element
 
 class Rows:
-    """tokens [B, T + 1] and document ids of that shape; a run of equal ids is a document, -1 padding."""
+    """tokens [B, T + 1] and document ids of that shape; consecutive equal ids are one document, and -1 is padding."""
 
     def __init__(self, tokens, ids):
         self.tokens, self.ids = tokens, ids
@@ -173,7 +175,7 @@ class Rows:
         self.mask = torch.zeros(rows, 1, length, length).masked_fill_(~allowed[:, None], float("-inf"))
 
     def targets(self, ahead):
-        """Tokens `ahead` of each input, -100 where there is none in the same document."""
+        """The tokens `ahead` positions after each input; -100 if that position is not in the same document."""
         rows, length = self.inputs.shape
         found = torch.full((rows, length), -100)
         for b in range(rows):
@@ -189,7 +191,7 @@ class Rows:
 
 
 def make_rows(seed, rows, length, vocab=VOCAB, padding=0):
-    """Random rows of documents of random lengths; the last row ends in `padding` tokens that are none."""
+    """Random rows of documents of random lengths; the last `padding` positions of the last row are padding."""
     rng = random.Random(seed)
     tokens = torch.tensor([[rng.randrange(vocab) for _ in range(length + 1)] for _ in range(rows)])
     ids, document = torch.zeros_like(tokens), 0
@@ -205,7 +207,7 @@ def make_rows(seed, rows, length, vocab=VOCAB, padding=0):
 # ---- what a forward records
 
 class Routers:
-    """Collects the choices of every router during a forward."""
+    """Collects the choices of every router during a forward pass."""
 
     def __init__(self, routers):
         self.logits, self.choices = [], []
@@ -223,7 +225,7 @@ class Routers:
             handle.remove()
 
     def chosen(self):
-        """int64 [tokens, E] a layer: 1 where an expert was chosen."""
+        """int64 [tokens, E] per layer: 1 where an expert was chosen."""
         return [torch.zeros(c.shape[0], l.shape[1], dtype=torch.long).scatter_(1, c, 1)
                 for c, l in zip(self.choices, self.logits)]
 
@@ -245,7 +247,7 @@ def bias_change(counts, rate=1e-3):
 
 
 def decoder(model, rows):
-    """Hidden states of all layers' end, before and after the final norm [B, T, D]."""
+    """Hidden states [B, T, D] after the last layer, before and after the final norm."""
     raw = []
     handle = model.model.norm.register_forward_hook(lambda module, inputs, output: raw.append(inputs[0]))
     normed = model.model(input_ids=rows.inputs, attention_mask=rows.mask, position_ids=rows.positions,
@@ -278,7 +280,7 @@ class Driver:
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
-        assert answer == "done\n", f"model_driver ended with {self.process.wait()}, see its error output"
+        assert answer == "done\n", f"model_driver ended with {self.process.wait()}; see its stderr above"
         return load_file(out)
 
     def close(self):

@@ -1,5 +1,5 @@
-"""Which documents dsv3 holds out, in which order it reads them and how it packs them into rows: the definitions of
-dsv3/sdk/documents.h once more, so that tests can name the rows of a run."""
+"""The held-out set of dsv3, the order in which it reads documents and how it packs them into rows. Reimplements the
+definitions of dsv3/sdk/documents.h, so that tests can compute the rows of a run."""
 
 import torch
 
@@ -53,7 +53,7 @@ def order(count, seed, epoch):
 
 
 def training_rows(documents, seed, rows, length):
-    """tokens and document ids [rows, length + 1] of an endless stream; a row's last token is the next row's first."""
+    """Tokens and document ids [rows, length + 1] of an endless stream; a row's last token is the next row's first."""
     tokens, ids, epoch = [], [], 0
     while len(tokens) <= rows * length:
         for place, document in enumerate(order(len(documents), seed, epoch)):
@@ -64,7 +64,7 @@ def training_rows(documents, seed, rows, length):
 
 
 def validation_rows(documents, length, multiple):
-    """All rows of one pass; as many as `multiple` divides, padded by token 0 of document -1."""
+    """All rows of one pass, padded with token 0 of document -1 to a multiple of `multiple` rows."""
     tokens, ids = [], []
     for place, document in enumerate(order(len(documents), 0, 0)):
         tokens += documents[document]

@@ -1,7 +1,7 @@
 """`dsv3 eval` against transformers: losses, bits per byte, log-likelihoods and accuracies of a random DeepSeek-V3.
 
-The expected numbers are computed here, one window and one ending at a time, from the wheel's logits. What the run's own
-validation gave is compared bit for bit.
+The expected numbers are computed here, one window and one ending at a time, from the wheel's logits. The run's own
+validation loss must be reproduced bit for bit.
 """
 
 import json
@@ -58,7 +58,7 @@ def save_model(folder, tokenizer, vocab):
 
 
 class Oracle:
-    """The folder's model by transformers, its tokenizer by the tokenizers wheel."""
+    """The folder's model in transformers, and its tokenizer in the tokenizers wheel."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -77,13 +77,13 @@ class Oracle:
         return self.tokenizer.encode(text).ids
 
     def nats(self, ids):
-        """Of ids[1:], each behind all before it."""
+        """Negative log-likelihood of each of ids[1:], given all ids before it."""
         with torch.no_grad():
             logits = self.model(torch.tensor([ids[:-1]])).logits[0].double()
         return torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
 
     def score(self, documents, sequence):
-        """(tokens, bytes, nats a token, bits per byte)"""
+        """(tokens, bytes, nats per token, bits per byte)"""
         tokens = size = 0
         nats = text_nats = 0.0
         for text in documents:
@@ -92,7 +92,7 @@ class Oracle:
             tokens += len(every)
             nats += every.sum().item()
             text_nats += every[:-1].sum().item()
-            # A byte-level token is spelled with one character a byte.
+            # A byte-level token is spelled with one character per byte.
             size += len(text.encode()) - len(self.tokenizer.id_to_token(ids[0]))
         return tokens, size, nats / tokens, text_nats / math.log(2) / size
 
@@ -104,7 +104,8 @@ def oracle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A folder of .txt and .jsonl, and its documents in order: one token, shorter and longer than a window."""
+    """A folder with a .txt and a .jsonl file, and its documents in order: a single token, and some shorter and longer
+    than a window."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = random.Random(2)
     first = ["a", *(sentence(rng, rng.randrange(1, 60)) for _ in range(12))]
@@ -154,7 +155,7 @@ def test_a_model_without_end_of_text_predicts_text_only(oracle, corpus, tmp_path
 
 
 def clean(text):
-    """The harness's rule for HellaSwag."""
+    """The rule of lm-evaluation-harness for HellaSwag."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
@@ -205,7 +206,7 @@ def test_choices(oracle, tmp_path, sequence, batch, cut):
         right_norm += max(range(len(expected)), key=lambda i: expected[i] / sizes[i]) == label
     assert found["accuracy"] == pytest.approx(right / len(questions))
     assert found["acc_norm"] == pytest.approx(right_norm / len(questions))
-    assert right != right_norm  # else the test could not distinguish them
+    assert right != right_norm  # otherwise, the test could not distinguish them
 
 
 def test_the_table_matches_the_json(oracle, corpus, tmp_path):
@@ -232,13 +233,13 @@ def test_a_runs_own_validation_repeats_bit_for_bit(tmp_path, monkeypatch):
     found = evaluate("runs/a")
     assert step == found["step"] == 6
     assert found["validation"]["loss"] == loss
-    # An id is a byte here, but those that end a text.
+    # Every id is a byte here, except the end-of-text ids.
     assert 0 < found["validation"]["bytes"] < found["validation"]["tokens"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_validation_on_one_document_is_the_shards_score(tmp_path, monkeypatch, precision):
-    """One document packed into rows is cut as windows are."""
+    """A single document is split into rows at the same positions as into windows."""
     monkeypatch.chdir(tmp_path)
     make_tiny(tmp_path)
     (tmp_path / "one.txt").write_text((tmp_path / "text.txt").read_text()[:500].replace("\n\n", "\n"))
@@ -252,7 +253,8 @@ def test_validation_on_one_document_is_the_shards_score(tmp_path, monkeypatch, p
     assert validation_run["loss"] == last_validation(tmp_path / "runs/b")[1]
     size = (tmp_path / "one.txt").stat().st_size
     for found in (validation_run, shards):
-        assert (found["tokens"], found["bytes"]) == (size, size - 1)  # all but the first, and the end of text
+        # All bytes except the first are predicted; the end-of-text id has none.
+        assert (found["tokens"], found["bytes"]) == (size, size - 1)
     for key in ("loss", "bits_per_byte"):
         assert validation_run[key] == pytest.approx(shards[key], rel=1e-6 if precision == "fp32" else 1e-3)
 
@@ -285,7 +287,7 @@ def test_errors(oracle, corpus, tmp_path):
     assert "no text in" in error(4, oracle.folder, "--text", tmp_path / "empty.txt")
     assert "has no questions" in error(4, oracle.folder, "--choices", tmp_path / "empty.jsonl")
     assert "validation split" in error(2, oracle.folder)
-    assert "--limit needs" in error(2, oracle.folder, "--limit", 3)
+    assert "--limit requires" in error(2, oracle.folder, "--limit", 3)
 
     small = tmp_path / "small"  # fewer ids than its tokenizer
     save_model(small, oracle.tokenizer, 270)

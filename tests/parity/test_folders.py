@@ -1,4 +1,4 @@
-"""Import and export of Hugging Face folders: bit-identical, and as transformers reads them."""
+"""Import and export of Hugging Face folders: bit-identical, and readable by transformers with the same results."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from support import TINY, make_tiny  # noqa: E402
 
 
 def tensors_of(folder):
-    """Of all files: name -> (dtype, bytes)"""
+    """The tensors of all files: name -> (dtype, shape, bytes)"""
     found = {}
     for file in folder.glob("*.safetensors"):
         for name, tensor in load_file(file).items():
@@ -28,20 +28,20 @@ def tensors_of(folder):
 
 
 def through_dsv3(folder, scratch, *words):
-    """Imported and exported back."""
+    """Import the folder with dsv3 and export it again."""
     oracle.program("dsv3", "import", folder, scratch / "checkpoint")
     oracle.program("dsv3", "export", scratch / "checkpoint", scratch / "out", *words)
     return scratch / "out"
 
 
 def cast(folder, dtype_of):
-    """The tensors of a folder in the dtypes that `dtype_of(name)` gives."""
+    """Cast the tensors of a folder to the dtypes that `dtype_of(name)` returns."""
     for file in folder.glob("*.safetensors"):
         save_file({name: tensor.to(dtype_of(name)).contiguous() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
 
 
 def mixed(name):
-    """Some of each dtype; the router's bias in fp32, as released."""
+    """A mixture of dtypes; the router's bias is fp32, as in the released model."""
     if name.endswith("bias") or name.endswith("norm.weight"):
         return torch.float32
     return torch.float16 if "experts" in name else torch.bfloat16
@@ -72,14 +72,14 @@ def test_import_and_export_keep_every_bit(name, shard, dtypes, tmp_path):
 
 
 def trained(folder, *words):
-    """A run of three steps of a model with every part; its folder."""
+    """Train a model with every part for three steps and return the run's folder."""
     make_tiny(folder)
     oracle.program("dsv3-run", "tiny.yaml", "train.steps=3", "schedule.warmup=0", "validation.every=0", *words, "--run_name", "run", cwd=folder)
     return folder / "runs/run"
 
 
 def same_logits(run, hf, scratch, **options):
-    """Largest difference between dsv3's logits of the run and transformers' of the export, relative."""
+    """The largest relative difference between dsv3's logits of the run and transformers' logits of the export."""
     model, info = AutoModelForCausalLM.from_pretrained(hf, output_loading_info=True, **options)
     assert not info["missing_keys"] and not info["mismatched_keys"]
     tokens = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(2))
@@ -111,7 +111,7 @@ def test_trained_models_are_transformers_models(words, flags, worst, tmp_path):
 @pytest.mark.parametrize("layout", ["interleaved", "half"])
 @pytest.mark.parametrize("position", ["rope, theta: 700", "yarn, factor: 4, original_length: 16, mscale: 0, mscale_all_dim: 0"])
 def test_mha_is_llama(position, layout, worst, tmp_path):
-    """Llama pairs rotated features by halves, so that interleaved ones are laid out anew."""
+    """Llama pairs rotated features by halves, so the export permutes interleaved ones."""
     run = trained(tmp_path, "model.attention={plugin: mha, heads: 4, kv_heads: 2, head_dim: 12}",
                   f"model.position={{plugin: {position}, layout: {layout}}}", "model.feed_forward={plugin: swiglu, hidden: 48}",
                   "model.mtp.depth=0", "model.norm.eps=1.0e-3")
@@ -121,7 +121,7 @@ def test_mha_is_llama(position, layout, worst, tmp_path):
     difference, info = same_logits(run, tmp_path / "hf", tmp_path)
     assert not info["unexpected_keys"]
     assert worst("logits of exports", difference, f"{position}, {layout}") < 1e-4
-    # dsv3 computes the same from the folder as from its run.
+    # dsv3 computes the same logits from the folder as from the run.
     oracle.program("dsv3", "logits", tmp_path / "hf", "--tokens", tmp_path / "tokens.json", "--output", tmp_path / "again")
     assert oracle.largest(load_file(tmp_path / "again")["logits"], load_file(tmp_path / "logits")["logits"]) < 1e-5
 
@@ -164,11 +164,11 @@ def test_exported_tokenizers_load(plugin, tmp_path):
     for text in TEXTS:
         if bpe_tokenizer:
             ids = bpe_tokenizer.encode(text).ids
-        else:  # every byte, and the end of text where its words are
+        else:  # one id per byte, with `eos` in place of each "<|endoftext|>"
             ids = sum(([*part.encode(), eos] for part in text.split("<|endoftext|>")), [])[:-1]
         assert tokenizer.encode(text, add_special_tokens=False) == ids
         assert tokenizer.decode(ids) == text
-    # The folder alone is enough to train on, by its own tokenizer and by the run's.
+    # The folder alone is enough to continue training, with its own tokenizer or the run's.
     shutil.move(tmp_path / "hf", tmp_path / "elsewhere")
     oracle.program("dsv3", "import", tmp_path / "elsewhere", tmp_path / "checkpoint")
     own = json.loads((tmp_path / "checkpoint/tokenizer.json").read_text())["model"]["vocab"]

@@ -1,6 +1,5 @@
-"""`dsv3 generate` writes what transformers writes, whether models come from there or go there.
-
-Models are small and random, with weights large enough that no two tokens are equally likely up to rounding.
+"""`dsv3 generate` writes the same tokens as transformers, for models imported from there and exported to there. Models
+are small and random, with weights large enough that rounding does not change the most likely token.
 """
 
 import json
@@ -62,7 +61,7 @@ def generate(model, prompts, *options):
 
 
 def greedy(model, prompts, **options):
-    """What transformers writes."""
+    """The continuations that transformers generates."""
     texts = []
     for ids in prompts:
         given = torch.tensor([ids])
@@ -73,7 +72,7 @@ def greedy(model, prompts, **options):
 
 
 def spread(texts):
-    """Texts that are not one token repeated."""
+    """The mean number of distinct tokens in a text, to detect texts that repeat one token."""
     return sum(len(set(text)) for text in texts) / len(texts)
 
 
@@ -103,7 +102,7 @@ def test_a_hugging_face_folder_is_continued_as_transformers_does(random_model):
     assert actual == expected
     assert generate(folder / "hf", prompts, "--temperature", 0, "--batch", 3)[0] == expected
     assert generate(folder / "hf", prompts, "--temperature", 0, "--no-cache")[0] == expected
-    # The cache: the tokens of every prompt, without the last new one, and no padding.
+    # The cache holds the prompt and all new tokens except the last, without padding.
     tokens = sum(len(p) + TOKENS - 1 for p in PROMPTS)
     values, layers = (KV_LORA + ROPE, LAYERS) if name != "llama" else (2 * 2 * 8, 2)
     assert stats["cache_tokens"] == tokens
@@ -133,7 +132,7 @@ def test_an_imported_model_goes_back_to_transformers(random_model):
 
 @pytest.fixture(scope="module", params=[(1, "normed"), (2, "raw")], ids=["depth1", "depth2"])
 def trained(request, tmp_path_factory):
-    """A run with MTP modules and the byte tokenizer, trained for a moment so that drafts are sometimes right."""
+    """A run with MTP modules and the byte tokenizer, trained briefly so that drafts are sometimes right."""
     depth, fed = request.param
     folder = tmp_path_factory.mktemp("trained")
     make_tiny(folder)
@@ -172,7 +171,7 @@ def test_texts_on_the_terminal(trained):
     assert line["text"] == text
     assert dsv3(*options, "--prompt", "the quick").stdout == "the quick" + text + "\n"
     assert dsv3(*options, input="the quick\n").stdout == "the quick" + text + "\n"
-    # Several: the same texts, apart.
+    # Several prompts: the same continuations, printed separately.
     several = dsv3(*options, "--prompt", "the quick", "--prompt", "a lazy").stdout
     first, second = several.split("--- 2 of 2 ---\n")
     assert first == "--- 1 of 2 ---\nthe quick" + text + "\n"
@@ -214,18 +213,18 @@ def test_errors(random_model, trained, tmp_path):
     _, _, run = trained
     model = folder / "hf"
     assert "has no tokenizer; pass --tokenizer FILE" in error(model, "--prompt", "a")
-    assert "is none of the model's ids 0 to 63" in error(model, "--ids", "--prompt", "[3, 64]")
+    assert "which is not one of the model's ids 0 to 63" in error(model, "--ids", "--prompt", "[3, 64]")
     assert "the prompt is empty" in error(model, "--ids", "--prompt", "[]")
     assert "the prompt is empty" in error(run, "--prompt", "")
     assert "the prompt is empty" in error(run, input="")
-    assert "is no id" in error(model, "--ids", "--prompt", "[1, -3]")
+    assert "invalid token id -3" in error(model, "--ids", "--prompt", "[1, -3]")
     assert "list of ids such as [1, 2, 3]" in error(model, "--ids", "--prompt", "3")
     assert "line 1" in error(model, "--ids", "--prompt", "[3") or ":1:" in error(model, "--ids", "--prompt", "[3")
     assert "nowhere" in error(tmp_path / "nowhere", "--prompt", "a")
     assert "cannot read --prompt-file" in error(run, "--prompt-file", tmp_path / "none.txt")
     assert "use --stop-id" in error(model, "--ids", "--prompt", "[1]", "--stop", "a")
-    assert "has no MTP modules" in error(model, "--ids", "--prompt", "[1]", "--speculate")
-    assert "leave out --no-cache" in error(run, "--prompt", "a", "--speculate", "--no-cache")
+    assert "has no MTP modules, which --speculate requires" in error(model, "--ids", "--prompt", "[1]", "--speculate")
+    assert "remove --no-cache" in error(run, "--prompt", "a", "--speculate", "--no-cache")
     assert "top_p must be" in error(run, "--prompt", "a", "--top-p", 0)
-    assert "the text may get 101 tokens long, but the model was made for 48" in dsv3(
+    assert "the text may reach 101 tokens, but the model was trained on sequences of 48" in dsv3(
         "generate", run, "--prompt", "a", "--tokens", 100).stderr

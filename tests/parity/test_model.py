@@ -1,4 +1,4 @@
-"""Logits, losses, gradients, choices of experts and bias updates of dsv3 equal those of transformers' models."""
+"""Logits, losses, gradients, expert choices and bias updates of dsv3 equal those of transformers."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_logits(case, worst, tmp_path):
 
 
 def alpha_of(name):
-    """The balance loss is on in every other model."""
+    """The balance loss is on for every second model."""
     return 0.02 if oracle.MODELS.index(name) % 2 else 0.0
 
 
@@ -52,7 +52,7 @@ def oracle_step(name, model, rows):
 
 
 def settings_of(name, model):
-    """The balance loss of the mixture, which is the last entry of the layers' list."""
+    """The balance-loss override for the moe entry, the last one in the list of layers."""
     if not oracle.gates(model):
         return []
     return [f"model.feed_forward.{int(model.config.first_k_dense_replace > 0)}.balance_alpha={alpha_of(name)}"]
@@ -65,7 +65,7 @@ def test_step(case, driver, worst):
     loss, gradients, chosen = oracle_step(name, model, rows)
 
     assert worst("losses", oracle.relative(ours["loss/total"], loss), name) < 1e-5
-    assert oracle.relative(ours["loss/total"], ours["loss/main"]) < 1e-6  # the balance loss shows in gradients only
+    assert oracle.relative(ours["loss/total"], ours["loss/main"]) < 1e-6  # the balance loss affects only gradients
     assert {key.removeprefix("grad/") for key in ours if key.startswith("grad/")} == set(gradients)
     for key, expected in gradients.items():
         difference = oracle.relative(ours["grad/" + key], expected)
@@ -87,7 +87,7 @@ def test_step(case, driver, worst):
 
 
 def test_every_option_is_covered():
-    """The models differ in what they say they do."""
+    """For each option, at least two models use different values."""
     configs = [oracle.make(name).config for name in oracle.DEEPSEEK_MODELS]
     for option in ("q_lora_rank", "rope_interleave", "n_group", "topk_group", "norm_topk_prob", "n_shared_experts",
                    "tie_word_embeddings", "rms_norm_eps", "routed_scaling_factor", "num_experts_per_tok"):

@@ -1,4 +1,4 @@
-"""Multi-token prediction under every convention, against the report's section 2.2 in plain PyTorch.
+"""Compares multi-token prediction under every convention with the report's section 2.2 in plain PyTorch.
 
 The blocks are transformers' decoder layers (test_model.py compares those); everything around them is written here.
 """
@@ -43,7 +43,7 @@ class Mtp:
 
 
 class Oracle:
-    """A model of `layers` layers and the MTP modules behind them."""
+    """A model with `layers` layers followed by its MTP modules."""
 
     def __init__(self, name, depth):
         self.depth = depth
@@ -51,11 +51,11 @@ class Oracle:
         self.model.config.num_hidden_layers -= depth
         self.layers = self.model.config.num_hidden_layers
         self.modules = [Mtp(self.model, self.layers + k) for k in range(depth)]
-        # The decoder stops before the modules' blocks.
+        # The decoder runs only the blocks before those of the modules.
         self.all_layers = self.model.model.layers
 
     def store(self, folder):
-        """The released layout, copies of embedding and head included."""
+        """Store the model in the layout of the released one, including the copies of embedding and head."""
         self.model.config.num_hidden_layers += self.depth
         self.model.save_pretrained(folder)
         self.model.config.num_hidden_layers -= self.depth
@@ -73,11 +73,11 @@ class Oracle:
         return folder
 
     def hidden_states(self, rows, source, concat):
-        """Of the main model and of each module, ready for the head."""
+        """Hidden states of the main model and of each module, as passed to the head."""
         raw, normed = oracle.decoder(self.model, rows)
         ready, fed = [normed], normed if source == "normed" else raw
         for k, module in enumerate(self.modules):
-            ahead = torch.zeros_like(rows.inputs)  # unknown and unused after the row's end
+            ahead = torch.zeros_like(rows.inputs)  # zeros after the row's end, where tokens are unknown and unused
             known = rows.tokens[:, k + 1:][:, :LENGTH]
             ahead[:, :known.shape[1]] = known
             raw, normed = module.forward(ahead, fed, rows, concat)
@@ -86,7 +86,7 @@ class Oracle:
         return ready
 
     def losses(self, rows, source, concat, denominator):
-        """(main, mean of the modules', their weighted sum)"""
+        """(main loss, mean loss of the modules, their weighted sum)"""
         ready = self.hidden_states(rows, source, concat)
         main_targets = rows.targets(1)
         count = (main_targets >= 0).sum()
@@ -152,7 +152,7 @@ def test_loss_and_gradients(case, driver, worst, documents, source, concat, deno
 
 
 def test_conventions_differ(case):
-    """Each convention changes a loss, so that the comparisons distinguish them."""
+    """Each convention changes the loss, so the comparisons distinguish them."""
     name, oracle_model, _ = case
     rows = oracle.make_rows(name, ROWS, LENGTH, padding=4)
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_conventions_differ(case):
 
 
 def test_experts_of_modules_are_balanced(driver, tmp_path):
-    """The modules' routers count and move their biases as the layers' do."""
+    """Routers of the modules count tokens and update their biases as those of the layers do."""
     oracle_model = Oracle("v3", 2)
     rows = oracle.make_rows("v3", ROWS, LENGTH)
     ours = driver.run(oracle_model.store(tmp_path), "deepseek_v3", rows)
@@ -176,7 +176,7 @@ def test_experts_of_modules_are_balanced(driver, tmp_path):
 
 
 def test_logits(case, worst, tmp_path):
-    """`dsv3 logits` writes those of the modules, and NaN where a module's input is beyond the row."""
+    """`dsv3 logits` writes the modules' logits, and NaN where a module's input is beyond the row."""
     name, oracle_model, folder = case
     rows = oracle.make_rows(name, 2, LENGTH)
     rows = oracle.Rows(rows.tokens, torch.zeros_like(rows.tokens))

@@ -1,7 +1,6 @@
-"""Updates of the adamw and muon plugins against torch.optim.AdamW and torch.optim.Muon.
-
-The oracle runs in float64 (Muon's cast to bf16 is taken out, except where bf16 itself is compared), so that
-what remains is our own rounding.
+"""Compares updates of the adamw and muon plugins with torch.optim.AdamW and torch.optim.Muon. The oracle runs in
+float64, without Muon's cast to bf16 except where bf16 itself is compared, so differences are due to the plugins'
+rounding.
 """
 
 import json
@@ -17,7 +16,7 @@ FACTORS = [0.1, 1.0, 1.0, 0.5, 0.25, 0.01]
 
 
 def vectors(scale):
-    """Fixed start values and gradients of every update; `scale` sets the gradients' size."""
+    """Fixed initial values and gradients of every update; `scale` scales the gradients."""
     generator = torch.Generator().manual_seed(1)
     values = [torch.randn(shape, generator=generator) for shape in SHAPES]
     grads = [[torch.randn(shape, generator=generator) * scale for shape in SHAPES] for _ in FACTORS]
@@ -110,7 +109,7 @@ def test_muon_spectral_is_five_times_match_rms_adamw(muon_without_bf16):
 
 
 def test_muon_in_bf16():
-    """An update moves values by about 0.02; bf16 keeps 8 bits, and both sides round on their own."""
+    """An update changes values by about 0.02. bf16 has 8 bits of precision, and both sides round independently."""
     values, grads = vectors(1.0)
     assert muon_pair("original", values, grads, torch.float32, "bf16") < 2e-3
 

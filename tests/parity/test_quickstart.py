@@ -1,4 +1,4 @@
-"""The validation loss that a run reports is the one transformers computes from the exported model on the same rows."""
+"""The validation loss of a run equals the loss that transformers computes from the exported model on the same rows."""
 
 import json
 import random
@@ -42,7 +42,7 @@ LLAMA = ["model.attention={plugin: mha, heads: 4, kv_heads: 2}", "model.feed_for
 
 
 def synthetic_text():
-    """Sentences by a small grammar, a paragraph a document."""
+    """Sentences from a small grammar; each paragraph is a document."""
     rng = random.Random(11)
     nouns = "river stone king daughter servant field bread city mountain sheep vineyard house".split()
     verbs = "saw took built kept gave left found blessed counted followed".split()

@@ -1,6 +1,6 @@
-"""tokenizer/bpe produces the ids of the `tokenizers` wheel.
+"""tokenizer/bpe produces the same ids as the `tokenizers` wheel.
 
-Small tokenizers of the shapes in use are trained here with the wheel, then both sides encode the same strings:
+Small tokenizers of all common designs are trained here with the wheel, then both sides encode the same strings:
 random ones of code points assigned in Unicode 14 (which Python 3.11 and PCRE2 10.42 know), built to hit the rules
 (digits, contractions, white space, combining marks, added tokens), and slices of real text.
 
@@ -36,7 +36,7 @@ OTHERS = "\\w+|\\s+|[^\\w\\s]|\\p{Han}|\\u3042"
 
 
 def wheel_knows(c: int) -> bool:
-    """The wheel normalises by an older Unicode than 14, to which marks and compatibility forms that came later are
+    """The wheel normalises with a Unicode version before 14, which treats marks and compatibility forms added since as
     ordinary letters."""
     if unicodedata.decomposition(chr(c)):
         return normalizers.NFKD().normalize_str(chr(c)) == unicodedata.normalize("NFKD", chr(c))
@@ -66,7 +66,7 @@ ADDED = [
 
 
 def real_text() -> str:
-    """Texts included in every Python: documentation, licences, sources."""
+    """Text files in every Python installation: documentation, licences, sources."""
     stdlib = pathlib.Path(sysconfig.get_paths()["stdlib"])
     files = [stdlib / "pydoc_data/topics.py", stdlib / "this.py", stdlib / "turtle.py"]
     files += sorted(map(pathlib.Path, glob.glob(str(stdlib / "encodings/[a-k]*.py"))))
@@ -111,7 +111,7 @@ def make_string(rng: random.Random) -> str:
         text = TEXT[start : start + rng.randrange(1, 400)]
     else:
         text = "".join(piece(rng) for _ in range(rng.randrange(1, 8)))
-    # Composition may leave Python's Unicode 14, and pieces of a scalar never do.
+    # Composition may produce characters that are not in Python's Unicode 14; decomposition never does.
     return text.encode("utf-8", "ignore").decode("utf-8")
 
 
@@ -152,7 +152,7 @@ def llama_3() -> Tokenizer:
         pre_tokenizers.Split(Regex(LLAMA_3), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     train(tokenizer, 1500)
-    # Merges as strings, as files before 2024 have them, half of them gone and words taken whole.
+    # Merges as strings, as in files before 2024, with half of them removed and ignore_merges set.
     definition = json.loads(tokenizer.to_str())
     definition["model"]["ignore_merges"] = True
     definition["model"]["merges"] = [" ".join(m) for m in definition["model"]["merges"][::2]]
@@ -160,7 +160,7 @@ def llama_3() -> Tokenizer:
 
 
 def others() -> Tokenizer:
-    """Steps and behaviours that no well-known tokenizer combines."""
+    """Combinations of steps and behaviours that no well-known tokenizer uses."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
@@ -207,11 +207,11 @@ def test_same_ids(make, keeps_text, tmp_path):
     wrong = [(s, o[0], t.ids) for s, o, t in zip(strings, ours, theirs) if o[0] != t.ids]
     assert not wrong, f"seed {SEED}: {len(wrong)} of {STRINGS} differ, first: {wrong[0]!r}"
     if keeps_text:
-        assert all(o[1] for o in ours), f"seed {SEED}: decoding does not give the text back"
+        assert all(o[1] for o in ours), f"seed {SEED}: decoding does not return the text"
 
 
 def test_real_text_in_one_piece(tmp_path):
-    """Long inputs: the cache of words and the heap of long words."""
+    """Long inputs, which use the cache of words and the heap for long words."""
     oracle = deepseek_v3()
     path = tmp_path / "tokenizer.json"
     oracle.save(str(path))

@@ -1,4 +1,5 @@
-"""dsv3-run trains a transformers model as a loop in PyTorch does: the same rows, losses, weights and router biases."""
+"""dsv3-run trains a transformers model like a training loop in PyTorch: the same rows, losses, weights and router
+biases."""
 
 import json
 import random
@@ -16,7 +17,7 @@ STEPS, BATCH, LENGTH, SEED, END = 20, 4, 24, 3, 1
 RATE, MUON_RATE = 3e-3, 0.02
 WITH_MTP = "v3 with MTP"
 NAMES = [*oracle.MODELS, WITH_MTP]
-# Muon's other steps than the first on twelve models, to save time.
+# To save time, Muon runs only one step on some models.
 CASES = [(name, optimizer, 1 if optimizer == "muon" and i % 2 and i > 1 else STEPS)
          for i, name in enumerate(NAMES) for optimizer in ("adamw", "muon")]
 
@@ -78,12 +79,12 @@ def raw(documents):
 
 
 def alpha_of(name):
-    """The balance loss is on in every other model."""
+    """The balance loss is on for every second model."""
     return 0.02 if NAMES.index(name) % 2 else 0.0
 
 
 def run_dsv3(name, optimizer, steps, folder, cwd):
-    """Metrics by step, and the run's folder."""
+    """Train with dsv3-run; return its metrics by step and its folder."""
     mixture = int("first_k_dense_replace" in (config := json.loads((folder / "hf/config.json").read_text()))
                   and config["first_k_dense_replace"] > 0)
     words = [f"train.steps={steps}", f"train.batch={BATCH}", f"train.sequence={LENGTH}", f"train.seed={SEED}", "train.clip=1.0",
@@ -106,12 +107,12 @@ def run_dsv3(name, optimizer, steps, folder, cwd):
 # ---- the loop in PyTorch
 
 def is_adam(name, parameter):
-    """The roles of `optimizer: muon`: embedding, head, norms and router by AdamW."""
+    """Whether AdamW updates the parameter, as in `optimizer: muon`: embedding, head, norms and router."""
     return parameter.dim() < 2 or name.endswith(("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight"))
 
 
 def matrices(name, tensor):
-    """The matrices in a parameter of transformers: gate, up and down of each expert."""
+    """The matrices in a parameter of transformers, such as gate, up and down of each expert."""
     if tensor.dim() == 2:
         return [tensor]
     return [half for expert in tensor for half in (expert.chunk(2) if name.endswith("gate_up_proj") else [expert])]
@@ -139,7 +140,7 @@ class Optimizers:
 
 
 def train_step(model, rows, optimizers, alpha):
-    """(total loss, main loss, MTP loss or None, norm of the gradients before clipping)"""
+    """Run one step; return (total loss, main loss, MTP loss or None, gradient norm before clipping)."""
     named = model.named_parameters()
     for _, parameter in named:
         parameter.grad = torch.zeros_like(parameter)
@@ -168,7 +169,7 @@ def test_training(name, optimizer, steps, model_folder, worst, tmp_path, monkeyp
     documents = json.loads((folder / "documents.json").read_text())
     tokens, ids = packing.training_rows(documents, SEED, steps * BATCH, LENGTH)
 
-    # Muon iterates in bf16, dsv3 here in fp32.
+    # torch's Muon iterates in bf16, but dsv3 uses fp32 here.
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self.clone())
     model = fresh(name)
     optimizers = Optimizers(optimizer, model.named_parameters())
@@ -196,7 +197,7 @@ def compare_weights(model, checkpoint, folder, worst, where):
     oracle.program("dsv3", "export", checkpoint, folder / "exported")
     ours = load_file(folder / "exported/model.safetensors")
     for key, expected in oracle.stored_all(model.named_parameters()).items():
-        if key != "lm_head.weight" or key in ours:  # a tied head is left out
+        if key != "lm_head.weight" or key in ours:  # a tied head is omitted
             difference = oracle.relative(ours[key], expected.detach())
             assert worst("weights after a step", difference, f"{where}: {key}") < 1e-4, key
 

@@ -1,5 +1,6 @@
-// Encodes for tests/parity/test_tokenizer.py. Arguments: the tokenizer.json. Each line of the input
-// is a JSON string; each line of the output [ids, whether decoding them gives the text back].
+// Encodes strings for tests/parity/test_tokenizer.py. Argument: the tokenizer.json. Each line of
+// the input is a JSON string; each line of the output is [ids, whether decoding them returns the
+// string].
 #include <iostream>
 
 #include <nlohmann/json.hpp>

@@ -1,6 +1,6 @@
-"""Which folders of core/src include which, with public headers counted to the folder that implements them.
+"""Finds which folders of core/src include which. A public header belongs to the folder that implements it.
 
-An include of "config/parse.h" leads to folder config, one of <dsv3/sdk/error.h> to folder sdk: plugins and core share
+An include of "config/layers.h" leads to folder config, one of <dsv3/sdk/error.h> to folder sdk: plugins and core share
 the SDK, whichever folder computes what it declares. An include of <dsv3/runtime/plugins.h> or <dsv3/support/fs.h> leads
 to the folder whose .cpp files define what the header declares. That folder is found by comparing declarations with
 definitions, so a new header needs no entry anywhere. A header that declares no function with a body elsewhere (structs,
@@ -21,7 +21,7 @@ QUALIFIED_BEFORE_PARENTHESIS = re.compile(r"((?:\w+::)*(?:~?\b\w+|operator\W{1,3
 
 
 def blanked(text):
-    """Code without comments, literals and preprocessor lines; line breaks stay."""
+    """The code without comments, literals and preprocessor lines, but with its line breaks."""
     return NOT_CODE.sub(lambda m: "\n" * m[0].count("\n") or " ", re.sub(r"(?<=\d)'(?=\d)", "", text))
 
 
@@ -81,7 +81,7 @@ class Graph:
         self.files = sorted(p for p in [*self.source.rglob("*"), *self.public.rglob("*")] if p.suffix in {".h", ".cpp"})
         self.text = {p: p.read_text() for p in self.files}
         self.outside = []  # includes of project files that are not below core/src or core/include
-        self.shared = {}  # public header -> the folders that implement it, when there are several
+        self.shared = {}  # public header -> the folders that implement it, if there are several
         self.owner = {p: self._owner(p) for p in self.files}
         self.edges = self._edges()
 
@@ -125,10 +125,11 @@ class Graph:
         return found
 
     def _implementers(self, header):
-        """Counter of the folders that define the functions of a public header."""
+        """Count the functions of a public header that each folder defines."""
         votes = collections.Counter()
         for name in declared(self.text[header]):
-            # Two folders may have a function of one name: only a file that sees the header defines what it declares.
+            # Two folders may define functions of the same name. Only a file that includes the header defines its
+            # functions.
             files = [f for f in self._definitions[name] if header in self._reachable(f)]
             direct = [f for f in files if header in {file for _, file in self._includes(f)}]
             votes.update({self._folder(f) for f in direct or files})
@@ -146,7 +147,7 @@ class Graph:
         return votes[0][0] if votes else None
 
     def _edges(self):
-        """folder -> folder -> lines 'file:line includes file' that make the edge."""
+        """folder -> folder -> lines 'file:line includes file' that form the edge."""
         edges = collections.defaultdict(lambda: collections.defaultdict(list))
         for path in self.files:
             source = self.owner[path]
@@ -160,7 +161,7 @@ class Graph:
         return str(path.relative_to(self.source.parents[1]))
 
     def cycles(self):
-        """The shortest cycle through each folder, each cycle once and the short ones first."""
+        """The shortest cycle through each folder, without duplicates, short cycles first."""
         found = {}
         for start in sorted(self.edges):
             cycle = self._shortest(start, start)
@@ -185,7 +186,7 @@ class Graph:
         return None
 
     def described(self, cycle):
-        """A cycle edge by edge, with the includes that make each."""
+        """Format a cycle edge by edge, with the includes that form each edge."""
         lines = []
         for source, target in zip(cycle, cycle[1:] + cycle[:1]):
             includes = self.edges[source][target]
@@ -195,6 +196,6 @@ class Graph:
         return "\n".join(lines)
 
     def drawing(self):
-        """Each folder on a line, followed by those it includes."""
+        """Format each folder on a line, followed by the folders that it includes."""
         return "\n".join(f"  {source:12} -> {' '.join(sorted(targets))}"
                          for source, targets in sorted(self.edges.items(), key=lambda item: -len(item[1])))

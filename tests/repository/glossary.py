@@ -1,4 +1,4 @@
-"""The phrases that this project does not use, as regular expressions, each with texts that prove it."""
+"""The phrases that this project does not use, as regular expressions, each with sentences that test it."""
 
 import dataclasses
 import re
@@ -9,8 +9,8 @@ class Entry:
     instead: str  # what to write
     pattern: re.Pattern
     allowed: re.Pattern  # idioms: a match of `pattern` inside one is fine
-    wrong: tuple  # texts in which the pattern must find something
-    right: tuple  # texts in which it must not
+    wrong: tuple  # texts that the pattern must match
+    right: tuple  # texts that it must not match
 
     def matches(self, text):
         idioms = [match.span() for match in self.allowed.finditer(text)]
@@ -20,7 +20,7 @@ class Entry:
 
 def entry(instead, *alternatives, wrong, right=(), allowed=()):
     def compiled(patterns):
-        # A blank in a pattern also matches the line break of a wrapped paragraph.
+        # A space in a pattern also matches the line break of a wrapped paragraph.
         return re.compile("|".join(patterns).replace(" ", r"\s+") or r"(?!)", re.I)
     return Entry(instead, compiled(alternatives), compiled(allowed), tuple(wrong), tuple(right))
 

@@ -1,4 +1,4 @@
-"""Rules about the source tree that no compiler checks: folders, file sizes, pinned versions, names of machines."""
+"""Rules about the source tree that no compiler checks: folders, file sizes, pinned versions, machine names."""
 
 import collections
 import re
@@ -20,7 +20,7 @@ def test_folders_of_the_core_include_each_other_in_one_direction():
     graph = folder_graph.Graph(ROOT / "core")
     cycles = graph.cycles()
     if cycles:
-        fail(f"{len(cycles)} cycles between folders of core/src; move what they share below both",
+        fail(f"{len(cycles)} cycles between folders of core/src; move shared code to a folder that both can include",
              [f"\ncycle {number}:\n{graph.described(cycle)}" for number, cycle in enumerate(cycles, 1)]
              + ["\nall includes between folders:", graph.drawing()])
 
@@ -28,7 +28,8 @@ def test_folders_of_the_core_include_each_other_in_one_direction():
 def test_the_core_includes_only_the_core():
     graph = folder_graph.Graph(ROOT / "core")
     if graph.outside:
-        fail("files of core/src include files of other folders", [f"  {include}" for include in sorted(set(graph.outside))])
+        fail("files of core/src include project files outside core/src and core/include",
+             [f"  {include}" for include in sorted(set(graph.outside))])
 
 
 def test_the_folder_graph_covers_every_public_header():
@@ -37,7 +38,7 @@ def test_the_folder_graph_covers_every_public_header():
     without_folder = [path for path in headers
                       if graph.owner[path] is None and folder_graph.declared(graph.text[path])]
     if without_folder:
-        fail("public headers that declare functions which no file of core/src defines",
+        fail("public headers declare functions that no file of core/src defines",
              [f"  {path.relative_to(ROOT)}: {', '.join(sorted(folder_graph.declared(graph.text[path])))}"
               for path in without_folder])
 
@@ -79,19 +80,20 @@ def test_a_package_pinned_twice_has_one_version():
     assert len(pins) > 20, "the requirements files were not found"
     different = {name: places for name, places in pins.items() if len({version for _, version in places}) > 1}
     if different:
-        fail("packages pinned to different versions",
+        fail("packages are pinned to different versions",
              [f"  {name}: " + ", ".join(f"{version} in {place}" for place, version in places)
               for name, places in different.items()])
 
 
-# What belongs to one machine or workplace, and not to the project.
+# Text that belongs to one machine or workplace and not to the project.
 FOREIGN = {
-    "a path of one machine": r"(?<![\w.~$}/-])/(?:work|wt|root|workspace|home/\w+|mnt/\w+)/",
+    "a path that exists only on one machine": r"(?<![\w.~$}/-])/(?:work|wt|root|workspace|home/\w+|mnt/\w+)/",
     "the address of a package index": r"\b(?:extra-)?index-url\b|\btrusted-host\b"
                                       r"|https?://(?!pypi\.org\b)[\w.-]*(?:artifactory|nexus|devpi|pypi|\.internal)[\w.-]*",
-    "the session that wrote it": r"(?i)\b(?:this|another|an? earlier|the (?:previous|next|last)|helper) sessions?\b"
-                                 r"|\bsub-?agents?\b|\bclaude\b|\bchatgpt\b",
-    "an issue by number": r"(?i)\bissue #?\d+\b",
+    "a reference to the session that wrote it":
+        r"(?i)\b(?:this|another|an? earlier|the (?:previous|next|last)|helper) sessions?\b"
+        r"|\bsub-?agents?\b|\bclaude\b|\bchatgpt\b",
+    "an issue number": r"(?i)\bissue #?\d+\b",
 }
 
 
@@ -104,4 +106,4 @@ def test_no_file_names_a_machine_an_index_or_a_session():
             found += [f"  {path}:{number}: {what}: {match[0]}"
                       for what, pattern in FOREIGN.items() for match in re.finditer(pattern, line)]
     if found:
-        fail("names that mean nothing elsewhere", found)
+        fail("names that mean nothing outside one workplace", found)

@@ -1,5 +1,5 @@
 // Runs this tree's OpenMP parallel regions on plain threads. ThreadSanitizer sees how those start
-// and end. libgomp's pool synchronises in ways it cannot see, so that every loop would look like a
+// and end. It cannot see how libgomp's thread pool synchronises, so it would report every loop as a
 // race. LibTorch's own regions still use libgomp.
 #include <omp.h>
 #include <pthread.h>

@@ -39,7 +39,7 @@ exec "$@"
 
 @functools.cache
 def no_namespaces():
-    """Why the source cannot be hidden on this machine; empty = it can."""
+    """Why the source tree cannot be hidden on this machine, or "" if it can."""
     done = subprocess.run(["unshare", "-rm", "true"], capture_output=True)
     return "" if done.returncode == 0 else "user namespaces are not allowed on this machine, so the source tree stays visible"
 
@@ -52,7 +52,7 @@ def run(*words, cwd=None, timeout=500, **environment):
 
 
 def third_party(*words, **rest):
-    """Runs a command without source and build tree, if this machine can hide them."""
+    """Run a command with the source and build trees hidden, if this machine can hide them."""
     if no_namespaces():
         return run(*words, **rest)
     return run("unshare", "-rm", "bash", "-c", HIDDEN, "bash", *words, SOURCE=SOURCE, BUILD=BUILD, VENV=VENV, **rest)

@@ -1,4 +1,5 @@
-"""What a third party does: `plugins new` of every kind, built against a moved installation, used by name.
+"""The workflow of a third party: create a plugin of every kind with `plugins new`, build it against a moved
+installation, and use it by name.
 
 The third party's commands see neither source nor build tree (conftest.py). Where these cannot be hidden, a skipped test
 reports it, and the tests only check that no installed file names the build tree.
@@ -21,7 +22,7 @@ def test_the_source_is_hidden():
         pytest.skip(no_namespaces())
     assert third_party("ls", "-A", SOURCE, cwd="/").split() == [".venv"]
     assert third_party("ls", "-A", VENV, cwd="/").split()
-    # A build folder inside the source tree does not exist, one elsewhere is empty.
+    # A hidden build folder does not exist if it is inside the source tree; otherwise, it is empty.
     assert third_party("bash", "-c", f"ls -A {BUILD} 2>/dev/null || true", cwd="/") == ""
     assert (SOURCE / "core").is_dir() and (BUILD / "bin").is_dir()
 
@@ -59,7 +60,7 @@ def test_the_installation_finds_its_own_plugins(prefix, tmp_path):
 
 @pytest.fixture(scope="session")
 def plugins(prefix, tmp_path_factory):
-    """A folder with a plugin of each kind, called my_KIND."""
+    """A folder with a plugin of each kind, named my_KIND."""
     folder = tmp_path_factory.mktemp("plugins")
     for kind in KINDS:
         third_party(prefix / "bin/dsv3", "plugins", "new", kind, f"my_{kind}", cwd=folder)
@@ -82,7 +83,7 @@ def test_a_new_plugin_builds_and_trains_by_name(prefix, plugins, kind):
 
 
 def test_a_new_format_writes_and_reads_a_trained_model(prefix, plugins):
-    """The commands of its README, verbatim."""
+    """The commands of a plugin's README, verbatim."""
     folder = plugins / "my_format"
     [script] = re.findall(r"^```sh\n(.*?)^```", (folder / "README.md").read_text(), re.M | re.S)
     script = re.sub(r"\bPREFIX\b", str(prefix), script.replace("cmake -S", "cmake -G Ninja -S"))

@@ -1,4 +1,4 @@
-"""The commands of docs/writing-a-plugin.md, verbatim, and docs/plugins.md compared with the schemas."""
+"""Run the commands of docs/writing-a-plugin.md verbatim, and compare docs/plugins.md with the schemas."""
 
 import re
 

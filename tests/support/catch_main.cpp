@@ -1,5 +1,5 @@
 // main() of every test executable. Catch2's own main returns 0 when no test case ran, so an
-// executable that lost its source files, or a misspelled name on the command line, would pass.
+// executable without its source files, or a misspelled test name on the command line, would pass.
 #define CATCH_CONFIG_RUNNER
 #include <iostream>
 

@@ -27,7 +27,7 @@ inline double gradcheck(const TensorFunction& fn, const std::vector<at::Tensor>&
       if (!outputs[i].defined() || !at::isFloatingType(outputs[i].scalar_type())) continue;
       if (weights.size() <= i) weights.resize(i + 1);
       if (!weights[i].defined()) {
-        // The fractional parts of multiples of sqrt(2), which do not use torch's global generator.
+        // frac(i * sqrt(2)) gives varied weights without advancing torch's global generator.
         at::Tensor index = at::arange(outputs[i].numel(), at::kDouble) + double(i + 1);
         weights[i] = ((index * std::sqrt(2.0)).frac() - 0.3).view(outputs[i].sizes());
       }

@@ -1,4 +1,4 @@
-"""Time of the CUDA operators that nano and small spend their steps in, and of faster alternatives.
+"""Time the CUDA operators that dominate the steps of nano and small, and faster alternatives.
 
     python tools/bench/cuda_operators.py
 

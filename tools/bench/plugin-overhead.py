@@ -56,7 +56,7 @@ def judge(low, high):
     elif low > LIMIT:
         print(f"VERDICT loading costs more than 0.1 % of a step: above {LIMIT}")
     else:
-        print(f"VERDICT not resolved: the interval contains {LIMIT}")
+        print(f"VERDICT inconclusive: the interval contains {LIMIT}")
 
 
 def compare_instructions(command, rounds, folder):

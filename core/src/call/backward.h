@@ -1,8 +1,7 @@
 // Which component autograd is in. Autograd runs a component's backward long after its forward
-// returned, and on a CUDA device on another thread. So a forward registers a hook on its results,
-// which runs when autograd enters the component, and one on its inputs, which runs when autograd
-// leaves it. Hooks add no nodes, so the graph, the order of sums and therefore every bit stay the
-// same.
+// returned, and for CUDA tensors on another thread. So the forward registers hooks on its outputs,
+// which run when autograd enters the component, and on its inputs, which run when autograd leaves
+// it. Hooks add no nodes, so gradients stay bit-identical.
 #pragma once
 
 #include <atomic>
@@ -13,10 +12,10 @@
 
 namespace dsv3 {
 
-/// The action of Strategy::backward: inside it, autograd runs what `current_backward` names.
+/// The action of Strategy::backward, during which `current_backward` names the component.
 extern const char* const kBackward;
 
-/// Readable from a signal handler; of the whole process, because one backward runs at a time.
+/// Readable from a signal handler. Process-wide, because one backward runs at a time.
 struct CurrentBackward {
   std::atomic<const Callee*> callee{nullptr};  ///< null: code of no component
   std::atomic<int64_t> layer{-1};
@@ -24,10 +23,10 @@ struct CurrentBackward {
 };
 extern CurrentBackward current_backward;
 
-/// Autograd is in no component, until a hook says otherwise.
+/// Records that autograd is in no component.
 void leave_backward() noexcept;
 
-/// Hangs the hooks of the forward that CallRecord::current() describes on its tensors.
+/// Registers the hooks of the forward that CallRecord::current() describes.
 void mark_forward(at::TensorList inputs, at::TensorList outputs);
 
 }  // namespace dsv3

@@ -9,7 +9,6 @@
 namespace dsv3 {
 
 CurrentStep current_step;
-NamedError::~NamedError() = default;
 
 namespace {
 
@@ -21,31 +20,32 @@ constexpr const char* kUseLess =
     "; reduce train.micro_batch, train.sequence or the model (--dry-run estimates the memory an "
     "experiment needs)";
 
-/// LibTorch's message; about memory, a plain one. LibTorch's CPU allocator has no exception type.
-std::string text_of(const c10::Error& error, bool* out_of_memory = nullptr) {
-  const std::string text = error.what_without_backtrace();
-  constexpr std::string_view kBefore = "you tried to allocate ";
-  const size_t at = text.find(kBefore);
-  const bool on_gpu = text.find("CUDA out of memory") != text.npos;
-  if (out_of_memory) *out_of_memory = on_gpu || at != text.npos;
-  if (on_gpu) return text + kUseLess;
-  if (at == text.npos) return text;
-  const size_t begin = at + kBefore.size();
-  return "out of memory: failed to allocate " + text.substr(begin, text.find(' ', begin) - begin) +
-         " bytes" + kUseLess;
-}
-
-bool current_exception_is_out_of_memory() {
+struct Failure {
+  std::string text;
   bool out_of_memory = false;
+};
+
+/// What the current exception says. LibTorch's CPU allocator has no exception type for running out
+/// of memory, only a text.
+Failure current_failure() {
   try {
     throw;
   } catch (const c10::Error& error) {
-    text_of(error, &out_of_memory);
+    const std::string text = error.what_without_backtrace();
+    if (text.find("CUDA out of memory") != text.npos) return {text + kUseLess, true};
+    constexpr std::string_view kBefore = "you tried to allocate ";
+    const size_t at = text.find(kBefore);
+    if (at == text.npos) return {text};
+    const size_t begin = at + kBefore.size();
+    const std::string bytes = text.substr(begin, text.find(' ', begin) - begin);
+    return {"out of memory: failed to allocate " + bytes + " bytes" + kUseLess, true};
   } catch (const std::bad_alloc&) {
-    out_of_memory = true;
+    return {std::string("out of memory") + kUseLess, true};
+  } catch (const std::exception& error) {
+    return {error.what()};
   } catch (...) {
+    return {"threw a value that is not a std::exception; throw dsv3::Error instead"};
   }
-  return out_of_memory;
 }
 
 }  // namespace
@@ -88,27 +88,13 @@ void rethrow_named(const Callee& callee, int64_t layer, const char* action) {
     throw NamedError(call + error.what(), error.code());
   } catch (...) {
     // Running out of memory is not the plugin's fault.
-    throw NamedError(call + current_exception_text(),
-                     current_exception_is_out_of_memory() ? ExitCode::failed : ExitCode::plugin);
+    const auto [text, out_of_memory] = current_failure();
+    throw NamedError(call + text, out_of_memory ? ExitCode::failed : ExitCode::plugin);
   }
-}
-
-void rethrow_named(const CallRecord& call) {
-  rethrow_named(call.callee, call.layer(), call.action);
 }
 
 std::string current_exception_text() {
-  try {
-    throw;
-  } catch (const c10::Error& error) {
-    return text_of(error);
-  } catch (const std::bad_alloc&) {
-    return std::string("out of memory") + kUseLess;
-  } catch (const std::exception& error) {
-    return error.what();
-  } catch (...) {
-    return "threw a value that is not a std::exception; throw dsv3::Error instead";
-  }
+  return current_failure().text;
 }
 
 }  // namespace dsv3

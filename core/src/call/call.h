@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <string>
 #include <utility>
 
 #include <dsv3/sdk/error.h>
@@ -34,7 +33,6 @@ class CallRecord {
   CallRecord(const Callee& callee, const char* action) noexcept;
   ~CallRecord() { current() = outer; }
   CallRecord(const CallRecord&) = delete;
-  CallRecord& operator=(const CallRecord&) = delete;
 
   const Callee& callee;
   const char* const action;
@@ -53,18 +51,16 @@ struct CurrentStep {
 };
 extern CurrentStep current_step;
 
-/// An error whose text names the component, or that needs none: `call` passes it unchanged.
+/// An error whose text names the component or needs no component: `call` passes it unchanged.
 class NamedError final : public Error {
  public:
   using Error::Error;
-  ~NamedError() override;
 };
 
 /// Rethrows the current exception as one dsv3::Error that starts with the call: "attention 'mla'
 /// (layer 3, forward) at step 12, nano.yaml:5:13, plugin /lib/libdsv3_mla.so: ". A dsv3::Error
 /// keeps its exit code, running out of memory gets ExitCode::failed, anything else
 /// ExitCode::plugin.
-[[noreturn]] void rethrow_named(const CallRecord& call);
 [[noreturn]] void rethrow_named(const Callee& callee, int64_t layer, const char* action);
 /// Message of the current exception, whatever its type; without LibTorch's backtrace.
 std::string current_exception_text();
@@ -79,13 +75,12 @@ decltype(auto) call(Interface& component, const char* action, F&& f, Args&&... a
   try {
     return std::invoke(std::forward<F>(f), component, std::forward<Args>(args)...);
   } catch (...) {
-    rethrow_named(record);
+    rethrow_named(record.callee, record.layer(), record.action);
   }
 }
 
-/// Makes `component` known to `call` as `callee`, and its destructor a call. Positions and
-/// tokenizers, which plugins of other kinds call, also get a wrapper that routes these calls
-/// through `call`.
+/// Records `component` as `callee` for `call`, and its destructor's run as a call. Positions and
+/// tokenizers, which other plugins call, also get a wrapper that routes these calls through `call`.
 std::shared_ptr<Pluggable> guarded(const Callee& callee, std::shared_ptr<Pluggable> component);
 
 }  // namespace dsv3

@@ -7,7 +7,6 @@
 #include <ATen/ATen.h>
 
 #include "call/backward.h"
-#include "call/watch.h"
 
 namespace dsv3 {
 
@@ -15,8 +14,8 @@ constinit std::atomic<Watch*> Watch::active{nullptr};
 
 namespace checked {
 
-void fail(const std::string& text) {
-  throw Error(text, ExitCode::plugin);
+void fail(const std::string& text, ExitCode code) {
+  throw Error(text, code);
 }
 
 namespace {
@@ -33,7 +32,7 @@ void require_like(const at::Tensor& result, const at::Tensor& input, const char*
          "; shape, dtype and device must not change");
 }
 
-/// What every forward does with its results: they are marked for backward and shown to a watch.
+/// Marks the results of a forward for backward and shows them to a watch.
 void forwarded(const Pluggable& component, at::TensorList inputs, at::TensorList outputs) {
   mark_forward(inputs, outputs);
   const Callee* callee = component.callee();
@@ -49,6 +48,23 @@ int64_t cached_tokens(const Sequence& seq) {
   if (!seq.cache) return 0;
   const std::vector<int64_t>& lengths = seq.cache->lengths();
   return std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+}
+
+void require_fp32(const Range& range, const at::Tensor& value, const char* name) {
+  const int64_t elements = range.end - range.begin;
+  if (!value.defined() || value.scalar_type() != at::kFloat || value.numel() != elements)
+    fail(std::string(name) + "() returned no fp32 tensor of " + std::to_string(elements) +
+         " elements for " + range.name);
+}
+
+at::Tensor checked_rows(const at::Tensor& rows, const DataContext& context, const char* name) {
+  const std::array<int64_t, 2> shape{context.micro_batch, context.sequence + 1};
+  const at::IntArrayRef sizes = shape;
+  if (!rows.device().is_cpu() || rows.scalar_type() != at::kLong || rows.sizes() != sizes)
+    fail(std::string("its ") + name + " are " + described(rows) + "; they must be " +
+             c10::str("int64 ", sizes) + " on the host",
+         ExitCode::data);
+  return rows.contiguous();
 }
 
 }  // namespace
@@ -89,17 +105,6 @@ at::Tensor step_counts(FeedForward& feed_forward) {
     return counts;
   });
 }
-
-namespace {
-
-void require_fp32(const Range& range, const at::Tensor& value, const char* name) {
-  const int64_t elements = range.end - range.begin;
-  if (!value.defined() || value.scalar_type() != at::kFloat || value.numel() != elements)
-    fail(std::string(name) + "() returned no fp32 tensor of " + std::to_string(elements) +
-         " elements for " + range.name);
-}
-
-}  // namespace
 
 int adopt(Strategy& strategy, UnitSpec unit, int unit_index) {
   return call(strategy, "adopt", [&](Strategy& s) {
@@ -153,29 +158,12 @@ std::vector<OwnedTensor> owned(Strategy& strategy) {
   });
 }
 
-namespace {
-
-[[noreturn]] void fail_with_data(const std::string& text) {
-  throw Error(text, ExitCode::data);
-}
-
-at::Tensor checked_rows(const at::Tensor& rows, const DataContext& context, const char* name) {
-  const std::array<int64_t, 2> shape{context.micro_batch, context.sequence + 1};
-  const at::IntArrayRef sizes = shape;
-  if (!rows.device().is_cpu() || rows.scalar_type() != at::kLong || rows.sizes() != sizes)
-    fail_with_data(std::string("its ") + name + " are " + described(rows) + "; they must be " +
-                   c10::str("int64 ", sizes) + " on the host");
-  return rows.contiguous();
-}
-
-}  // namespace
-
 Batch next(Data& data, const DataContext& context) {
   return call(data, "next", [&](Data& d) {
     Batch batch = d.next();
     if (!batch.tokens.defined()) {
       if (context.split == Split::train)
-        fail_with_data("returned undefined tokens; a training stream must not end");
+        fail("returned undefined tokens; a training stream must not end", ExitCode::data);
       return batch;
     }
     batch.tokens = checked_rows(batch.tokens, context, "tokens");
@@ -185,9 +173,9 @@ Batch next(Data& data, const DataContext& context) {
     const int64_t* ids = batch.tokens.const_data_ptr<int64_t>();
     for (int64_t i = 0; i < batch.tokens.numel(); ++i)
       if (ids[i] < 0 || (context.vocab > 0 && ids[i] >= context.vocab))
-        fail_with_data("returned token id " + std::to_string(ids[i]) +
-                       "; the model's vocabulary has " + std::to_string(context.vocab) +
-                       " ids (model.vocab)");
+        fail("returned token id " + std::to_string(ids[i]) + "; the model's vocabulary has " +
+                 std::to_string(context.vocab) + " ids (model.vocab)",
+             ExitCode::data);
     return batch;
   });
 }

@@ -1,18 +1,10 @@
 // Calls of components whose result their kind restricts. A result that breaks the kind's rules is
-// an error of the component, reported as what it throws is. The checks read sizes, dtypes and
-// devices only, never values on a GPU.
+// reported like an exception of the component. The checks read sizes, dtypes and devices only,
+// never values on a GPU.
 #pragma once
 
 #include <cmath>
-#include <functional>
-#include <span>
-#include <string>
-#include <utility>
-#include <vector>
 
-#include <nlohmann/json.hpp>
-
-#include <dsv3/sdk/attention.h>
 #include <dsv3/sdk/data.h>
 #include <dsv3/sdk/feed_forward.h>
 #include <dsv3/sdk/format.h>
@@ -22,10 +14,29 @@
 
 #include "call/call.h"
 
+namespace dsv3 {
+
+/// Shows what every module returns to the search for the first one with non-finite values.
+/// Process-wide, because a recomputed forward runs on autograd's thread.
+class Watch {
+ public:
+  Watch() { active = this; }
+  virtual ~Watch() { active = nullptr; }
+  Watch(const Watch&) = delete;
+  Watch& operator=(const Watch&) = delete;
+  /// `name`: "layers.3.feed_forward (feed_forward 'moe', nano.yaml:9:5)".
+  virtual void passed(const std::string& name, at::TensorList inputs, at::TensorList outputs) = 0;
+
+  /// The one that exists; null in a normal step.
+  static std::atomic<Watch*> active;
+};
+
+}  // namespace dsv3
+
 namespace dsv3::checked {
 
-/// Throws dsv3::Error(`text`) with ExitCode::plugin; for use inside `call`.
-[[noreturn]] void fail(const std::string& text);
+/// Throws dsv3::Error; for use inside `call`.
+[[noreturn]] void fail(const std::string& text, ExitCode code = ExitCode::plugin);
 
 /// A method that returns a number, which must be finite and at least 0.
 template <class Interface, class Method, class... Args>

@@ -1,9 +1,8 @@
-// Reports a crash. This code may run in a signal handler, in the middle of malloc: it reads memory
-// that was prepared before, and calls vsnprintf, write, open, rename and the like only.
+// Reports a crash. This code may run in a signal handler, in the middle of malloc, so it only reads
+// prepared memory and calls functions that do not allocate: vsnprintf, write, open, rename.
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <chrono>
 #include <csignal>
 #include <cstdarg>
 #include <cstdio>
@@ -19,14 +18,15 @@
 #include <dsv3/sdk/error.h>
 
 #include "call/backward.h"
+#include "support/host.h"
 
 namespace dsv3 {
 namespace {
 
 constexpr std::array kSignals{SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
 
-/// Text in a fixed buffer; what does not fit is cut off. glibc's vsnprintf allocates nothing for
-/// integers and strings.
+/// Text in a fixed buffer, cut off at its end. glibc's vsnprintf allocates nothing for integers and
+/// strings.
 struct Text {
   char bytes[8192] = "";
   size_t size = 0;
@@ -91,20 +91,13 @@ void describe(Text& text, const char* event, const char* cause) {
 /// Writes the keys of RunFolder::write_status.
 void write_status(const char* message, int exit_code) {
   if (!prepared.status[0]) return;
-  using namespace std::chrono;
-  const auto now = floor<seconds>(system_clock::now());
-  const year_month_day date(floor<days>(now));
-  const hh_mm_ss time(now - floor<days>(now));
   Text json;
   json.add("{\n \"exit_code\": %d,\n \"host\": \"", exit_code);
   json.add_json(prepared.host);
   json.add("\",\n \"message\": \"");
   json.add_json(message);
-  json.add("\",\n \"pid\": %d,\n \"state\": \"failed\",\n \"step\": %ld,\n \"time\": ", ::getpid(),
-           current_step.finished.load());
-  json.add("\"%04d-%02u-%02uT%02ld:%02ld:%02ldZ\"\n}\n", int(date.year()), unsigned(date.month()),
-           unsigned(date.day()), time.hours().count(), time.minutes().count(),
-           time.seconds().count());
+  json.add("\",\n \"pid\": %d,\n \"state\": \"failed\",\n \"step\": %ld,\n \"time\": \"%s\"\n}\n",
+           ::getpid(), current_step.finished.load(), utc_text(wall_seconds()).data());
   const int file = ::open(prepared.temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (file < 0) return;
   json.write_to(file);
@@ -180,15 +173,13 @@ CrashReports::CrashReports() {
   const stack_t stack{
       .ss_sp = prepared.stack.data(), .ss_flags = 0, .ss_size = prepared.stack.size()};
   ::sigaltstack(&stack, nullptr);  // for a stack overflow
-  for (const int signal : kSignals) {
-    struct sigaction action {
-    }, former{};
-    action.sa_handler = on_fault;
-    action.sa_flags = SA_ONSTACK;
-    sigemptyset(&action.sa_mask);
-    ::sigaction(signal, &action, &former);
-    if (former.sa_handler != SIG_DFL) ::sigaction(signal, &former, nullptr);  // a sanitizer's
-  }
+  struct sigaction action {
+  }, present{};
+  action.sa_handler = on_fault;
+  action.sa_flags = SA_ONSTACK;
+  for (const int signal : kSignals)  // a sanitizer's handler stays
+    if (::sigaction(signal, nullptr, &present) == 0 && present.sa_handler == SIG_DFL)
+      ::sigaction(signal, &action, nullptr);
   std::set_terminate(on_terminate);
   ::on_exit(on_exit_of_process, nullptr);
   std::at_quick_exit([] { fail_exit("quick_exit()"); });

@@ -1,4 +1,4 @@
-// What dsv3::make wraps around a component.
+// The wrappers that dsv3::make puts around components.
 #include <dsv3/sdk/tokenizer.h>
 
 #include "call/checked.h"

@@ -1,13 +1,11 @@
-#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <set>
-#include <unistd.h>
 
-#include <dsv3/runtime/checkpoint.h>
+#include <c10/util/StringUtil.h>
+
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/log.h>
-#include <dsv3/support/fs.h>
 #include <dsv3/support/sha256.h>
 
 #include "checkpoint/manifest.h"
@@ -28,12 +26,9 @@ std::string folder_name(int64_t step) {
 /// N of "step-N"; nullopt for every other name, including "step-007" and temporary names.
 std::optional<int64_t> step_of(const std::string& name) {
   if (!name.starts_with(kPrefix)) return std::nullopt;
-  const char* begin = name.data() + kPrefix.size();
-  const char* end = name.data() + name.size();
   int64_t step = 0;
-  std::from_chars(begin, end, step);
-  if (folder_name(step) != name) return std::nullopt;
-  return step;
+  std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), step);
+  return folder_name(step) == name ? std::optional(step) : std::nullopt;
 }
 
 /// Steps that have a folder, oldest first.
@@ -124,8 +119,8 @@ void verify_file(const stdfs::path& path, const safetensors::Written& expected) 
     fail("cannot be read: " + error.message() +
          "; copy the whole folder again, or use another checkpoint");
   if (bytes != expected.bytes)
-    fail("has " + std::to_string(bytes) + " bytes, but the manifest says " +
-         std::to_string(expected.bytes) + "; copy it again, or use another checkpoint");
+    fail(c10::str("has ", bytes, " bytes, but the manifest says ", expected.bytes,
+                  "; copy it again, or use another checkpoint"));
   std::string digest;
   try {
     digest = sha256_of_file(path);
@@ -139,13 +134,11 @@ void verify_file(const stdfs::path& path, const safetensors::Written& expected) 
 }
 
 /// The checkpoint at `folder` if it is intact; logs a warning when it is not.
-std::optional<StoredCheckpoint> verified(const stdfs::path& folder) {
-  try {
-    return verify_checkpoint(folder);
-  } catch (const Error& error) {
-    log::warning("skipping a damaged checkpoint: " + std::string(error.what()));
-    return std::nullopt;
-  }
+std::optional<StoredCheckpoint> verified(const stdfs::path& folder) try {
+  return verify_checkpoint(folder);
+} catch (const Error& error) {
+  log::warning("skipping a damaged checkpoint: " + std::string(error.what()));
+  return std::nullopt;
 }
 
 }  // namespace
@@ -198,9 +191,8 @@ StoredCheckpoint CheckpointStore::save(const CheckpointContent& content) {
     return stored;
   } catch (const std::exception& error) {
     or_warn("cannot remove an incomplete checkpoint", [&] { fs::remove_all(temporary); });
-    throw Error(
-        "cannot save the checkpoint of step " + std::to_string(content.step) + ": " + error.what(),
-        ExitCode::checkpoint);
+    throw Error(c10::str("cannot save the checkpoint of step ", content.step, ": ", error.what()),
+                ExitCode::checkpoint);
   }
 }
 

@@ -48,22 +48,17 @@ bool is_plain_name(const std::string& name) {
 }
 
 StoredCheckpoint parse(const std::filesystem::path& folder, const Json& manifest) {
-  StoredCheckpoint stored;
-  int64_t format = count_from(manifest, "format");
+  const int64_t format = count_from(manifest, "format");
   check(format == kFormat, "format " + std::to_string(format) +
                                " is not supported (this dsv3 reads " + std::to_string(kFormat) +
                                "); use the dsv3 version that wrote it");
   check(text_from(manifest, "sha256") == digest_of(manifest),
         "digest does not match the content: the file was changed or damaged; copy it again, or use "
         "another checkpoint");
-  stored.folder = folder;
-  stored.step = count_from(manifest, "step");
-  stored.tokens = count_from(manifest, "tokens");
-  if (const Json& loss = field(manifest, "val_loss"); !loss.is_null())
-    stored.val_loss = number_from_json(loss);
+  const Json& loss = field(manifest, "val_loss");
   check(!files_of(manifest).empty(), "names no files");
-  stored.manifest = manifest;
-  return stored;
+  return {folder, count_from(manifest, "step"), count_from(manifest, "tokens"),
+          loss.is_null() ? std::nullopt : std::optional(number_from_json(loss)), manifest};
 }
 
 /// JSON has no NaN and no infinity; written as null they would be read back as something else.
@@ -97,7 +92,7 @@ std::string make_manifest(const CheckpointContent& content,
 }
 
 StoredCheckpoint read_manifest(const std::filesystem::path& folder) {
-  std::filesystem::path path = folder / kManifestName;
+  const std::filesystem::path path = folder / kManifestName;
   std::error_code ignored;
   if (!std::filesystem::exists(path, ignored))
     throw Error(path.string() + ": missing; the folder is not a complete checkpoint",
@@ -121,12 +116,9 @@ std::vector<ManifestFile> files_of(const Json& manifest) {
   const Json& list = field(manifest, "files");
   check(list.is_array(), "'files' is not a list");
   for (const Json& json : list) {
-    ManifestFile file;
-    file.name = text_from(json, "name");
-    check(is_plain_name(file.name), "'" + file.name + "' is not a plain file name");
-    file.written.bytes = uint64_t(count_from(json, "bytes"));
-    file.written.sha256 = text_from(json, "sha256");
-    files.push_back(std::move(file));
+    const std::string name = text_from(json, "name");
+    check(is_plain_name(name), "'" + name + "' is not a plain file name");
+    files.push_back({name, {uint64_t(count_from(json, "bytes")), text_from(json, "sha256")}});
   }
   return files;
 }

@@ -1,10 +1,6 @@
 // manifest.json of a checkpoint: writing, reading and checking it.
 #pragma once
 
-#include <filesystem>
-#include <string>
-#include <vector>
-
 #include <dsv3/runtime/checkpoint.h>
 
 namespace dsv3 {

@@ -1,24 +1,15 @@
 #include "checkpoint/tensor_views.h"
 
-#include <array>
 #include <cstring>
-#include <utility>
-
-#include <ATen/ATen.h>
 
 #include <dsv3/sdk/error.h>
 
 namespace dsv3 {
 namespace {
 
-constexpr std::array<std::pair<at::ScalarType, const char*>, 8> kDtypes{{{at::kFloat, "F32"},
-                                                                         {at::kBFloat16, "BF16"},
-                                                                         {at::kHalf, "F16"},
-                                                                         {at::kDouble, "F64"},
-                                                                         {at::kLong, "I64"},
-                                                                         {at::kInt, "I32"},
-                                                                         {at::kByte, "U8"},
-                                                                         {at::kBool, "BOOL"}}};
+constexpr std::pair<at::ScalarType, const char*> kDtypes[] = {
+    {at::kFloat, "F32"}, {at::kBFloat16, "BF16"}, {at::kHalf, "F16"}, {at::kDouble, "F64"},
+    {at::kLong, "I64"},  {at::kInt, "I32"},       {at::kByte, "U8"},  {at::kBool, "BOOL"}};
 
 }  // namespace
 
@@ -61,10 +52,9 @@ void copy_view(const std::map<std::string, safetensors::View>& views, const std:
   const std::string dtype = dtype_name(tensor.scalar_type());
   if (view.dtype != dtype || at::IntArrayRef(view.shape) != tensor.sizes() ||
       view.size != tensor.nbytes())
-    throw Error(
-        "tensor '" + key + "' is " + view.dtype + " " + c10::str(at::IntArrayRef(view.shape)) +
-            " in the checkpoint, but this run needs " + dtype + " " + c10::str(tensor.sizes()),
-        ExitCode::checkpoint);
+    throw Error(c10::str("tensor '", key, "' is ", view.dtype, " ", at::IntArrayRef(view.shape),
+                         " in the checkpoint, but this run needs ", dtype, " ", tensor.sizes()),
+                ExitCode::checkpoint);
   const bool direct = tensor.is_cpu() && tensor.is_contiguous();
   const at::Tensor host =
       direct ? tensor : at::empty(tensor.sizes(), tensor.options().device(at::kCPU));

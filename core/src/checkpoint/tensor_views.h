@@ -1,11 +1,9 @@
 // Tensors as entries of safetensors files, and back.
 #pragma once
 
-#include <map>
 #include <optional>
-#include <string>
 
-#include <ATen/core/Tensor.h>
+#include <ATen/ATen.h>
 
 #include <dsv3/sdk/optimizer.h>
 #include <dsv3/support/safetensors.h>

@@ -5,21 +5,11 @@
 
 #include <dsv3/runtime/suggest.h>
 
-#include "config/schemas.h"
-#include "config/slots.h"
-#include "config/yaml.h"
-
 namespace dsv3::config {
 namespace {
 
-std::vector<std::string> keys_of(const Schema& schema) {
-  std::vector<std::string> keys;
-  for (const OptionSpec& spec : schema.options) keys.push_back(spec.key);
-  return keys;
-}
-
 bool contains(const std::vector<std::string>& words, const std::string& word) {
-  return std::find(words.begin(), words.end(), word) != words.end();
+  return std::ranges::count(words, word);
 }
 
 // "a, b or c".
@@ -108,7 +98,7 @@ OptionValues Checker::values(const Node* map, const Schema& schema, const Scope&
     const std::string path = join(scope.path, spec.key);
     if (node) {
       const std::string what = "'" + spec.key + "' in " + scope.text();
-      if (auto value = convert(spec, *node, what, resolver_, diagnostics_)) {
+      if (auto value = convert(spec, *node, what, resolver_)) {
         add_convention(spec, *value, scope);
         record(path, *value, *node, word_of(spec, *value));
         values[spec.key] = std::move(*value);
@@ -153,10 +143,10 @@ void Checker::check_conventions() {
     };
     if (!checked_.contains(component) && std::any_of(slots().begin(), slots().end(), is_unused))
       continue;
-    const std::string near = nearest(key, known);
-    diagnostics_.error(*node, "unknown convention '" + key + "'",
-                       {near.empty() ? "conventions of this experiment: " + comma_list(known)
-                                     : "did you mean '" + near + "'?"});
+    const std::string near = did_you_mean(key, known);
+    diagnostics_.error(
+        *node, "unknown convention '" + key + "'",
+        {near.empty() ? "conventions of this experiment: " + comma_list(known) : near});
   }
 }
 
@@ -171,8 +161,7 @@ void Checker::run_checks(const Node* map, const Schema& schema, const Scope& sco
     if (const std::string wrong = check(options.get()); !wrong.empty()) {
       const std::string text = (scope.path.empty() ? "" : scope.text() + ": ") + wrong;
       // A text that starts with an option is about that option.
-      const Entry* entry = map ? map->find(wrong.substr(0, wrong.find(' '))) : nullptr;
-      if (entry)
+      if (const auto* entry = map ? map->find(wrong.substr(0, wrong.find(' '))) : nullptr)
         diagnostics_.error(entry->value, text);
       else
         diagnostics_.error(position_of(map), 1, text);
@@ -220,11 +209,12 @@ std::vector<std::string> Checker::siblings_with(const std::string& key, const Sc
 }
 
 void Checker::unknown_key(const Entry& entry, const Schema& schema, const Scope& scope) {
-  std::vector<std::string> known = keys_of(schema);
+  std::vector<std::string> known;
+  for (const OptionSpec& spec : schema.options) known.push_back(spec.key);
   for (const std::string& other : scope.others)
     if (!scope.kind || other != "plugin") known.push_back(other);
   const std::vector<std::string> siblings = siblings_with(entry.key, scope);
-  const std::string near = nearest(entry.key, known);
+  const std::string near = did_you_mean(entry.key, known);
   std::vector<std::string> elsewhere = core_paths_of(entry.key);
   if (elsewhere.empty() && near.empty()) elsewhere = slots_near(entry.key);
   std::string note;
@@ -234,7 +224,7 @@ void Checker::unknown_key(const Entry& entry, const Schema& schema, const Scope&
   else if (!elsewhere.empty() && (!scope.kind || near.empty()))
     note = "did you mean " + either(elsewhere) + "?";
   else if (!near.empty())
-    note = "did you mean '" + near + "'?";
+    note = near;
   else
     note = known.empty() ? "there are no keys here" : "known keys: " + comma_list(known);
   diagnostics_.error(entry, "unknown key '" + entry.key + "' in " + scope.text(), {note});
@@ -259,13 +249,11 @@ std::string Checker::known_plugins(Kind kind) {
 }
 
 void Checker::unknown_plugin(const Node& name, Kind kind, const std::string& text) {
-  const std::string near = nearest(text, catalog_.names(kind));
-  std::string hint = near.empty() ? "" : "did you mean '" + near + "'? ";
-  for (const Slot& slot : slots()) {
-    const std::vector<std::string> others = catalog_.names(slot.kind);
-    if (slot.kind != kind && contains(others, text))
+  std::string hint = did_you_mean(text, catalog_.names(kind));
+  if (!hint.empty()) hint += ' ';
+  for (const Slot& slot : slots())
+    if (slot.kind != kind && contains(catalog_.names(slot.kind), text))
       hint = "'" + text + "' is of kind " + kind_name(slot.kind) + "; ";
-  }
   diagnostics_.error(name, "unknown " + std::string(kind_name(kind)) + " plugin '" + text + "'",
                      {hint + known_plugins(kind)});
 }
@@ -346,14 +334,13 @@ std::vector<const Node*> Checker::components_at(const std::string& path, Kind ki
       slot->list ? " must be a component or a list of them" : " must be one component";
   if (!node->is_list() || !slot->list) {
     diagnostics_.error(*node, path + expected);
-    return maps;
+    return {};
   }
-  for (const Node& item : node->items) {
+  for (const Node& item : node->items)
     if (item.is_map())
       maps.push_back(&item);
     else
       diagnostics_.error(item, path + expected);
-  }
   return maps;
 }
 

@@ -1,5 +1,5 @@
-// Checks sections and components of the merged tree against schemas and records the resolved
-// values.
+// Checks sections, components and lists of components of the merged tree against schemas and
+// records the resolved values.
 #pragma once
 
 #include <map>
@@ -11,8 +11,8 @@
 #include <dsv3/runtime/config.h>
 
 #include "config/diagnostics.h"
-#include "config/interpolate.h"
 #include "config/node.h"
+#include "config/schemas.h"
 #include "config/values.h"
 
 namespace dsv3::config {
@@ -105,5 +105,19 @@ class Checker {
   std::set<Kind> read_;                                   // kinds whose components were read
   std::set<std::string> checked_;                         // prefixes whose conventions are known
 };
+
+/// The words of an optimizer group's `role`.
+const std::vector<std::string>& role_words();
+
+/// Components at `path` with their layers, which must tile 0..layers-1; `layers` 0 = unknown, not
+/// checked.
+std::vector<LayerRange> layer_ranges(Checker& checker, const std::string& path, Kind kind,
+                                     int64_t layers);
+
+/// Optimizer groups with unique names.
+std::vector<OptimizerGroup> optimizer_groups(Checker& checker);
+
+/// The components of a slot that has no keys of its own; may be none if the slot is optional.
+std::vector<ComponentSpec> components(Checker& checker, const Slot& slot);
 
 }  // namespace dsv3::config

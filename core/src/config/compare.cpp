@@ -1,13 +1,13 @@
 // Finds the keys on which two experiments differ and sorts them into factors.
 #include <algorithm>
-#include <array>
 #include <map>
 
 #include <dsv3/runtime/compare.h>
+#include <dsv3/runtime/suggest.h>
 
-#include "config/parse.h"
-#include "config/slots.h"
-#include "config/yaml.h"
+#include "config/layers.h"
+#include "config/schemas.h"
+#include "config/values.h"
 
 namespace dsv3 {
 namespace {
@@ -15,20 +15,20 @@ namespace {
 using Values = std::vector<ResolvedValue>;
 
 // They name, repeat, observe or store a run and change neither what is trained nor how fast.
-constexpr std::array<std::string_view, 11> kNoFactors{"name",
-                                                      "output",
-                                                      "train.seed",
-                                                      "train.log_every",
-                                                      "validation.every",
-                                                      "validation.batches",
-                                                      "samples",
-                                                      "checkpoint",
-                                                      "tracker",
-                                                      "hub",
-                                                      "log"};
+constexpr std::string_view kNoFactors[]{"name",
+                                        "output",
+                                        "train.seed",
+                                        "train.log_every",
+                                        "validation.every",
+                                        "validation.batches",
+                                        "samples",
+                                        "checkpoint",
+                                        "tracker",
+                                        "hub",
+                                        "log"};
 
 // Keys that identify the component in a slot and its place, rather than its options.
-constexpr std::array<std::string_view, 5> kIdentity{"plugin", "library", "layers", "role", "match"};
+constexpr std::string_view kIdentity[]{"plugin", "library", "layers", "role", "match"};
 
 bool is_below(std::string_view key, std::string_view path) {
   return key == path ||
@@ -36,8 +36,8 @@ bool is_below(std::string_view key, std::string_view path) {
 }
 
 bool is_no_factor(std::string_view key) {
-  return std::any_of(kNoFactors.begin(), kNoFactors.end(),
-                     [&](std::string_view path) { return is_below(key, path); });
+  return std::ranges::any_of(kNoFactors,
+                             [&](std::string_view path) { return is_below(key, path); });
 }
 
 // The innermost slot that holds `key`; "" = none.
@@ -49,8 +49,7 @@ std::string_view slot_of(std::string_view key) {
 }
 
 bool is_identity(const ResolvedValue& value) {
-  const std::string_view last = std::string_view(value.path).substr(value.path.rfind('.') + 1);
-  return std::find(kIdentity.begin(), kIdentity.end(), last) != kIdentity.end();
+  return std::ranges::count(kIdentity, config::split_last(value.path).second);
 }
 
 // Plugins in the slot at `path`, and the layers or roles they are for.
@@ -99,27 +98,18 @@ std::string factor_of(const std::string& key,
 }
 
 // A list of one component and the component alone mean the same and get the same paths.
-Values comparable(const Resolved& resolved) {
-  Values values = resolved.values;
+Resolved comparable(Resolved resolved) {
   for (const config::Slot& slot : config::slots()) {
-    const std::string first = std::string(slot.path) + ".0.",
-                      second = std::string(slot.path) + ".1.";
-    if (std::any_of(values.begin(), values.end(),
-                    [&](const ResolvedValue& value) { return value.path.starts_with(second); }))
-      continue;
-    for (ResolvedValue& value : values)
-      if (value.path.starts_with(first)) value.path.erase(slot.path.size(), 2);
+    const std::string list = std::string(slot.path) + ".";
+    const auto is_second = [&](const auto& value) { return value.path.starts_with(list + "1."); };
+    if (std::ranges::any_of(resolved.values, is_second)) continue;
+    for (ResolvedValue& value : resolved.values)
+      if (value.path.starts_with(list + "0.")) value.path.erase(slot.path.size(), 2);
   }
-  return values;
+  return resolved;
 }
 
-const ResolvedValue* find(const Values& values, const std::string& path) {
-  for (const ResolvedValue& value : values)
-    if (value.path == path) return &value;
-  return nullptr;
-}
-
-std::vector<Difference> differing(const Values& a, const Values& b) {
+std::vector<Difference> differing(const Resolved& a, const Resolved& b) {
   std::vector<Difference> found;
   const auto add = [&](const std::string& key, const ResolvedValue* in_a,
                        const ResolvedValue* in_b) {
@@ -127,14 +117,12 @@ std::vector<Difference> differing(const Values& a, const Values& b) {
     const auto origin = [](const ResolvedValue* value) {
       return value ? value->origin.full_text() : "";
     };
-    found.push_back({key, yaml(in_a), yaml(in_b), origin(in_a), origin(in_b), ""});
+    if (yaml(in_a) != yaml(in_b) || !in_a || !in_b)
+      found.push_back({key, yaml(in_a), yaml(in_b), origin(in_a), origin(in_b), ""});
   };
-  for (const ResolvedValue& value : a) {
-    const ResolvedValue* other = find(b, value.path);
-    if (!other || other->yaml() != value.yaml()) add(value.path, &value, other);
-  }
-  for (const ResolvedValue& value : b)
-    if (!find(a, value.path)) add(value.path, nullptr, &value);
+  for (const ResolvedValue& value : a.values) add(value.path, &value, b.find(value.path));
+  for (const ResolvedValue& value : b.values)
+    if (!a.find(value.path)) add(value.path, nullptr, &value);
   return found;
 }
 
@@ -153,7 +141,7 @@ void collect(const config::Node& node, const std::string& path, Values& out) {
     std::vector<std::string> items;
     for (const config::Node& item : node.items) items.push_back(yaml(item));
     out.push_back(
-        {path, node.text, {}, node.is_list() ? "[" + config::comma_list(items) + "]" : yaml(node)});
+        {path, node.text, {}, node.is_list() ? "[" + comma_list(items) + "]" : yaml(node)});
   }
 }
 
@@ -166,14 +154,12 @@ std::string Comparison::verdict() const {
                                       [](const Difference& d) { return d.key == "train.seed"; });
     return reseeded ? "same experiment, other seed" : "same experiment";
   }
-  std::string text = std::to_string(factors.size()) + " factors: ";
-  for (const std::string& factor : factors) text += (&factor == &factors[0] ? "" : ", ") + factor;
-  return text;
+  return std::to_string(factors.size()) + " factors: " + comma_list(factors);
 }
 
 Comparison compare_experiments(const Experiment& a, const Experiment& b) {
-  const Values left = comparable(a.resolved), right = comparable(b.resolved);
-  const auto changed = changed_slots(left, right);
+  const Resolved left = comparable(a.resolved), right = comparable(b.resolved);
+  const auto changed = changed_slots(left.values, right.values);
   Comparison comparison{differing(left, right), {}};
   std::vector<std::string>& factors = comparison.factors;
   for (Difference& difference : comparison.differences) {

@@ -1,5 +1,3 @@
-#include "config/components.h"
-
 #include <algorithm>
 #include <array>
 #include <charconv>
@@ -7,6 +5,8 @@
 #include <regex>
 
 #include <dsv3/runtime/suggest.h>
+
+#include "config/check.h"
 
 namespace dsv3::config {
 namespace {
@@ -81,10 +81,8 @@ std::vector<std::string> read_roles(Checker& checker, const Node& node, const st
     const std::optional<std::string> role = checker.word(item, "'role' in " + path);
     if (!role) return;
     if (std::find(known.begin(), known.end(), *role) == known.end()) {
-      const std::string near = nearest(*role, known);
       checker.diagnostics().error(item, "unknown role '" + *role + "' in " + path,
-                                  {(near.empty() ? "" : "did you mean '" + near + "'? ") +
-                                   ("known roles: " + comma_list(known))});
+                                  {suggestion(*role, known, "known roles")});
     } else if (std::find(roles.begin(), roles.end(), *role) != roles.end()) {
       checker.diagnostics().error(item, "role '" + *role + "' is named twice in " + path);
     } else {
@@ -134,8 +132,8 @@ OptimizerGroup read_group(Checker& checker, const Node& map, const std::string& 
   return group;
 }
 
-// "adamw"; with several AdamW groups "adamw_norm_bias", with several of those
-// "adamw_norm_bias_2".
+// PLUGIN, PLUGIN_ROLE if several groups use the plugin, PLUGIN_ROLE_2 if several of those have the
+// same roles.
 void name_groups(std::vector<OptimizerGroup>& groups) {
   std::map<std::string, int> taken, plugins;
   for (const OptimizerGroup& group : groups) {

@@ -5,10 +5,7 @@
 #include <dsv3/runtime/config.h>
 
 #include "config/check.h"
-#include "config/components.h"
 #include "config/layers.h"
-#include "config/schemas.h"
-#include "config/slots.h"
 
 namespace dsv3 {
 namespace {
@@ -18,8 +15,8 @@ using config::Node;
 
 std::string name_from(const std::filesystem::path& file) {
   std::string name = file.stem().string();
-  for (char& c : name)
-    if (!std::isalnum(static_cast<unsigned char>(c)) && c != '.' && c != '-') c = '_';
+  std::ranges::replace_if(
+      name, [](unsigned char c) { return !std::isalnum(c) && c != '.' && c != '-'; }, '_');
   return name;
 }
 
@@ -59,8 +56,7 @@ void read_model(Checker& checker, Experiment& experiment) {
 // Components of kinds without a field in Experiment.
 void read_others(Checker& checker, Experiment& experiment) {
   for (const config::Slot& slot : config::slots())
-    if (!checker.has_read(slot.kind) &&
-        (!slot.optional || checker.node_at(std::string(slot.path))))
+    if (!checker.has_read(slot.kind) && (!slot.optional || checker.node_at(std::string(slot.path))))
       experiment.others[slot.kind] = components(checker, slot);
 }
 
@@ -113,10 +109,9 @@ MachineConfig read_machine_config(const std::filesystem::path& file) {
   if (const config::Entry* paths = tree.find("plugin_paths")) {
     config::Resolver resolver(tree, diagnostics);
     OptionSpec spec;
-    spec.key = "plugin_paths";
     spec.doc = "folders of registries";
     spec.type = OptionType::strings;
-    if (auto read = convert(spec, paths->value, "'plugin_paths'", resolver, diagnostics))
+    if (auto read = convert(spec, paths->value, "'plugin_paths'", resolver))
       machine.plugin_paths = std::get<std::vector<std::string>>(*read);
   }
   diagnostics.throw_if_any();
@@ -129,8 +124,8 @@ Experiment load_experiment(const ExperimentRequest& request, Catalog& catalog) {
   config::Diagnostics diagnostics;
   Experiment experiment;
   experiment.file = request.file.string();
-  config::Merger merger(diagnostics, catalog, experiment.notes);
-  Node tree = merge_layers(read_layers(request, diagnostics), merger);
+  Node tree =
+      merge_layers(read_layers(request, diagnostics), diagnostics, catalog, experiment.notes);
   if (!std::as_const(tree).find("name"))
     tree.add("name", {}, config::make_value(name_from(request.file), {}));
   Checker checker(tree, diagnostics, catalog, experiment);

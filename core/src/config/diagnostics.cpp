@@ -1,11 +1,8 @@
 #include "config/diagnostics.h"
 
 #include <algorithm>
-#include <tuple>
 
 #include <dsv3/runtime/config.h>
-
-#include "config/excerpt.h"
 
 namespace dsv3 {
 
@@ -24,11 +21,8 @@ std::string Origin::full_text() const {
 }  // namespace dsv3
 
 namespace dsv3::config {
-namespace {
 
 constexpr size_t kMaxShown = 50;  // problems printed; more would not help
-
-}  // namespace
 
 int Diagnostics::add_source(std::string label, std::string text, bool is_file) {
   sources_.push_back({std::move(label), std::move(text), is_file});
@@ -38,9 +32,7 @@ int Diagnostics::add_source(std::string label, std::string text, bool is_file) {
 void Diagnostics::error(Position at, size_t length, const std::string& message,
                         std::vector<std::string> notes) {
   for (const Problem& known : errors_)
-    if (known.at.line == at.line && known.at.column == at.column && known.at.source == at.source &&
-        known.message == message)
-      return;
+    if (known.at == at && known.message == message) return;
   errors_.push_back({at, length, message, std::move(notes)});
 }
 
@@ -57,15 +49,11 @@ void Diagnostics::error(const Entry& entry, const std::string& message,
 
 void Diagnostics::throw_if_any() const {
   if (errors_.empty()) return;
-  std::vector<const Problem*> sorted;
-  for (const Problem& problem : errors_) sorted.push_back(&problem);
-  std::stable_sort(sorted.begin(), sorted.end(), [](const Problem* a, const Problem* b) {
-    return std::tie(a->at.source, a->at.line, a->at.column) <
-           std::tie(b->at.source, b->at.line, b->at.column);
-  });
+  std::vector<Problem> sorted = errors_;
+  std::ranges::stable_sort(sorted, {}, &Problem::at);
   std::string text;
   for (size_t i = 0; i < std::min(sorted.size(), kMaxShown); ++i)
-    text += (i ? "\n" : "") + render(*sorted[i]);
+    text += (i ? "\n" : "") + render(sorted[i]);
   if (sorted.size() > kMaxShown)
     text += "\nand " + std::to_string(sorted.size() - kMaxShown) + " more errors";
   throw ConfigError(text, static_cast<int>(sorted.size()));
@@ -79,16 +67,15 @@ Origin Diagnostics::origin(Position at) const {
 }
 
 std::string Diagnostics::render(const Problem& problem) const {
-  std::string text = place(problem.at) + ": error: " + problem.message + excerpt(problem);
-  for (const std::string& note : problem.notes) text += "\n  note: " + note;
+  const auto& [at, length, message, notes] = problem;
+  std::string text = place(at) + ": error: " + message;
+  if (at.source >= 0 && at.line > 0) {
+    const Source& source = sources_.at(at.source);
+    text += excerpt(line_of(source.text, at.line), source.is_file ? at.line : 0, at.column, length);
+  }
+  for (const std::string& note : notes)
+    if (!note.empty()) text += "\n  note: " + note;
   return text;
-}
-
-std::string Diagnostics::excerpt(const Problem& problem) const {
-  if (problem.at.source < 0 || problem.at.line < 1) return "";
-  const Source& source = sources_.at(problem.at.source);
-  return config::excerpt(line_of(source.text, problem.at.line),
-                         source.is_file ? problem.at.line : 0, problem.at.column, problem.length);
 }
 
 }  // namespace dsv3::config

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <dsv3/runtime/experiment.h>
@@ -17,7 +18,8 @@ class Diagnostics {
   int add_source(std::string label, std::string text, bool is_file);
   const std::string& text(int source) const { return sources_.at(source).text; }
 
-  /// Adds an error. `length` is the number of bytes to underline. Repetitions are dropped.
+  /// Adds an error. `length` is the number of bytes to underline. Repetitions and empty notes are
+  /// dropped.
   void error(Position at, size_t length, const std::string& message,
              std::vector<std::string> notes = {});
   /// The same, underlining a scalar's text or the start of anything else.
@@ -45,10 +47,23 @@ class Diagnostics {
     std::vector<std::string> notes;
   };
   std::string render(const Problem& problem) const;
-  std::string excerpt(const Problem& problem) const;
 
   std::vector<Source> sources_;
   std::vector<Problem> errors_;
 };
+
+/// Line `line` (1-based) of a text without its end; empty when there is no such line.
+std::string_view line_of(std::string_view text, int line);
+
+/// `text` with spaces for control characters, which must not reach a terminal.
+std::string printable(std::string_view text);
+
+/// The two lines after an error's first line: the source line, and `^~~~` below `length` bytes of
+/// it from `column` (1-based, in bytes). `number` is printed before the line; 0 = none. A long line
+/// is cut around the column.
+std::string excerpt(std::string_view line, int number, int column, size_t length);
+
+/// The excerpt at `origin`, from its file or setting; empty for a default.
+std::string excerpt_of(const Origin& origin);
 
 }  // namespace dsv3::config

@@ -1,5 +1,3 @@
-#include "config/excerpt.h"
-
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
@@ -7,6 +5,8 @@
 #include <optional>
 
 #include <dsv3/runtime/logging.h>
+
+#include "config/diagnostics.h"
 
 namespace dsv3::config {
 namespace {
@@ -18,23 +18,23 @@ bool starts_character(char c) {
   return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
 }
 
-// The number that starts at `begin` and ends before `end`; 0 = none.
-int number_in(std::string_view text, size_t begin, size_t end) {
+// A whole positive number; 0 = not one.
+int number_in(std::string_view text) {
   int number = 0;
-  const auto [stop, error] = std::from_chars(text.data() + begin, text.data() + end, number);
-  return error == std::errc() && stop == text.data() + end ? number : 0;
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  return error == std::errc() && stop == text.data() + text.size() ? number : 0;
 }
 
-// The last position in a line of an error's text: the innermost cause comes last.
+// The last position, FILE:LINE:COLUMN, in a line of an error's text: the innermost cause comes
+// last.
 std::optional<Origin> last_place(std::string_view text) {
   for (size_t second = text.rfind(':'); second != text.npos && second > 0;
        second = text.rfind(':', second - 1)) {
     const size_t first = text.rfind(':', second - 1);
     if (first == text.npos) return std::nullopt;
-    size_t end = second + 1;
-    while (end < text.size() && text[end] >= '0' && text[end] <= '9') ++end;
-    const int line = number_in(text, first + 1, second);
-    const int column = number_in(text, second + 1, end);
+    const size_t end = std::min(text.find_first_not_of("0123456789", second + 1), text.size());
+    const int line = number_in(text.substr(first + 1, second - first - 1));
+    const int column = number_in(text.substr(second + 1, end - second - 1));
     const size_t begin = text.find_last_of(" (", first) + 1;  // npos + 1 = 0
     if (line > 0 && column > 0 && begin < first)
       return Origin{std::string(text.substr(begin, first - begin)), line, column};
@@ -75,8 +75,8 @@ std::string_view line_of(std::string_view text, int line) {
 
 std::string printable(std::string_view text) {
   std::string out(text);
-  for (char& c : out)
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = ' ';
+  std::ranges::replace_if(
+      out, [](unsigned char c) { return c < 0x20 || c == 0x7F; }, ' ');
   return out;
 }
 

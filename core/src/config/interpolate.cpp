@@ -1,7 +1,7 @@
-#include "config/interpolate.h"
-
 #include <algorithm>
 #include <cstdlib>
+
+#include "config/values.h"
 
 namespace dsv3::config {
 namespace {
@@ -17,6 +17,12 @@ const Text& Resolver::resolve(const Node& scalar) {
   return known_.emplace(&scalar, std::move(text)).first->second;
 }
 
+Text Resolver::fail(const Node& scalar, const std::string& message,
+                    std::vector<std::string> notes) {
+  diagnostics_.error(scalar, message, std::move(notes));
+  return {"", false, false, false};
+}
+
 Text Resolver::compute(const Node& scalar) {
   const std::string& raw = scalar.text;
   Text text{"", scalar.quoted, false, true};
@@ -24,8 +30,7 @@ Text Resolver::compute(const Node& scalar) {
     text.value = raw;
     return text;
   }
-  size_t at = 0;
-  while (true) {
+  for (size_t at = 0;;) {
     const size_t begin = raw.find("${", at);
     text.value.append(raw, at, begin - at);
     if (begin == raw.npos) return text;
@@ -35,53 +40,34 @@ Text Resolver::compute(const Node& scalar) {
       continue;
     }
     const size_t end = raw.find('}', begin);
-    if (end == raw.npos) {
-      diagnostics_.error(scalar, "'${' without '}'", {"write $${ for a plain ${"});
-      text.ok = false;
-      return text;
-    }
+    if (end == raw.npos) return fail(scalar, "'${' without '}'", {"write $${ for a plain ${"});
     const Text part = look_up(scalar, raw.substr(begin + 2, end - begin - 2));
+    if (!part.ok) return part;
     text.value += part.value;
     text.quoted = false;  // inside {...} YAML requires the quotes, so they do not mean a string
     text.environment |= part.environment;
-    text.ok &= part.ok;
-    if (text.value.size() > kMaxResolved) {
-      diagnostics_.error(
-          scalar, "references expand to more than " + std::to_string(kMaxResolved) + " bytes");
-      text.ok = false;
-    }
-    if (!text.ok) return text;
+    if (text.value.size() > kMaxResolved)
+      return fail(scalar,
+                  "references expand to more than " + std::to_string(kMaxResolved) + " bytes");
     at = end + 1;
   }
 }
 
 Text Resolver::look_up(const Node& scalar, const std::string& name) {
-  const Text failed{"", false, false, false};
-  if (name.rfind("env:", 0) == 0) {
-    const char* value = std::getenv(name.c_str() + 4);
-    if (value) return {value, false, true, true};
-    diagnostics_.error(scalar, "environment variable '" + name.substr(4) + "' is not set",
-                       {"set it for this command: " + name.substr(4) + "=... dsv3-run ..."});
-    return failed;
+  if (name.starts_with("env:")) {
+    const std::string variable = name.substr(4);
+    if (const char* value = std::getenv(variable.c_str())) return {value, false, true, true};
+    return fail(scalar, "environment variable '" + variable + "' is not set",
+                {"set it for this command: " + variable + "=... dsv3-run ..."});
   }
   const Node* target = name.empty() ? nullptr : find_path(root_, name);
-  if (!target || target->is_null()) {
-    diagnostics_.error(scalar, "'" + name + "' is not set in this experiment",
-                       {"${a.b} takes the value of a key, ${env:NAME} of an environment variable"});
-    return failed;
-  }
-  if (!target->is_scalar()) {
-    diagnostics_.error(scalar, "'" + name + "' is not a single value");
-    return failed;
-  }
-  if (std::find(open_.begin(), open_.end(), target) != open_.end()) {
-    diagnostics_.error(scalar, "'${" + name + "}' refers to itself");
-    return failed;
-  }
-  if (open_.size() > kMaxChain) {
-    diagnostics_.error(scalar, "more than " + std::to_string(kMaxChain) + " references in a chain");
-    return failed;
-  }
+  if (!target || target->is_null())
+    return fail(scalar, "'" + name + "' is not set in this experiment",
+                {"${a.b} takes the value of a key, ${env:NAME} of an environment variable"});
+  if (!target->is_scalar()) return fail(scalar, "'" + name + "' is not a single value");
+  if (std::ranges::count(open_, target)) return fail(scalar, "'${" + name + "}' refers to itself");
+  if (open_.size() > kMaxChain)
+    return fail(scalar, "more than " + std::to_string(kMaxChain) + " references in a chain");
   return resolve(*target);
 }
 

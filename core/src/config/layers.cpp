@@ -6,8 +6,7 @@
 #include <iterator>
 #include <utility>
 
-#include "config/parse.h"
-#include "config/yaml.h"
+#include "config/values.h"
 
 namespace dsv3::config {
 namespace {
@@ -49,17 +48,14 @@ Node tree_at(const std::string& path, size_t text_length, Position at, Node valu
     return Position{at.source, at.line,
                     at.column + static_cast<int>(begin > shortened ? begin - shortened : 0)};
   };
-  Node tree = make_map(at);
-  Node* map = &tree;
-  for (size_t begin = 0;;) {
-    const size_t end = path.find('.', begin);
-    const Position key_at = position(begin);
-    if (end == path.npos) {
-      map->add(path.substr(begin), key_at, std::move(value));
-      return tree;
-    }
-    map = &map->add(path.substr(begin, end - begin), key_at, make_map(key_at));
-    begin = end + 1;
+  for (size_t end = path.size();;) {
+    const size_t begin = path.rfind('.', end - 1) + 1;  // npos + 1 = 0
+    Node map = make_map(at);
+    map.add(path.substr(begin, end - begin), position(begin), std::move(value));
+    if (begin == 0) return map;
+    end = begin - 1;
+    map.at = position(path.rfind('.', end - 1) + 1);
+    value = std::move(map);
   }
 }
 
@@ -257,24 +253,6 @@ std::optional<Node> parse_setting(Diagnostics& diagnostics, int source) {
 
 std::vector<Layer> read_layers(const ExperimentRequest& request, Diagnostics& diagnostics) {
   return LayerReader(diagnostics).read(request);
-}
-
-Node merge_layers(std::vector<Layer> layers, Merger& merger) {
-  Node root = make_map({});
-  const auto number = [](auto& self, Node& node, int layer) -> void {
-    node.layer = layer;
-    for (Node& item : node.items) self(self, item, layer);
-    for (Entry& entry : node.entries) self(self, entry.value, layer);
-  };
-  for (size_t i = 0; i < layers.size(); ++i)
-    for (Node& tree : layers[i].trees) {
-      number(number, tree, static_cast<int>(i) + 1);
-      if (layers[i].is_file) root.at = tree.at;  // the experiment itself is the last one
-      merger.expand(tree);
-      merger.merge(root, std::move(tree));
-    }
-  merger.finish(root);
-  return root;
 }
 
 Node read_yaml_file(Diagnostics& diagnostics, const stdfs::path& file) {

@@ -3,13 +3,13 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include <dsv3/runtime/config.h>
 
 #include "config/diagnostics.h"
-#include "config/merge.h"
 #include "config/node.h"
 
 namespace dsv3::config {
@@ -25,8 +25,9 @@ struct Layer {
 /// be read.
 std::vector<Layer> read_layers(const ExperimentRequest& request, Diagnostics& diagnostics);
 
-/// All layers merged into one tree.
-Node merge_layers(std::vector<Layer> layers, Merger& merger);
+/// All layers merged into one tree. `notes` receives what the user may not expect.
+Node merge_layers(std::vector<Layer> layers, Diagnostics& diagnostics, Catalog& catalog,
+                  std::vector<std::string>& notes);
 
 /// The tree of one `key=value`, which `source` holds. A value in brackets or braces is a YAML list
 /// or map, one in quotes a YAML string; anything else is the text itself. nullopt = an error was
@@ -35,5 +36,13 @@ std::optional<Node> parse_setting(Diagnostics& diagnostics, int source);
 
 /// Reads a YAML file as a map; errors go to `diagnostics`, and the result is then an empty map.
 Node read_yaml_file(Diagnostics& diagnostics, const std::filesystem::path& file);
+
+/// The largest YAML file in bytes.
+constexpr size_t kMaxBytes = 1 << 20;
+
+/// Parses the text of `source` from byte `begin` on, which must be on its first line. Reports bad
+/// syntax, an exceeded limit, duplicate keys, `<<`, tags and several documents to `diagnostics`.
+/// nullopt = the text yields no tree at all.
+std::optional<Node> parse(Diagnostics& diagnostics, int source, size_t begin = 0);
 
 }  // namespace dsv3::config

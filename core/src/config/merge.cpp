@@ -1,10 +1,11 @@
-#include "config/merge.h"
-
+// Merges the layers of an experiment, the lowest first.
 #include <algorithm>
 #include <optional>
 
-#include "config/parse.h"
-#include "config/slots.h"
+#include <dsv3/runtime/suggest.h>
+
+#include "config/layers.h"
+#include "config/schemas.h"
 
 namespace dsv3::config {
 namespace {
@@ -40,172 +41,210 @@ std::string elements(const Node& list, const std::string& path) {
   return comma_list(words);
 }
 
+class Merger {
+ public:
+  Merger(Diagnostics& diagnostics, Catalog& catalog, std::vector<std::string>& notes)
+      : diagnostics_(diagnostics), catalog_(catalog), notes_(notes) {}
+
+  /// Expands short forms: `attention: mha` becomes {plugin: mha}, an alias the YAML it stands for.
+  void expand(Node& layer) {
+    for (const Slot& slot : slots())
+      if (Node* node = find_path(layer, slot.path)) expand_slot(*node, slot.kind, slot.list);
+  }
+
+  /// Maps merge, everything else replaces. A component whose plugin changes keeps its options,
+  /// marked with the plugin they were written for; train.steps and train.tokens replace each other.
+  void merge(Node& base, Node&& over) { merge(base, std::move(over), ""); }
+
+  /// Turns a component list that was set element by element, {0: {...}, 1: {...}}, into a list.
+  void finish(Node& root) {
+    for (const Slot& slot : slots()) {
+      Node* node = slot.list ? find_path(root, slot.path) : nullptr;
+      if (!node || !has_index_keys(*node)) continue;
+      Node list = make_node(Node::Type::list, node->at);
+      for (size_t i = 0; i < node->entries.size(); ++i)
+        if (Entry* element = node->find(std::to_string(i)))
+          list.items.push_back(std::move(element->value));
+      if (list.items.size() == node->entries.size()) *node = std::move(list);
+    }
+  }
+
+ private:
+  void expand_slot(Node& node, Kind kind, bool list) {
+    if (node.is_scalar()) {
+      std::optional<Node> meaning = alias(kind, node);
+      if (!meaning) {
+        node = component_of(std::move(node));
+      } else if (meaning->is_list() && !list) {
+        diagnostics_.error(
+            node, "'" + node.text + "' means several components, but only one is allowed here");
+        node = component_of(std::move(node));
+      } else {
+        node = std::move(*meaning);
+      }
+    } else if (node.is_list() && list) {
+      for (Node& item : node.items) expand_slot(item, kind, false);
+    } else if (list && has_index_keys(node)) {
+      for (Entry& entry : node.entries) expand_slot(entry.value, kind, false);
+    } else if (node.is_map()) {
+      expand_map(node, kind);
+    }
+  }
+
+  // {plugin: <alias>, ...}: the alias's map, overridden by the written keys, unless a plugin has
+  // that name.
+  void expand_map(Node& node, Kind kind) {
+    const Entry* plugin = node.find("plugin");
+    if (!plugin || !plugin->value.is_scalar() || node.find("library")) return;
+    const Node name = plugin->value;
+    if (catalog_.alias(kind, name.text).empty() || catalog_.schema(kind, name.text, "")) return;
+    std::optional<Node> meaning = alias(kind, name);
+    if (!meaning) return;
+    if (!meaning->is_map()) {
+      diagnostics_.error(name, "'" + name.text + "' means several components; write only the name",
+                         {std::string(kind_name(kind)) + ": " + name.text});
+      return;
+    }
+    node.erase("plugin");
+    for (Entry& entry : node.entries) {
+      meaning->erase(entry.key);
+      meaning->entries.push_back(std::move(entry));
+    }
+    meaning->at = node.at;
+    node = std::move(*meaning);
+  }
+
+  std::optional<Node> alias(Kind kind, const Node& name) {
+    const std::string yaml = catalog_.alias(kind, name.text);
+    if (yaml.empty()) return std::nullopt;
+    const int source = diagnostics_.add_source("alias '" + name.text + "'", yaml, false);
+    std::optional<Node> node = parse(diagnostics_, source);
+    if (!node || node->is_null()) return std::nullopt;
+    if (node->is_scalar()) node = component_of(std::move(*node));
+    for (Node& item : node->items)
+      if (item.is_scalar()) item = component_of(std::move(item));
+    move_to(*node, name.at, name.layer);
+    return node;
+  }
+
+  void merge(Node& base, Node&& over, const std::string& path) {
+    const Slot* slot = slot_at(path);
+    const bool removable = slot && slot->optional;
+    if (over.is_null() && (base.is_map() || base.is_list()) && !removable)
+      return;  // an empty section
+    if (base.is_map() && over.is_map()) {
+      merge_maps(base, std::move(over), path);
+    } else if (base.is_list() && over.is_map()) {
+      merge_into_list(base, std::move(over), path);
+    } else {
+      base = std::move(over);
+    }
+  }
+
+  void merge_maps(Node& base, Node&& over, const std::string& path) {
+    if (slot_at(path)) change_plugin(base, over, path);
+    if (path == "train") replace_length(base, over);
+    for (Entry& entry : over.entries) {
+      if (Entry* known = base.find(entry.key)) {
+        known->at = entry.at;
+        known->inherited_from.clear();
+        merge(known->value, std::move(entry.value), join(path, entry.key));
+      } else {
+        base.entries.push_back(std::move(entry));
+      }
+    }
+  }
+
+  void merge_into_list(Node& base, Node&& over, const std::string& path) {
+    if (has_index_keys(over)) {
+      for (Entry& entry : over.entries) {
+        const size_t index = std::stoul(entry.key);
+        if (index < base.items.size())
+          merge(base.items[index], std::move(entry.value), join(path, entry.key));
+        else
+          diagnostics_.error(entry, path + " has no element " + entry.key,
+                             {"it has " + elements(base, path)});
+      }
+      return;
+    }
+    const Slot* slot = slot_at(path);
+    if (slot && over.find("plugin")) {
+      base = std::move(over);
+    } else if (slot && base.items.size() == 1) {
+      merge(base.items[0], std::move(over), join(path, "0"));
+    } else if (slot && !over.entries.empty()) {
+      const std::string& key = over.entries.front().key;
+      diagnostics_.error(
+          over.entries.front(),
+          path + " is a list of " + std::to_string(base.items.size()) + " components; name one",
+          {"it has " + elements(base, path),
+           "write " + path + ".0." + key +
+               "=... on the command line, give the whole list, or name a plugin that replaces it"});
+    } else {
+      base = std::move(over);
+    }
+  }
+
+  void change_plugin(Node& base, const Node& over, const std::string& path) {
+    const Entry* before = base.find("plugin");
+    const Entry* after = over.find("plugin");
+    if (!before || !after || !before->value.is_scalar() || !after->value.is_scalar()) return;
+    const std::string old_name = before->value.text;
+    const std::string& new_name = after->value.text;
+    if (old_name == new_name) return;
+    const int layer = after->value.layer;
+    const std::vector<std::string> core = core_keys(slot_at(path)->kind);
+    for (Entry& entry : base.entries)
+      if (std::find(core.begin(), core.end(), entry.key) == core.end() &&
+          entry.value.layer < layer && entry.inherited_from.empty())
+        entry.inherited_from = old_name;
+    const Entry* library = base.find("library");
+    if (library && library->value.layer < layer && !over.find("library")) {
+      notes_.push_back(path + ": library '" + library->value.text + "' of '" + old_name +
+                       "' is not used for '" + new_name + "'");
+      base.erase("library");
+    }
+  }
+
+  void replace_length(Node& train, const Node& over) {
+    for (const auto& [given, other] :
+         {std::pair("steps", "tokens"), std::pair("tokens", "steps")}) {
+      const Entry* entry = over.find(given);
+      const Entry* earlier = train.find(other);
+      if (!entry || over.find(other) || !earlier || earlier->value.layer >= entry->value.layer)
+        continue;
+      notes_.push_back(std::string("train.") + given + " (" + diagnostics_.place(entry->value.at) +
+                       ") replaces train." + other + " (" + diagnostics_.place(earlier->value.at) +
+                       ")");
+      train.erase(other);
+    }
+  }
+
+  Diagnostics& diagnostics_;
+  Catalog& catalog_;
+  std::vector<std::string>& notes_;
+};
+
 }  // namespace
 
-void Merger::expand(Node& layer) {
-  for (const Slot& slot : slots())
-    if (Node* node = find_path(layer, slot.path)) expand_slot(*node, slot.kind, slot.list);
-}
-
-void Merger::finish(Node& root) {
-  for (const Slot& slot : slots()) {
-    Node* node = slot.list ? find_path(root, slot.path) : nullptr;
-    if (!node || !has_index_keys(*node)) continue;
-    Node list = make_node(Node::Type::list, node->at);
-    for (size_t i = 0; i < node->entries.size(); ++i)
-      if (Entry* element = node->find(std::to_string(i)))
-        list.items.push_back(std::move(element->value));
-    if (list.items.size() == node->entries.size()) *node = std::move(list);
-  }
-}
-
-void Merger::expand_slot(Node& node, Kind kind, bool list) {
-  if (node.is_scalar()) {
-    std::optional<Node> meaning = alias(kind, node);
-    if (!meaning) {
-      node = component_of(std::move(node));
-    } else if (meaning->is_list() && !list) {
-      diagnostics_.error(
-          node, "'" + node.text + "' means several components, but only one is allowed here");
-      node = component_of(std::move(node));
-    } else {
-      node = std::move(*meaning);
+Node merge_layers(std::vector<Layer> layers, Diagnostics& diagnostics, Catalog& catalog,
+                  std::vector<std::string>& notes) {
+  Merger merger(diagnostics, catalog, notes);
+  Node root = make_map({});
+  const auto number = [](auto& self, Node& node, int layer) -> void {
+    node.layer = layer;
+    for (Node& item : node.items) self(self, item, layer);
+    for (Entry& entry : node.entries) self(self, entry.value, layer);
+  };
+  for (size_t i = 0; i < layers.size(); ++i)
+    for (Node& tree : layers[i].trees) {
+      number(number, tree, static_cast<int>(i) + 1);
+      if (layers[i].is_file) root.at = tree.at;  // the experiment itself is the last one
+      merger.expand(tree);
+      merger.merge(root, std::move(tree));
     }
-  } else if (node.is_list() && list) {
-    for (Node& item : node.items) expand_slot(item, kind, false);
-  } else if (list && has_index_keys(node)) {
-    for (Entry& entry : node.entries) expand_slot(entry.value, kind, false);
-  } else if (node.is_map()) {
-    expand_map(node, kind);
-  }
-}
-
-// {plugin: <alias>, ...}: the alias's map, overridden by the written keys, unless a plugin has that
-// name.
-void Merger::expand_map(Node& node, Kind kind) {
-  const Entry* plugin = node.find("plugin");
-  if (!plugin || !plugin->value.is_scalar() || node.find("library")) return;
-  const Node name = plugin->value;
-  if (catalog_.alias(kind, name.text).empty() || catalog_.schema(kind, name.text, "")) return;
-  std::optional<Node> meaning = alias(kind, name);
-  if (!meaning) return;
-  if (!meaning->is_map()) {
-    diagnostics_.error(name, "'" + name.text + "' means several components; write only the name",
-                       {std::string(kind_name(kind)) + ": " + name.text});
-    return;
-  }
-  node.erase("plugin");
-  for (Entry& entry : node.entries) {
-    meaning->erase(entry.key);
-    meaning->entries.push_back(std::move(entry));
-  }
-  meaning->at = node.at;
-  node = std::move(*meaning);
-}
-
-std::optional<Node> Merger::alias(Kind kind, const Node& name) {
-  const std::string yaml = catalog_.alias(kind, name.text);
-  if (yaml.empty()) return std::nullopt;
-  const int source = diagnostics_.add_source("alias '" + name.text + "'", yaml, false);
-  std::optional<Node> node = parse(diagnostics_, source);
-  if (!node || node->is_null()) return std::nullopt;
-  if (node->is_scalar()) node = component_of(std::move(*node));
-  for (Node& item : node->items)
-    if (item.is_scalar()) item = component_of(std::move(item));
-  move_to(*node, name.at, name.layer);
-  return node;
-}
-
-void Merger::merge(Node& base, Node&& over, const std::string& path) {
-  const Slot* slot = slot_at(path);
-  const bool removable = slot && slot->optional;
-  if (over.is_null() && (base.is_map() || base.is_list()) && !removable)
-    return;  // an empty section
-  if (base.is_map() && over.is_map()) {
-    merge_maps(base, std::move(over), path);
-  } else if (base.is_list() && over.is_map()) {
-    merge_into_list(base, std::move(over), path);
-  } else {
-    base = std::move(over);
-  }
-}
-
-void Merger::merge_maps(Node& base, Node&& over, const std::string& path) {
-  if (slot_at(path)) change_plugin(base, over, path);
-  if (path == "train") replace_length(base, over);
-  for (Entry& entry : over.entries) {
-    if (Entry* known = base.find(entry.key)) {
-      known->at = entry.at;
-      known->inherited_from.clear();
-      merge(known->value, std::move(entry.value), join(path, entry.key));
-    } else {
-      base.entries.push_back(std::move(entry));
-    }
-  }
-}
-
-void Merger::merge_into_list(Node& base, Node&& over, const std::string& path) {
-  if (has_index_keys(over)) {
-    for (Entry& entry : over.entries) {
-      const size_t index = std::stoul(entry.key);
-      if (index < base.items.size())
-        merge(base.items[index], std::move(entry.value), join(path, entry.key));
-      else
-        diagnostics_.error(entry, path + " has no element " + entry.key,
-                           {"it has " + elements(base, path)});
-    }
-    return;
-  }
-  const Slot* slot = slot_at(path);
-  if (slot && over.find("plugin")) {
-    base = std::move(over);
-  } else if (slot && base.items.size() == 1) {
-    merge(base.items[0], std::move(over), join(path, "0"));
-  } else if (slot && !over.entries.empty()) {
-    const std::string& key = over.entries.front().key;
-    diagnostics_.error(
-        over.entries.front(),
-        path + " is a list of " + std::to_string(base.items.size()) + " components; name one",
-        {"it has " + elements(base, path),
-         "write " + path + ".0." + key +
-             "=... on the command line, give the whole list, or name a plugin that replaces it"});
-  } else {
-    base = std::move(over);
-  }
-}
-
-void Merger::change_plugin(Node& base, const Node& over, const std::string& path) {
-  const Entry* before = base.find("plugin");
-  const Entry* after = over.find("plugin");
-  if (!before || !after || !before->value.is_scalar() || !after->value.is_scalar()) return;
-  const std::string old_name = before->value.text;
-  const std::string& new_name = after->value.text;
-  if (old_name == new_name) return;
-  const int layer = after->value.layer;
-  const std::vector<std::string> core = core_keys(slot_at(path)->kind);
-  for (Entry& entry : base.entries)
-    if (std::find(core.begin(), core.end(), entry.key) == core.end() && entry.value.layer < layer &&
-        entry.inherited_from.empty())
-      entry.inherited_from = old_name;
-  const Entry* library = base.find("library");
-  if (library && library->value.layer < layer && !over.find("library")) {
-    notes_.push_back(path + ": library '" + library->value.text + "' of '" + old_name +
-                     "' is not used for '" + new_name + "'");
-    base.erase("library");
-  }
-}
-
-void Merger::replace_length(Node& train, const Node& over) {
-  for (const auto& [given, other] : {std::pair("steps", "tokens"), std::pair("tokens", "steps")}) {
-    const Entry* entry = over.find(given);
-    const Entry* earlier = train.find(other);
-    if (!entry || over.find(other) || !earlier || earlier->value.layer >= entry->value.layer)
-      continue;
-    notes_.push_back(std::string("train.") + given + " (" + diagnostics_.place(entry->value.at) +
-                     ") replaces train." + other + " (" + diagnostics_.place(earlier->value.at) +
-                     ")");
-    train.erase(other);
-  }
+  merger.finish(root);
+  return root;
 }
 
 }  // namespace dsv3::config

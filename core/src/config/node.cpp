@@ -3,14 +3,13 @@
 #include <algorithm>
 #include <utility>
 
-#include "config/yaml.h"
+#include "config/values.h"
 
 namespace dsv3::config {
 
 const Entry* Node::find(std::string_view key) const {
-  for (const Entry& entry : entries)
-    if (entry.key == key) return &entry;
-  return nullptr;
+  const auto found = std::ranges::find(entries, key, &Entry::key);
+  return found == entries.end() ? nullptr : &*found;
 }
 
 Entry* Node::find(std::string_view key) {
@@ -61,20 +60,17 @@ Node make_value(const OptionValue& value, Position at) {
 }
 
 const Node* find_path(const Node& root, std::string_view path) {
-  const Node* node = &root;
-  while (node && !path.empty()) {
-    const size_t dot = path.find('.');
-    const std::string_view key = path.substr(0, dot);
-    path = dot == path.npos ? std::string_view() : path.substr(dot + 1);
-    if (node->is_list() && is_index(key)) {
-      const size_t index = std::stoul(std::string(key));
-      node = index < node->items.size() ? &node->items[index] : nullptr;
-    } else {
-      const Entry* entry = node->find(key);
-      node = entry ? &entry->value : nullptr;
-    }
+  if (path.empty()) return &root;
+  const size_t dot = path.find('.');
+  const std::string_view key = path.substr(0, dot);
+  const Node* node = nullptr;
+  if (root.is_list() && is_index(key)) {
+    const size_t index = std::stoul(std::string(key));
+    if (index < root.items.size()) node = &root.items[index];
+  } else if (const Entry* entry = root.find(key)) {
+    node = &entry->value;
   }
-  return node;
+  return node && dot != path.npos ? find_path(*node, path.substr(dot + 1)) : node;
 }
 
 Node* find_path(Node& root, std::string_view path) {
@@ -96,8 +92,7 @@ int depth_of(const Node& node) {
 }
 
 bool is_index(std::string_view text) {
-  return !text.empty() && text.size() <= 6 &&
-         std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+  return !text.empty() && text.size() <= 6 && text.find_first_not_of("0123456789") == text.npos;
 }
 
 bool has_index_keys(const Node& map) {
@@ -112,10 +107,10 @@ std::string join(std::string_view path, std::string_view key) {
   return joined.append(key);
 }
 
-std::string comma_list(const std::vector<std::string>& words) {
-  std::string text;
-  for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
-  return text;
+std::pair<std::string, std::string> split_last(std::string_view path) {
+  const size_t dot = path.rfind('.');
+  return {std::string(path.substr(0, dot == path.npos ? 0 : dot)),
+          std::string(path.substr(dot + 1))};  // npos + 1 = 0
 }
 
 }  // namespace dsv3::config

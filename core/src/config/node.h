@@ -1,9 +1,11 @@
 // The tree that experiment files become: every value knows its position and the layer that set it.
 #pragma once
 
+#include <compare>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <dsv3/sdk/options.h>
@@ -14,6 +16,7 @@ namespace dsv3::config {
 struct Position {
   int source = -1;  ///< -1 = none: a default
   int line = 0, column = 0;
+  auto operator<=>(const Position&) const = default;
 };
 
 struct Entry;
@@ -73,8 +76,7 @@ bool has_index_keys(const Node& map);
 
 /// "model" + "attention" -> "model.attention"; an empty path yields the key.
 std::string join(std::string_view path, std::string_view key);
-
-/// "a, b, c".
-std::string comma_list(const std::vector<std::string>& words);
+/// The reverse: "model.attention" -> "model", "attention"; "data" -> "", "data".
+std::pair<std::string, std::string> split_last(std::string_view path);
 
 }  // namespace dsv3::config

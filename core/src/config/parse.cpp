@@ -1,5 +1,4 @@
-#include "config/parse.h"
-
+// YAML text to a Node, with limits that make hostile or broken files harmless.
 #include <map>
 #include <sstream>
 #include <unordered_map>
@@ -9,8 +8,15 @@
 #include <yaml-cpp/mark.h>
 #include <yaml-cpp/parser.h>
 
+#include "config/layers.h"
+
 namespace dsv3::config {
 namespace {
+
+constexpr int kMaxDepth = 64;
+constexpr size_t kMaxNodes = 10'000;  // keys included
+constexpr size_t kMaxAliases = 100;
+constexpr size_t kMaxExpandedNodes = 100'000;  // with aliases expanded
 
 // Thrown through yaml-cpp to stop the parser.
 struct Stop {

@@ -1,10 +1,11 @@
 #include "config/schemas.h"
 
+#include <sstream>
+
 #include <dsv3/runtime/config.h>
 #include <dsv3/runtime/suggest.h>
 
 #include "config/node.h"
-#include "config/slots.h"
 
 namespace dsv3 {
 
@@ -167,13 +168,49 @@ void LogOptions::describe(OptionSchema<LogOptions>& s) {
       .choices({"debug", "info", "warning", "error"});
 }
 
+std::span<const Slot> slots() {
+  static const std::vector<Slot> slots = [] {
+    std::vector<Slot> rows;
+    for (const KindRow& row : kinds())
+      if (!row.path.empty()) rows.push_back(row);
+    return rows;
+  }();
+  return slots;
+}
+
+const Slot* slot_at(std::string_view path) {
+  for (const Slot& slot : slots())
+    if (slot.path == path) return &slot;
+  const size_t dot = path.rfind('.');
+  if (dot == path.npos || !is_index(path.substr(dot + 1))) return nullptr;
+  const Slot* slot = slot_at(path.substr(0, dot));
+  return slot && slot->list ? slot : nullptr;
+}
+
+std::vector<std::string> slot_keys(std::string_view section) {
+  std::vector<std::string> keys;
+  for (const Slot& slot : slots()) {
+    auto [outer, key] = split_last(slot.path);
+    if (outer == section) keys.push_back(std::move(key));
+  }
+  return keys;
+}
+
+std::vector<std::string> core_keys(Kind kind) {
+  std::vector<std::string> keys{"plugin", "library"};
+  for (const KindRow& row : kinds())
+    if (row.kind == kind) {
+      std::istringstream words{std::string(row.keys)};
+      for (std::string word; words >> word;) keys.push_back(word);
+    }
+  return keys;
+}
+
 std::vector<std::string> core_paths_of(const std::string& key) {
   std::vector<std::string> paths;
   for (const auto& [section, schema] : core_sections()) {
     if (schema.find(key)) paths.push_back(join(section, key));
-    if (section.size() > key.size() &&
-        section.compare(section.size() - key.size() - 1, key.size() + 1, "." + key) == 0)
-      paths.push_back(section);
+    if (section.ends_with("." + key)) paths.push_back(section);
   }
   for (const Slot& slot : slots())
     if (kind_name(slot.kind) == key) paths.emplace_back(slot.path);

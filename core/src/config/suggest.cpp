@@ -36,4 +36,21 @@ std::string nearest(const std::string& word, const std::vector<std::string>& kno
   return best;
 }
 
+std::string did_you_mean(const std::string& word, const std::vector<std::string>& known) {
+  const std::string near = nearest(word, known);
+  return near.empty() ? "" : "did you mean '" + near + "'?";
+}
+
+std::string suggestion(const std::string& word, const std::vector<std::string>& known,
+                       const std::string& label) {
+  const std::string question = did_you_mean(word, known);
+  return question + (question.empty() ? "" : " ") + label + ": " + comma_list(known);
+}
+
+std::string comma_list(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
+  return text;
+}
+
 }  // namespace dsv3

@@ -6,8 +6,6 @@
 
 #include <dsv3/runtime/suggest.h>
 
-#include "config/yaml.h"
-
 namespace dsv3::config {
 namespace {
 
@@ -60,8 +58,13 @@ std::optional<OptionValue> typed_scalar(OptionType type, const OptionSpec& spec,
   return std::nullopt;
 }
 
+// "a boolean", "an integer".
+std::string with_article(OptionType type) {
+  return (type == OptionType::integer ? "an " : "a ") + type_name(type);
+}
+
 std::string type_error(const OptionSpec& spec, OptionType type) {
-  std::string text = "must be " + type_name(type);
+  std::string text = "must be " + with_article(type);
   for (const auto& [word, value] : spec.words) text += " or '" + word + "'";
   if (!spec.unset_word.empty()) text += " or '" + spec.unset_word + "'";
   return text;
@@ -69,8 +72,7 @@ std::string type_error(const OptionSpec& spec, OptionType type) {
 
 // As YAML, C++ and Python spell them, with or without a sign.
 bool is_not_finite(std::string text) {
-  std::transform(text.begin(), text.end(), text.begin(),
-                 [](unsigned char c) { return std::tolower(c); });
+  std::ranges::transform(text, text.begin(), [](unsigned char c) { return std::tolower(c); });
   text.erase(0, text.find_first_not_of("+-."));
   return text == "nan" || text == "inf" || text == "infinity";
 }
@@ -85,8 +87,8 @@ std::vector<std::string> type_notes(OptionType type, const Text& text) {
 
 // One scalar: the option itself, or an element of a list option.
 std::optional<OptionValue> convert_scalar(OptionType type, const OptionSpec& spec, const Node& node,
-                                          const std::string& what, Resolver& resolver,
-                                          Diagnostics& diagnostics) {
+                                          const std::string& what, Resolver& resolver) {
+  Diagnostics& diagnostics = resolver.diagnostics();
   if (node.is_null()) {
     diagnostics.error(node, what + " has no value",
                       {"give it one, or remove the key (" + spec.doc + ")"});
@@ -107,10 +109,9 @@ std::optional<OptionValue> convert_scalar(OptionType type, const OptionSpec& spe
     return std::nullopt;
   }
   if (const std::string wrong = misfit(spec, *value); !wrong.empty()) {
-    const std::string near =
-        text.environment || text.value.size() < 5 ? "" : nearest(text.value, spec.choices);
     std::vector<std::string> notes;
-    if (!near.empty()) notes.push_back("did you mean '" + near + "'?");
+    if (!text.environment && text.value.size() >= 5)
+      notes.push_back(did_you_mean(text.value, spec.choices));
     diagnostics.error(node, what + " " + wrong + ", got '" + visible + "'", notes);
     return std::nullopt;
   }
@@ -118,18 +119,18 @@ std::optional<OptionValue> convert_scalar(OptionType type, const OptionSpec& spe
 }
 
 template <class T>
-std::optional<OptionValue> convert_list(OptionType element, const OptionSpec& spec,
-                                        const Node& node, const std::string& what,
-                                        Resolver& resolver, Diagnostics& diagnostics) {
+std::optional<OptionValue> convert_list(const OptionSpec& spec, const Node& node,
+                                        const std::string& what, Resolver& resolver) {
   if (!node.is_list()) {
-    diagnostics.error(node, what + " must be " + type_name(spec.type) + ", got " + shown(node),
-                      {"write it in brackets: [a, b]"});
+    resolver.diagnostics().error(
+        node, what + " must be " + with_article(spec.type) + ", got " + shown(node),
+        {"write it in brackets: [a, b]"});
     return std::nullopt;
   }
   std::vector<T> values;
   for (const Node& item : node.items)
     if (auto value =
-            convert_scalar(element, spec, item, "an element of " + what, resolver, diagnostics))
+            convert_scalar(element_type(spec.type), spec, item, "an element of " + what, resolver))
       values.push_back(std::get<T>(*value));
   if (values.size() != node.items.size()) return std::nullopt;
   return values;
@@ -143,31 +144,20 @@ std::string shown(const Node& node) {
 }
 
 std::string type_name(OptionType type) {
-  switch (type) {
-    case OptionType::boolean:
-      return "a boolean";
-    case OptionType::integer:
-      return "an integer";
-    case OptionType::number:
-      return "a number";
-    case OptionType::string:
-      return "a string";
-    case OptionType::integers:
-      return "a list of integers";
-    case OptionType::numbers:
-      return "a list of numbers";
-    case OptionType::strings:
-      return "a list of strings";
-  }
-  return "a value";
+  constexpr const char* kNames[]{"boolean",          "integer",         "number",         "string",
+                                 "list of integers", "list of numbers", "list of strings"};
+  return kNames[static_cast<size_t>(type) - 1];
+}
+
+OptionType element_type(OptionType type) {
+  const int lists = static_cast<int>(OptionType::integers) - static_cast<int>(OptionType::integer);
+  return type < OptionType::integers ? type : OptionType(static_cast<int>(type) - lists);
 }
 
 std::string misfit(const OptionSpec& spec, const OptionValue& value) {
   if (const auto* text = std::get_if<std::string>(&value)) {
-    if (spec.choices.empty() ||
-        std::find(spec.choices.begin(), spec.choices.end(), *text) != spec.choices.end())
-      return "";
-    return "must be one of " + comma_list(spec.choices);
+    const bool fits = spec.choices.empty() || std::ranges::count(spec.choices, *text);
+    return fits ? "" : "must be one of " + comma_list(spec.choices);
   }
   const auto* integer = std::get_if<int64_t>(&value);
   const auto* number = std::get_if<double>(&value);
@@ -179,17 +169,16 @@ std::string misfit(const OptionSpec& spec, const OptionValue& value) {
 }
 
 std::optional<OptionValue> convert(const OptionSpec& spec, const Node& node,
-                                   const std::string& what, Resolver& resolver,
-                                   Diagnostics& diagnostics) {
+                                   const std::string& what, Resolver& resolver) {
   switch (spec.type) {
     case OptionType::integers:
-      return convert_list<int64_t>(OptionType::integer, spec, node, what, resolver, diagnostics);
+      return convert_list<int64_t>(spec, node, what, resolver);
     case OptionType::numbers:
-      return convert_list<double>(OptionType::number, spec, node, what, resolver, diagnostics);
+      return convert_list<double>(spec, node, what, resolver);
     case OptionType::strings:
-      return convert_list<std::string>(OptionType::string, spec, node, what, resolver, diagnostics);
+      return convert_list<std::string>(spec, node, what, resolver);
     default:
-      return convert_scalar(spec.type, spec, node, what, resolver, diagnostics);
+      return convert_scalar(spec.type, spec, node, what, resolver);
   }
 }
 

@@ -1,13 +1,12 @@
-#include "config/yaml.h"
-
 #include <algorithm>
 #include <cctype>
 #include <charconv>
-#include <cstring>
+#include <utility>
 
 #include <dsv3/runtime/experiment.h>
+#include <dsv3/runtime/suggest.h>
 
-#include "config/node.h"
+#include "config/values.h"
 
 namespace dsv3::config {
 namespace {
@@ -31,10 +30,10 @@ bool is_plain(const std::string& text) {
       !(std::isalpha(static_cast<unsigned char>(text[0])) || text[0] == '_' || text[0] == '/'))
     return false;
   // Other readers take these for null and booleans.
+  std::string lower = text;
+  std::ranges::transform(text, lower.begin(), [](unsigned char c) { return std::tolower(c); });
   for (const char* word : {"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
-    if (std::equal(text.begin(), text.end(), word, word + std::strlen(word),
-                   [](char a, char b) { return std::tolower(static_cast<unsigned char>(a)) == b; }))
-      return false;
+    if (lower == word) return false;
   return std::all_of(text.begin(), text.end(), is_plain_character);
 }
 
@@ -64,45 +63,30 @@ struct TextOf {
 
 using Iterator = std::vector<ResolvedValue>::const_iterator;
 
-// Writes the values between two iterators, whose paths share their first bytes.
-class Emitter {
- public:
-  explicit Emitter(bool origins) : origins_(origins) {}
-
-  /// A map or list whose keys start at byte `begin` of each path.
-  void write(Iterator first, Iterator last, size_t begin, const std::string& indent) {
-    for (bool in_list_item = item_; first != last; in_list_item = false) {
-      const std::string key = key_of(*first, begin);
-      const Iterator end = std::find_if(
-          first, last, [&](const ResolvedValue& value) { return key_of(value, begin) != key; });
-      if (!in_list_item) out_ += indent;
-      item_ = false;
-      const size_t next = begin + key.size() + 1;
-      if (is_index(key)) {
-        out_ += "- ";
-        item_ = true;
-        write(first, end, next, indent + "  ");
-      } else if (first->path.size() < next) {
-        out_ += key + ": " + first->yaml() + (origins_ ? "  # " + first->origin.full_text() : "") +
-                "\n";
-      } else {
-        out_ += key + ":\n";
-        write(first, end, next, indent + "  ");
-      }
-      first = end;
-    }
-  }
-  std::string take() { return std::move(out_); }
-
- private:
-  static std::string key_of(const ResolvedValue& value, size_t begin) {
+// Appends the map or list of the values from `first` to `last`, whose keys start at byte `begin` of
+// each path. `in_item`: its first key follows "- ".
+void write(std::string& out, Iterator first, Iterator last, bool origins, size_t begin = 0,
+           const std::string& indent = "", bool in_item = false) {
+  const auto key_of = [&](const ResolvedValue& value) {
     return value.path.substr(begin, value.path.find('.', begin) - begin);
+  };
+  while (first != last) {
+    const std::string key = key_of(*first);
+    const Iterator end =
+        std::find_if(first, last, [&](const ResolvedValue& value) { return key_of(value) != key; });
+    if (!std::exchange(in_item, false)) out += indent;
+    const size_t next = begin + key.size() + 1;
+    const bool is_item = is_index(key);
+    out += is_item ? "- " : key + ":";
+    if (is_item || first->path.size() >= next) {
+      if (!is_item) out += "\n";
+      write(out, first, end, origins, next, indent + "  ", is_item);
+    } else {
+      out += " " + first->yaml() + (origins ? "  # " + first->origin.full_text() : "") + "\n";
+    }
+    first = end;
   }
-
-  const bool origins_;
-  bool item_ = false;  // the next key follows "- "
-  std::string out_;
-};
+}
 
 }  // namespace
 
@@ -164,9 +148,9 @@ void Resolved::set(const std::string& path, OptionValue value, Origin origin) {
 }
 
 std::string Resolved::yaml(bool origins) const {
-  config::Emitter emitter(origins);
-  emitter.write(values.begin(), values.end(), 0, "");
-  return emitter.take();
+  std::string text;
+  config::write(text, values.begin(), values.end(), origins);
+  return text;
 }
 
 Origin Experiment::origin(const std::string& path) const {

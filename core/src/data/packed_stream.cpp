@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include <ATen/ATen.h>
 #include <nlohmann/json.hpp>
 
@@ -19,9 +17,10 @@ uint64_t order_seed(const DataContext& context) {
 
 void check_context(const DataContext& c) {
   if (c.micro_batch < 1 || c.sequence < 1 || c.world < 1 || c.rank < 0 || c.rank >= c.world)
-    throw Error("a data stream needs micro_batch >= 1, sequence >= 1 and 0 <= rank < world, not " +
-                std::to_string(c.micro_batch) + ", " + std::to_string(c.sequence) + ", rank " +
-                std::to_string(c.rank) + " of " + std::to_string(c.world));
+    throw Error(
+        c10::str("a data stream needs micro_batch >= 1, sequence >= 1 and 0 <= rank < world, "
+                 "not ",
+                 c.micro_batch, ", ", c.sequence, ", rank ", c.rank, " of ", c.world));
 }
 
 std::string percent(double share) {
@@ -31,8 +30,7 @@ std::string percent(double share) {
 }
 
 int64_t count_field(const nlohmann::json& state, const char* key) {
-  const nlohmann::json value =
-      state.is_object() ? state.value(key, nlohmann::json()) : nlohmann::json();
+  const nlohmann::json value = state.is_object() ? state.value(key, nlohmann::json()) : nullptr;
   if (!value.is_number_integer() || value.get<int64_t>() < 0)
     throw Error(std::string("the saved position in the data has no valid '") + key +
                     "'; another data plugin wrote it",
@@ -59,21 +57,21 @@ void PackedStream::check_enough() {
   for (int64_t i = 0; i < documents_->count() && found < needed; ++i)
     found += documents_->length(int64_t(order_(i)));
   if (found >= needed) return;
+  const std::string share = percent(context_.validation_share);
   const std::string available =
-      std::to_string(found) + " tokens in " + std::to_string(documents_->count()) +
-      (documents_->count() == 1 ? " document of " : " documents of ") + documents_->source();
+      c10::str(found, " tokens in ", documents_->count(),
+               documents_->count() == 1 ? " document of " : " documents of ", documents_->source());
   if (training())
-    throw Error("too little text to train on: " + available + ", and one row of sequence " +
-                    std::to_string(context_.sequence) + " needs " + std::to_string(needed) + " (" +
-                    percent(context_.validation_share) +
-                    " are held out for validation). Provide more text or reduce train.sequence",
+    throw Error(c10::str("too little text to train on: ", available, ", and one row of sequence ",
+                         context_.sequence, " needs ", needed, " (", share,
+                         " are in the validation split). Provide more text or reduce "
+                         "train.sequence"),
                 ExitCode::data);
-  throw Error(
-      "no text to validate on: " + available + " are held out (validation.share " +
-          percent(context_.validation_share) +
-          "). Only whole documents are held out: increase validation.share, or split the text into "
-          "more documents",
-      ExitCode::data);
+  throw Error("no text to validate on: " + available +
+                  " are in the validation split (validation.share " + share +
+                  "). It takes whole documents only: increase validation.share, or split the "
+                  "text into more documents",
+              ExitCode::data);
 }
 
 int64_t PackedStream::document_at(const Cursor& at) {
@@ -109,11 +107,9 @@ int64_t PackedStream::walk(Cursor& at, int64_t count, int64_t* tokens, int64_t* 
 
 Batch PackedStream::next() {
   const int64_t T = context_.sequence, B = context_.micro_batch;
-  if (!training()) {
-    Cursor probe = cursor_;
-    if (walk(probe, 2, nullptr, nullptr) < 2) return {};
-  }
   Cursor at = cursor_;
+  if (!training() && walk(at, 2, nullptr, nullptr) < 2) return {};
+  at = cursor_;
   walk(at, context_.rank * B * T, nullptr, nullptr);
   // The rows overlap by one token, so they are slices of one stretch of B T + 1 tokens.
   std::vector<int64_t> tokens(B * T + 1, 0), ids(B * T + 1, -1);
@@ -151,17 +147,17 @@ void PackedStream::load_state(const nlohmann::json& state) {
   const int64_t documents = count_field(state, "documents");
   if (documents != documents_->count() ||
       state.value("source", std::string()) != documents_->fingerprint())
-    throw Error("the text or the tokenizer changed since the position was saved: it had " +
-                    std::to_string(documents) + " documents, " + documents_->source() +
-                    " now has " + std::to_string(documents_->count()) +
-                    " or different ones. Resuming would repeat or skip text: restore the old text, "
-                    "or start a new run from the checkpoint",
-                ExitCode::data);
+    throw Error(
+        c10::str("the text or the tokenizer changed since the position was saved: it had ",
+                 documents, " documents, ", documents_->source(), " now has ", documents_->count(),
+                 " or different ones. Resuming would repeat or skip "
+                 "text: restore the old text, or start a new run from the checkpoint"),
+        ExitCode::data);
   if (state.value("seed", uint64_t{0}) != order_seed(context_))
-    throw Error("the position in the data was saved with train.seed " +
-                    state.value("seed", nlohmann::json()).dump() +
-                    ", which determines the order of the documents; this run uses " +
-                    std::to_string(order_seed(context_)),
+    throw Error(c10::str("the position in the data was saved with train.seed ",
+                         state.value("seed", nlohmann::json()).dump(),
+                         ", which determines the order of the documents; this run uses ",
+                         order_seed(context_)),
                 ExitCode::data);
   if (at.position > documents || (at.position == documents && at.offset != 0))
     throw Error("the saved position is after the last document", ExitCode::data);

@@ -29,13 +29,12 @@ std::vector<std::vector<int32_t>> encode_group(const TextFiles& files, size_t fi
 class ShardWriter {
  public:
   ShardWriter(stdfs::path folder, const Tokenizer& tokenizer, int64_t shard_tokens)
-      : folder_(std::move(folder)), shard_tokens_(shard_tokens) {
-    start_.vocab = tokenizer.vocab_size();
-    start_.eos = tokenizer.eos_id();
-    start_.tokenizer = tokenizer.digest();
-    start_.id_bytes = tokenizer.vocab_size() <= 65536 ? 2 : 4;
-    shard_ = TokenShard(start_);
-  }
+      : folder_(std::move(folder)),
+        shard_tokens_(shard_tokens),
+        start_{.id_bytes = tokenizer.vocab_size() <= 65536 ? 2u : 4u,
+               .vocab = uint64_t(tokenizer.vocab_size()),
+               .eos = tokenizer.eos_id(),
+               .tokenizer = tokenizer.digest()} {}
 
   void add(std::span<const int32_t> document, uint64_t hash) {
     shard_.add(document, hash);
@@ -69,7 +68,7 @@ class ShardWriter {
   stdfs::path folder_;
   int64_t shard_tokens_;
   TokenHeader start_;
-  TokenShard shard_{TokenHeader{}};
+  TokenShard shard_{start_};
   Json shards_ = Json::array();
   PrepareResult result_;
 };
@@ -119,19 +118,19 @@ std::string inspect_tokens(const std::string& path) {
   for (const std::string& name : paths) {
     const TokenFile file(name, "auto");
     const TokenHeader& header = file.header();
-    text += name + ": format " + file.format() + ", " + std::to_string(header.tokens) + " ids of " +
-            std::to_string(header.id_bytes) + " bytes";
+    text += c10::str(name, ": format ", file.format(), ", ", header.tokens, " ids of ",
+                     header.id_bytes, " bytes");
     if (file.format() == "dsv3")
-      text += ", " + std::to_string(header.documents) + " documents, vocabulary " +
-              std::to_string(header.vocab) + ", end of text " + std::to_string(header.eos) +
-              ", tokenizer " + header.tokenizer.substr(0, 12);
+      text +=
+          c10::str(", ", header.documents, " documents, vocabulary ", header.vocab,
+                   ", end of text ", header.eos, ", tokenizer ", header.tokenizer.substr(0, 12));
     text += "\n";
     tokens += header.tokens;
     documents += header.documents;
   }
   if (paths.size() > 1)
-    text += "total: " + std::to_string(paths.size()) + " files, " + std::to_string(tokens) +
-            " tokens, " + std::to_string(documents) + " documents\n";
+    text += c10::str("total: ", paths.size(), " files, ", tokens, " tokens, ", documents,
+                     " documents\n");
   return text;
 }
 

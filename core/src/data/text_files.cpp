@@ -1,7 +1,3 @@
-#include <algorithm>
-#include <cstring>
-#include <filesystem>
-
 #include <dsv3/sdk/documents.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/support/json.h>
@@ -49,20 +45,14 @@ void find_files(const std::string& path, std::vector<std::string>& found) {
   std::sort(found.begin() + static_cast<std::ptrdiff_t>(first), found.end());
 }
 
-bool is_space(char c) {
-  return c == ' ' || (c >= '\t' && c <= '\r');
-}
-
 bool is_blank(std::string_view text) {
-  return std::all_of(text.begin(), text.end(), is_space);
+  return text.find_first_not_of(" \t\n\v\f\r") == text.npos;
 }
 
 /// Removes the first line from `rest` and returns it without its line end.
 std::string_view take_line(std::string_view& rest) {
-  const void* newline = std::memchr(rest.data(), '\n', rest.size());
-  const size_t size = newline ? static_cast<const char*>(newline) - rest.data() : rest.size();
-  std::string_view line = rest.substr(0, size);
-  rest.remove_prefix(std::min(size + 1, rest.size()));
+  std::string_view line = rest.substr(0, rest.find('\n'));
+  rest.remove_prefix(std::min(line.size() + 1, rest.size()));
   if (line.ends_with('\r')) line.remove_suffix(1);
   return line;
 }
@@ -128,9 +118,8 @@ std::string_view TextFiles::text(const Document& document, std::string& buffer) 
   if (!file.jsonl) return bytes;
   // Lines are counted only for error messages: the index of documents does not store them.
   const auto where = [&] {
-    const std::string_view before = file.mapping.view().substr(0, document.begin);
-    return file.path + ":" + std::to_string(std::count(before.begin(), before.end(), '\n') + 1) +
-           ":";
+    const char* begin = file.mapping.data();
+    return c10::str(file.path, ":", std::count(begin, begin + document.begin, '\n') + 1, ":");
   };
   Json line;
   try {

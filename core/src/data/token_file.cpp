@@ -1,8 +1,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
-#include <filesystem>
-#include <string_view>
 
 #include <dsv3/sdk/documents.h>
 #include <dsv3/sdk/error.h>
@@ -38,12 +36,10 @@ T load(const char* at) {
   return value;
 }
 
-fs::Mapping map(const std::string& path) {
-  try {
-    return fs::Mapping(path);
-  } catch (const Error& error) {
-    throw Error(error.what(), ExitCode::data);
-  }
+fs::Mapping map(const std::string& path) try {
+  return fs::Mapping(path);
+} catch (const Error& error) {
+  throw Error(error.what(), ExitCode::data);
 }
 
 [[noreturn]] void fail(const std::string& path, const std::string& what) {
@@ -60,10 +56,9 @@ TokenFile::TokenFile(const std::string& path, const std::string& format)
     : path_(path), format_(format), mapping_(map(path)) {
   if (format_ == "auto") {
     const uint32_t first = mapping_.size() >= 4 ? load<uint32_t>(mapping_.data()) : 0;
-    if (std::filesystem::path(path).extension() == kShardExtension)
-      format_ = "dsv3";
-    else
-      format_ = first == kLlmc16 || first == kLlmc32 ? "llmc" : "raw16";
+    format_ = std::filesystem::path(path).extension() == kShardExtension ? "dsv3"
+              : first == kLlmc16 || first == kLlmc32                     ? "llmc"
+                                                                         : "raw16";
   }
   if (format_ == "dsv3")
     open_shard();
@@ -206,9 +201,8 @@ std::vector<std::string> token_files_in(const std::string& path) {
 }
 
 void TokenShard::add(std::span<const int32_t> document, uint64_t hash) {
-  for (int32_t id : document)
-    ids_.append(reinterpret_cast<const char*>(&id),
-                header_.id_bytes);  // little-endian: low bytes first
+  for (int32_t id : document)  // little-endian: low bytes first
+    ids_.append(reinterpret_cast<const char*>(&id), header_.id_bytes);
   header_.tokens += document.size();
   header_.documents += 1;
   table_.insert(table_.end(), {header_.tokens, hash});

@@ -1,11 +1,4 @@
 // Multiple choice in HellaSwag's format, scored as in lm-evaluation-harness.
-#include <algorithm>
-#include <numeric>
-
-#include <ATen/ATen.h>
-
-#include <dsv3/sdk/error.h>
-
 #include "eval/scorer.h"
 
 namespace dsv3::eval {
@@ -25,7 +18,7 @@ struct Item {
 struct Candidate {
   std::vector<int64_t> ids;
   int64_t first = 0;
-  size_t question = 0, ending = 0;
+  double* log_likelihood = nullptr;  // of the ending, to fill in
 };
 
 [[noreturn]] void fail(const std::string& where, const std::string& what) {
@@ -80,8 +73,7 @@ int64_t label_of(const Json& line, size_t endings, const std::string& where) {
   const bool is_index = !text.empty() && text.size() < 10 &&
                         text.find_first_not_of("0123456789") == std::string::npos;
   if (!is_index || std::stoull(text) >= endings)
-    fail(where, "label " + label.dump() + " is not one of the endings 0 to " +
-                    std::to_string(endings - 1));
+    fail(where, c10::str("label ", label.dump(), " is not one of the endings 0 to ", endings - 1));
   return std::stoll(text);
 }
 
@@ -89,13 +81,11 @@ Item read_item(const Json& line, const std::string& where) {
   if (!line.is_object()) fail(where, "every line must be an object");
   Item item;
   item.where = where;
-  std::string context;
-  if (line.contains("ctx_a"))
-    context = text_of(line, "ctx_a", where) + " " + capitalised(text_of(line, "ctx_b", where));
-  else if (line.contains("ctx"))
-    context = text_of(line, "ctx", where);
-  else
+  if (!line.contains("ctx_a") && !line.contains("ctx"))
     fail(where, "no field 'ctx', nor 'ctx_a' with 'ctx_b'");
+  std::string context = line.contains("ctx_a") ? text_of(line, "ctx_a", where) + " " +
+                                                     capitalised(text_of(line, "ctx_b", where))
+                                               : text_of(line, "ctx", where);
   if (line.contains("activity_label"))
     context = text_of(line, "activity_label", where) + ": " + context;
   item.context = cleaned(context);
@@ -139,12 +129,9 @@ std::vector<Item> read_items(const Scorer& scorer, const std::string& file) {
 /// the space between them belongs to the ending.
 Candidate make_candidate(const Scorer& scorer, const Tokenizer& tokenizer, const Item& item,
                          const std::string& ending) {
-  const size_t end = item.context.find_last_not_of(kSpaces) + 1;
-  const std::string context = item.context.substr(0, end);
-  const std::vector<int32_t> whole =
-      tokenizer.encode(context + item.context.substr(end) + " " + ending);
-  Candidate candidate{{whole.begin(), whole.end()}, 0, 0, 0};
-  candidate.first = std::ssize(tokenizer.encode(context));
+  const std::string context = item.context.substr(0, item.context.find_last_not_of(kSpaces) + 1);
+  const std::vector<int32_t> whole = tokenizer.encode(item.context + " " + ending);
+  Candidate candidate{{whole.begin(), whole.end()}, std::ssize(tokenizer.encode(context))};
   if (candidate.first == 0) {
     if (tokenizer.eos_id() < 0)
       fail(item.where, "no context, and the tokenizer has no end-of-text id to use instead");
@@ -156,8 +143,8 @@ Candidate make_candidate(const Scorer& scorer, const Tokenizer& tokenizer, const
   if (length < 1)
     fail(item.where, "the tokenizer merges the ending '" + ending + "' into the context");
   if (length > scorer.sequence)
-    fail(item.where, "an ending has " + std::to_string(length) + " tokens, but --sequence is " +
-                         std::to_string(scorer.sequence));
+    fail(item.where,
+         c10::str("an ending has ", length, " tokens, but --sequence is ", scorer.sequence));
   return candidate;
 }
 
@@ -170,23 +157,22 @@ bool truncate(Candidate& candidate, int64_t sequence) {
   return true;
 }
 
-/// Log-likelihoods of the endings of `rows`. Padding is on the right, where causal attention cannot
-/// see it.
-std::vector<double> score_rows(Model& model, std::span<const Candidate* const> rows) {
-  int64_t longest = 0;
-  for (const Candidate* row : rows) longest = std::max(longest, std::ssize(row->ids));
+/// Fills in the log-likelihoods of the endings of `rows`, the longest first. Padding is on the
+/// right, where causal attention cannot see it.
+void score_rows(Model& model, std::span<const Candidate> rows) {
+  const int64_t longest = std::ssize(rows[0].ids);
   const int64_t count = std::ssize(rows);
   Batch batch{at::zeros({count, longest}, at::kLong), {}};
   at::Tensor targets = at::full({count, longest - 1}, -1, at::kLong);
   for (int64_t i = 0; i < count; ++i) {
-    const Candidate& row = *rows[i];
+    const Candidate& row = rows[i];
     std::copy(row.ids.begin(), row.ids.end(),
               batch.tokens.mutable_data_ptr<int64_t>() + i * longest);
     std::copy(row.ids.begin() + row.first, row.ids.end(),
               targets.mutable_data_ptr<int64_t>() + i * (longest - 1) + row.first - 1);
   }
   const at::Tensor sums = model.token_losses(batch, targets).to(at::kDouble).sum(1).neg();
-  return {sums.const_data_ptr<double>(), sums.const_data_ptr<double>() + count};
+  for (int64_t i = 0; i < count; ++i) *rows[i].log_likelihood = sums.const_data_ptr<double>()[i];
 }
 
 }  // namespace
@@ -197,32 +183,23 @@ ChoiceScore score_choices(const Scorer& scorer, const std::string& file) {
   score.source = file;
   std::vector<Candidate> candidates;
   for (const Item& item : read_items(scorer, file)) {
-    Question question;
+    Question& question = score.questions.emplace_back();
     question.label = item.label;
     question.log_likelihoods.resize(item.endings.size());
     for (const std::string& ending : item.endings) {
-      Candidate candidate = make_candidate(scorer, tokenizer, item, ending);
-      candidate.question = score.questions.size();
-      candidate.ending = question.bytes.size();
+      Candidate& candidate =
+          candidates.emplace_back(make_candidate(scorer, tokenizer, item, ending));
+      candidate.log_likelihood = &question.log_likelihoods[question.bytes.size()];
       score.truncated += truncate(candidate, scorer.sequence);
-      candidates.push_back(std::move(candidate));
       question.bytes.push_back(std::ssize(ending));
     }
-    score.questions.push_back(std::move(question));
   }
   // Similar lengths next to each other need the least padding.
-  std::vector<const Candidate*> order;
-  for (const Candidate& candidate : candidates) order.push_back(&candidate);
-  std::stable_sort(order.begin(), order.end(), [](const Candidate* a, const Candidate* b) {
-    return a->ids.size() > b->ids.size();
-  });
-  for (size_t begin = 0; begin < order.size(); begin += size_t(scorer.batch)) {
-    const size_t count = std::min(size_t(scorer.batch), order.size() - begin);
-    const std::span<const Candidate* const> rows(&order[begin], count);
-    const std::vector<double> values = score_rows(scorer.model, rows);
-    for (size_t i = 0; i < count; ++i)
-      score.questions[rows[i]->question].log_likelihoods[rows[i]->ending] = values[i];
-  }
+  std::stable_sort(candidates.begin(), candidates.end(),
+                   [](const auto& a, const auto& b) { return a.ids.size() > b.ids.size(); });
+  for (size_t begin = 0; begin < candidates.size(); begin += size_t(scorer.batch))
+    score_rows(scorer.model,
+               {&candidates[begin], std::min(size_t(scorer.batch), candidates.size() - begin)});
   return score;
 }
 

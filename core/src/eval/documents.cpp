@@ -1,10 +1,4 @@
 // Loss and bits per byte on text files and token shards.
-#include <algorithm>
-#include <span>
-
-#include <ATen/ATen.h>
-
-#include <dsv3/sdk/error.h>
 #include <dsv3/sdk/packing.h>
 #include <dsv3/support/token_file.h>
 
@@ -41,8 +35,8 @@ class DocumentSum {
   TextScore finish() {
     score_rows();
     if (score_.tokens == 0)
-      throw Error(score_.source + ": nothing to predict, because none of its " +
-                      std::to_string(documents()) + " document(s) has a second token",
+      throw Error(c10::str(score_.source, ": nothing to predict, because none of its ", documents(),
+                           " document(s) has a second token"),
                   ExitCode::data);
     return score_;
   }
@@ -115,10 +109,10 @@ const Tokenizer& Scorer::required_tokenizer(const std::string& what) const {
 
 void Scorer::check_id(int64_t id, const std::string& where) const {
   if (id >= 0 && id < model.vocab()) return;
-  throw Error(where + ": token id " + std::to_string(id) + " is not one of the model's ids 0 to " +
-                  std::to_string(model.vocab() - 1) +
-                  "; check that the tokenizer is the one the model was trained with",
-              ExitCode::data);
+  throw Error(
+      c10::str(where, ": token id ", id, " is not one of the model's ids 0 to ", model.vocab() - 1,
+               "; check that the tokenizer is the one the model was trained with"),
+      ExitCode::data);
 }
 
 TextScore score_text(const Scorer& scorer, const std::string& path, const TextFormat& format) {

@@ -1,14 +1,11 @@
-#include <cmath>
 #include <numbers>
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
-#include <dsv3/runtime/evaluate.h>
-#include <dsv3/sdk/error.h>
 #include <dsv3/sdk/ops.h>
 #include <dsv3/sdk/packing.h>
 
+#include "checkpoint/tensor_views.h"
 #include "eval/scorer.h"
 #include "eval/validation.h"
 
@@ -48,7 +45,7 @@ TextScore score_validation(LoadedModel& loaded, Plugins& plugins) {
                });
   if (sum.targets == 0)
     throw Error("the experiment of " + loaded.stored.path.string() +
-                    " holds out no document (validation.share is " +
+                    " has an empty validation split (validation.share is " +
                     c10::str(experiment.validation.share) + "): pass --text, --shards or --choices",
                 ExitCode::data);
   score.nats = sum.nats;
@@ -85,6 +82,40 @@ Json json_of(const ChoiceScore& score) {
           {"questions", questions}};
 }
 
+Json read_lists(const std::filesystem::path& file) try {
+  return read_json(file);
+} catch (const Error& error) {
+  throw Error(error.what(), ExitCode::usage);
+}
+
+/// int64 [B, T] from a list of lists of ids below `vocab`.
+at::Tensor read_tokens(const std::filesystem::path& file, int64_t vocab) {
+  const Json json = read_lists(file);
+  const auto fail = [&](const std::string& text) {
+    throw Error(file.string() + ": " + text, ExitCode::usage);
+  };
+  if (!json.is_array() || json.empty() || !json[0].is_array() || json[0].empty())
+    fail("expected a list of lists of ids, such as [[1, 2, 3], [4, 5, 6]]");
+  const int64_t rows = int64_t(json.size()), length = int64_t(json[0].size());
+  at::Tensor tokens = at::empty({rows, length}, at::kLong);
+  auto ids = tokens.accessor<int64_t, 2>();
+  for (int64_t b = 0; b < rows; ++b) {
+    const Json& row = json[size_t(b)];
+    const std::string name = "row " + std::to_string(b);
+    if (!row.is_array() || int64_t(row.size()) != length)
+      fail(name + " is not a list of " + std::to_string(length) +
+           " ids; all rows must be as long as the first");
+    for (int64_t t = 0; t < length; ++t) {
+      const Json& id = row[size_t(t)];
+      if (!id.is_number_integer() || id < 0 || id >= vocab)
+        fail(name + " contains " + id.dump() + ", which is not one of the model's ids 0 to " +
+             std::to_string(vocab - 1));
+      ids[b][t] = id.get<int64_t>();
+    }
+  }
+  return tokens;
+}
+
 }  // namespace
 
 std::optional<double> TextScore::bits_per_byte() const {
@@ -93,19 +124,15 @@ std::optional<double> TextScore::bits_per_byte() const {
 }
 
 size_t Question::choice(bool normalised) const {
-  const auto value = [&](size_t i) {
-    return normalised ? log_likelihoods[i] / double(bytes[i]) : log_likelihoods[i];
-  };
-  size_t best = 0;
-  for (size_t i = 1; i < log_likelihoods.size(); ++i)
-    if (value(i) > value(best)) best = i;
-  return best;
+  std::vector<double> values = log_likelihoods;
+  for (size_t i = 0; normalised && i < values.size(); ++i) values[i] /= double(bytes[i]);
+  return size_t(std::max_element(values.begin(), values.end()) - values.begin());
 }
 
 double ChoiceScore::accuracy(bool normalised) const {
-  int64_t right = 0;
-  for (const Question& question : questions)
-    right += question.choice(normalised) == size_t(question.label);
+  const auto right = std::count_if(questions.begin(), questions.end(), [&](const Question& q) {
+    return q.choice(normalised) == size_t(q.label);
+  });
   return double(right) / double(questions.size());
 }
 
@@ -118,10 +145,7 @@ Evaluation evaluate(const EvalRequest& request, Plugins& plugins) {
   const eval::Scorer scorer{*loaded.model, loaded.tokenizer.get(),
                             request.sequence > 0 ? request.sequence : train.sequence, request.batch,
                             request.limit};
-  Evaluation result;
-  result.step = loaded.stored.step;
-  result.device = loaded.device.str();
-  result.precision = train.precision;
+  Evaluation result{loaded.stored.step, loaded.device.str(), train.precision};
   if (request.text.empty() && request.shards.empty() && request.choices.empty())
     result.validation = score_validation(loaded, plugins);
   for (const std::string& path : request.text)
@@ -142,6 +166,30 @@ Json to_json(const Evaluation& evaluation) {
   for (const TextScore& score : evaluation.shards) json["shards"].push_back(json_of(score));
   for (const ChoiceScore& score : evaluation.choices) json["choices"].push_back(json_of(score));
   return json;
+}
+
+std::string write_logits(const LogitsRequest& request, Plugins& plugins) {
+  LoadRequest load = request.model;
+  load.with_tokenizer = false;
+  const LoadedModel loaded = load_model(load, plugins);
+  const at::Tensor tokens = read_tokens(request.tokens, loaded.model->vocab());
+  std::map<std::string, safetensors::View> views;
+  std::vector<at::Tensor> hosts{add_view(views, "logits", loaded.model->logits(tokens))};
+  std::string text = c10::str("logits ", hosts[0].sizes());
+  if (loaded.experiment.mtp.depth > 0) {
+    hosts.push_back(add_view(views, "mtp_logits", loaded.model->mtp_logits(tokens)));
+    text += c10::str(", mtp_logits ", hosts[1].sizes());
+  }
+  const std::filesystem::path temporary = fs::temporary_name(request.out);
+  try {
+    safetensors::write(temporary, views);
+    fs::rename(temporary, request.out);
+  } catch (...) {
+    std::error_code ignored;
+    std::filesystem::remove(temporary, ignored);
+    throw;
+  }
+  return text;
 }
 
 }  // namespace dsv3

@@ -1,7 +1,7 @@
 // What the parts of an evaluation share.
 #pragma once
 
-#include <string>
+#include <ATen/ATen.h>
 
 #include <dsv3/runtime/evaluate.h>
 

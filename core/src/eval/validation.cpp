@@ -1,15 +1,12 @@
 #include "eval/validation.h"
 
-#include <dsv3/sdk/error.h>
-
 namespace dsv3 {
 
 int64_t micro_batch_of(const TrainOptions& train, int64_t world) {
   const int64_t micro_batch = train.micro_batch.value_or(train.batch / world);
   if (micro_batch < 1 || train.batch % (micro_batch * world) != 0)
-    throw Error("train.batch " + std::to_string(train.batch) +
-                    " is not a multiple of train.micro_batch " + std::to_string(micro_batch) +
-                    " x " + std::to_string(world) + " rank(s)",
+    throw Error(c10::str("train.batch ", train.batch, " is not a multiple of train.micro_batch ",
+                         micro_batch, " x ", world, " rank(s)"),
                 ExitCode::usage);
   return micro_batch;
 }
@@ -17,14 +14,13 @@ int64_t micro_batch_of(const TrainOptions& train, int64_t world) {
 std::unique_ptr<Loader> make_loader(const Experiment& experiment, Plugins& plugins,
                                     const Model& model, Split split, int64_t micro_batch,
                                     std::shared_ptr<const Tokenizer> tokenizer) {
-  DataContext context;
-  context.split = split;
-  context.micro_batch = micro_batch;
-  context.sequence = experiment.train.sequence;
-  context.seed = uint64_t(experiment.train.seed);
-  context.vocab = model.vocab();
-  context.validation_share = experiment.validation.share;
-  context.tokenizer = std::move(tokenizer);
+  const DataContext context{.split = split,
+                            .micro_batch = micro_batch,
+                            .sequence = experiment.train.sequence,
+                            .seed = uint64_t(experiment.train.seed),
+                            .vocab = model.vocab(),
+                            .validation_share = experiment.validation.share,
+                            .tokenizer = std::move(tokenizer)};
   return std::make_unique<Loader>(make<Data>(plugins, experiment.data, context), context,
                                   split == Split::train ? 4 : 0);
 }

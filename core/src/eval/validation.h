@@ -1,9 +1,6 @@
 // Validation of a run: the same rows and the same sum in training and in `dsv3 eval`.
 #pragma once
 
-#include <functional>
-#include <memory>
-
 #include <dsv3/runtime/data.h>
 #include <dsv3/runtime/model.h>
 
@@ -21,7 +18,7 @@ std::unique_ptr<Loader> make_loader(const Experiment& experiment, Plugins& plugi
 /// Cross-entropy over the held-out set.
 struct ValidationSum {
   double nats = 0;
-  int64_t targets = 0;  ///< 0: nothing is held out
+  int64_t targets = 0;  ///< 0: the validation split is empty
   double loss() const { return nats / double(targets); }
 };
 

@@ -1,8 +1,5 @@
 #include "format/description.h"
 
-#include <algorithm>
-#include <cctype>
-
 #include <dsv3/runtime/model.h>
 #include <dsv3/runtime/prefix.h>
 
@@ -94,16 +91,10 @@ std::vector<ComponentDescription*> components_of(const ConventionKey& key,
 
 /// A convention's text as a value of its option.
 OptionValue typed_value(const std::string& text, OptionType type) {
-  switch (type) {
-    case OptionType::boolean:
-      return text == "true";
-    case OptionType::integer:
-      return int64_t(std::stoll(text));
-    case OptionType::number:
-      return std::stod(text);
-    default:
-      return text;
-  }
+  if (type == OptionType::boolean) return text == "true";
+  if (type == OptionType::integer) return int64_t(std::stoll(text));
+  if (type == OptionType::number) return std::stod(text);
+  return text;
 }
 
 }  // namespace
@@ -125,7 +116,7 @@ ConventionKey::ConventionKey(const std::string& key) {
 std::set<std::string> add_shapes(ModelDescription& model, const Experiment& experiment,
                                  Plugins& plugins) {
   std::set<std::string> buffers;
-  const Model meta(experiment, model.vocab, plugins, at::kMeta);
+  const Model meta(experiment, model.vocab, factory_of(experiment, plugins), at::kMeta);
   for (const Parameter& parameter : meta.store().parameters())
     model.shapes[parameter.name] = parameter.tensor.sizes().vec();
   for (const Buffer& buffer : meta.store().buffers()) {
@@ -136,20 +127,21 @@ std::set<std::string> add_shapes(ModelDescription& model, const Experiment& expe
 }
 
 ModelDescription describe_model(const Experiment& experiment, int64_t vocab, Plugins& plugins) {
-  ModelDescription model;
-  model.hidden = experiment.model.hidden;
-  model.layers = experiment.model.layers;
-  model.vocab = vocab;
-  model.tied_head = experiment.model.tied_head;
-  model.norm_eps = experiment.norm.eps;
-  model.norm_place = experiment.norm.place;
-  model.init_std = experiment.init.std;
-  model.mtp_depth = experiment.mtp.depth;
-  model.mtp_concat = experiment.mtp.concat;
-  model.sequence = experiment.train.sequence;
-  model.attention = describe_layers(experiment.attention, model.layers, plugins);
-  model.feed_forward = describe_layers(experiment.feed_forward, model.layers, plugins);
-  model.position = describe_component(experiment.position, plugins);
+  const int64_t layers = experiment.model.layers;
+  ModelDescription model{.hidden = experiment.model.hidden,
+                         .layers = layers,
+                         .vocab = vocab,
+                         .tied_head = experiment.model.tied_head,
+                         .norm_eps = experiment.norm.eps,
+                         .norm_place = experiment.norm.place,
+                         .init_std = experiment.init.std,
+                         .mtp_depth = experiment.mtp.depth,
+                         .mtp_concat = experiment.mtp.concat,
+                         .sequence = experiment.train.sequence,
+                         .attention = describe_layers(experiment.attention, layers, plugins),
+                         .feed_forward = describe_layers(experiment.feed_forward, layers, plugins),
+                         .position = describe_component(experiment.position, plugins),
+                         .shapes = {}};
   add_shapes(model, experiment, plugins);
   return model;
 }

@@ -1,12 +1,8 @@
 // Conversion between experiments and ModelDescription, the form in which formats see a model.
 #pragma once
 
-#include <cstdint>
-#include <filesystem>
 #include <set>
-#include <string>
 
-#include <dsv3/runtime/experiment.h>
 #include <dsv3/runtime/plugins.h>
 #include <dsv3/sdk/format.h>
 

@@ -1,16 +1,8 @@
 #include "format/folder.h"
 
-#include <algorithm>
-#include <array>
 #include <cstring>
-#include <set>
 
-#include <ATen/ATen.h>
-
-#include <dsv3/sdk/error.h>
 #include <dsv3/sdk/log.h>
-#include <dsv3/support/fs.h>
-#include <dsv3/support/json.h>
 
 #include "call/call.h"
 #include "checkpoint/tensor_views.h"
@@ -181,14 +173,14 @@ class Assembly {
 /// transformers writes "one MTP module" by default, even to a folder that has none.
 bool lacks_mtp(const std::vector<TensorPlace>& places, int64_t layers,
                const std::map<std::string, safetensors::View>& tensors) {
-  bool any = false, all_missing = true;
+  bool any = false;
   for (const TensorPlace& place : places) {
     if (place.copy || !place.source.starts_with("layers.")) continue;
     if (std::stoll(place.source.substr(7)) < layers) continue;
+    if (tensors.contains(place.name)) return false;
     any = true;
-    all_missing &= !tensors.contains(place.name);
   }
-  return any && all_missing;
+  return any;
 }
 
 std::shared_ptr<Format> format_of(const Json& config, const stdfs::path& file, Plugins& plugins) {
@@ -211,6 +203,21 @@ std::shared_ptr<Format> format_of(const Json& config, const stdfs::path& file, P
   return make<Format>(plugins, spec);
 }
 
+ExperimentRequest request_of(ModelDescription model, const std::string& name,
+                             const stdfs::path& tokenizer, const Sidecar& sidecar,
+                             Plugins& plugins) {
+  std::vector<Setting> conventions;
+  // Backwards, so that keys about some layers come before those about the rest.
+  for (auto entry = sidecar.conventions.rbegin(); entry != sidecar.conventions.rend(); ++entry)
+    if (entry->first.starts_with("model.") && !set_by_description(model, entry->first))
+      conventions.push_back({entry->first, entry->second, "dsv3.json of " + name});
+    else
+      set_convention(model, entry->first, entry->second, plugins);
+  ExperimentRequest request = imported_experiment(model, name, tokenizer);
+  request.settings.insert(request.settings.end(), conventions.begin(), conventions.end());
+  return request;
+}
+
 }  // namespace
 
 Json without_common_fields(Json config) {
@@ -225,31 +232,23 @@ Json without_common_fields(Json config) {
 
 Sidecar read_sidecar(const std::filesystem::path& folder) {
   const std::filesystem::path file = folder / kSidecarName;
-  Sidecar sidecar;
-  if (!std::filesystem::exists(file)) return sidecar;
+  if (!std::filesystem::exists(file)) return {};
+  const Json json = read_object(file);
   try {
-    const Json json = read_json(file);
-    if (json.at("dsv3") != 1)
-      throw Error(file.string() + " has a format that this dsv3 does not read");
-    sidecar.conventions = json.at("conventions").get<std::map<std::string, std::string>>();
-    sidecar.tokenizers = json.at("tokenizers").get<std::set<std::string>>();
-    sidecar.step = json.at("step").get<int64_t>();
-  } catch (const Error& error) {
-    throw Error(error.what(), ExitCode::checkpoint);
+    if (json.at("dsv3") != 1) damaged(file, "has a format that this dsv3 does not read");
+    return {json.at("conventions").get<std::map<std::string, std::string>>(),
+            json.at("tokenizers").get<std::set<std::string>>(), json.at("step").get<int64_t>()};
   } catch (const Json::exception& error) {
-    throw Error(file.string() + ": " + error.what() + "; remove it to read the folder without it",
-                ExitCode::checkpoint);
+    damaged(file, std::string(error.what()) + "; remove it to read the folder without it");
   }
-  return sidecar;
 }
 
 std::string sidecar_text(const Sidecar& sidecar) {
-  return Json{{"dsv3", 1},
-              {"conventions", sidecar.conventions},
-              {"tokenizers", sidecar.tokenizers},
-              {"step", sidecar.step}}
-             .dump(2) +
-         "\n";
+  const Json json{{"dsv3", 1},
+                  {"conventions", sidecar.conventions},
+                  {"tokenizers", sidecar.tokenizers},
+                  {"step", sidecar.step}};
+  return json.dump(2) + "\n";
 }
 
 at::Tensor row_index(const TensorPlace& place) {
@@ -278,10 +277,10 @@ FolderTensors::FolderTensors(const stdfs::path& folder) {
     damaged(index, "has no \"weight_map\"");
   std::map<std::string, std::set<std::string>> by_file;
   for (const auto& [name, file] : map["weight_map"].items()) {
-    const bool plain = file.is_string() && !file.get<std::string>().empty() &&
-                       stdfs::path(file.get<std::string>()).filename() == file.get<std::string>();
-    if (!plain) damaged(index, "the file of tensor '" + name + "' is not a plain file name");
-    by_file[file.get<std::string>()].insert(name);
+    const std::string plain = file.is_string() ? file.get<std::string>() : "";
+    if (plain.empty() || stdfs::path(plain).filename() != plain)
+      damaged(index, "the file of tensor '" + name + "' is not a plain file name");
+    by_file[plain].insert(name);
   }
   for (const auto& [file, names] : by_file) {
     if (!stdfs::exists(folder / file))
@@ -306,29 +305,9 @@ void FolderTensors::add_file(const stdfs::path& file) {
       damaged(file, "has tensor '" + name + "', which another file also has");
 }
 
-namespace {
-
-ExperimentRequest request_of(ModelDescription model, const std::string& name,
-                             const stdfs::path& tokenizer, const Sidecar& sidecar,
-                             Plugins& plugins) {
-  std::vector<Setting> conventions;
-  // Backwards, so that keys about some layers come before those about the rest.
-  for (auto entry = sidecar.conventions.rbegin(); entry != sidecar.conventions.rend(); ++entry)
-    if (entry->first.starts_with("model.") && !set_by_description(model, entry->first))
-      conventions.push_back({entry->first, entry->second, "dsv3.json of " + name});
-    else
-      set_convention(model, entry->first, entry->second, plugins);
-  ExperimentRequest request = imported_experiment(model, name, tokenizer);
-  request.settings.insert(request.settings.end(), conventions.begin(), conventions.end());
-  return request;
-}
-
-}  // namespace
-
 Experiment experiment_of(const ModelDescription& model, const std::string& name,
                          const stdfs::path& tokenizer, const Sidecar& sidecar, Plugins& plugins) {
-  PluginCatalog catalog(plugins);
-  return load_experiment(request_of(model, name, tokenizer, sidecar, plugins), catalog);
+  return load_experiment(request_of(model, name, tokenizer, sidecar, plugins), plugins);
 }
 
 StoredModel read_folder(const stdfs::path& folder, Plugins& plugins,
@@ -344,7 +323,8 @@ StoredModel read_folder(const stdfs::path& folder, Plugins& plugins,
     }
   });
   const FolderTensors files(folder);
-  if (model.mtp_depth > 0 && lacks_mtp(call(*format, "tensors", &Format::tensors, model), model.layers, files.tensors())) {
+  if (model.mtp_depth > 0 &&
+      lacks_mtp(call(*format, "tensors", &Format::tensors, model), model.layers, files.tensors())) {
     log::info(folder.string() + ": config.json declares " + std::to_string(model.mtp_depth) +
               " MTP module(s), but the folder has no weights for them; reading it without");
     model.mtp_depth = 0;

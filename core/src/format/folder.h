@@ -2,16 +2,6 @@
 // config.json's model_type names.
 #pragma once
 
-#include <cstdint>
-#include <filesystem>
-#include <map>
-#include <memory>
-#include <set>
-#include <string>
-#include <utility>
-#include <vector>
-
-#include <dsv3/runtime/plugins.h>
 #include <dsv3/runtime/stored_model.h>
 #include <dsv3/sdk/format.h>
 

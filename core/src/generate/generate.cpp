@@ -1,11 +1,6 @@
 // Generation for batches of prompts: each slot works on one prompt, and every round is one forward
 // for all slots.
-#include <algorithm>
-#include <optional>
-
-#include <ATen/ATen.h>
-
-#include <dsv3/sdk/error.h>
+#include <numeric>
 
 #include "generate/drafter.h"
 #include "generate/sampling.h"
@@ -37,16 +32,15 @@ void check(const std::vector<Prompt>& prompts, int64_t vocab) {
     if (prompts[i].ids.empty()) fail(name + " is empty: pass at least one token to continue");
     for (const int32_t id : prompts[i].ids)
       if (id < 0 || id >= vocab)
-        fail(name + " contains id " + std::to_string(id) +
-             ", which is not one of the model's ids 0 to " + std::to_string(vocab - 1));
+        fail(c10::str(name, " contains id ", id, ", which is not one of the model's ids 0 to ",
+                      vocab - 1));
   }
 }
 
 /// One text in progress. The main model's cache holds all its tokens except the last one and
 /// drafts.
 struct Slot {
-  explicit Slot(uint64_t seed) : random(seed) {}
-  size_t prompt = 0;
+  size_t prompt;
   Random random;
   std::vector<Distribution> drafts;  // from which the drafts at the end of the text were drawn
   bool done = false;
@@ -56,7 +50,7 @@ class Run {
  public:
   Run(Model& model, const std::vector<Prompt>& prompts, const GenerateOptions& options)
       : model_(model), prompts_(prompts), options_(options) {
-    const int64_t rows = std::min<int64_t>(options.batch, int64_t(prompts.size()));
+    const int64_t rows = std::min(options.batch, std::ssize(prompts));
     slots_.resize(size_t(rows));
     texts_.resize(size_t(rows));
     result_.texts.resize(prompts.size());
@@ -117,11 +111,9 @@ class Run {
     std::vector<size_t> fresh;
     for (size_t s = 0; s < slots_.size() && next_ < prompts_.size(); ++s) {
       if (slots_[s]) continue;
-      slots_[s].emplace(prompts_[next_].seed);
-      slots_[s]->prompt = next_;
-      texts_[s] = prompts_[next_].ids;
-      result_.stats.prompt_tokens += int64_t(texts_[s].size());
-      ++next_;
+      slots_[s] = Slot{next_, Random(prompts_[next_].seed), {}};
+      texts_[s] = prompts_[next_++].ids;
+      result_.stats.prompt_tokens += std::ssize(texts_[s]);
       fresh.push_back(s);
     }
     if (options_.cache && !fresh.empty()) read(fresh);
@@ -129,13 +121,11 @@ class Run {
 
   void read(const std::vector<size_t>& rows) {
     for (;;) {
-      NewTokens added;
-      added.counts.assign(texts_.size(), 0);
-      for (const size_t s : rows) {
+      NewTokens added{{}, std::vector<int64_t>(texts_.size()), {}};
+      for (const size_t s : rows)
         add_tokens(added, s,
-                   std::min(int64_t(texts_[s].size()) - 1 - cached(s),
-                            kPromptChunk - int64_t(added.tokens.size())));
-      }
+                   std::min(std::ssize(texts_[s]) - 1 - cached(s),
+                            kPromptChunk - std::ssize(added.tokens)));
       if (added.tokens.empty()) return;
       const Extended out = model_.extend(added, caches_);
       if (drafter_) read_by_drafter(rows, added, out.hidden);
@@ -179,10 +169,10 @@ class Run {
 
   /// fp32 logits on the CPU for each text's last known token and its drafts.
   at::Tensor forward(const std::vector<size_t>& active) {
-    NewTokens added;
-    added.counts.assign(texts_.size(), 0);
-    for (const size_t s : active) add_tokens(added, s, int64_t(texts_[s].size()) - cached(s));
-    for (size_t i = 0; i < added.tokens.size(); ++i) added.logits_at.push_back(int64_t(i));
+    NewTokens added{{}, std::vector<int64_t>(texts_.size()), {}};
+    for (const size_t s : active) add_tokens(added, s, std::ssize(texts_[s]) - cached(s));
+    added.logits_at.resize(added.tokens.size());
+    std::iota(added.logits_at.begin(), added.logits_at.end(), 0);
     const Extended out = model_.extend(added, caches_);
     hidden_ = out.hidden;
     return out.logits.to(at::kCPU, at::kFloat).contiguous();
@@ -240,7 +230,7 @@ class Run {
     Continuation& text = result_.texts[slot.prompt];
     const std::vector<int32_t>& stops = options_.stop_ids;
     slot.done = true;
-    if (std::find(stops.begin(), stops.end(), id) != stops.end()) {
+    if (std::count(stops.begin(), stops.end(), id) > 0) {
       text.reason = StopReason::stop_id;
       text.stop_id = id;
       return false;
@@ -258,12 +248,12 @@ class Run {
   void note_cache() {
     if (!options_.cache) return;
     GenerateStats& stats = result_.stats;
-    int64_t bytes = 0, mtp_bytes = 0, tokens = 0;
+    int64_t bytes = 0, mtp_bytes = 0;
     for (size_t i = 0; i < caches_.size(); ++i)
       (i < layers_ ? bytes : mtp_bytes) += caches_[i].bytes();
-    for (const int64_t length : caches_[0].lengths()) tokens += length;
     if (bytes <= stats.cache_bytes) return;
-    stats.cache_tokens = tokens;
+    const auto& lengths = caches_[0].lengths();
+    stats.cache_tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
     stats.cache_bytes = bytes;
     stats.mtp_cache_bytes = mtp_bytes;
   }

@@ -1,10 +1,8 @@
 #include "generate/sampling.h"
 
-#include <algorithm>
 #include <cmath>
 #include <numeric>
-
-#include <dsv3/sdk/error.h>
+#include <unordered_map>
 
 namespace dsv3 {
 namespace {
@@ -88,15 +86,11 @@ std::pair<int32_t, bool> judge(int32_t draft, const Distribution& p, const Distr
   // draft was drawn from q, so q.of(draft) > 0.
   if (random.uniform() * q.of(draft) < p.of(draft)) return {draft, true};
   Distribution rest = p;
-  std::vector<std::pair<int32_t, double>> drafted;
-  for (size_t i = 0; i < q.ids.size(); ++i) drafted.emplace_back(q.ids[i], q.probabilities[i]);
-  std::sort(drafted.begin(), drafted.end());
-  for (size_t i = 0; i < rest.ids.size(); ++i) {
-    const auto found =
-        std::lower_bound(drafted.begin(), drafted.end(), std::make_pair(rest.ids[i], 0.0));
-    if (found != drafted.end() && found->first == rest.ids[i])
+  std::unordered_map<int32_t, double> drafted;
+  for (size_t i = 0; i < q.ids.size(); ++i) drafted.emplace(q.ids[i], q.probabilities[i]);
+  for (size_t i = 0; i < rest.ids.size(); ++i)
+    if (const auto found = drafted.find(rest.ids[i]); found != drafted.end())
       rest.probabilities[i] = std::max(rest.probabilities[i] - found->second, 0.0);
-  }
   // After a rejected draft, p < q for it and so p > q elsewhere; the sum is 0 only by rounding.
   if (std::accumulate(rest.probabilities.begin(), rest.probabilities.end(), 0.0) <= 0)
     return {draw(p, random), false};

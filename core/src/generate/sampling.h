@@ -1,11 +1,8 @@
 // From logits to the next token.
 #pragma once
 
-#include <cstdint>
 #include <random>
 #include <span>
-#include <utility>
-#include <vector>
 
 #include <dsv3/runtime/generate.h>
 
@@ -38,8 +35,7 @@ int32_t draw(const Distribution& from, Random& random);
 
 /// Verifies `draft`, drawn from q: accepts it with probability min(1, p / q), else draws another
 /// token from max(p - q, 0), so that the result is distributed as p (Leviathan et al.,
-/// arXiv 2211.17192, appendix A.1). Returns {token, whether the draft was
-/// accepted}.
+/// arXiv 2211.17192, appendix A.1). Returns {token, whether the draft was accepted}.
 std::pair<int32_t, bool> judge(int32_t draft, const Distribution& p, const Distribution& q,
                                Random& random);
 

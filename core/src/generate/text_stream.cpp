@@ -1,8 +1,4 @@
-#include <algorithm>
-#include <utility>
-
-#include <dsv3/runtime/text_stream.h>
-#include <dsv3/sdk/error.h>
+#include <dsv3/runtime/generate.h>
 
 namespace dsv3 {
 namespace {

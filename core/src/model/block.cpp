@@ -1,8 +1,7 @@
-#include "model/block.h"
-
 #include <ATen/ATen.h>
 
 #include "call/checked.h"
+#include "model/parts.h"
 
 namespace dsv3 {
 

@@ -1,19 +1,20 @@
+#include <algorithm>
 #include <array>
 
 #include <ATen/ATen.h>
 
-#include <dsv3/sdk/component.h>
 #include <dsv3/sdk/error.h>
+#include <dsv3/sdk/nn.h>
+#include <dsv3/sdk/ops.h>
 
 namespace dsv3 {
 namespace {
 
-template <class Declared>
-void require_new(const std::vector<Declared>& declared, const std::string& name) {
-  for (const Declared& other : declared)
-    if (other.name == name)
-      throw Error("'" + name + "' is declared twice; parameters and buffers must have unique names",
-                  ExitCode::plugin);
+void require_new(const ParameterStore& store, const std::string& name) {
+  const auto same = [&](const auto& declared) { return declared.name == name; };
+  if (std::ranges::any_of(store.parameters(), same) || std::ranges::any_of(store.buffers(), same))
+    throw Error("'" + name + "' is declared twice; parameters and buffers must have unique names",
+                ExitCode::plugin);
 }
 
 }  // namespace
@@ -27,10 +28,8 @@ const char* role_name(Role role) {
 
 at::Tensor ParameterStore::add(std::string name, at::IntArrayRef sizes, const ParamSpec& spec,
                                at::ScalarType dtype, at::Device device) {
-  require_new(parameters_, name);
-  require_new(buffers_, name);
-  int64_t rows = 1;
-  for (size_t i = 0; i + 1 < sizes.size(); ++i) rows *= sizes[i];
+  require_new(*this, name);
+  const int64_t rows = sizes.empty() ? 1 : c10::multiply_integers(sizes.slice(0, sizes.size() - 1));
   if (spec.matrices < 1 || rows % spec.matrices != 0)
     throw Error("'" + name + "' has " + std::to_string(rows) + " rows, which cannot form " +
                     std::to_string(spec.matrices) + " equal matrices",
@@ -43,8 +42,7 @@ at::Tensor ParameterStore::add(std::string name, at::IntArrayRef sizes, const Pa
 
 at::Tensor ParameterStore::add_buffer(std::string name, at::IntArrayRef sizes, at::ScalarType dtype,
                                       Init init, at::Device device) {
-  require_new(parameters_, name);
-  require_new(buffers_, name);
+  require_new(*this, name);
   if (init.kind == Init::Kind::normal)
     throw Error("buffer '" + name + "' must be initialised with zeros or ones", ExitCode::plugin);
   const auto options = at::TensorOptions().dtype(dtype).device(device);
@@ -66,6 +64,22 @@ at::Tensor Component::buffer(const std::string& name, at::IntArrayRef sizes, at:
 
 std::string Component::full_name(const std::string& name) const {
   return context_.prefix.empty() ? name : context_.prefix + "." + name;
+}
+
+Linear::Linear(Component& owner, const std::string& name, int64_t in, int64_t out, ParamSpec spec)
+    : weight_(owner.parameter(name + ".weight", {out, in}, spec)) {}
+
+at::Tensor Linear::operator()(const at::Tensor& x) const {
+  return at::linear(x, weight_);
+}
+
+RmsNorm::RmsNorm(Component& owner, const std::string& name, int64_t size, double eps)
+    : weight_(
+          owner.parameter(name + ".weight", {size}, {.role = Role::norm, .init = Init::ones()})),
+      eps_(eps) {}
+
+at::Tensor RmsNorm::operator()(const at::Tensor& x) const {
+  return rms_norm(x, weight_, eps_);
 }
 
 }  // namespace dsv3

@@ -11,6 +11,10 @@
 namespace dsv3 {
 namespace {
 
+at::Tensor on(at::Device device, const std::vector<int64_t>& values) {
+  return at::tensor(values, at::kLong).to(device);
+}
+
 /// Announces the new tokens to caches [first, last) and returns their positions.
 Sequence expect_tokens(const NewTokens& added, std::vector<KvCache>& caches, size_t first,
                        size_t last, at::Device device) {
@@ -25,12 +29,8 @@ Sequence expect_tokens(const NewTokens& added, std::vector<KvCache>& caches, siz
               " tokens, but counts add up to ", positions.size());
   for (size_t i = first; i < last; ++i) caches[i].expect(added.counts);
   Sequence seq;
-  seq.positions = at::tensor(positions, at::kLong).to(device).unsqueeze(0);
+  seq.positions = on(device, positions).unsqueeze(0);
   return seq;
-}
-
-at::Tensor on(at::Device device, const std::vector<int64_t>& values) {
-  return at::tensor(values, at::kLong).to(device);
 }
 
 }  // namespace

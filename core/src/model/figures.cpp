@@ -21,11 +21,6 @@ std::string part_of(const Parameter& parameter, int64_t layers) {
   return "norms";
 }
 
-/// True for parameters that are multiplied with tokens.
-bool is_multiplied(Role role) {
-  return role == Role::matrix || role == Role::router || role == Role::head;
-}
-
 int64_t saved_values(const Model& model, const Experiment& experiment) {
   const int64_t hidden = experiment.model.hidden;
   const int64_t sequence = experiment.train.sequence, layers = experiment.model.layers;
@@ -42,8 +37,8 @@ int64_t saved_values(const Model& model, const Experiment& experiment) {
     sum += block;
     largest = std::max(largest, block);
   }
-  const int64_t blocks = int64_t(model.attention().size());
-  if (experiment.model.recompute == "full") sum = blocks * hidden + largest;
+  if (experiment.model.recompute == "full")
+    sum = int64_t(model.attention().size()) * hidden + largest;
   return sum + 2 * hidden * (1 + experiment.mtp.depth);  // final norm's input and dx of each head
 }
 
@@ -53,7 +48,7 @@ ModelFigures figures(const Model& model, const Experiment& experiment) {
   ModelFigures result;
   for (const char* name : {"embedding", "attention", "feed_forward", "norms", "head", "mtp"})
     result.parts.push_back({.name = name});
-  double multiplied = 0;
+  double multiplied = 0;  // parameters that are multiplied with tokens
   for (const Parameter& parameter : model.store().parameters()) {
     const std::string name = part_of(parameter, experiment.model.layers);
     const int64_t count = parameter.tensor.numel();
@@ -69,7 +64,8 @@ ModelFigures figures(const Model& model, const Experiment& experiment) {
       result.total_without_embeddings += count;
       result.active_without_embeddings += active;
     }
-    if (is_multiplied(parameter.spec.role)) multiplied += active;
+    const Role role = parameter.spec.role;
+    if (role == Role::matrix || role == Role::router || role == Role::head) multiplied += active;
   }
   // Every MTP module uses the head, too. A tied head was counted as the embedding above.
   const double head = double(model.vocab()) * double(experiment.model.hidden);

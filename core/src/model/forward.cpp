@@ -8,8 +8,7 @@
 #include <dsv3/sdk/ops.h>
 #include <dsv3/sdk/packing.h>
 
-#include "call/call.h"
-#include "call/watch.h"
+#include "call/checked.h"
 #include "model/parts.h"
 
 namespace dsv3 {
@@ -137,86 +136,61 @@ at::Tensor hidden_of(const Model::Parts& parts, const Batch& batch) {
   return parts.hidden(tokens.to(parts.device), sequence_of(batch, parts.device));
 }
 
-/// One call of Model::loss.
-class LossComputation {
- public:
-  LossComputation(const Model::Parts& parts, const Batch& batch, const LossScale& scale,
-                  bool recompute)
-      : parts_(parts), batch_(batch), scale_(scale), seq_(sequence_of(batch, parts.device)) {
-    seq_.training = true;
-    seq_.recompute = recompute;
-    seq_.aux_scale = 1.0 / double(std::max<int64_t>(scale.sequences, 1));
-    tokens_ = batch.tokens.to(parts.device);
-  }
-
-  LossParts run() {
-    const at::Tensor hidden = add_main();
-    if (!parts_.mtp.empty()) add_mtp(hidden);
-    return losses_;
-  }
-
- private:
-  /// {loss * factor / divisor, plain loss / divisor} of predicting `depth` + 1 tokens ahead of x.
-  std::pair<at::Tensor, at::Tensor> entropy(const at::Tensor& x, int64_t depth, double factor,
-                                            double divisor) {
-    divisor = std::max(divisor, 1.0);  // no valid target anywhere: 0, not NaN
-    const at::Tensor targets =
-        shifted_targets(batch_.tokens, batch_.document_ids, depth).reshape(-1).to(parts_.device);
-    const LossOptions& options = parts_.experiment.loss;
-    auto [loss, plain] =
-        linear_cross_entropy(x.reshape({-1, x.size(-1)}), parts_.head, targets, options.z,
-                             factor / divisor, options.chunk.value_or(0));
-    show("head and loss", loss);
-    return {loss, plain / divisor};
-  }
-
-  bool feeds_normed() const { return parts_.experiment.mtp.input == "normed"; }
-
-  /// Adds the main loss. Returns the input of the first MTP module.
-  at::Tensor add_main() {
-    const at::Tensor raw = parts_.hidden(tokens_.narrow(1, 0, tokens_.size(1) - 1), seq_);
-    at::Tensor x = raw;
-    std::vector<at::Tensor*> outputs{&losses_.total};
-    if (!parts_.mtp.empty() && feeds_normed()) outputs.push_back(&x);
-    parts_.with_head({&x}, outputs, [&] {
-      x = parts_.final_norm(x);
-      show("final_norm", x);
-      std::tie(losses_.total, losses_.main) = entropy(x, 0, 1, scale_.main_targets);
-    });
-    return feeds_normed() ? x : raw;
-  }
-
-  void add_mtp(at::Tensor hidden) {
-    const MtpOptions& options = parts_.experiment.mtp;
-    const size_t depth = parts_.mtp.size();
-    for (size_t k = 0; k < depth; ++k) {
-      const Tensors out = parts_.mtp_hidden(k, tokens_ahead(tokens_, int64_t(k) + 1), hidden, seq_,
-                                            !feeds_normed() && k + 1 < depth);
-      const bool by_depth = options.denominator == "own" && k < scale_.mtp_targets.size();
-      const double divisor = by_depth ? scale_.mtp_targets[k] : scale_.main_targets;
-      at::Tensor x = out.front(), loss, plain;
-      parts_.with_head({&x}, {&loss}, [&] {
-        std::tie(loss, plain) = entropy(x, int64_t(k) + 1, options.weight / double(depth), divisor);
-      });
-      losses_.total = losses_.total + loss;
-      plain = plain / double(depth);
-      losses_.mtp = losses_.mtp.defined() ? losses_.mtp + plain : plain;
-      hidden = out.back();
-    }
-  }
-
-  const Model::Parts& parts_;
-  const Batch& batch_;
-  const LossScale& scale_;
-  Sequence seq_;
-  at::Tensor tokens_;  // [B, T + 1] on the device
-  LossParts losses_;
-};
-
 }  // namespace
 
 LossParts Model::loss(const Batch& batch, const LossScale& scale, bool recompute) {
-  return LossComputation(*parts_, batch, scale, recompute).run();
+  const Parts& parts = *parts_;
+  const MtpOptions& mtp = parts.experiment.mtp;
+  const size_t depth = parts.mtp.size();
+  const bool normed = mtp.input == "normed";
+  const at::Tensor tokens = batch.tokens.to(parts.device);  // [B, T + 1]
+  Sequence seq = sequence_of(batch, parts.device);
+  seq.training = true;
+  seq.recompute = recompute;
+  seq.aux_scale = 1.0 / double(std::max<int64_t>(scale.sequences, 1));
+
+  // {loss * factor / divisor, plain loss / divisor} of predicting `ahead` + 1 tokens ahead of x.
+  const auto entropy = [&](const at::Tensor& x, int64_t ahead, double factor, double divisor) {
+    divisor = std::max(divisor, 1.0);  // no valid target anywhere: 0, not NaN
+    const at::Tensor targets =
+        shifted_targets(batch.tokens, batch.document_ids, ahead).reshape(-1).to(parts.device);
+    const LossOptions& options = parts.experiment.loss;
+    const auto [loss, plain] =
+        linear_cross_entropy(x.reshape({-1, x.size(-1)}), parts.head, targets, options.z,
+                             factor / divisor, options.chunk.value_or(0));
+    show("head and loss", loss);
+    return std::pair(loss, plain / divisor);
+  };
+
+  LossParts losses;
+  at::Tensor hidden;  // input of the next MTP module
+  {
+    const at::Tensor raw = parts.hidden(tokens.narrow(1, 0, tokens.size(1) - 1), seq);
+    at::Tensor x = raw;
+    std::vector<at::Tensor*> outputs{&losses.total};
+    if (depth > 0 && normed) outputs.push_back(&x);
+    parts.with_head({&x}, outputs, [&] {
+      x = parts.final_norm(x);
+      show("final_norm", x);
+      std::tie(losses.total, losses.main) = entropy(x, 0, 1, scale.main_targets);
+    });
+    hidden = normed ? x : raw;
+  }
+  for (size_t k = 0; k < depth; ++k) {
+    const Tensors out = parts.mtp_hidden(k, tokens_ahead(tokens, int64_t(k) + 1), hidden, seq,
+                                         !normed && k + 1 < depth);
+    const bool by_depth = mtp.denominator == "own" && k < scale.mtp_targets.size();
+    const double divisor = by_depth ? scale.mtp_targets[k] : scale.main_targets;
+    at::Tensor x = out.front(), loss, plain;
+    parts.with_head({&x}, {&loss}, [&] {
+      std::tie(loss, plain) = entropy(x, int64_t(k) + 1, mtp.weight / double(depth), divisor);
+    });
+    losses.total = losses.total + loss;
+    plain = plain / double(depth);
+    losses.mtp = losses.mtp.defined() ? losses.mtp + plain : plain;
+    hidden = out.back();
+  }
+  return losses;
 }
 
 std::pair<double, int64_t> Model::evaluate(const Batch& batch) {

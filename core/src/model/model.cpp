@@ -49,13 +49,8 @@ ModelFactory factory_of(const Experiment& experiment, Plugins& plugins) {
   return factory;
 }
 
-Model::Model(const Experiment& experiment, int64_t vocab, Plugins& plugins, at::Device device,
-             at::ScalarType dtype, ParallelContext parallel)
-    : Model(experiment, vocab, factory_of(experiment, plugins), device, dtype,
-            std::move(parallel)) {}
-
 Model::Model(const Experiment& experiment, int64_t vocab, const ModelFactory& factory,
-             at::Device device, at::ScalarType dtype, ParallelContext parallel)
+             at::Device device, at::ScalarType dtype)
     : parts_(std::make_unique<Parts>()) {
   Parts& parts = *parts_;
   parts.experiment = experiment;
@@ -71,7 +66,6 @@ Model::Model(const Experiment& experiment, int64_t vocab, const ModelFactory& fa
                   .norm_eps = experiment.norm.eps};
   context.dtype = dtype;
   context.device = device;
-  context.parallel = std::move(parallel);
   context.store = parts.store;
   context.make_position = shared_positions(factory, experiment.train.sequence);
 

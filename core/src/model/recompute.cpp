@@ -1,5 +1,3 @@
-#include "model/recompute.h"
-
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
@@ -9,6 +7,7 @@
 #include <dsv3/sdk/error.h>
 
 #include "call/backward.h"
+#include "model/parts.h"
 
 namespace dsv3 {
 namespace {

@@ -13,9 +13,6 @@
 namespace dsv3 {
 namespace {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
 template <class T>
 DSV3_INLINE void sum_tokens(const T* y, const int64_t* row, T* out, int64_t begin, int64_t end,
                             int64_t slots, int64_t size) {

@@ -15,9 +15,6 @@
 namespace dsv3 {
 namespace {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
 struct Task {
   int64_t group, begin, size;
 };
@@ -60,26 +57,15 @@ void run(const std::vector<Task>& tasks, bool on_cpu, const Body& body) {
   });
 }
 
-// x [N, K] and weight [E, M, K] -> [N, M]
-at::Tensor forward_gemms(const at::Tensor& x, const at::Tensor& weight,
-                         const std::vector<Task>& groups) {
-  at::Tensor y = at::empty({x.size(0), weight.size(1)}, x.options());
+// x [N, K] and matrices [E, K, M] -> [N, M]
+at::Tensor products(const at::Tensor& x, const at::Tensor& matrices,
+                    const std::vector<Task>& groups) {
+  at::Tensor y = at::empty({x.size(0), matrices.size(2)}, x.options());
   run(pieces_of(groups), x.is_cpu(), [&](const Task& task) {
     at::Tensor out = y.narrow(0, task.begin, task.size);
-    at::mm_out(out, x.narrow(0, task.begin, task.size), weight.select(0, task.group).t());
+    at::mm_out(out, x.narrow(0, task.begin, task.size), matrices.select(0, task.group));
   });
   return y;
-}
-
-// dy [N, M] and weight [E, M, K] -> [N, K]
-at::Tensor input_gradient(const at::Tensor& dy, const at::Tensor& weight,
-                          const std::vector<Task>& groups) {
-  at::Tensor dx = at::empty({dy.size(0), weight.size(2)}, dy.options());
-  run(pieces_of(groups), dy.is_cpu(), [&](const Task& task) {
-    at::Tensor out = dx.narrow(0, task.begin, task.size);
-    at::mm_out(out, dy.narrow(0, task.begin, task.size), weight.select(0, task.group));
-  });
-  return dx;
 }
 
 // dy [N, M] and x [N, K] -> [E, M, K]. If there are few groups, each is split in two along M.
@@ -112,7 +98,7 @@ struct GroupedLinearFunction : torch::autograd::Function<GroupedLinearFunction> 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
                             const at::Tensor& ends) {
     ctx->save_for_backward({x, weight, ends});
-    return forward_gemms(x, weight, groups_of(ends));
+    return products(x, weight.transpose(1, 2), groups_of(ends));
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -120,7 +106,7 @@ struct GroupedLinearFunction : torch::autograd::Function<GroupedLinearFunction> 
     const std::vector<Task> groups = groups_of(saved[2]);
     const at::Tensor dy = grads[0].contiguous();
     at::Tensor dx, dweight;
-    if (ctx->needs_input_grad(0)) dx = input_gradient(dy, saved[1], groups);
+    if (ctx->needs_input_grad(0)) dx = products(dy, saved[1], groups);
     if (ctx->needs_input_grad(1)) dweight = weight_gradient(dy, saved[0], groups);
     return {dx, dweight, at::Tensor()};
   }

@@ -1,5 +1,6 @@
 #include <cmath>
-#include <optional>
+#include <limits>
+#include <numeric>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -10,7 +11,6 @@
 #include <dsv3/sdk/ops.h>
 
 #include "ops/kernels.h"
-#include "ops/softmax_rows.h"
 
 namespace dsv3 {
 namespace {
@@ -50,6 +50,73 @@ struct LinearCrossEntropyBackward final : torch::autograd::Node {
   std::string name() const override { return "dsv3::LinearCrossEntropyBackward"; }
 };
 
+using Floats = simd::Vec<float>;
+constexpr int64_t lanes = simd::Math<float>::lanes;
+constexpr float infinity = std::numeric_limits<float>::infinity();
+
+/// The first `count` lanes, padded with -inf, which changes neither sum nor maximum.
+template <class T>
+DSV3_INLINE Floats load_padded(const T* from, int64_t count) {
+  Floats value = simd::load(from, count);
+  for (int64_t lane = count; lane < lanes; ++lane) value[lane] = -infinity;
+  return value;
+}
+
+template <class T>
+DSV3_INLINE float largest_of(const T* row, int64_t size) {
+  Floats most = Floats{} - infinity;
+  simd::each_vector<T>(size, [&](int64_t i, int64_t n) DSV3_ALWAYS_INLINE {
+    const Floats value = load_padded(row + i, n);
+    most = value > most ? value : most;
+  });
+  float largest = -infinity;
+  for (int64_t lane = 0; lane < lanes; ++lane) largest = std::max(largest, most[lane]);
+  return largest;
+}
+
+/// Largest value of a row and the sum of exp(value - largest). NaN in the row gives a NaN sum.
+struct Stats {
+  float largest, sum;
+};
+
+template <class T>
+DSV3_INLINE Stats stats_of(const T* row, int64_t size) {
+  const float largest = largest_of(row, size);
+  Floats sums[2] = {};  // two chains of additions hide each other's latency
+  int64_t i = 0;
+  for (; i + 2 * lanes <= size; i += 2 * lanes) {
+    sums[0] += simd::exp(simd::load(row + i) - largest);
+    sums[1] += simd::exp(simd::load(row + i + lanes) - largest);
+  }
+  if (i + lanes <= size) {
+    sums[0] += simd::exp(simd::load(row + i) - largest);
+    i += lanes;
+  }
+  if (i < size) sums[1] += simd::exp(load_padded(row + i, size - i) - largest);
+  return {largest, simd::sum<float>(sums[0] + sums[1])};
+}
+
+/// row = exp(row - largest) * factor, in place.
+template <class T>
+DSV3_INLINE void write_to(T* row, int64_t size, float largest, float factor) {
+  simd::each_vector<T>(size, [&](int64_t i, int64_t n) DSV3_ALWAYS_INLINE {
+    simd::store(row + i, simd::exp(simd::load(row + i, n) - largest) * factor, n);
+  });
+}
+
+DSV3_CLONES Stats row_stats(const float* row, int64_t size) {
+  return stats_of(row, size);
+}
+DSV3_CLONES Stats row_stats(const c10::BFloat16* row, int64_t size) {
+  return stats_of(row, size);
+}
+DSV3_CLONES void write_softmax(float* row, int64_t size, float largest, float factor) {
+  write_to(row, size, largest, factor);
+}
+DSV3_CLONES void write_softmax(c10::BFloat16* row, int64_t size, float largest, float factor) {
+  write_to(row, size, largest, factor);
+}
+
 /// The constants of one call.
 struct Job {
   double z_weight, scale;
@@ -79,63 +146,50 @@ std::pair<at::Tensor, at::Tensor> chunk_by_operators(at::Tensor& logits, const a
   return {loss, entropy.sum()};
 }
 
-/// The same for contiguous fp32 or bf16 logits on the CPU and valid targets only: two passes over a
-/// row, which stays in the cache, and a third that writes the gradient.
+/// The same in float64 for contiguous fp32 or bf16 logits on the CPU and valid targets only: two
+/// passes over a row, which stays in the cache, and a third that writes the gradient.
 template <class T>
-std::pair<double, double> chunk_by_rows(T* logits, const int64_t* targets, int64_t rows,
-                                        int64_t vocab, const Job& job) {
+std::pair<at::Tensor, at::Tensor> chunk_by_rows(at::Tensor& logits, const at::Tensor& targets,
+                                                const Job& job) {
+  const int64_t rows = logits.size(0), vocab = logits.size(1);
+  T* const data = logits.data_ptr<T>();
+  const int64_t* classes = targets.const_data_ptr<int64_t>();
   std::vector<double> losses(rows), entropies(rows);
   at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      T* row = logits + i * vocab;
-      T& target = row[targets[i]];
+      T* row = data + i * vocab;
+      T& target = row[classes[i]];
       const float picked = float(target);
-      const softmax_rows::Stats stats = softmax_rows::stats(row, vocab);
-      const double log_z = stats.largest + std::log(double(stats.sum));
+      const auto [largest, sum] = row_stats(row, vocab);
+      const double log_z = largest + std::log(double(sum));
       entropies[i] = log_z - picked;
       losses[i] = (entropies[i] + job.z_weight * log_z * log_z) * job.scale;
       if (!job.gradient()) continue;
-      const double factor = job.scale * (1 + 2 * job.z_weight * log_z) / stats.sum;
-      softmax_rows::write(row, vocab, stats.largest, float(factor));
-      const double softmax = std::exp(double(picked) - stats.largest) * factor;
+      const double factor = job.scale * (1 + 2 * job.z_weight * log_z) / sum;
+      write_softmax(row, vocab, largest, float(factor));
+      const double softmax = std::exp(double(picked) - largest) * factor;
       target = T(float(softmax - job.scale));  // rounded once
     }
   });
   // Sums in row order, so that the result does not depend on the number of threads.
-  double loss = 0, entropy = 0;
-  for (int64_t i = 0; i < rows; ++i) {
-    loss += losses[i];
-    entropy += entropies[i];
-  }
-  return {loss, entropy};
+  const auto sum_of = [](const std::vector<double>& values) {
+    return at::full({}, std::accumulate(values.begin(), values.end(), 0.0), at::kDouble);
+  };
+  return {sum_of(losses), sum_of(entropies)};
 }
 
-/// Sums over chunks, on the host or on the device like the chunks' results.
-struct Sums {
-  double host_loss = 0, host_plain = 0;
-  at::Tensor loss, plain;
+std::pair<at::Tensor, at::Tensor> chunk_losses(at::Tensor& logits, const at::Tensor& targets,
+                                               const Job& job) {
+  if (logits.is_cpu() && logits.scalar_type() == at::kFloat)
+    return chunk_by_rows<float>(logits, targets, job);
+  if (logits.is_cpu() && logits.scalar_type() == at::kBFloat16)
+    return chunk_by_rows<c10::BFloat16>(logits, targets, job);
+  return chunk_by_operators(logits, targets, job);
+}
 
-  void add(at::Tensor& logits, const at::Tensor& targets, const Job& job) {
-    const int64_t rows = logits.size(0), vocab = logits.size(1);
-    const auto add_rows = [&](auto* data) {
-      const int64_t* classes = targets.const_data_ptr<int64_t>();
-      const auto [chunk_loss, chunk_plain] = chunk_by_rows(data, classes, rows, vocab, job);
-      host_loss += chunk_loss;
-      host_plain += chunk_plain;
-    };
-    if (logits.is_cpu() && logits.scalar_type() == at::kFloat)
-      return add_rows(logits.data_ptr<float>());
-    if (logits.is_cpu() && logits.scalar_type() == at::kBFloat16)
-      return add_rows(logits.data_ptr<c10::BFloat16>());
-    const auto [chunk_loss, chunk_plain] = chunk_by_operators(logits, targets, job);
-    loss = loss.defined() ? loss + chunk_loss : chunk_loss;
-    plain = plain.defined() ? plain + chunk_plain : chunk_plain;
-  }
-  std::pair<at::Tensor, at::Tensor> result(const at::TensorOptions& options) const {
-    if (loss.defined()) return {loss, plain};
-    return {at::full({}, host_loss, options), at::full({}, host_plain, options)};
-  }
-};
+void add_to(at::Tensor& sum, const at::Tensor& value) {
+  sum = sum.defined() ? sum + value : value;
+}
 
 /// Adds a chunk's part to `dw` [V, D]. If `widen`, the sum of low-precision products is in fp32.
 void add_weight_gradient(at::Tensor& dw, const at::Tensor& dlogits, const at::Tensor& x,
@@ -192,13 +246,14 @@ Result compute(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& 
   const at::ScalarType type = weight.scalar_type();
   const bool widen = step < total && type != math_type(type);
   at::Tensor dw;
-  Sums sums;
   for (int64_t begin = 0; begin < total; begin += step) {
     const int64_t rows = std::min(step, total - begin);
     at::Tensor part = logits.narrow(0, 0, rows);
     const at::Tensor x_part = x.narrow(0, begin, rows);
     at::mm_out(part, x_part, weight.t());
-    sums.add(part, targets.narrow(0, begin, rows), job);
+    const auto [loss, plain] = chunk_losses(part, targets.narrow(0, begin, rows), job);
+    add_to(result.loss, loss);
+    add_to(result.plain, plain);
     if (job.need_dx) {
       at::Tensor dx_part = result.dx.narrow(0, begin, rows);
       at::mm_out(dx_part, part, weight);
@@ -207,7 +262,8 @@ Result compute(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& 
   }
   logits.reset();  // before dw may be cast
   if (job.need_dw) result.dw = dw.defined() ? dw.to(type) : at::zeros_like(weight);
-  std::tie(result.loss, result.plain) = sums.result(x.options().dtype(job.type));
+  for (at::Tensor* sum : {&result.loss, &result.plain})
+    *sum = sum->defined() ? sum->to(job.type) : at::zeros({}, x.options().dtype(job.type));
   return result;
 }
 

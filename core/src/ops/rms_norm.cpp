@@ -9,9 +9,6 @@
 namespace dsv3 {
 namespace {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
 // y = round(x * rstd) * weight; rows of x are `stride` apart.
 template <class T>
 DSV3_INLINE void forward_rows(const T* x, int64_t stride, const T* weight, T* y,

@@ -26,9 +26,30 @@ void rotate_token(const T* x, int64_t head_stride, const S* cos, const S* sin, T
   }
 }
 
-// cos and sin are [B, T, R/2] or [T, R/2], contiguous, in the math type of x.
-at::Tensor fused(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
+at::Tensor plain(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
                  bool interleaved) {
+  const at::Tensor c = cos.unsqueeze(-2), s = sin.unsqueeze(-2);  // [(B,) T, 1, R/2]
+  const at::Tensor wide = x.to(cos.scalar_type());
+  const int64_t half = x.size(-1) / 2;
+  at::Tensor a, b;
+  if (interleaved) {
+    const at::Tensor pairs = wide.unflatten(-1, {half, 2});
+    a = pairs.select(-1, 0);
+    b = pairs.select(-1, 1);
+  } else {
+    a = wide.narrow(-1, 0, half);
+    b = wide.narrow(-1, half, half);
+  }
+  const at::Tensor first = a * c - b * s, second = a * s + b * c;
+  const at::Tensor y =
+      interleaved ? at::stack({first, second}, -1).flatten(-2) : at::cat({first, second}, -1);
+  return y.to(x.scalar_type());
+}
+
+// cos and sin are [B, T, R/2] or [T, R/2], contiguous, in the math type of x.
+at::Tensor rotated(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
+                   bool interleaved) {
+  if (!fused_on_cpu(x)) return plain(x, cos, sin, interleaved);
   const at::Tensor in = x.stride(3) == 1 ? x : x.contiguous();
   const int64_t length = in.size(1), heads = in.size(2), half = in.size(3) / 2;
   const int64_t row_stride = in.stride(0), token_stride = in.stride(1), head_stride = in.stride(2);
@@ -53,39 +74,17 @@ at::Tensor fused(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& s
   return out;
 }
 
-at::Tensor plain(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
-                 bool interleaved) {
-  const at::Tensor c = cos.unsqueeze(-2), s = sin.unsqueeze(-2);  // [(B,) T, 1, R/2]
-  const at::Tensor wide = x.to(cos.scalar_type());
-  const int64_t half = x.size(-1) / 2;
-  at::Tensor a, b;
-  if (interleaved) {
-    const at::Tensor pairs = wide.unflatten(-1, {half, 2});
-    a = pairs.select(-1, 0);
-    b = pairs.select(-1, 1);
-  } else {
-    a = wide.narrow(-1, 0, half);
-    b = wide.narrow(-1, half, half);
-  }
-  const at::Tensor first = a * c - b * s, second = a * s + b * c;
-  const at::Tensor y =
-      interleaved ? at::stack({first, second}, -1).flatten(-2) : at::cat({first, second}, -1);
-  return y.to(x.scalar_type());
-}
-
 struct RotateFunction : torch::autograd::Function<RotateFunction> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& cos,
                             const at::Tensor& sin, bool interleaved) {
     ctx->save_for_backward({cos, sin});
     ctx->saved_data["interleaved"] = interleaved;
-    return fused_on_cpu(x) ? fused(x, cos, sin, interleaved) : plain(x, cos, sin, interleaved);
+    return rotated(x, cos, sin, interleaved);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
     const bool interleaved = ctx->saved_data["interleaved"].toBool();
-    const at::Tensor& dy = grads[0];
-    const at::Tensor dx = fused_on_cpu(dy) ? fused(dy, saved[0], -saved[1], interleaved)
-                                           : plain(dy, saved[0], -saved[1], interleaved);
+    const at::Tensor dx = rotated(grads[0], saved[0], -saved[1], interleaved);
     return {dx, at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };

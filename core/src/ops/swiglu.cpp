@@ -66,47 +66,6 @@ DSV3_SWIGLU(double)
 DSV3_SWIGLU(c10::BFloat16)
 #undef DSV3_SWIGLU
 
-at::Tensor fused_forward(const at::Tensor& gate_up, const at::Tensor& row_weights) {
-  const int64_t size = gate_up.size(-1) / 2;
-  std::vector<int64_t> shape = gate_up.sizes().vec();
-  shape.back() = size;
-  const at::Tensor in = gate_up.contiguous();
-  at::Tensor out = at::empty(shape, in.options());
-  for_type(in.scalar_type(), [&]<class T>(T) {
-    using S = simd::Scalar<T>;
-    const T* from = in.const_data_ptr<T>();
-    const S* weights = row_weights.defined() ? row_weights.const_data_ptr<S>() : nullptr;
-    T* to = out.mutable_data_ptr<T>();
-    at::parallel_for(0, out.numel() / size, row_grain(size), [=](int64_t begin, int64_t end) {
-      forward_kernel(from, weights, to, begin, end, size);
-    });
-  });
-  return out;
-}
-
-// {gradient of gate_up, gradient of row_weights or undefined}
-std::pair<at::Tensor, at::Tensor> fused_backward(const at::Tensor& gate_up,
-                                                 const at::Tensor& row_weights,
-                                                 const at::Tensor& grad) {
-  const int64_t size = gate_up.size(-1) / 2;
-  const at::Tensor in = gate_up.contiguous();
-  const at::Tensor upstream = grad.contiguous();
-  at::Tensor out = at::empty(in.sizes(), in.options());
-  at::Tensor dweights = row_weights.defined() ? at::empty_like(row_weights) : at::Tensor();
-  for_type(in.scalar_type(), [&]<class T>(T) {
-    using S = simd::Scalar<T>;
-    const T* from = in.const_data_ptr<T>();
-    const S* weights = row_weights.defined() ? row_weights.const_data_ptr<S>() : nullptr;
-    const T* with = upstream.const_data_ptr<T>();
-    T* to = out.mutable_data_ptr<T>();
-    S* sums = row_weights.defined() ? dweights.mutable_data_ptr<S>() : nullptr;
-    at::parallel_for(0, upstream.numel() / size, row_grain(size), [=](int64_t begin, int64_t end) {
-      backward_kernel(from, weights, with, to, sums, begin, end, size);
-    });
-  });
-  return {out, dweights};
-}
-
 at::Tensor plain_forward(const at::Tensor& gate_up, const at::Tensor& row_weights) {
   const std::vector<at::Tensor> halves = gate_up.chunk(2, -1);
   const at::Tensor y = at::silu(halves[0]) * halves[1];
@@ -131,19 +90,59 @@ std::pair<at::Tensor, at::Tensor> plain_backward(const at::Tensor& gate_up,
           dweights};
 }
 
+at::Tensor swiglu_forward(const at::Tensor& gate_up, const at::Tensor& row_weights) {
+  if (!fused_on_cpu(gate_up)) return plain_forward(gate_up, row_weights);
+  const int64_t size = gate_up.size(-1) / 2;
+  std::vector<int64_t> shape = gate_up.sizes().vec();
+  shape.back() = size;
+  const at::Tensor in = gate_up.contiguous();
+  at::Tensor out = at::empty(shape, in.options());
+  for_type(in.scalar_type(), [&]<class T>(T) {
+    using S = simd::Scalar<T>;
+    const T* from = in.const_data_ptr<T>();
+    const S* weights = row_weights.defined() ? row_weights.const_data_ptr<S>() : nullptr;
+    T* to = out.mutable_data_ptr<T>();
+    at::parallel_for(0, out.numel() / size, row_grain(size), [=](int64_t begin, int64_t end) {
+      forward_kernel(from, weights, to, begin, end, size);
+    });
+  });
+  return out;
+}
+
+// {gradient of gate_up, gradient of row_weights or undefined}
+std::pair<at::Tensor, at::Tensor> swiglu_backward(const at::Tensor& gate_up,
+                                                  const at::Tensor& row_weights,
+                                                  const at::Tensor& grad) {
+  if (!fused_on_cpu(gate_up)) return plain_backward(gate_up, row_weights, grad);
+  const int64_t size = gate_up.size(-1) / 2;
+  const at::Tensor in = gate_up.contiguous();
+  const at::Tensor upstream = grad.contiguous();
+  at::Tensor out = at::empty(in.sizes(), in.options());
+  at::Tensor dweights = row_weights.defined() ? at::empty_like(row_weights) : at::Tensor();
+  for_type(in.scalar_type(), [&]<class T>(T) {
+    using S = simd::Scalar<T>;
+    const T* from = in.const_data_ptr<T>();
+    const S* weights = row_weights.defined() ? row_weights.const_data_ptr<S>() : nullptr;
+    const T* with = upstream.const_data_ptr<T>();
+    T* to = out.mutable_data_ptr<T>();
+    S* sums = row_weights.defined() ? dweights.mutable_data_ptr<S>() : nullptr;
+    at::parallel_for(0, upstream.numel() / size, row_grain(size), [=](int64_t begin, int64_t end) {
+      backward_kernel(from, weights, with, to, sums, begin, end, size);
+    });
+  });
+  return {out, dweights};
+}
+
 struct SwigluFunction : torch::autograd::Function<SwigluFunction> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gate_up,
                             const std::optional<at::Tensor>& weights) {
     const at::Tensor row_weights = weights.value_or(at::Tensor());
     ctx->save_for_backward({gate_up, row_weights});
-    return fused_on_cpu(gate_up) ? fused_forward(gate_up, row_weights)
-                                 : plain_forward(gate_up, row_weights);
+    return swiglu_forward(gate_up, row_weights);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const auto [dgate_up, dweights] = fused_on_cpu(saved[0])
-                                          ? fused_backward(saved[0], saved[1], grads[0])
-                                          : plain_backward(saved[0], saved[1], grads[0]);
+    const auto [dgate_up, dweights] = swiglu_backward(saved[0], saved[1], grads[0]);
     return {dgate_up, dweights};
   }
 };

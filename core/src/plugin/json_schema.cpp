@@ -8,12 +8,10 @@
 #include <dsv3/runtime/json_schema.h>
 #include <dsv3/sdk/error.h>
 
-#include "config/components.h"
-#include "config/parse.h"
+#include "config/check.h"
+#include "config/layers.h"
 #include "config/schemas.h"
-#include "config/slots.h"
 #include "config/values.h"
-#include "config/yaml.h"
 
 namespace dsv3 {
 namespace {
@@ -39,49 +37,24 @@ Json text() {
   return {{"type", {"string", "number", "boolean"}}};
 }
 
-Json with_range(Json schema, const OptionSpec& spec) {
+Json scalar_schema(OptionType type, const OptionSpec& spec) {
+  if (type == OptionType::string && spec.choices.empty()) return text();
+  Json schema = type == OptionType::string ? one_of_words(spec.choices)
+                                           : Json{{"type", config::type_name(type)}};
   if (spec.min) schema["minimum"] = *spec.min;
   if (spec.max) schema["maximum"] = *spec.max;
-  return schema;
-}
-
-Json scalar_schema(OptionType type, const OptionSpec& spec) {
+  schema = or_reference(std::move(schema));
   Names words;
   for (const auto& word : spec.words) words.push_back(word.first);
   if (!spec.unset_word.empty()) words.push_back(spec.unset_word);
-  Json schema;
-  switch (type) {
-    case OptionType::boolean:
-      schema = or_reference({{"type", "boolean"}});
-      break;
-    case OptionType::integer:
-      schema = or_reference(with_range({{"type", "integer"}}, spec));
-      break;
-    case OptionType::number:
-      schema = or_reference(with_range({{"type", "number"}}, spec));
-      break;
-    default:
-      if (spec.choices.empty()) return text();
-      schema = or_reference(one_of_words(spec.choices));
-  }
   if (!words.empty()) schema["anyOf"].push_back(one_of_words(words));
   return schema;
 }
 
 Json value_schema(const OptionSpec& spec) {
-  const auto list_of = [&](OptionType element) {
-    return Json{{"type", "array"}, {"items", scalar_schema(element, spec)}};
-  };
-  switch (spec.type) {
-    case OptionType::integers:
-      return list_of(OptionType::integer);
-    case OptionType::numbers:
-      return list_of(OptionType::number);
-    case OptionType::strings:
-      return list_of(OptionType::string);
-    default:
-      return scalar_schema(spec.type, spec);
-  }
+  const OptionType element = config::element_type(spec.type);
+  Json schema = scalar_schema(element, spec);
+  return element == spec.type ? schema : Json{{"type", "array"}, {"items", schema}};
 }
 
 Json default_json(const OptionSpec& spec) {
@@ -114,6 +87,13 @@ Json to(const std::string& definition) {
   return {{"$ref", "#/definitions/" + definition}};
 }
 
+// The schema of the property at a dotted path; "" = `schema` itself.
+Json& property_at(Json& schema, const std::string& path) {
+  if (path.empty()) return schema;
+  const auto [section, key] = config::split_last(path);
+  return property_at(schema, section)["properties"][key];
+}
+
 // Keys of a component's map that the core reads itself.
 Json core_property(const std::string& key) {
   if (key == "plugin") return Json::object();  // see plugin_name
@@ -131,12 +111,13 @@ Json core_property(const std::string& key) {
         {"anyOf",
          {role, {{"type", "array"}, {"items", role}, {"minItems", 1}, {"uniqueItems", true}}}}};
     schema["description"] = "parameters of these roles; the first group that matches owns one";
-  } else if (key == "match") {
-    schema["description"] = "parameters whose full name matches this regular expression";
-  } else if (key == "name") {
-    schema["description"] = "the group's name in metrics; default: from plugin and roles";
-  } else if (key == "library") {
-    schema["description"] = "the plugin's library, instead of the one in the registries";
+  } else {
+    static const std::map<std::string, std::string> meanings{
+        {"match", "parameters whose full name matches this regular expression"},
+        {"name", "the group's name in metrics; default: from plugin and roles"},
+        {"library", "the plugin's library, instead of the one in the registries"}};
+    if (const auto found = meanings.find(key); found != meanings.end())
+      schema["description"] = found->second;
   }
   return schema;
 }
@@ -307,20 +288,9 @@ class Writer {
     definition(kind) = {{"type", types}, {"allOf", rules}};
   }
 
-  // The schema of the map at a section's dotted path; "" = the top.
-  Json& section_at(const std::string& path) {
-    Json* at = &out_.schema;
-    for (size_t begin = 0; begin < path.size();) {
-      const size_t end = std::min(path.find('.', begin), path.size());
-      at = &(*at)["properties"][path.substr(begin, end - begin)];
-      begin = end + 1;
-    }
-    return *at;
-  }
-
   void add_sections() {
     for (const auto& [path, schema] : core_sections()) {
-      Json& section = section_at(path);
+      Json& section = property_at(out_.schema, path);
       if (!path.empty()) {
         section["type"] = {"object", "null"};
         section["additionalProperties"] = false;
@@ -358,18 +328,9 @@ class Writer {
   }
 
   void add_slots_to_sections() {
-    for (const Slot& slot : config::slots()) {
-      const std::string path(slot.path);
-      if (slot_inside(path)) continue;  // a component's: core_property
-      const size_t dot = path.rfind('.');
-      const std::string section = dot == path.npos ? "" : path.substr(0, dot);
-      section_at(section)["properties"][path.substr(dot + 1)] = to(kind_name(slot.kind));
-    }
-  }
-
-  static bool slot_inside(const std::string& path) {
-    const size_t dot = path.rfind('.');
-    return dot != path.npos && config::slot_at(path.substr(0, dot));
+    for (const Slot& slot : config::slots())
+      if (!config::slot_at(config::split_last(slot.path).first))  // otherwise see core_property
+        property_at(out_.schema, std::string(slot.path)) = to(kind_name(slot.kind));
   }
 
   void add_files() {
@@ -385,14 +346,9 @@ class Writer {
     Json whole = Json::object();
     const auto require = [](Json& map, const std::string& key) { map["required"].push_back(key); };
     for (const Slot& slot : config::slots()) {
-      const std::string path(slot.path);
-      Json* at = &whole;
-      size_t begin = 0;
-      for (size_t dot; (dot = path.find('.', begin)) != path.npos; begin = dot + 1)
-        at = &(*at)["properties"][path.substr(begin, dot - begin)];
-      const std::string key = path.substr(begin);
-      if (!slot.optional) require(*at, key);
-      (*at)["properties"][key].update(complete_slot(slot));
+      const auto [section, key] = config::split_last(slot.path);
+      if (!slot.optional) require(property_at(whole, section), key);
+      property_at(whole, std::string(slot.path)).update(complete_slot(slot));
     }
     require(whole, "model");
     require(whole, "train");
@@ -419,9 +375,8 @@ class Writer {
     }
     // Rules for maps do not apply to words.
     definition(name) = {{"if", {{"type", "object"}}}, {"then", {{"allOf", rules}}}};
-    Json rule = to(name);
-    Json schema;
-    schema["allOf"].push_back(rule);
+    const Json rule = to(name);
+    Json schema{{"allOf", Json::array({rule})}};
     if (slot.list) {
       schema["items"] = rule;
       schema["minItems"] = slot.optional ? 0 : 1;

@@ -16,6 +16,7 @@
 #define BOOST_DLL_USE_STD_FS
 #include <boost/dll/shared_library.hpp>
 
+#include <dsv3/runtime/suggest.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/log.h>
 #include <dsv3/support/fs.h>
@@ -208,9 +209,7 @@ std::vector<const Library*> libraries() {
 }
 
 std::string component_list(const std::vector<std::string>& components) {
-  std::string text;
-  for (const std::string& one : components) text += (text.empty() ? "" : ", ") + one;
-  return text.empty() ? "nothing" : text;
+  return components.empty() ? "nothing" : comma_list(components);
 }
 
 }  // namespace dsv3

@@ -4,36 +4,17 @@
 #include <cmath>
 
 #include <dsv3/runtime/plugins.h>
+#include <dsv3/runtime/suggest.h>
 
-#include "config/yaml.h"
+#include "config/values.h"
 
 namespace dsv3 {
 namespace {
 
 using Row = std::vector<std::string>;  // the first is the header
 
-const char* type_text(OptionType type) {
-  switch (type) {
-    case OptionType::boolean:
-      return "boolean";
-    case OptionType::integer:
-      return "integer";
-    case OptionType::number:
-      return "number";
-    case OptionType::string:
-      return "string";
-    case OptionType::integers:
-      return "list of integers";
-    case OptionType::numbers:
-      return "list of numbers";
-    case OptionType::strings:
-      return "list of strings";
-  }
-  return "";
-}
-
 // Shortest text that reads back as the same number: 0.0003, 10000, 1e-6.
-std::string text(double value) {
+std::string number_text(double value) {
   if (std::abs(value) < 1e15 && value == std::floor(value))
     return std::to_string(static_cast<int64_t>(value));
   std::array<char, 32> buffer;
@@ -46,39 +27,31 @@ std::string text(double value) {
     shortest.erase(zero + 2, 1);
   return shortest;
 }
-std::string text(bool value) {
-  return value ? "true" : "false";
-}
-std::string text(std::monostate) {
-  return "unset";
-}
-std::string text(int64_t value) {
-  return std::to_string(value);
-}
-std::string text(const std::string& value) {
-  return value.empty() ? "\"\"" : value;
-}
-template <class T>
-std::string text(const std::vector<T>& values) {
-  std::string list;
-  for (const T& value : values) list += (list.empty() ? "" : ", ") + text(value);
-  return "[" + list + "]";
+
+std::string text(const OptionValue& value) {
+  if (const auto* number = std::get_if<double>(&value)) return number_text(*number);
+  if (const auto* numbers = std::get_if<std::vector<double>>(&value)) {
+    std::vector<std::string> texts;
+    for (const double number : *numbers) texts.push_back(number_text(number));
+    return "[" + comma_list(texts) + "]";
+  }
+  return value == OptionValue(std::string()) ? "\"\"" : config::value_text(value);
 }
 
 std::string default_text(const OptionSpec& spec) {
   if (spec.required) return "(required)";
   if (std::string word = config::word_of(spec, spec.default_value); !word.empty()) return word;
-  return std::visit([](const auto& value) { return text(value); }, spec.default_value);
+  return text(spec.default_value);
 }
 
 std::string values_text(const OptionSpec& spec) {
   std::string range;
   if (spec.min && spec.max)
-    range = text(*spec.min) + " to " + text(*spec.max);
+    range = number_text(*spec.min) + " to " + number_text(*spec.max);
   else if (spec.min)
-    range = "at least " + text(*spec.min);
+    range = "at least " + number_text(*spec.min);
   else if (spec.max)
-    range = "at most " + text(*spec.max);
+    range = "at most " + number_text(*spec.max);
   for (const std::string& choice : spec.choices) range += (range.empty() ? "" : ", ") + choice;
   for (const auto& [word, value] : spec.words) range += (range.empty() ? "" : " or ") + word;
   if (!spec.unset_word.empty()) range += (range.empty() ? "" : " or ") + spec.unset_word;
@@ -127,7 +100,7 @@ std::string options_table(const Schema& schema, bool markdown) {
   std::vector<Row> rows{{"option", "type", "default", "unit", "values", "meaning"}};
   bool has_units = false;
   for (const OptionSpec& spec : schema.options) {
-    rows.push_back({spec.key, type_text(spec.type), default_text(spec), spec.unit,
+    rows.push_back({spec.key, config::type_name(spec.type), default_text(spec), spec.unit,
                     values_text(spec), config::doc_text(spec)});
     has_units |= !spec.unit.empty();
   }

@@ -21,12 +21,6 @@ using Path = std::filesystem::path;
   throw Error(text, ExitCode::plugin);
 }
 
-std::string join(const std::vector<std::string>& parts) {
-  std::string text;
-  for (const std::string& part : parts) text += (text.empty() ? "" : ", ") + part;
-  return text;
-}
-
 std::vector<Path> toml_files(const Path& folder) {
   std::vector<Path> files;
   for (const auto& item : std::filesystem::directory_iterator(folder))
@@ -67,11 +61,6 @@ const Entry* lookup(const std::vector<Entry>& entries, Kind kind, const std::str
   return found;
 }
 
-std::string requested_by(const ComponentSpec& spec) {
-  const std::string origin = spec.origin.text();
-  return origin.empty() ? "" : "\n  requested by " + origin;
-}
-
 const Registration& in_library(const Library& library, Kind kind, const std::string& name,
                                const std::string& named_by) {
   if (const Registration* found = library.find(kind, name)) return *found;
@@ -86,7 +75,7 @@ const Registration& load_entry(const PluginEntry& entry) {
     for (const Path& path : library_candidates(entry.registry, entry.library_text))
       tried.push_back(path.string());
     fail("library " + entry.library_text + " of " + kind_name(entry.kind) + " '" + entry.name +
-         "' not found; looked for " + join(tried) + "; named in " + entry.registry.string() +
+         "' not found; looked for " + comma_list(tried) + "; named in " + entry.registry.string() +
          "; build it, or correct the registry");
   }
   return in_library(load_library(entry.library), entry.kind, entry.name,
@@ -127,14 +116,11 @@ Plugins::Plugins(SearchLevels levels) : levels_(std::move(levels)) {
       for (const Path& file : registry_files(path)) {
         if (!seen.insert(std::filesystem::weakly_canonical(file)).second) continue;
         Registry registry = read_registry(file);
-        for (PluginEntry& entry : registry.plugins) {
-          entry.level = level;
-          entries_.push_back(std::move(entry));
-        }
-        for (Alias& alias : registry.aliases) {
-          alias.level = level;
-          aliases_.push_back(std::move(alias));
-        }
+        const auto append = [&](auto& from, auto& to) {
+          for (auto& entry : from) to.emplace_back(std::move(entry)).level = level;
+        };
+        append(registry.plugins, entries_);
+        append(registry.aliases, aliases_);
       }
     }
   }
@@ -147,7 +133,8 @@ const Registration& Plugins::find(const ComponentSpec& spec) {
     if (const Registration* found = find_if_known(spec.kind, spec.plugin)) return *found;
     fail_unknown(spec.kind, spec.plugin);
   } catch (const Error& e) {
-    throw Error(e.what() + requested_by(spec), e.code());
+    const std::string origin = spec.origin.text();
+    throw Error(e.what() + (origin.empty() ? "" : "\n  requested by " + origin), e.code());
   }
 }
 
@@ -159,11 +146,10 @@ void Plugins::fail_unknown(Kind kind, const std::string& name) const {
   std::set<std::string> components;
   for (const PluginEntry& entry : entries_)
     if (entry.kind == kind) components.insert(entry.name);
-  const std::vector<std::string> known(components.begin(), components.end());
-  const std::string close = nearest(name, known);
   fail("unknown " + std::string(kind_name(kind)) + " plugin '" + name + "'; " +
-       (close.empty() ? "" : "did you mean '" + close + "'? ") +
-       "known: " + (known.empty() ? "none" : join(known)) + "; looked in: " + searched());
+       (components.empty() ? "known: none"
+                           : suggestion(name, {components.begin(), components.end()}, "known")) +
+       "; looked in: " + searched());
 }
 
 ConstructorError::ConstructorError(ComponentSpec component, const Error& error)
@@ -196,7 +182,7 @@ std::shared_ptr<Pluggable> make_component(
   } catch (const Error& error) {
     throw ConstructorError(spec, error);
   } catch (...) {
-    rethrow_named(call);
+    rethrow_named(call.callee, call.layer(), call.action);
   }
 }
 
@@ -226,9 +212,8 @@ std::string Plugins::searched() const {
   std::vector<std::string> paths;
   for (const auto& level : levels_)
     for (const Path& path : level)
-      if (std::find(paths.begin(), paths.end(), path.string()) == paths.end())
-        paths.push_back(path.string());
-  return paths.empty() ? "nothing (no plugin path is set)" : join(paths);
+      if (!std::ranges::count(paths, path.string())) paths.push_back(path.string());
+  return paths.empty() ? "nothing (no plugin path is set)" : comma_list(paths);
 }
 
 std::vector<LoadedLibrary> loaded_libraries() {
@@ -238,24 +223,15 @@ std::vector<LoadedLibrary> loaded_libraries() {
   return loaded;
 }
 
-const Schema* PluginCatalog::schema(Kind kind, const std::string& name,
-                                    const std::string& library) {
+const Schema* Plugins::schema(Kind kind, const std::string& name, const std::string& library) {
   if (!library.empty()) return in_library(load_library(library), kind, name, "").schema.get();
-  const Registration* found = plugins_.find_if_known(kind, name);
+  const Registration* found = find_if_known(kind, name);
   return found ? found->schema.get() : nullptr;
 }
 
-std::string PluginCatalog::alias(Kind kind, const std::string& name) {
-  const Alias* found = plugins_.find_alias(kind, name);
+std::string Plugins::alias(Kind kind, const std::string& name) const {
+  const Alias* found = find_alias(kind, name);
   return found ? found->yaml : "";
-}
-
-std::vector<std::string> PluginCatalog::names(Kind kind) {
-  return plugins_.names(kind);
-}
-
-std::string PluginCatalog::searched() const {
-  return plugins_.searched();
 }
 
 }  // namespace dsv3

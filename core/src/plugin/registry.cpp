@@ -26,8 +26,6 @@
 #include <dsv3/sdk/error.h>
 #include <dsv3/support/fs.h>
 
-#include "config/node.h"
-
 namespace dsv3 {
 namespace {
 
@@ -60,10 +58,8 @@ class Reader {
            "not a registry of format 1, the format that this dsv3 reads; write `registry = 1` at "
            "the top, or use the dsv3 that it was written for");
     Registry registry;
-    for (const toml::table* table : tables(root, "plugin"))
-      registry.plugins.push_back(plugin(*table));
-    for (const toml::table* table : tables(root, "alias"))
-      registry.aliases.push_back(alias(*table));
+    for (const auto* table : tables(root, "plugin")) registry.plugins.push_back(plugin(*table));
+    for (const auto* table : tables(root, "alias")) registry.aliases.push_back(alias(*table));
     return registry;
   }
 
@@ -78,10 +74,9 @@ class Reader {
     for (const auto& [key, node] : table) {
       if (std::find(known.begin(), known.end(), key.str()) != known.end()) continue;
       const std::vector<std::string> words(known.begin(), known.end());
-      const std::string near = nearest(std::string(key.str()), words);
-      fail(key.source(), "unknown key '" + std::string(key.str()) + "' in " + of + "; " +
-                             (near.empty() ? "" : "did you mean '" + near + "'? ") +
-                             "known keys: " + config::comma_list(words));
+      const std::string word(key.str());
+      fail(key.source(),
+           "unknown key '" + word + "' in " + of + "; " + suggestion(word, words, "known keys"));
     }
   }
 
@@ -139,12 +134,7 @@ class Reader {
 
   Alias alias(const toml::table& table) const {
     check_keys(table, {"kind", "name", "yaml"}, "[[alias]]");
-    Alias alias;
-    alias.kind = kind(table);
-    alias.name = text(table, "name");
-    alias.yaml = text(table, "yaml");
-    alias.registry = file_;
-    return alias;
+    return {kind(table), text(table, "name"), text(table, "yaml"), file_};
   }
 
   std::filesystem::path file_;
@@ -178,10 +168,7 @@ Kind kind_from_name(const std::string& name) {
     if (name == row.name) return row.kind;
     names.emplace_back(row.name);
   }
-  const std::string near = nearest(name, names);
-  throw Error("unknown kind of component '" + name + "'; " +
-                  (near.empty() ? "" : "did you mean '" + near + "'? ") +
-                  "known kinds: " + config::comma_list(names),
+  throw Error("unknown kind of component '" + name + "'; " + suggestion(name, names, "known kinds"),
               ExitCode::usage);
 }
 

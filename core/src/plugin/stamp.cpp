@@ -1,22 +1,94 @@
 #include "plugin/stamp.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstring>
-#include <iterator>
-#include <map>
+#include <elf.h>
 #include <optional>
 
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/stamp.h>
-
-#include "plugin/elf.h"
 
 namespace dsv3 {
 namespace {
 
 constexpr std::string_view kMark = "@dsv3-plugin@ ";
 constexpr size_t kLongestStamp = 4096;
+
+#if defined(__x86_64__)
+constexpr Elf64_Half kMachine = EM_X86_64;
+#elif defined(__aarch64__)
+constexpr Elf64_Half kMachine = EM_AARCH64;
+#else
+#error "unknown machine: add its ELF number"
+#endif
+
+[[noreturn]] void fail(const char* reason) {
+  throw Error(reason, ExitCode::plugin);
+}
+
+[[noreturn]] void fail_damaged() {
+  fail("damaged: the file is cut off or its headers are wrong; build or copy it again");
+}
+
+// `size` bytes at `offset`; the sum cannot overflow because both are checked against the file's
+// size.
+std::string_view slice(std::string_view file, uint64_t offset, uint64_t size) {
+  if (offset > file.size() || size > file.size() - offset) fail_damaged();
+  return file.substr(offset, size);
+}
+
+// Element `index` of a table. index < 65536 and sizeof(T) is small, so only `table` can overflow.
+template <class T>
+T read_entry(std::string_view file, uint64_t table, uint64_t index) {
+  if (table > file.size()) fail_damaged();
+  T value;
+  std::memcpy(&value, slice(file, table + index * sizeof(T), sizeof(T)).data(), sizeof(T));
+  return value;
+}
+
+Elf64_Ehdr read_header(std::string_view file) {
+  if (!file.starts_with(ELFMAG))
+    fail("not a shared library (not an ELF file); give the .so that dsv3_add_plugin() builds");
+  const auto header = read_entry<Elf64_Ehdr>(file, 0, 0);
+  constexpr auto order = std::endian::native == std::endian::little ? ELFDATA2LSB : ELFDATA2MSB;
+  if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_ident[EI_DATA] != order ||
+      header.e_machine != kMachine)
+    fail("built for another machine architecture");
+  if (header.e_type != ET_DYN) fail("not a shared library (another kind of ELF file)");
+  if (header.e_shnum == 0 || header.e_shentsize != sizeof(Elf64_Shdr) ||
+      header.e_phentsize != sizeof(Elf64_Phdr) || header.e_shstrndx >= header.e_shnum)
+    fail_damaged();
+  return header;
+}
+
+// The file must contain everything that the dynamic loader will map.
+void check_segments(std::string_view file, const Elf64_Ehdr& header) {
+  for (uint64_t i = 0; i < header.e_phnum; ++i) {
+    const auto segment = read_entry<Elf64_Phdr>(file, header.e_phoff, i);
+    slice(file, segment.p_offset, segment.p_filesz);
+  }
+}
+
+// Bytes of section `name` of a 64-bit shared library of this machine; nullopt when it has none.
+// Fails when `file` is not such a library or is cut off, which would crash the dynamic loader.
+std::optional<std::string_view> elf_section(std::string_view file, std::string_view name) {
+  const Elf64_Ehdr header = read_header(file);
+  check_segments(file, header);
+  const auto names_header = read_entry<Elf64_Shdr>(file, header.e_shoff, header.e_shstrndx);
+  const std::string_view names = slice(file, names_header.sh_offset, names_header.sh_size);
+  std::optional<std::string_view> found;
+  for (uint64_t i = 0; i < header.e_shnum; ++i) {
+    const auto section = read_entry<Elf64_Shdr>(file, header.e_shoff, i);
+    if (section.sh_type == SHT_NOBITS || section.sh_type == SHT_NULL) continue;
+    const std::string_view bytes = slice(file, section.sh_offset, section.sh_size);
+    if (section.sh_name >= names.size()) fail_damaged();
+    const std::string_view section_name = names.substr(section.sh_name);
+    if (section_name.substr(0, section_name.find('\0')) == name) found = bytes;
+  }
+  return found;
+}
 
 std::vector<std::string> split(std::string_view text, std::string_view separator) {
   std::vector<std::string> parts;
@@ -41,16 +113,12 @@ std::string_view note_text(std::string_view note) {
   return text.substr(0, text.find('\0'));
 }
 
-std::string* field(Stamp& stamp, std::string_view key) {
-  const std::map<std::string_view, std::string*> fields{
-      {"sdk", &stamp.sdk},        {"headers", &stamp.headers},
-      {"torch", &stamp.torch},    {"cxx_abi", &stamp.cxx_abi},
-      {"cuda", &stamp.cuda},      {"glibcxx_debug", &stamp.glibcxx_debug},
-      {"name", &stamp.name},      {"compiler", &stamp.compiler},
-      {"version", &stamp.version}};
-  const auto it = fields.find(key);
-  return it == fields.end() ? nullptr : it->second;
-}
+constexpr std::pair<std::string_view, std::string Stamp::*> kFields[]{
+    {"sdk", &Stamp::sdk},        {"headers", &Stamp::headers},
+    {"torch", &Stamp::torch},    {"cxx_abi", &Stamp::cxx_abi},
+    {"cuda", &Stamp::cuda},      {"glibcxx_debug", &Stamp::glibcxx_debug},
+    {"name", &Stamp::name},      {"compiler", &Stamp::compiler},
+    {"version", &Stamp::version}};
 
 // nullopt when the text is not a stamp. Unknown keys are skipped, because a later SDK may add some.
 std::optional<Stamp> parse(std::string_view text) {
@@ -62,10 +130,9 @@ std::optional<Stamp> parse(std::string_view text) {
     const size_t equals = pair.find('=');
     if (equals == std::string::npos) return std::nullopt;
     const std::string key = pair.substr(0, equals), value = pair.substr(equals + 1);
-    if (key == "provides")
-      stamp.provides = split(value, ",");
-    else if (std::string* target = field(stamp, key))
-      *target = value;
+    if (key == "provides") stamp.provides = split(value, ",");
+    for (const auto& [name, field] : kFields)
+      if (key == name) stamp.*field = value;
   }
   if (stamp.name.empty() || stamp.provides.empty()) return std::nullopt;
   return stamp;
@@ -89,11 +156,9 @@ std::string sdk_text(const Stamp& stamp) {
 Stamp read_stamp(std::string_view file) {
   const auto note = elf_section(file, ".note.dsv3");
   if (!note)
-    throw Error(
-        "not a dsv3 plugin; build it with dsv3_add_plugin(), which find_package(dsv3) provides",
-        ExitCode::plugin);
+    fail("not a dsv3 plugin; build it with dsv3_add_plugin(), which find_package(dsv3) provides");
   auto stamp = parse(note_text(*note));
-  if (!stamp) throw Error("damaged: cannot read its stamp (section .note.dsv3)", ExitCode::plugin);
+  if (!stamp) fail("damaged: cannot read its stamp (section .note.dsv3)");
   return *std::move(stamp);
 }
 

@@ -1,9 +1,5 @@
-#include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <utility>
-
-#include <nlohmann/json.hpp>
 
 #include <dsv3/runtime/metrics_file.h>
 #include <dsv3/support/json.h>

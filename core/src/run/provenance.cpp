@@ -1,7 +1,4 @@
-#include <array>
-#include <cstdio>
 #include <fstream>
-#include <optional>
 #include <sstream>
 #include <thread>
 #include <unistd.h>
@@ -10,7 +7,7 @@
 #include <ATen/Version.h>
 #include <torch/version.h>
 
-#include <dsv3/runtime/provenance.h>
+#include <dsv3/runtime/run_folder.h>
 #include <dsv3/sdk/version.h>
 
 #include "support/host.h"
@@ -73,7 +70,7 @@ Json cpu_features() {
 
 Json provenance(const std::vector<std::string>& command, const std::filesystem::path& source) {
   std::error_code ignored;
-  return {{"time", utc_text(wall_seconds())},
+  return {{"time", utc_text(wall_seconds()).data()},
           {"command", command},
           {"directory", std::filesystem::current_path(ignored).string()},
           {"host", host_name()},

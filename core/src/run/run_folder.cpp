@@ -1,18 +1,12 @@
-#include <algorithm>
-#include <array>
-#include <cerrno>
-#include <cstring>
 #include <fcntl.h>
 #include <random>
 #include <sys/file.h>
 #include <unistd.h>
-#include <utility>
 
 #include <dsv3/runtime/run_folder.h>
 #include <dsv3/runtime/suggest.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/support/fs.h>
-#include <dsv3/support/json.h>
 
 #include "support/host.h"
 
@@ -55,15 +49,13 @@ std::string similar_runs(const stdfs::path& output, const std::string& name) {
     std::string other = it->path().filename().string();
     const int distance =
         other.starts_with(name) || name.starts_with(other) ? 1 : edit_distance(name, other);
-    if (it->is_directory(error) && distance <= std::max(2, int(name.size() / 3))) {
+    if (it->is_directory(error) && distance <= std::max(2, int(name.size() / 3)))
       found.emplace_back(distance, other);
-    }
   }
   std::sort(found.begin(), found.end());
   std::string text;
-  for (size_t i = 0; i < std::min<size_t>(3, found.size()); ++i) {
+  for (size_t i = 0; i < std::min<size_t>(3, found.size()); ++i)
     text += (i ? ", '" : ". Did you mean '") + found[i].second + "'";
-  }
   return text.empty() ? text : text + "?";
 }
 
@@ -155,8 +147,7 @@ RunFolder RunFolder::open_or_create(const stdfs::path& output, const std::string
   check_name(name);
   std::vector<stdfs::path> parents = create_output(output);
   const stdfs::path path = stdfs::absolute(output) / name;
-  const bool created = create_run(path);
-  return RunFolder(path, created, std::move(parents));
+  return RunFolder(path, create_run(path), std::move(parents));
 }
 
 RunFolder::RunFolder(stdfs::path path, bool created, std::vector<stdfs::path> created_parents)
@@ -188,7 +179,7 @@ void RunFolder::write_status(const std::string& state, std::optional<int> exit_c
                  {"exit_code", exit_code ? Json(*exit_code) : Json()},
                  {"step", step},
                  {"message", message},
-                 {"time", utc_text(wall_seconds())},
+                 {"time", utc_text(wall_seconds()).data()},
                  {"host", host_name()},
                  {"pid", ::getpid()}};
   fs::write_atomically(this->status(),

@@ -60,7 +60,7 @@ void ConfigReader::finish() const {
 
 namespace {
 
-/// A map's field, if it is there and not null.
+/// A map's field, unless it is missing or null.
 double number_of(const Json& map, const char* key, double missing, ConfigReader& reader) {
   const auto found = map.find(key);
   if (found == map.end() || found->is_null()) return missing;

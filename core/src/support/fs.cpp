@@ -1,13 +1,14 @@
-#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <fcntl.h>
 #include <memory>
 #include <mutex>
 #include <random>
+#include <regex>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <utility>
 #include <vector>
 
 #include <dsv3/sdk/error.h>
@@ -18,20 +19,15 @@ namespace {
 
 using Hook = std::function<int(Call, const Path&)>;
 
-constexpr std::string_view kTemporary = ".tmp-";
-
 std::mutex hook_mutex;
-std::shared_ptr<const Hook> hook;  // guarded by hook_mutex
-std::atomic<bool> hooked{false};
+Hook hook;  // guarded by hook_mutex
 
 /// 0, or the errno with which the call must fail.
 int fault(Call call, const Path& path) {
-  if (!hooked.load(std::memory_order_acquire)) return 0;
-  const std::shared_ptr<const Hook> current = [] {
-    std::lock_guard lock(hook_mutex);
-    return hook;
-  }();
-  return current ? (*current)(call, path) : 0;
+  std::unique_lock lock(hook_mutex);
+  const Hook current = hook;
+  lock.unlock();
+  return current ? current(call, path) : 0;
 }
 
 /// Repeats a system call that returns -1 and errno on errors while signals interrupt it.
@@ -87,47 +83,32 @@ Path parent_of(const Path& path) {
   throw Error(text);
 }
 
-/// Owns a file descriptor.
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
+/// A descriptor for reading. `action` is what an error says could not be done.
+struct Descriptor {
+  explicit Descriptor(const Path& path, const char* action = "read", int flags = 0)
+      : number(retried([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | flags); })) {
+    if (number == -1) fail(action, path, errno);
   }
+  ~Descriptor() { ::close(number); }
   Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int get() const { return fd_; }
-
- private:
-  int fd_;
+  const int number;
 };
-
-int open_for_reading(const Path& path) {
-  const int fd = retried([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); });
-  if (fd == -1) fail("read", path, errno);
-  return fd;
-}
 
 uint64_t size_of(const Descriptor& file, const Path& path) {
   struct stat info {};
-  if (::fstat(file.get(), &info) != 0) fail("read", path, errno);
+  if (::fstat(file.number, &info) != 0) fail("read", path, errno);
   if (!S_ISREG(info.st_mode)) throw Error("cannot read " + path.string() + ": not a regular file");
   return static_cast<uint64_t>(info.st_size);
 }
 
-/// Reads at most `size` bytes into `buffer`. Returns their number, 0 at the end of the file.
-size_t read_some(const Descriptor& file, const Path& path, char* buffer, size_t size) {
-  const ssize_t count = retried([&] { return ::read(file.get(), buffer, size); });
-  if (count == -1) fail("read", path, errno);
-  return static_cast<size_t>(count);
-}
-
-/// What a folder contains. `error` is set if it cannot be listed.
-std::vector<Path> entries_of(const Path& folder, std::error_code& error) {
+/// What a folder contains; nothing if it does not exist.
+std::vector<Path> entries_of(const Path& folder) {
   std::vector<Path> entries;
+  std::error_code error;
   for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end;
        it.increment(error))
     entries.push_back(it->path());
+  if (error && error != std::errc::no_such_file_or_directory) fail("list", folder, error.value());
   return entries;
 }
 
@@ -135,8 +116,7 @@ std::vector<Path> entries_of(const Path& folder, std::error_code& error) {
 
 void set_fault_hook(std::function<int(Call, const Path&)> new_hook) {
   std::lock_guard lock(hook_mutex);
-  hook = new_hook ? std::make_shared<const Hook>(std::move(new_hook)) : nullptr;
-  hooked.store(hook != nullptr, std::memory_order_release);
+  hook = std::move(new_hook);
 }
 
 Writer::Writer(const Path& path) : Writer(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC) {}
@@ -154,9 +134,8 @@ Writer::~Writer() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-Writer::Writer(Writer&& other) noexcept : path_(std::move(other.path_)), fd_(other.fd_) {
-  other.fd_ = -1;
-}
+Writer::Writer(Writer&& other) noexcept
+    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
 
 void Writer::write(const void* bytes, size_t size) {
   const char* next = static_cast<const char*>(bytes);
@@ -173,34 +152,30 @@ void Writer::sync() {
 }
 
 void Writer::close() {
-  int fd = fd_;
-  fd_ = -1;  // close releases the descriptor even if it reports an error
+  const int fd =
+      std::exchange(fd_, -1);  // close releases the descriptor even if it reports an error
   if (fd >= 0 && ::close(fd) != 0 && errno != EINTR) fail("close", path_, errno);
 }
 
 std::string read(const Path& path, uint64_t limit) {
-  Descriptor file(open_for_reading(path));
-  uint64_t size = size_of(file, path);
-  if (size > limit)
-    throw Error("cannot read " + path.string() + ": its size of " + human(size) +
-                " exceeds the limit of " + human(limit));
-  std::string content(size, '\0');
-  size_t done = 0;
-  while (done < size) {
-    size_t count = read_some(file, path, content.data() + done, size - done);
-    if (count == 0) break;  // the file shrank meanwhile
-    done += count;
-  }
-  content.resize(done);
+  std::string content;
+  read_pieces(
+      path, [&](std::string_view piece) { content += piece; }, limit);
   return content;
 }
 
-void read_pieces(const Path& path, const std::function<void(std::string_view)>& use) {
-  Descriptor file(open_for_reading(path));
-  size_of(file, path);
-  std::vector<char> buffer(1 << 20);
-  while (size_t count = read_some(file, path, buffer.data(), buffer.size()))
-    use({buffer.data(), count});
+void read_pieces(const Path& path, const std::function<void(std::string_view)>& use,
+                 uint64_t limit) {
+  const Descriptor file(path);
+  if (const uint64_t size = size_of(file, path); size > limit)
+    throw Error("cannot read " + path.string() + ": its size of " + human(size) +
+                " exceeds the limit of " + human(limit));
+  constexpr size_t piece = 1 << 20;
+  const auto buffer = std::make_unique_for_overwrite<char[]>(piece);
+  while (const ssize_t count = retried([&] { return ::read(file.number, buffer.get(), piece); })) {
+    if (count == -1) fail("read", path, errno);
+    use({buffer.get(), static_cast<size_t>(count)});
+  }
 }
 
 void write_atomically(const Path& path, std::string_view content) {
@@ -219,24 +194,15 @@ void write_atomically(const Path& path, std::string_view content) {
 }
 
 Path temporary_name(const Path& path) {
-  static const char* const digits = "0123456789abcdef";
-  std::random_device random;
-  std::string nonce;
-  for (int i = 0; i < 8; ++i) nonce += digits[random() % 16];
-  return path.string().append(kTemporary) + nonce;
+  char ending[16];
+  std::snprintf(ending, sizeof ending, ".tmp-%08x", std::random_device{}());
+  return path.string() + ending;
 }
 
 void remove_temporaries(const Path& folder) {
-  const auto is_temporary = [](const std::string& name) {
-    const size_t at = name.rfind(kTemporary);
-    return at != std::string::npos && at + kTemporary.size() + 8 == name.size() &&
-           name.find_first_not_of("0123456789abcdef", at + kTemporary.size()) == std::string::npos;
-  };
-  std::error_code error;
-  const std::vector<Path> entries = entries_of(folder, error);
-  if (error && error != std::errc::no_such_file_or_directory) fail("list", folder, error.value());
-  for (const Path& path : entries)
-    if (is_temporary(path.filename().string())) fs::remove_all(path);
+  const std::regex temporary("\\.tmp-[0-9a-f]{8}$");
+  for (const Path& path : entries_of(folder))
+    if (std::regex_search(path.filename().string(), temporary)) fs::remove_all(path);
 }
 
 bool make_folder(const Path& path) {
@@ -266,10 +232,9 @@ void rename(const Path& from, const Path& to) {
 }
 
 void sync_folder(const Path& path) {
-  Descriptor folder(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (folder.get() == -1) fail("sync", path, errno);
+  const Descriptor folder(path, "sync", O_DIRECTORY);
   // Some network file systems cannot sync a folder and return EINVAL, which is ignored.
-  if (system_call(Call::sync, path, [&] { return ::fsync(folder.get()); }) != 0 &&
+  if (system_call(Call::sync, path, [&] { return ::fsync(folder.number); }) != 0 &&
       errno != EINVAL) {
     fail("sync", path, errno);
   }
@@ -280,12 +245,9 @@ void remove_all(const Path& path) {
   auto status = std::filesystem::symlink_status(path, error);
   if (status.type() == std::filesystem::file_type::not_found) return;
   if (error) fail("remove", path, error.value());
-  bool is_folder = std::filesystem::is_directory(status);
-  if (is_folder) {
-    const std::vector<Path> entries = entries_of(path, error);
-    if (error) fail("list", path, error.value());
-    for (const Path& entry : entries) fs::remove_all(entry);
-  }
+  const bool is_folder = std::filesystem::is_directory(status);
+  if (is_folder)
+    for (const Path& entry : entries_of(path)) fs::remove_all(entry);
   int result = system_call(Call::remove, path, [&] {
     return is_folder ? ::rmdir(path.c_str()) : ::unlink(path.c_str());
   });
@@ -293,10 +255,10 @@ void remove_all(const Path& path) {
 }
 
 Mapping::Mapping(const Path& path) {
-  Descriptor file(open_for_reading(path));
+  const Descriptor file(path);
   size_ = size_of(file, path);
   if (size_ == 0) return;  // mmap rejects empty mappings
-  void* address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
+  void* address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.number, 0);
   if (address == MAP_FAILED) fail("map", path, errno);
   data_ = static_cast<const char*>(address);
 }
@@ -305,9 +267,7 @@ Mapping::~Mapping() {
   if (data_) ::munmap(const_cast<char*>(data_), size_);
 }
 
-Mapping::Mapping(Mapping&& other) noexcept : data_(other.data_), size_(other.size_) {
-  other.data_ = nullptr;
-  other.size_ = 0;
-}
+Mapping::Mapping(Mapping&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
 
 }  // namespace dsv3::fs

@@ -1,6 +1,7 @@
 // This machine's clocks and name.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <string>
 
@@ -14,8 +15,8 @@ inline double seconds_now() {
 /// Seconds since the epoch, to the microsecond.
 double wall_seconds();
 
-/// Seconds since the epoch as UTC text, 2026-01-31T23:59:59Z.
-std::string utc_text(double seconds);
+/// Seconds since the epoch as UTC text, 2026-01-31T23:59:59Z. A signal handler may call it.
+std::array<char, 32> utc_text(double seconds);
 
 /// This machine's name.
 std::string host_name();

@@ -1,10 +1,10 @@
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
-#include <iterator>
 #include <limits>
 #include <set>
 #include <vector>
+
+#include <boost/iterator/transform_iterator.hpp>
 
 #include <dsv3/sdk/error.h>
 #include <dsv3/support/fs.h>
@@ -14,30 +14,6 @@ namespace dsv3 {
 namespace {
 
 constexpr int kMaxDepth = 64;
-
-/// Reads bytes for the parser and records its position, which callbacks do not receive.
-class CountingIterator {
- public:
-  using iterator_category = std::input_iterator_tag;
-  using value_type = char;
-  using difference_type = std::ptrdiff_t;
-  using pointer = const char*;
-  using reference = const char&;
-
-  CountingIterator() = default;
-  CountingIterator(const char* at, const char** reached) : at_(at), reached_(reached) {}
-  reference operator*() const { return *at_; }
-  CountingIterator& operator++() {
-    ++at_;
-    if (reached_) *reached_ = at_;
-    return *this;
-  }
-  bool operator==(const CountingIterator& other) const { return at_ == other.at_; }
-
- private:
-  const char* at_ = nullptr;
-  const char** reached_ = nullptr;
-};
 
 [[noreturn]] void fail(std::string_view text, size_t offset, const std::string& origin,
                        const std::string& what) {
@@ -73,7 +49,11 @@ Json parse_json(std::string_view text, const std::string& origin) {
   // The parser treats a zero byte as the end of the text.
   if (size_t zero = text.find('\0'); zero != std::string_view::npos)
     fail(text, zero, origin, "invalid JSON: zero byte");
-  const char* reached = text.data();
+  const char* reached = text.data();  // the parser's position, which callbacks do not receive
+  const auto count = [&](const char& byte) {
+    reached = &byte + 1;
+    return byte;
+  };
   const char* end = text.data() + text.size();
   auto offset = [&] { return static_cast<size_t>(reached - text.data()); };
   std::vector<std::set<std::string>> keys;  // of the open objects
@@ -90,8 +70,8 @@ Json parse_json(std::string_view text, const std::string& origin) {
     return true;
   };
   try {
-    return Json::parse(CountingIterator(text.data(), &reached), CountingIterator(end, nullptr),
-                       callback);
+    return Json::parse(boost::make_transform_iterator(text.data(), count),
+                       boost::make_transform_iterator(end, count), callback);
   } catch (const Json::parse_error& error) {
     fail(text, error.byte > 0 ? error.byte - 1 : 0, origin, cause(error.what()));
   } catch (const Json::exception& error) {

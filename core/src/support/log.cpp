@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <array>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -16,21 +18,10 @@ namespace {
 constexpr size_t kFileBytes = 10 << 20;
 constexpr size_t kOlderFiles = 2;  // three in all
 
-struct LevelName {
-  const char* name;
-  log::Level level;
-  spdlog::level::level_enum spdlog;
-};
-
-constexpr LevelName kLevels[] = {{"debug", log::Level::debug, spdlog::level::debug},
-                                 {"info", log::Level::info, spdlog::level::info},
-                                 {"warning", log::Level::warning, spdlog::level::warn},
-                                 {"error", log::Level::error, spdlog::level::err}};
-
 spdlog::level::level_enum spdlog_level(log::Level level) {
-  for (const LevelName& known : kLevels)
-    if (known.level == level) return known.spdlog;
-  return spdlog::level::info;
+  static_assert(int(log::Level::debug) == SPDLOG_LEVEL_DEBUG &&
+                int(log::Level::error) == SPDLOG_LEVEL_ERROR);
+  return static_cast<spdlog::level::level_enum>(level);
 }
 
 // Flushes every line, so that a killed run leaves a complete log.
@@ -87,22 +78,15 @@ void close_log_file() {
   logging().file.reset();
 }
 
-void set_log_level(log::Level level) {
+void set_log_level(const std::string& name) {
+  constexpr std::array names{"debug", "info", "warning", "error"};
+  const auto known = std::ranges::find(names, name);
+  if (known == names.end())
+    throw Error("unknown log level '" + name + "'; known: debug, info, warning, error",
+                ExitCode::usage);
+  const auto level = log::Level(int(log::Level::debug) + int(known - names.begin()));
   std::lock_guard lock(logging().mutex);
   logging().terminal->set_level(spdlog_level(level));
-}
-
-void set_log_level(const std::string& name) {
-  for (const LevelName& known : kLevels)
-    if (name == known.name) return set_log_level(known.level);
-  throw Error("unknown log level '" + name + "'; known: debug, info, warning, error",
-              ExitCode::usage);
-}
-
-void flush_log() {
-  std::lock_guard lock(logging().mutex);
-  logging().terminal->flush();
-  if (logging().file) logging().file->flush();
 }
 
 void set_progress_hooks(std::function<void()> before, std::function<void()> after) {

@@ -20,6 +20,16 @@ constexpr std::pair<std::string_view, uint64_t> kDtypes[] = {
     {"I16", 2},  {"U16", 2}, {"F16", 2}, {"BF16", 2},    {"I32", 4},     {"U32", 4},
     {"F32", 4},  {"I64", 8}, {"U64", 8}, {"F64", 8}};
 
+/// f(arguments...); puts `prefix` before the message of an error.
+template <class F, class... Arguments>
+auto with_prefix(const std::string& prefix, const F& f, const Arguments&... arguments) {
+  try {
+    return f(arguments...);
+  } catch (const Error& error) {
+    throw Error(prefix + error.what(), ExitCode::checkpoint);
+  }
+}
+
 /// Bytes of a tensor. Throws a message to which callers prepend the file and the tensor.
 uint64_t bytes_of(const std::string& dtype, const std::vector<int64_t>& shape) {
   uint64_t size = element_size(dtype);
@@ -35,9 +45,8 @@ uint64_t bytes_of(const std::string& dtype, const std::vector<int64_t>& shape) {
 
 /// A field of a tensor's header entry.
 const Json& field(const Json& entry, const char* key) {
-  auto it = entry.is_object() ? entry.find(key) : entry.end();
-  if (!entry.is_object() || it == entry.end()) throw Error(std::string("missing '") + key + "'");
-  return *it;
+  if (!entry.contains(key)) throw Error(std::string("missing '") + key + "'");
+  return entry[key];
 }
 
 uint64_t offset_from(const Json& value) {
@@ -52,8 +61,7 @@ struct Entry {
 };
 
 Entry entry_from(const std::string& name, const Json& json) {
-  Entry entry;
-  entry.name = name;
+  Entry entry{.name = name};
   const Json& dtype = field(json, "dtype");
   const Json& shape = field(json, "shape");
   const Json& offsets = field(json, "data_offsets");
@@ -73,14 +81,6 @@ Entry entry_from(const std::string& name, const Json& json) {
     throw Error("data_offsets " + std::to_string(entry.begin) + ".." + std::to_string(entry.end) +
                 " do not fit the " + std::to_string(entry.view.size) + " bytes of dtype and shape");
   return entry;
-}
-
-fs::Mapping map(const std::filesystem::path& path) {
-  try {
-    return fs::Mapping(path);
-  } catch (const Error& error) {
-    throw Error(error.what(), ExitCode::checkpoint);
-  }
 }
 
 /// The header's text, without the size before it.
@@ -112,11 +112,7 @@ std::vector<Entry> entries_from(const Json& header) {
   std::vector<Entry> entries;
   for (const auto& [name, json] : header.items()) {
     if (name == kMetadata) continue;
-    try {
-      entries.push_back(entry_from(name, json));
-    } catch (const Error& error) {
-      throw Error("tensor '" + name + "': " + error.what());
-    }
+    entries.push_back(with_prefix("tensor '" + name + "': ", entry_from, name, json));
   }
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
     return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
@@ -147,12 +143,7 @@ std::string make_header(const std::map<std::string, View>& tensors,
   uint64_t offset = 0;
   for (const auto& [name, view] : tensors) {
     if (name == kMetadata) throw Error("a tensor cannot be named __metadata__");
-    uint64_t size = 0;
-    try {
-      size = bytes_of(view.dtype, view.shape);
-    } catch (const Error& error) {
-      throw Error("tensor '" + name + "': " + error.what());
-    }
+    const uint64_t size = with_prefix("tensor '" + name + "': ", bytes_of, view.dtype, view.shape);
     if (size != view.size)
       throw Error("tensor '" + name + "' has " + std::to_string(view.size) + " bytes, not the " +
                   std::to_string(size) + " of its dtype and shape");
@@ -183,12 +174,8 @@ uint64_t element_size(std::string_view dtype) {
 
 Written write(const std::filesystem::path& path, const std::map<std::string, View>& tensors,
               const std::map<std::string, std::string>& metadata) {
-  std::string header;
-  try {
-    header = make_header(tensors, metadata);
-  } catch (const Error& error) {
-    throw Error("cannot write " + path.string() + ": " + error.what(), ExitCode::checkpoint);
-  }
+  const std::string header =
+      with_prefix("cannot write " + path.string() + ": ", make_header, tensors, metadata);
   fs::Writer file(path);
   Sha256 digest;
   Written written;
@@ -211,8 +198,9 @@ Written write(const std::filesystem::path& path, const std::map<std::string, Vie
   return written;
 }
 
-File::File(const std::filesystem::path& path) : mapping_(map(path)) {
-  try {
+File::File(const std::filesystem::path& path)
+    : mapping_(with_prefix("", [&] { return fs::Mapping(path); })) {
+  with_prefix(path.string() + ": not a valid safetensors file: ", [&] {
     const std::string_view text = header_of(mapping_.view());
     const std::string_view data = mapping_.view().substr(kPrefix + text.size());
     const Json header = parse_json(text, "header");
@@ -223,10 +211,7 @@ File::File(const std::filesystem::path& path) : mapping_(map(path)) {
       entry.view.bytes = data.data() + entry.begin;
       tensors_.emplace(std::move(entry.name), std::move(entry.view));
     }
-  } catch (const Error& error) {
-    throw Error(path.string() + ": not a valid safetensors file: " + error.what(),
-                ExitCode::checkpoint);
-  }
+  });
 }
 
 }  // namespace dsv3::safetensors

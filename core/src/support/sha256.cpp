@@ -5,33 +5,26 @@
 #include <dsv3/support/sha256.h>
 
 namespace dsv3 {
-
-struct Sha256::State {
-  EVP_MD_CTX* context = EVP_MD_CTX_new();
-  ~State() { EVP_MD_CTX_free(context); }
-};
-
 namespace {
+
 void check(int ok) {
   if (ok != 1) throw Error("OpenSSL cannot compute SHA-256 on this machine");
 }
 }  // namespace
 
-Sha256::Sha256() : state_(std::make_unique<State>()) {
-  check(state_->context && EVP_DigestInit_ex(state_->context, EVP_sha256(), nullptr));
+Sha256::Sha256() : context_(EVP_MD_CTX_new(), EVP_MD_CTX_free) {
+  check(context_ && EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr));
 }
 
-Sha256::~Sha256() = default;
-
 Sha256& Sha256::update(const void* bytes, size_t size) {
-  check(EVP_DigestUpdate(state_->context, bytes, size));
+  check(EVP_DigestUpdate(context_.get(), bytes, size));
   return *this;
 }
 
 std::string Sha256::hex() {
   unsigned char digest[EVP_MAX_MD_SIZE];
   unsigned int size = 0;
-  check(EVP_DigestFinal_ex(state_->context, digest, &size));
+  check(EVP_DigestFinal_ex(context_.get(), digest, &size));
   std::string text;
   for (unsigned int i = 0; i < size; ++i) {
     text += "0123456789abcdef"[digest[i] >> 4];

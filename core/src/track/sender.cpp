@@ -1,10 +1,7 @@
 #include "track/sender.h"
 
-#include <algorithm>
-#include <chrono>
 #include <condition_variable>
 #include <fstream>
-#include <mutex>
 #include <thread>
 
 #include <dsv3/sdk/log.h>
@@ -17,13 +14,12 @@ namespace dsv3 {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-using Seconds = std::chrono::duration<double>;
 
 constexpr size_t kEventsPerCall = 200;
 constexpr double kFirstRetry = 0.5, kLongestRetry = 60;  // seconds
 
 Clock::duration clock_duration(double seconds) {
-  return std::chrono::duration_cast<Clock::duration>(Seconds(seconds));
+  return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
 }
 
 }  // namespace
@@ -118,10 +114,9 @@ class TrackerSender::Worker {
   std::vector<Event> read_events(int64_t& end) const {
     std::vector<Event> events;
     std::ifstream file(journal_, std::ios::binary);
-    file.seekg(bytes_);
-    end = bytes_;
-    std::string line;
-    while (events.size() < kEventsPerCall && std::getline(file, line) && !file.eof()) {
+    file.seekg(end = bytes_);
+    for (std::string line;
+         events.size() < kEventsPerCall && std::getline(file, line) && !file.eof();) {
       events.push_back(parse_event(line, lines_ + int64_t(events.size())));
       end += int64_t(line.size()) + 1;
     }

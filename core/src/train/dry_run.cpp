@@ -1,20 +1,9 @@
 // --dry-run: an estimate of what an experiment needs, computed on the meta device.
 #include <fmt/format.h>
-#include <limits>
 
-#include <ATen/ATen.h>
-
-#include <dsv3/runtime/model.h>
-#include <dsv3/runtime/optimizer_set.h>
-#include <dsv3/runtime/trainer.h>
-#include <dsv3/sdk/strategy.h>
-#include <dsv3/sdk/tokenizer.h>
-
+#include "call/call.h"
 #include "machine/machine.h"
 #include "support/host.h"
-#include "train/preflight.h"
-#include "call/call.h"
-#include "train/progress.h"
 #include "train/trainer.h"
 
 namespace dsv3 {
@@ -64,15 +53,18 @@ double matmul_rate(const Experiment& experiment) {
 
 void print_parameters(const ModelFigures& figures) {
   fmt::print("{:<14}{:>12}{:>12}\n", "parameters", "total", "active");
+  const auto row = [](const std::string& name, int64_t total, double active) {
+    return fmt::format("  {:<12}{:>12}{:>12}", name, format_count(double(total)),
+                       format_count(active));
+  };
   for (const ModelFigures::Part& part : figures.parts)
-    fmt::print("  {:<12}{:>12}{:>12}\n", part.name, format_count(part.total),
-               format_count(part.active));
-  fmt::print("  {:<12}{:>12}{:>12}   ({} / {})\n", "all", format_count(figures.total),
-             format_count(figures.active), figures.total, int64_t(figures.active));
-  fmt::print("  {:<12}{:>12}{:>12}   ({} / {}; without embedding, head and MTP)\n", "body",
-             format_count(figures.total_without_embeddings),
-             format_count(figures.active_without_embeddings), figures.total_without_embeddings,
-             int64_t(figures.active_without_embeddings));
+    fmt::print("{}\n", row(part.name, part.total, part.active));
+  fmt::print("{}   ({} / {})\n", row("all", figures.total, figures.active), figures.total,
+             int64_t(figures.active));
+  const int64_t body = figures.total_without_embeddings;
+  const double active = figures.active_without_embeddings;
+  fmt::print("{}   ({} / {}; without embedding, head and MTP)\n", row("body", body, active), body,
+             int64_t(active));
 }
 
 void print_memory(const Memory& memory, bool recompute) {
@@ -85,7 +77,7 @@ void print_memory(const Memory& memory, bool recompute) {
 /// What generation caches per token. Each of DeepSeek-V3's 61 layers caches 576 values, where
 /// multi-head attention with 128 heads of 128 would cache 32,768.
 void print_cache(const Model& model, const Experiment& experiment) {
-  int64_t least = std::numeric_limits<int64_t>::max(), most = 0, all = 0;
+  int64_t least = INT64_MAX, most = 0, all = 0;
   for (int64_t i = 0; i < experiment.model.layers; ++i) {  // MTP modules take no part
     const int64_t values = model.attention()[size_t(i)]->cache_values_per_token();
     least = std::min(least, values);
@@ -137,7 +129,8 @@ int64_t vocab_for_dry_run(const Experiment& experiment, Plugins& plugins) {
 
 void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64_t> memory_limit) {
   preflight(experiment, plugins, PreflightScope::configuration);
-  const Model model(experiment, vocab_for_dry_run(experiment, plugins), plugins, at::kMeta);
+  const Model model(experiment, vocab_for_dry_run(experiment, plugins),
+                    factory_of(experiment, plugins), at::kMeta);
   const ModelFigures figures = dsv3::figures(model, experiment);
   const OptimizerSet optimizers(experiment, plugins, model.store());
   const auto strategy = make<Strategy>(
@@ -149,11 +142,8 @@ void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64
 
   const int64_t micro_batch = experiment.train.micro_batch.value_or(experiment.train.batch);
   const bool recompute = experiment.model.recompute == "full";
-  Memory memory;
-  memory.weights = cost.bytes_held;
-  memory.gradients = cost.bytes_peak - cost.bytes_held;
-  memory.optimizer = optimizers.state_bytes();
-  memory.activations = activation_bytes(experiment, figures, micro_batch, recompute);
+  const Memory memory{cost.bytes_held, cost.bytes_peak - cost.bytes_held, optimizers.state_bytes(),
+                      activation_bytes(experiment, figures, micro_batch, recompute)};
 
   const int64_t steps = total_steps(experiment);
   const double tokens = double(steps * experiment.train.batch * experiment.train.sequence);

@@ -1,13 +1,10 @@
-#include "train/not_finite.h"
-
-#include <map>
-
+// Finds where the values of a step became NaN or infinite.
 #include <ATen/ATen.h>
 
 #include <dsv3/sdk/log.h>
 
 #include "call/checked.h"
-#include "call/watch.h"
+#include "train/trainer.h"
 
 namespace dsv3 {
 namespace {
@@ -17,9 +14,7 @@ bool finite(const at::Tensor& tensor) {
 }
 
 bool finite(at::TensorList tensors) {
-  for (const at::Tensor& tensor : tensors)
-    if (!finite(tensor)) return false;
-  return true;
+  return std::all_of(tensors.begin(), tensors.end(), [](const auto& t) { return finite(t); });
 }
 
 /// Stores the first module that passes on a non-finite value, in forward or backward.

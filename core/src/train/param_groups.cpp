@@ -1,10 +1,7 @@
 #include <algorithm>
 #include <regex>
 
-#include <ATen/ATen.h>
-
 #include <dsv3/runtime/optimizer_set.h>
-#include <dsv3/sdk/error.h>
 
 #include "call/checked.h"
 #include "checkpoint/tensor_views.h"
@@ -47,25 +44,21 @@ std::string condition(const OptimizerGroup& group) {
   return text.empty() ? "every role and name" : text;
 }
 
-/// Decides which parameters belong to a group.
-class Selector {
- public:
-  explicit Selector(const OptimizerGroup& group) try : roles_(group.roles), name_(group.match) {
-  } catch (const std::regex_error& error) {
-    throw Error(group_label(group) + ": match '" + group.match +
-                    "' is not a regular expression: " + error.what(),
-                ExitCode::usage);
-  }
-  bool matches(const Parameter& parameter) const {
-    const std::string role = role_name(parameter.spec.role);
-    return (roles_.empty() || std::find(roles_.begin(), roles_.end(), role) != roles_.end()) &&
-           std::regex_search(parameter.name, name_);
-  }
+/// The group's `match`; an empty one is found in every name.
+std::regex pattern_of(const OptimizerGroup& group) try {
+  return std::regex(group.match);
+} catch (const std::regex_error& error) {
+  throw Error(group_label(group) + ": match '" + group.match +
+                  "' is not a regular expression: " + error.what(),
+              ExitCode::usage);
+}
 
- private:
-  std::vector<std::string> roles_;
-  std::regex name_;  // an empty one is found in every name
-};
+bool matches(const OptimizerGroup& group, const std::regex& pattern, const Parameter& parameter) {
+  const std::vector<std::string>& roles = group.roles;
+  return (roles.empty() ||
+          std::count(roles.begin(), roles.end(), role_name(parameter.spec.role))) &&
+         std::regex_search(parameter.name, pattern);
+}
 
 /// The first names, and the number of those left out.
 std::string name_list(const std::vector<Parameter>& parameters) {
@@ -76,12 +69,6 @@ std::string name_list(const std::vector<Parameter>& parameters) {
   if (parameters.size() > kShown)
     text += "\n  and " + std::to_string(parameters.size() - kShown) + " more";
   return text;
-}
-
-/// Zeroed state for a value of `shape`.
-at::Tensor make_state(const StateSlot& slot, at::IntArrayRef shape, at::Device device) {
-  const auto options = at::TensorOptions().dtype(slot.dtype).device(device);
-  return at::zeros(slot.like == StateSlot::Like::scalar ? at::IntArrayRef() : shape, options);
 }
 
 /// 1234567 as "1,234,567".
@@ -118,15 +105,15 @@ OptimizerSet::OptimizerSet(const Experiment& experiment, Plugins& plugins,
 OptimizerSet::OptimizerSet(std::vector<OptimizerMember> members,
                            const std::vector<Parameter>& parameters)
     : members_(std::move(members)) {
-  std::vector<Selector> selectors;
-  for (const OptimizerMember& member : members_) selectors.emplace_back(member.spec);
+  std::vector<std::regex> patterns;
+  for (const OptimizerMember& member : members_) patterns.push_back(pattern_of(member.spec));
   std::vector<bool> matched(members_.size(), false);
   std::vector<Parameter> unowned;
   for (const Parameter& parameter : parameters) {
-    for (size_t i = selectors.size(); i-- > 0;)  // backwards: the first match wins
-      if (selectors[i].matches(parameter)) {
+    for (size_t i = 0; i < patterns.size(); ++i)
+      if (matches(members_[i].spec, patterns[i], parameter)) {
         matched[i] = true;
-        group_of_[parameter.name] = int(i);
+        group_of_.emplace(parameter.name, int(i));  // the first match wins
       }
     if (const auto owner = group_of_.find(parameter.name); owner != group_of_.end())
       owned_.push_back({parameter, owner->second});
@@ -210,8 +197,10 @@ void OptimizerSet::bind(Strategy& strategy) {
       const at::Device device = found == devices.end() ? at::kCPU : found->second;
       State state{range_key(range), {}, {}};
       for (const StateSlot& slot : slots) {
+        const bool scalar = slot.like == StateSlot::Like::scalar;
         state.names.push_back(slot.name);
-        state.slots.push_back(make_state(slot, shape, device));
+        state.slots.push_back(at::zeros(scalar ? at::IntArrayRef() : shape,
+                                        at::TensorOptions(slot.dtype).device(device)));
       }
       states_[{range.name, range.begin}] = std::move(state);
     }
@@ -239,8 +228,7 @@ void OptimizerSet::step(Strategy& strategy, int64_t update, double factor) {
 std::vector<std::pair<std::string, double>> OptimizerSet::learning_rates(double factor) const {
   std::vector<std::pair<std::string, double>> rates;
   for (const OptimizerMember& member : members_)
-    rates.emplace_back(member.spec.name,
-                       checked::number(*member.optimizer, "lr", &Optimizer::lr) * factor);
+    rates.emplace_back(member.spec.name, base_lr(*member.optimizer) * factor);
   return rates;
 }
 
@@ -256,7 +244,8 @@ std::string OptimizerSet::plan(bool verbose) const {
     }
     const OptimizerMember& member = members_[i];
     rows.push_back({member.spec.name, member.spec.component.plugin,
-                    c10::str(base_lr(*member.optimizer)), with_commas(tensors), with_commas(elements)});
+                    c10::str(base_lr(*member.optimizer)), with_commas(tensors),
+                    with_commas(elements)});
   }
   std::string text = table(rows, {false, false, true, true, true});
   if (!verbose) return text;
@@ -266,8 +255,7 @@ std::string OptimizerSet::plan(bool verbose) const {
     const Parameter& parameter = owned.parameter;
     const bool whole = whole_matrices(*member.optimizer);
     rows.push_back({parameter.name, member.spec.component.plugin,
-                    c10::str(base_lr(*member.optimizer)),
-                    c10::str(parameter.tensor.sizes()),
+                    c10::str(base_lr(*member.optimizer)), c10::str(parameter.tensor.sizes()),
                     whole ? with_commas(parameter.spec.matrices) : "-"});
   }
   return text + "\n" + table(rows, {false, false, true, false, true});

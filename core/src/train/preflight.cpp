@@ -1,16 +1,9 @@
-#include "train/preflight.h"
-
-#include <filesystem>
 #include <unistd.h>
 
-#include <dsv3/runtime/model.h>
-#include <dsv3/runtime/optimizer_set.h>
-#include <dsv3/runtime/trainer.h>
-#include <dsv3/sdk/schedule.h>
-
 #include "call/call.h"
-#include "config/excerpt.h"
+#include "config/diagnostics.h"
 #include "machine/machine.h"
+#include "train/trainer.h"
 
 namespace dsv3 {
 namespace {
@@ -39,6 +32,7 @@ class Preflight {
         plugins_(plugins),
         inputs_too_(scope != PreflightScope::configuration) {}
 
+  /// Throws when it has found any problem.
   void check() {
     check_model(check_vocab());
     check_schedule();
@@ -55,9 +49,6 @@ class Preflight {
         add(inputs_, experiment_.origin("train.device"), error.what());
       }
     }
-  }
-
-  void throw_if_any() const {
     if (configuration_.empty() && inputs_.empty()) return;
     const std::string inputs = inputs_.empty() ? "" : "missing or unusable inputs:\n" + inputs_;
     throw Error(configuration_ + (configuration_.empty() || inputs.empty() ? "" : "\n\n") + inputs,
@@ -159,6 +150,7 @@ class Preflight {
     try {
       return vocab_of(experiment_, tokenizer.get());
     } catch (const Error& error) {
+      if (error.code() != ExitCode::usage) throw;
       const Origin at = experiment_.origin("model.vocab");
       add(configuration_, at.source == "default" ? experiment_.data.origin : at, error.what());
       return kAnyVocab;
@@ -215,17 +207,15 @@ int64_t vocab_of(const Experiment& experiment, const Tokenizer* tokenizer) {
                 ExitCode::usage);
   if (!vocab) return tokenizer->vocab_size();
   if (tokenizer && tokenizer->vocab_size() > *vocab)
-    throw Error("model.vocab is " + std::to_string(*vocab) + ", but the tokenizer has " +
-                    std::to_string(tokenizer->vocab_size()) + " ids; raise model.vocab to " +
-                    std::to_string(tokenizer->vocab_size()) + " or more, or set it to auto",
+    throw Error(c10::str("model.vocab is ", *vocab, ", but the tokenizer has ",
+                         tokenizer->vocab_size(), " ids; raise model.vocab to ",
+                         tokenizer->vocab_size(), " or more, or set it to auto"),
                 ExitCode::usage);
   return *vocab;
 }
 
 void preflight(const Experiment& experiment, Plugins& plugins, PreflightScope scope) {
-  Preflight preflight(experiment, plugins, scope);
-  preflight.check();
-  preflight.throw_if_any();
+  Preflight(experiment, plugins, scope).check();
 }
 
 }  // namespace dsv3

@@ -1,31 +1,21 @@
 // Starts and resumes runs: from a request to a run folder, a trainer and the files they leave.
-#include <memory>
+#include <set>
 
 #include <dsv3/runtime/compare.h>
 #include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/logging.h>
 #include <dsv3/runtime/machine.h>
-#include <dsv3/runtime/provenance.h>
-#include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/log.h>
 #include <dsv3/support/fs.h>
 
-#include "plugin/library.h"
 #include "call/call.h"
-#include "train/libraries.h"
 #include "train/trainer.h"
 
 namespace dsv3 {
 namespace {
 
-bool resumes(const RunRequest& request, const std::filesystem::path& output) {
-  if (!request.run_id.empty()) return true;
-  return request.resume_auto && std::filesystem::exists(output / request.run_name);
-}
-
 Experiment load(const ExperimentRequest& request, Plugins& plugins) {
-  PluginCatalog catalog(plugins);
-  return load_experiment(request, catalog);
+  return load_experiment(request, plugins);
 }
 
 /// The experiment with which the run in `folder` was started.
@@ -74,13 +64,6 @@ void write_start(const RunRequest& request, const RunFolder& folder, const Exper
   fs::write_atomically(folder.provenance(), origin.dump(2) + "\n");
 }
 
-/// Adds what is known only when training ends.
-void write_end(const RunFolder& folder, const Trainer& trainer) {
-  Json origin = read_json(folder.provenance());
-  origin["data_hash"] = trainer.data_hash();
-  fs::write_atomically(folder.provenance(), origin.dump(2) + "\n");
-}
-
 const char* state_of(int code) {
   if (code == 0) return "finished";
   return code == static_cast<int>(ExitCode::interrupted) ? "interrupted" : "preempted";
@@ -118,10 +101,9 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
     folder.write_status("running", std::nullopt, 0, "");
     for (const std::string& note : experiment.notes) log::info(note);
     trainer = std::make_unique<Trainer>(experiment, plugins, folder, request.quiet);
-    std::optional<StoredCheckpoint> newest;
-    if (resumed)
-      newest = CheckpointStore(folder.checkpoints(), experiment.checkpoint.keep_best).newest();
-    if (resumed && !newest && !CheckpointStore(folder.checkpoints(), 0).all().empty())
+    const CheckpointStore checkpoints(folder.checkpoints(), experiment.checkpoint.keep_best);
+    const auto newest = resumed ? checkpoints.newest() : std::nullopt;
+    if (resumed && !newest && !checkpoints.all().empty())
       throw Error("all checkpoints of run '" + folder.name() +
                       "' are damaged (see the warnings), so it cannot resume. Restore one from a "
                       "copy, or remove " +
@@ -137,9 +119,10 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
       write_start(request, folder, experiment, plugins, *trainer);
     started = true;
     const int code = trainer->run(resumed);
-    write_end(folder, *trainer);
+    Json origin = read_json(folder.provenance());
+    origin["data_hash"] = trainer->data_hash();
+    fs::write_atomically(folder.provenance(), origin.dump(2) + "\n");
     folder.write_status(state_of(code), code, trainer->step(), "");
-    flush_log();
     return code;
   } catch (const std::exception& error) {
     const auto* known = dynamic_cast<const Error*>(&error);
@@ -156,7 +139,6 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
     } catch (const std::exception& second) {
       log::error(std::string("cannot write status.json: ") + second.what());
     }
-    flush_log();
     throw Error(text, code);
   }
 }
@@ -172,7 +154,8 @@ int train(const RunRequest& request, Plugins& plugins) {
     set_log_level(experiment->log_level);
   }
   if (output.empty()) output = "runs";
-  const bool resumed = resumes(request, output);
+  const bool resumed = !request.run_id.empty() ||
+                       (request.resume_auto && std::filesystem::exists(output / request.run_name));
   if (!resumed) {
     resolve_machine(*experiment);
     preflight(*experiment, plugins, PreflightScope::everything);
@@ -195,6 +178,26 @@ int train(const RunRequest& request, Plugins& plugins) {
     resolve_machine(*experiment);
   }
   return train_in(request, folder, *experiment, plugins, resumed);
+}
+
+std::vector<LoadedLibrary> libraries_of(const Experiment& experiment, const Plugins& plugins) {
+  std::set<std::filesystem::path> used;
+  const auto add = [&](const ComponentSpec& spec) {
+    if (!spec.library.empty())
+      used.insert(std::filesystem::weakly_canonical(spec.library));
+    else if (const PluginEntry* entry = plugins.find_entry(spec.kind, spec.plugin))
+      used.insert(std::filesystem::weakly_canonical(entry->library));
+  };
+  for (const ComponentSpec* spec : {&experiment.position, &experiment.schedule,
+                                    &experiment.strategy, &experiment.data, &experiment.tokenizer})
+    add(*spec);
+  for (const auto* layers : {&experiment.attention, &experiment.feed_forward})
+    for (const LayerRange& range : *layers) add(range.component);
+  for (const OptimizerGroup& group : experiment.optimizer) add(group.component);
+  for (const ComponentSpec& tracker : experiment.tracker) add(tracker);
+  std::vector<LoadedLibrary> libraries = loaded_libraries();
+  std::erase_if(libraries, [&](const auto& library) { return !used.contains(library.path); });
+  return libraries;
 }
 
 int64_t total_steps(const Experiment& experiment) {

@@ -1,6 +1,9 @@
 #include "train/trainer.h"
 
+#include <array>
 #include <cmath>
+#include <csignal>
+#include <unistd.h>
 
 #include <ATen/Parallel.h>
 
@@ -8,15 +11,46 @@
 #include <dsv3/sdk/ops.h>
 #include <dsv3/support/sha256.h>
 
+#include "call/checked.h"
 #include "eval/validation.h"
 #include "machine/machine.h"
 #include "support/host.h"
-#include "call/checked.h"
-#include "train/not_finite.h"
-#include "train/preflight.h"
-#include "train/signals.h"
 
 namespace dsv3 {
+namespace {
+
+constexpr std::array kSignals{SIGTERM, SIGUSR2, SIGINT};
+/// 0 = continue; else the exit code to stop with (preempted or interrupted).
+volatile std::sig_atomic_t requested_code = 0;
+
+extern "C" void on_signal(int signal) {
+  const int code = int(signal == SIGINT ? ExitCode::interrupted : ExitCode::preempted);
+  if (signal == SIGINT && requested_code == code) _exit(code);
+  requested_code = code;
+}
+
+/// While a guard lives, SIGTERM and SIGUSR2 request preemption and SIGINT an interrupt, which the
+/// training loop reads after each step; a second SIGINT ends the process immediately.
+class SignalGuard {
+ public:
+  SignalGuard() {
+    requested_code = 0;
+    struct sigaction action {};
+    action.sa_handler = on_signal;
+    sigemptyset(&action.sa_mask);
+    action.sa_flags = SA_RESTART;
+    for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &action, &previous_[i]);
+  }
+  ~SignalGuard() {
+    for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &previous_[i], nullptr);
+  }
+
+ private:
+  std::array<struct sigaction, kSignals.size()> previous_;
+};
+
+}  // namespace
+
 Trainer::Trainer(Experiment experiment, Plugins& plugins, RunFolder& folder, bool quiet)
     : experiment_(std::move(experiment)),
       plugins_(plugins),
@@ -33,8 +67,8 @@ Trainer::Trainer(Experiment experiment, Plugins& plugins, RunFolder& folder, boo
 
   if (!experiment_.tokenizer.plugin.empty())
     tokenizer_ = make<Tokenizer>(plugins_, experiment_.tokenizer, TokenizerContext{});
-  model_ = std::make_unique<Model>(experiment_, vocab_of(experiment_, tokenizer_.get()), plugins_,
-                                   device_);
+  model_ = std::make_unique<Model>(experiment_, vocab_of(experiment_, tokenizer_.get()),
+                                   factory_of(experiment_, plugins_), device_);
   figures_ = figures(*model_, experiment_);
   optimizers_ = std::make_unique<OptimizerSet>(experiment_, plugins_, model_->store());
   schedule_ = make<Schedule>(plugins_, experiment_.schedule);
@@ -52,8 +86,6 @@ Trainer::Trainer(Experiment experiment, Plugins& plugins, RunFolder& folder, boo
   validation_start_ = validation_->state();
 }
 
-Trainer::~Trainer() = default;
-
 std::string Trainer::hash_parameters() {
   Sha256 digest;
   for (const OwnedTensor& owned : checked::owned(*strategy_)) {
@@ -66,7 +98,7 @@ std::string Trainer::hash_parameters() {
 int Trainer::run(bool resumed) {
   announce();
   start_trackers(resumed);
-  SignalGuard signals;
+  const SignalGuard signals;
   current_step.number = current_step.finished = step_;
   if (step_ == 0) record(nullptr, validate());
   mark_interval();
@@ -75,7 +107,7 @@ int Trainer::run(bool resumed) {
     const StepResult result = train_step();
     current_step.finished = ++step_;
     const bool last = step_ == total_steps_;
-    const int stop = last ? 0 : SignalGuard::requested();
+    const int stop = last ? 0 : int(requested_code);
     std::optional<double> val_loss;
     const double trained = seconds_now();
     if (last || due(experiment_.validation.every)) val_loss = validate();
@@ -172,8 +204,8 @@ LossScale Trainer::scale_of(const at::Tensor& targets) const {
 
 void Trainer::report_not_finite(const StepResult& result, const std::string& cause) const {
   const auto text = [](double value) { return std::isnan(value) ? "NaN" : c10::str(value); };
-  std::string what = "step " + std::to_string(step_ + 1) + " is not finite: loss " +
-                     text(result.loss) + ", gradient norm " + text(result.grad_norm);
+  std::string what = c10::str("step ", step_ + 1, " is not finite: loss ", text(result.loss),
+                              ", gradient norm ", text(result.grad_norm));
   if (!cause.empty()) what += "; " + cause;
   if (experiment_.train.not_finite == "skip") return log::warning(what + "; skipped the update");
   throw Error(what +
@@ -183,32 +215,25 @@ void Trainer::report_not_finite(const StepResult& result, const std::string& cau
 }
 
 void Trainer::end_feed_forward_step(bool skipped) {
-  struct Counted {
-    FeedForward& layer;
-    size_t index;
-    at::Tensor counts;
-  };
-  std::vector<Counted> counted;
+  std::vector<size_t> layers;  // that count their tokens
   std::vector<at::Tensor> counts;
-  for (size_t i = 0; i < model_->feed_forward().size(); ++i) {
-    FeedForward& layer = *model_->feed_forward()[i];
-    const at::Tensor count = checked::step_counts(layer);
-    if (!count.defined()) continue;
-    counted.push_back({layer, i, count});
-    counts.push_back(count);
-  }
+  for (size_t i = 0; i < model_->feed_forward().size(); ++i)
+    if (const at::Tensor count = checked::step_counts(*model_->feed_forward()[i]);
+        count.defined()) {
+      layers.push_back(i);
+      counts.push_back(count);
+    }
   if (counts.empty()) return;
   at::Tensor all = at::cat(counts);
   world_->all_reduce_sum(all);
   loads_.clear();
   const double progress = static_cast<double>(step_ + 1) / static_cast<double>(total_steps_);
-  int64_t offset = 0;
-  for (const auto& [layer, index, count] : counted) {
-    const at::Tensor sum = all.narrow(0, offset, count.size(0));
-    offset += count.size(0);
-    count.zero_();
+  for (size_t i = 0, offset = 0; i < layers.size(); offset += counts[i++].size(0)) {
+    FeedForward& layer = *model_->feed_forward()[layers[i]];
+    const at::Tensor sum = all.narrow(0, int64_t(offset), counts[i].size(0));
+    counts[i].zero_();
     const std::string metric = call(layer, "load_metric", &FeedForward::load_metric);
-    if (!metric.empty()) loads_.emplace_back(metric + "/" + std::to_string(index), sum);
+    if (!metric.empty()) loads_.emplace_back(metric + "/" + std::to_string(layers[i]), sum);
     if (!skipped) call(layer, "on_step_end", &FeedForward::on_step_end, StepEnd{sum, progress});
   }
 }
@@ -219,8 +244,9 @@ std::optional<double> Trainer::validate() {
   const ValidationSum sum =
       dsv3::validate(*model_, *validation_, experiment_.validation.batches * accumulate_);
   if (sum.targets == 0) {
-    log::warning(c10::str("skipping validation: no document is held out (validation.share is ",
-                          experiment_.validation.share, ")"));
+    log::warning(
+        c10::str("skipping validation: the validation split is empty (validation.share is ",
+                 experiment_.validation.share, ")"));
     return std::nullopt;
   }
   return sum.loss();

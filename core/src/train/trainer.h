@@ -1,28 +1,38 @@
 // The training loop and everything that one step uses.
 #pragma once
 
-#include <memory>
 #include <optional>
 #include <span>
-#include <string>
-#include <vector>
 
-#include <dsv3/runtime/checkpoint.h>
 #include <dsv3/runtime/data.h>
 #include <dsv3/runtime/metrics_file.h>
-#include <dsv3/runtime/model.h>
 #include <dsv3/runtime/optimizer_set.h>
 #include <dsv3/runtime/run_folder.h>
 #include <dsv3/runtime/stored_model.h>
 #include <dsv3/runtime/trainer.h>
-#include <dsv3/sdk/data.h>
 #include <dsv3/sdk/schedule.h>
-#include <dsv3/sdk/strategy.h>
 
 #include "track/sender.h"
 #include "train/progress.h"
 
 namespace dsv3 {
+
+/// `model.vocab`, or the tokenizer's size for `auto`; throws when it is too small or cannot be
+/// determined. `tokenizer` may be null.
+int64_t vocab_of(const Experiment& experiment, const Tokenizer* tokenizer);
+
+/// The libraries that an experiment's components come from, in the order they were loaded. Excludes
+/// those that are not used, such as that of a plugin which an override replaced.
+std::vector<LoadedLibrary> libraries_of(const Experiment& experiment, const Plugins& plugins);
+
+/// Returns a sentence that names the first module, in order of computation, with a non-finite
+/// output or gradient, and the first such parameter, going back from the loss; empty when
+/// everything is finite in a second run. Call it between the step's last backward and
+/// Strategy::end_step(), on all ranks. It repeats the forwards of the step's micro-batches without
+/// counting tokens, and with `backward` also their backwards if the forwards are finite, which
+/// makes the gradients useless.
+std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet& optimizers,
+                            std::span<const Batch> batches, const LossScale& scale, bool backward);
 
 /// Losses and norms of one optimizer step.
 struct StepResult {
@@ -37,7 +47,6 @@ struct StepResult {
 class Trainer {
  public:
   Trainer(Experiment experiment, Plugins& plugins, RunFolder& folder, bool quiet);
-  ~Trainer();
 
   /// Resumes from a verified checkpoint, with everything that determines the next step's bits.
   void restore(const StoredCheckpoint& checkpoint);

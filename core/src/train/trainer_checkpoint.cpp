@@ -1,21 +1,12 @@
 // Saving a run to a checkpoint and back: everything that determines the next step's bits.
-#include <ATen/ATen.h>
-
 #include <dsv3/runtime/compare.h>
 #include <dsv3/sdk/log.h>
 
 #include "checkpoint/tensor_views.h"
-#include "train/libraries.h"
 #include "train/trainer.h"
 
 namespace dsv3 {
 namespace {
-
-Json digests_of(const std::vector<LoadedLibrary>& libraries) {
-  Json digests = Json::object();
-  for (const LoadedLibrary& library : libraries) digests[library.name] = library.sha256;
-  return digests;
-}
 
 /// Throws with the differing settings of the two models; `cause` is for models whose settings
 /// agree.
@@ -33,10 +24,10 @@ Json digests_of(const std::vector<LoadedLibrary>& libraries) {
 
 void Trainer::save(std::optional<double> val_loss) {
   metrics_.sync();
-  CheckpointContent content;
-  content.step = step_;
-  content.tokens = tokens_;
-  content.val_loss = val_loss;
+  CheckpointContent content{.step = step_, .tokens = tokens_, .val_loss = val_loss};
+  Json plugins = Json::object();
+  for (const LoadedLibrary& library : libraries_of(experiment_, plugins_))
+    plugins[library.name] = library.sha256;
   std::vector<at::Tensor> alive = save_parameters(*strategy_, content.tensors);
   const std::vector<at::Tensor> states = optimizers_->save(content.tensors);
   for (const Buffer& buffer : model_->store().buffers())
@@ -46,13 +37,12 @@ void Trainer::save(std::optional<double> val_loss) {
                    {"config", experiment_.resolved.yaml()},
                    {"conventions", experiment_.conventions},
                    {"tokenizer", tokenizer_ ? Json(tokenizer_->digest()) : Json()},
-                   {"plugins", digests_of(libraries_of(experiment_, plugins_))},
+                   {"plugins", plugins},
                    {"strategy", experiment_.strategy.plugin},
                    {"world", world_->size()},
                    {"init_hash", init_hash_},
                    {"data_hash", data_hash_}};
-  const StoredCheckpoint stored = checkpoints_.save(content);
-  log::info("saved checkpoint " + stored.folder.string());
+  log::info("saved checkpoint " + checkpoints_.save(content).folder.string());
 }
 
 void Trainer::load_model(const StoredModel& stored) {

@@ -3,10 +3,7 @@
 #include <fmt/format.h>
 
 #include <dsv3/runtime/generate.h>
-#include <dsv3/runtime/logging.h>
 #include <dsv3/sdk/log.h>
-#include <dsv3/sdk/optimizer.h>
-#include <dsv3/support/fs.h>
 
 #include "machine/machine.h"
 #include "support/host.h"
@@ -29,7 +26,6 @@ void Trainer::announce() const {
   log::debug(optimizers_->plan(true));
   log::info("run folder " + folder_.path().string() +
             (step_ > 0 ? ", resuming from step " + std::to_string(step_) : ""));
-  flush_log();
 }
 
 void Trainer::start_trackers(bool resumed) {
@@ -48,16 +44,11 @@ void Trainer::record(const StepResult* result, std::optional<double> val_loss) {
   const bool logged =
       !result || val_loss || step_ == total_steps_ || due(experiment_.train.log_every);
   const double now = seconds_now(), elapsed = now - logged_seconds_;
-  Event event;
-  event.step = step_;
-  event.tokens = tokens_;
-  event.time = wall_seconds();
+  Event event{.step = step_, .tokens = tokens_, .time = wall_seconds(), .metrics = {}};
   const auto add = [&event](const std::string& name, double value) {
     event.metrics.emplace_back(name, value);
   };
-  ProgressLine line;
-  line.step = step_;
-  line.steps = total_steps_;
+  ProgressLine line{.step = step_, .steps = total_steps_};
   if (result) {
     line.loss = result->main_loss;
     line.grad_norm = result->grad_norm;
@@ -106,11 +97,9 @@ void Trainer::mark_interval() {
 void Trainer::write_samples() {
   if (!tokenizer_) return;
   const SamplesOptions& samples = experiment_.samples;
-  GenerateOptions options;
-  options.tokens = samples.tokens;
-  options.sampling.temperature = samples.temperature;
-  options.sampling.top_k = samples.top_k;
-  options.ids = tokenizer_->vocab_size();
+  GenerateOptions options{.sampling = {.temperature = samples.temperature, .top_k = samples.top_k},
+                          .tokens = samples.tokens,
+                          .ids = tokenizer_->vocab_size()};
   if (tokenizer_->eos_id() >= 0) options.stop_ids.push_back(tokenizer_->eos_id());
   std::vector<Prompt> prompts;
   for (const std::string& prompt : samples.prompts) {
@@ -123,8 +112,8 @@ void Trainer::write_samples() {
   const Generation generation = generate(*model_, prompts, options);
   std::string text;
   for (size_t i = 0; i < prompts.size(); ++i)
-    text += (i ? "---\n" : "") + samples.prompts[i] + tokenizer_->decode(generation.texts[i].ids) +
-            "\n";
+    text += c10::str(i ? "---\n" : "", samples.prompts[i],
+                     tokenizer_->decode(generation.texts[i].ids), "\n");
   fs::make_folders(folder_.samples());
   fs::write_atomically(folder_.samples() / fmt::format("step-{:07}.txt", step_), text);
   log::info(fmt::format("sample at step {}: {}", step_, text));

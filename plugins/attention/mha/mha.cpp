@@ -28,8 +28,9 @@ struct MhaOptions {
         .min(0)
         .word("auto", 0);
     s.add("qk_norm", &MhaOptions::qk_norm, "RMSNorm over the features of each query and key head");
-    s.add("rotary_share", &MhaOptions::rotary_share,
-          "share of each head's features, from the first on, that the position plugin rotates")
+    s.add(
+         "rotary_share", &MhaOptions::rotary_share,
+         "share of each head's features, starting with the first, that the position plugin rotates")
         .min(0)
         .max(1);
   }
@@ -144,8 +145,8 @@ int64_t Mha::cache_values_per_token() const {
   return 2 * o_.kv_heads * o_.head_dim;
 }
 
-// x, queries, keys and values (queries and keys also before their norms), the attention output and
-// its log-sum-exp.
+// Saves x, queries, keys and values (queries and keys also before their norms), the attention
+// output and its log-sum-exp.
 int64_t Mha::saved_values_per_token(int64_t) const {
   const int64_t q = o_.heads * o_.head_dim, kv = o_.kv_heads * o_.head_dim;
   return context().dims.hidden + 2 * q + 2 * kv + (o_.qk_norm ? q + kv : 0) + o_.heads;

@@ -121,7 +121,7 @@ at::Tensor Mla::expanded(const at::Tensor& q, const at::Tensor& latent, const at
   return dsv3::attend(q, k, kv[1], seq, scale_);
 }
 
-// Attention to the cache, which already holds the new tokens.
+// Computes attention over the cache, which already contains the new tokens.
 at::Tensor Mla::cached(const at::Tensor& q, const dsv3::Sequence& seq) const {
   // For a prefill into an empty cache, computing keys and values is cheaper.
   if (o_.decode == "absorbed" && !seq.cache->fresh()) return absorbed(q, seq);
@@ -131,9 +131,9 @@ at::Tensor Mla::cached(const at::Tensor& q, const dsv3::Sequence& seq) const {
   });
 }
 
-// Equal to expanded(), but without keys or values: kv_b's key half W_k is applied to the queries
-// and its value half W_v to the result, and all heads attend to the cached [latent | rotated
-// k_rope] as one shared key:
+// Computes the same as expanded(), but without keys or values: kv_b's key half W_k is applied to
+// the queries and its value half W_v to the result, and all heads attend to the cached [latent |
+// rotated k_rope] as one shared key:
 //   q_nope . (W_k c) = (W_k^T q_nope) . c,   sum_s p_s (W_v c_s) = W_v (sum_s p_s c_s).
 at::Tensor Mla::absorbed(const at::Tensor& q, const dsv3::Sequence& seq) const {
   const int64_t batch = q.size(0), length = q.size(1);
@@ -150,7 +150,7 @@ at::Tensor Mla::absorbed(const at::Tensor& q, const dsv3::Sequence& seq) const {
     const at::Tensor shared = all.unsqueeze(2);  // [1, S, 1, kv_lora + rope]
     return dsv3::attend(row_q, shared, shared, seq, scale_);
   };
-  // Cutting off the rope columns of the result is cheaper than copying the cache without them.
+  // Dropping the rope columns of the result is cheaper than copying the cache without them.
   const at::Tensor mixed =
       seq.cache->each_row(at::cat({q_latent, parts[1]}, -1), attend).narrow(-1, 0, o_.kv_lora_rank);
   const at::Tensor values = at::bmm(mixed.reshape({batch * length, o_.heads, -1}).transpose(0, 1),
@@ -181,8 +181,8 @@ int64_t Mla::cache_values_per_token() const {
   return o_.kv_lora_rank + o_.qk_rope_dim;
 }
 
-// x, latents before and after their norms, queries, keys, kv_b's output (the values are a view of
-// it), the attention output and its log-sum-exp.
+// Saves x, latents before and after their norms, queries, keys, kv_b's output (the values are a
+// view of it), the attention output and its log-sum-exp.
 int64_t Mla::saved_values_per_token(int64_t) const {
   const int64_t latents = 2 * o_.q_lora_rank + 2 * o_.kv_lora_rank + o_.qk_rope_dim;
   return context().dims.hidden + latents +

@@ -23,8 +23,8 @@ struct SyntheticOptions {
 };
 
 /// Row n is a function of (seed, split, n). With probability 1 - noise, a token is one of two that
-/// depend on the two tokens before it (with odds 3 : 1), else it is random. Training and validation
-/// follow the same rules.
+/// depend on the two tokens before it (with odds 3 : 1); otherwise it is random. Training and
+/// validation follow the same rules.
 class SyntheticData final : public Data {
  public:
   using Options = SyntheticOptions;

@@ -42,12 +42,12 @@ class TextDocuments final : public Documents {
 
   TextFiles files_;
   std::shared_ptr<const Tokenizer> tokenizer_;
-  std::vector<size_t> indices_;  // of this split's documents in files_.documents()
+  std::vector<size_t> indices_;  // documents of this split, as indices into files_.documents()
   std::string fingerprint_;
   std::vector<std::vector<int32_t>> cache_;
   std::vector<bool> cached_;
   int64_t cached_tokens_ = 0;
-  int64_t current_ = -1;  // the last document beyond the limit
+  int64_t current_ = -1;  // document in current_tokens_, which did not fit into the cache
   std::vector<int32_t> current_tokens_;
   std::string buffer_;
 };

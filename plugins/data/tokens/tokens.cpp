@@ -16,7 +16,7 @@ std::vector<std::string> paths_of(const TokensOptions& options, Split split) {
   return paths;
 }
 
-/// Index of the first held-out file. At least one file is held out, but not all.
+/// Index of the first held-out file. The held-out set has at least one file, but not all.
 size_t first_held_out(size_t files, double share) {
   if (share <= 0 || files < 2) return files;
   const auto count = static_cast<size_t>(std::ceil(share * static_cast<double>(files)));
@@ -65,7 +65,7 @@ void TokenDocuments::check_header(const TokenFile& file, const DataContext& cont
                 ExitCode::data);
   if (!context.tokenizer || header.tokenizer.empty()) return;
   if (header.tokenizer != context.tokenizer->digest())
-    throw Error(file.path() + " was prepared with another tokenizer (digest " +
+    throw Error(file.path() + " was prepared with a different tokenizer (digest " +
                     header.tokenizer.substr(0, 12) + "..., the experiment's is " +
                     context.tokenizer->digest().substr(0, 12) +
                     "...); use that tokenizer, or prepare the text again",

@@ -42,7 +42,8 @@ void MoeOptions::describe(dsv3::OptionSchema<MoeOptions>& s) {
   s.add("routed", &MoeOptions::routed, "routed experts").min(1);
   s.add("top_k", &MoeOptions::top_k, "routed experts per token").min(1);
   s.add("shared", &MoeOptions::shared,
-        "shared experts that every token uses, built as one of width shared * hidden; 0 = none")
+        "shared experts that every token uses, built as one expert of width shared * hidden; 0 = "
+        "none")
       .min(0);
   s.add("hidden", &MoeOptions::hidden, "inner width of each expert").min(1);
   s.add("groups", &MoeOptions::groups, "groups of experts; 1 = routing is not limited by group")
@@ -60,7 +61,7 @@ void MoeOptions::describe(dsv3::OptionSchema<MoeOptions>& s) {
   s.add("bias_rate", &MoeOptions::bias_rate, "change of the routing bias per step; 0 = no bias")
       .min(0);
   s.add("bias_update", &MoeOptions::bias_update,
-        "sign = rule of DeepSeek-V3, centered = its changes minus their mean, as in torchtitan")
+        "sign = DeepSeek-V3's rule, centered = the same minus the mean change, as in torchtitan")
       .choices({"sign", "centered"})
       .convention();
   s.add("bias_until", &MoeOptions::bias_until,
@@ -161,8 +162,8 @@ void Moe::on_step_end(const dsv3::StepEnd& end) {
   bias_.add_(moe::bias_change(end.counts, o_.bias_rate, o_.bias_update == "centered"));
 }
 
-// x, the scores twice, the shared expert's values, and for each chosen expert the row, gate and up,
-// and their product.
+// Saves x, the scores twice, the shared expert's values, and for each chosen expert the row, gate
+// and up, and their product.
 int64_t Moe::saved_values_per_token() const {
   const int64_t width = context().dims.hidden;
   return width + 2 * o_.routed + 3 * o_.shared * o_.hidden + o_.top_k * (width + 3 * o_.hidden);

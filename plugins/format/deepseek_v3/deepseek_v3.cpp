@@ -21,7 +21,7 @@ int64_t dense_width(const ModelDescription& model, size_t layer) {
   return model.shapes.at("layers." + std::to_string(layer) + ".feed_forward.gate_up.weight")[0] / 2;
 }
 
-/// Whether two components are equal in the options `keys`.
+/// Whether two components have equal values for the options `keys`.
 bool same(const ComponentDescription& a, const ComponentDescription& b,
           const std::vector<std::string>& keys) {
   return a.plugin == b.plugin && std::all_of(keys.begin(), keys.end(), [&](const std::string& key) {
@@ -87,7 +87,9 @@ class Obstacles {
     const ComponentDescription& moe = m_.feed_forward.back();
     for (size_t layer = first_moe; layer < m_.feed_forward.size(); ++layer)
       if (!same(m_.feed_forward[layer], moe, kMoeKeys))
-        return add("layers have different mixtures, but the architecture has one for all");
+        return add(
+            "moe layers have different options, but the architecture has one set of options for "
+            "all");
     if (moe.option<int64_t>("shared") < 1)
       add("feed_forward moe has no shared expert, but the architecture requires one");
     if (moe.option<int64_t>("groups") > 1 && moe.option<std::string>("group_score") != "top2_sum")
@@ -123,8 +125,8 @@ Sizes sizes_of(const ModelDescription& model) {
   return sizes;
 }
 
-/// Writes the fields of the mixture. For a model without one, writes valid values with which its
-/// MTP modules are dense, too.
+/// Writes the mixture-of-experts fields. For a dense model, writes valid values that make its MTP
+/// modules dense as well.
 void write_mixture(Json& config, const ModelDescription& model, const Sizes& sizes) {
   const bool has_experts = sizes.experts > 0;
   const ComponentDescription& moe = model.feed_forward.back();
@@ -277,7 +279,7 @@ ModelDescription DeepseekV3::describe(const Json& config) const {
   model.sequence = reader.integer("max_position_embeddings");
   reader.require("hidden_act", {"silu"});
   reader.require("pretraining_tp", {1});
-  reader.ignore("output_router_logits");  // changes only what a forward returns
+  reader.ignore("output_router_logits");  // affects only what the forward pass returns
   reader.ignore("aux_loss_alpha");        // training only, like seq_aux
   reader.ignore("seq_aux");
   const ComponentDescription attention = read_attention(reader), moe = read_mixture(reader);

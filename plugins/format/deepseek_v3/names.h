@@ -7,7 +7,7 @@
 
 namespace deepseek_v3 {
 
-/// Sizes of a described model without obstacles.
+/// Sizes of a model that the format can express.
 struct Sizes {
   int64_t heads = 0, q_lora_rank = 0, kv_lora_rank = 0, nope = 0, rope = 0, v = 0;
   int64_t first_moe = 0;  ///< first layer that is not dense; the number of layers if all are dense

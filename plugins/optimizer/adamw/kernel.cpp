@@ -1,7 +1,7 @@
 #include "kernel.h"
 
-// One copy per processor generation, chosen when the library is loaded, which is too early for
-// ThreadSanitizer.
+// The compiler builds one copy per processor generation. The loader picks one while it loads the
+// library, which is too early for ThreadSanitizer.
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
 #define DSV3_CPU_CLONES \
   __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))

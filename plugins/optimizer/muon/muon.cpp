@@ -21,7 +21,8 @@ struct MuonOptions {
   static void describe(dsv3::OptionSchema<MuonOptions>& s) {
     s.add("lr", &MuonOptions::lr, "learning rate before the schedule's factor").min(0);
     s.add("momentum", &MuonOptions::momentum, "decay of the momentum").min(0).max(1);
-    // Implementations differ in the direction, under the same option name and with the same state.
+    // A convention: implementations compute the update direction differently, although the option
+    // name and the optimizer state are the same.
     s.add("nesterov", &MuonOptions::nesterov,
           "Nesterov momentum: mix the gradient into the momentum")
         .convention();
@@ -45,7 +46,8 @@ struct MuonOptions {
   }
 };
 
-/// Bytes of matrices orthogonalised at once: enough to fill a GPU, or about the caches of a CPU.
+/// Bytes of matrices to orthogonalise in one batch: enough to occupy a GPU, or about the size of a
+/// CPU's caches.
 int64_t workspace(const at::Device& device) {
   return device.is_cpu() ? int64_t(32) << 20 : int64_t(256) << 20;
 }
@@ -95,7 +97,8 @@ class Muon final : public dsv3::Optimizer {
     return bf16 ? at::kBFloat16 : at::kFloat;
   }
 
-  /// Updates matrices of one shape: the momentum one by one, the orthogonalisation as a batch.
+  /// Updates matrices of the same shape: their momentum one by one, then their orthogonalisation as
+  /// a batch.
   void step_batch(std::span<const dsv3::Slice* const> slices, at::ScalarType dtype,
                   double lr_factor) const {
     const at::Tensor& first = slices.front()->value;

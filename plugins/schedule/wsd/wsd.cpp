@@ -14,7 +14,8 @@ struct WsdOptions {
   std::string shape = "linear";
   static void describe(dsv3::OptionSchema<WsdOptions>& s) {
     s.add("warmup", &WsdOptions::warmup, "steps of linear warm-up").min(0);
-    s.add("decay", &WsdOptions::decay, "share of the steps, at the end, in which the rate decays")
+    s.add("decay", &WsdOptions::decay,
+          "share of the steps, at the end of the run, during which the rate decays")
         .min(0)
         .max(1);
     s.add("min_ratio", &WsdOptions::min_ratio, "factor on the learning rate in the last step")
@@ -33,7 +34,7 @@ class Wsd final : public dsv3::Schedule {
 
   double factor(int64_t step, int64_t total) const override {
     if (step < options_.warmup) return double(step) / double(options_.warmup);
-    // A warm-up that overlaps the decay shortens it, so that the factor never jumps.
+    // A warm-up that overlaps the decay shortens the decay, so that the factor never jumps.
     const double start = std::max(double(options_.warmup), double(total) * (1 - options_.decay));
     if (double(step) <= start || start >= double(total)) return 1;
     const double progress = std::min((double(step) - start) / (double(total) - start), 1.0);

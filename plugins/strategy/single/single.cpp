@@ -1,4 +1,4 @@
-// Everything on one device: the reference for other strategies.
+// Keeps everything on one device. The reference implementation for other strategies.
 #include <cmath>
 #include <set>
 

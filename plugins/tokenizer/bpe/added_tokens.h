@@ -39,7 +39,7 @@ class AddedTokens {
 
   std::vector<AddedToken> tokens_;
   std::array<bool, 256> starts_{};                   // first bytes of tokens
-  std::unordered_map<uint64_t, uint32_t> children_;  // of a trie: node << 8 | byte -> node
+  std::unordered_map<uint64_t, uint32_t> children_;  // edges of a trie: node << 8 | byte -> node
   std::vector<int> ends_;  // by node: index of the token that ends there, or -1
   Pattern word_;
 };

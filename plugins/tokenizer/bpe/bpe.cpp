@@ -9,7 +9,7 @@
 namespace dsv3::plugins {
 namespace {
 
-constexpr size_t kCachedWords = 1 << 16;   // the cache is cleared beyond this
+constexpr size_t kCachedWords = 1 << 16;   // the cache is cleared when full
 constexpr size_t kLongestCachedWord = 64;  // bytes
 
 struct ViewHash {
@@ -19,13 +19,13 @@ struct ViewHash {
 
 }  // namespace
 
-/// Buffers and cache of one thread that encodes.
+/// Buffers and cache for one encoding thread.
 struct Bpe::Scratch {
   bpe::SplitScratch split;
   bpe::Merges::Scratch merge;
   std::string normalized;
   std::unordered_map<std::string, std::pair<uint32_t, uint32_t>, ViewHash, std::equal_to<>> words;
-  std::vector<int32_t> word_ids;  // words maps to (first, count) in it
+  std::vector<int32_t> word_ids;  // ids of all cached words; `words` maps to (first, count)
 };
 
 /// Borrows an idle Scratch and returns it in the destructor.

@@ -28,8 +28,8 @@ struct BpeOptions {
 
 /// Encodes like the `tokenizers` library's encode(text, add_special_tokens=False), for code points
 /// assigned in PCRE2's Unicode version. Bytes that are not UTF-8, which that library rejects, are
-/// encoded byte by byte: every longest run of them is a separate word, and the texts on its two
-/// sides are encoded separately.
+/// encoded byte by byte: every maximal run of such bytes is a separate word, and the text before
+/// and after it is encoded separately.
 class Bpe final : public Tokenizer {
  public:
   using Options = BpeOptions;

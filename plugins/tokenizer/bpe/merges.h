@@ -13,15 +13,16 @@ class Merges {
  public:
   struct Merge {
     uint32_t rank;
-    int32_t id;  ///< of the joined token
+    int32_t id;  ///< id of the merged token
   };
   struct Scratch {
     std::vector<int32_t> ids, next, previous;
     std::vector<uint32_t> ranks;
-    std::vector<std::pair<uint64_t, int32_t>> heap;  // (rank, position) -> id when pushed
+    /// (rank, position) of a pair, and the id of its merge when it was pushed.
+    std::vector<std::pair<uint64_t, int32_t>> heap;
   };
 
-  /// `byte_ids` are the tokens of single bytes.
+  /// `byte_ids` are the token ids of single bytes.
   void set_byte_ids(const std::array<int32_t, 256>& byte_ids) { byte_ids_ = byte_ids; }
   void reserve(size_t merges);
   /// A second call for a pair replaces its merge.

@@ -84,8 +84,8 @@ class Rewriter {
     after_quantifier();
   }
 
-  /// {n}, {n,} and {n,m}, the last two also lazy. Ruby treats {,m} as an interval, and + after any
-  /// interval or ? after {n} as another quantifier.
+  /// Parses {n}, {n,} and {n,m}; the last two may be lazy. In Ruby, {,m} is also an interval, and a
+  /// '+' after any interval or a '?' after {n} is a separate quantifier.
   void interval() {
     const size_t close = in_.find('}', at_);
     const std::string text(in_.substr(at_, close == in_.npos ? in_.npos : close - at_ + 1));
@@ -168,8 +168,8 @@ class Rewriter {
            std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isxdigit(c); });
   }
 
-  /// General categories are equal. Scripts mean Script, but PCRE2's short form means
-  /// Script_Extensions.
+  /// General categories mean the same in both dialects. A script name means Script in Oniguruma,
+  /// but Script_Extensions in PCRE2's short form.
   void property() {
     const size_t close = in_.find('}', at_);
     if (peek(2) != '{' || close == in_.npos) reject(std::string(in_.substr(at_, 3)), "property");

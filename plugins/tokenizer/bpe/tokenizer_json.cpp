@@ -27,7 +27,7 @@ class Field {
     throw Error(path_ + ": " + what, ExitCode::data);
   }
 
-  /// Throws if the value is not an object or has other keys.
+  /// Throws if the value is not an object or has keys other than these.
   void known(std::initializer_list<const char*> keys) const {
     if (!value_.is_object()) fail("expected an object");
     for (const auto& item : value_.items())
@@ -78,7 +78,7 @@ class Field {
   }
 
  private:
-  // Limits the memory that a damaged file allocates.
+  // Limits the memory that a damaged file can make the plugin allocate.
   static constexpr uint64_t kLargestId = (1 << 24) - 1;
   const Json& value_;
   std::string path_;
@@ -108,7 +108,7 @@ Split read_split(const Field& field) {
   pattern.known({"Regex", "String"});
   const bool regex = !pattern.at("Regex").is_null();
   const Field text = pattern.at(regex ? "Regex" : "String");
-  if (!regex && text.string().empty()) text.fail("an empty string splits nothing");
+  if (!regex && text.string().empty()) text.fail("the string to split at must not be empty");
   const std::string behavior = field.at("behavior").string();
   const std::pair<const char*, Behavior> behaviors[] = {
       {"Isolated", Behavior::isolated},
@@ -157,8 +157,8 @@ bool read_pre_tokenizer(const Field& field, PreTokenizer& out) {
                         "' is not supported; supported: Split, Digits, ByteLevel, Sequence");
 }
 
-/// Accepts post-processors that do not affect encode(): they change offsets, or add tokens around a
-/// text on request.
+/// Accepts post-processors that do not affect encode(): they change offsets, or add tokens around
+/// the text on request.
 void check_post_processor(const Field& field) {
   if (field.is_null()) return;
   const std::string type = field.at("type").string();

@@ -14,7 +14,7 @@
 namespace dsv3::bpe {
 
 struct Definition {
-  /// Ids by bytes, for words that are tokens (ignore_merges).
+  /// Maps the bytes of a token to its id, to encode words that are tokens (ignore_merges).
   std::unordered_map<std::string, int32_t> vocab;
   std::vector<std::string> bytes;                    ///< by id; "" for unused ids
   std::unordered_map<std::string, int32_t> by_text;  ///< all ids by text in the file

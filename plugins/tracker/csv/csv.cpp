@@ -21,7 +21,7 @@ std::string text_of(double value) {
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
   char buffer[32];
-  // The shortest text that round-trips.
+  // Formats a number with the fewest digits that round-trip.
   const auto result = std::to_chars(buffer, buffer + sizeof buffer, value);
   return {buffer, result.ptr};
 }

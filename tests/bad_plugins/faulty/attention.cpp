@@ -1,5 +1,5 @@
-// The sound component; nothing calls its registration function.
-#define dsv3_register_plugin sound_attention
+// Includes the working component. Its registration function is not called.
+#define dsv3_register_plugin working_attention
 #include "../../../tools/templates/plugin/attention/plugin.cpp"
 #undef dsv3_register_plugin
 
@@ -12,7 +12,7 @@ class Faulty final : public dsv3::Attention {
  public:
   using Options = FaultyOptions;
   Faulty(const FaultyOptions& options, const dsv3::LayerContext& context)
-      : Attention(context), fault_(options), sound_(::Options{}, context) {}
+      : Attention(context), fault_(options), working_(::Options{}, context) {}
 
   at::Tensor forward(const at::Tensor& x, const dsv3::Sequence& seq) override {
     fault_.work();
@@ -20,17 +20,17 @@ class Faulty final : public dsv3::Attention {
     if (fault_.is("looks_ahead") && !seq.cache)
       used.mask = at::ones({x.size(0), 1, x.size(1), x.size(1)}, at::kBool);
     if (fault_.is("forgets_cache")) used.cache = nullptr;
-    return spoiled(fault_, x, sound_.forward(x, used));
+    return spoiled(fault_, x, working_.forward(x, used));
   }
-  double attention_flops(int64_t seq) const override { return sound_.attention_flops(seq); }
-  int64_t cache_values_per_token() const override { return sound_.cache_values_per_token(); }
+  double attention_flops(int64_t seq) const override { return working_.attention_flops(seq); }
+  int64_t cache_values_per_token() const override { return working_.cache_values_per_token(); }
   int64_t saved_values_per_token(int64_t seq) const override {
-    return sound_.saved_values_per_token(seq);
+    return working_.saved_values_per_token(seq);
   }
 
  private:
   Fault fault_;
-  SelfAttention sound_;
+  SelfAttention working_;
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The sound component; nothing calls its registration function.
-#define dsv3_register_plugin sound_data
+// Includes the working component. Its registration function is not called.
+#define dsv3_register_plugin working_data
 #include "../../../plugins/data/synthetic/synthetic.cpp"
 #undef dsv3_register_plugin
 
@@ -12,11 +12,11 @@ class Faulty final : public dsv3::Data {
  public:
   using Options = FaultyOptions;
   Faulty(const FaultyOptions& options, const dsv3::DataContext& context)
-      : fault_(options), context_(context), sound_({}, context) {}
+      : fault_(options), context_(context), working_({}, context) {}
 
   dsv3::Batch next() override {
     fault_.work();
-    dsv3::Batch batch = sound_.next();
+    dsv3::Batch batch = working_.next();
     if (!batch.tokens.defined()) return batch;
     if (fault_.is("id_beyond")) batch.tokens[0][0] = context_.vocab;
     if (fault_.is("id_negative")) batch.tokens[0][0] = -1;
@@ -30,14 +30,14 @@ class Faulty final : public dsv3::Data {
     return batch;
   }
   nlohmann::json state() const override {
-    return fault_.is("forgets_its_place") ? nlohmann::json{{"rows", 0}} : sound_.state();
+    return fault_.is("forgets_its_place") ? nlohmann::json{{"rows", 0}} : working_.state();
   }
-  void load_state(const nlohmann::json& state) override { sound_.load_state(state); }
+  void load_state(const nlohmann::json& state) override { working_.load_state(state); }
 
  private:
   Fault fault_;
   dsv3::DataContext context_;
-  dsv3::plugins::SyntheticData sound_;
+  dsv3::plugins::SyntheticData working_;
 };
 
 }  // namespace

@@ -22,7 +22,7 @@ namespace {
   throw std::runtime_error("broken on purpose");
 }
 
-// Not optimised away, and not known to be null.
+// The compiler must neither remove this nor see that it is null.
 int* volatile nowhere = nullptr;
 std::vector<char*> leaked;
 

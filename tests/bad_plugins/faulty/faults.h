@@ -1,6 +1,6 @@
-// Components that fail as option `fault` says. Each wraps a sound component, the one of the plugin
-// templates where there is one. Faults that any kind can have are here, those of one kind are in
-// its file.
+// Components that fail as option `fault` specifies. Each wraps a working component, that of the
+// plugin template if the kind has a template. Faults that any kind can have are here; faults of one
+// kind are in that kind's file.
 #pragma once
 
 #include <cstdint>
@@ -18,15 +18,15 @@ struct FaultyOptions {
   int64_t after = 0;
   static void describe(dsv3::OptionSchema<FaultyOptions>& s) {
     s.add("fault", &FaultyOptions::fault, "which fault the component has");
-    s.add("after", &FaultyOptions::after, "calls that succeed before it").min(0);
+    s.add("after", &FaultyOptions::after, "calls that succeed before the fault").min(0);
   }
 };
 
 class Fault {
  public:
-  /// Of the constructor of a component.
+  /// Called in a component's constructor.
   explicit Fault(const FaultyOptions& options);
-  /// Of its destructor.
+  /// Called in its destructor.
   ~Fault();
   Fault(const Fault&) = delete;
   Fault& operator=(const Fault&) = delete;
@@ -34,7 +34,7 @@ class Fault {
   /// Called where the component does its work: counts the call, and runs a fault that any kind can
   /// have.
   void work();
-  /// Whether this kind's own fault is due: after `after` calls, as work() counts them.
+  /// Whether the fault `name` of this kind is selected and `after` calls of work() have succeeded.
   bool is(const char* name) const { return due() && fault_ == name; }
 
  private:
@@ -44,7 +44,7 @@ class Fault {
   int64_t after_, calls_ = 0;
 };
 
-/// y, or a result that a layer must not return for x.
+/// Returns y, or the invalid result for input x that the fault selects.
 at::Tensor spoiled(const Fault& fault, const at::Tensor& x, at::Tensor y);
 
 void register_attention(dsv3::Registrar& registrar);

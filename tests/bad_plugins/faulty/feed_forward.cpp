@@ -1,5 +1,5 @@
-// The sound component; nothing calls its registration function.
-#define dsv3_register_plugin sound_feed_forward
+// Includes the working component. Its registration function is not called.
+#define dsv3_register_plugin working_feed_forward
 #include "../../../tools/templates/plugin/feed_forward/plugin.cpp"
 #undef dsv3_register_plugin
 
@@ -15,14 +15,14 @@ class Faulty final : public dsv3::FeedForward {
  public:
   using Options = FaultyOptions;
   Faulty(const FaultyOptions& options, const dsv3::LayerContext& context)
-      : FeedForward(context), fault_(options), sound_(::Options{}, context) {
+      : FeedForward(context), fault_(options), working_(::Options{}, context) {
     counts_ = at::zeros({4}, at::kLong);
   }
 
   at::Tensor forward(const at::Tensor& x, const dsv3::Sequence& seq) override {
     fault_.work();
     if (seq.training && (!seq.recompute || fault_.is("counts_twice"))) counts_ += x.size(0);
-    return spoiled(fault_, x, sound_.forward(x, seq));
+    return spoiled(fault_, x, working_.forward(x, seq));
   }
   at::Tensor step_counts() override {
     if (fault_.is("counts_in_float")) return counts_.to(at::kFloat);
@@ -33,12 +33,12 @@ class Faulty final : public dsv3::FeedForward {
     if (fault_.is("step_end_throws")) throw std::runtime_error("broken on purpose");
   }
   int64_t saved_values_per_token() const override {
-    return fault_.is("saves_less_than_nothing") ? -1 : sound_.saved_values_per_token();
+    return fault_.is("saves_less_than_nothing") ? -1 : working_.saved_values_per_token();
   }
 
  private:
   Fault fault_;
-  GatedMlp sound_;
+  GatedMlp working_;
   at::Tensor counts_;
 };
 
@@ -50,12 +50,12 @@ void register_feed_forward(dsv3::Registrar& registrar) {
   using Factory = dsv3::Factory<dsv3::FeedForward>;
   auto& registration = const_cast<dsv3::Registration&>(registrar.registrations().back());
   registration.factory =
-      Factory([sound = std::any_cast<Factory>(registration.factory)](
+      Factory([working = std::any_cast<Factory>(registration.factory)](
                   const dsv3::OptionValues& values, const dsv3::LayerContext& context) {
         const auto fault = values.find("fault");
         const bool no_object =
             fault != values.end() && std::get<std::string>(fault->second) == "no_object";
-        return no_object ? nullptr : sound(values, context);
+        return no_object ? nullptr : working(values, context);
       });
 }
 

@@ -1,5 +1,5 @@
-// The sound component; nothing calls its registration function.
-#define dsv3_register_plugin sound_optimizer
+// Includes the working component. Its registration function is not called.
+#define dsv3_register_plugin working_optimizer
 #include "../../../tools/templates/plugin/optimizer/plugin.cpp"
 #undef dsv3_register_plugin
 
@@ -14,17 +14,17 @@ namespace {
 class Faulty final : public dsv3::Optimizer {
  public:
   using Options = FaultyOptions;
-  explicit Faulty(const FaultyOptions& options) : fault_(options), sound_(::Options{}) {}
+  explicit Faulty(const FaultyOptions& options) : fault_(options), working_(::Options{}) {}
 
   bool whole_matrices() const override { return false; }
-  double lr() const override { return fault_.is("lr_nan") ? std::nan("") : sound_.lr(); }
-  std::vector<dsv3::StateSlot> slots() const override { return sound_.slots(); }
+  double lr() const override { return fault_.is("lr_nan") ? std::nan("") : working_.lr(); }
+  std::vector<dsv3::StateSlot> slots() const override { return working_.slots(); }
 
   void step(std::span<const dsv3::Slice> slices, const dsv3::OptimStep& step) override {
     fault_.work();
     if (fault_.is("counts_its_own_steps"))
-      return sound_.step(slices, {step.update, 1.0 / ++steps_});
-    sound_.step(slices, step);
+      return working_.step(slices, {step.update, 1.0 / ++steps_});
+    working_.step(slices, step);
     for (const dsv3::Slice& slice : slices) {
       if (fault_.is("nan")) slice.value.fill_(std::nan(""));
       if (fault_.is("keeps_gradient")) kept_ = slice.grad;
@@ -34,7 +34,7 @@ class Faulty final : public dsv3::Optimizer {
 
  private:
   Fault fault_;
-  Lion sound_;
+  Lion working_;
   at::Tensor kept_;
   std::vector<at::Tensor> grown_;
   int steps_ = 0;

@@ -1,5 +1,5 @@
-// The sound component; nothing calls its registration function.
-#define dsv3_register_plugin sound_position
+// Includes the working component. Its registration function is not called.
+#define dsv3_register_plugin working_position
 #include "../../../tools/templates/plugin/position/plugin.cpp"
 #undef dsv3_register_plugin
 
@@ -15,23 +15,23 @@ class Faulty final : public dsv3::Position {
  public:
   using Options = FaultyOptions;
   Faulty(const FaultyOptions& options, const dsv3::PositionContext& context)
-      : fault_(options), sound_(::Options{}, context) {}
+      : fault_(options), working_(::Options{}, context) {}
 
   std::pair<at::Tensor, at::Tensor> rotate(const at::Tensor& q, const at::Tensor& k,
                                            const at::Tensor& positions) const override {
     fault_.work();
-    auto [new_q, new_k] = sound_.rotate(q, k, positions);
+    auto [new_q, new_k] = working_.rotate(q, k, positions);
     if (fault_.is("k_of_q")) return {new_q, k};
     return {new_q, spoiled(fault_, k, new_k)};
   }
   double softmax_scale() const override {
     fault_.work();
-    return fault_.is("scale_zero") ? 0 : sound_.softmax_scale();
+    return fault_.is("scale_zero") ? 0 : working_.softmax_scale();
   }
 
  private:
   mutable Fault fault_;
-  Rotary sound_;
+  Rotary working_;
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The sound component; nothing calls its registration function.
-#define dsv3_register_plugin sound_schedule
+// Includes the working component. Its registration function is not called.
+#define dsv3_register_plugin working_schedule
 #include "../../../tools/templates/plugin/schedule/plugin.cpp"
 #undef dsv3_register_plugin
 
@@ -14,7 +14,7 @@ namespace {
 class Faulty final : public dsv3::Schedule {
  public:
   using Options = FaultyOptions;
-  explicit Faulty(const FaultyOptions& options) : fault_(options), sound_(::Options{}) {}
+  explicit Faulty(const FaultyOptions& options) : fault_(options), working_(::Options{}) {}
 
   double factor(int64_t step, int64_t total) const override {
     fault_.work();
@@ -22,12 +22,12 @@ class Faulty final : public dsv3::Schedule {
     if (fault_.is("infinite")) return HUGE_VAL;
     if (fault_.is("negative")) return -1;
     if (fault_.is("counts_calls")) return 1.0 / double(++calls_);
-    return sound_.factor(step, total);
+    return working_.factor(step, total);
   }
 
  private:
   mutable Fault fault_;
-  InverseSqrt sound_;
+  InverseSqrt working_;
   mutable int calls_ = 0;
 };
 

@@ -1,5 +1,5 @@
-// The sound component; nothing calls its registration function.
-#define dsv3_register_plugin sound_tracker
+// Includes the working component. Its registration function is not called.
+#define dsv3_register_plugin working_tracker
 #include "../../../tools/templates/plugin/tracker/plugin.cpp"
 #undef dsv3_register_plugin
 
@@ -15,25 +15,25 @@ class Faulty final : public dsv3::Tracker {
  public:
   using Options = FaultyOptions;
   Faulty(const FaultyOptions& options, const dsv3::RunContext& run)
-      : fault_(options), sound_(::Options{}, run) {}
+      : fault_(options), working_(::Options{}, run) {}
 
   void start(const dsv3::RunInfo& run) override {
     if (fault_.is("start_throws")) throw std::runtime_error("broken on purpose");
-    sound_.start(run);
+    working_.start(run);
   }
   void deliver(std::span<const dsv3::Event> events) override {
     fault_.work();
     if (fault_.is("retries_at_nan")) throw dsv3::RetryAfter("later", std::nan(""));
-    sound_.deliver(events);
+    working_.deliver(events);
   }
   void finish(dsv3::RunStatus status) override {
     if (fault_.is("finish_throws")) throw std::runtime_error("broken on purpose");
-    sound_.finish(status);
+    working_.finish(status);
   }
 
  private:
   Fault fault_;
-  JsonLines sound_;
+  JsonLines working_;
 };
 
 }  // namespace

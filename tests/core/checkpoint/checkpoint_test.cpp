@@ -49,7 +49,7 @@ using Steps = std::vector<int64_t>;
 
 }  // namespace
 
-TEST_CASE_METHOD(Fixture, "an empty or missing folder has no checkpoint") {
+TEST_CASE_METHOD(Fixture, "an empty or missing folder contains no checkpoint") {
   REQUIRE_FALSE(store.newest());
   REQUIRE_FALSE(store.best());
   REQUIRE(store.all().empty());
@@ -57,7 +57,7 @@ TEST_CASE_METHOD(Fixture, "an empty or missing folder has no checkpoint") {
   REQUIRE_FALSE(store.newest());
 }
 
-TEST_CASE_METHOD(Fixture, "a checkpoint reads back as it was saved") {
+TEST_CASE_METHOD(Fixture, "a checkpoint round-trips") {
   TestContent content(7, 2.5);
   auto saved = store.save(content.content);
   REQUIRE(saved.folder == checkpoints / "step-7");
@@ -89,7 +89,7 @@ TEST_CASE_METHOD(Fixture, "steps are ordered numerically") {
   REQUIRE(steps() == Steps{9, 10, 100});
 }
 
-TEST_CASE_METHOD(Fixture, "a loss that is not finite is never best") {
+TEST_CASE_METHOD(Fixture, "a checkpoint with a non-finite loss is never the best") {
   save(1, 9.0);
   save(2, std::nan(""));
   save(3, -std::numeric_limits<double>::infinity());
@@ -100,14 +100,13 @@ TEST_CASE_METHOD(Fixture, "a loss that is not finite is never best") {
   REQUIRE(std::isnan(*store.newest()->val_loss));
 }
 
-TEST_CASE_METHOD(Fixture, "with keep_best 0 only the newest is retained") {
+TEST_CASE_METHOD(Fixture, "with keep_best 0 only the newest checkpoint is retained") {
   store = CheckpointStore(checkpoints, 0);
   for (int64_t step : {1, 2, 3}) save(step, 1.0);
   REQUIRE(steps() == Steps{3});
 }
 
-TEST_CASE_METHOD(Fixture,
-                 "the newest one that verifies wins, and the log says what was passed over") {
+TEST_CASE_METHOD(Fixture, "the newest intact checkpoint is used, and skipped ones are logged") {
   for (int64_t step : {1, 2, 3}) save(step, static_cast<double>(step));
   std::string tensors = get(checkpoints / "step-3/rank-00000.safetensors");
   tensors.back() ^= 1;
@@ -121,7 +120,7 @@ TEST_CASE_METHOD(Fixture,
   REQUIRE_FALSE(store.newest());
 }
 
-TEST_CASE_METHOD(Fixture, "every kind of damage is reported with file and cause") {
+TEST_CASE_METHOD(Fixture, "every kind of damage is reported with the file and the cause") {
   save(5, 1.5);
   auto folder = checkpoints / "step-5";
   auto tensors = folder / "rank-00000.safetensors", manifest = folder / "manifest.json";
@@ -151,7 +150,7 @@ TEST_CASE_METHOD(Fixture, "every kind of damage is reported with file and cause"
   REQUIRE(store.all().empty());
 }
 
-TEST_CASE_METHOD(Fixture, "a flipped bit in a manifest never changes what is read") {
+TEST_CASE_METHOD(Fixture, "a flipped bit in a manifest is detected or harmless") {
   save(5, 1.5);
   auto folder = checkpoints / "step-5";
   std::string good = get(folder / "manifest.json");
@@ -170,7 +169,7 @@ TEST_CASE_METHOD(Fixture, "a flipped bit in a manifest never changes what is rea
   REQUIRE(harmless < static_cast<int>(good.size()));
 }
 
-TEST_CASE_METHOD(Fixture, "every flipped bit in a tensor file is found") {
+TEST_CASE_METHOD(Fixture, "every flipped bit in a tensor file is detected") {
   save(5, 1.5);
   auto path = checkpoints / "step-5/rank-00000.safetensors";
   std::string good = get(path);
@@ -211,7 +210,7 @@ TEST_CASE_METHOD(Fixture,
   REQUIRE(names_in(checkpoints) == std::vector<std::string>{"step-5"});
 }
 
-TEST_CASE_METHOD(Fixture, "temporary files of killed saves are removed, other files are not") {
+TEST_CASE_METHOD(Fixture, "temporary files of killed saves are removed, but no other files") {
   std::filesystem::create_directories(checkpoints / "step-9.tmp-0123abcd/sub");
   put(checkpoints / "step-9.tmp-0123abcd/sub/file", "x");
   put(checkpoints / "notes.txt", "mine");
@@ -221,7 +220,7 @@ TEST_CASE_METHOD(Fixture, "temporary files of killed saves are removed, other fi
   REQUIRE(store.newest()->step == 10);
 }
 
-TEST_CASE_METHOD(Fixture, "state that JSON cannot hold is rejected, not changed") {
+TEST_CASE_METHOD(Fixture, "state that JSON cannot represent is rejected") {
   TestContent content(1, {});
   content.content.state["data"]["scale"] = std::nan("");
   REQUIRE_THROWS_WITH(store.save(content.content), Catch::Contains("state.data.scale"));

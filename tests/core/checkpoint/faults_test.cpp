@@ -1,5 +1,5 @@
-// Every system call of a save fails, or is the last one: the newest complete checkpoint always
-// loads.
+// Fails every system call of a save in turn, or kills the process there. The newest complete
+// checkpoint always loads.
 #include <cerrno>
 #include <csignal>
 #include <sys/resource.h>
@@ -30,8 +30,8 @@ struct Hooked {
 
 constexpr int kKilled = 99;
 
-/// A run that has saved steps 1 and 2 and was once killed in a save. With keep_best 1, saving step
-/// 3 writes, renames, and then deletes step 2.
+/// A run that has saved steps 1 and 2 and was killed once during a save. With keep_best 1, saving
+/// step 3 writes, renames, and then deletes step 2.
 struct Run {
   TemporaryFolder folder;
   std::filesystem::path checkpoints = folder / "checkpoints";
@@ -45,8 +45,8 @@ struct Run {
     put(checkpoints / "step-9.tmp-0123abcd/rank-00000.safetensors", "torn");
   }
 
-  /// Whatever happened while step 3 was saved: step 2 or 3 loads and is whole, step 1 is still the
-  /// best, and the next save works and leaves nothing but its checkpoints.
+  /// Checks the folder after a fault while saving step 3. Step 2 or 3 loads intact and step 1 is
+  /// still the best. The next save succeeds and leaves only checkpoints.
   void check(bool three_must_be_there) {
     auto newest = store.newest();
     REQUIRE(newest);
@@ -62,7 +62,7 @@ struct Run {
   }
 };
 
-/// Runs `work` in a child process; its exit code.
+/// Runs `work` in a child process and returns its exit code.
 template <class F>
 int in_child(F&& work) {
   pid_t child = ::fork();
@@ -76,7 +76,7 @@ int in_child(F&& work) {
   return WEXITSTATUS(status);
 }
 
-/// "step-3.tmp" whatever the temporary name's nonce.
+/// The name without the nonce of a temporary name, e.g. "step-3.tmp".
 std::string short_name(const fs::Path& path) {
   const std::string name = path.filename().string();
   const size_t temporary = name.find(".tmp-");
@@ -99,7 +99,7 @@ struct Fate {
   PowerCut::Unsynced unsynced;
   uint64_t seed;
 };
-const Fate kFates[] = {{"all that is not synced lost", PowerCut::Unsynced::lost, 0},
+const Fate kFates[] = {{"all unsynced changes lost", PowerCut::Unsynced::lost, 0},
                        {"contents lost", PowerCut::Unsynced::no_data, 0},
                        {"names lost", PowerCut::Unsynced::all_data, 0},
                        {"mixed 1", PowerCut::Unsynced::random, 1},
@@ -109,8 +109,8 @@ const Fate kFates[] = {{"all that is not synced lost", PowerCut::Unsynced::lost,
                        {"mixed 5", PowerCut::Unsynced::random, 5},
                        {"mixed 6", PowerCut::Unsynced::random, 6}};
 
-/// Saves step 3 in a child until its n-th system call, or to the end, and leaves in the run what
-/// the disk then holds. Syncs of `not_synced` do nothing.
+/// Saves step 3 in a child until its n-th system call, or to the end, and replaces the run's
+/// checkpoints by the content of the disk at that point. Syncs of `not_synced` do nothing.
 void save_until_power_cut(Run& run, int n, const Fate& fate, const std::string& not_synced = "-") {
   TemporaryFolder disk;
   in_child([&] {
@@ -133,7 +133,7 @@ void save_until_power_cut(Run& run, int n, const Fate& fate, const std::string& 
 
 }  // namespace
 
-TEST_CASE("a save syncs what it wrote before it renames it") {
+TEST_CASE("a save syncs its files before it renames their folder") {
   auto calls = calls_of_a_save();
   auto position = [&](Call call, const std::string& name) {
     auto at = std::find(calls.begin(), calls.end(), std::pair(call, name));
@@ -156,7 +156,7 @@ TEST_CASE("a save syncs what it wrote before it renames it") {
   REQUIRE(position(Call::sync, "checkpoints") < position(Call::rename, "step-2.tmp"));
 }
 
-TEST_CASE("a process killed at any system call of a save leaves a checkpoint that loads") {
+TEST_CASE("after a kill at any system call of a save, a checkpoint loads") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   REQUIRE(calls > 15);
   for (int n = 1; n <= calls + 1; ++n) {
@@ -178,7 +178,7 @@ TEST_CASE("a process killed at any system call of a save leaves a checkpoint tha
 TEST_CASE("a failing system call in a save loses nothing and is reported") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   int failed = 0, warned = 0;
-  for (bool for_good : {false, true}) {  // one call fails, or all from then on
+  for (bool for_good : {false, true}) {  // one call fails, or it and all later ones
     for (int error : {ENOSPC, EIO, EDQUOT}) {
       for (int n = 1; n <= calls; ++n) {
         INFO("call " << n << " fails with " << std::strerror(error)
@@ -207,7 +207,7 @@ TEST_CASE("a failing system call in a save loses nothing and is reported") {
           ++warned;
           REQUIRE_FALSE(log.lines.empty());
         }
-        // A failed save removes its folder, unless that fails as well.
+        // A failed save removes its folder, unless the removal fails as well.
         if (!saved && !for_good) {
           for (const std::string& name : names_in(run.checkpoints)) {
             REQUIRE(name.find("step-3.tmp") == std::string::npos);
@@ -221,7 +221,7 @@ TEST_CASE("a failing system call in a save loses nothing and is reported") {
   REQUIRE(warned > 8);  // leftovers and old checkpoints that could not be deleted
 }
 
-TEST_CASE("a power cut at any system call of a save leaves a checkpoint that loads") {
+TEST_CASE("after a power cut at any system call of a save, a checkpoint loads") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   for (int n = 1; n <= calls + 1; ++n) {
     for (const Fate& fate : kFates) {
@@ -233,7 +233,7 @@ TEST_CASE("a power cut at any system call of a save leaves a checkpoint that loa
   }
 }
 
-TEST_CASE("every sync of a save is needed: a power cut exposes a missing one") {
+TEST_CASE("every sync of a save is needed: a power cut exposes a missing sync") {
   for (const char* name :
        {"rank-00000.safetensors", "manifest.json", "step-3.tmp", "checkpoints"}) {
     INFO("no sync of " << name);
@@ -249,7 +249,7 @@ TEST_CASE("every sync of a save is needed: a power cut exposes a missing one") {
   }
 }
 
-TEST_CASE("an interrupted system call of a save is repeated") {
+TEST_CASE("an interrupted system call of a save is retried") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   for (int n = 1; n <= calls; ++n) {
     INFO("call " << n << " is interrupted");
@@ -265,7 +265,7 @@ TEST_CASE("an interrupted system call of a save is repeated") {
   }
 }
 
-TEST_CASE("a write that the system cuts short at any byte loses nothing and is reported") {
+TEST_CASE("a write that is cut short at any byte loses nothing and is reported") {
   Run whole;
   whole.store.save(whole.three.content);
   uint64_t largest = 0;
@@ -275,7 +275,7 @@ TEST_CASE("a write that the system cuts short at any byte loses nothing and is r
   for (uint64_t limit = 0; limit < largest; limit += 7) {
     INFO("no file may be larger than " << limit << " bytes");
     Run run;
-    // The kernel takes what fits, then refuses with EFBIG: a real short write.
+    // The kernel writes what fits and then fails with EFBIG: a real short write.
     int code = in_child([&] {
       std::signal(SIGXFSZ, SIG_IGN);
       const rlimit files{limit, limit};

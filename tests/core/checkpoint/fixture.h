@@ -1,4 +1,4 @@
-// Shared by the checkpoint tests: small contents, and the lines of the log.
+// Shared by the checkpoint tests: small checkpoint contents, and captured log lines.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 
 #include "core/support/temporary_folder.h"
 
-/// Collects logged warnings and errors while it lives; defined in log_capture.cpp.
+/// Collects logged warnings and errors during its lifetime; defined in log_capture.cpp.
 struct LogCapture {
   LogCapture();
   ~LogCapture();
@@ -40,7 +40,7 @@ struct TestContent {
   TestContent(const TestContent&) = delete;
 };
 
-/// Whether the tensors on disk equal those of the content.
+/// Whether the tensors on disk equal those in the content.
 inline bool holds(const dsv3::StoredCheckpoint& stored, const TestContent& expected) {
   dsv3::safetensors::File file(stored.folder / "rank-00000.safetensors");
   if (file.tensors().size() != expected.content.tensors.size()) return false;

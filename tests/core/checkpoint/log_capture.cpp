@@ -15,7 +15,7 @@ LogCapture::~LogCapture() {
 }
 
 namespace dsv3::log {
-// Visible, so that libdsv3 calls this one.
+// Has default visibility, so that libdsv3 calls this function instead of its own.
 __attribute__((visibility("default"))) void write(Level level, const std::string& message) {
   if (capture && level >= Level::warning) capture->lines.push_back(message);
 }

@@ -1,4 +1,4 @@
-// Options on which implementations differ, and presets of their values.
+// Options whose meaning differs between implementations, and presets of their values.
 #include <catch2/catch.hpp>
 
 #include <dsv3/runtime/compare.h>
@@ -22,7 +22,7 @@ constexpr const char* kTitan =
 constexpr const char* kMegatron =
     "conventions: {model.mtp.denominator: own, optimizer.muon.nesterov: false}\n";
 
-// The experiment that extends a preset.
+// Loads an experiment that extends a preset.
 std::filesystem::path with_preset(const fake::Folder& folder, const std::string& preset) {
   folder.write("preset.yaml", preset);
   const std::string text = fake::kExperiment;
@@ -31,7 +31,7 @@ std::filesystem::path with_preset(const fake::Folder& folder, const std::string&
 
 }  // namespace
 
-TEST_CASE("a preset gives its values to options that the experiment does not set") {
+TEST_CASE("a preset sets options that the experiment does not set") {
   fake::Folder folder;
   const auto file = with_preset(folder, kTitan);
   const Experiment titan = fake::load(file);
@@ -48,7 +48,7 @@ TEST_CASE("a preset gives its values to options that the experiment does not set
   CHECK(megatron.optimizer[1].component.options.at("nesterov") == OptionValue(false));
 }
 
-TEST_CASE("values of the experiment win over those of a preset") {
+TEST_CASE("values of the experiment override those of a preset") {
   fake::Folder folder;
   const auto file = with_preset(folder, kTitan);
   const Experiment e = fake::load(
@@ -58,7 +58,7 @@ TEST_CASE("values of the experiment win over those of a preset") {
   CHECK(e.mtp.input == "normed");
   CHECK(e.conventions.at("feed_forward.moe.centring") == "none");
   CHECK(e.conventions.at("feed_forward.moe.centring (layers 2-3)") == "mean");
-  // A later layer wins, in either spelling.
+  // The last layer takes precedence, in either spelling.
   CHECK(fake::load(file, {"conventions.model.mtp.input=normed"}).mtp.input == "normed");
   CHECK(fake::load(file, {"conventions={model.mtp.input: normed}"}).mtp.input == "normed");
 }
@@ -74,7 +74,7 @@ TEST_CASE("a preset is the origin of its values") {
   CHECK(has(origins, "    denominator: main  # default\n"));
 }
 
-TEST_CASE("a resolved experiment with a preset loads again as an equal one") {
+TEST_CASE("a resolved experiment with a preset round-trips") {
   fake::Folder folder;
   for (const char* preset : {"", kTitan, kMegatron}) {
     const Experiment first = fake::load(with_preset(folder, preset));
@@ -86,7 +86,7 @@ TEST_CASE("a resolved experiment with a preset loads again as an equal one") {
   }
 }
 
-TEST_CASE("a run of an older version, which had a key for conventions, loads") {
+TEST_CASE("a run of an older version, which had a `conventions` key, loads") {
   fake::Folder folder;
   fake::Catalog catalog;
   dsv3::ExperimentRequest request;
@@ -99,7 +99,7 @@ TEST_CASE("a run of an older version, which had a key for conventions, loads") {
   CHECK_THROWS_AS(load_experiment(request, catalog), dsv3::ConfigError);
 }
 
-TEST_CASE("comparison shows every value that a preset changed as a factor") {
+TEST_CASE("a comparison lists every value that a preset changed as a factor") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   const dsv3::Comparison difference =

@@ -1,4 +1,4 @@
-// How programs print errors: the file's line below a place that the text names.
+// How programs print errors: below a position in a file, they show that line of the file.
 #include <catch2/catch.hpp>
 
 #include <dsv3/runtime/compare.h>
@@ -8,7 +8,7 @@
 
 using dsv3::error_text;
 
-TEST_CASE("a place in a file brings its line, with a caret below the word") {
+TEST_CASE("a position in a file is followed by its line, with a caret below the token") {
   TemporaryFolder folder;
   const std::string file = (folder / "a.yaml").string();
   put(file, "dsv3: 1\nschedule: {plugin: thrower, x: \xc3\xa9 }\n\tlast: 1");
@@ -20,14 +20,14 @@ TEST_CASE("a place in a file brings its line, with a caret below the word") {
   CHECK(error_text(file + ":3:2: error: a\n  requested by " + file + ":1:1") ==
         file + ":3:2: error: a\n  3 |  last: 1\n    |  ^~~~\n  requested by " + file +
             ":1:1\n  1 | dsv3: 1\n    | ^~~~");
-  // The cause stands behind what it is the cause of.
+  // With two positions, the caret marks the last one, which belongs to the cause.
   CHECK(error_text("a (" + file + ":2:1): b (" + file + ":1:7): c") ==
         "error: a (" + file + ":2:1): b (" + file + ":1:7): c\n  1 | dsv3: 1\n    |       ^");
-  // Behind a letter of two bytes the caret still stands below its letter.
+  // The caret is in the right column even after a two-byte character.
   CHECK(error_text(file + ":2:35: error: a").ends_with("| " + std::string(33, ' ') + "^"));
 }
 
-TEST_CASE("a text without a place in a file stays as it is") {
+TEST_CASE("a message without a file position is unchanged") {
   TemporaryFolder folder;
   const std::string file = (folder / "a.yaml").string();
   put(file, "dsv3: 1\n");
@@ -37,7 +37,7 @@ TEST_CASE("a text without a place in a file stays as it is") {
         file + ":1", file + ":0:1: y", file + ":1:0: y", file + ":7:1: y",
         folder.path().string() + ":1:1: y", std::string("hub: http://localhost:8080/a:1")})
     CHECK(error_text(text) == "error: " + text);
-  // The checker's own blocks, lists and notes.
+  // Blocks, lists and notes that the checker has already formatted.
   for (const std::string& text :
        {file + ":1:1: error: y\n  1 | dsv3: 1\n    | ^~~~\n  note: first at " + file + ":1:1",
         std::string("a:1:1: error: y\n  b: 1 (") + file + ":1:1)",
@@ -45,7 +45,7 @@ TEST_CASE("a text without a place in a file stays as it is") {
     CHECK(error_text(text) == text);
 }
 
-TEST_CASE("all keys on which two resolved experiments differ, by path") {
+TEST_CASE("differences() returns all keys on which two resolved experiments differ") {
   const auto found = dsv3::differences(
       dsv3::read_resolved("dsv3: 1\nmodel:\n  hidden: 32\n  attention:\n    plugin: mla\n    "
                           "heads: 2\noptimizer:\n  - "

@@ -1,4 +1,4 @@
-// A table of invalid experiments with their error texts.
+// A table of invalid experiments and their error messages.
 #include <catch2/catch.hpp>
 
 #include "fake.h"
@@ -18,7 +18,7 @@ std::string replaced(std::string text, const std::string& from, const std::strin
 struct Invalid {
   const char* from;  // in fake::kExperiment
   const char* to;
-  const char* expected;  // part of the error text
+  const char* expected;  // part of the error message
 };
 
 const Invalid kInvalid[] = {
@@ -112,7 +112,7 @@ const Invalid kInvalid[] = {
 
 }  // namespace
 
-TEST_CASE("every error has its text") {
+TEST_CASE("every invalid experiment is rejected with its message") {
   fake::Folder folder;
   REQUIRE(fake::errors_of(folder.write("good.yaml", fake::kExperiment)) == "");
   for (const Invalid& invalid : kInvalid) {
@@ -123,7 +123,7 @@ TEST_CASE("every error has its text") {
   }
 }
 
-TEST_CASE("all errors are reported together, in the order of the file") {
+TEST_CASE("all errors are reported together, in file order") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", R"(dsv3: 1
 model: {hidden: x, attention: {plugin: mla, hedas: 3}, feed_forward: nothing, position: rope}
@@ -149,7 +149,7 @@ train: {steps: -1}
   }
 }
 
-TEST_CASE("errors on the command line show the argument") {
+TEST_CASE("errors in command-line overrides show the argument") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   CHECK(fake::errors_of(file, {"model.attention.heds=4"}) ==
@@ -188,7 +188,7 @@ TEST_CASE("the layer that changes the plugin may set only its options") {
   CHECK(has(fake::errors_of(typo, {"attention=mha"}), "unknown key 'kv_rank'"));
 }
 
-TEST_CASE("a library that cannot be loaded stops with its own error") {
+TEST_CASE("a library that cannot be loaded is reported with the loader's error") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", replaced(fake::kExperiment, "mla", "broken"));
   try {
@@ -200,7 +200,7 @@ TEST_CASE("a library that cannot be loaded stops with its own error") {
   }
 }
 
-TEST_CASE("no error text contains a secret of the environment") {
+TEST_CASE("no error message contains a secret from the environment") {
   fake::Folder folder;
   ::setenv("DSV3_TEST_SECRET", "hunter2", 1);
   const auto file = folder.write(

@@ -1,4 +1,4 @@
-// A catalog that is a table, and files in a temporary folder.
+// A catalog of fake components, and files in a temporary folder.
 #pragma once
 
 #include <filesystem>
@@ -20,7 +20,7 @@ struct Mla {
   static void describe(dsv3::OptionSchema<Mla>& s) {
     s.add("heads", &Mla::heads, "attention heads").min(1);
     s.add("kv_lora_rank", &Mla::kv_lora_rank, "rank").min(1);
-    s.add("qk_rope_dim", &Mla::qk_rope_dim, "features that turn").min(2);
+    s.add("qk_rope_dim", &Mla::qk_rope_dim, "features that are rotated").min(2);
     s.add("init_scale", &Mla::init_scale, "scale");
     s.check([](const Mla& o) -> std::string {
       return o.qk_rope_dim % 2 ? "qk_rope_dim must be even" : "";
@@ -139,11 +139,11 @@ class Catalog final : public dsv3::Catalog {
     const auto found = schemas.find({kind, name});
     return found == schemas.end() ? nullptr : &found->second;
   }
-  std::string alias(dsv3::Kind kind, const std::string& name) override {
+  std::string alias(dsv3::Kind kind, const std::string& name) const override {
     const auto found = aliases.find({kind, name});
     return found == aliases.end() ? "" : found->second;
   }
-  std::vector<std::string> names(dsv3::Kind kind) override {
+  std::vector<std::string> names(dsv3::Kind kind) const override {
     std::vector<std::string> names;
     for (const auto& [key, schema] : schemas)
       if (key.first == kind) names.push_back(key.second);
@@ -177,7 +177,7 @@ class Folder {
     return path_ / name;
   }
   const std::filesystem::path& path() const { return path_; }
-  /// `text` without this folder's name.
+  /// Removes this folder's name from `text`.
   std::string shorten(std::string text) const {
     const std::string prefix = path_.string() + "/";
     for (size_t at; (at = text.find(prefix)) != text.npos;) text.erase(at, prefix.size());
@@ -237,7 +237,7 @@ struct Show {
   }
 };
 
-/// "heads=4 lr=0.500000f": the types are visible.
+/// Formats values so that their types are visible: "heads=4 lr=0.500000f".
 inline std::string show(const dsv3::OptionValues& values) {
   std::string text;
   for (const auto& [key, value] : values)
@@ -245,7 +245,7 @@ inline std::string show(const dsv3::OptionValues& values) {
   return text;
 }
 
-/// The error text of an experiment, "" when it is valid.
+/// The error message for an experiment, or "" if it is valid.
 inline std::string errors_of(const std::filesystem::path& file,
                              const std::vector<std::string>& settings = {}) {
   try {

@@ -1,4 +1,4 @@
-// Layers, short forms, swapping, references, and what the resolved experiment looks like.
+// Layers, short forms, changes of plugins, references, and the text of the resolved experiment.
 #include <catch2/catch.hpp>
 
 #include "fake.h"
@@ -23,7 +23,7 @@ std::string joined(const std::vector<std::string>& lines) {
 
 }  // namespace
 
-TEST_CASE("a whole experiment is typed") {
+TEST_CASE("every value of an experiment has its option's type") {
   fake::Folder folder;
   const Experiment e = fake::load(folder.write("e.yaml", fake::kExperiment));
   CHECK(e.name == "tiny");
@@ -79,7 +79,7 @@ TEST_CASE("numbers") {
   CHECK_FALSE(fake::errors_of(file, {"train.steps=1_000"}).empty());
 }
 
-TEST_CASE("later layers win: machine, bases, file, settings, command line") {
+TEST_CASE("later layers override earlier ones: machine, bases, file, settings, command line") {
   fake::Folder folder;
   const auto machine = folder.write("config.yaml", R"(
 plugin_paths: [plugins, /abs]
@@ -148,7 +148,7 @@ samples: {prompts: [c]}
   CHECK_THROWS_AS(load_experiment(request, catalog), dsv3::ConfigError);
 }
 
-TEST_CASE("changing a plugin keeps the options it has and reports dropped ones") {
+TEST_CASE("changing a plugin keeps options that the new plugin has and reports dropped ones") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   for (const std::string word :
@@ -207,7 +207,7 @@ TEST_CASE("aliases expand to YAML") {
   CHECK(value(muon.optimizer[0].component, "lr") == dsv3::OptionValue(3e-4));
   CHECK(value(muon.optimizer[1].component, "lr") == dsv3::OptionValue(0.25));
   CHECK(muon.optimizer[1].component.plugin == "muon");
-  // With a plugin of that name, `plugin:` means the plugin.
+  // If a plugin has the alias's name, `plugin:` selects the plugin.
   CHECK(fake::load(file, {"optimizer={plugin: muon, lr: 1}"}).optimizer.size() == 1);
   const Experiment zero = fake::load(file, {"strategy=deepspeed_stage_2"});
   CHECK(zero.strategy.plugin == "zero");
@@ -217,7 +217,7 @@ TEST_CASE("aliases expand to YAML") {
   CHECK(value(three.strategy, "stage") == dsv3::OptionValue(int64_t{3}));
 }
 
-TEST_CASE("a later length of the run replaces an earlier one") {
+TEST_CASE("a later layer's train.steps or train.tokens replaces an earlier one") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   const Experiment e = fake::load(file, {"train.tokens=1000"});
@@ -241,7 +241,7 @@ TEST_CASE("optimizer groups have unique names") {
           .empty());
 }
 
-TEST_CASE("references are resolved late and secrets are never stored") {
+TEST_CASE("references are resolved after merging, and secrets are never stored") {
   fake::Folder folder;
   ::setenv("DSV3_TEST_SECRET", "hunter2", 1);
   ::setenv("DSV3_TEST_STEPS", "33", 1);
@@ -265,7 +265,7 @@ TEST_CASE("references are resolved late and secrets are never stored") {
   CHECK(reloaded.resolved.yaml() == written);
 }
 
-TEST_CASE("references that double forever are stopped") {
+TEST_CASE("references that expand exponentially are rejected") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   const auto prompts = [](const std::string& last) {
@@ -280,7 +280,7 @@ TEST_CASE("references that double forever are stopped") {
   CHECK(has(fake::errors_of(file, {prompts("x")}), "references expand to more than 65536 bytes"));
 }
 
-TEST_CASE("a value of the command line is the text itself") {
+TEST_CASE("a command-line value is taken literally") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   for (const std::string path :
@@ -307,7 +307,7 @@ TEST_CASE("a value of the command line is the text itself") {
   CHECK(has(fake::errors_of(file, {"data.path="}), "'path' in data (plugin 'text') has no value"));
 }
 
-TEST_CASE("settings of a program are typed") {
+TEST_CASE("settings made by a program are type-checked") {
   fake::Folder folder;
   fake::Catalog catalog;
   dsv3::ExperimentRequest request;

@@ -1,4 +1,4 @@
-// The resolved experiment loads again as the same experiment; broken files never crash.
+// A resolved experiment round-trips through YAML. Malformed files never crash the loader.
 #include <random>
 
 #include <catch2/catch.hpp>
@@ -74,7 +74,7 @@ void check_equal(const Experiment& a, const Experiment& b) {
 
 }  // namespace
 
-TEST_CASE("the resolved experiment is the same experiment") {
+TEST_CASE("a resolved experiment loads as the same experiment") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   const std::vector<std::vector<std::string>> variants{
@@ -98,7 +98,7 @@ TEST_CASE("the resolved experiment is the same experiment") {
   }
 }
 
-TEST_CASE("a run's experiment takes further settings") {
+TEST_CASE("a run's experiment accepts further settings") {
   fake::Folder folder;
   const Experiment first =
       fake::load(folder.write("e.yaml", fake::kExperiment), {"train.tokens=1e6"});
@@ -111,7 +111,7 @@ TEST_CASE("a run's experiment takes further settings") {
   CHECK(longer.optimizer[1].component.options.at("lr") == dsv3::OptionValue(0.5));
 }
 
-TEST_CASE("the resolved experiment holds every default") {
+TEST_CASE("a resolved experiment contains every default") {
   fake::Folder folder;
   const Experiment e = fake::load(folder.write("e.yaml", fake::kExperiment));
   for (const char* line : {"\n    qk_rope_dim: 32\n", "\n    betas: [0.9, 0.95]\n", "\n  clip: 1\n",
@@ -119,7 +119,7 @@ TEST_CASE("the resolved experiment holds every default") {
     CHECK(e.resolved.yaml().find(line) != std::string::npos);
 }
 
-TEST_CASE("cut and damaged files are rejected or read, never crash") {
+TEST_CASE("truncated and damaged files are read or rejected without a crash") {
   fake::Folder folder;
   const std::string whole = std::string(fake::kExperiment) + "extra: &a [1, {b: *a2}]\n";
   std::mt19937 random(7);
@@ -131,5 +131,5 @@ TEST_CASE("cut and damaged files are rejected or read, never crash") {
           static_cast<char>("{}[]:,&*!|>'\"%@`#-? \n\t\0\xff$"[random() % 26]);
     rejected += !fake::errors_of(folder.write("e.yaml", text)).empty();
   }
-  CHECK(rejected > 1000);  // the rest lost only comments and the end
+  CHECK(rejected > 1000);  // the files that load lost only comments and the end
 }

@@ -1,4 +1,4 @@
-// Documents in memory, and streams of packed rows put back together.
+// Documents in memory, and reassembly of documents from packed rows.
 #pragma once
 
 #include <memory>
@@ -12,7 +12,7 @@
 #include <dsv3/sdk/documents.h>
 
 /// Documents of the given lengths; token `offset` of document `index` is 1000 * (index + 1) +
-/// offset, so every token says where it belongs.
+/// offset, so every token identifies its document and offset.
 class NumberedDocuments final : public dsv3::Documents {
  public:
   explicit NumberedDocuments(std::vector<int64_t> lengths, std::string fingerprint = "numbers")
@@ -45,7 +45,7 @@ inline dsv3::DataContext stream_context(dsv3::Split split, int64_t micro_batch, 
 /// A row's tokens followed by its document ids.
 using Row = std::vector<int64_t>;
 
-/// Appends the rows of `batch`; false when it is the end of the stream.
+/// Appends the rows of `batch`. Returns false at the end of the stream.
 inline bool append_rows(const dsv3::Batch& batch, std::vector<Row>& rows) {
   if (!batch.tokens.defined()) return false;
   for (int64_t i = 0; i < batch.tokens.size(0); ++i) {
@@ -62,8 +62,8 @@ inline std::vector<Row> read_rows(dsv3::Data& data, int64_t calls) {
   return rows;
 }
 
-/// The token stream behind rows that follow each other, cut where the document id changes; padding
-/// is left out.
+/// The token stream that consecutive rows were packed from, split where the document id changes,
+/// without padding.
 inline std::vector<std::vector<int64_t>> documents_of(const std::vector<Row>& rows) {
   std::vector<std::vector<int64_t>> documents;
   int64_t previous_id = -1;

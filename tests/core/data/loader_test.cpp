@@ -1,4 +1,4 @@
-// Batches loaded ahead on a thread: the same ones as without it, and errors that reach the caller.
+// A loader thread returns the same batches as loading without it, and its errors reach the caller.
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -27,12 +27,13 @@ std::shared_ptr<dsv3::Data> packed(Split split) {
       packed_context(split));
 }
 
-/// One row of two tokens per batch; only validation streams may end.
+/// One row of two tokens per batch. Uses the validation split because a training stream must not
+/// end.
 dsv3::DataContext counter_context() {
   return {.split = Split::validation, .micro_batch = 1, .sequence = 1};
 }
 
-/// Counts up to `end`, then ends or throws.
+/// Returns numbers up to `end`, then ends or throws.
 class Counter final : public dsv3::Data {
  public:
   explicit Counter(int64_t end, bool fails = false) : end_(end), fails_(fails) {}
@@ -74,12 +75,12 @@ TEST_CASE("a loader returns the batches and states of its data") {
   }
 }
 
-TEST_CASE("a loader loads `depth` batches ahead and no more") {
+TEST_CASE("a loader loads at most `depth` batches ahead") {
   const auto counter = std::make_shared<Counter>(1000);
   Loader loader(counter, counter_context(), 3);
   CHECK(counter->calls == 0);
   CHECK(number_of(loader.next()) == 0);
-  // Three batches wait and one more is loaded, which has no room yet.
+  // Three batches are queued, and a fourth has been loaded but does not fit into the queue.
   for (int tries = 0; counter->calls < 5 && tries < 1000; ++tries)
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -87,7 +88,7 @@ TEST_CASE("a loader loads `depth` batches ahead and no more") {
   CHECK(loader.state() == 1);
 }
 
-TEST_CASE("an error of the data reaches the caller after the batches before it") {
+TEST_CASE("an error of the data plugin reaches the caller after the batches before it") {
   for (const int64_t depth : {0, 1, 4}) {
     Loader loader(std::make_shared<Counter>(3, true), counter_context(), depth);
     for (int64_t number = 0; number < 3; ++number) CHECK(number_of(loader.next()) == number);
@@ -108,7 +109,7 @@ TEST_CASE("an error of the data reaches the caller after the batches before it")
   }
 }
 
-TEST_CASE("the end of a stream is repeated until a state is loaded") {
+TEST_CASE("next() returns the end of the stream until a state is loaded") {
   for (const int64_t depth : {0, 2}) {
     Loader loader(std::make_shared<Counter>(2), counter_context(), depth);
     CHECK(number_of(loader.next()) == 0);
@@ -119,7 +120,7 @@ TEST_CASE("the end of a stream is repeated until a state is loaded") {
   }
 }
 
-TEST_CASE("loading a state drops what was loaded ahead") {
+TEST_CASE("loading a state drops batches that were loaded ahead") {
   Loader loader(packed(Split::train), packed_context(Split::train), 4);
   std::vector<Row> skipped, expected, actual;
   append_rows(loader.next(), skipped);

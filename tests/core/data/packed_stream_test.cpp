@@ -1,4 +1,4 @@
-// Packed rows: what a stream contains, where it resumes, and that ranks share one order.
+// Packed rows: the content of a stream, resuming, and the order of rows across ranks.
 #include <algorithm>
 #include <numeric>
 #include <set>
@@ -62,7 +62,7 @@ dsv3::ExitCode code_of(const std::function<void()>& action) {
 
 }  // namespace
 
-TEST_CASE("every epoch of training holds every token of every document once and in order") {
+TEST_CASE("every training epoch contains every token of every document once and in order") {
   const int64_t total = std::accumulate(kLengths.begin(), kLengths.end(), int64_t{0});
   const int64_t sequence = GENERATE(1, 6, 50);
   const int64_t micro_batch = GENERATE(1, 3);
@@ -93,7 +93,7 @@ TEST_CASE("validation is one pass over every document, padded to whole batches")
     CHECK_FALSE(stream.next().tokens.defined());
     CHECK(rows.size() % size_t(micro_batch) == 0);
     auto documents = documents_of(rows);
-    // A document of one token at the end of the stream has no target and no row of its own.
+    // A document of one token at the end of the stream has no target, so it does not start a row.
     REQUIRE(documents.size() >= kLengths.size() - 1);
     std::set<int64_t> found;
     for (const auto& document : documents) {
@@ -104,7 +104,7 @@ TEST_CASE("validation is one pass over every document, padded to whole batches")
   }
 }
 
-TEST_CASE("the order of validation does not depend on the seed, that of training does") {
+TEST_CASE("the seed changes the order of training but not of validation") {
   for (const Split split : {Split::train, Split::validation}) {
     auto context = stream_context(split, 2, 8);
     PackedStream stream(numbered(), context), same(numbered(), context);
@@ -116,14 +116,14 @@ TEST_CASE("the order of validation does not depend on the seed, that of training
   }
 }
 
-TEST_CASE("a stream resumes from its saved state as if it had not stopped") {
+TEST_CASE("a stream resumed from its saved state continues unchanged") {
   const auto context = stream_context(Split::train, 2, 6);
   for (const int64_t calls : {0, 1, 2, 9, 40}) {
     PackedStream stream(numbered(), context);
     read_rows(stream, calls);
     const std::string saved = stream.state().dump();
     PackedStream resumed(numbered(), context);
-    read_rows(resumed, 3);  // the state replaces any position
+    read_rows(resumed, 3);  // the state replaces the current position
     resumed.load_state(nlohmann::json::parse(saved));
     CHECK(resumed.state() == stream.state());
     CHECK(read_rows(resumed, 30) == read_rows(stream, 30));
@@ -143,7 +143,7 @@ TEST_CASE("the global order of rows does not depend on ranks and micro-batch") {
   }
 }
 
-TEST_CASE("a saved state resumes on other ranks and micro-batches") {
+TEST_CASE("a saved state resumes with different ranks and micro-batches") {
   auto single = make_ranks(1, 4);
   global_rows(single, 12);
   const nlohmann::json state = single[0]->state();
@@ -154,7 +154,7 @@ TEST_CASE("a saved state resumes on other ranks and micro-batches") {
   }
 }
 
-TEST_CASE("a state of other documents, another seed or no position at all is rejected") {
+TEST_CASE("a state with different documents, a different seed or no position is rejected") {
   const auto context = stream_context(Split::train, 1, 6);
   PackedStream stream(numbered(), context);
   read_rows(stream, 4);
@@ -183,7 +183,7 @@ TEST_CASE("a state of other documents, another seed or no position at all is rej
   CHECK(stream.state() == state);  // a rejected state changes nothing
 }
 
-TEST_CASE("too little text for one row is an error with numbers") {
+TEST_CASE("too little text for one row is an error that states the counts") {
   const auto few = std::make_shared<NumberedDocuments>(std::vector<int64_t>{3, 3});
   CHECK_NOTHROW(PackedStream(few, stream_context(Split::train, 1, 5)));
   CHECK_THROWS_WITH(PackedStream(few, stream_context(Split::train, 1, 6)),
@@ -200,7 +200,7 @@ TEST_CASE("too little text for one row is an error with numbers") {
   CHECK_FALSE(empty.next().tokens.defined());
 }
 
-TEST_CASE("text files give each document to exactly one split") {
+TEST_CASE("text files assign each document to exactly one split") {
   TemporaryFolder folder;
   constexpr double kShare = 0.3;
   std::multiset<std::string> train, validation;
@@ -224,7 +224,7 @@ TEST_CASE("text files give each document to exactly one split") {
     for (const std::string& text : expected) tokens += text.size() + 1;  // the end-of-text id
     auto documents = documents_of(read_rows(*data, int64_t(tokens / 16) + 1));
     REQUIRE(documents.size() >= expected.size());
-    documents.resize(expected.size());  // the rest belongs to the next epoch
+    documents.resize(expected.size());  // the other documents belong to the next epoch
     std::multiset<std::string> found;
     for (auto& document : documents) {
       CHECK(document.back() == context.tokenizer->eos_id());

@@ -1,4 +1,4 @@
-// Which documents are held out, and the order of an epoch.
+// Selection of held-out documents, and the order of an epoch.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -22,7 +22,7 @@ std::vector<uint64_t> hashes(int count) {
 }  // namespace
 
 TEST_CASE("hashes and random bits are the same on every machine and in every version") {
-  // Changing one of these moves documents between the splits of everybody's experiments.
+  // Changing one of these would move documents between the splits of all existing experiments.
   CHECK(dsv3::document_hash("") == 0xe220a8397b1dcdafu);
   CHECK(dsv3::document_hash("And the LORD said") == 0x9a9321c67593982eu);
   CHECK(dsv3::random_bits({1, 2, 3}) == 0x1072deca7455826u);
@@ -45,12 +45,12 @@ TEST_CASE("the hash of a document depends on its length and on every byte") {
   CHECK(found.size() == texts);
 }
 
-TEST_CASE("the share of documents held out is the one requested") {
+TEST_CASE("the share of held-out documents is as requested") {
   const auto all = hashes(20'000);
   for (const double share : {0.001, 0.01, 0.1, 0.5, 0.9}) {
     const auto count = std::count_if(all.begin(), all.end(),
                                      [&](uint64_t hash) { return dsv3::held_out(hash, share); });
-    // Five standard deviations of a binomial.
+    // Five standard deviations of the binomial distribution.
     const double expected = share * double(all.size());
     CHECK(std::abs(double(count) - expected) < 5 * std::sqrt(expected * (1 - share)));
   }
@@ -60,13 +60,13 @@ TEST_CASE("the share of documents held out is the one requested") {
   }
 }
 
-TEST_CASE("a larger share holds out what a smaller one does") {
+TEST_CASE("the held-out set of a larger share is a superset of that of a smaller one") {
   for (const uint64_t hash : hashes(2000))
     for (const double share : {0.01, 0.1, 0.4})
       if (dsv3::held_out(hash, share)) CHECK(dsv3::held_out(hash, share * 1.5));
 }
 
-TEST_CASE("a permutation holds every position once and depends on seed and epoch") {
+TEST_CASE("a permutation contains every position exactly once and depends on seed and epoch") {
   for (const uint64_t count : {1, 2, 3, 4, 5, 17, 64, 1000, 4097}) {
     std::vector<uint64_t> order;
     const dsv3::Permutation permutation(count, 3, 1);

@@ -1,4 +1,4 @@
-// Token files: shards written and read back, other formats, and damaged files.
+// Token files: writing and reading shards, other formats, and damaged files.
 #include <cstring>
 #include <functional>
 
@@ -37,7 +37,7 @@ std::vector<int64_t> tokens_of(const TokenFile& file, const dsv3::TokenDocument&
   return tokens;
 }
 
-/// The error of opening `bytes` as `name`; "" when it opens.
+/// The error message from opening `bytes` as `name`, or "" if it opens.
 std::string error_of(const TemporaryFolder& folder, const std::string& bytes,
                      const std::string& name = "damaged.tokens",
                      const std::string& format = "auto") {
@@ -57,7 +57,7 @@ std::string with(std::string bytes, size_t offset, T value) {
   return bytes;
 }
 
-/// The same with a header checksum that fits, so that the next check is reached.
+/// The same with a correct header checksum, so that the next check is reached.
 template <class T>
 std::string resealed(const std::string& bytes, size_t offset, T value) {
   const std::string changed = with(bytes, offset, value);
@@ -66,7 +66,7 @@ std::string resealed(const std::string& bytes, size_t offset, T value) {
 
 }  // namespace
 
-TEST_CASE("a shard reads back as it was written") {
+TEST_CASE("a shard round-trips") {
   TemporaryFolder folder;
   for (const uint32_t id_bytes : {2u, 4u}) {
     const TokenFile file(write_shard(folder, id_bytes), "auto");
@@ -89,7 +89,7 @@ TEST_CASE("a shard reads back as it was written") {
   }
 }
 
-TEST_CASE("ids above 65,535 need four bytes and keep them") {
+TEST_CASE("ids above 65,535 are stored in four bytes and round-trip") {
   TemporaryFolder folder;
   dsv3::TokenHeader header;
   header.id_bytes = 4;
@@ -101,7 +101,7 @@ TEST_CASE("ids above 65,535 need four bytes and keep them") {
   CHECK(tokens_of(file, {0, 2, 0}) == std::vector<int64_t>{65'536, 2'000'000'000});
 }
 
-TEST_CASE("every damage to a shard's header is reported") {
+TEST_CASE("all damage to a shard's header is reported") {
   TemporaryFolder folder;
   const std::string bytes = get(write_shard(folder, 2));
   CHECK(error_of(folder, bytes).empty());
@@ -116,7 +116,7 @@ TEST_CASE("every damage to a shard's header is reported") {
       CHECK_THAT(error_of(folder, resealed(bytes, count, value)), Catch::Contains("truncated"));
 }
 
-TEST_CASE("a truncated or lengthened shard is reported") {
+TEST_CASE("a shard of the wrong length is reported") {
   TemporaryFolder folder;
   const std::string bytes = get(write_shard(folder, 2));
   for (size_t size = 0; size < bytes.size(); ++size) {
@@ -126,7 +126,7 @@ TEST_CASE("a truncated or lengthened shard is reported") {
   CHECK_FALSE(error_of(folder, bytes + '\0').empty());
 }
 
-TEST_CASE("a document table that does not fit the tokens is reported") {
+TEST_CASE("a document table that does not match the tokens is reported") {
   TemporaryFolder folder;
   const std::string bytes = get(write_shard(folder, 2));
   const size_t table = bytes.size() - kDocuments.size() * 16;
@@ -135,7 +135,7 @@ TEST_CASE("a document table that does not fit the tokens is reported") {
   CHECK_THAT(error_of(folder, with(bytes, table + 48, uint64_t{10})), Catch::Contains("cover"));
 }
 
-TEST_CASE("files of llm.c and raw ids are cut at the end-of-text id") {
+TEST_CASE("files of llm.c and raw ids are split at the end-of-text id") {
   TemporaryFolder folder;
   std::string ids;
   for (const uint16_t id : {3, 4, 9, 5, 9, 6})
@@ -160,7 +160,7 @@ TEST_CASE("files of llm.c and raw ids are cut at the end-of-text id") {
   CHECK_THAT(error_of(folder, ids, "raw.bin", "parquet"), Catch::Contains("use auto"));
 }
 
-TEST_CASE("a folder's token files come in the order of their names") {
+TEST_CASE("a folder's token files are read in order of their names") {
   TemporaryFolder folder;
   write_shard(folder, 2, "b.tokens");
   write_shard(folder, 2, "a.tokens");
@@ -171,7 +171,7 @@ TEST_CASE("a folder's token files come in the order of their names") {
   CHECK_THROWS_AS(dsv3::token_files_in((folder / "missing").string()), dsv3::Error);
 }
 
-TEST_CASE("prepared shards hold the documents of the text in its order") {
+TEST_CASE("prepared shards contain the documents of the text in order") {
   TemporaryFolder folder;
   std::vector<std::string> texts;
   std::string corpus;

@@ -1,4 +1,4 @@
-// Fields of config.json: none is ignored, and every error is reported.
+// Fields of config.json: no field is ignored, and every error is reported.
 #include <catch2/catch.hpp>
 
 #include <dsv3/sdk/config_reader.h>
@@ -10,7 +10,7 @@ using Json = nlohmann::json;
 
 namespace {
 
-/// The error of `read` and finish(), "" when there is none.
+/// The error message that `read` or finish() throws, or "" if neither throws.
 template <class Read>
 std::string mistakes(const Json& config, Read read) {
   ConfigReader reader(config);
@@ -59,18 +59,18 @@ TEST_CASE("all errors are reported together") {
     reader.integer("c", 1);
     reader.integer("missing");
     reader.ignore("ignored");
-    reader.mistake("a and b do not fit");
+    reader.mistake("a and b do not match");
   });
   CHECK_THAT(text, Catch::Contains("\"a\" must be an integer, but is \"3\""));
   CHECK_THAT(text, Catch::Contains("\"b\" must be true or false, but is 1"));
   CHECK_THAT(text, Catch::Contains("\"c\" must be an integer, but is 2.5"));
   CHECK_THAT(text, Catch::Contains("\"missing\" is missing"));
-  CHECK_THAT(text, Catch::Contains("a and b do not fit"));
+  CHECK_THAT(text, Catch::Contains("a and b do not match"));
   CHECK_THAT(text, Catch::Contains("\"surprise\" (1) is a field that this format does not know"));
   CHECK_THAT(text, !Catch::Contains("ignored"));
 }
 
-TEST_CASE("a required value may be absent but not another") {
+TEST_CASE("a field with a required value may be absent, but must not have a different value") {
   const auto silu = [](ConfigReader& reader) { reader.require("act", {"silu", "swish"}); };
   CHECK(mistakes({{"act", "silu"}}, silu).empty());
   CHECK(mistakes(Json::object(), silu).empty());
@@ -80,7 +80,7 @@ TEST_CASE("a required value may be absent but not another") {
       Catch::Contains("\"act\" is \"gelu\", but dsv3 computes with \"silu\" or \"swish\" only"));
 }
 
-TEST_CASE("both spellings of rope mean the same") {
+TEST_CASE("both spellings of RoPE settings are read alike") {
   CHECK(rope_of(Json::object()).theta == 10000);
   CHECK(rope_of({{"rope_theta", 5000}}).theta == 5000);
   CHECK(rope_of({{"rope_parameters", {{"rope_theta", 5000}, {"rope_type", "default"}}}}).theta ==
@@ -103,7 +103,7 @@ TEST_CASE("both spellings of rope mean the same") {
   CHECK(rope_of({{"rope_scaling", {{"type", "yarn"}, {"factor", 2}}}}).original_length == 64);
 }
 
-TEST_CASE("rope that cannot be expressed is rejected") {
+TEST_CASE("RoPE settings that dsv3 does not support are rejected") {
   CHECK_THAT(rope_mistakes({{"rope_scaling", {{"type", "linear"}, {"factor", 2}}}}),
              Catch::Contains("\"linear\""));
   CHECK_THAT(rope_mistakes({{"rope_scaling", {{"type", "yarn"}}}}), Catch::Contains("\"factor\""));
@@ -118,7 +118,7 @@ TEST_CASE("rope that cannot be expressed is rejected") {
   CHECK_THAT(rope_mistakes({{"rope_scaling", "yarn"}}), Catch::Contains("must be a map"));
 }
 
-TEST_CASE("rope reads back as it was written") {
+TEST_CASE("RoPE settings round-trip") {
   RopeParameters rope;
   rope.theta = 5000;
   Json config = Json::object();

@@ -1,4 +1,4 @@
-// Files of weights in Hugging Face folders, and conventions of stored models.
+// Weight files of Hugging Face folders, and conventions of stored models.
 #include "format/folder.h"
 
 #include <ATen/ATen.h>
@@ -16,7 +16,7 @@ using dsv3::Json;
 
 namespace {
 
-/// A safetensors file with scalars of these names.
+/// Writes a safetensors file with scalars of these names.
 void put_tensors(const std::filesystem::path& file, const std::vector<std::string>& names) {
   static const float one = 1;
   std::map<std::string, dsv3::safetensors::View> views;
@@ -28,7 +28,7 @@ void put_index(const TemporaryFolder& folder, const Json& map) {
   put(folder / "model.safetensors.index.json", Json{{"weight_map", map}}.dump());
 }
 
-/// The error of opening, without the folder's name; "" when it opens.
+/// The error message from opening, without the folder's name, or "" if it opens.
 std::string error_of(const TemporaryFolder& folder) {
   try {
     FolderTensors tensors(folder.path());
@@ -61,7 +61,7 @@ std::string conventions_error(const dsv3::StoredModel& stored, const dsv3::Exper
 
 }  // namespace
 
-TEST_CASE("one file or shards with an index") {
+TEST_CASE("weights are read from one file, or from shards with an index") {
   TemporaryFolder folder;
   CHECK_THAT(error_of(folder), Catch::Contains("neither model.safetensors nor"));
   put_tensors(folder / "model.safetensors", {"a"});
@@ -110,7 +110,7 @@ TEST_CASE("rows of a tensor place") {
   CHECK(at::equal(dsv3::select_rows(source, place, 3).flatten(), at::tensor({4, 5, 6}, at::kLong)));
 }
 
-TEST_CASE("a model with other conventions is rejected, with advice on what to set") {
+TEST_CASE("a model with different conventions is rejected, with advice on what to set") {
   TemporaryFolder folder;
   dsv3::Experiment experiment;
   experiment.conventions = {{"position.rope.layout", "half"}, {"model.mtp.input", "normed"}};
@@ -128,11 +128,10 @@ TEST_CASE("a model with other conventions is rejected, with advice on what to se
             "\n  position.rope.layout: checkpoint interleaved, this experiment half; set "
             "model.position.layout: interleaved"
             "\n  attention.mla.muon_split: checkpoint whole, this experiment absent"
-            "\nSet model.conventions: torchtitan as in the checkpoint, or these options and "
-            "plugins as in the checkpoint, or start without it");
+            "\nSet these options and plugins as in the checkpoint, or start without it");
 }
 
-TEST_CASE("weights can be used with another optimizer") {
+TEST_CASE("weights can be used with a different optimizer") {
   TemporaryFolder folder;
   dsv3::Experiment experiment;
   experiment.conventions = {{"optimizer.muon.scale", "original"}};

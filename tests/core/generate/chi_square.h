@@ -1,5 +1,5 @@
-// Counts against probabilities. Seeds are fixed, so that a test never flakes; the bound is what
-// right code misses with a chance below 1e-6, and wrong code by far.
+// Compares counts with probabilities. Seeds are fixed, so tests are never flaky. Correct code
+// exceeds the bound with a probability below 1e-6 per seed; wrong code exceeds it by far.
 #pragma once
 
 #include <cmath>
@@ -9,8 +9,8 @@
 
 namespace dsv3::test {
 
-/// Pearson's statistic below its mean by 6 standard deviations (df + 6 sqrt(2 df) + 12, the last
-/// term for the tail of small df). Outcomes expected less than 5 times are taken together.
+/// Checks that Pearson's statistic is below its mean plus 6 standard deviations (df + 6 sqrt(2 df)
+/// + 12; the last term is for the tail of small df). Merges outcomes expected less than 5 times.
 template <class Outcome>
 void check_counts(const std::map<Outcome, int64_t>& counts,
                   const std::map<Outcome, double>& probabilities, int64_t total) {
@@ -32,7 +32,7 @@ void check_counts(const std::map<Outcome, int64_t>& counts,
       add(expected, observed);
     }
   }
-  CHECK(seen == total);  // nothing that has probability 0
+  CHECK(seen == total);  // no outcome of probability 0 occurred
   if (rare_expected >= 5) add(rare_expected, rare_seen);
   REQUIRE(cells > 1);
   const double df = double(cells - 1);

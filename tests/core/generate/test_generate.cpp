@@ -19,7 +19,7 @@ std::unique_ptr<Model> model_of(int64_t depth, const std::string& input = "norme
   Experiment experiment = tiny_experiment();
   experiment.mtp.depth = depth;
   experiment.mtp.input = input;
-  // float64: rounding must not decide between two tokens.
+  // float64, so that rounding does not decide between two tokens.
   auto model = std::make_unique<Model>(experiment, vocab, tiny_factory(), at::kCPU, at::kDouble);
   model->initialise(3);
   return model;
@@ -45,7 +45,7 @@ std::vector<float> last_logits(Model& model, const Ids& text) {
   return {row.const_data_ptr<float>(), row.const_data_ptr<float>() + row.numel()};
 }
 
-/// What `generate` must give for temperature 0, by forwards of whole texts.
+/// Expected output of `generate` at temperature 0, from full forward passes without a cache.
 Ids greedy(Model& model, Ids text, int64_t tokens, const Sampling& sampling) {
   const size_t start = text.size();
   for (int64_t i = 0; i < tokens; ++i)
@@ -53,7 +53,8 @@ Ids greedy(Model& model, Ids text, int64_t tokens, const Sampling& sampling) {
   return {text.begin() + ptrdiff_t(start), text.end()};
 }
 
-TEST_CASE("greedy texts equal those of full forwards, with and without cache and speculation") {
+TEST_CASE(
+    "greedy output equals that of full forward passes, with and without cache and speculation") {
   const int64_t depth = GENERATE(0, 1, 2);
   const auto model = model_of(depth, GENERATE("normed", "raw"));
   GenerateOptions options;
@@ -77,7 +78,7 @@ TEST_CASE("greedy texts equal those of full forwards, with and without cache and
   CHECK(ids_of(generate(*model, prompts_of(kTexts), options)) == expected);
 }
 
-TEST_CASE("a text does not depend on what else is in the batch") {
+TEST_CASE("a continuation does not depend on the rest of the batch") {
   const auto model = model_of(2);
   GenerateOptions options;
   options.tokens = 12;
@@ -87,7 +88,7 @@ TEST_CASE("a text does not depend on what else is in the batch") {
   std::vector<Ids> alone;
   for (const Prompt& prompt : prompts)
     alone.push_back(generate(*model, {prompt}, options).texts[0].ids);
-  CHECK(alone[1] != alone[4]);  // the same prompt, another seed
+  CHECK(alone[1] != alone[4]);  // the same prompt with a different seed
   for (const int64_t batch : {2, 3, 5}) {
     options.batch = batch;
     CHECK(ids_of(generate(*model, prompts, options)) == alone);
@@ -113,7 +114,7 @@ void continuations(Model& model, const Ids& text, size_t start, size_t tokens,
   }
 }
 
-TEST_CASE("speculation does not change the distribution of texts") {
+TEST_CASE("speculation does not change the output distribution") {
   const int64_t depth = GENERATE(1, 2);
   const auto model = model_of(depth, "normed", 5);
   GenerateOptions options;
@@ -133,7 +134,7 @@ TEST_CASE("speculation does not change the distribution of texts") {
   std::map<Ids, int64_t> counts;
   for (const Continuation& text : actual.texts) ++counts[text.ids];
   check_counts(counts, expected, total);
-  for (int64_t k = 0; k < depth; ++k) {  // drafts were judged both ways
+  for (int64_t k = 0; k < depth; ++k) {  // drafts were both accepted and rejected
     CHECK(actual.stats.accepted[size_t(k)] > 100);
     CHECK(actual.stats.drafts[size_t(k)] - actual.stats.accepted[size_t(k)] > 100);
   }
@@ -141,7 +142,7 @@ TEST_CASE("speculation does not change the distribution of texts") {
   CHECK(actual.stats.forwards < 3 * total / options.batch);
 }
 
-TEST_CASE("the cache holds the tokens of each text and no padding") {
+TEST_CASE("the cache holds each sequence's tokens and no padding") {
   const auto model = model_of(1);
   GenerateOptions options;
   options.tokens = 7;
@@ -153,14 +154,14 @@ TEST_CASE("the cache holds the tokens of each text and no padding") {
     CHECK(stats.cache_tokens <= 18 + 5 * 6);
   } else {
     CHECK(stats.mtp_cache_bytes == 0);
-    CHECK(stats.cache_tokens == 18 + 5 * 6);  // a text's last token is never read
+    CHECK(stats.cache_tokens == 18 + 5 * 6);  // a sequence's last token is never an input
     CHECK(stats.forwards == 7);
   }
   // 2 layers, keys and values of 12 features, float64
   CHECK(stats.cache_bytes == stats.cache_tokens * 2 * 24 * 8);
 }
 
-TEST_CASE("texts end at stop ids, at their length and when the callback returns false") {
+TEST_CASE("generation ends at a stop id, at the length limit, or when the callback returns false") {
   const auto model = model_of(2);
   GenerateOptions options;
   options.tokens = 9;

@@ -23,7 +23,7 @@ std::map<int32_t, double> of(const std::vector<float>& logits, const std::vector
   return probabilities;
 }
 
-/// softmax of `scores` by id.
+/// The softmax of `scores`, by id.
 std::map<int32_t, double> softmax(const std::map<int32_t, double>& scores) {
   double sum = 0;
   std::map<int32_t, double> result;
@@ -49,16 +49,16 @@ TEST_CASE("sampling is softmax by default") {
   check_equal(of(kLogits, {2}, kPlain), softmax({{0, 1}, {1, -2}, {2, 3}, {3, 0.5}, {4, 2}}));
 }
 
-TEST_CASE("temperature divides the logits, and 0 takes the most likely token") {
+TEST_CASE("temperature divides the logits, and 0 selects the most likely token") {
   Sampling sampling = kPlain;
   sampling.temperature = 0.5;
   check_equal(of(kLogits, {}, sampling), softmax({{0, 2}, {1, -4}, {2, 6}, {3, 1}, {4, 4}}));
   sampling.temperature = 0;
   check_equal(of(kLogits, {}, sampling), {{2, 1}});
-  check_equal(of({1, 7, 7}, {}, sampling), {{1, 1}});  // the first of equals
+  check_equal(of({1, 7, 7}, {}, sampling), {{1, 1}});  // of equal logits, the first
 }
 
-TEST_CASE("the repetition penalty counts an id once, and works on greedy choices") {
+TEST_CASE("the repetition penalty counts an id once, and affects greedy choices") {
   Sampling sampling = kPlain;
   sampling.repetition_penalty = 2;
   check_equal(of(kLogits, {1, 2, 2, 2}, sampling),
@@ -76,7 +76,7 @@ TEST_CASE("top_k keeps k tokens") {
   CHECK(of(kLogits, {}, sampling).size() == 5);
 }
 
-TEST_CASE("top_p keeps the most likely tokens until it is reached") {
+TEST_CASE("top_p keeps the most likely tokens until their probabilities reach it") {
   Sampling sampling = kPlain;
   // softmax: 0.63, 0.23, 0.09, 0.05, 0.004
   sampling.top_p = 0.6;
@@ -87,7 +87,7 @@ TEST_CASE("top_p keeps the most likely tokens until it is reached") {
   check_equal(of(kLogits, {}, sampling), softmax({{2, 3}, {4, 2}, {0, 1}}));
   sampling.top_p = 1e-9;
   check_equal(of(kLogits, {}, sampling), {{2, 1}});
-  // Behind top_k, the probabilities are those among the k: 0.73, 0.27.
+  // After top_k, the probabilities are renormalised over the k tokens: 0.73, 0.27.
   sampling.top_k = 2;
   sampling.top_p = 0.7;
   check_equal(of(kLogits, {}, sampling), {{2, 1}});
@@ -98,7 +98,7 @@ TEST_CASE("logits that are not finite are an error") {
   CHECK_THROWS_AS(distribution(std::vector<float>{1, INFINITY}, {}, kPlain), Error);
 }
 
-TEST_CASE("draws follow the distribution, and a seed repeats them") {
+TEST_CASE("draws follow the distribution and are reproducible from the seed") {
   const Distribution p{{7, 2, 4}, {0.5, 0.2, 0.3}};
   Random random(11), same(11);
   std::map<int32_t, int64_t> counts;
@@ -110,7 +110,7 @@ TEST_CASE("draws follow the distribution, and a seed repeats them") {
   check_counts<int32_t>(counts, {{7, 0.5}, {2, 0.2}, {4, 0.3}}, 20000);
 }
 
-TEST_CASE("a verified draft is distributed as p, whatever q it was drawn from") {
+TEST_CASE("a verified draft is distributed as p, whatever distribution q it was drawn from") {
   const Distribution p{{0, 1, 2, 3}, {0.1, 0.2, 0.3, 0.4}};
   const std::vector<Distribution> drafts{{{0, 1, 2, 3}, {0.4, 0.3, 0.2, 0.1}},
                                          {{3, 2, 1, 0}, {0.4, 0.3, 0.2, 0.1}},
@@ -130,13 +130,13 @@ TEST_CASE("a verified draft is distributed as p, whatever q it was drawn from") 
       ++counts[id];
     }
     check_counts<int32_t>(counts, {{0, 0.1}, {1, 0.2}, {2, 0.3}, {3, 0.4}}, 20000);
-    double overlap = 0;  // the chance of acceptance is the sum of min(p, q)
+    double overlap = 0;  // the probability of acceptance is the sum of min(p, q)
     for (const int32_t id : q.ids) overlap += std::min(p.of(id), q.of(id));
     CHECK(std::abs(double(accepted) / 20000 - overlap) < 0.02);
   }
 }
 
-TEST_CASE("greedy drafts are accepted when correct, else replaced by the correct token") {
+TEST_CASE("greedy drafts are accepted if correct and otherwise replaced by the correct token") {
   Random random(1);
   const Distribution p{{4}, {1}}, wrong{{3}, {1}};
   for (int i = 0; i < 100; ++i) {

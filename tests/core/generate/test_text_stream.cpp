@@ -1,12 +1,12 @@
 #include <catch2/catch.hpp>
 
-#include <dsv3/runtime/text_stream.h>
+#include <dsv3/runtime/generate.h>
 #include <dsv3/sdk/error.h>
 
 namespace dsv3::test {
 namespace {
 
-/// An id is a byte.
+/// A tokenizer whose ids are bytes.
 class Bytes final : public Tokenizer {
  public:
   std::vector<int32_t> encode(std::string_view text) const override {
@@ -46,17 +46,17 @@ Streamed stream(const std::string& text, const std::vector<std::string>& stops =
 
 using Pieces = std::vector<std::string>;
 
-TEST_CASE("only whole characters are returned") {
+TEST_CASE("only complete characters are returned") {
   CHECK(stream("aé€😀.").pieces == Pieces{"a", "é", "€", "😀", "."});
-  // Cut off at the end, and bytes that are no UTF-8.
+  // A character cut off at the end, and bytes that are not UTF-8.
   CHECK(stream("a\xE2\x82").pieces == Pieces{"a", "\xE2\x82"});
   CHECK(stream("\x82z\xC3x").pieces == Pieces{"\x82", "z", "\xC3x"});
 }
 
-TEST_CASE("a stop text ends the text and is not returned") {
+TEST_CASE("a stop string ends the text and is not returned") {
   CHECK(stream("one\n\ntwo", {"\n\n"}).pieces == Pieces{"o", "n", "e"});
   CHECK(stream("one\n\ntwo", {"\n\n"}).stopped);
-  // What may be its start waits until it is clear.
+  // Characters that may start a stop string are held back until this is decided.
   const Streamed other = stream("a\nb<e<en", {"\n\n", "<end>"});
   CHECK(other.pieces == Pieces{"a", "\nb", "<e", "<en"});
   CHECK_FALSE(other.stopped);

@@ -47,7 +47,7 @@ std::string made_text() {
   std::string text;
   for (int paragraph = 0; paragraph < 60; ++paragraph)
     text += "Paragraph " + std::to_string(paragraph * paragraph) + " says " +
-            std::to_string(paragraph * 7919 % 1009) + " in words of no great weight.\n\n";
+            std::to_string(paragraph * 7919 % 1009) + " in a few plain words.\n\n";
   return text;
 }
 
@@ -63,8 +63,8 @@ std::atomic<int>& shared_counter() {
   for (;;) ::pause();
 }
 
-/// From now on `path` may take `more` bytes and no other file may be longer than that: the kernel
-/// writes what fits and ends the process at the next write.
+/// From now on, `path` can grow by `more` bytes, and no other file can become longer than it: the
+/// kernel writes what fits and kills the process at the next write.
 void limit_file(const fs::Path& path, uint64_t more) {
   std::error_code missing;
   const uintmax_t size = std::filesystem::file_size(path, missing);
@@ -74,9 +74,9 @@ void limit_file(const fs::Path& path, uint64_t more) {
   ::setrlimit(RLIMIT_FSIZE, &files);
 }
 
-/// Sets the hook by which this process counts its calls and dies.
+/// Sets the hook that counts this process's system calls and kills it at the requested one.
 void arrange(const std::optional<Death>& death, const fs::Path& run, std::atomic<int>& calls) {
-  // Lives until the process ends.
+  // Never deleted, because the hook uses it until the process ends.
   PowerCut* disk =
       death && death->kind == Death::power_cut ? new PowerCut(run.parent_path()) : nullptr;
   fs::set_fault_hook([=, &calls](fs::Call call, const fs::Path& path) {
@@ -89,7 +89,7 @@ void arrange(const std::optional<Death>& death, const fs::Path& run, std::atomic
       if (call == fs::Call::write) limit_file(path, death->bytes);
       return 0;
     }
-    // Other threads go on until the process is dead: they must not cut, too.
+    // Other threads run until the process is dead. They must not simulate a second power cut.
     if (disk && number > death->call)
       for (;;) ::pause();
     if (disk) disk->cut(run.parent_path().string() + "-left", death->unsynced, death->seed);
@@ -104,7 +104,7 @@ std::string Death::text() const {
     case before_call:
       return "killed before system call " + std::to_string(call);
     case torn_write:
-      return "a write from system call " + std::to_string(call) + " on torn after " +
+      return "a write from system call " + std::to_string(call) + " on is torn after " +
              std::to_string(bytes) + " bytes";
     case moment:
       return "killed after " + std::to_string(seconds) + " s";
@@ -118,8 +118,7 @@ TinyExperiment::TinyExperiment() : plugins_({{DSV3_BUILD_DIR}}) {
   put(folder_ / "tiny.yaml", kExperiment);
   put(folder_ / "text.txt", made_text());
   std::filesystem::create_directory(folder_ / "runs");
-  dsv3::PluginCatalog catalog(plugins_);
-  dsv3::load_experiment(request("any").experiment, catalog);  // loads every plugin
+  dsv3::load_experiment(request("any").experiment, plugins_);  // loads every plugin
 }
 
 dsv3::RunRequest TinyExperiment::request(const std::string& name) const {
@@ -140,7 +139,7 @@ Ending TinyExperiment::train(const std::string& name, const std::optional<Death>
   static std::atomic<int>& calls = shared_counter();
   calls = 0;
   const auto terminal = folder_ / "terminal.txt";
-  put(terminal, "");  // a child may die before it opens it
+  put(terminal, "");  // a child may die before it opens the file
   const auto begin = Clock::now();
   const pid_t child = ::fork();
   if (child == 0) {

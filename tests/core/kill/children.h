@@ -1,5 +1,5 @@
-// Training in children that die at a chosen point. The parent has loaded the plugins and has no
-// thread, so that a child costs a fork and no start-up.
+// Trains in child processes that are killed at a chosen point. The parent has loaded the plugins
+// and has no other threads, so starting a child costs only a fork.
 #pragma once
 
 #include <cstdint>
@@ -13,13 +13,13 @@
 #include "core/support/power_cut.h"
 #include "core/support/temporary_folder.h"
 
-/// How a child dies.
+/// How a child process is killed.
 struct Death {
   enum Kind {
     before_call,  ///< SIGKILL just before the `call`-th writing system call
-    torn_write,   ///< from that call on no file may grow by more than `bytes`: its write is torn
+    torn_write,   ///< from that call on, no file can grow by more than `bytes`, so a write is torn
     moment,       ///< SIGKILL after `seconds`
-    power_cut,    ///< before that call the disk loses what was not synced, or some of it
+    power_cut,    ///< before that call, the disk loses all or some unsynced changes
   };
   Kind kind = before_call;
   int call = 0;
@@ -33,8 +33,8 @@ struct Death {
 /// How a child ended.
 struct Ending {
   bool killed = false;
-  int code = 0;   ///< of a child that ended by itself
-  int calls = 0;  ///< writing system calls it made
+  int code = 0;   ///< exit code of a child that exited on its own
+  int calls = 0;  ///< number of writing system calls that it made
   double seconds = 0;
   std::string output;  ///< on its terminal
 };

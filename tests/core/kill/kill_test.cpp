@@ -1,4 +1,5 @@
-// Runs that die at any point, and go on, end in the bits of a run that never died.
+// Runs that are killed at any point and then resumed are bit-identical to a run that was never
+// killed.
 #include <cstdlib>
 #include <iostream>
 
@@ -42,7 +43,7 @@ bool inside_a_save(const std::filesystem::path& run) {
   return false;
 }
 
-/// The number after the last `words` in `text`; -1 = not found.
+/// The number after the last occurrence of `words` in `text`; -1 = not found.
 int64_t last_number(const std::string& text, const std::string& words) {
   const size_t at = text.rfind(words);
   return at == std::string::npos ? -1 : std::atoll(text.c_str() + at + words.size());

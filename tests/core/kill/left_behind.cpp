@@ -25,7 +25,7 @@ bool depends_on_time(const std::string& key) {
          key.starts_with("memory/");
 }
 
-/// Values by (line of metrics.jsonl, name), as csv keeps them.
+/// Values by (line of metrics.jsonl, name), as the csv tracker stores them.
 using Values = std::map<std::pair<std::string, std::string>, double>;
 
 Values values_in_journal(const std::filesystem::path& run) {
@@ -98,5 +98,5 @@ std::string fault_in(const std::filesystem::path& run) {
     if (!delivered.try_emplace({cells[0], cells[4]}, std::stod(cells[5])).second)
       return "metrics.csv has " + cells[4] + " of line " + cells[0] + " twice";
   }
-  return delivered == values_in_journal(run) ? "" : "metrics.csv has not all of metrics.jsonl";
+  return delivered == values_in_journal(run) ? "" : "metrics.csv lacks values of metrics.jsonl";
 }

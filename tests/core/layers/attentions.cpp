@@ -1,5 +1,5 @@
-// Compares attention layers with plain formulas, and tests properties of every attention: it is
-// causal, separates documents, and computes the same with and without a cache.
+// Compares attention layers with plain formulas, and tests that every attention is causal,
+// separates documents, and computes the same with and without a cache.
 #include <cmath>
 
 #include <catch2/catch.hpp>
@@ -88,7 +88,7 @@ at::Tensor causal_softmax(const at::Tensor& q, const at::Tensor& k, const at::Te
 
 }  // namespace
 
-TEST_CASE("mla equals the formula of its paper") {
+TEST_CASE("mla follows the formula of its paper") {
   const bool query_latent = GENERATE(true, false);
   const Layer layer({"mla", query_latent ? kMla : with(kMla, {{"q_lora_rank", int64_t{0}}})});
   const at::Tensor x = normal({2, 5, kHidden}, 50).requires_grad_();
@@ -122,7 +122,7 @@ TEST_CASE("mla equals the formula of its paper") {
     CHECK(difference(actual[i], expected_grads[i]) < 1e-10);
 }
 
-TEST_CASE("mha equals its formula, with shared key heads, norms and partial rotation") {
+TEST_CASE("mha follows its formula, with shared key heads, norms and partial rotation") {
   const Layer layer({"mha",
                      {{"heads", int64_t{4}},
                       {"kv_heads", int64_t{2}},
@@ -145,7 +145,7 @@ TEST_CASE("mha equals its formula, with shared key heads, norms and partial rota
   CHECK(difference(layer(x, test::sequence(1, 6)), expected) < 1e-12);
 }
 
-TEST_CASE("attention is causal: later tokens change no bit of earlier results") {
+TEST_CASE("attention is causal: later tokens do not affect earlier results") {
   const Variant& variant = variants()[GENERATE(0, 1, 2, 3, 4)];
   const Layer layer(variant, at::kFloat);
   const at::Tensor x = normal({2, 12, kHidden}, 52, at::kFloat);
@@ -173,7 +173,7 @@ TEST_CASE("documents in a row are computed separately") {
   }
 }
 
-TEST_CASE("generation from a cache equals one forward") {
+TEST_CASE("generation from a cache equals one full forward pass") {
   const Variant& variant = variants()[GENERATE(0, 1, 2, 3, 4)];
   const Layer layer(variant);
   const at::NoGradGuard no_grad;
@@ -181,7 +181,7 @@ TEST_CASE("generation from a cache equals one forward") {
   const at::Tensor whole = layer(x, test::sequence(2, 9));
 
   dsv3::KvCache cache(2, layer.attention->cache_values_per_token(), at::kDouble, at::kCPU);
-  // The error of new tokens of both rows, compared with the whole texts.
+  // The error of new tokens of both rows, compared with full forward passes.
   const auto error = [&](const std::vector<int64_t>& counts) {
     std::vector<at::Tensor> tokens, positions, expected_rows;
     for (int64_t row = 0; row < 2; ++row) {
@@ -200,7 +200,7 @@ TEST_CASE("generation from a cache equals one forward") {
   CHECK(error({2, 4}) < 1e-12);
   CHECK(error({1, 1}) < 1e-12);
   CHECK(error({3, 2}) < 1e-12);
-  // Rejected speculation: tokens are removed and appended again.
+  // Rejected drafts: tokens are removed and appended again.
   cache.truncate(0, 4);
   cache.truncate(1, 6);
   CHECK(error({2, 0}) < 1e-12);
@@ -219,7 +219,7 @@ TEST_CASE("attention agrees with reference operators, and fp32 and bf16 agree wi
   CHECK(difference(Layer(variant)(x, seq), wide) < 1e-12);
 }
 
-TEST_CASE("attention passes central differences") {
+TEST_CASE("gradients of attention agree with central differences") {
   const Variant& variant = variants()[GENERATE(0, 3)];
   const Layer layer(variant);
   const at::Tensor x = normal({1, 4, kHidden}, 57).requires_grad_();

@@ -73,7 +73,7 @@ at::Tensor moe_formula(const Layer& layer, const at::Tensor& x, int64_t top_k, b
 
 }  // namespace
 
-TEST_CASE("swiglu layer is down(silu(gate x) * up x)") {
+TEST_CASE("the swiglu layer is down(silu(gate x) * up x)") {
   const Layer layer("swiglu", {{"hidden", kInner}});
   const at::Tensor x = normal({2, 3, kHidden}, 70).requires_grad_();
   std::vector<at::Tensor> rows;
@@ -107,7 +107,7 @@ TEST_CASE("moe equals a weighted sum over a loop of experts") {
   const at::Tensor y = layer(x, test::sequence(2, 7));
   const at::Tensor expected = moe_formula(layer, x, top_k, normalize, 2.5, shared > 0);
   CHECK(difference(y, expected) < 1e-12);
-  // A single normalised expert has weight 1, so the router's gradient is rounding error only and is
+  // A single normalised expert has weight 1, so the router's gradient is only rounding error and is
   // not compared.
   std::vector<at::Tensor> inputs = {x};
   for (const at::Tensor& parameter : layer.parameters())
@@ -121,18 +121,19 @@ TEST_CASE("moe equals a weighted sum over a loop of experts") {
   CHECK(difference(layer(x, test::sequence(2, 7)), expected) < 1e-12);
 }
 
-TEST_CASE("moe passes central differences, including the balance loss") {
+TEST_CASE("gradients of moe agree with central differences, including the balance loss") {
   const Layer layer("moe", moe_options({{"balance_alpha", 0.5}}));
   const at::Tensor x = normal({2, 3, kHidden}, 73).requires_grad_();
   std::vector<at::Tensor> inputs = layer.parameters();
   inputs.push_back(x);
   dsv3::Sequence seq = test::sequence(2, 3);
-  seq.aux_scale = 0;  // differences cannot see the injected gradient
+  seq.aux_scale = 0;  // central differences do not include the injected gradient
   CHECK(test::gradient_error([&] { return layer(x, seq); }, inputs, 12) < 1e-6);
 }
 
 TEST_CASE(
-    "the balance loss is alpha * sum f_i P_i, summed over rows, and reaches router and input") {
+    "the balance loss is alpha * sum f_i P_i, summed over rows, with gradients for router and "
+    "input") {
   const Layer layer("moe", moe_options({{"balance_alpha", 0.3}, {"top_k", int64_t{3}}}));
   const int64_t batch = 2, length = 5, k = 3;
   const at::Tensor x = normal({batch, length, kHidden}, 74).requires_grad_();
@@ -153,7 +154,7 @@ TEST_CASE(
   }
   const std::vector<at::Tensor> inputs = {x, layer.weight("router")};
   const at::Tensor zero = at::zeros_like(x);
-  // The upstream gradient is zero, so only the side loss has gradients.
+  // The upstream gradient is zero, so only the auxiliary loss has gradients.
   const auto actual = test::gradients(layer(x, seq), inputs, zero);
   const auto expected_grads =
       test::gradients(expected * 0.3 * seq.aux_scale, inputs, at::ones({}, at::kDouble));

@@ -45,7 +45,7 @@ const dsv3::Registration& registration(const std::string& name) {
   throw std::logic_error("unknown component " + name);
 }
 
-// Rejects mistyped keys, with which a test would silently use the default.
+// Rejects unknown keys. Otherwise, a test with a typo would silently use the default.
 const OptionValues& known(const dsv3::Registration& component, const OptionValues& values) {
   for (const auto& [key, value] : values)
     if (!component.schema->find(key))

@@ -34,7 +34,7 @@ void fill(dsv3::ParameterStore& store, uint64_t seed = 1);
 at::Tensor parameter(const dsv3::ParameterStore& store, const std::string& name);
 at::Tensor buffer(const dsv3::ParameterStore& store, const std::string& name);
 
-/// Reproducible normal values that do not use torch's global generator.
+/// Reproducible normal values, drawn without torch's global generator.
 at::Tensor normal(at::IntArrayRef sizes, uint64_t seed, at::ScalarType dtype = at::kDouble);
 
 /// A training micro-batch of `batch` rows of one document of `length` tokens.
@@ -43,7 +43,8 @@ dsv3::Sequence sequence(int64_t batch, int64_t length);
 /// The largest difference, relative to the largest value of `expected`.
 double difference(const at::Tensor& actual, const at::Tensor& expected);
 
-/// Gradients of sum(y * direction) with respect to `inputs`. The default direction is fixed values.
+/// Gradients of sum(y * direction) with respect to `inputs`. The default direction has fixed
+/// values.
 std::vector<at::Tensor> gradients(const at::Tensor& y, const std::vector<at::Tensor>& inputs,
                                   const at::Tensor& direction = {});
 

@@ -40,7 +40,8 @@ at::Tensor rms_formula(const at::Tensor& x, const at::Tensor& weight, double eps
 
 TEST_CASE("swiglu is silu(gate) * up") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16, at::kDouble);
-  const int64_t size = GENERATE(5, 32, 83);  // less than, exactly and more than whole vectors
+  const int64_t size =
+      GENERATE(5, 32, 83);  // less than, exactly and more than a multiple of the vector width
   const auto [x, wide] = leaves(normal({3, 7, 2 * size}, 1) * 3, dtype);
   const at::Tensor y = dsv3::swiglu(x), expected = silu_formula(wide);
   CHECK(y.scalar_type() == dtype);

@@ -57,7 +57,7 @@ TEST_CASE("rope rotates by position * theta^(-2i/R)") {
   CHECK(difference(bq, rq) < 2e-2);
 }
 
-TEST_CASE("scores depend on the distance only") {
+TEST_CASE("scores depend only on the distance") {
   const std::string name = GENERATE("rope", "yarn");
   const auto position = test::make_position(name, {}, 8);
   const at::Tensor q = normal({1, 1, 1, 8}, 3), k = normal({1, 1, 1, 8}, 4);
@@ -113,7 +113,7 @@ TEST_CASE("yarn with factor 1 equals rope") {
   CHECK(yarn->softmax_scale() == 1);
 }
 
-TEST_CASE("none does not change queries and keys") {
+TEST_CASE("position none does not change queries and keys") {
   const auto none = test::make_position("none", {}, 7);
   const at::Tensor q = normal({1, 2, 2, 7}, 8);
   CHECK(at::equal(none->rotate(q, q, at::arange(2).unsqueeze(0)).first, q));

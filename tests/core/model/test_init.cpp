@@ -28,7 +28,7 @@ TEST_CASE("initial values are normal with the given standard deviation") {
   CHECK(values.square().mean().item<double>() == Approx(1).epsilon(0.01));
   CHECK(std::abs(values.pow(3).mean().item<double>()) < 0.02);
   CHECK(values.pow(4).mean().item<double>() == Approx(3).epsilon(0.02));
-  // The distribution function at some points, against erf.
+  // Compares the distribution function with erf at several points.
   for (const double point : {-3.0, -1.5, -0.5, 0.0, 0.7, 2.0, 3.5}) {
     const double expected = 0.5 * (1 + std::erf(point / std::sqrt(2.0)));
     CHECK(values.lt(point).to(at::kDouble).mean().item<double>() ==
@@ -48,7 +48,7 @@ TEST_CASE("initial values of different names, seeds and indices are uncorrelated
           1.1 * bound);
 }
 
-TEST_CASE("initial values depend on name, seed and index only") {
+TEST_CASE("initial values depend only on name, seed and index") {
   const at::Tensor whole = normal(100003, "layers.7.x", 5);
   CHECK(at::equal(whole, normal(100003, "layers.7.x", 5)));
   for (const int64_t first : {0, 1, 2, 3, 5, 4096, 99990}) {
@@ -65,7 +65,7 @@ TEST_CASE("initial values depend on name, seed and index only") {
   CHECK(at::equal(three, whole));
 }
 
-TEST_CASE("initial values are the same in other shapes, strides and dtypes") {
+TEST_CASE("initial values are the same in any shape, stride and dtype") {
   const at::Tensor flat = normal(60, "w", 3);
   at::Tensor matrix = at::empty({6, 10}), strided = at::empty({10, 6}).t();
   initialise(matrix, "w", Init::normal(), 1.0, 3);

@@ -95,7 +95,7 @@ TEST_CASE("linear_cross_entropy passes gradcheck in float64, fused and reference
   CHECK(error < 1e-7);
 }
 
-TEST_CASE("linear_cross_entropy in bf16 is accurate to bf16") {
+TEST_CASE("linear_cross_entropy in bf16 is as accurate as bf16") {
   const int64_t chunk = GENERATE(0, 4);
   const Case c = make_case(32, 16, 300, at::kBFloat16);
   const Outcome expected = by_definition(c, 0, 1);
@@ -129,7 +129,7 @@ TEST_CASE("linear_cross_entropy without a target is zero") {
   CHECK(actual.dw.abs().max().item<double>() == 0);
 }
 
-TEST_CASE("rows without a target have no gradient and affect nothing else") {
+TEST_CASE("rows without a target have no gradient and do not affect other rows") {
   const Case with = make_case(12, 8, 50, at::kFloat);
   const Outcome actual = run(with, 0.01, 1, 0);
   const at::Tensor valid = with.targets.ge(0).nonzero().squeeze(1);
@@ -192,7 +192,7 @@ TEST_CASE("linear_cross_entropy computes only required gradients") {
   CHECK_FALSE(linear_cross_entropy(c.x, c.weight, c.targets).first.requires_grad());
 }
 
-TEST_CASE("add_loss returns its input and adds the gradient of the side loss") {
+TEST_CASE("add_loss returns its input and adds the gradient of the auxiliary loss") {
   const at::Tensor a = at::arange(1.0, 5.0, at::kDouble).set_requires_grad(true);
   const at::Tensor b = at::arange(2.0, 4.0, at::kDouble).set_requires_grad(true);
   const at::Tensor y = add_loss(a * 2, b.square().sum() + a.sum(), 0.25);

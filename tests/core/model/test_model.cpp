@@ -25,7 +25,7 @@ Batch rows(const Batch& batch, int64_t first, int64_t count) {
   return {batch.tokens.narrow(0, first, count), batch.document_ids.narrow(0, first, count)};
 }
 
-TEST_CASE("recomputation is bit-identical, including side losses and counts") {
+TEST_CASE("recomputation is bit-identical, including auxiliary losses and counts") {
   Experiment experiment = tiny_experiment();
   experiment.model.tied_head = GENERATE(false, true);
   experiment.mtp.input = GENERATE("normed", "raw");
@@ -48,7 +48,7 @@ TEST_CASE("recomputation is bit-identical, including side losses and counts") {
   }
 }
 
-TEST_CASE("the side loss reaches the gradients") {
+TEST_CASE("the auxiliary loss contributes to the gradients") {
   Experiment experiment = tiny_experiment();
   const Batch batch = tiny_batch();
   LossScale scale = scale_of(batch, 2);
@@ -86,7 +86,7 @@ TEST_CASE("four micro-batches of one row equal one micro-batch of four rows") {
     CHECK(at::equal(actual_counts[i], expected_counts[i]));
 }
 
-TEST_CASE("a tied head uses the embedding and adds up both gradients") {
+TEST_CASE("a tied head uses the embedding and sums both gradients") {
   Experiment experiment = tiny_experiment();
   const auto untied = tiny_model(experiment);
   experiment.model.tied_head = true;
@@ -109,7 +109,7 @@ TEST_CASE("a tied head uses the embedding and adds up both gradients") {
 TEST_CASE("documents in a row do not affect each other") {
   Experiment experiment = tiny_experiment();
   const auto model = tiny_model(experiment);
-  LossScale one;  // sums, so that rows can be compared
+  LossScale one;  // a divisor of 1, so that the losses are sums and rows can be compared
   one.sequences = 1 << 30;
   Batch joined;
   joined.tokens = at::tensor({4, 9, 2, 7, 7, 1, 15, 3, 20}, at::kLong).view({1, 9});
@@ -162,13 +162,13 @@ NewTokens next_of(const at::Tensor& text, const std::vector<KvCache>& caches,
   return added;
 }
 
-TEST_CASE("generation with caches has the logits of whole texts") {
+TEST_CASE("cached generation computes the same logits as a full forward pass") {
   const auto model = tiny_model(tiny_experiment());
   const at::Tensor text = tiny_batch().tokens.narrow(0, 0, 2);
   const at::Tensor expected = model->logits(text);  // [2, 9, V]
   REQUIRE(expected.sizes() == at::IntArrayRef({2, 9, tiny_vocab}));
   std::vector<KvCache> caches = model->make_caches(2);
-  REQUIRE(caches.size() == 4);  // two of MTP modules
+  REQUIRE(caches.size() == 4);  // the last two are those of the MTP modules
   for (const std::vector<int64_t>& counts :
        std::vector<std::vector<int64_t>>{{4, 2}, {1, 1}, {0, 3}, {3, 1}, {1, 2}}) {
     const std::vector<int64_t> lengths = caches.front().lengths();
@@ -184,7 +184,7 @@ TEST_CASE("generation with caches has the logits of whole texts") {
   CHECK(caches[2].bytes() == 0);
 }
 
-TEST_CASE("MTP modules with caches have the logits of whole texts") {
+TEST_CASE("MTP modules with caches compute the same logits as a full forward pass") {
   Experiment experiment = tiny_experiment();
   experiment.mtp.input = GENERATE("normed", "raw");
   experiment.mtp.concat = GENERATE("embedding_first", "hidden_first");

@@ -25,7 +25,7 @@ Rows rows_of(const at::Tensor& tensor) {
   return rows;
 }
 
-/// Whether positions a and b are in the same run of equal ids.
+/// Whether all ids from position a to position b are equal.
 bool same_document(const std::vector<int64_t>& ids, size_t a, size_t b) {
   for (size_t t = std::min(a, b); t < std::max(a, b); ++t)
     if (ids[t] != ids[t + 1]) return false;
@@ -47,7 +47,7 @@ TEST_CASE("positions restart in each document") {
   }
 }
 
-TEST_CASE("a query attends to earlier tokens of its document only") {
+TEST_CASE("a query attends only to earlier tokens of its document") {
   const at::Tensor mask = attention_mask(tensor_of(some_ids));
   REQUIRE(mask.sizes() == at::IntArrayRef({6, 1, 6, 6}));
   REQUIRE(mask.scalar_type() == at::kBool);

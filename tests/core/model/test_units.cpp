@@ -1,4 +1,4 @@
-// The contract with strategies, and the units, names and counts of parameters.
+// How a model calls its strategy, and the units, names and counts of its parameters.
 #include <algorithm>
 #include <cstring>
 
@@ -23,7 +23,7 @@ struct Callback final : torch::autograd::Node {
   }
 };
 
-/// Adds a node to the tensors that calls `call` in backward.
+/// Adds an autograd node to the tensors that runs `call` in backward.
 void attach(TensorRefs tensors, std::function<void()> call) {
   variable_list inputs;
   for (at::Tensor* tensor : tensors)
@@ -61,7 +61,7 @@ class PoisonStrategy final : public Strategy {
     log_.push_back("leave " + units_[unit].spec.name);
     close(unit);
     if (!units_[unit].spec.needed_in_backward) return;
-    // The embedding's enter has no inputs whose node could close it.
+    // The embedding's enter has no inputs, so no autograd node can close it.
     attach(outputs, [this, unit] { open(unit); });
   }
   void backward(at::TensorList roots, at::TensorList) override {
@@ -86,7 +86,7 @@ class PoisonStrategy final : public Strategy {
     std::vector<at::Tensor> values;
     int uses = 0;
   };
-  // Bypasses autograd's version counters, like a refilled storage.
+  // Bypasses autograd's version counters, as refilling a storage does.
   static void copy(const at::Tensor& to, const at::Tensor& from) {
     std::memcpy(to.data_ptr(), from.data_ptr(), from.nbytes());
   }
@@ -212,7 +212,7 @@ TEST_CASE("initial values do not depend on the rest of the model") {
   CHECK(shared == 18);
 }
 
-TEST_CASE("figures follow the formula") {
+TEST_CASE("parameter and FLOP counts follow the formula") {
   Experiment experiment = tiny_experiment();
   experiment.model.tied_head = GENERATE(false, true);
   experiment.mtp.depth = 1;

@@ -130,7 +130,7 @@ TEST_CASE("invalid expressions and vectors for matrix optimizers are errors") {
              Contains("works on matrices") && Contains("layers.0.norm.weight"));
 }
 
-TEST_CASE("the plan lists groups, rates and counts, and on request every parameter") {
+TEST_CASE("the plan lists groups, learning rates and counts, and on request every parameter") {
   const OptimizerSet set(
       {member("muon", {"matrix"}, "", true, 0.02), member("adamw", {}, "", false, 3e-4)},
       some_parameters());

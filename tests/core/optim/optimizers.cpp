@@ -16,7 +16,7 @@ std::shared_ptr<Optimizer> optimizer(const std::string& name, const OptionValues
   return make_built<Optimizer>(Kind::optimizer, name, options);
 }
 
-/// Values, with state as the core stores it.
+/// Parameter values with their state, as the core stores them.
 struct Slices {
   std::vector<at::Tensor> values;
   std::vector<std::vector<at::Tensor>> state;
@@ -76,7 +76,7 @@ TEST_CASE("adamw follows its formula") {
   }
 }
 
-TEST_CASE("adamw is bit-identical however a parameter is split") {
+TEST_CASE("adamw is bit-identical for any split of a parameter") {
   const auto adamw = optimizer("adamw", {});
   const at::Tensor start = random({100'001}, 2), grad = random({100'001}, 3);
   Slices whole(*adamw, {start.clone()});
@@ -138,7 +138,7 @@ TEST_CASE("the direction of muon is nearly orthogonal, also in bf16") {
   CHECK(s.max().item<float>() < 1.3);
 }
 
-TEST_CASE("muon updates matrices of a batch independently") {
+TEST_CASE("muon updates the matrices of a batch independently") {
   const auto muon = optimizer("muon", {{"ns_dtype", "fp32"}});
   std::vector<at::Tensor> start, grads;
   for (int i = 0; i < 5; ++i) {
@@ -170,7 +170,8 @@ TEST_CASE("the two momentum forms of muon have the same direction and scaled buf
     b.step(*sum, {random({6, 8}, 40 + t)}, t);
   }
   CHECK(difference(a.state[0][0], b.state[0][0] * 0.05) < 1e-6);
-  // Nesterov's look-ahead weighs the gradient alike only in the ema form: g (1 - mu) + mu B.
+  // Nesterov adds the gradient with the same weight as in the buffer only in the ema form: g (1 -
+  // mu) + mu B.
   CHECK(difference(a.values[0], b.values[0]) < 1e-5);
 }
 

@@ -30,7 +30,7 @@ TEST_CASE("a run shorter than its warm-up has no jump and no NaN") {
   CHECK(std::isfinite(tested->factor(101, 100)));
 }
 
-TEST_CASE("a warm-up longer than the run is a problem of the option") {
+TEST_CASE("a warm-up longer than the run is reported as a problem of the option") {
   const std::string name = GENERATE("constant", "cosine", "wsd");
   const auto tested = schedule(name, {{"warmup", int64_t(100)}});
   CHECK(tested->problem(100).empty());

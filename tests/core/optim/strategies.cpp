@@ -1,4 +1,4 @@
-// Compares `single` with plain autograd, and the flat-buffer strategy with `single`, bit for bit.
+// Tests that `single` is bit-identical to plain autograd, and the flat-buffer strategy to `single`.
 #include <cmath>
 #include <limits>
 
@@ -142,7 +142,7 @@ TEST_CASE("bf16 parameters are computed in bf16, but gradients and updates are f
   tested->leave(unit, {});
 }
 
-TEST_CASE("matrices are passed one by one and cover the parameter") {
+TEST_CASE("matrices are passed to the optimizer one by one and cover the parameter") {
   const auto single = strategy("single");
   UnitParam experts = param("experts", random({3, 4, 5}, 1), 1);
   experts.matrices = 6;
@@ -273,14 +273,14 @@ Batch batch_of(int64_t rows, int64_t seed) {
   return batch;
 }
 
-/// The results of three steps of two micro-batches.
+/// Results of three steps of two micro-batches each.
 struct Trace {
   std::vector<double> numbers;      // losses, norms, validation
   std::vector<at::Tensor> tensors;  // values, and counts of tokens per expert
 };
 
 Trace train(const std::shared_ptr<Strategy>& strategy, const Experiment& experiment) {
-  Model model(experiment, 29, built_plugins(), at::kCPU);
+  Model model(experiment, 29, factory_of(experiment, built_plugins()), at::kCPU);
   OptimizerSet set(experiment, built_plugins(), model.store());
   model.adopt(*strategy, 5, [&](const Parameter& p) { return set.group_of(p); });
   strategy->ready(set.specs());
@@ -329,7 +329,7 @@ TEST_CASE("training is bit-identical if parameters are freed between uses") {
   CHECK(expected.numbers.back() != expected.numbers[3]);  // the model has learned
 }
 
-TEST_CASE("the flat strategy detects uses outside of enter and leave") {
+TEST_CASE("the flat strategy detects uses of parameters outside enter and leave") {
   const auto flat = strategy("flat", at::kFloat);
   const at::Tensor w = at::full({2}, 2.0), x = at::ones({2}).set_requires_grad(true);
   const int unit = flat->adopt({"unit", {param("w", w)}});

@@ -1,4 +1,4 @@
-// Types and exceptions that cross the border between libdsv3 and a plugin that hides its symbols.
+// Types and exceptions that cross the boundary between libdsv3 and a plugin with hidden symbols.
 #include <typeinfo>
 
 #include <dsv3/sdk/tracker.h>
@@ -8,18 +8,18 @@
 using dsv3::Schedule;
 
 namespace {
-// The plugin's object, which no call() names.
+// The plugin's object, called directly instead of through call().
 std::shared_ptr<Schedule> twin() {
   static dsv3::Plugins plugins({{registry("twin")}});
   return dsv3::construct<Schedule>(plugins.find(schedule("twin")), {});
 }
 }  // namespace
 
-TEST_CASE("an exception type of the plugin is caught here by its base") {
+TEST_CASE("the host catches a plugin's exception type by its base class") {
   CHECK(error_of([&] { twin()->factor(1, 9); }, dsv3::ExitCode::data) == "twin");
 }
 
-TEST_CASE("an SDK exception thrown in the plugin is caught here by its own type") {
+TEST_CASE("the host catches an SDK exception that a plugin throws by its exact type") {
   double seconds = 0;
   try {
     twin()->factor(2, 9);
@@ -29,11 +29,11 @@ TEST_CASE("an SDK exception thrown in the plugin is caught here by its own type"
   CHECK(seconds == 2.5);
 }
 
-TEST_CASE("an exception of libdsv3 is caught in the plugin") {
+TEST_CASE("a plugin catches an exception that libdsv3 throws") {
   CHECK(twin()->factor(3, 9) == static_cast<double>(dsv3::ExitCode::usage));
 }
 
-TEST_CASE("the dynamic type of a plugin's object is seen here") {
+TEST_CASE("the host can query the dynamic type of a plugin's object") {
   class Unrelated : public Schedule {
     double factor(int64_t, int64_t) const override { return 0; }
   };
@@ -43,7 +43,7 @@ TEST_CASE("the dynamic type of a plugin's object is seen here") {
   CHECK(std::string(typeid(*object).name()).find("Twin") != std::string::npos);
 }
 
-TEST_CASE("requesting a component as another kind is an error, not a crash") {
+TEST_CASE("requesting a component as a different kind is an error, not a crash") {
   dsv3::Plugins plugins({{registry("twin")}});
   CHECK(
       error_of([&] { dsv3::make<dsv3::Tracker>(plugins, schedule("twin"), dsv3::RunContext{}); }) ==

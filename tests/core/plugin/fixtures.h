@@ -1,4 +1,4 @@
-// Where the fixtures of tests/bad_plugins lie, and how to ask for one.
+// Paths of the fixtures of tests/bad_plugins, and functions that load them.
 #pragma once
 
 #include <filesystem>
@@ -31,7 +31,7 @@ inline dsv3::ComponentSpec schedule(const std::string& name, const std::string& 
   return spec;
 }
 
-/// The text of the dsv3::Error that `call` throws; its exit code must be `code`.
+/// The message of the dsv3::Error that `call` throws; its exit code must be `code`.
 inline std::string error_of(const std::function<void()>& call,
                             dsv3::ExitCode code = dsv3::ExitCode::plugin) {
   try {
@@ -44,7 +44,7 @@ inline std::string error_of(const std::function<void()>& call,
   return "";
 }
 
-/// The error of loading one library by `library:`.
+/// The error message from loading a library through `library:`.
 inline std::string load_error(const std::filesystem::path& path,
                               const std::string& name = "halving") {
   dsv3::Plugins plugins({});

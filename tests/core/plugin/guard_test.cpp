@@ -14,7 +14,6 @@
 
 #include "call/backward.h"
 #include "call/checked.h"
-#include "call/watch.h"
 #include "fixtures.h"
 
 using Catch::Matchers::Contains;
@@ -34,8 +33,8 @@ std::shared_ptr<Interface> faulty(const std::string& fault,
   return dsv3::make<Interface>(plugins, spec, context);
 }
 
-// How many virtual functions with a body `object` inherits from the class with this vtable: those
-// that a wrapper fails to pass on to its component.
+// Counts the non-pure virtual functions that `object` inherits from the class with this vtable,
+// i.e. those that a wrapper does not forward to its component.
 template <class Base>
 int inherited(const Base& object, const char* vtable) {
   void* const* of_base = static_cast<void* const*>(dlsym(RTLD_DEFAULT, vtable));
@@ -65,7 +64,7 @@ dsv3::LayerContext layer(const std::string& position_fault = "none") {
   return context;
 }
 
-// Runs autograd as any strategy does; `on_a_thread`: on another thread, as for a GPU.
+// Runs autograd as any strategy does, or on another thread as for a GPU if `on_a_thread`.
 class PlainBackward final : public dsv3::Strategy {
  public:
   explicit PlainBackward(bool on_a_thread = false) : on_a_thread_(on_a_thread) {}
@@ -98,7 +97,7 @@ dsv3::Sequence eight_tokens() {
   return seq;
 }
 
-// The component and layer of current_backward at the moment when autograd reaches `tensor`.
+// Records the component and layer of current_backward when autograd reaches `tensor`.
 std::string& noted_at(const at::Tensor& tensor, std::string& note) {
   tensor.register_hook([&note](const at::Tensor&) {
     const dsv3::Callee* callee = dsv3::current_backward.callee;
@@ -109,12 +108,12 @@ std::string& noted_at(const at::Tensor& tensor, std::string& note) {
 
 }  // namespace
 
-TEST_CASE("the wrappers of positions and tokenizers pass on every virtual function") {
+TEST_CASE("the wrappers of positions and tokenizers forward every virtual function") {
   CHECK(inherited(*layer().make_position(8), "_ZTVN4dsv38PositionE") == 0);
   CHECK(inherited(*faulty<dsv3::Tokenizer>("none"), "_ZTVN4dsv39TokenizerE") == 0);
 }
 
-TEST_CASE("errors name the call, and no record outlives its call") {
+TEST_CASE("errors name the call, and its record is cleared afterwards") {
   const auto schedule = faulty<dsv3::Schedule>("throws");
   const auto factor = [](dsv3::Schedule& s) {
     return dsv3::checked::number(s, "factor", &dsv3::Schedule::factor, int64_t{1}, int64_t{2});
@@ -133,7 +132,7 @@ TEST_CASE("errors name the call, and no record outlives its call") {
   CHECK(dsv3::CallRecord::current() == nullptr);
 }
 
-TEST_CASE("numbers are checked, and the error lists the arguments") {
+TEST_CASE("returned numbers are checked, and the error lists the arguments") {
   const auto nan = faulty<dsv3::Schedule>("nan");
   CHECK_THAT(error_of([&] {
                dsv3::checked::number(*nan, "factor", &dsv3::Schedule::factor, int64_t{3},
@@ -149,7 +148,7 @@ TEST_CASE("numbers are checked, and the error lists the arguments") {
                  Contains("saved_values_per_token() is -1"));
 }
 
-TEST_CASE("a component that dsv3::make did not construct is called as it is") {
+TEST_CASE("a component that dsv3::make did not construct is called without a wrapper") {
   class Own final : public dsv3::Schedule {
     double factor(int64_t, int64_t) const override { throw std::out_of_range("mine"); }
   };
@@ -157,7 +156,7 @@ TEST_CASE("a component that dsv3::make did not construct is called as it is") {
   CHECK_THROWS_AS(dsv3::call(own, "factor", &dsv3::Schedule::factor, 1, 2), std::out_of_range);
 }
 
-TEST_CASE("a position is named with the layer whose attention calls it") {
+TEST_CASE("an error in a position names the layer whose attention called it") {
   const auto attention = faulty<dsv3::Attention>("none", layer("undefined"));
   CHECK_THAT(error_of([&] {
                dsv3::checked::forward(*attention, at::ones({1, 8, 16}), eight_tokens());
@@ -166,7 +165,7 @@ TEST_CASE("a position is named with the layer whose attention calls it") {
                  Contains("returned an undefined tensor for k"));
 }
 
-TEST_CASE("a failing backward is named after the component whose forward it belongs to") {
+TEST_CASE("an error in backward names the component whose forward created the node") {
   PlainBackward strategy(GENERATE(false, true));
   const at::Tensor x = at::ones({1, 8, 16}).requires_grad_() * 1;
   SECTION("a feed-forward") {
@@ -185,7 +184,7 @@ TEST_CASE("a failing backward is named after the component whose forward it belo
   CHECK(dsv3::current_backward.callee == nullptr);
 }
 
-TEST_CASE("autograd leaves a component where its forward began") {
+TEST_CASE("current_backward is cleared where the component's forward began") {
   PlainBackward strategy;
   std::string before, after;
   const at::Tensor leaf = at::ones({1, 8, 16}).requires_grad_();
@@ -195,14 +194,14 @@ TEST_CASE("autograd leaves a component where its forward began") {
   noted_at(root, before);
   noted_at(norm, after);
   std::string inside;
-  noted_at(y, inside);  // its hook follows the one that enters the component
+  noted_at(y, inside);  // this hook runs after the one that enters the component
   dsv3::checked::backward(strategy, {(x + root).sum()});
   CHECK(before == "none");
   CHECK(inside == "attention 'faulty' 1");
   CHECK(after == "none");
 }
 
-TEST_CASE("a watch sees forwards on every thread, as recomputation on a GPU needs") {
+TEST_CASE("a watch observes forward calls on every thread, as recomputation on a GPU requires") {
   class Names final : public dsv3::Watch {
    public:
     void passed(const std::string& name, at::TensorList, at::TensorList) override {
@@ -219,7 +218,7 @@ TEST_CASE("a watch sees forwards on every thread, as recomputation on a GPU need
         std::vector<std::string>{"layers.1.x (feed_forward 'faulty', nano.yaml:5:13)"});
 }
 
-TEST_CASE("marking a forward changes neither graph nor gradients") {
+TEST_CASE("recording a forward call changes neither the graph nor the gradients") {
   const auto gradients = [](bool marked) {
     at::Tensor leaf = at::arange(128, at::kFloat).view({1, 8, 16}).div(100).requires_grad_();
     dsv3::LayerContext context = layer();

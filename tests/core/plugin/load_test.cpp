@@ -1,4 +1,4 @@
-// Loading: every fault has its own error, and the process keeps working.
+// Loading: every fault has its own error, and none of them breaks the process.
 #include <dsv3/sdk/stamp.h>
 #include <dsv3/support/sha256.h>
 
@@ -21,7 +21,7 @@ void check_good_still_works() {
 
 }  // namespace
 
-TEST_CASE("a sound plugin is loaded, built with its options, and its digest is known") {
+TEST_CASE("a valid plugin is loaded and constructed with its options, and its digest is recorded") {
   check_good_still_works();
   const auto loaded = dsv3::loaded_libraries();
   const auto it = std::find_if(loaded.begin(), loaded.end(),
@@ -32,7 +32,7 @@ TEST_CASE("a sound plugin is loaded, built with its options, and its digest is k
   CHECK(it->path == std::filesystem::canonical(library("good")));
 }
 
-TEST_CASE("a stamp that differs in one field names that field with both values") {
+TEST_CASE("the error for a stamp that differs in one field states the field and both values") {
   struct Case {
     std::string fixture, line;
   };
@@ -53,7 +53,7 @@ TEST_CASE("a stamp that differs in one field names that field with both values")
   CHECK_THAT(error, Contains("cannot load plugin 'fixture_" + fixture + "' (" +
                              library(fixture).string() + ")\n  " + line + "\n  hint: rebuild it"));
   CHECK_THAT(error, Contains("requested by nano.yaml:5:13"));
-  // Title, the one line, hint, origin of the request.
+  // A title, one line for the field, a hint, and the origin of the request.
   CHECK(std::count(error.begin(), error.end(), '\n') == 3);
   check_good_still_works();
 }
@@ -64,12 +64,12 @@ TEST_CASE("all differing fields are reported at once") {
   CHECK_THAT(error, !Contains("CUDA:") && !Contains("iterators"));
 }
 
-TEST_CASE("a plugin of another compiler with the same ABI loads") {
+TEST_CASE("a plugin built by a different compiler with the same ABI loads") {
   Plugins plugins({});
   CHECK(plugins.find(schedule("halving", library("other_compiler").string())).name == "halving");
 }
 
-TEST_CASE("each fault of a library has its own error") {
+TEST_CASE("each fault of a library has its own error message") {
   struct Case {
     std::string fixture, text;
   };
@@ -86,14 +86,14 @@ TEST_CASE("each fault of a library has its own error") {
       {"no_entry_point", "registers no component; define DSV3_PLUGIN(registrar)"},
       {"missing_symbol", "no loaded library defines 'defined_nowhere()', which it needs"},
   }));
-#ifdef __SANITIZE_THREAD__  // no exception may leave its dlopen
+#ifdef __SANITIZE_THREAD__  // an exception must not escape from its dlopen
   if (fixture == "throws_statically") return;
 #endif
   const std::string error = load_error(library(fixture));
   CHECK_THAT(error, Contains(library(fixture).string()));
   CHECK_THAT(error, Contains(text));
   CHECK_THAT(error, Contains("requested by nano.yaml:5:13"));
-  SECTION("the same error again, without a second attempt") {
+  SECTION("the same error is reported without a second attempt") {
     CHECK(load_error(library(fixture)) == error);
   }
   check_good_still_works();
@@ -110,14 +110,14 @@ TEST_CASE("a failed file is not opened again, even if it has changed") {
   CHECK(load_error(path) == error);
 }
 
-TEST_CASE("a missing file, and a name that the library lacks") {
+TEST_CASE("errors for a missing file and for a name that the library does not provide") {
   CHECK_THAT(load_error("/nowhere/libx.so"),
              Contains("cannot open plugin library /nowhere/libx.so: No such file"));
   CHECK_THAT(load_error(library("good"), "doubling"),
              Contains("has no schedule 'doubling'; it provides schedule/halving"));
 }
 
-TEST_CASE("errors of a constructor name component and YAML position") {
+TEST_CASE("errors from a constructor name the component and its YAML position") {
   struct Case {
     std::string what, text;
     dsv3::ExitCode code;

@@ -1,15 +1,15 @@
-// What is committed agrees with what the build makes of it, and describe's tables with the READMEs.
+// The committed registry and READMEs agree with those that the build generates.
 #include "fixtures.h"
 
 using Catch::Matchers::Contains;
 
-TEST_CASE("registries/builtin.toml is what the build makes (ninja update_registry)") {
+TEST_CASE("registries/builtin.toml is up to date (ninja update_registry)") {
   CHECK(get(DSV3_SOURCE_DIR "/registries/builtin.toml") ==
         get(DSV3_BUILD_DIR "/registries/builtin.toml"));
 }
 
 TEST_CASE(
-    "every built-in plugin loads, and its README shows its table of options (ninja "
+    "every built-in plugin loads, and its README contains its current option table (ninja "
     "update_readmes)") {
   dsv3::Plugins plugins({{DSV3_BUILD_DIR "/registries/builtin.toml"}});
   for (const dsv3::PluginEntry& entry : plugins.entries()) {
@@ -23,7 +23,7 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("aliases of the built-in registry name plugins of it") {
+TEST_CASE("aliases of the built-in registry refer to its own plugins") {
   dsv3::Plugins plugins({{DSV3_SOURCE_DIR "/registries/builtin.toml"}});
   const dsv3::Alias* muon = plugins.find_alias(dsv3::Kind::optimizer, "muon");
   REQUIRE(muon);

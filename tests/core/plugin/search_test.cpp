@@ -1,4 +1,4 @@
-// Registries: search order, conflicts, short forms, mistakes in the files.
+// Registries: search order, conflicts, short forms, errors in the files.
 #include <cstdlib>
 
 #include "fixtures.h"
@@ -9,7 +9,7 @@ using dsv3::Plugins;
 
 namespace {
 
-// A registry that sends schedule/<name> to a fixture's library.
+// Writes a registry that maps schedule/<name> to a fixture's library.
 std::string entry(const std::string& name, const std::string& library_path,
                   const std::string& version = "1.0.0") {
   return "[[plugin]]\nkind = \"schedule\"\nname = \"" + name + "\"\nlibrary = \"" + library_path +
@@ -31,7 +31,7 @@ class Environment {
 
 }  // namespace
 
-TEST_CASE("the first level that knows a name wins") {
+TEST_CASE("the first level that has a name takes precedence") {
   TemporaryFolder folder;
   std::filesystem::create_directories(folder / "a");
   std::filesystem::create_directories(folder / "b");
@@ -43,12 +43,12 @@ TEST_CASE("the first level that knows a name wins") {
   CHECK(plugins.find_entry(Kind::schedule, "halving")->version == "2.0.0");
   CHECK(plugins.find(schedule("halving")).name == "halving");
   CHECK(plugins.find_if_known(Kind::schedule, "nothing") == nullptr);
-  SECTION("and `library:` goes before all of them") {
+  SECTION("`library:` takes precedence over all levels") {
     CHECK(plugins.find(schedule("twin", library("twin").string())).name == "twin");
   }
 }
 
-TEST_CASE("the usual levels: command line, config.yaml, environment, own prefix") {
+TEST_CASE("the default levels: command line, config.yaml, environment, own prefix") {
   TemporaryFolder folder;
   const auto made = [&](const char* name) {
     std::filesystem::create_directories(folder / name);
@@ -69,7 +69,7 @@ TEST_CASE("the usual levels: command line, config.yaml, environment, own prefix"
              Contains("plugin_paths of config.yaml names " + a + "/gone, which does not exist"));
 }
 
-TEST_CASE("two matches on one level are an error that names both, when the name is requested") {
+TEST_CASE("two matches on one level are an error that names both once the name is requested") {
   TemporaryFolder folder;
   put(folder / "one.toml",
       head + entry("halving", library("good").string()) + entry("alone", "x.so"));
@@ -80,14 +80,14 @@ TEST_CASE("two matches on one level are an error that names both, when the name 
              Contains("schedule 'halving' is in two registries of one search level: " +
                       (folder / "one.toml").string() + " and " + (folder / "two.toml").string()) &&
                  Contains("requested by nano.yaml:5:13"));
-  SECTION("the same file named twice is one match") {
+  SECTION("a file that is listed twice counts as one match") {
     Plugins same({{folder / "one.toml", folder / "one.toml"}});
     CHECK(same.find(schedule("halving")).name == "halving");
   }
 }
 
 TEST_CASE(
-    "the error for an unknown name has a suggestion, the known names and the paths searched") {
+    "the error for an unknown name contains a suggestion, the known names and the searched paths") {
   Plugins plugins({{registry("good")}, {registry("twin")}});
   CHECK_THAT(
       error_of([&] { plugins.find(schedule("halvign")); }),
@@ -98,7 +98,7 @@ TEST_CASE(
   CHECK_THAT(error_of([&] { plugins.find(schedule("cosine")); }), !Contains("did you mean"));
 }
 
-TEST_CASE("a short form stands for YAML") {
+TEST_CASE("a short form expands to YAML") {
   TemporaryFolder folder;
   put(folder / "a.toml", head +
                              "[[alias]]\nkind = \"optimizer\"\nname = \"muon\"\nyaml = \"\"\"\n- "
@@ -117,19 +117,18 @@ TEST_CASE("a short form stands for YAML") {
   CHECK(plugins.names(Kind::optimizer) == std::vector<std::string>{"muon"});
 }
 
-TEST_CASE("the catalog answers the experiment checker") {
+TEST_CASE("the catalog provides what the experiment checker needs") {
   Plugins plugins({{registry("good")}, {registry("other_torch")}});
-  dsv3::PluginCatalog catalog(plugins);
-  const dsv3::Schema* schema = catalog.schema(Kind::schedule, "halving", "");
+  const dsv3::Schema* schema = plugins.schema(Kind::schedule, "halving", "");
   REQUIRE(schema);
   CHECK(schema->find("steps"));
-  CHECK(catalog.schema(Kind::schedule, "nothing", "") == nullptr);
-  CHECK(catalog.schema(Kind::schedule, "twin", library("twin").string()) != nullptr);
-  CHECK(catalog.alias(Kind::schedule, "halving").empty());
-  CHECK(catalog.names(Kind::schedule) == std::vector<std::string>{"halving"});
-  CHECK_THAT(catalog.searched(), Contains("good.toml"));
+  CHECK(plugins.schema(Kind::schedule, "nothing", "") == nullptr);
+  CHECK(plugins.schema(Kind::schedule, "twin", library("twin").string()) != nullptr);
+  CHECK(plugins.alias(Kind::schedule, "halving").empty());
+  CHECK(plugins.names(Kind::schedule) == std::vector<std::string>{"halving"});
+  CHECK_THAT(plugins.searched(), Contains("good.toml"));
   CHECK_THAT(
-      error_of([&] { catalog.schema(Kind::schedule, "halving", library("other_torch").string()); }),
+      error_of([&] { plugins.schema(Kind::schedule, "halving", library("other_torch").string()); }),
       Contains("LibTorch:"));
 }
 
@@ -186,7 +185,7 @@ TEST_CASE("errors in a registry have file, line and column") {
   CHECK_THAT(error, Contains(what));
 }
 
-TEST_CASE("paths that do not exist or contain no registry") {
+TEST_CASE("paths that do not exist or contain no registry are errors") {
   TemporaryFolder folder;
   CHECK_THAT(error_of([&] { Plugins({{folder / "gone"}}); }), Contains("does not exist"));
   CHECK_THAT(error_of([&] { Plugins({{folder.path()}}); }), Contains("contains no registry"));

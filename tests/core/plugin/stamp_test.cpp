@@ -1,4 +1,4 @@
-// Reading stamps out of files that may hold anything.
+// Reading stamps from valid, truncated and corrupt files.
 #include "plugin/stamp.h"
 
 #include <random>
@@ -6,7 +6,6 @@
 #include <dsv3/sdk/stamp.h>
 
 #include "fixtures.h"
-#include "plugin/elf.h"
 
 using Catch::Matchers::Contains;
 
@@ -24,7 +23,7 @@ TEST_CASE("a plugin's stamp records what it was built with") {
   CHECK(dsv3::stamp_differences(stamp, dsv3::host_stamp()).empty());
 }
 
-TEST_CASE("a plugin without CUDA loads into a dsv3 with CUDA, not the other way round") {
+TEST_CASE("a plugin without CUDA loads into a dsv3 with CUDA, but not vice versa") {
   dsv3::Stamp plugin = dsv3::host_stamp(), host = plugin;
   plugin.cuda = "none";
   host.cuda = "13";
@@ -34,7 +33,7 @@ TEST_CASE("a plugin without CUDA loads into a dsv3 with CUDA, not the other way 
         std::vector<std::string>{"CUDA:            plugin 13, this dsv3 none"});
 }
 
-TEST_CASE("the error for a file that is not a plugin says what it is") {
+TEST_CASE("the error for a file that is not a plugin states what the file is") {
   const auto reason = [](const std::string& bytes) {
     return error_of([&] { dsv3::read_stamp(bytes); });
   };
@@ -82,7 +81,7 @@ TEST_CASE("garbage in headers yields a stamp or an error, never a read out of bo
   CHECK(rejected > 100);
 }
 
-TEST_CASE("absurd sizes in the stamp's note are rejected") {
+TEST_CASE("out-of-range sizes in the stamp's note are rejected") {
   const std::string bytes = get(library("good"));
   const size_t note = bytes.find("@dsv3-plugin@") - 20;
   for (const uint32_t size : {0u, 1u, 5000u, 0xffffffffu, 0x80000000u}) {

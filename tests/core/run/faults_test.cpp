@@ -1,4 +1,5 @@
-// Failing system calls of status.json and metrics.jsonl: existing content stays intact.
+// System calls that fail while status.json or metrics.jsonl is written: existing content stays
+// intact.
 #include <cerrno>
 #include <cstring>
 
@@ -16,8 +17,8 @@ namespace fs = dsv3::fs;
 
 namespace {
 
-/// Runs `work` with its n-th system call failing; returns how many it made. Errors must name `path`
-/// and cause.
+/// Runs `work` with its n-th system call failing and returns the number of calls. Errors must name
+/// `path` and the cause.
 template <class F>
 int with_fault(int n, int error, const std::filesystem::path& path, bool& failed, F&& work) {
   int call = 0;
@@ -39,7 +40,7 @@ int with_fault(int n, int error, const std::filesystem::path& path, bool& failed
 
 }  // namespace
 
-TEST_CASE("status.json is the old or the new one, whichever call fails") {
+TEST_CASE("status.json has its old or its new content, whichever call fails") {
   for (int error : {ENOSPC, EIO, EDQUOT}) {
     bool failed = true;
     for (int n = 1; failed; ++n) {
@@ -57,7 +58,7 @@ TEST_CASE("status.json is the old or the new one, whichever call fails") {
   }
 }
 
-TEST_CASE("metrics.jsonl has whole lines and can be appended to, whichever call fails") {
+TEST_CASE("metrics.jsonl has only complete lines and can be appended to, whichever call fails") {
   for (int error : {ENOSPC, EIO, EDQUOT}) {
     bool failed = true;
     for (int n = 1; failed; ++n) {

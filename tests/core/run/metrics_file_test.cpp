@@ -30,7 +30,7 @@ bool append(MetricsFile& file, Event event) {
   return file.append(event);
 }
 
-/// Steps of the lines, each of which must be whole.
+/// Steps of the lines; every line must be complete.
 std::vector<int64_t> steps_of(const std::filesystem::path& path) {
   std::vector<int64_t> steps;
   std::string text = get(path);
@@ -47,14 +47,14 @@ using Steps = std::vector<int64_t>;
 
 }  // namespace
 
-TEST_CASE("a line is one flat object in order") {
+TEST_CASE("a line is one flat object with keys in order") {
   REQUIRE(dsv3::metrics_line(event(10, 5.1)) ==
           "{\"step\": 10, \"tokens\": 1000, \"time\": 1764000000.123, \"train/loss\": 5.1, \"x\": "
           "1.0}\n");
   REQUIRE(dsv3::metrics_line(event(1, 1, "a\"\n")).find("\"a\\\"\\n\": 1.0") != std::string::npos);
 }
 
-TEST_CASE("doubles read back bit for bit") {
+TEST_CASE("doubles round-trip exactly") {
   std::mt19937_64 random(1);
   std::vector<double> values{0.0,
                              -0.0,
@@ -82,7 +82,7 @@ TEST_CASE("doubles read back bit for bit") {
   }
 }
 
-TEST_CASE("numbers that JSON lacks are strings") {
+TEST_CASE("numbers that JSON cannot represent are written as strings") {
   const double infinity = std::numeric_limits<double>::infinity();
   auto text = [](double value) {
     return dsv3::Json::parse(dsv3::metrics_line(event(1, value)))["train/loss"];
@@ -123,7 +123,7 @@ TEST_CASE("a repeated step keeps its first line") {
   MetricsFile file(folder / "m");
   for (int64_t step : {2, 3, 4}) REQUIRE_FALSE(append(file, event(step, 2)));
   REQUIRE(get(folder / "m") == before);
-  // The kill came between the two lines of step 4.
+  // The process was killed between the two lines of step 4.
   REQUIRE(append(file, event(4, 2, "val/loss")));
   REQUIRE_FALSE(append(file, event(4, 3, "val/loss")));
   REQUIRE(append(file, event(5, 2)));
@@ -133,7 +133,7 @@ TEST_CASE("a repeated step keeps its first line") {
   REQUIRE(reopened.lines() == 6);
 }
 
-TEST_CASE("both lines of the last step are known after reopening") {
+TEST_CASE("both lines of the last step are recognised after reopening") {
   TemporaryFolder folder;
   {
     MetricsFile file(folder / "m");
@@ -145,7 +145,7 @@ TEST_CASE("both lines of the last step are known after reopening") {
   REQUIRE_FALSE(append(file, event(4, 2, "val/loss")));
 }
 
-TEST_CASE("a line torn anywhere is removed and written again") {
+TEST_CASE("a line torn at any byte is removed and written again") {
   TemporaryFolder folder;
   std::string head = dsv3::metrics_line(event(1, 1)), tail = dsv3::metrics_line(event(2, 1));
   for (const std::string& before : {std::string(), head}) {
@@ -157,13 +157,13 @@ TEST_CASE("a line torn anywhere is removed and written again") {
       REQUIRE(get(folder / "m") == before + tail);
     }
   }
-  put(folder / "m", head + std::string(4096, '\0'));  // as after a power cut
+  put(folder / "m", head + std::string(4096, '\0'));  // zeros, as after a power cut
   REQUIRE(MetricsFile(folder / "m").lines() == 1);
   put(folder / "m", head + std::string(100, '\0') + "\n\n");
   REQUIRE(MetricsFile(folder / "m").lines() == 1);
 }
 
-TEST_CASE("each line is one write, and a failed one leaves no trace") {
+TEST_CASE("each line is one write, and a failed write leaves no trace") {
   TemporaryFolder folder;
   MetricsFile file(folder / "m");
   int writes = 0, error = 0;
@@ -176,8 +176,8 @@ TEST_CASE("each line is one write, and a failed one leaves no trace") {
   error = ENOSPC;
   REQUIRE_THROWS(append(file, event(2, 1)));
   fs::set_fault_hook({});
-  std::string half =
-      dsv3::metrics_line(event(2, 1)).substr(0, 20);  // a disk that took a part of it
+  std::string half = dsv3::metrics_line(event(2, 1))
+                         .substr(0, 20);  // a disk that accepted only a part of the line
   fs::Writer::append(folder / "m").write(half);
   REQUIRE(append(file, event(2, 1)));
   REQUIRE(steps_of(folder / "m") == Steps{1, 2});

@@ -2,12 +2,12 @@
 
 #include <catch2/catch.hpp>
 
-#include <dsv3/runtime/provenance.h>
+#include <dsv3/runtime/run_folder.h>
 
 #include "core/support/temporary_folder.h"
 #include "support/host.h"
 
-TEST_CASE("provenance records what a run was started with") {
+TEST_CASE("provenance records the program and machine that a run was started with") {
   TemporaryFolder folder;
   dsv3::Json json = dsv3::provenance({"dsv3-run", "a b.yaml"}, folder.path());
   REQUIRE(json["command"] == dsv3::Json{"dsv3-run", "a b.yaml"});
@@ -45,6 +45,6 @@ TEST_CASE("provenance records the commit and whether tracked files differ from i
 }
 
 TEST_CASE("times are UTC text") {
-  REQUIRE(dsv3::utc_text(0) == "1970-01-01T00:00:00Z");
-  REQUIRE(dsv3::utc_text(1709210096.9) == "2024-02-29T12:34:56Z");
+  REQUIRE(std::string(dsv3::utc_text(0).data()) == "1970-01-01T00:00:00Z");
+  REQUIRE(std::string(dsv3::utc_text(1709210096.9).data()) == "2024-02-29T12:34:56Z");
 }

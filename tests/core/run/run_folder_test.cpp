@@ -48,7 +48,7 @@ TEST_CASE("run names are plain file names") {
   }
 }
 
-TEST_CASE("a new run needs a new name") {
+TEST_CASE("a new run requires an unused name") {
   TemporaryFolder output;
   {
     RunFolder run = RunFolder::create(output / "runs", "first");
@@ -71,7 +71,7 @@ TEST_CASE("random names are valid and unused") {
   }
 }
 
-TEST_CASE("resuming needs a known name, and similar ones are suggested") {
+TEST_CASE("resuming requires an existing name, and similar names are suggested") {
   TemporaryFolder output;
   for (const char* name : {"quick-start", "quick-stop", "other"})
     RunFolder::create(output.path(), name);
@@ -87,7 +87,7 @@ TEST_CASE("resuming needs a known name, and similar ones are suggested") {
   REQUIRE_FALSE(std::filesystem::exists(output / "zzz"));
 }
 
-TEST_CASE("removing a run that never began removes the folders created for it, and no others") {
+TEST_CASE("removing a run that never started removes the folders created for it and no others") {
   TemporaryFolder output;
   std::filesystem::create_directory(output / "mine");
   RunFolder::create(output / "mine/a/b", "first").remove();
@@ -105,7 +105,8 @@ TEST_CASE("open_or_create opens or creates a run") {
   REQUIRE_FALSE(RunFolder::open_or_create(output.path(), "a").created());
 }
 
-TEST_CASE("one process at a time trains in a folder, and its lock ends with it") {
+TEST_CASE(
+    "only one process at a time can train in a folder, and its lock is released when it ends") {
   TemporaryFolder output;
   int ready[2];
   REQUIRE(::pipe(ready) == 0);
@@ -127,12 +128,12 @@ TEST_CASE("one process at a time trains in a folder, and its lock ends with it")
   REQUIRE(text.find("process " + std::to_string(::getpid())) != std::string::npos);
 }
 
-TEST_CASE("a lock that briefly outlives its holder is waited for") {
+TEST_CASE("opening a run waits for a lock that briefly outlives its holder") {
   TemporaryFolder output;
   pid_t child = ::fork();
   if (child == 0) {
     RunFolder run = RunFolder::create(output.path(), "a");
-    if (::fork() == 0) {  // as git before its exec
+    if (::fork() == 0) {  // like a child that git has forked and that has not called exec yet
       ::usleep(50'000);
       ::_exit(0);
     }

@@ -61,7 +61,7 @@ TEST_CASE("read errors name the file and the cause") {
   REQUIRE_THROWS_AS(fs::Mapping(folder.path()), dsv3::Error);
 }
 
-TEST_CASE("a full disk is reported with needed and free bytes") {
+TEST_CASE("the error for a full disk states the needed and free bytes") {
   TemporaryFolder folder;
   Hooked hook([](Call call, const fs::Path&) { return call == Call::write ? ENOSPC : 0; });
   fs::Writer file(folder / "a");
@@ -71,12 +71,12 @@ TEST_CASE("a full disk is reported with needed and free bytes") {
                           Catch::Contains("2.0 KiB needed") && Catch::Contains(" free"));
 }
 
-TEST_CASE("a real full device is an error, not a crash") {
+TEST_CASE("a full device (/dev/full) is an error, not a crash") {
   fs::Writer full("/dev/full");
   REQUIRE_THROWS_WITH(full.write("x"), Catch::Contains("No space left on device"));
 }
 
-TEST_CASE("an atomic write leaves the old or the new content whatever call fails") {
+TEST_CASE("an atomic write leaves the old or the new content, whichever call fails") {
   TemporaryFolder folder;
   put(folder / "a", "old");
   int calls = 0;

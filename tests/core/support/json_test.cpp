@@ -33,7 +33,7 @@ std::string nested(int levels) {
 
 }  // namespace
 
-TEST_CASE("valid JSON is parsed as by nlohmann") {
+TEST_CASE("valid JSON is parsed as nlohmann::json parses it") {
   std::string text =
       R"({"a": [1, -2.5e3, "x\"\u00e9\n", true, null], "b": {"a": {}}, "": 18446744073709551615})";
   REQUIRE(parse_json(text, "f") == Json::parse(text));
@@ -70,7 +70,7 @@ TEST_CASE("nesting is limited to 64 levels") {
   REQUIRE(error_of(objects).find("nested deeper") != std::string::npos);
 }
 
-TEST_CASE("errors of files contain their path") {
+TEST_CASE("errors in files contain the path") {
   TemporaryFolder folder;
   put(folder / "a.json", "{\"x\": [}");
   REQUIRE_THROWS_WITH(dsv3::read_json(folder / "a.json"),
@@ -78,7 +78,7 @@ TEST_CASE("errors of files contain their path") {
   REQUIRE_THROWS_WITH(dsv3::read_json(folder / "none.json"), Catch::Contains("No such file"));
 }
 
-TEST_CASE("numbers that JSON lacks are written as strings") {
+TEST_CASE("numbers that JSON cannot represent are written as strings") {
   const double infinity = std::numeric_limits<double>::infinity();
   REQUIRE(dsv3::number_to_json(0.1) == 0.1);
   REQUIRE(dsv3::number_to_json(-infinity) == "-Infinity");
@@ -90,7 +90,7 @@ TEST_CASE("numbers that JSON lacks are written as strings") {
   REQUIRE_THROWS_AS(dsv3::number_from_json(nullptr), dsv3::Error);
 }
 
-TEST_CASE("SHA-256 returns the digests of the standard") {
+TEST_CASE("SHA-256 matches the FIPS 180-4 test vectors") {
   REQUIRE(dsv3::sha256("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
   REQUIRE(dsv3::sha256("abc") ==
           "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");

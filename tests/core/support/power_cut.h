@@ -43,7 +43,7 @@ class PowerCut {
     sync(path);
   }
 
-  /// Writes what may survive of `root` to the new folder `into`.
+  /// Writes a state of `root` that may survive the power cut to the new folder `into`.
   void cut(const std::filesystem::path& into, Unsynced fate, uint64_t seed) {
     std::lock_guard lock(mutex_);
     fate_ = fate;
@@ -54,7 +54,7 @@ class PowerCut {
  private:
   using Entries = std::map<std::string, ino_t>;
   struct Inode {
-    int descriptor = -1;  // open, so that the inode number is not reused
+    int descriptor = -1;  // kept open, so that the inode number is not reused
     bool folder = false;
     std::string content;  // synced
     Entries entries;      // synced
@@ -126,7 +126,7 @@ class PowerCut {
     if (now == file.content || fate_ == Unsynced::all_data) return now;
     if (fate_ != Unsynced::random || coin()) return file.content;
     if (now.empty() || coin()) return now;
-    // Torn after the synced content, or anywhere if that was overwritten.
+    // Torn after the synced content, or at any byte if synced content was overwritten.
     const size_t safe = now.starts_with(file.content) ? file.content.size() : 0;
     const size_t whole = safe + random_() % (now.size() - safe);
     return now.substr(0, whole) + std::string(coin() ? 0 : now.size() - whole, '\0');

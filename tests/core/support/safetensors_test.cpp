@@ -31,7 +31,7 @@ std::string tensor(const std::string& name, const std::string& dtype, const std:
 struct Fixture {
   TemporaryFolder folder;
 
-  /// The error message of opening `content`, empty if it opens.
+  /// The error message from opening `content`, or "" if it opens.
   std::string open(const std::string& content) {
     put(folder / "x.safetensors", content);
     try {
@@ -89,7 +89,7 @@ TEST_CASE("written tensors are read back, with digest and alignment") {
   }
 }
 
-TEST_CASE("write rejects tensors that a reader rejects") {
+TEST_CASE("write() rejects tensors that a reader would reject") {
   TemporaryFolder folder;
   float x = 0;
   auto write = [&](const std::string& name, const st::View& view) {
@@ -103,7 +103,7 @@ TEST_CASE("write rejects tensors that a reader rejects") {
   REQUIRE_FALSE(std::filesystem::exists(folder / "f"));
 }
 
-TEST_CASE_METHOD(Fixture, "files that follow the definition are read") {
+TEST_CASE_METHOD(Fixture, "files that follow the format's definition are read") {
   REQUIRE(open("{}", "").empty());
   REQUIRE(open("{\"__metadata__\": {\"a\": \"b\"}}", "").empty());
   REQUIRE(open("{" + tensor("t", "F32", "[2]", "[0, 8]") + "}   ", kEight).empty());
@@ -165,7 +165,7 @@ TEST_CASE_METHOD(Fixture, "tensors that do not match their bytes are rejected") 
   REQUIRE_FALSE(one("F32", "[2]", "[0, 8, 8]").empty());
   REQUIRE_FALSE(one("F32", "[2]", "[-8, 0]").empty());
   REQUIRE_FALSE(one("F32", "[2]", "[0, 8.0]").empty());
-  // Products that wrap around to 8 bytes or to 0.
+  // Shapes whose product overflows to 8 bytes or to 0.
   REQUIRE(has(one("F32", "[4611686018427387906]", "[0, 8]"), "too large"));
   REQUIRE(has(one("U8", "[4294967296, 4294967296]", "[0, 0]"), "too large"));
   REQUIRE_FALSE(one("U8", "[18446744073709551615]", "[0, 8]").empty());
@@ -185,7 +185,7 @@ TEST_CASE_METHOD(Fixture, "tensors must cover the data once and without gaps") {
   REQUIRE(has(two("[0, 4]", "[4, 8]", 7), "follow the header"));
 }
 
-TEST_CASE_METHOD(Fixture, "a file truncated anywhere is rejected") {
+TEST_CASE_METHOD(Fixture, "a file truncated at any byte is rejected") {
   std::string whole = file_of(
       "{" + tensor("a", "F32", "[1]", "[0, 4]") + "," + tensor("b", "F32", "[1]", "[4, 8]") + "}",
       kEight);
@@ -194,7 +194,7 @@ TEST_CASE_METHOD(Fixture, "a file truncated anywhere is rejected") {
     REQUIRE_FALSE(open(whole.substr(0, size)).empty());
 }
 
-TEST_CASE_METHOD(Fixture, "no flipped bit in a header causes reads outside the file") {
+TEST_CASE_METHOD(Fixture, "flipped bits in a header never cause reads outside the file") {
   std::string whole = file_of(
       "{" + tensor("a", "F32", "[1]", "[0, 4]") + "," + tensor("b", "F32", "[1]", "[4, 8]") + "}",
       kEight);

@@ -1,4 +1,5 @@
-// A folder for one test, removed at its end. It is in memory if possible, because tests sync often.
+// A folder for one test, removed at the end of the test. It is in memory if possible, because tests
+// sync often.
 #pragma once
 
 #include <filesystem>

@@ -62,7 +62,7 @@ std::shared_ptr<Base> make_linked(const dsv3::ComponentSpec& spec, const Context
 const dsv3::ComponentSpec& at_layer(const std::vector<dsv3::LayerRange>& ranges, int64_t layer) {
   for (const dsv3::LayerRange& range : ranges)
     if (layer >= range.first && layer <= range.last) return range.component;
-  return ranges.back().component;  // of an MTP module
+  return ranges.back().component;  // the component used by MTP modules
 }
 
 dsv3::ModelFactory linked_factory(const dsv3::Experiment& e) {
@@ -115,7 +115,8 @@ Side loaded_side(const dsv3::Experiment& e, dsv3::Plugins& plugins,
                  const dsv3::StrategyContext& context) {
   Side side;
   side.strategy = dsv3::make<dsv3::Strategy>(plugins, e.strategy, context);
-  side.model = std::make_unique<dsv3::Model>(e, e.model.vocab.value(), plugins, at::kCPU);
+  side.model = std::make_unique<dsv3::Model>(e, e.model.vocab.value(), dsv3::factory_of(e, plugins),
+                                             at::kCPU);
   side.optimizers = std::make_unique<dsv3::OptimizerSet>(e, plugins, side.model->store());
   return side;
 }
@@ -181,11 +182,10 @@ dsv3::Json block(const dsv3::Experiment& e, dsv3::Plugins& plugins, int rounds, 
 
 dsv3::Json measure(const std::string& file, int blocks, int rounds) {
   dsv3::Plugins plugins(dsv3::plugin_search_levels({}, {}));
-  dsv3::PluginCatalog catalog(plugins);
   dsv3::ExperimentRequest request;
   request.file = file;
-  const dsv3::Experiment e = dsv3::load_experiment(request, catalog);
-  at::set_num_threads(1);  // cpu_time() and callgrind's totals are one thread's
+  const dsv3::Experiment e = dsv3::load_experiment(request, plugins);
+  at::set_num_threads(1);  // cpu_time() and callgrind's totals cover only one thread
   cpu_set_t current_cpu;
   CPU_ZERO(&current_cpu);
   CPU_SET(sched_getcpu(), &current_cpu);

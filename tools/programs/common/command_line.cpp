@@ -23,7 +23,7 @@ void add_declared_flags(const CLI::App& command, std::map<std::string, std::stri
     add_declared_flags(*subcommand, declared);
 }
 
-/// The words with each flag spelled as it was declared, last word first as CLI11 takes them.
+/// The arguments with each flag spelled as it was declared, in reverse order as CLI11 expects them.
 std::vector<std::string> reversed_words(const CLI::App& app, int argc, char** argv) {
   std::map<std::string, std::string> declared;
   add_declared_flags(app, declared);
@@ -37,7 +37,8 @@ std::vector<std::string> reversed_words(const CLI::App& app, int argc, char** ar
   return words;
 }
 
-/// The subcommand that was being parsed; `path` becomes how it is typed: "dsv3 plugins check".
+/// Returns the subcommand that was being parsed and sets `path` to its name, such as "dsv3 plugins
+/// check".
 const CLI::App& innermost(const CLI::App& app, std::string& path) {
   path += (path.empty() ? "" : " ") + app.get_name();
   const auto parsed = app.get_subcommands();
@@ -66,7 +67,7 @@ std::string unknown_command(const CLI::App& group, const std::string& path,
   return "unknown command '" + path + " " + word + "'" + did_you_mean(dsv3::nearest(word, known));
 }
 
-/// CLI11's message about a value, in the words of this program where its form is known.
+/// Rewords CLI11's message about an invalid value if its format is known.
 std::string invalid_value(const std::string& text) {
   std::smatch m;
   const auto matches = [&](const char* form) {
@@ -75,7 +76,8 @@ std::string invalid_value(const std::string& text) {
   if (matches("(\\S+): (.*) not in \\{(.*)\\}"))
     return "invalid value '" + m.str(2) + "' for " + m.str(1) + "; expected " + m.str(3);
   if (matches("(\\S+): Value (.*) not in range (\\S+) to (\\S+)")) {
-    const bool positive = m.str(4).find('e') != std::string::npos;  // up to the largest double
+    // An upper bound with an exponent is the largest double.
+    const bool positive = m.str(4).find('e') != std::string::npos;
     return "invalid value '" + m.str(2) + "' for " + m.str(1) + "; expected " +
            (positive ? "a positive number" : m.str(3) + " to " + m.str(4));
   }

@@ -8,7 +8,7 @@
 /// --version: prints the versions of dsv3, the SDK, LibTorch and the compiler.
 void add_version_flag(CLI::App& app);
 
-/// The flag with '-' for each '_'.
+/// Returns the flag with each '_' replaced by '-'.
 std::string kebab_case(std::string flag);
 
 /// Parses the command line. Flags may be typed with '-' or '_'. Throws CLI::Success for --help and

@@ -1,4 +1,4 @@
-// The command line of `dsv3-run`, in a header of its own because `dsv3 completion` needs it too.
+// The command line of `dsv3-run`, in its own header because `dsv3 completion` uses it as well.
 #pragma once
 
 #include <string>
@@ -20,8 +20,9 @@ inline void declare(CLI::App& app, Arguments& a) {
       ->type_name("FILE key=value ...");
   app.add_flag("--check", a.check,
                "Check everything that needs no training: configuration, components, paths, device");
-  app.add_flag("--config-only", a.config_only,
-               "With --check: skip data, tokenizer files and the GPU, which may be elsewhere");
+  app.add_flag(
+      "--config-only", a.config_only,
+      "With --check: skip data, tokenizer files and the GPU, which may be on a different machine");
   app.add_flag("--print-config", a.print_config,
                "Print the merged experiment with the origin of every value");
   app.add_flag("--dry-run", a.dry_run,
@@ -29,9 +30,10 @@ inline void declare(CLI::App& app, Arguments& a) {
   app.add_option("--gpu-memory", a.gpu_memory,
                  "With --dry-run: estimate whether and how the run fits into this much, e.g. 8G")
       ->type_name("SIZE");
-  app.add_flag("--debug", a.debug,
-               "Train 50 steps on 4 x 256 synthetic tokens at a constant learning rate; opens no data and "
-               "no tokenizer");
+  app.add_flag(
+      "--debug", a.debug,
+      "Train 50 steps on 4 x 256 synthetic tokens at a constant learning rate; opens no data and "
+      "no tokenizer");
   app.add_option("--run_name", a.run_name, "Name of a new run")->type_name("NAME");
   app.add_option("--run_id", a.run_id, "Resume this run")->type_name("RUN");
   app.add_option("--resume", a.resume,
@@ -47,7 +49,7 @@ inline void declare(CLI::App& app, Arguments& a) {
                  "Registry or installation to search first; may be repeated")
       ->type_name("PATH")
       ->allow_extra_args(false);
-  app.add_option("--config", a.config, "File of machine defaults, instead of config.yaml")
+  app.add_option("--config", a.config, "File with machine defaults, instead of config.yaml")
       ->type_name("FILE");
   app.add_flag("--backtrace", a.backtrace, "Print a backtrace if the process crashes");
   app.add_flag("--quiet", a.quiet, "Hide the progress display");

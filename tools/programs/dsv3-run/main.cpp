@@ -32,7 +32,8 @@ std::filesystem::path machine_config(const Arguments& a) {
   return {};
 }
 
-/// The shell passes `train.steps = 5` as three words, `train.steps= 5` and `train.steps =5` as two.
+/// The shell passes `train.steps = 5` as three arguments, `train.steps= 5` and `train.steps =5` as
+/// two.
 void check_spaces(const std::vector<std::string>& words) {
   for (size_t i = 1; i < words.size(); ++i) {
     const std::string &word = words[i], &before = words[i - 1];
@@ -40,12 +41,13 @@ void check_spaces(const std::vector<std::string>& words) {
     if (!word.starts_with('=') && !(before.ends_with('=') && is_value)) continue;
     const std::string key = before.substr(0, before.find('='));
     throw Error("spaces around '=' after " + key + "; write " + key +
-                    "=VALUE as one word, quoted if the value contains spaces",
+                    "=VALUE without spaces, and quote it if the value contains any",
                 ExitCode::usage);
   }
 }
 
-/// key=value rather than an experiment file, whose name may contain a '=', too.
+/// Whether `word` is a key=value override. File names may also contain '=', so an existing .yaml
+/// file is not one.
 bool is_setting(const std::string& word) {
   const size_t equals = word.find('=');
   if (equals == word.npos || word.find('/') < equals) return false;
@@ -95,7 +97,7 @@ dsv3::ExperimentRequest experiment_of(const Arguments& a) {
   return request;
 }
 
-/// Bytes of "8G", "80GiB", "500M".
+/// Parses a size such as "8G", "80GiB" or "500M" and returns it in bytes.
 int64_t parse_bytes(const std::string& text) {
   size_t end = 0;
   double number = 0;
@@ -165,13 +167,12 @@ int run(int argc, char** argv) {
   if (!request.experiment.machine_config.empty())
     machine = dsv3::read_machine_config(request.experiment.machine_config);
   dsv3::Plugins plugins(dsv3::plugin_search_levels(a.plugin_paths, machine.plugin_paths));
-  dsv3::PluginCatalog catalog(plugins);
   if (a.print_config) {
-    std::cout << dsv3::load_experiment(request.experiment, catalog).resolved.yaml(true);
+    std::cout << dsv3::load_experiment(request.experiment, plugins).resolved.yaml(true);
     return 0;
   }
   if (a.check) {
-    const dsv3::Experiment experiment = dsv3::load_experiment(request.experiment, catalog);
+    const dsv3::Experiment experiment = dsv3::load_experiment(request.experiment, plugins);
     for (const std::string& note : experiment.notes) std::cout << "note: " << note << '\n';
     dsv3::preflight(
         experiment, plugins,
@@ -183,7 +184,7 @@ int run(int argc, char** argv) {
   if (a.dry_run) {
     std::optional<int64_t> limit;
     if (!a.gpu_memory.empty()) limit = parse_bytes(a.gpu_memory);
-    dsv3::Experiment experiment = dsv3::load_experiment(request.experiment, catalog);
+    dsv3::Experiment experiment = dsv3::load_experiment(request.experiment, plugins);
     dsv3::resolve_machine(experiment);
     dsv3::dry_run(experiment, plugins, limit);
     return 0;
@@ -192,7 +193,6 @@ int run(int argc, char** argv) {
 }
 
 int fail(const char* what, ExitCode code) {
-  dsv3::flush_log();
   std::cerr << dsv3::error_text(what) << '\n';
   return static_cast<int>(code);
 }
@@ -201,7 +201,8 @@ int fail(const char* what, ExitCode code) {
 
 int main(int argc, char** argv) {
   const dsv3::CrashReports crash_reports;
-  std::signal(SIGXFSZ, SIG_IGN);  // a file over ulimit -f is an error, not a signal
+  // A write beyond `ulimit -f` then fails with an error instead of killing the process.
+  std::signal(SIGXFSZ, SIG_IGN);
   try {
     return run(argc, argv);
   } catch (const Error& error) {

@@ -5,13 +5,13 @@
 
 #include <dsv3/runtime/plugins.h>
 
-/// Each adds its subcommands to `app`; their callbacks throw dsv3::Error, and set `exit_code` where
-/// a command fails without an error text.
+/// Each adds its subcommands to `app`; their callbacks throw dsv3::Error, or set `exit_code` where
+/// a command fails without an error message.
 void add_plugins_commands(CLI::App& app, int& exit_code);
-/// The subcommand `check` of `dsv3 plugins`.
+/// Adds `plugins check` to the command group `plugins`.
 void add_plugins_check(CLI::App& group, int& exit_code);
 void add_data_commands(CLI::App& app, int& exit_code);
-/// `plugins new`, to the group of `plugins`.
+/// Adds `plugins new` to the command group `plugins`.
 void add_plugins_new(CLI::App& group);
 void add_schema_commands(CLI::App& app, int& exit_code);
 void add_reference_command(CLI::App& app, int& exit_code);
@@ -32,9 +32,8 @@ class PluginOptions {
   /// The plugins found through these options, config.yaml, DSV3_PLUGIN_PATH and this build.
   dsv3::Plugins open() const { return dsv3::Plugins(levels()); }
   dsv3::SearchLevels levels() const;
-  /// The options as words of a command line.
-  std::vector<std::string> words() const;
-  /// --config, or config.yaml of the working folder; empty if there is neither.
+  /// The file given by --config, otherwise config.yaml in the current folder; empty if neither
+  /// exists.
   std::string config() const;
 
  private:

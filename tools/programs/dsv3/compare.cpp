@@ -45,7 +45,8 @@ std::optional<double> last_metric(const std::string& run, const std::string& key
   std::ifstream file(stdfs::path(run) / "metrics.jsonl");
   std::optional<double> last;
   for (std::string line; std::getline(file, line);) {
-    const dsv3::Json row = dsv3::Json::parse(line, nullptr, false);  // the last may be cut off
+    // The last line may be incomplete.
+    const dsv3::Json row = dsv3::Json::parse(line, nullptr, false);
     if (row.is_object() && row.contains(key)) last = dsv3::number_from_json(row[key]);
   }
   return last;
@@ -119,10 +120,9 @@ void print_table(const CompareArguments& arguments, const dsv3::Comparison& comp
 
 void compare(const CompareArguments& arguments) {
   dsv3::Plugins plugins = arguments.plugins.open();
-  dsv3::PluginCatalog catalog(plugins);
   const std::string config = arguments.plugins.config();
   const auto load = [&](const std::string& what) {
-    return dsv3::load_experiment(request_of(what, config), catalog);
+    return dsv3::load_experiment(request_of(what, config), plugins);
   };
   const dsv3::Comparison comparison =
       dsv3::compare_experiments(load(arguments.a), load(arguments.b));

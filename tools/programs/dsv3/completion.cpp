@@ -18,7 +18,7 @@ namespace {
 std::string value_kind(const CLI::Option& option) {
   const std::string type = option.get_type_name();
   const size_t open = type.find('{'), close = type.find('}');
-  if (open != type.npos && close != type.npos) {  // one of a set
+  if (open != type.npos && close != type.npos) {  // one of a fixed set of values
     std::string words = type.substr(open + 1, close - open - 1);
     for (char& c : words)
       if (c == ',') c = ' ';
@@ -73,8 +73,8 @@ std::vector<Command> commands_of(const CLI::App& dsv3) {
   return commands;
 }
 
-// Tables for bash and zsh: the words of a command, and what to offer after a flag. Flags are looked
-// up with '-', whichever spelling was typed.
+// Tables for bash and zsh: the subcommands and flags of each command, and what to offer after a
+// flag. Flags are looked up with '-', whichever spelling was typed.
 std::string tables(const std::vector<Command>& commands) {
   std::string words = "_dsv3_words() {\n  case $1 in\n", values = "_dsv3_value() {\n  case $1 in\n";
   for (const Command& command : commands) {
@@ -204,14 +204,13 @@ complete -c dsv3-run -n __dsv3_has_file -f -a '(dsv3 completion overrides (strin
   return out;
 }
 
-// KEY= for every value of the experiment, and KIND=PLUGIN for every plugin.
+// Prints KEY= for every value of the experiment, and KIND=PLUGIN for every plugin.
 void print_overrides(const std::string& file, const PluginOptions& options) {
   dsv3::Plugins plugins = options.open();
-  dsv3::PluginCatalog catalog(plugins);
   dsv3::ExperimentRequest request;
   request.file = file;
   request.machine_config = options.config();
-  for (const dsv3::ResolvedValue& value : dsv3::load_experiment(request, catalog).resolved.values)
+  for (const dsv3::ResolvedValue& value : dsv3::load_experiment(request, plugins).resolved.values)
     if (value.path != "dsv3") std::cout << value.path << "=\n";
   for (const dsv3::KindRow& kind : dsv3::kinds()) {
     if (kind.path.empty()) continue;  // not part of an experiment

@@ -51,7 +51,9 @@ void add_data_commands(CLI::App& app, int&) {
   command->add_option("INPUT", request.inputs, ".txt and .jsonl files, or folders of them")
       ->required()
       ->type_name("PATH");
-  command->add_option("--tokenizer", arguments->tokenizer, "A tokenizer.json, or the word bytes")
+  command
+      ->add_option("--tokenizer", arguments->tokenizer,
+                   "Path to a tokenizer.json, or `bytes` for byte-level tokens")
       ->required()
       ->type_name("FILE");
   command->add_option("--output", arguments->output, "Folder to create")

@@ -17,7 +17,7 @@ struct Arguments {
   PluginOptions plugins;
 };
 
-/// "12" or "-" in `width` columns.
+/// Formats a value in `width` columns, or "-" if it is absent.
 template <class Value>
 std::string cell(const char* format, const std::optional<Value>& value, int width) {
   char text[64] = "-";

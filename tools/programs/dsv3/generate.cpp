@@ -11,7 +11,6 @@
 
 #include <dsv3/runtime/generate.h>
 #include <dsv3/runtime/stored_model.h>
-#include <dsv3/runtime/text_stream.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/log.h>
 #include <dsv3/support/json.h>
@@ -34,7 +33,7 @@ struct Arguments {
   std::vector<std::string> prompts, stops;
   uint64_t seed = 0;
   bool speculate = false;
-  const CLI::Option* speculation = nullptr;  // --speculate or --no-speculate, whether given
+  const CLI::Option* speculation = nullptr;  // --speculate and --no-speculate
   bool ids = false, no_cache = false, stats = false, json = false;
   PluginOptions plugins;
 };
@@ -63,14 +62,14 @@ std::vector<std::string> read_prompts(const Arguments& a) {
   if (!prompts.empty()) return prompts;
   if (isatty(STDIN_FILENO))
     std::cerr
-        << "reading the prompt from standard input, end it with Ctrl-D (or pass --prompt TEXT)\n";
+        << "reading the prompt from standard input; end it with Ctrl-D (or pass --prompt TEXT)\n";
   if (a.ids) return lines_of(std::cin);
   std::string text{std::istreambuf_iterator<char>(std::cin), {}};
-  if (!text.empty() && text.back() == '\n') text.pop_back();  // of `echo`
+  if (!text.empty() && text.back() == '\n') text.pop_back();  // added by `echo`
   return {text};
 }
 
-/// The ids of "[1, 2, 3]".
+/// Parses a prompt given as a JSON list of token ids, such as "[1, 2, 3]".
 std::vector<int32_t> parse_ids(const std::string& text) {
   const Json json = dsv3::parse_json(text, "prompt " + text.substr(0, 40));
   if (!json.is_array())
@@ -84,7 +83,7 @@ std::vector<int32_t> parse_ids(const std::string& text) {
   return ids;
 }
 
-/// Prints a single text as it is generated, several texts as they complete.
+/// Streams a single continuation as it is generated; prints several as they complete.
 class Printer {
  public:
   Printer(const Arguments& a, const dsv3::Tokenizer* tokenizer, std::vector<std::string> prompts)
@@ -99,7 +98,7 @@ class Printer {
     if (live_) std::cout << prompts_[0] << (tokenizer ? "" : " ") << std::flush;
   }
 
-  /// Returns false to end the text.
+  /// Returns false to stop the continuation.
   bool token(size_t i, int32_t id) {
     if (!tokenizer_) {
       add(i, (texts_[i].empty() ? "" : " ") + std::to_string(id));
@@ -109,7 +108,7 @@ class Printer {
     return !streams_[i].stopped();
   }
 
-  /// Prints all completed texts, in the order of the prompts.
+  /// Prints all completed continuations, in the order of the prompts.
   void done(size_t i, const dsv3::Continuation& text) {
     if (tokenizer_) add(i, streams_[i].finish());
     done_[i] = text;
@@ -148,7 +147,7 @@ class Printer {
   const Arguments& a_;
   const dsv3::Tokenizer* tokenizer_;
   std::vector<std::string> prompts_;
-  bool live_;  // one text, on the terminal as it is produced
+  bool live_;  // streams a single continuation to standard output
   std::vector<dsv3::TextStream> streams_;
   std::vector<std::string> texts_;
   std::vector<std::optional<dsv3::Continuation>> done_;
@@ -238,11 +237,11 @@ void add_options(CLI::App& command, Arguments& a) {
       .add_option("--stop-id", a.options.stop_ids,
                   "Token id that ends a continuation; may be repeated")
       ->allow_extra_args(false);
-  command.add_option("--seed", a.seed, "Seed of the sampling of each prompt")
+  command.add_option("--seed", a.seed, "Random seed for sampling, the same for each prompt")
       ->capture_default_str();
   a.speculation = command.add_flag("--speculate,!--no-speculate", a.speculate,
                                    "Draft tokens with the model's MTP modules [on if it has any]");
-  command.add_flag("--no-cache", a.no_cache, "Process the whole text again for every token");
+  command.add_flag("--no-cache", a.no_cache, "Recompute the whole sequence for every token");
   command.add_option("--batch", a.options.batch, "Prompts to process at once")
       ->capture_default_str();
   command.add_option("--device", a.model.device, "Device to compute on")
@@ -255,9 +254,9 @@ void add_options(CLI::App& command, Arguments& a) {
       ->type_name("FILE");
   command.add_flag("--stats", a.stats,
                    "Print speed, cache size and accepted drafts to standard error");
-  command.add_flag(
-      "--json", a.json,
-      "Print one JSON object per line: prompt, text, ids, stop_reason; --stats as one more");
+  command.add_flag("--json", a.json,
+                   "Print one JSON object per line: prompt, text, ids, stop_reason; with --stats, "
+                   "one more object");
   a.plugins.add_to(command);
 }
 
@@ -265,7 +264,7 @@ void add_options(CLI::App& command, Arguments& a) {
 
 void add_generate_command(CLI::App& app, int&) {
   const auto a = std::make_shared<Arguments>();
-  CLI::App* command = app.add_subcommand("generate", "Continue texts");
+  CLI::App* command = app.add_subcommand("generate", "Generate text from prompts");
   add_options(*command, *a);
   command->callback([a] { run(*a); });
 }

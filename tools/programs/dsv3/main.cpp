@@ -18,7 +18,7 @@ int fail(const char* what, dsv3::ExitCode exit_code) {
 }
 
 int run(int argc, char** argv) {
-  CLI::App app("Work with the plugins, data and models of dsv3 experiments (dsv3-run trains)",
+  CLI::App app("Work with plugins, data and models for dsv3 experiments (to train, use dsv3-run)",
                "dsv3");
   app.require_subcommand(1);
   int exit_code = 0;
@@ -42,7 +42,8 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::signal(SIGXFSZ, SIG_IGN);  // a file over ulimit -f is an error, not a signal
+  // A write beyond `ulimit -f` then fails with an error instead of killing the process.
+  std::signal(SIGXFSZ, SIG_IGN);
   try {
     return run(argc, argv);
   } catch (const dsv3::Error& e) {

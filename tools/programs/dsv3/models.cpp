@@ -5,14 +5,14 @@
 #include <memory>
 
 #include <dsv3/runtime/convert.h>
-#include <dsv3/runtime/logits.h>
+#include <dsv3/runtime/evaluate.h>
 #include <dsv3/sdk/error.h>
 
 #include "commands.h"
 
 namespace {
 
-/// Bytes of "5G", "500M", "0".
+/// Parses a size such as "5G", "500M" or "0" and returns it in bytes.
 int64_t parse_size(const std::string& text) {
   size_t end = 0;
   double number = -1;
@@ -47,8 +47,9 @@ void add_export(CLI::App& app) {
       ->type_name("PATH");
   command->add_option("HF_DIR", a->folder, "Folder to create")->required()->type_name("DIR");
   command
-      ->add_option("--format", a->request.format,
-                   "Architecture, a plugin of kind format; by default the first that fits")
+      ->add_option(
+          "--format", a->request.format,
+          "Architecture, a plugin of kind format; by default the first that can express the model")
       ->type_name("FORMAT");
   command->add_flag("--no-mtp", a->no_mtp, "Leave out multi-token prediction modules");
   command

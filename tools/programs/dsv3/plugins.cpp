@@ -13,7 +13,7 @@
 
 namespace {
 
-// Whether the search finds this entry, and not one of an earlier level.
+// Whether a search finds this entry rather than one of an earlier level.
 bool wins(const dsv3::Plugins& plugins, const dsv3::PluginEntry& entry) {
   return plugins.find_entry(entry.kind, entry.name) == &entry;
 }
@@ -86,7 +86,7 @@ void PluginOptions::add_to(CLI::App& command) {
                   "Registry file, folder of registries, or prefix to search first")
       ->type_name("PATH")
       ->allow_extra_args(false);
-  command.add_option("--config", config_, "File of machine defaults [config.yaml, if it exists]")
+  command.add_option("--config", config_, "File with machine defaults [config.yaml, if it exists]")
       ->type_name("FILE");
 }
 
@@ -98,13 +98,6 @@ dsv3::SearchLevels PluginOptions::levels() const {
   dsv3::MachineConfig machine;
   if (!config().empty()) machine = dsv3::read_machine_config(config());
   return dsv3::plugin_search_levels(paths_, machine.plugin_paths);
-}
-
-std::vector<std::string> PluginOptions::words() const {
-  std::vector<std::string> words;
-  for (const std::string& path : paths_) words.insert(words.end(), {"--plugin-path", path});
-  if (!config_.empty()) words.insert(words.end(), {"--config", config_});
-  return words;
 }
 
 void add_plugins_commands(CLI::App& app, int& exit_code) {

@@ -19,15 +19,13 @@ struct Arguments {
   conformance::Request request;
   int64_t time_limit = 120;
   bool json = false;
-  size_t child_first = 0;
-  int child_report = -1;
 };
 
 // The target is a library file, or KIND/NAME of a component in a registry.
 void find_library(Arguments& arguments) {
   conformance::Request& request = arguments.request;
   request.time_limit = std::chrono::seconds(arguments.time_limit);
-  request.plugin_words = arguments.plugins.words();
+  request.levels = arguments.plugins.levels();
   request.library = arguments.target;
   if (std::filesystem::exists(arguments.target)) return;
   const size_t slash = arguments.target.find('/');
@@ -62,11 +60,6 @@ void print(const conformance::Result& result, std::string& shown) {
 }
 
 int check(Arguments& arguments) {
-  if (arguments.child_report >= 0) {
-    arguments.request.library = arguments.target;
-    arguments.request.levels = arguments.plugins.levels();
-    return conformance::run_child(arguments.request, arguments.child_first, arguments.child_report);
-  }
   find_library(arguments);
   if (!arguments.json) std::cout << arguments.request.library.string() << '\n';
   dsv3::Json list = dsv3::Json::array();
@@ -79,7 +72,7 @@ int check(Arguments& arguments) {
           list.push_back({{"component", result.component},
                           {"check", result.check},
                           {"promise", result.promise},
-                          {"kept", result.kept},
+                          {"passed", result.kept},
                           {"text", result.text}});
         else
           print(result, shown);
@@ -87,7 +80,7 @@ int check(Arguments& arguments) {
   if (arguments.json)
     std::cout << list.dump(2) << '\n';
   else
-    std::cout << count - broken << " of " << count << " promises kept\n";
+    std::cout << count - broken << " of " << count << " checks passed\n";
   return broken == 0 ? 0 : static_cast<int>(dsv3::ExitCode::plugin);
 }
 
@@ -96,7 +89,7 @@ int check(Arguments& arguments) {
 void add_plugins_check(CLI::App& group, int& exit_code) {
   const auto arguments = std::make_shared<Arguments>();
   CLI::App* command =
-      group.add_subcommand("check", "Test a plugin against every promise of its components' kinds");
+      group.add_subcommand("check", "Run all conformance checks of a plugin's components");
   command
       ->add_option("plugin", arguments->target,
                    "Library (.so), or KIND/NAME of a registered component")
@@ -118,9 +111,5 @@ void add_plugins_check(CLI::App& group, int& exit_code) {
       ->check(CLI::Range(1, 86400))
       ->type_name("S");
   command->add_flag("--json", arguments->json, "Print JSON");
-  // Used by this program to start itself as a child process.
-  command->add_option("--child-first", arguments->child_first)->group("");
-  command->add_option("--child-report", arguments->child_report)->group("");
-  command->add_option("--child-folder", arguments->request.folder)->group("");
   command->callback([arguments, &exit_code] { exit_code = check(*arguments); });
 }

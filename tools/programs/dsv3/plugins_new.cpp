@@ -99,7 +99,7 @@ path templates_folder() {
 }
 
 void write_plugin(const Request& request) {
-  dsv3::kind_from_name(request.kind);  // throws, naming the kinds
+  dsv3::kind_from_name(request.kind);  // throws an error that lists the known kinds
   check_name(request.name);
   if (!std::filesystem::is_directory(request.output))
     reject("--output " + request.output + " is not a folder; create it first");
@@ -138,7 +138,9 @@ void add_plugins_new(CLI::App& group) {
   command->add_option("kind", request->kind, "Kind of the component")
       ->required()
       ->type_name(kinds());
-  command->add_option("name", request->name, "Name in experiments, and of the folder")->required();
+  command
+      ->add_option("name", request->name, "Name of the component in experiments, and of the folder")
+      ->required();
   command->add_option("--output", request->output, "Parent of the new folder [the current folder]");
   command->callback([request] { write_plugin(*request); });
 }

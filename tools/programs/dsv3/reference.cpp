@@ -15,7 +15,8 @@ struct Row {
 
 constexpr std::array kStructure{
     Row{"dsv3", "", "version of the experiment format, 1; required in the file that is run"},
-    Row{"extends", "", "files that this one changes, relative to it; later ones win"},
+    Row{"extends", "",
+        "files that this one builds on, relative to its folder; later ones override earlier ones"},
     Row{"model.attention", "", "attention: one component, or a list with `layers`"},
     Row{"model.position", "", "positional encoding: one component"},
     Row{"model.feed_forward", "", "feed-forward: one component, or a list with `layers`"},
@@ -30,7 +31,8 @@ constexpr std::array kStructure{
 
 constexpr std::array kComponentKeys{
     Row{"plugin", "", "name of the plugin; `KEY: NAME` is short for `KEY: {plugin: NAME}`"},
-    Row{"library", "", "file of a plugin library that no registry names, relative to this file"},
+    Row{"library", "",
+        "path of a plugin library that is not in any registry, relative to this file"},
     Row{"layers", "", "attention and feed-forward: `3`, `0-1`, or `2-` to the last layer"},
     Row{"role", "",
         "optimizer: parameters of these roles: matrix, embedding, head, norm, router, bias"},
@@ -46,8 +48,9 @@ constexpr std::array kMetrics{
         "cross-entropy of the MTP modules, mean over depths, unweighted; only with MTP"},
     Row{"train/grad_norm", "", "norm of the gradient over all parameters, before clipping"},
     Row{"train/skipped", "steps",
-        "1 for a step that `train.not_finite: skip` skipped; else absent"},
-    Row{"train/lr/GROUP", "", "learning rate of the optimizer group, schedule included"},
+        "1 for a step that `train.not_finite: skip` skipped; otherwise absent"},
+    Row{"train/lr/GROUP", "",
+        "learning rate of the optimizer group, including the schedule's factor"},
     Row{"moe/load_max/LAYER", "ratio",
         "tokens of the layer's busiest expert over the mean of its experts; 1 = balanced"},
     Row{"val/loss", "nats per target", "cross-entropy of the next token on the held-out set"},

@@ -2,28 +2,24 @@
 // loaded.
 #pragma once
 
-#include <cstdint>
-#include <filesystem>
-#include <map>
 #include <optional>
-#include <string>
-#include <vector>
 
 #include <dsv3/support/json.h>
 #include <dsv3/support/safetensors.h>
 
 namespace dsv3 {
 
-/// What a rank saves: tensors by unique key, whose host memory must stay alive until save()
+/// What a rank saves: tensors under unique keys. Their host memory must stay alive until save()
 /// returns.
 struct CheckpointContent {
   int64_t step = 0, tokens = 0;
-  std::optional<double> val_loss;
-  std::map<std::string, safetensors::View> tensors;
+  std::optional<double> val_loss = {};
+  std::map<std::string, safetensors::View> tensors = {};
   /// Data cursor, config, plugin digests, conventions, world size, strategy ... Numbers must be
-  /// finite: JSON has no others (see number_to_json).
-  Json state;
-  std::map<std::string, std::string> files;  ///< other files by name, verified like the tensors
+  /// finite, because JSON cannot represent others (see number_to_json).
+  Json state = {};
+  std::map<std::string, std::string> files =
+      {};  ///< other files by name, verified like the tensors
 };
 
 /// A checkpoint on disk.
@@ -42,9 +38,9 @@ class CheckpointStore {
   /// Removes temporary folders of killed saves, writes step-N.tmp-<nonce>/ (fsyncs
   /// rank-00000.safetensors, then manifest.json), renames it to step-N and fsyncs the parent. Then
   /// deletes checkpoints that are neither the newest nor among the best by val_loss (NaN is never
-  /// best); a failed deletion is only a warning. An intact checkpoint of the same step is left as
-  /// it is, a damaged one is replaced. On error (ExitCode::checkpoint) existing checkpoints stay
-  /// and the temporary folder is removed. One process at a time.
+  /// among the best); a failed deletion is only a warning. An intact checkpoint of the same step is
+  /// left as it is, a damaged one is replaced. On error (ExitCode::checkpoint) existing checkpoints
+  /// stay and the temporary folder is removed. One process at a time.
   StoredCheckpoint save(const CheckpointContent& content);
   /// Finishes a save that was killed, for a run that resumes from step `newest`: removes its
   /// temporary folder and the older checkpoints it would have deleted. A failed deletion is only a
@@ -55,7 +51,8 @@ class CheckpointStore {
   std::optional<StoredCheckpoint> newest() const;
   /// The intact checkpoint with the lowest val_loss.
   std::optional<StoredCheckpoint> best() const;
-  std::vector<StoredCheckpoint> all() const;  ///< readable manifests, oldest first, not verified
+  /// All checkpoints with a readable manifest, oldest first, not verified.
+  std::vector<StoredCheckpoint> all() const;
 
  private:
   std::filesystem::path folder_;

@@ -1,4 +1,4 @@
-// The differences between two experiments, and whether they are one factor.
+// Lists the differences between two experiments and groups them into factors.
 #pragma once
 
 #include <string>
@@ -13,7 +13,7 @@ struct Difference {
   std::string key;                 ///< dotted path: "model.attention.heads"
   std::string a, b;                ///< values as YAML
   std::string a_origin, b_origin;  ///< "file:line:col", "default" ...; empty for an absent key
-  std::string factor;  ///< what it belongs to; empty = no factor (name, seed, output ...)
+  std::string factor;  ///< which the key belongs to; empty = none (name, seed, output ...)
 };
 
 struct Comparison {
@@ -23,9 +23,9 @@ struct Comparison {
   std::string verdict() const;
 };
 
-/// Compares two resolved experiments, defaults included. Another component in a slot is one factor
-/// with all its options; otherwise each key is one, except keys that only name, repeat, observe or
-/// store a run.
+/// Compares two resolved experiments, defaults included. A different component is one factor
+/// together with all its options. Any other key is its own factor, except keys that only name,
+/// repeat, observe or store a run.
 Comparison compare_experiments(const Experiment& a, const Experiment& b);
 
 /// Keys on which two resolved experiments differ, without factors.

@@ -11,8 +11,8 @@
 
 namespace dsv3 {
 
-/// What the checker needs to know about components: answered by `Plugins` in programs, by a table
-/// in tests.
+/// What the checker needs to know about components. Programs implement it with `Plugins`, tests
+/// with a table.
 class Catalog {
  public:
   virtual ~Catalog();
@@ -20,17 +20,17 @@ class Catalog {
   /// unloadable.
   virtual const Schema* schema(Kind kind, const std::string& name, const std::string& library) = 0;
   /// YAML that a short form stands for, e.g. optimizer "muon"; empty = no such alias.
-  virtual std::string alias(Kind kind, const std::string& name) = 0;
+  virtual std::string alias(Kind kind, const std::string& name) const = 0;
   /// Known component names and aliases of the kind, for "did you mean" and for options of siblings.
-  virtual std::vector<std::string> names(Kind kind) = 0;
-  /// Where names were looked for, for the error text.
+  virtual std::vector<std::string> names(Kind kind) const = 0;
+  /// The paths that were searched for names, for error messages.
   virtual std::string searched() const = 0;
 };
 
 /// Machine defaults that are needed before any plugin can be found.
 struct MachineConfig {
   std::vector<std::string> plugin_paths;  ///< relative ones resolved against the file's folder
-  std::string file;                       ///< empty = none read
+  std::string file;                       ///< empty = no file was read
 };
 
 /// All errors of an experiment together; what() holds one block for each.
@@ -44,13 +44,13 @@ class ConfigError : public Error {
 /// A value that a program sets, as opposed to a file or the user's command line.
 struct Setting {
   std::string path;   ///< "data.tokenizer.file"; std::monostate as its value removes a component
-  OptionValue value;  ///< taken as it is: a string may hold any character
-  std::string label;  ///< of the layer, printed as the origin: "--debug", "sweep point"
+  OptionValue value;  ///< taken literally: a string may contain any character
+  std::string label;  ///< name of the layer, printed as the origin: "--debug", "sweep point"
 };
 
 /// What to load. Layers from the lowest to the highest: defaults, `machine_config`, files that the
-/// experiment extends, the experiment, `settings` (one layer for each run of equal labels), the
-/// command line.
+/// experiment extends, the experiment, `settings` (consecutive settings with the same label form
+/// one layer), the command line.
 struct ExperimentRequest {
   std::filesystem::path file;
   /// The experiment's YAML when it is stored inside another file, such as a checkpoint's manifest;
@@ -68,7 +68,7 @@ MachineConfig read_machine_config(const std::filesystem::path& file);
 /// Reads, merges and checks. Throws ConfigError with every error found.
 Experiment load_experiment(const ExperimentRequest& request, Catalog& catalog);
 
-/// The core's own sections of an experiment by path, outer ones before inner ones; "" is the top.
+/// The core's own sections of an experiment by path, outer sections first; "" is the top level.
 const std::vector<std::pair<std::string, Schema>>& core_sections();
 
 }  // namespace dsv3

@@ -1,18 +1,13 @@
 // Export of models to Hugging Face folders, and import from them.
 #pragma once
 
-#include <cstdint>
-#include <filesystem>
-#include <string>
-#include <vector>
-
-#include <dsv3/runtime/plugins.h>
+#include <dsv3/runtime/stored_model.h>
 
 namespace dsv3 {
 
 struct ExportRequest {
   std::filesystem::path model;   ///< anything that open_stored_model accepts
-  std::filesystem::path folder;  ///< to create; must not exist
+  std::filesystem::path folder;  ///< folder to create; must not exist
   std::string format;          ///< a format plugin; empty: the first one that can express the model
   bool mtp = true;             ///< false: MTP modules are left out
   std::string dtype = "auto";  ///< auto (as imported, else fp32) | fp32 | bf16

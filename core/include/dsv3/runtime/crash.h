@@ -5,10 +5,10 @@
 
 namespace dsv3 {
 
-/// While one lives, a process that ends by a fault signal (SIGSEGV, SIGBUS, SIGFPE, SIGILL,
-/// SIGABRT), by std::terminate, or by exit() inside a component prints one line to stderr that
-/// names the component, the optimizer step, the component's origin and its library, and writes the
-/// same message to the run's status.json. The signal keeps its effect (core dump, exit status).
+/// While such an object exists, a process that crashes with a fault signal (SIGSEGV, SIGBUS, SIGFPE,
+/// SIGILL, SIGABRT), std::terminate, or exit() inside a component prints one line to stderr
+/// that names the component, the optimizer step, the component's origin and its library, and writes
+/// the same message to the run's status.json. The signal keeps its effect (core dump, exit status).
 /// exit() and quick_exit() end with ExitCode::plugin instead of their argument; _exit() cannot be
 /// seen. Construct it in main, on the thread that trains, before plugins are loaded.
 class CrashReports {

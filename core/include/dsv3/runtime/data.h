@@ -1,14 +1,12 @@
-// Batches loaded ahead of the trainer, and text turned into token shards.
+// Loads batches ahead of the trainer, and tokenizes text into shards.
 #pragma once
 
 #include <condition_variable>
-#include <cstdint>
 #include <deque>
 #include <exception>
 #include <filesystem>
 #include <memory>
 #include <mutex>
-#include <stop_token>
 #include <string>
 #include <thread>
 #include <vector>
@@ -35,7 +33,7 @@ class Loader {
   Batch next();
   /// Position after the last batch that next() returned; batches loaded ahead do not count.
   const Json& state() const { return state_; }
-  /// Continues from a saved position; drops batches loaded ahead, and errors.
+  /// Continues from a saved position. Drops batches loaded ahead and pending errors.
   void load_state(const Json& state);
   /// Seconds that next() has waited since construction.
   double wait_seconds() const { return wait_seconds_; }
@@ -52,7 +50,7 @@ class Loader {
   std::shared_ptr<Data> data_;
   DataContext context_;
   int64_t depth_;
-  Json state_;  // after the last batch handed out
+  Json state_;  // state after the last returned batch
   double wait_seconds_ = 0;
 
   std::mutex mutex_;  // guards what follows while the thread runs
@@ -67,7 +65,7 @@ class Loader {
 struct PrepareRequest {
   std::vector<std::string> inputs;  ///< files and folders of text
   TextFormat format;
-  std::filesystem::path out;          ///< created; must not exist yet, or be empty
+  std::filesystem::path out;          ///< folder to create; must not exist or must be empty
   int64_t shard_tokens = 50'000'000;  ///< a shard ends with the document that reaches this
   std::shared_ptr<const Tokenizer> tokenizer;
 };
@@ -83,8 +81,8 @@ struct PrepareResult {
 /// dsv3::Error (ExitCode::data).
 PrepareResult prepare_tokens(const PrepareRequest& request);
 
-/// Describes a token file, or each one in a folder, in plain lines. Throws dsv3::Error for damaged
-/// files.
+/// Describes a token file, or each token file in a folder, as lines of text. Throws dsv3::Error for
+/// damaged files.
 std::string inspect_tokens(const std::string& path);
 
 }  // namespace dsv3

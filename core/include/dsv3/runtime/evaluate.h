@@ -1,13 +1,8 @@
-// Evaluation of a stored model: loss and bits per byte on text, accuracy on multiple choice.
+// Evaluation of a stored model: loss and bits per byte on text, accuracy on multiple choice,
+// logits.
 #pragma once
 
-#include <cstdint>
-#include <optional>
-#include <string>
-#include <vector>
-
 #include <dsv3/runtime/stored_model.h>
-#include <dsv3/support/json.h>
 #include <dsv3/support/text_files.h>
 
 namespace dsv3 {
@@ -47,9 +42,10 @@ struct TextScore {
 /// One question and the likelihoods of its endings.
 struct Question {
   int64_t label = 0;
-  std::vector<double> log_likelihoods;  ///< nats, of each ending after the context
-  std::vector<int64_t> bytes;           ///< of each ending, without the space before it
-  /// The most likely ending, the first of equals. `normalised`: by log-likelihood per byte.
+  std::vector<double> log_likelihoods;  ///< nats of each ending after the context
+  std::vector<int64_t> bytes;           ///< length of each ending, without the space before it
+  /// The most likely ending; if several are equal, the first. `normalised`: by log-likelihood per
+  /// byte.
   size_t choice(bool normalised) const;
 };
 
@@ -63,9 +59,9 @@ struct ChoiceScore {
 struct Evaluation {
   int64_t step = 0;  ///< of the weights
   std::string device, precision;
-  std::optional<TextScore> validation;
-  std::vector<TextScore> text, shards;
-  std::vector<ChoiceScore> choices;
+  std::optional<TextScore> validation = {};
+  std::vector<TextScore> text = {}, shards = {};
+  std::vector<ChoiceScore> choices = {};
 };
 
 /// Throws dsv3::Error: ExitCode::data for invalid, missing or empty inputs and for ids outside the
@@ -75,5 +71,17 @@ Evaluation evaluate(const EvalRequest& request, Plugins& plugins);
 /// The whole evaluation as one object; numbers that are not finite are written as by
 /// number_to_json.
 Json to_json(const Evaluation& evaluation);
+
+struct LogitsRequest {
+  LoadRequest model;             ///< its tokenizer is not loaded
+  std::filesystem::path tokens;  ///< JSON: a list of B lists of T ids
+  std::filesystem::path out;     ///< safetensors to write
+};
+
+/// Writes a model's `logits` fp32 [B, T, V] and, when it has MTP modules, `mtp_logits` fp32 [depth,
+/// B, T, V]: module k's logits at position t predict token t + k + 2; they are NaN at the last k +
+/// 1 positions of a row, whose input tokens are unknown. Returns a description of the shapes.
+/// Throws dsv3::Error: ExitCode::usage for ids outside the vocabulary.
+std::string write_logits(const LogitsRequest& request, Plugins& plugins);
 
 }  // namespace dsv3

@@ -16,7 +16,8 @@ namespace dsv3 {
 struct Origin {
   std::string source;        ///< file name, or the layer's label
   int line = 0, column = 0;  ///< 1-based; line 0 = not in a file
-  std::string setting = {};  ///< of a layer that is not a file: "train.steps=7", where `column` is
+  /// Text of a layer that is not a file, such as "train.steps=7"; `column` refers to it.
+  std::string setting = {};
 
   std::string text() const;       ///< "file:line:col" or the label
   std::string full_text() const;  ///< the same, or "command line: train.steps=7"
@@ -27,7 +28,7 @@ struct ResolvedValue {
   std::string path;   ///< "train.steps", "optimizer.0.lr"
   OptionValue value;  ///< std::monostate = unset
   Origin origin;
-  /// YAML written in place of the value: a word such as `auto`, or text with ${env:NAME}, whose
+  /// YAML written in place of the value: a keyword such as `auto`, or text with ${env:NAME}, whose
   /// value is never stored or printed. Empty = the value itself is written.
   std::string written = {};
 
@@ -43,7 +44,7 @@ struct Resolved {
   const ResolvedValue* find(const std::string& path) const;
   /// Replaces the value at `path`, which must exist.
   void set(const std::string& path, OptionValue value, Origin origin);
-  /// YAML that loads again as an equal experiment. With `origins`, a comment after each value names
+  /// YAML that loads as an equal experiment. With `origins`, a comment after each value names
   /// its origin.
   std::string yaml(bool origins = false) const;
 };
@@ -53,9 +54,9 @@ struct ComponentSpec {
   Kind kind = Kind::attention;
   std::string plugin;
   OptionValues options;  ///< only what the experiment sets; the plugin holds its defaults
-  std::string library;   ///< from `library:`, absolute; else empty
-  Origin origin;         ///< of the plugin's name
-  std::string path;      ///< in the experiment: "model.attention", "optimizer.1"
+  std::string library;   ///< absolute path from `library:`, otherwise empty
+  Origin origin;         ///< position of the plugin's name
+  std::string path;      ///< path in the experiment: "model.attention", "optimizer.1"
 };
 
 /// A component for layers first..last (inclusive; MTP modules repeat the last layer's).
@@ -74,8 +75,7 @@ struct ModelOptions {
 };
 struct NormOptions {
   double eps = 1e-6;
-  std::string place =
-      "pre";  ///< pre | post (after the sublayer, before the residual is added) | both
+  std::string place = "pre";  ///< pre | post (after the sublayer, before the addition) | both
   static void describe(OptionSchema<NormOptions>& s);
 };
 struct LossOptions {
@@ -90,8 +90,7 @@ struct InitOptions {
 struct MtpOptions {
   int64_t depth = 0;
   double weight = 0.3;
-  std::string input =
-      "normed";  ///< h^0 and later hidden states after | before their final norm: normed | raw
+  std::string input = "normed";  ///< hidden states after (normed) or before (raw) their final norm
   std::string concat = "embedding_first";  ///< embedding_first | hidden_first
   std::string denominator = "main";        ///< valid targets that divide a depth's loss: main | own
   static void describe(OptionSchema<MtpOptions>& s);
@@ -156,14 +155,15 @@ struct Experiment {
   SamplesOptions samples;
   CheckpointOptions checkpoint;
   std::vector<ComponentSpec> tracker;
-  /// Of kinds that no field above holds.
+  /// Components of kinds without a field above.
   std::map<Kind, std::vector<ComponentSpec>> others;
   std::string output = "runs";  ///< machine default: where run folders go
   std::string log_level = "info";
   std::string hub_endpoint;  ///< machine default: address of the hub
   /// "<kind>.<plugin>.<option>" or the core's path -> value, defaults included:
-  /// "position.rope.layout" -> "interleaved", "model.norm.place" -> "pre". A second component of
-  /// the same plugin with another value adds its place: "feed_forward.moe.score (layers 2-11)".
+  /// "position.rope.layout" -> "interleaved", "model.norm.place" -> "pre". For a second component
+  /// of the same plugin with a different value, the key also contains its position:
+  /// "feed_forward.moe.score (layers 2-11)".
   std::map<std::string, std::string> conventions;
   Resolved resolved;               ///< the merged experiment, defaults of plugins included
   std::vector<std::string> notes;  ///< such as options dropped when a layer changed a plugin

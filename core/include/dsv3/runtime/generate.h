@@ -1,11 +1,9 @@
-// Text generation: batches of prompts, sampling, speculative decoding with MTP modules.
+// Text generation: batches of prompts, sampling, speculative decoding with MTP modules, and text
+// from tokens that arrive one by one.
 #pragma once
 
-#include <cstdint>
-#include <functional>
-#include <vector>
-
 #include <dsv3/runtime/model.h>
+#include <dsv3/sdk/tokenizer.h>
 
 namespace dsv3 {
 
@@ -22,7 +20,7 @@ struct Sampling {
 
 struct Prompt {
   std::vector<int32_t> ids;  ///< at least one
-  uint64_t seed = 0;         ///< determines the text, whatever else is in the batch
+  uint64_t seed = 0;  ///< determines the continuation, independently of the rest of the batch
 };
 
 enum class StopReason { length, stop_id, callback };
@@ -30,33 +28,35 @@ enum class StopReason { length, stop_id, callback };
 struct Continuation {
   std::vector<int32_t> ids;
   StopReason reason = StopReason::length;
-  int32_t stop_id = -1;  ///< the id that ended it, if one did
+  int32_t stop_id = -1;  ///< the stop id that ended it, or -1
 };
 
 struct GenerateOptions {
   Sampling sampling;
-  int64_t tokens = 64;            ///< at most this many new ones per prompt
-  std::vector<int32_t> stop_ids;  ///< end a text and are not part of it
-  int64_t ids = 0;                ///< sample only ids below this; 0 = the model's vocabulary
-  bool speculate = false;         ///< draft with the model's MTP modules, if it has any
-  bool cache = true;              ///< false: recompute the whole text for every token
-  int64_t batch = 32;  ///< texts generated at once; a finished one makes room for the next
-  /// Called with each new id, in order for each prompt; false ends the text after this id.
-  std::function<bool(size_t prompt, int32_t id)> on_token;
-  /// Called with each finished text.
-  std::function<void(size_t prompt, const Continuation& text)> on_done;
+  int64_t tokens = 64;                 ///< at most this many new ones per prompt
+  std::vector<int32_t> stop_ids = {};  ///< end the continuation and are not part of it
+  int64_t ids = 0;                     ///< sample only ids below this; 0 = the model's vocabulary
+  bool speculate = false;              ///< draft with the model's MTP modules, if it has any
+  bool cache = true;                   ///< false: recompute the whole sequence for every token
+  int64_t batch = 32;  ///< concurrent prompts; a finished one frees its slot for the next
+  /// Called with each new id, in order within a prompt. Return false to stop that prompt's
+  /// generation after this id.
+  std::function<bool(size_t prompt, int32_t id)> on_token = {};
+  /// Called with each finished continuation.
+  std::function<void(size_t prompt, const Continuation& text)> on_done = {};
 };
 
 struct GenerateStats {
   int64_t prompt_tokens = 0, new_tokens = 0;
-  int64_t forwards = 0;           ///< of the main model, without those of prompts
-  double prompt_seconds = 0;      ///< processing prompts
-  double seconds = 0;             ///< producing new tokens
-  int64_t cache_tokens = 0;       ///< largest number in the main layers' caches
-  int64_t cache_bytes = 0;        ///< of these tokens: tokens * values * element size, all layers
-  int64_t mtp_cache_bytes = 0;    ///< of the MTP modules at the same time
-  std::vector<int64_t> drafts;    ///< verified for each MTP depth; all before it were accepted
-  std::vector<int64_t> accepted;  ///< of the verified drafts
+  int64_t forwards = 0;       ///< forward passes of the main model, excluding prompts
+  double prompt_seconds = 0;  ///< processing prompts
+  double seconds = 0;         ///< producing new tokens
+  int64_t cache_tokens = 0;   ///< largest number in the main layers' caches
+  int64_t cache_bytes = 0;    ///< bytes of these tokens: tokens * values * element size, all layers
+  int64_t mtp_cache_bytes = 0;  ///< bytes in the caches of the MTP modules at the same time
+  /// Verified drafts for each MTP depth; those after a rejected draft are not verified.
+  std::vector<int64_t> drafts;
+  std::vector<int64_t> accepted;  ///< verified drafts that were accepted
 };
 
 struct Generation {
@@ -64,10 +64,30 @@ struct Generation {
   GenerateStats stats;
 };
 
-/// Continues all `prompts`. Speculation does not change the distribution of the texts (Leviathan et
-/// al., arXiv 2211.17192), nor the texts themselves when temperature is 0. Throws dsv3::Error
-/// (ExitCode::usage) for an empty prompt, ids outside the vocabulary and invalid options.
+/// Continues all `prompts`. Speculation does not change the distribution of the continuations
+/// (Leviathan et al., arXiv 2211.17192), nor the continuations themselves when temperature is 0.
+/// Throws dsv3::Error (ExitCode::usage) for an empty prompt, ids outside the vocabulary and invalid
+/// options.
 Generation generate(Model& model, const std::vector<Prompt>& prompts,
                     const GenerateOptions& options);
+
+/// Text from tokens: only whole UTF-8 characters, and nothing of a stop text or after it.
+class TextStream {
+ public:
+  /// Keeps a reference to `tokenizer`. Throws dsv3::Error for empty stop texts.
+  TextStream(const Tokenizer& tokenizer, std::vector<std::string> stops);
+  /// Adds a token; returns the text that is certain now.
+  std::string add(int32_t id);
+  /// Whether a stop text was found.
+  bool stopped() const { return stopped_; }
+  /// Returns the text held back so far.
+  std::string finish();
+
+ private:
+  const Tokenizer& tokenizer_;
+  std::vector<std::string> stops_;
+  std::string held_;
+  bool stopped_ = false;
+};
 
 }  // namespace dsv3

@@ -16,14 +16,9 @@ void open_log_file(const std::filesystem::path& path);
 /// Flushes and closes the log file, if any.
 void close_log_file();
 
-/// Lowest level that the terminal shows; `info` by default.
-void set_log_level(log::Level level);
-/// The same by name: debug, info, warning or error. Throws dsv3::Error (ExitCode::usage) for other
-/// names.
+/// Lowest level that the terminal shows: debug, info (the default), warning or error. Throws
+/// dsv3::Error (ExitCode::usage) for other names.
 void set_log_level(const std::string& name);
-
-/// Flushes all lines written so far to the terminal and the file.
-void flush_log();
 
 /// For a one-line progress display: `before` clears it before a log line is written, `after` draws
 /// it again. They are called on the thread that logs, one line at a time, and must not log. Pass {}
@@ -31,7 +26,7 @@ void flush_log();
 void set_progress_hooks(std::function<void()> before, std::function<void()> after);
 
 /// An error as programs print it: prefixed with "error: ", unless it is a checker's message, which
-/// has that word after its own positions. Below each line that names a position,
+/// contains "error: " after its own positions. Below each line that names a position,
 /// FILE:LINE:COLUMN, it shows that line of the file with a caret.
 std::string error_text(const std::string& what);
 

@@ -11,7 +11,7 @@ namespace dsv3 {
 /// machine, so that a resumed run keeps them.
 void resolve_machine(Experiment& experiment);
 
-/// Gives `experiment` the device, precision and threads of `run` where it says `auto`.
+/// Replaces `auto` in the device, precision and threads of `experiment` by the values of `run`.
 void resolve_machine_as(Experiment& experiment, const Experiment& run);
 
 /// Changes train.device and train.precision; an empty argument leaves a setting as it is. `label`

@@ -1,11 +1,8 @@
 // metrics.jsonl: one flat JSON object per line, append-only.
 #pragma once
 
-#include <cstdint>
-#include <filesystem>
 #include <optional>
 #include <set>
-#include <string>
 
 #include <dsv3/sdk/tracker.h>
 #include <dsv3/support/fs.h>
@@ -33,7 +30,7 @@ class MetricsFile {
   /// it.
   void sync();
 
-  int64_t last_step() const { return last_step_; }  ///< -1: no line yet
+  int64_t last_step() const { return last_step_; }  ///< -1 = no line yet
   int64_t lines() const { return lines_; }
 
  private:

@@ -1,14 +1,8 @@
 // The decoder: embedding, blocks, MTP modules, head; and its loss.
 #pragma once
 
-#include <functional>
-#include <memory>
-#include <string>
-#include <vector>
-
 #include <dsv3/runtime/experiment.h>
 #include <dsv3/runtime/plugins.h>
-#include <dsv3/sdk/attention.h>
 #include <dsv3/sdk/data.h>
 #include <dsv3/sdk/feed_forward.h>
 #include <dsv3/sdk/position.h>
@@ -33,7 +27,7 @@ struct LossParts {
   at::Tensor mtp;    ///< detached mean over depths, unweighted; undefined without MTP
 };
 
-/// New tokens of a batch of texts, row after row, without padding.
+/// New tokens of a batch of sequences, row by row, without padding.
 struct NewTokens {
   std::vector<int64_t> tokens;     ///< N
   std::vector<int64_t> counts;     ///< new tokens of each row, may be 0; their sum is N
@@ -43,8 +37,8 @@ struct NewTokens {
 /// A model's outputs for new tokens.
 struct Extended {
   at::Tensor logits;  ///< fp32 [logits_at, V]
-  at::Tensor hidden;  ///< [N, D], input of the next MTP module, normed or raw as `mtp.input` says;
-                      ///< undefined without a next module
+  at::Tensor hidden;  ///< [N, D], input of the next MTP module, normed or raw according to
+                      ///< `mtp.input`; undefined without a next module
 };
 
 /// Creates a model's components: from plugins in a run, from other classes in tests. Layers from
@@ -60,10 +54,8 @@ ModelFactory factory_of(const Experiment& experiment, Plugins& plugins);
 class Model {
  public:
   /// Builds on `device` (meta allocates nothing) with uninitialised parameters of `dtype`.
-  Model(const Experiment& experiment, int64_t vocab, Plugins& plugins, at::Device device,
-        at::ScalarType dtype = at::kFloat, ParallelContext parallel = {});
   Model(const Experiment& experiment, int64_t vocab, const ModelFactory& factory, at::Device device,
-        at::ScalarType dtype = at::kFloat, ParallelContext parallel = {});
+        at::ScalarType dtype = at::kFloat);
   ~Model();
 
   /// Fills in initial values from (seed, name) in place, for use without a strategy.

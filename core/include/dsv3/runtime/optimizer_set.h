@@ -2,13 +2,6 @@
 // and loaded from checkpoints.
 #pragma once
 
-#include <map>
-#include <memory>
-#include <string>
-#include <utility>
-#include <vector>
-
-#include <dsv3/runtime/experiment.h>
 #include <dsv3/runtime/plugins.h>
 #include <dsv3/sdk/component.h>
 #include <dsv3/sdk/optimizer.h>
@@ -30,8 +23,8 @@ class OptimizerSet {
  public:
   /// Creates the experiment's optimizers and assigns each parameter to the first group whose roles
   /// include its role and whose `match`, if set, is found in its full name. Throws dsv3::Error
-  /// (ExitCode::usage), naming groups and parameters, when a group owns nothing, no group owns a
-  /// parameter, or an optimizer of matrices owns a vector.
+  /// (ExitCode::usage), naming groups and parameters, when a group owns no parameter, no group owns
+  /// a parameter, or an optimizer of matrices owns a vector.
   OptimizerSet(const Experiment& experiment, Plugins& plugins, const ParameterStore& store);
   /// The same with existing optimizers.
   OptimizerSet(std::vector<OptimizerMember> members, const std::vector<Parameter>& parameters);
@@ -61,7 +54,7 @@ class OptimizerSet {
   /// element>". The views point into the returned tensors, which must outlive them.
   [[nodiscard]] std::vector<at::Tensor> save(TensorViews& views) const;
   /// Overwrites the state of all ranges, bit for bit. Throws dsv3::Error (ExitCode::checkpoint)
-  /// when one is missing or has another shape or dtype. Ignores other keys.
+  /// when one is missing or has a different shape or dtype. Ignores other keys.
   void load(const TensorViews& views);
 
  private:

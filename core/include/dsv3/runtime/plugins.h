@@ -36,9 +36,9 @@ struct Alias {
 
 /// A loaded library, for a run's provenance.
 struct LoadedLibrary {
-  std::string name, version;   ///< of the stamp
+  std::string name, version;   ///< name and version in the stamp
   std::filesystem::path path;  ///< canonical
-  std::string sha256;          ///< of the file as it was when it was loaded
+  std::string sha256;          ///< SHA-256 of the file at load time
 };
 
 /// Folders of registries in the order in which they are searched.
@@ -51,7 +51,7 @@ SearchLevels plugin_search_levels(const std::vector<std::string>& command_line,
 
 /// Registries in search order, and the libraries that they name. Libraries are never unloaded, and
 /// a process tries to load each only once.
-class Plugins {
+class Plugins final : public Catalog {
  public:
   /// Each path is a registry file, a folder of registries (*.toml), or an installation prefix (a
   /// folder with registries/*.toml). The first level that has a name wins; two matches on one level
@@ -72,10 +72,13 @@ class Plugins {
 
   const std::vector<PluginEntry>& entries() const { return entries_; }
   const std::vector<Alias>& aliases() const { return aliases_; }
-  /// Component names and short forms of the kind, sorted, without duplicates.
-  std::vector<std::string> names(Kind kind) const;
+
+  const Schema* schema(Kind kind, const std::string& name, const std::string& library) override;
+  std::string alias(Kind kind, const std::string& name) const override;
+  /// Sorted, without duplicates.
+  std::vector<std::string> names(Kind kind) const override;
   /// The paths searched, separated by ", ".
-  std::string searched() const;
+  std::string searched() const override;
 
  private:
   [[noreturn]] void fail_unknown(Kind kind, const std::string& name) const;
@@ -87,19 +90,6 @@ class Plugins {
 
 /// Every plugin library this process has loaded, in order of loading.
 std::vector<LoadedLibrary> loaded_libraries();
-
-/// Answers the experiment checker from `plugins`, which must outlive it.
-class PluginCatalog final : public Catalog {
- public:
-  explicit PluginCatalog(Plugins& plugins) : plugins_(plugins) {}
-  const Schema* schema(Kind kind, const std::string& name, const std::string& library) override;
-  std::string alias(Kind kind, const std::string& name) override;
-  std::vector<std::string> names(Kind kind) override;
-  std::string searched() const override;
-
- private:
-  Plugins& plugins_;
-};
 
 /// The options as a table (key, type, default, allowed values, meaning): aligned text, or Markdown
 /// for plugins' READMEs.

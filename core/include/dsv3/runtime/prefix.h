@@ -1,11 +1,12 @@
-// Where this dsv3 lies: everything that comes with it is found from there, so that it can be moved.
+// The location of this dsv3. Everything that belongs to it is found relative to this folder, so it
+// can be moved.
 #pragma once
 
 #include <filesystem>
 
 namespace dsv3 {
 
-/// The folder above the one libdsv3 lies in: a build folder or an installation prefix.
+/// The parent of the folder that contains libdsv3: a build folder or an installation prefix.
 std::filesystem::path own_prefix();
 
 }  // namespace dsv3

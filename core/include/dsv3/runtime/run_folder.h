@@ -1,20 +1,28 @@
 // The folder of one run: its name, its files, and the lock that keeps other processes out.
 #pragma once
 
-#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include <dsv3/support/json.h>
+
 namespace dsv3 {
+
+/// Where, when and with what a run was started, for provenance.json: {"time", "command",
+/// "directory", "host", "pid", "dsv3", "libtorch", "compiler", "git": {"folder", "commit", "dirty"}
+/// or null, "threads", "cpu": {"model", "cores", "capability", "features"}}. A run repeats bit for
+/// bit only where threads and capability are equal. `source` is the folder whose git commit is
+/// recorded; only tracked files make it dirty. Never throws: what cannot be determined is null.
+Json provenance(const std::vector<std::string>& command, const std::filesystem::path& source);
 
 /// Whether `name` may name a run: [A-Za-z0-9._-]{1,128}, but not "." or "..".
 bool is_run_name(const std::string& name);
 
-/// An open run folder, locked while the object lives: no other process can train in it. Opening it
-/// removes the temporary files of killed processes, except for checkpoints. Errors are dsv3::Error,
-/// with ExitCode::usage when the user chose the wrong folder.
+/// An open run folder, locked for the object's lifetime: no other process can train in it. Opening
+/// it removes the temporary files of killed processes, except for checkpoints. Errors are
+/// dsv3::Error, with ExitCode::usage when the user chose the wrong folder.
 class RunFolder {
  public:
   /// Creates the run OUTPUT/NAME; throws when it exists. An empty name is replaced by an unused
@@ -43,7 +51,7 @@ class RunFolder {
   std::filesystem::path metrics() const { return path_ / "metrics.jsonl"; }
   std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
   std::filesystem::path samples() const { return path_ / "samples"; }
-  /// What each tracker has acknowledged.
+  /// The events that each tracker has acknowledged.
   std::filesystem::path trackers() const { return path_ / "trackers"; }
   std::filesystem::path status() const { return path_ / "status.json"; }
 
@@ -52,7 +60,7 @@ class RunFolder {
   void write_status(const std::string& state, std::optional<int> exit_code, int64_t step,
                     const std::string& message) const;
 
-  /// Removes a run that never began, and the folders above it that were created for it and are
+  /// Removes a run that never started, and the folders above it that were created for it and are
   /// empty.
   void remove();
 

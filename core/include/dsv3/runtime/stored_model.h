@@ -1,18 +1,10 @@
 // Models on disk, in a run, a checkpoint or a Hugging Face folder, and models loaded from disk.
 #pragma once
 
-#include <filesystem>
-#include <map>
-#include <memory>
-#include <optional>
 #include <set>
-#include <string>
-#include <vector>
 
 #include <dsv3/runtime/checkpoint.h>
-#include <dsv3/runtime/experiment.h>
 #include <dsv3/runtime/model.h>
-#include <dsv3/runtime/plugins.h>
 #include <dsv3/sdk/tokenizer.h>
 
 namespace dsv3 {
@@ -30,9 +22,9 @@ struct StoredModel {
   /// For a Hugging Face folder and a checkpoint imported from one: "BF16" ... by the name of the
   /// stored tensor.
   std::map<std::string, std::string> dtypes;
-  /// fp32 "model/<parameter>" and "buffer/<buffer>", and everything else a checkpoint holds.
+  /// fp32 "model/<parameter>" and "buffer/<buffer>", and everything else in a checkpoint.
   std::map<std::string, safetensors::View> tensors;
-  std::shared_ptr<const void> memory;  ///< owns what the views point into
+  std::shared_ptr<const void> memory;  ///< owns the memory of the views
 
   /// The settings of its experiment.
   Resolved resolved() const;
@@ -75,15 +67,15 @@ struct LoadedModel {
 /// Throws dsv3::Error naming the model's path. Does not change torch's thread count.
 LoadedModel load_model(const LoadRequest& request, Plugins& plugins);
 
-/// The conventions that differ, one per line; "" when none does. With `advice`, each line also says
-/// what to set.
+/// The conventions that differ, one per line; "" when none does. With `advice`, each line also
+/// states what to set.
 std::string convention_differences(const std::map<std::string, std::string>& stored,
                                    const std::map<std::string, std::string>& current,
                                    bool advice = false);
 
 /// Throws dsv3::Error (ExitCode::checkpoint) unless `experiment` has the conventions of `stored`;
 /// the error names the file that has them and what to set. Conventions of optimizers count only
-/// with `optimizers`: a run that takes over nothing but weights may use another one.
+/// with `optimizers`: a run that loads only weights may use a different optimizer.
 void require_conventions(const StoredModel& stored, const Experiment& experiment, bool optimizers);
 
 /// The file that holds a stored model's settings: manifest.json or config.json.

@@ -1,4 +1,4 @@
-// "did you mean": the known word nearest to a mistyped one.
+// Finds the known name closest to a mistyped one, for "did you mean".
 #pragma once
 
 #include <string>
@@ -9,7 +9,17 @@ namespace dsv3 {
 /// Insertions, deletions and replacements that turn `a` into `b`.
 int edit_distance(const std::string& a, const std::string& b);
 
-/// Nearest of `known` within 2 edits (3 from 8 letters on); empty = none is that near.
+/// The closest name in `known` within 2 edits (3 for names of 8 letters or more); empty = none.
 std::string nearest(const std::string& word, const std::vector<std::string>& known);
+
+/// "did you mean 'NEAREST'?"; empty = no known word is near.
+std::string did_you_mean(const std::string& word, const std::vector<std::string>& known);
+
+/// "did you mean 'NEAREST'? LABEL: a, b, c"; without the question when no known word is near.
+std::string suggestion(const std::string& word, const std::vector<std::string>& known,
+                       const std::string& label);
+
+/// "a, b, c".
+std::string comma_list(const std::vector<std::string>& words);
 
 }  // namespace dsv3

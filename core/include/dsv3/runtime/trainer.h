@@ -1,11 +1,6 @@
 // One training run, from the command line's request to the exit code.
 #pragma once
 
-#include <filesystem>
-#include <optional>
-#include <string>
-#include <vector>
-
 #include <dsv3/runtime/config.h>
 #include <dsv3/runtime/plugins.h>
 
@@ -33,8 +28,8 @@ enum class PreflightScope { configuration = 1, everything };
 /// Checks everything that needs no training: builds layers, optimizers, schedule and strategy on
 /// the meta device, reads the tokenizer, and looks at input paths and the device. Data and trackers
 /// are not built, since their constructors may open files and connections. Writes nothing. Throws
-/// one dsv3::Error that lists every problem with place and cure, first those of the configuration
-/// (ExitCode::usage), then missing inputs (ExitCode::data if nothing else is wrong).
+/// one dsv3::Error that lists every problem with its location and a fix, first those of the
+/// configuration (ExitCode::usage), then missing inputs (ExitCode::data if nothing else is wrong).
 void preflight(const Experiment& experiment, Plugins& plugins, PreflightScope scope);
 
 /// Prints parameters, FLOPs, memory and time of the experiment without allocating its model. With

@@ -1,16 +1,12 @@
 // Interface of attention plugins, and the micro-batch that the core passes to every layer.
 #pragma once
 
-#include <functional>
-#include <map>
-#include <vector>
-
 #include <dsv3/sdk/component.h>
 
 namespace dsv3 {
 
-/// One layer's cache during generation: one row for each text of the batch, as long as that text.
-/// Rows share no storage and hold no padding.
+/// One layer's cache during generation: one row for each sequence of the batch, as long as that
+/// sequence. Rows share no storage and hold no padding.
 class KvCache {
  public:
   /// `values` per token, see Attention::cache_values_per_token(). The capacity grows as needed.

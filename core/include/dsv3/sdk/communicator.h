@@ -23,7 +23,7 @@ class Communicator {
   virtual void barrier() = 0;
 };
 
-/// The group of one rank.
+/// Returns a communicator with one rank, this process.
 std::shared_ptr<Communicator> local_communicator();
 
 /// The groups that a layer may use; null = no such parallelism.

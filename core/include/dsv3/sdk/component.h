@@ -4,11 +4,8 @@
 #pragma once
 
 #include <functional>
-#include <memory>
 #include <string>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 #include <dsv3/sdk/communicator.h>
 #include <dsv3/sdk/pluggable.h>
@@ -44,7 +41,7 @@ struct ParamSpec {
   int64_t matrices = 1;
   double active = 1;               ///< share used per token: top_k / experts for routed experts
   bool keep_fp32 = false;          ///< not cast to the compute dtype
-  std::string replicas = "world";  ///< mesh group that holds the same values
+  std::string replicas = "world";  ///< mesh group whose ranks hold the same values
 };
 
 /// A declared parameter. `tensor` is the handle that the component computes with.
@@ -89,7 +86,7 @@ struct LayerContext {
   ModelDims dims;
   int64_t layer = 0;                  ///< MTP module k is layer `dims.layers + k`
   std::string prefix;                 ///< e.g. "layers.3.attention"
-  at::ScalarType dtype = at::kFloat;  ///< of new parameters; float64 in gradient checks
+  at::ScalarType dtype = at::kFloat;  ///< dtype of new parameters; float64 in gradient checks
   at::Device device = at::kCPU;       ///< meta in a dry run
   ParallelContext parallel;
   std::shared_ptr<ParameterStore> store;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <string>
 
 #include <ATen/core/Tensor.h>
 #include <nlohmann/json_fwd.hpp>
@@ -30,7 +29,7 @@ struct DataContext {
   int64_t rank = 0, world = 1;
   int64_t micro_batch = 1;      ///< B, rows per call
   int64_t sequence = 0;         ///< T
-  uint64_t seed = 0;            ///< decides the order of the documents and nothing else
+  uint64_t seed = 0;            ///< determines only the order of the documents
   int64_t vocab = 0;            ///< ids must be below this
   double validation_share = 0;  ///< share of documents in the held-out set, see held_out()
   std::shared_ptr<const Tokenizer> tokenizer;  ///< null if the experiment names none

@@ -2,15 +2,7 @@
 // packing into rows. A plugin implements Documents and passes it to PackedStream, which is a Data.
 #pragma once
 
-#include <cstdint>
 #include <initializer_list>
-#include <memory>
-#include <span>
-#include <string>
-#include <string_view>
-#include <vector>
-
-#include <nlohmann/json_fwd.hpp>
 
 #include <dsv3/sdk/data.h>
 
@@ -23,7 +15,7 @@ uint64_t random_bits(std::initializer_list<uint64_t> words);
 uint64_t document_hash(std::string_view bytes);
 
 /// Whether a document is in the held-out set. Depends on its hash only, so adding or removing other
-/// documents never moves it, and a larger share holds out a superset.
+/// documents never moves it, and a larger share selects a superset.
 bool held_out(uint64_t hash, double validation_share);
 
 /// A random permutation of 0 .. count-1 for (seed, epoch), computed element by element.

@@ -1,8 +1,6 @@
 // Interface of feed-forward plugins, dense or mixture of experts.
 #pragma once
 
-#include <string>
-
 #include <dsv3/sdk/attention.h>
 
 namespace dsv3 {

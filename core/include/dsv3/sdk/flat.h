@@ -2,10 +2,6 @@
 // to optimizers, and the sum of squares for the gradient norm.
 #pragma once
 
-#include <vector>
-
-#include <ATen/core/Tensor.h>
-
 #include <dsv3/sdk/strategy.h>
 
 namespace dsv3 {

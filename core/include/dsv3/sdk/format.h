@@ -58,7 +58,7 @@ struct TensorPlace {
   bool written = true;  ///< false: a copy that is read but never written
 };
 
-/// Token ids that a model's configuration repeats.
+/// Special-token ids that a model's config.json stores in addition to the tokenizer.
 struct TokenIds {
   int64_t bos = -1, eos = -1;  ///< -1 = none
 };
@@ -80,7 +80,7 @@ class Format : public Pluggable {
   /// All stored tensors. Except for copies, they hold each value of every parameter and buffer
   /// once.
   virtual std::vector<TensorPlace> tensors(const ModelDescription& model) const = 0;
-  /// Small config.json texts that together use every option, for the conformance suite.
+  /// Small config.json files that together use every option, for the conformance suite.
   virtual std::vector<nlohmann::json> examples() const = 0;
 };
 

@@ -12,13 +12,13 @@
 #define DSV3_EXTRA_KIND_ROWS(ROW)
 #endif
 
-/// One row a kind:
+/// One row per kind:
 ///   ROW(kind, interface, context, path, how many, may be left out, keys)
-/// `kind` is the word that experiments, folders and registries use, and the name of Registrar's
-/// method. Components derive from `interface` and are constructed from (options, context), or from
-/// the options alone when the context is NoContext. `path` is where components of this kind are in
-/// an experiment; "" = nowhere. `keys` are the keys of a component's map that the core reads
-/// itself, besides `plugin` and `library`.
+/// `kind` is the name in experiments, folders and registries, and of Registrar's method. Components
+/// derive from `interface` and are constructed from (options, context), or from the options alone
+/// when the context is NoContext. `path` is where components of this kind are in an experiment; ""
+/// = nowhere. `keys` are the keys of a component's map that the core reads itself, besides `plugin`
+/// and `library`.
 #define DSV3_KINDS(ROW)                                                                        \
   ROW(attention, Attention, LayerContext, "model.attention", list, required, "layers")         \
   ROW(feed_forward, FeedForward, LayerContext, "model.feed_forward", list, required, "layers") \
@@ -63,14 +63,14 @@ DSV3_KINDS(DSV3_KIND_TRAITS)
 template <class Interface>
 using ContextOf = typename KindTraits<Interface>::Context;
 
-/// A row of the table, as far as it is data.
+/// The data of a row of the table.
 struct KindRow {
   Kind kind;
   const char* name;       ///< "attention", "feed_forward", ...
-  std::string_view path;  ///< in an experiment, e.g. "model.attention"; empty: in none
-  bool list;              ///< an experiment may name several
-  bool optional;          ///< an experiment may name none
-  std::string_view keys;  ///< keys that the core reads itself, separated by blanks
+  std::string_view path;  ///< in an experiment, e.g. "model.attention"; empty: not in experiments
+  bool list;              ///< an experiment may have several
+  bool optional;          ///< may be absent from an experiment
+  std::string_view keys;  ///< space-separated keys that the core itself reads
 };
 
 /// All rows, outer paths before inner ones.

@@ -8,8 +8,8 @@ namespace dsv3 {
 
 struct Sequence;
 
-/// Adds a side loss in a way that works with activation checkpointing: returns `y`, and passes
-/// `scale` as the gradient of the scalar `aux` in backward. Sum `aux` over rows, and pass
+/// Adds an auxiliary loss in a way that works with activation checkpointing: returns `y`, and
+/// passes `scale` as the gradient of the scalar `aux` in backward. Sum `aux` over rows, and pass
 /// `seq.aux_scale` as `scale`.
 at::Tensor add_loss(const at::Tensor& y, const at::Tensor& aux, double scale);
 

@@ -33,7 +33,7 @@ struct OptionSpec {
   std::string key;
   std::string doc;   ///< one line, for `dsv3 plugins describe` and error messages
   std::string unit;  ///< "tokens", "steps" ...; empty = none; printed in docs/reference.md
-  OptionType type;
+  OptionType type = {};
   OptionValue default_value;  ///< from a default-constructed options struct
   bool required = false;
   bool optional = false;   ///< the member is a std::optional
@@ -42,7 +42,7 @@ struct OptionSpec {
   std::vector<std::string> choices;                    ///< strings only; empty = any
   std::vector<std::pair<std::string, int64_t>> words;  ///< integers only, e.g. `none`
   bool input_path = false;  ///< strings only: names files or folders that must exist
-  bool convention = false;  ///< implementations differ on it: saved in checkpoints and compared
+  bool convention = false;  ///< differs between implementations; saved and compared
   std::function<void(void* options, const OptionValue&)> store;
 };
 
@@ -63,14 +63,12 @@ struct Schema {
 
 namespace detail {
 template <class V>
-struct Member {
+struct Member : std::false_type {
   using Value = V;
-  static constexpr bool optional = false;
 };
 template <class V>
-struct Member<std::optional<V>> {
+struct Member<std::optional<V>> : std::true_type {
   using Value = V;
-  static constexpr bool optional = true;
 };
 }  // namespace detail
 
@@ -78,54 +76,37 @@ struct Member<std::optional<V>> {
 class OptionRef {
  public:
   explicit OptionRef(OptionSpec& spec) : spec_(spec) {}
-  OptionRef& min(double value) {
-    spec_.min = value;
-    return *this;
-  }
-  OptionRef& max(double value) {
-    spec_.max = value;
-    return *this;
-  }
-  OptionRef& choices(std::vector<std::string> values) {
-    spec_.choices = std::move(values);
-    return *this;
-  }
+  OptionRef& min(double value) { return set(spec_.min, value); }
+  OptionRef& max(double value) { return set(spec_.max, value); }
+  OptionRef& choices(std::vector<std::string> values) { return set(spec_.choices, values); }
+  OptionRef& required() { return set(spec_.required, true); }
   OptionRef& word(std::string name, int64_t value) {
     spec_.words.emplace_back(std::move(name), value);
     return *this;
   }
-  OptionRef& required() {
-    spec_.required = true;
-    return *this;
-  }
-  /// A word that sets an option with a std::optional member to nullopt, such as `auto`.
+  /// A keyword that sets an option with a std::optional member to nullopt, such as `auto`.
   OptionRef& word(std::string name) {
-    if (!spec_.optional)
-      throw Error("option '" + spec_.key + "' cannot be unset by '" + name +
-                      "': its member is not a std::optional",
-                  ExitCode::plugin);
-    spec_.unset_word = std::move(name);
-    return *this;
+    if (spec_.optional) return set(spec_.unset_word, name);
+    throw Error("option '" + spec_.key + "' cannot be unset by '" + name +
+                    "': its member is not a std::optional",
+                ExitCode::plugin);
   }
-  OptionRef& unit(std::string name) {
-    spec_.unit = std::move(name);
-    return *this;
-  }
+  OptionRef& unit(std::string name) { return set(spec_.unit, name); }
   /// The string, or each string of the list, names an existing file or folder that the component
   /// reads. `dsv3-run --check` reports a missing one without opening any; relative paths start at
   /// the current folder, and "" counts as not set.
-  OptionRef& input_path() {
-    spec_.input_path = true;
-    return *this;
-  }
+  OptionRef& input_path() { return set(spec_.input_path, true); }
   /// Implementations differ on this option: checkpoints save its value, and loading a checkpoint
   /// under another value is an error.
-  OptionRef& convention() {
-    spec_.convention = true;
+  OptionRef& convention() { return set(spec_.convention, true); }
+
+ private:
+  template <class Field, class Value>
+  OptionRef& set(Field& field, const Value& value) {
+    field = value;
     return *this;
   }
 
- private:
   OptionSpec& spec_;
 };
 
@@ -149,15 +130,12 @@ class OptionSchema {
     spec.doc = std::move(doc);
     spec.default_value.emplace<Value>();
     spec.type = OptionType(spec.default_value.index() + 1);
-    spec.optional = detail::Member<V>::optional;
+    spec.optional = detail::Member<V>::value;
     spec.default_value = to_value(defaults_.*member);
     spec.store = [member](void* options, const OptionValue& value) {
       V& target = static_cast<T*>(options)->*member;
-      if constexpr (detail::Member<V>::optional)
-        if (std::holds_alternative<std::monostate>(value)) {
-          target = std::nullopt;
-          return;
-        }
+      if constexpr (detail::Member<V>::value)
+        if (std::holds_alternative<std::monostate>(value)) return target.reset();
       target = std::get<Value>(value);
     };
     schema_.options.push_back(std::move(spec));
@@ -179,7 +157,7 @@ class OptionSchema {
  private:
   template <class V>
   static OptionValue to_value(const V& member) {
-    if constexpr (detail::Member<V>::optional)
+    if constexpr (detail::Member<V>::value)
       return member ? OptionValue(*member) : OptionValue(std::monostate());
     else
       return member;

@@ -1,4 +1,4 @@
-// The one macro of a plugin library. Include this and the header of the kind.
+// The macro that every plugin library uses once. Include this file and the header of the kind.
 #pragma once
 
 #include <dsv3/sdk/error.h>

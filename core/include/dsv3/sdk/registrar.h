@@ -26,8 +26,8 @@ struct Registration {
   std::any factory;  ///< Factory<Interface> of the kind
 };
 
-/// Constructs the registered component as its plugin does. Throws dsv3::Error when it is of another
-/// kind.
+/// Constructs the registered component as its plugin does. Throws dsv3::Error if it is of a
+/// different kind.
 template <class Interface>
 std::shared_ptr<Interface> construct(const Registration& registration, const OptionValues& options,
                                      const ContextOf<Interface>& context = {}) {
@@ -39,7 +39,7 @@ std::shared_ptr<Interface> construct(const Registration& registration, const Opt
   return (*factory)(options, context);
 }
 
-/// Passed to a plugin's registration function. It has one method a kind, such as
+/// Passed to a plugin's registration function. It has one method per kind, such as
 ///   registrar.attention<Mla>("mla", "Multi-head latent attention");
 /// The class needs `using Options = ...;` with a static `describe`, and a constructor
 /// (const Options&, const Context&), or (const Options&) for a kind without a context.

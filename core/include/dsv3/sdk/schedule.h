@@ -13,9 +13,9 @@ class Schedule : public Pluggable {
   ~Schedule() override;
   /// Factor on the learning rate for the 1-based `step` of `total`.
   virtual double factor(int64_t step, int64_t total) const = 0;
-  /// Why the options do not fit a run of `total` steps, and what to do about it; "" = they do. A
-  /// text that starts with an option's name is reported at that option. Checked before a run
-  /// starts.
+  /// Why the options are invalid for a run of `total` steps, and what to do about it; "" = they are
+  /// valid. A message that starts with an option's name is reported at that option. Checked before
+  /// a run starts.
   virtual std::string problem(int64_t total) const;
 };
 

@@ -2,11 +2,6 @@
 #pragma once
 
 #include <functional>
-#include <span>
-#include <string>
-#include <vector>
-
-#include <ATen/core/Tensor.h>
 
 #include <dsv3/sdk/communicator.h>
 #include <dsv3/sdk/optimizer.h>

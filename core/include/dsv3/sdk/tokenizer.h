@@ -25,7 +25,7 @@ class Tokenizer : public Pluggable {
   virtual int64_t vocab_size() const = 0;
   /// Id between documents; -1 = none.
   virtual int32_t eos_id() const = 0;
-  /// Hex digest of everything that decides the ids: equal digests mean equal ids for every text.
+  /// Hex digest of everything that determines the ids: equal digests mean equal ids for every text.
   virtual std::string digest() const = 0;
   /// Files, by name, from which Hugging Face's libraries load the same tokenizer (tokenizer.json,
   /// tokenizer_config.json), for exports; empty = none.

@@ -28,7 +28,6 @@ class Writer {
   static Writer append(const Path& path);
   ~Writer();
   Writer(Writer&&) noexcept;
-  Writer& operator=(Writer&&) = delete;
   void write(const void* bytes, size_t size);
   void write(std::string_view text) { write(text.data(), text.size()); }
   void sync();   ///< fsync
@@ -43,14 +42,15 @@ class Writer {
 
 /// The whole file. Throws if it cannot be read or is larger than `limit` bytes.
 std::string read(const Path& path, uint64_t limit = UINT64_MAX);
-/// Passes the file's bytes to `use` in order, in pieces of at most 1 MiB. Throws on read errors.
-void read_pieces(const Path& path, const std::function<void(std::string_view)>& use);
+/// Passes the file's bytes to `use` in order, in pieces of at most 1 MiB; throws like read().
+void read_pieces(const Path& path, const std::function<void(std::string_view)>& use,
+                 uint64_t limit = UINT64_MAX);
 /// Writes to a temporary file beside `path`, fsyncs, renames it to `path` and fsyncs the folder.
 void write_atomically(const Path& path, std::string_view content);
 /// An unused name beside `path`: "<path>.tmp-<8 random hex digits>".
 Path temporary_name(const Path& path);
-/// Removes files and folders of such names that killed processes left in `folder`. No other process
-/// may be writing there.
+/// Removes files and folders with such names that killed processes left in `folder`. No other
+/// process may be writing there.
 void remove_temporaries(const Path& folder);
 /// Creates one folder; returns false if the path already exists.
 bool make_folder(const Path& path);
@@ -68,7 +68,6 @@ class Mapping {
   explicit Mapping(const Path& path);
   ~Mapping();
   Mapping(Mapping&&) noexcept;
-  Mapping& operator=(Mapping&&) = delete;
   const char* data() const { return data_; }
   size_t size() const { return size_; }
   std::string_view view() const { return {data_, size_}; }

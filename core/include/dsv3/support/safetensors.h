@@ -1,11 +1,7 @@
 // The safetensors file format, without LibTorch: names, dtypes, shapes and bytes.
 #pragma once
 
-#include <cstdint>
-#include <filesystem>
 #include <map>
-#include <string>
-#include <string_view>
 #include <vector>
 
 #include <dsv3/support/fs.h>

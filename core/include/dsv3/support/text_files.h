@@ -2,9 +2,6 @@
 // per line.
 #pragma once
 
-#include <cstdint>
-#include <string>
-#include <string_view>
 #include <vector>
 
 #include <dsv3/support/fs.h>

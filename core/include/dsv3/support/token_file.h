@@ -8,9 +8,7 @@
 //   hash of bytes 0-247
 #pragma once
 
-#include <cstdint>
 #include <span>
-#include <string>
 #include <vector>
 
 #include <dsv3/support/fs.h>
@@ -44,7 +42,8 @@ class TokenFile {
   const std::string& format() const { return format_; }
   const TokenHeader& header() const { return header_; }
   void read(uint64_t begin, std::span<int64_t> out) const;
-  /// From the table, else split after each `eos`, else (eos < 0) the whole file as one document.
+  /// Documents from the table. Without a table, the file is split after each `eos`, or is a single
+  /// document if eos < 0.
   std::vector<TokenDocument> documents(int64_t eos) const;
 
  private:

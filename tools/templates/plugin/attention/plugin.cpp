@@ -53,7 +53,7 @@ class SelfAttention final : public dsv3::Attention {
       return dsv3::attend(q, k, v, seq, scale_).flatten(2);
     };
     if (!seq.cache) return out_(mix(q, k, v));
-    // In generation, each text of the batch also attends to its cached tokens.
+    // During generation, each sequence of the batch also attends to its cached tokens.
     seq.cache->append(at::cat({k.flatten(2), v.flatten(2)}, -1));
     return out_(seq.cache->each_row(q, [&](const at::Tensor& row_q, const at::Tensor& all) {
       return mix(row_q, all.narrow(2, 0, hidden).unflatten(2, split),
@@ -66,7 +66,7 @@ class SelfAttention final : public dsv3::Attention {
     return 4.0 * static_cast<double>(seq * heads_ * head_dim_);
   }
   int64_t cache_values_per_token() const override { return 2 * heads_ * head_dim_; }
-  // x, q, k, v, the result, and one log-sum-exp per head.
+  // Saves x, q, k, v, the result, and one log-sum-exp per head.
   int64_t saved_values_per_token(int64_t) const override {
     return context().dims.hidden + 4 * heads_ * head_dim_ + heads_;
   }

@@ -30,7 +30,8 @@ class Lines final : public dsv3::Documents {
     uint64_t hash = dsv3::document_hash(context.tokenizer->digest());
     std::string buffer;
     for (const auto& line : files.documents()) {
-      // The hash of a line decides whether it is held out, so adding lines does not move others.
+      // The hash of a line decides whether it is in the held-out set, so adding lines does not move
+      // others.
       const bool validation = dsv3::held_out(line.hash, context.validation_share);
       if (validation != (context.split == dsv3::Split::validation)) continue;
       hash = dsv3::random_bits({hash, line.hash});

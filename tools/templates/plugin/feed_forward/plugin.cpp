@@ -10,7 +10,7 @@ namespace {
 struct Options {
   int64_t hidden = 0;
   static void describe(dsv3::OptionSchema<Options>& s) {
-    // A word is an alias for a number with a special meaning.
+    // word() adds a keyword for a number with a special meaning.
     s.add("hidden", &Options::hidden, "inner width; auto = 3 times the model's width")
         .min(0)
         .word("auto", 0);
@@ -35,7 +35,7 @@ class GatedMlp final : public dsv3::FeedForward {
     return down_(at::gelu(gate_(x)) * up_(x));
   }
 
-  // x, gate, its gelu, up, and their product.
+  // Saves x, gate, its gelu, up, and their product.
   int64_t saved_values_per_token() const override { return context().dims.hidden + 4 * hidden_; }
 
  private:

@@ -27,7 +27,8 @@ class Architecture final : public dsv3::Format {
   using Options = dsv3::NoOptions;
   explicit Architecture(const Options&) {}
 
-  // Must name everything that the architecture cannot express, else a different model is written.
+  // Must name everything that the architecture cannot express, otherwise a different model is
+  // written.
   std::vector<std::string> obstacles(const ModelDescription& model) const override {
     std::vector<std::string> obstacles;
     const auto require = [&](bool condition, const std::string& text) {

@@ -10,7 +10,7 @@ struct Options {
   double lr = 1e-4, beta1 = 0.9, beta2 = 0.99, weight_decay = 0.1;
   static void describe(dsv3::OptionSchema<Options>& s) {
     s.add("lr", &Options::lr, "learning rate before the schedule's factor").min(0);
-    s.add("beta1", &Options::beta1, "share of the momentum in the direction").min(0).max(1);
+    s.add("beta1", &Options::beta1, "share of the momentum in the update direction").min(0).max(1);
     s.add("beta2", &Options::beta2, "decay of the momentum").min(0).max(1);
     s.add("weight_decay", &Options::weight_decay,
           "decoupled decay: weights shrink by lr * weight_decay per update")

@@ -1,14 +1,7 @@
-// Export of a model to a Hugging Face folder.
-#include <algorithm>
+// Export of models to Hugging Face folders, and import from them.
 #include <fmt/format.h>
 
-#include <ATen/ATen.h>
-
 #include <dsv3/runtime/convert.h>
-#include <dsv3/runtime/stored_model.h>
-#include <dsv3/sdk/error.h>
-#include <dsv3/support/fs.h>
-#include <dsv3/support/json.h>
 
 #include "call/checked.h"
 #include "checkpoint/tensor_views.h"
@@ -20,14 +13,11 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
-struct NamedFormat {
-  std::string name;
-  std::shared_ptr<Format> format;
-};
-
-/// The requested format, or the first that can express the model; throws with each one's reasons.
-NamedFormat choose_format(const std::string& requested, const ModelDescription& model,
-                          Plugins& plugins) {
+/// The requested format, or the first that can express the model, and its name; throws with each
+/// one's reasons.
+std::pair<std::string, std::shared_ptr<Format>> choose_format(const std::string& requested,
+                                                              const ModelDescription& model,
+                                                              Plugins& plugins) {
   std::vector<std::string> names = plugins.names(Kind::format);
   if (!requested.empty()) names = {requested};
   std::string reasons;
@@ -36,7 +26,7 @@ NamedFormat choose_format(const std::string& requested, const ModelDescription& 
     spec.kind = Kind::format;
     spec.plugin = name;
     spec.origin.source = requested.empty() ? "" : "--format";
-    std::shared_ptr<Format> format = make<Format>(plugins, spec);
+    const std::shared_ptr<Format> format = make<Format>(plugins, spec);
     const std::vector<std::string> obstacles =
         call(*format, "obstacles", &Format::obstacles, model);
     if (obstacles.empty()) return {name, format};
@@ -78,32 +68,29 @@ Sidecar sidecar_of(const LoadedModel& loaded, const Format& format, const Json& 
   return sidecar;
 }
 
-/// A model's values, from which tensors are stored under a format's names.
-class Weights {
- public:
-  explicit Weights(const Model& model) {
-    for (const Parameter& parameter : model.store().parameters())
-      add(parameter.name, parameter.tensor);
-    for (const Buffer& buffer : model.store().buffers()) add(buffer.name, buffer.tensor);
-  }
+/// A model's values [rows, columns] by name.
+using Weights = std::map<std::string, at::Tensor>;
 
-  at::Tensor tensor(const TensorPlace& place, at::ScalarType dtype) const {
-    const auto found = rows_.find(place.source);
-    if (found == rows_.end())
-      throw Error("the format stores '" + place.source + "', which the model does not have",
-                  ExitCode::plugin);
-    const int64_t columns = found->second.size(1);
-    const int64_t count = columns == 0 ? 0 : c10::multiply_integers(place.shape) / columns;
-    return select_rows(found->second, place, count).reshape(place.shape).to(dtype).contiguous();
-  }
+Weights weights_of(const Model& model) {
+  Weights weights;
+  const auto add = [&](const auto& value) {
+    const int64_t columns = value.tensor.dim() == 0 ? 1 : value.tensor.size(-1);
+    weights[value.name] = value.tensor.detach().cpu().reshape({-1, columns});
+  };
+  for (const Parameter& parameter : model.store().parameters()) add(parameter);
+  for (const Buffer& buffer : model.store().buffers()) add(buffer);
+  return weights;
+}
 
- private:
-  void add(const std::string& name, const at::Tensor& tensor) {
-    const int64_t columns = tensor.dim() == 0 ? 1 : tensor.size(-1);
-    rows_[name] = tensor.detach().cpu().reshape({-1, columns});
-  }
-  std::map<std::string, at::Tensor> rows_;  // [rows, columns]
-};
+at::Tensor tensor_of(const Weights& weights, const TensorPlace& place, at::ScalarType dtype) {
+  const auto found = weights.find(place.source);
+  if (found == weights.end())
+    throw Error("the format stores '" + place.source + "', which the model does not have",
+                ExitCode::plugin);
+  const int64_t columns = found->second.size(1);
+  const int64_t count = columns == 0 ? 0 : c10::multiply_integers(place.shape) / columns;
+  return select_rows(found->second, place, count).reshape(place.shape).to(dtype).contiguous();
+}
 
 int64_t size_of(const TensorPlace& place, at::ScalarType dtype) {
   return c10::multiply_integers(place.shape) * int64_t(c10::elementSize(dtype));
@@ -129,19 +116,23 @@ class FolderWriter {
              ExportResult& result) {
     std::sort(places.begin(), places.end(),
               [](const TensorPlace& a, const TensorPlace& b) { return a.name < b.name; });
-    const Weights weights(model);
+    const Weights weights = weights_of(model);
     const auto shards = split(places);
     Json map = Json::object();
     for (size_t i = 0; i < shards.size(); ++i) {
       const std::string file = shards.size() == 1 ? "model.safetensors"
                                                   : fmt::format("model-{:05}-of-{:05}.safetensors",
                                                                 i + 1, shards.size());
-      write_shard(folder / file, shards[i], weights);
+      std::map<std::string, safetensors::View> views;
+      std::vector<at::Tensor> hosts;
       for (const TensorPlace* place : shards[i]) {
+        const at::ScalarType dtype = dtype_of(*place);
+        hosts.push_back(add_view(views, place->name, tensor_of(weights, *place, dtype)));
         map[place->name] = file;
-        result.bytes += size_of(*place, dtype_of(*place));
-        ++result.tensors;
+        result.bytes += size_of(*place, dtype);
       }
+      safetensors::write(folder / file, views, {{"format", "pt"}});
+      result.tensors += std::ssize(views);
     }
     result.files = int64_t(shards.size());
     if (shards.size() > 1)
@@ -170,15 +161,6 @@ class FolderWriter {
       used += size;
     }
     return shards;
-  }
-
-  void write_shard(const stdfs::path& file, const std::vector<const TensorPlace*>& shard,
-                   const Weights& weights) const {
-    std::map<std::string, safetensors::View> views;
-    std::vector<at::Tensor> hosts;
-    for (const TensorPlace* place : shard)
-      hosts.push_back(add_view(views, place->name, weights.tensor(*place, dtype_of(*place))));
-    safetensors::write(file, views, {{"format", "pt"}});
   }
 
   const ExportRequest& request_;
@@ -214,9 +196,24 @@ std::vector<std::string> notes_of(const LoadedModel& loaded, const ModelDescript
   if (model.mtp_depth > 0)
     notes.push_back(
         "the folder has MTP modules, whose weights transformers reports as unexpected keys unless "
-        "it "
-        "uses them (--no-mtp leaves them out)");
+        "it uses them (--no-mtp leaves them out)");
   return notes;
+}
+
+/// The folder's tokenizer; null, with a note, when it has none that dsv3 can read.
+std::shared_ptr<const Tokenizer> tokenizer_of(const Experiment& experiment, Plugins& plugins,
+                                              std::vector<std::string>& notes) {
+  if (experiment.tokenizer.plugin.empty()) {
+    notes.emplace_back(
+        "the folder has no tokenizer.json: pass one with --tokenizer to commands that need text");
+    return nullptr;
+  }
+  try {
+    return make<Tokenizer>(plugins, experiment.tokenizer, TokenizerContext{});
+  } catch (const Error& error) {
+    notes.emplace_back(std::string("imported without its tokenizer: ") + error.what());
+    return nullptr;
+  }
 }
 
 }  // namespace
@@ -226,28 +223,25 @@ ExportResult export_model(const ExportRequest& request, Plugins& plugins) {
   if (stdfs::exists(request.folder, ignored) && !stdfs::is_empty(request.folder, ignored))
     throw Error(request.folder.string() + " already exists; choose another folder",
                 ExitCode::usage);
-  LoadRequest load;
-  load.path = request.model;
-  load.device = "cpu";
-  load.precision = "fp32";
-  load.tokenizer = request.tokenizer;
-  const LoadedModel loaded = load_model(load, plugins);
+  const LoadedModel loaded = load_model(
+      {.path = request.model, .device = "cpu", .precision = "fp32", .tokenizer = request.tokenizer},
+      plugins);
   ModelDescription model = describe_model(loaded.experiment, loaded.model->vocab(), plugins);
   if (!request.mtp) model.mtp_depth = 0;
-  const NamedFormat chosen = choose_format(request.format, model, plugins);
+  const auto [name, format] = choose_format(request.format, model, plugins);
   TokenIds ids;
   if (loaded.tokenizer) ids.eos = loaded.tokenizer->eos_id();
-  const Json config = checked::config(*chosen.format, model, ids);
-  ExportResult result{.format = chosen.name, .notes = notes_of(loaded, model)};
+  const Json config = checked::config(*format, model, ids);
+  ExportResult result{.format = name, .notes = notes_of(loaded, model)};
   FolderWriter writer(request, loaded);
   const stdfs::path temporary = fs::temporary_name(request.folder);
   try {
     fs::make_folders(temporary);
-    writer.write(temporary, call(*chosen.format, "tensors", &Format::tensors, model), *loaded.model,
+    writer.write(temporary, call(*format, "tensors", &Format::tensors, model), *loaded.model,
                  result);
     write_texts(temporary, loaded, config, dtype_word(writer.default_dtype()), ids);
     const Sidecar sidecar =
-        sidecar_of(loaded, *chosen.format, without_common_fields(config), temporary, plugins);
+        sidecar_of(loaded, *format, without_common_fields(config), temporary, plugins);
     fs::write_atomically(temporary / kSidecarName, sidecar_text(sidecar));
     fs::sync_folder(temporary);
     fs::rename(temporary, request.folder);
@@ -256,6 +250,47 @@ ExportResult export_model(const ExportRequest& request, Plugins& plugins) {
     throw;
   }
   return result;
+}
+
+std::vector<std::string> import_model(const stdfs::path& folder, const stdfs::path& checkpoint,
+                                      Plugins& plugins) {
+  std::error_code ignored;
+  if (stdfs::exists(checkpoint, ignored))
+    throw Error(checkpoint.string() + " already exists; choose another folder", ExitCode::usage);
+  if (!stdfs::exists(folder / "config.json", ignored))
+    throw Error(folder.string() + (stdfs::exists(folder, ignored)
+                                       ? " is not a Hugging Face folder: it has no config.json"
+                                       : " does not exist"),
+                ExitCode::checkpoint);
+  const StoredModel stored = read_folder(folder, plugins);
+  std::vector<std::string> notes;
+  Experiment experiment = *stored.experiment;
+  CheckpointContent content{.step = stored.step, .tensors = stored.tensors};
+  std::set<std::string> tokenizers = stored.tokenizers;
+  if (const auto tokenizer = tokenizer_of(experiment, plugins, notes)) {
+    content.files["tokenizer.json"] = fs::read(folder / "tokenizer.json");
+    const std::string file = stdfs::absolute(checkpoint / "tokenizer.json").string();
+    experiment.tokenizer.options["file"] = file;
+    experiment.resolved.set("data.tokenizer.file", file, {"dsv3 import"});
+    if (!fits(*tokenizer, stored))
+      throw Error((folder / "tokenizer.json").string() +
+                      " is not the tokenizer that the model was exported with (dsv3.json)",
+                  ExitCode::checkpoint);
+    tokenizers.insert(tokenizer->digest());
+  } else {
+    experiment.tokenizer = {};
+    std::erase_if(experiment.resolved.values, [](const ResolvedValue& value) {
+      return value.path.starts_with("data.tokenizer.");
+    });
+  }
+  const std::string config = experiment.resolved.yaml();
+  content.files["experiment.yaml"] = config;
+  content.state = {{"config", config},
+                   {"conventions", experiment.conventions},
+                   {"tokenizer", tokenizers},
+                   {"dtypes", stored.dtypes}};
+  write_checkpoint(checkpoint, content);
+  return notes;
 }
 
 }  // namespace dsv3

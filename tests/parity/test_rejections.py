@@ -1,4 +1,5 @@
-"""Damaged folders and models that dsv3 cannot express are rejected with the cause; nothing is written."""
+"""Damaged folders and models that dsv3 cannot express are rejected with an error that states the cause, and nothing is
+written."""
 
 import json
 import struct
@@ -15,7 +16,7 @@ EMBEDDING, NORM = "model.embed_tokens.weight", "model.norm.weight"
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """Stored models by name, created once and never changed."""
+    """Stored models by name, each created once and never changed."""
     root = tmp_path_factory.mktemp("good")
     oracle.store(oracle.make("v3"), root / "v3")
     oracle.store(oracle.make("llama"), root / "llama")
@@ -32,7 +33,7 @@ def copy(good, tmp_path):
 
 
 def rejected(folder, code, *pieces):
-    """Import fails with `code` and all `pieces` in its error, and leaves the files beside the folder alone."""
+    """Assert that import fails with `code` and all `pieces` in its error, and leaves no files beside the folder."""
     before = sorted(p.name for p in folder.parent.iterdir())
     done = oracle.program("dsv3", "import", folder, folder.parent / "checkpoint", check=code)
     assert sorted(p.name for p in folder.parent.iterdir()) == before
@@ -55,7 +56,7 @@ def change_tensors(folder, change, file="model.safetensors"):
 
 
 def change_header(folder, change):
-    """Changes the header of model.safetensors, not its data."""
+    """Change the header of model.safetensors but not its data."""
     content = (folder / "model.safetensors").read_bytes()
     size = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8:8 + size])

@@ -1,0 +1,311 @@
+#include "conformance/conformance.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <iostream>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <dsv3/support/json.h>
+
+#include "call/call.h"
+#include "config/check.h"
+#include "config/layers.h"
+#include "conformance/suite.h"
+#include "plugin/library.h"
+
+namespace dsv3::conformance {
+namespace {
+
+using OnResult = std::function<void(const Result&)>;
+
+constexpr size_t kLongestMessage = 1 << 16;        // bytes
+constexpr rlim_t kMemoryLimit = rlim_t{12} << 30;  // bytes of address space of a child
+
+// One packet per message, so a process that crashes loses none that it has sent.
+void send(int report, const Json& message) {
+  const std::string text = message.dump(-1, ' ', false, Json::error_handler_t::replace);
+  if (::send(report, text.data(), text.size(), 0) < 0) ::_exit(1);
+}
+
+// Cuts a text so that its message fits into kLongestMessage: JSON may escape each byte.
+std::string cut(const std::string& text) {
+  return text.substr(0, kLongestMessage / 8);
+}
+
+// Only one component is known: "did you mean" must not suggest options of others.
+class OneComponent final : public Catalog {
+ public:
+  const Schema* schema(Kind, const std::string&, const std::string&) override { return nullptr; }
+  std::string alias(Kind, const std::string&) const override { return ""; }
+  std::vector<std::string> names(Kind) const override { return {}; }
+  std::string searched() const override { return ""; }
+};
+
+// The options of `key=value` settings, parsed and checked as in an experiment.
+OptionValues options_of(const Registration& component, const std::vector<std::string>& settings) {
+  const std::string name = kind_name(component.kind) + ("/" + component.name);
+  config::Diagnostics diagnostics;
+  config::Node map = config::make_map(
+      {diagnostics.add_source("dsv3 plugins check", "--set OPTION=VALUE", false), 1, 1});
+  for (const std::string& setting : settings)
+    if (auto tree =
+            config::parse_setting(diagnostics, diagnostics.add_source("--set", setting, false))) {
+      config::Entry& entry = tree->entries.front();
+      map.erase(entry.key);
+      map.entries.push_back(std::move(entry));
+    }
+  OneComponent catalog;
+  Experiment ignored;
+  config::Checker checker(map, diagnostics, catalog, ignored);
+  OptionValues values =
+      checker.values(&map, *component.schema, {name, {}, "", component.kind, component.name});
+  diagnostics.throw_if_any();
+  return values;
+}
+
+// The checks of a kind named in `only`, or all if it is empty.
+std::vector<Check> chosen_checks(Kind kind, const std::vector<std::string>& only) {
+  std::vector<Check> chosen = checks(kind);
+  std::vector<std::string> known;
+  for (const Check& check : chosen) known.push_back(check.name);
+  for (const std::string& name : only)
+    if (std::ranges::find(known, name) == known.end())
+      throw Error(c10::str("unknown check '", name, "' of ", kind_name(kind),
+                           "; known: ", c10::Join(", ", known)),
+                  ExitCode::usage);
+  if (!only.empty())
+    std::erase_if(chosen, [&](const Check& check) {
+      return std::ranges::find(only, check.name) == only.end();
+    });
+  return chosen;
+}
+
+const Registration& component_of(const Library& library, const std::string& component) {
+  for (const Registration& registration : library.registrations)
+    if (kind_name(registration.kind) + ("/" + registration.name) == component) return registration;
+  throw Error("plugin '" + library.stamp.name + "' does not provide " + component +
+                  "; it provides " + component_list(library.stamp.provides),
+              ExitCode::usage);
+}
+
+// LibTorch starts threads and allocates on first use, which is not the fault of the component.
+void warm_up() {
+  at::set_num_threads(1);
+#ifdef __SANITIZE_THREAD__
+  std::thread([] {}).join();  // the sanitizer starts a thread with the first one
+#endif
+  const at::Tensor x = at::ones({4, 4}).requires_grad_();
+  torch::autograd::backward({x.mm(x).sum()}, {});
+}
+
+void run(const Check& check, const Subject& subject, int report) {
+  send(report, {{"check", check.name}, {"promise", check.promise}});
+  std::string error;
+  try {
+    require_no_side_effects([&] { check.run(subject); });
+  } catch (const Violation& e) {
+    error = e.what();
+  } catch (...) {
+    error = "it throws: " + current_exception_text();
+  }
+  send(report, {{"error", cut(error)}});
+}
+
+// The child's side: runs the component's checks from number `first` on (without a component, it
+// only loads the library) and sends messages to the socket `report`.
+void run_child(const Request& request, size_t first, int report) {
+  try {
+    const Library& library = load_library(request.library);
+    send(report, {{"provides", library.stamp.provides}});
+    if (request.component.empty()) return;
+    Subject subject{component_of(library, request.component), {}, "", request.levels};
+    subject.options = options_of(subject.component, request.options);
+    const std::vector<Check> all = chosen_checks(subject.component.kind, request.only);
+    warm_up();
+    for (size_t i = first; i < all.size(); ++i) {
+      const auto folder = request.folder / (subject.component.name + "-" + all[i].name);
+      std::filesystem::create_directory(folder);
+      subject.folder = folder.string();
+      run(all[i], subject, report);
+    }
+    send(report, {{"done", true}});
+  } catch (const Error& e) {
+    send(report, {{"rejected", cut(e.what())}, {"code", static_cast<int>(e.code())}});
+  } catch (...) {
+    send(report, {{"rejected", cut(current_exception_text())}, {"code", 3}});
+  }
+}
+
+Error system_error(const std::string& what) {
+  return Error(what + ": " + std::strerror(errno));
+}
+
+// A child process that runs checks; its whole process group ends with this object.
+class Child {
+ public:
+  Child(const Request& request, size_t first) : time_limit_(request.time_limit) {
+    int ends[2];  // one packet per message
+    if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
+      throw system_error("cannot create a socket");
+    std::cout.flush();  // the child must not print the parent's buffered text
+    std::fflush(nullptr);
+    pid_ = ::fork();
+    if (pid_ < 0) throw system_error("cannot start a process");
+    if (pid_ == 0) {
+      limit();
+      run_child(request, first, ends[1]);
+      std::exit(0);
+    }
+    ::close(ends[1]);
+    report_ = ends[0];
+    const timeval limit{.tv_sec = time_limit_.count(), .tv_usec = 0};
+    ::setsockopt(report_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+  }
+  Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
+  ~Child() {
+    ::kill(-pid_, SIGKILL);
+    while (::waitpid(-1, nullptr, 0) > 0) {  // this process inherits the child's orphans
+    }
+    ::close(report_);
+  }
+
+  /// The next message, or {"died": true, "error": why} if the child ended, or did nothing within
+  /// the time limit.
+  Json read() {
+    std::string text(kLongestMessage, '\0');
+    ssize_t count = -1;
+    do count = ::recv(report_, text.data(), text.size(), 0);
+    while (count < 0 && errno == EINTR);
+    text.resize(static_cast<size_t>(std::max<ssize_t>(count, 0)));
+    if (Json message = Json::parse(text, nullptr, false); !message.is_discarded()) return message;
+    // A process that the component started may hold the socket open after the child's end.
+    std::string error = "timed out after " + std::to_string(time_limit_.count()) + " s";
+    if (count >= 0 || ended()) error = wait(std::chrono::seconds(5));
+    return {{"died", true}, {"error", error.empty() ? exit_text() : error}};
+  }
+
+  /// How the process ended, or "" for exit code 0; kills it if it does not end in time.
+  std::string wait(std::chrono::seconds limit) {
+    const auto end = std::chrono::steady_clock::now() + limit;
+    while (!ended() && std::chrono::steady_clock::now() < end) ::usleep(2000);
+    if (!ended()) {
+      ::kill(pid_, SIGKILL);
+      return "it keeps the process from ending (waited " + std::to_string(limit.count()) + " s)";
+    }
+    if (WIFSIGNALED(status_)) {
+      const int signal = WTERMSIG(status_);
+      return std::string("it ends the process with SIG") + ::sigabbrev_np(signal) + " (" +
+             ::strsignal(signal) + ")";
+    }
+    return WEXITSTATUS(status_) == 0 ? "" : exit_text();
+  }
+
+ private:
+  static void limit() {
+    ::setpgid(0, 0);
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    const rlimit none{0, 0};
+    ::setrlimit(RLIMIT_CORE, &none);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they reserve terabytes
+    const rlimit memory{kMemoryLimit, kMemoryLimit};
+    ::setrlimit(RLIMIT_AS, &memory);
+#endif
+  }
+  bool ended() {
+    if (!ended_ && ::waitpid(pid_, &status_, WNOHANG) == pid_) ended_ = true;
+    return ended_;
+  }
+  std::string exit_text() const {
+    return "it ends the process with exit code " + std::to_string(WEXITSTATUS(status_));
+  }
+
+  std::chrono::seconds time_limit_;
+  pid_t pid_ = -1;
+  int report_ = -1, status_ = 0;
+  bool ended_ = false;
+};
+
+// Runs the component's checks in as many children as it takes. Returns the number of broken
+// promises.
+int check_component(const Request& request, const OnResult& on_result) {
+  int broken = 0;
+  const auto report = [&](const std::string& check, const std::string& promise,
+                          const std::string& error) {
+    if (!error.empty()) ++broken;
+    on_result({request.component, check, promise, error.empty(), error});
+  };
+  for (size_t finished = 0;;) {
+    Child child(request, finished);
+    Json begun;  // the check that the child is in
+    for (bool alive = true; alive;) {
+      const Json message = child.read();
+      if (message.contains("rejected"))
+        throw Error(message["rejected"], static_cast<ExitCode>(message["code"].get<int>()));
+      alive = !message.contains("died");
+      if (message.contains("check")) {
+        begun = message;
+      } else if (message.contains("done")) {
+        std::string error = child.wait(std::min(request.time_limit, std::chrono::seconds(20)));
+        if (error.empty() && ::waitpid(-1, nullptr, WNOHANG) >= 0)
+          error = "it leaves child processes";
+        report("process", "lets the process end, and leaves no child processes", error);
+        return broken;
+      } else if (message.contains("error")) {
+        if (begun.is_null()) {  // died between checks, or before the first
+          report("process", "leaves the process to the host", message["error"]);
+          return broken;
+        }
+        ++finished;
+        report(begun["check"], begun["promise"], message["error"]);
+        begun = nullptr;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int check_library(const Request& original, const OnResult& on_result) {
+  Request request = original;
+  if (!std::filesystem::is_regular_file(request.library))
+    throw Error("plugin library not found: " + request.library.string(), ExitCode::plugin);
+  // Created here, because a child may die.
+  std::string folder = std::filesystem::temp_directory_path() / "dsv3-check-XXXXXX";
+  if (!::mkdtemp(folder.data()))
+    throw system_error("cannot create a folder like " + folder +
+                       " (set TMPDIR to a writable folder)");
+  const std::shared_ptr<void> removal(nullptr, [&](void*) {
+    std::error_code ignored;
+    std::filesystem::remove_all(folder, ignored);
+  });
+  request.folder = folder;
+  ::prctl(PR_SET_CHILD_SUBREAPER, 1);
+
+  request.component.clear();
+  const Json loaded = Child(request, 0).read();
+  std::string error = loaded.value("rejected", "");
+  if (loaded.contains("died")) error = "while it is loaded, " + loaded["error"].get<std::string>();
+  on_result({"", "load", "loads, and registers what its stamp declares", error.empty(), error});
+  if (!error.empty()) return 1;
+  std::vector<std::string> components = loaded["provides"];
+  if (!original.component.empty()) components = {original.component};
+  int broken = 0;
+  for (std::string& component : components) {
+    request.component = std::move(component);
+    broken += check_component(request, on_result);
+  }
+  return broken;
+}
+
+}  // namespace dsv3::conformance
