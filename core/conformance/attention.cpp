@@ -1,4 +1,4 @@
-// Promises of attention plugins.
+// Conformance checks for attention plugins.
 #include <dsv3/sdk/ops.h>
 
 #include "conformance/layers.h"
@@ -33,7 +33,7 @@ void attention_checks(const AddCheck& check) {
     other.narrow(1, 0, 5).add_(1);
     other.narrow(1, 9, 3).sub_(2);
     require_equal(layer(other, seq).narrow(1, 5, 4), layer(x, seq).narrow(1, 5, 4),
-                  "with other documents of the row changed, a document's output");
+                  "with the row's other documents changed, a document's output");
     const Layer wide(subject, at::kDouble);
     const at::Tensor x64 = x.to(at::kDouble);
     require_close(
@@ -49,9 +49,9 @@ void attention_checks(const AddCheck& check) {
     for (const int64_t row : {0, 2})
       require_equal(z[row], y[row], "with another row of the batch changed, a row's output");
   });
-  // Decodes two texts with a cache: prefixes of different length, then one or three tokens at once,
-  // some of them removed, and steps in which one text gets no token.
-  check("cache", "generates with a cache what it computes without one", [](const Subject& subject) {
+  // Decodes two sequences with a cache: prefixes of different lengths, then one or three tokens per
+  // step, some of which are removed, and steps in which one sequence gets no token.
+  check("cache", "computes the same with a cache as without one", [](const Subject& subject) {
     const Layer layer(subject, at::kDouble);
     const int64_t width = layer.layer->cache_values_per_token();
     require(width > 0, "cache_values_per_token() is not positive");
@@ -78,16 +78,16 @@ void attention_checks(const AddCheck& check) {
         require(cache.lengths()[row] == held[row] + counts[row],
                 "it does not append every token to the cache exactly once");
     };
-    feed({4, 6}, "reading two texts into a cache");
+    feed({4, 6}, "reading two sequences into a cache");
     feed({1, 1}, "decoding one token with a cache");
-    feed({3, 1}, "decoding with a cache, three tokens at once in a row");
+    feed({3, 1}, "decoding three tokens of a row at once with a cache");
     cache.truncate(0, 6);
     feed({1, 0}, "decoding with a cache after tokens were removed");
     feed({2, 3}, "decoding several tokens with a cache");
     require(cache.bytes() == (9 + 11) * width * 8,
             "the cache does not have the size that cache_values_per_token() declares");
   });
-  check("flops", "does the FLOPs that attention_flops() declares", [](const Subject& subject) {
+  check("flops", "takes the FLOPs that attention_flops() declares", [](const Subject& subject) {
     const Layer layer(subject, at::kFloat);
     const double declared = layer.layer->attention_flops(kLength);
     require(declared > 0, "attention_flops() is not positive");
@@ -101,12 +101,12 @@ void attention_checks(const AddCheck& check) {
     const at::Tensor x = normal({1, kLength, kHidden}, 25, at::kFloat);
     const Sequence seq = one_document(1, kLength, false);
     const bool reference = reference_ops();
-    use_reference_ops(true);  // plain products, which can be counted
+    use_reference_ops(true);  // LibTorch's matrix products can be counted
     const double all = product_flops([&] { layer(x, seq); }) / kLength;
     use_reference_ops(reference);
     require(std::abs(all - weights - declared) < 0.05 * declared, "attention_flops(", kLength,
             ") is ", declared, " per token, but ", all, " FLOPs of all matrix products minus ",
-            weights, " of the weights are ", all - weights);
+            weights, " for the weights leave ", all - weights);
   });
   costly_layer_checks<Attention>(check);
 }

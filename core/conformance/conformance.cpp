@@ -29,20 +29,20 @@ namespace {
 using OnResult = std::function<void(const Result&)>;
 
 constexpr size_t kLongestMessage = 1 << 16;        // bytes
-constexpr rlim_t kMemoryLimit = rlim_t{12} << 30;  // bytes of address space of a child
+constexpr rlim_t kMemoryLimit = rlim_t{12} << 30;  // address space limit of a child in bytes
 
-// One packet per message, so a process that crashes loses none that it has sent.
+// One packet per message, so that no message sent before a crash is lost.
 void send(int report, const Json& message) {
   const std::string text = message.dump(-1, ' ', false, Json::error_handler_t::replace);
   if (::send(report, text.data(), text.size(), 0) < 0) ::_exit(1);
 }
 
-// Cuts a text so that its message fits into kLongestMessage: JSON may escape each byte.
+// Truncates `text` so that its message fits into kLongestMessage: JSON may escape each byte.
 std::string cut(const std::string& text) {
   return text.substr(0, kLongestMessage / 8);
 }
 
-// Only one component is known: "did you mean" must not suggest options of others.
+// Contains only one component, so that "did you mean" does not suggest options of different ones.
 class OneComponent final : public Catalog {
  public:
   const Schema* schema(Kind, const std::string&, const std::string&) override { return nullptr; }
@@ -51,7 +51,7 @@ class OneComponent final : public Catalog {
   std::string searched() const override { return ""; }
 };
 
-// The options of `key=value` settings, parsed and checked as in an experiment.
+// Parses `key=value` settings and checks them as in an experiment.
 OptionValues options_of(const Registration& component, const std::vector<std::string>& settings) {
   const std::string name = kind_name(component.kind) + ("/" + component.name);
   config::Diagnostics diagnostics;
@@ -98,11 +98,11 @@ const Registration& component_of(const Library& library, const std::string& comp
               ExitCode::usage);
 }
 
-// LibTorch starts threads and allocates on first use, which is not the fault of the component.
+// LibTorch starts threads and allocates on first use, which the component must not be blamed for.
 void warm_up() {
   at::set_num_threads(1);
 #ifdef __SANITIZE_THREAD__
-  std::thread([] {}).join();  // the sanitizer starts a thread with the first one
+  std::thread([] {}).join();  // the sanitizer starts its own thread together with the first one
 #endif
   const at::Tensor x = at::ones({4, 4}).requires_grad_();
   torch::autograd::backward({x.mm(x).sum()}, {});
@@ -121,8 +121,8 @@ void run(const Check& check, const Subject& subject, int report) {
   send(report, {{"error", cut(error)}});
 }
 
-// The child's side: runs the component's checks from number `first` on (without a component, it
-// only loads the library) and sends messages to the socket `report`.
+// Runs in the child: runs the component's checks from number `first` on and sends messages to the
+// socket `report`. Without a component, it only loads the library.
 void run_child(const Request& request, size_t first, int report) {
   try {
     const Library& library = load_library(request.library);
@@ -150,14 +150,14 @@ Error system_error(const std::string& what) {
   return Error(what + ": " + std::strerror(errno));
 }
 
-// A child process that runs checks; its whole process group ends with this object.
+// A child process that runs checks. The destructor kills its process group.
 class Child {
  public:
   Child(const Request& request, size_t first) : time_limit_(request.time_limit) {
     int ends[2];  // one packet per message
     if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
       throw system_error("cannot create a socket");
-    std::cout.flush();  // the child must not print the parent's buffered text
+    std::cout.flush();  // prevents the child from printing the parent's buffered output
     std::fflush(nullptr);
     pid_ = ::fork();
     if (pid_ < 0) throw system_error("cannot start a process");
@@ -180,8 +180,7 @@ class Child {
     ::close(report_);
   }
 
-  /// The next message, or {"died": true, "error": why} if the child ended, or did nothing within
-  /// the time limit.
+  ///  The next message, or{"died": true, "error": why} if the child exited or timed out.
   Json read() {
     std::string text(kLongestMessage, '\0');
     ssize_t count = -1;
@@ -189,19 +188,20 @@ class Child {
     while (count < 0 && errno == EINTR);
     text.resize(static_cast<size_t>(std::max<ssize_t>(count, 0)));
     if (Json message = Json::parse(text, nullptr, false); !message.is_discarded()) return message;
-    // A process that the component started may hold the socket open after the child's end.
+    // A process started by the component may keep the socket open after the child exits.
     std::string error = "timed out after " + std::to_string(time_limit_.count()) + " s";
     if (count >= 0 || ended()) error = wait(std::chrono::seconds(5));
     return {{"died", true}, {"error", error.empty() ? exit_text() : error}};
   }
 
-  /// How the process ended, or "" for exit code 0; kills it if it does not end in time.
+  /// How the process ended, or "" for exit code 0. Kills the process if it does not end in time.
   std::string wait(std::chrono::seconds limit) {
     const auto end = std::chrono::steady_clock::now() + limit;
     while (!ended() && std::chrono::steady_clock::now() < end) ::usleep(2000);
     if (!ended()) {
       ::kill(pid_, SIGKILL);
-      return "it keeps the process from ending (waited " + std::to_string(limit.count()) + " s)";
+      return "it prevents the process from exiting (waited " + std::to_string(limit.count()) +
+             " s)";
     }
     if (WIFSIGNALED(status_)) {
       const int signal = WTERMSIG(status_);
@@ -236,8 +236,7 @@ class Child {
   bool ended_ = false;
 };
 
-// Runs the component's checks in as many children as it takes. Returns the number of broken
-// promises.
+// Runs the checks, with a new child after each crash. Returns the number of failed checks.
 int check_component(const Request& request, const OnResult& on_result) {
   int broken = 0;
   const auto report = [&](const std::string& check, const std::string& promise,
@@ -247,7 +246,7 @@ int check_component(const Request& request, const OnResult& on_result) {
   };
   for (size_t finished = 0;;) {
     Child child(request, finished);
-    Json begun;  // the check that the child is in
+    Json begun;  // the check that the child is running
     for (bool alive = true; alive;) {
       const Json message = child.read();
       if (message.contains("rejected"))
@@ -259,11 +258,11 @@ int check_component(const Request& request, const OnResult& on_result) {
         std::string error = child.wait(std::min(request.time_limit, std::chrono::seconds(20)));
         if (error.empty() && ::waitpid(-1, nullptr, WNOHANG) >= 0)
           error = "it leaves child processes";
-        report("process", "lets the process end, and leaves no child processes", error);
+        report("process", "lets the process end and leaves no child processes", error);
         return broken;
       } else if (message.contains("error")) {
-        if (begun.is_null()) {  // died between checks, or before the first
-          report("process", "leaves the process to the host", message["error"]);
+        if (begun.is_null()) {  // crashed between checks, or before the first
+          report("process", "does not end the process", message["error"]);
           return broken;
         }
         ++finished;
@@ -280,10 +279,10 @@ int check_library(const Request& original, const OnResult& on_result) {
   Request request = original;
   if (!std::filesystem::is_regular_file(request.library))
     throw Error("plugin library not found: " + request.library.string(), ExitCode::plugin);
-  // Created here, because a child may die.
+  // Created by the parent, because a child may crash.
   std::string folder = std::filesystem::temp_directory_path() / "dsv3-check-XXXXXX";
   if (!::mkdtemp(folder.data()))
-    throw system_error("cannot create a folder like " + folder +
+    throw system_error("cannot create a temporary folder " + folder +
                        " (set TMPDIR to a writable folder)");
   const std::shared_ptr<void> removal(nullptr, [&](void*) {
     std::error_code ignored;
@@ -296,7 +295,7 @@ int check_library(const Request& original, const OnResult& on_result) {
   const Json loaded = Child(request, 0).read();
   std::string error = loaded.value("rejected", "");
   if (loaded.contains("died")) error = "while it is loaded, " + loaded["error"].get<std::string>();
-  on_result({"", "load", "loads, and registers what its stamp declares", error.empty(), error});
+  on_result({"", "load", "loads and registers the components in its stamp", error.empty(), error});
   if (!error.empty()) return 1;
   std::vector<std::string> components = loaded["provides"];
   if (!original.component.empty()) components = {original.component};

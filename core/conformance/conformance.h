@@ -11,12 +11,12 @@ namespace dsv3::conformance {
 
 struct Request {
   std::filesystem::path library;
-  std::string component;                 ///< KIND/NAME; empty = all that the library provides
-  std::vector<std::string> options;      ///< key=value, for the component
+  std::string component;                 ///< KIND/NAME; empty = all components of the library
+  std::vector<std::string> options;      ///< key=value options of the component
   std::vector<std::string> only;         ///< names of checks; empty = all
   std::chrono::seconds time_limit{120};  ///< per check
-  SearchLevels levels;                   ///< where other plugins are found
-  std::filesystem::path folder;          ///< where components may write; set by check_library
+  SearchLevels levels;                   ///< search paths for plugins of other kinds
+  std::filesystem::path folder;  ///< folder that components may write to; set by check_library
 };
 
 /// The outcome of one check.
@@ -24,13 +24,12 @@ struct Result {
   std::string component;  ///< KIND/NAME; empty = the library as a whole
   std::string check, promise;
   bool kept = false;
-  std::string text;  ///< why the promise was broken
+  std::string text;  ///< why the check failed
 };
 
-/// Runs every check. Each component gets its own process, and a new one after each that died.
-/// `on_result` is called as results arrive. Returns the number of broken promises. Throws
-/// dsv3::Error for a request that cannot be carried out: no such file or component, options that do
-/// not fit.
+/// Runs every check. Each component runs in its own process, which is replaced after a crash.
+/// `on_result` is called as results arrive. Returns the number of failed checks. Throws dsv3::Error
+/// for an invalid request, such as a missing file, an unknown component or invalid options.
 int check_library(const Request& request, const std::function<void(const Result&)>& on_result);
 
 }  // namespace dsv3::conformance

@@ -1,4 +1,4 @@
-// Promises of data plugins.
+// Conformance checks for data plugins.
 #include <set>
 
 #include <ATen/ATen.h>
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kLength = 16, kVocab = 257;
 
-// One token per byte and an end-of-text id, so that the checks need no other plugin.
+// One token per byte and an end-of-text id, so that the checks need no tokenizer plugin.
 class ByteTokenizer final : public Tokenizer {
  public:
   std::vector<int32_t> encode(std::string_view text) const override {
@@ -41,12 +41,11 @@ DataContext context(Split split = Split::train, int64_t world = 1, int64_t micro
           .sequence = kLength,
           .seed = 1,
           .vocab = kVocab,
-          .validation_share = 0.5,  // a handful of documents is enough
+          .validation_share = 0.5,  // few, because the checks need only a handful of documents
           .tokenizer = std::make_shared<ByteTokenizer>()};
 }
 
-// The tokens of one row, then its document ids. Ids count from 0 in each row, because only their
-// changes have a meaning.
+// The tokens of one row and its document ids, renumbered from 0: only changes of the id matter.
 using Row = std::vector<int64_t>;
 
 std::vector<Row> rows_of(const Batch& batch, const DataContext& of) {
@@ -81,11 +80,11 @@ std::vector<Row> rows_of(const Batch& batch, const DataContext& of) {
 
 // The streams of all ranks of a run.
 struct Streams {
-  /// `world` and `micro_batch` of `of` are the run's.
+  /// `of.world` and `of.micro_batch` apply to every rank.
   Streams(const Subject& subject, DataContext of) : context(of) {
     for (of.rank = 0; of.rank < of.world; ++of.rank) ranks.push_back(construct<Data>(subject, of));
   }
-  /// The next `count` rows of the global stream; fewer if a validation stream ends.
+  /// The next `count` rows of the global stream, or fewer if a validation stream ends.
   std::vector<Row> read(size_t count) {
     std::vector<Row> rows;
     size_t ended = 0;
@@ -120,10 +119,10 @@ void data_checks(const AddCheck& check) {
   check("batches", "returns valid tokens, the same for the same seed", [](const Subject& subject) {
     const std::vector<Row> rows = Streams(subject, context()).read(80);
     require(std::set<Row>(rows.begin(), rows.end()).size() > 1,
-            "80 rows of the training stream are all the same");
+            "the first 80 rows of the training stream are identical");
     require_rows(Streams(subject, context()).read(80), rows, "a second stream of the same seed");
   });
-  check("ranks", "orders rows the same for any ranks and micro-batch", [](const Subject& subject) {
+  check("ranks", "orders rows independently of rank and micro-batch", [](const Subject& subject) {
     const std::vector<Row> expected = Streams(subject, context()).read(64);
     for (const auto& [world, micro] :
          {std::pair<int64_t, int64_t>{2, 4}, {4, 4}, {1, 1}, {2, 2}, {4, 1}, {1, 8}})
@@ -131,13 +130,13 @@ void data_checks(const AddCheck& check) {
           Streams(subject, context(Split::train, world, micro)).read(64), expected,
           c10::str("the global stream on ", world, " ranks with micro-batches of ", micro));
   });
-  check("resume", "resumes from saved state, also on other ranks", [](const Subject& subject) {
+  check("resume", "resumes from saved state on any number of ranks", [](const Subject& subject) {
     for (const int64_t batches : {0, 1, 7, 30}) {
       Streams straight(subject, context());
       straight.read(4 * batches);
       const std::string state = straight.ranks.front()->state().dump();
       require(state.size() < 65536, "state() has ", state.size(),
-              " bytes; it should hold the stream's position, not its content");
+              " bytes; it should contain the stream's position, not its content");
       const std::vector<Row> expected = straight.read(32);
       for (const DataContext& of : {context(), context(Split::train, 2, 2)}) {
         Streams resumed(subject, of);
@@ -157,8 +156,9 @@ void data_checks(const AddCheck& check) {
                  "a second pass over the validation stream");
     of.seed = 2;
     require_rows(Streams(subject, of).read(kMost), rows,
-                 "the validation stream under another seed of the order");
-    Streams(subject, context(Split::validation, 2)).read(kMost);  // ranks must end together
+                 "the validation stream with a different order seed");
+    Streams(subject, context(Split::validation, 2))
+        .read(kMost);  // all ranks must reach the end in the same step
   });
   check("memory", "frees its memory", [](const Subject& subject) {
     Streams streams(subject, context());

@@ -1,4 +1,4 @@
-// Promises of feed-forward plugins.
+// Conformance checks for feed-forward plugins.
 #include "conformance/layers.h"
 
 namespace dsv3::conformance {
@@ -6,8 +6,8 @@ namespace dsv3::conformance {
 void feed_forward_checks(const AddCheck& check) {
   using Layer = LayerUnderTest<FeedForward>;
   cheap_layer_checks<FeedForward>(check);
-  // Kernels may group tokens differently, so that a mixture's rounding differs: the bound is 1e-6
-  // of the largest value. A changed routing choice would show as far more.
+  // Kernels may group tokens differently, which changes the rounding of a mixture of experts, so
+  // the bound is 1e-6 of the largest value. A changed routing choice would differ far more.
   check("tokens", "computes each token independently of all others", [](const Subject& subject) {
     const Layer layer(subject, at::kFloat);
     const at::Tensor x = normal({2, kLength, kHidden}, 30, at::kFloat);
@@ -31,25 +31,25 @@ void feed_forward_checks(const AddCheck& check) {
     Sequence seq = one_document(2, kLength);
     layer(x, seq);
     const at::Tensor once = counts().clone();
-    require(once.sum().item<int64_t>() > 0, "a training forward counts nothing");
+    require(once.sum().item<int64_t>() > 0, "a training forward counts no tokens");
     const auto require_twice = [&](const char* otherwise) {
       layer(x, seq);
       require(at::equal(counts(), once * 2), otherwise);
     };
     require_twice("step_counts() does not add up over micro-batches");
     seq.recompute = true;
-    require_twice("the forward of a recomputed block counts again");
+    require_twice("the recomputed forward of a block counts again");
     seq.recompute = seq.training = false;
-    require_twice("a validation forward counts");
+    require_twice("a validation forward counts tokens");
     counts().zero_();
     require(counts().eq(0).all().item<bool>(),
             "step_counts() is a copy: zeroing it does not zero the layer's counts");
-    // Accumulation: the same rows one after another.
+    // Gradient accumulation: the same rows in two micro-batches.
     seq = one_document(1, kLength);
     seq.aux_scale = 0.5;
     for (int64_t row = 0; row < 2; ++row) layer(x.narrow(0, row, 1), seq);
     require(at::equal(counts(), once),
-            "two micro-batches of one row count differently from one of two rows");
+            "two micro-batches of one row are counted differently from one of two rows");
   });
   check("state", "resumes bit-identically from saved tensors", [](const Subject& subject) {
     const Layer one(subject, at::kFloat), other(subject, at::kFloat);
@@ -87,8 +87,8 @@ void feed_forward_checks(const AddCheck& check) {
       train(other, fresh, step);
     }
   });
-  // Side losses are sums over rows times aux_scale, so gradients are linear in aux_scale.
-  check("side_loss", "scales its side loss with aux_scale", [](const Subject& subject) {
+  // Auxiliary losses are sums over rows times aux_scale, so gradients are linear in aux_scale.
+  check("side_loss", "scales its auxiliary loss with aux_scale", [](const Subject& subject) {
     const Layer layer(subject, at::kDouble);
     const at::Tensor x = normal({2, kLength, kHidden}, 35).requires_grad_();
     Sequence seq = one_document(2, kLength);
@@ -100,7 +100,8 @@ void feed_forward_checks(const AddCheck& check) {
     for (size_t i = 0; i < none.size(); ++i)
       require(((full[i] - none[i]) - 2 * (half[i] - none[i])).abs().max().item<double>() <=
                   1e-9 * none[i].abs().max().item<double>() + 1e-12,
-              "gradients of the side loss are not proportional to aux_scale (use dsv3::add_loss)");
+              "gradients of the auxiliary loss are not proportional to aux_scale "
+              "(use dsv3::add_loss)");
     const at::Tensor in_training = layer(x, seq);
     seq.training = false;
     require_close(layer(x, seq), in_training, 1e-12, "the output in validation");

@@ -19,7 +19,7 @@
 
 namespace dsv3::conformance {
 
-/// Passes gradients through and calls `call` before.
+/// Calls `call`, then passes gradients through unchanged.
 struct Gate final : torch::autograd::Node {
   std::function<void()> call;
   torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {
@@ -28,7 +28,7 @@ struct Gate final : torch::autograd::Node {
   }
 };
 
-/// Puts one gate after all differentiable tensors, if there are any.
+/// Inserts one gate after all differentiable tensors, if there are any.
 inline void insert_gate(TensorRefs tensors, std::function<void()> call) {
   if (!at::GradMode::is_enabled()) return;
   std::vector<at::Tensor*> refs;
@@ -109,7 +109,7 @@ class FlatStrategy final : public Strategy {
   void leave(int index, TensorRefs outputs) override {
     insert_gate(outputs, [this, index] {
       Unit& unit = units_[index];
-      // Also counted where the values are not needed, because the enter's node ends one use.
+      // Counts a use even if the values are not needed, because the enter's node ends one.
       if (unit.spec.needed_in_backward)
         open(unit);
       else
@@ -124,8 +124,7 @@ class FlatStrategy final : public Strategy {
       if (unit.uses != 0)
         throw Error("unit '" + unit.spec.name + "' is still entered when backward begins");
     torch::autograd::backward(roots.vec(), grads.vec());
-    // Units whose enter had no differentiable input, such as the embedding, or that do not affect
-    // the loss.
+    // Units without differentiable input to enter (the embedding) or effect on the loss.
     for (Unit& unit : units_) {
       if (unit.accumulating) reduce(unit);
       if (unit.uses != 0) release(unit);
@@ -196,13 +195,14 @@ class FlatStrategy final : public Strategy {
   struct Unit {
     UnitSpec spec;
     FlatLayout layout;
-    at::Tensor master = {};                // fp32, never freed
-    std::vector<at::Tensor> buffers = {};  // viewed by parameters: fp32 and compute dtype; freed
-    at::Tensor reduced = {};               // fp32 sum of finished micro-batches
-    at::Tensor grad = {};                  // autograd adds to it; NaN outside the unit's backward
-    int uses = 0;                          // holders of the values
-    int pending = 0;                       // enters of this micro-batch whose node has not run yet
-    bool accumulating = false;             // grad is in use
+    at::Tensor master = {};  // fp32, never freed
+    std::vector<at::Tensor> buffers =
+        {};  // storage that parameters view, in fp32 and the compute dtype; freed between uses
+    at::Tensor reduced = {};    // fp32 sum of finished micro-batches
+    at::Tensor grad = {};       // autograd adds to it; NaN outside the unit's backward
+    int uses = 0;               // current users of the values
+    int pending = 0;            // enters of this micro-batch whose backward has not run yet
+    bool accumulating = false;  // whether `grad` is in use
   };
 
   void open(Unit& unit) {
@@ -236,8 +236,8 @@ class FlatStrategy final : public Strategy {
     storage->set_nbytes(bytes);
   }
 
-  // Continues the sum of earlier micro-batches instead of starting at zero: additions happen in the
-  // same order as in `single`, also where a parameter gets several gradients in one backward.
+  // Continues the sum of earlier micro-batches instead of starting at zero. Additions then happen
+  // in the same order as in `single`, even if a parameter gets several gradients.
   void begin_gradients(Unit& unit) {
     if (unit.accumulating) return;
     unit.grad.copy_(unit.reduced);

@@ -1,4 +1,4 @@
-// Promises of formats of Hugging Face models.
+// Conformance checks for formats of Hugging Face models.
 #include <cmath>
 #include <map>
 #include <set>
@@ -29,7 +29,7 @@ void require_same(const ModelDescription& a, const ModelDescription& b) {
     return std::tie(m.hidden, m.layers, m.vocab, m.tied_head, m.norm_eps, m.norm_place, m.init_std,
                     m.mtp_depth, m.mtp_concat, m.sequence);
   };
-  const char* change = " changes when a model is written and read again";
+  const char* change = " changes when a model is written and read back";
   require(sizes(a) == sizes(b), "the model's size", change);
   require(a.attention == b.attention, "attention", change);
   require(a.feed_forward == b.feed_forward, "feed_forward", change);
@@ -61,7 +61,7 @@ struct Built {
     for (const Buffer& buffer : model.store().buffers()) add(buffer.name, buffer.tensor);
   }
 
-  /// Throws a Violation unless `places` hold every value once, and nothing else.
+  /// Throws a Violation unless `places` store every value once and nothing else.
   void require_whole(const std::vector<TensorPlace>& places) const {
     std::map<std::string, int64_t> stored;
     for (const TensorPlace& place : places) {
@@ -84,7 +84,7 @@ struct Built {
   std::map<std::string, at::Tensor> values;
 };
 
-/// Writes a model and reads it back as the core does, but in memory.
+/// Writes a model and reads it back as the core does, but in memory only.
 void require_way_back(const Format& format, const ModelDescription& requested, Plugins& plugins,
                       const std::string& when) {
   Built before(requested, plugins);
@@ -113,7 +113,7 @@ void require_way_back(const Format& format, const ModelDescription& requested, P
     return at::cat({main, built.model.mtp_logits(tokens).flatten()});
   };
   require(at::allclose(logits(after), logits(before), 1e-4, 1e-6, /*equal_nan=*/true),
-          "a model computes other logits after it was written and read, ", when);
+          "a model computes different logits after it was written and read back, ", when);
 }
 
 /// The components of a model by kind and plugin.
@@ -129,11 +129,10 @@ Components components_of(ModelDescription& model) {
   return all;
 }
 
-/// Calls `use` with `model` and its variants: every choice of every option of its components that
-/// is a convention.
+/// Calls `use` with `model` and its variants: one for every choice of every convention.
 void vary(ModelDescription model, Plugins& plugins,
           const std::function<void(const ModelDescription&, const std::string&)>& use) {
-  use(model, "as in an example");
+  use(model, "as in examples()");
   for (const auto& [plugin, components] : components_of(model)) {
     ComponentSpec spec;
     std::tie(spec.kind, spec.plugin) = plugin;
@@ -169,7 +168,7 @@ void format_checks(const AddCheck& check) {
       require_same(format->describe(without_common_fields(config)), model);
     }
   });
-  // A field that is ignored would make the model differ from what its file describes.
+  // If a field were ignored, the imported model could differ from the model in the file.
   check("strictness", "rejects unknown fields and wrong types", [](const Subject& subject) {
     const auto format = construct<Format>(subject);
     const auto rejects = [&](const Json& config) {
@@ -201,10 +200,10 @@ void format_checks(const AddCheck& check) {
         require(names.insert(place.name).second, "two tensors are named '", place.name, "'");
         const int64_t rows = rows_of(place);
         require(place.rows.empty() || int64_t(place.rows.size()) == rows, "'", place.name, "' has ",
-                rows, " rows and places for ", place.rows.size());
+                rows, " rows, but the number of row indices is ", place.rows.size());
         const int64_t width = place.shape.empty() ? 1 : place.shape.back();
         require(columns.emplace(place.source, width).first->second == width, "'", place.name,
-                "' has other columns than the rest of '", place.source, "'");
+                "' does not have as many columns as the rest of '", place.source, "'");
         if (!place.copy) stored_rows[place.source].push_back(rows_in(place));
       }
       for (const auto& [source, rows] : stored_rows) {
@@ -214,9 +213,8 @@ void format_checks(const AddCheck& check) {
       }
     }
   });
-  // A format permutes what it cannot express under a convention, such as features in another order,
-  // into its own: the model must compute the same.
-  check("way_back", "preserves what a model computes", [](const Subject& subject) {
+  // A format may permute values for a convention, but the model must compute the same.
+  check("way_back", "preserves the outputs of a model", [](const Subject& subject) {
     const auto format = construct<Format>(subject);
     Plugins plugins(subject.levels);
     for (const Json& example : examples_of(*format))

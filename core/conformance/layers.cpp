@@ -15,7 +15,7 @@
 namespace dsv3::conformance {
 namespace {
 
-// Plain rotary positions, so that the checks of layers need no other plugin.
+// Plain rotary positions, so that the checks of layers need no position plugin.
 class Rotary final : public Position {
  public:
   explicit Rotary(int64_t rotary_dim) : angles_(rotary_frequencies(rotary_dim, 10000), 1, 64) {}
@@ -39,7 +39,7 @@ double largest(const at::Tensor& tensor) {
   return tensor.abs().max().item<double>();
 }
 
-// Sums the allocations and frees of LibTorch's CPU allocator on this thread.
+// Tracks the bytes that LibTorch's CPU allocator allocates and frees on this thread.
 class AllocationCounter final : public c10::MemoryReportingInfoBase {
  public:
   void reportMemoryUsage(void*, int64_t bytes, size_t, size_t, c10::Device) override {
@@ -66,16 +66,16 @@ void require_sound(const Parameter& parameter, const LayerContext& context) {
   const ParamSpec& spec = parameter.spec;
   const at::Tensor& tensor = parameter.tensor;
   const std::string name = "parameter " + parameter.name;
-  require(parameter.name.starts_with(context.prefix + "."), name, " is not named below ",
+  require(parameter.name.starts_with(context.prefix + "."), name, " does not have the prefix ",
           context.prefix);
   require(tensor.numel() > 0, name, " is empty");
   require(spec.keep_fp32 || tensor.scalar_type() == context.dtype, name,
           " does not have the context's dtype");
-  require(spec.active > 0 && spec.active <= 1, name, " declares that a share of ", spec.active,
-          " is active per token");
+  require(spec.active > 0 && spec.active <= 1, name, " declares an active share of ", spec.active,
+          ", which must be above 0 and at most 1");
   require(spec.matrices >= 1, name, " declares ", spec.matrices, " matrices");
   if (spec.role != Role::matrix) return;
-  require(tensor.dim() >= 2, name, " has the role matrix, but sizes ", tensor.sizes());
+  require(tensor.dim() >= 2, name, " has the role matrix, but shape ", tensor.sizes());
   require(tensor.numel() / tensor.size(-1) % spec.matrices == 0, name, " of sizes ", tensor.sizes(),
           " cannot hold ", spec.matrices, " equal matrices");
 }
@@ -222,7 +222,8 @@ void require_declarations(const std::function<void(const LayerContext&)>& build)
   for (const Parameter& parameter : real.store->parameters()) {
     require_sound(parameter, real);
     const auto found = on_meta.find(parameter.name);
-    require(found != on_meta.end(), "on the meta device it does not declare ", parameter.name);
+    require(found != on_meta.end(), "parameter ", parameter.name,
+            " is not declared on the meta device");
     const at::Tensor& tensor = found->second.tensor;
     const ParamSpec &a = found->second.spec, &b = parameter.spec;
     require(tensor.is_meta(), "parameter ", parameter.name,
@@ -232,9 +233,9 @@ void require_declarations(const std::function<void(const LayerContext&)>& build)
             "parameter ", parameter.name, " is declared differently on the meta device");
   }
   require(on_meta.size() == real.store->parameters().size(),
-          "on the meta device it declares other parameters");
+          "more parameters are declared on the meta device than on the CPU");
   require(meta.store->buffers().size() == real.store->buffers().size(),
-          "on the meta device it declares other buffers");
+          "not as many buffers are declared on the meta device as on the CPU");
 }
 
 }  // namespace dsv3::conformance

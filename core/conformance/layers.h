@@ -1,4 +1,4 @@
-// What the checks of layers share: contexts, initial weights, inputs and comparisons.
+// Shared by the checks of layers: contexts, initial weights, inputs and comparisons.
 #pragma once
 
 #include <map>
@@ -22,9 +22,9 @@ LayerContext layer_context(at::ScalarType dtype, at::Device device = at::kCPU);
 /// Fills parameters with values around 0 (norms around 1) that depend on names and shapes only.
 void fill(const ParameterStore& store);
 
-/// Rows of one document each.
+/// Rows with one document each.
 Sequence one_document(int64_t batch, int64_t length, bool training = true);
-/// Rows packed from documents: one that starts at 0, and those that start at `starts`.
+/// Rows packed from documents, which start at 0 and at each of `starts`.
 Sequence packed(int64_t batch, int64_t length, const std::vector<int64_t>& starts);
 
 /// Largest difference relative to the largest value of `expected`; infinity if shapes differ or a
@@ -56,7 +56,7 @@ int64_t bytes_saved(const std::function<at::Tensor()>& body);
 /// FLOPs of the matrix products in `body`; a multiply-add counts as 2.
 double product_flops(const std::function<void()>& body);
 
-/// Throws a Violation if declared parameters are unsound or differ on the meta device.
+/// Throws a Violation if declared parameters are invalid or differ on the meta device.
 void require_declarations(const std::function<void(const LayerContext&)>& build);
 
 // A tiny model trained by hand and by a strategy, for the checks that compare the two.
@@ -75,23 +75,23 @@ Batch tiny_batch(int64_t step);
 struct Trained {
   std::vector<double> losses, norms;
   std::map<std::string, at::Tensor> parameters;  ///< after the last step
-  std::map<std::string, at::Tensor> gradients;   ///< of the last step; only of plain training
-  std::vector<at::Tensor> counts;  ///< step_counts() after all steps; only of plain training
+  std::map<std::string, at::Tensor> gradients;   ///< in the last step; only from train_plainly
+  std::vector<at::Tensor> counts;  ///< step_counts() after all steps; only from train_plainly
 };
 /// Trains `steps` steps of gradient descent by plain autograd.
 Trained train_plainly(const Experiment& experiment, const ModelFactory& factory, int64_t steps,
                       int64_t micro, at::ScalarType dtype = at::kFloat);
-/// The same under `strategy`.
+/// As train_plainly, but under `strategy`.
 Trained train_under(const std::shared_ptr<Strategy>& strategy, const Experiment& experiment,
                     const ModelFactory& factory, int64_t steps, int64_t micro);
 
-/// Throws a Violation if losses, norms, parameters or (of plain training) gradients differ by more
-/// than `bound`, relatively, or if counts differ at all.
+/// Throws a Violation if losses, norms, parameters or gradients (only from train_plainly) differ by
+/// more than `bound`, relatively, or if counts differ at all.
 void require_same(const Trained& actual, const Trained& expected, double bound,
                   const std::string& what);
 
-/// Adds the check that a model with the subject (attention, feed_forward or position) trains the
-/// same in other ways of running it.
+/// Adds the check that a model with the subject (attention, feed_forward or position) trains
+/// identically with recomputation, different micro-batches, and under a strategy.
 void model_check(const AddCheck& check);
 
 /// The subject as a layer (attention or feed-forward), with its parameters filled.
@@ -105,7 +105,7 @@ struct LayerUnderTest {
   at::Tensor operator()(const at::Tensor& x, const Sequence& seq) const {
     return layer->forward(x, seq);
   }
-  /// forward() on rows of one document each.
+  /// Runs forward() on rows with one document each.
   at::Tensor operator()(const at::Tensor& x) const {
     return layer->forward(x, one_document(x.size(0), x.size(1)));
   }
@@ -117,7 +117,7 @@ struct LayerUnderTest {
       all.emplace_back(parameter.name, parameter.tensor);
     return all;
   }
-  /// Gradients of the result for inputs(x).
+  /// Gradients of the result with respect to inputs(x).
   std::vector<at::Tensor> gradients(const at::Tensor& x, const Sequence& seq) const {
     return conformance::gradients(layer->forward(x, seq), inputs(x));
   }
@@ -136,10 +136,10 @@ struct LayerUnderTest {
   std::shared_ptr<Layer> layer;
 };
 
-/// The checks of all layers that come before those of one kind.
+/// Checks for all layers that run before the checks of a single kind.
 template <class Layer>
 void cheap_layer_checks(const AddCheck& check) {
-  check("declarations", "declares sound parameters, also on meta", [](const Subject& subject) {
+  check("declarations", "declares valid parameters, also on meta", [](const Subject& subject) {
     require_declarations([&](const LayerContext& context) { construct<Layer>(subject, context); });
   });
   check("shapes", "returns [B, T, D] in fp32, bf16 and float64", [](const Subject& subject) {
@@ -150,11 +150,11 @@ void cheap_layer_checks(const AddCheck& check) {
                      dtype, "forward's result");
     }
   });
-  check("inputs", "keeps no input, and changes no input or parameter", [](const Subject& subject) {
+  check("inputs", "keeps no input and changes no input or parameter", [](const Subject& subject) {
     const LayerUnderTest<Layer> layer(subject, at::kFloat);
     const at::Tensor x = normal({2, kLength, kHidden}, 12, at::kFloat), original = x.clone();
     layer.require_parameters_unchanged("forward", [&] { layer(x); });
-    require(x.use_count() == 1, "it keeps its input after the result is gone");
+    require(x.use_count() == 1, "it keeps its input after the result is freed");
     require_equal(x, original, "the input after forward");
   });
   check("determinism", "returns bit-identical results when repeated", [](const Subject& subject) {
@@ -171,14 +171,14 @@ void cheap_layer_checks(const AddCheck& check) {
   });
 }
 
-/// The checks of all layers that come after those of one kind.
+/// Checks for all layers that run after the checks of a single kind.
 template <class Layer>
 void costly_layer_checks(const AddCheck& check) {
   check("gradients", "has gradients that match central differences", [](const Subject& subject) {
     const LayerUnderTest<Layer> layer(subject, at::kDouble);
     const at::Tensor x = normal({1, 6, kHidden}, 9).requires_grad_();
     Sequence seq = one_document(1, 6);
-    seq.aux_scale = 0;  // gradients of side losses are not part of the result's value
+    seq.aux_scale = 0;  // gradients of auxiliary losses are not part of the result's value
     require_gradients([&] { return layer(x, seq); }, layer.inputs(x));
   });
   check("recompute", "recomputes bit-identical results", [](const Subject& subject) {

@@ -10,7 +10,7 @@
 namespace dsv3::conformance {
 namespace {
 
-// One parameter and its state, held as the core holds them, and the optimizer that updates it.
+// One parameter and its state, stored as in the core, and the optimizer that updates it.
 struct Updated {
   Updated(const Subject& subject, uint64_t seed)
       : Updated(construct<Optimizer>(subject), "w", seed) {}
@@ -27,7 +27,7 @@ struct Updated {
     }
   }
 
-  /// A gradient that depends on the value and on the number of the update.
+  /// A gradient that depends on the value and on the update number.
   at::Tensor gradient(int64_t update) const {
     return normal(value.sizes(), 500 + uint64_t(update), at::kFloat) + value * 0.1;
   }
@@ -59,11 +59,11 @@ void optimizer_checks(const AddCheck& check) {
               slot.name, "' needs a name without '/'");
       require(names.insert(slot.name).second, "two state slots are named ", slot.name);
       require(slot.like != StateSlot::Like::matrix || optimizer->whole_matrices(), "state slot ",
-              slot.name, " is like a matrix, but whole_matrices() is false");
+              slot.name, " belongs to a matrix, but whole_matrices() is false");
     }
     require(std::isfinite(optimizer->lr()) && optimizer->lr() >= 0, "lr() is ", optimizer->lr());
   });
-  check("inputs", "keeps no tensor that is passed to it", [](const Subject& subject) {
+  check("inputs", "keeps no reference to tensors passed to it", [](const Subject& subject) {
     Updated one(subject, 9);
     const at::Tensor grad = one.gradient(1);
     one.optimizer->step(std::array{one.slice(grad)}, {1, 1});
@@ -90,7 +90,7 @@ void optimizer_checks(const AddCheck& check) {
     const at::Tensor target = normal(one.value.sizes(), 3, at::kFloat);
     const auto loss = [&] { return (one.value - target).square().mean().item<double>(); };
     const double before = loss();
-    // Learning rates differ by orders of magnitude: enough steps for the smallest.
+    // Learning rates differ by orders of magnitude: the number of steps suffices for the smallest.
     for (int64_t update = 1; update <= 300; ++update) one.step(one.value - target, update);
     require(loss() < before, "300 steps on |w - target|^2 / 2 raise it from ", before, " to ",
             loss());
@@ -122,7 +122,7 @@ void optimizer_checks(const AddCheck& check) {
                     "a parameter updated in its own call, compared with all in one call,");
   });
   // Sharded strategies pass pieces of parameters.
-  check("pieces", "updates pieces as it updates whole parameters", [](const Subject& subject) {
+  check("pieces", "updates pieces of parameters like whole ones", [](const Subject& subject) {
     Updated whole(subject, 5);
     if (whole.optimizer->whole_matrices()) return;
     const int64_t cut = 37, size = whole.value.numel();

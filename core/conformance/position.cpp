@@ -1,4 +1,4 @@
-// Promises of positional encodings.
+// Conformance checks for positional encodings.
 #include <cmath>
 
 #include "conformance/layers.h"
@@ -17,7 +17,7 @@ Rotated inputs(at::ScalarType dtype, int64_t length = kLength) {
           at::arange(length).expand({2, length}).contiguous()};
 }
 
-/// The component under test; calling it rotates.
+/// Calls the component under test.
 struct Rotation {
   explicit Rotation(const Subject& subject)
       : position(construct<Position>(subject, PositionContext{kRotary, 16})) {}
@@ -42,7 +42,7 @@ void position_checks(const AddCheck& check) {
     const double scale = rotate.position->softmax_scale();
     require(std::isfinite(scale) && scale > 0, "softmax_scale() is ", scale);
   });
-  check("inputs", "changes none of its arguments, and keeps none", [](const Subject& subject) {
+  check("inputs", "neither changes nor keeps its arguments", [](const Subject& subject) {
     const Rotation rotate(subject);
     const Rotated in = inputs(at::kFloat);
     const Rotated original{in.q.clone(), in.k.clone(), in.positions.clone()};
@@ -56,7 +56,7 @@ void position_checks(const AddCheck& check) {
   check("tokens", "rotates a token by its position alone", [](const Subject& subject) {
     const Rotation rotate(subject);
     const Rotated in = inputs(at::kDouble), out = rotate(in);
-    // Tokens in any order, rows of any length: only the position of a token matters.
+    // Uses tokens in any order and rows of any length: only a token's position matters.
     const at::Tensor order = at::tensor({7, 0, 3, 11, 5, 1}, at::kLong);
     const auto reordered = [&](const at::Tensor& tensor) { return tensor.index_select(1, order); };
     const Rotated some = rotate({reordered(in.q), reordered(in.k), reordered(in.positions)});
@@ -70,8 +70,8 @@ void position_checks(const AddCheck& check) {
     require_close(documents.q.narrow(1, 6, 6), half(out.q), 1e-12,
                   "q at positions that restart with a second document");
   });
-  // A rotation keeps lengths up to a constant factor, and q and k rotate alike: the score of equal
-  // vectors depends on the distance of their positions only.
+  // A rotation preserves lengths up to a constant factor and treats q and k alike, so the score of
+  // equal vectors depends only on the distance between their positions.
   check("rotation", "makes scores depend on distances only", [](const Subject& subject) {
     const at::Tensor same =
         normal({1, 1, 1, kRotary}, 42).expand({1, kLength, 1, kRotary}).contiguous();
@@ -90,7 +90,7 @@ void position_checks(const AddCheck& check) {
     Rotated far = inputs(at::kFloat);
     far.positions.add_(5000);
     require_like(rotate(far).q, far.q.sizes(), at::kFloat, "q far beyond the training length");
-    // A table that has grown must still hold the same values for small positions.
+    // After the table has grown, it must still contain the same values for small positions.
     require_equal(rotate(near).q, Rotation(subject)(near).q,
                   "q at small positions after a call with large ones");
   });

@@ -1,4 +1,4 @@
-// Small layers of plain LibTorch calls, for models in which another part is under test.
+// Small layers of plain LibTorch calls, for models that test a different component.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,7 @@
 
 namespace dsv3::conformance {
 
-/// Projections q, k, v and o of the model's width.
+/// Projections q, k, v and o with the model's width.
 class ProjectedAttention : public Attention {
  public:
   explicit ProjectedAttention(const LayerContext& context)
@@ -28,7 +28,7 @@ class ProjectedAttention : public Attention {
   Linear projections_[4];
 };
 
-/// One head whose scores fall with the distance in positions, so that wrong positions show.
+/// One head whose scores decrease with the distance in positions, to detect wrong positions.
 class ReferenceAttention final : public ProjectedAttention {
  public:
   using ProjectedAttention::ProjectedAttention;
@@ -79,7 +79,7 @@ class RotaryAttention final : public ProjectedAttention {
   std::shared_ptr<Position> position_;
 };
 
-/// relu^2 with a side loss per sequence and counts of active neurons, as a mixture of experts has.
+/// relu^2 with an auxiliary loss per sequence and counts of neurons, as in a mixture of experts.
 class ReferenceFeedForward final : public FeedForward {
  public:
   explicit ReferenceFeedForward(const LayerContext& context)
@@ -95,7 +95,7 @@ class ReferenceFeedForward final : public FeedForward {
     at::Tensor y = down_(hidden.square());
     if (!seq.training) return y;
     const at::Tensor aux =
-        hidden.square().mean({1, 2}).sum() * 50;  // one mean per sequence, summed
+        hidden.square().mean({1, 2}).sum() * 50;  // one mean per sequence; returns their sum
     return add_loss(y, aux, seq.aux_scale);
   }
   at::Tensor step_counts() override { return counts_; }

@@ -1,4 +1,4 @@
-// Promises of learning-rate schedules.
+// Conformance checks for learning-rate schedules.
 #include <cmath>
 
 #include <dsv3/sdk/schedule.h>
@@ -35,7 +35,7 @@ void schedule_checks(const AddCheck& check) {
       valid_factor(total + 10, total);
     }
   });
-  // A resumed run calls factor() for step k without the steps before.
+  // A resumed run calls factor() for step k without calling it for earlier steps.
   check("pure", "computes factors independently of earlier calls", [](const Subject& subject) {
     const auto schedule = construct<Schedule>(subject), other = construct<Schedule>(subject);
     std::vector<double> factors;

@@ -1,4 +1,4 @@
-// Promises of strategies on one rank.
+// Conformance checks for strategies on one rank.
 #include <cmath>
 #include <limits>
 
@@ -50,7 +50,7 @@ struct OneUnit {
   int unit = -1;
 };
 
-// A model whose parameters live in the strategy under test.
+// A model whose parameters the strategy under test owns.
 struct Adopted {
   Adopted(const Subject& subject, uint64_t seed) : checked(strategy(subject)) {
     model.adopt(*checked, seed, [](const Parameter&) { return 0; });
@@ -63,7 +63,7 @@ struct Adopted {
 }  // namespace
 
 void strategy_checks(const AddCheck& check) {
-  check("ranges", "hands out every element of every parameter once", [](const Subject& subject) {
+  check("ranges", "assigns each parameter element exactly once", [](const Subject& subject) {
     const auto checked = strategy(subject);
     Model model(tiny_experiment(), kVocab, tiny_factory(), at::kCPU);
     std::map<std::string, int64_t> sizes, owned, updated;
@@ -91,7 +91,7 @@ void strategy_checks(const AddCheck& check) {
     require(owned.size() == sizes.size() && updated.size() == sizes.size(),
             "owned() or update_ranges() returns parameters that were never adopted");
   });
-  check("gradients", "sums, measures, scales and drops gradients", [](const Subject& subject) {
+  check("gradients", "sums and scales gradients, computes their norm", [](const Subject& subject) {
     OneUnit one(subject);
     one.backward(3);
     require(std::abs(one.checked->grad_norm() - 3 * std::sqrt(3.0)) < 1e-6, "grad_norm() is wrong");
@@ -144,10 +144,10 @@ void strategy_checks(const AddCheck& check) {
     const Cost cost = strategy(subject)->estimate(units, 1);
     require(cost.bytes_held >= 4 * values, "estimate() holds ", cost.bytes_held,
             " bytes, less than the fp32 values of ", values, " parameters");
-    require(cost.bytes_peak >= cost.bytes_held, "estimate(): the peak is below what is held");
+    require(cost.bytes_peak >= cost.bytes_held, "estimate(): the peak is below the memory in use");
     require(cost.bytes_moved_per_step == 0, "estimate() moves bytes over the network on one rank");
   });
-  // With MTP, and with tied and untied heads.
+  // Includes MTP, and tied and untied heads.
   check("training", "trains like autograd, accumulated or recomputed", [](const Subject& subject) {
     for (const std::string recompute : {"none", "full"})
       for (const bool tied : {true, false}) {

@@ -60,7 +60,7 @@ void require_no_side_effects(const std::function<void()>& body) {
   const auto facts = process_facts();
   body();
   auto now = process_facts();
-  // Threads that were joined may take a moment to leave /proc.
+  // Joined threads may take a moment to disappear from /proc.
   for (int wait = 0; wait < 50 && now != facts; ++wait, now = process_facts())
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   for (size_t i = 0; i < now.size(); ++i) {
@@ -89,7 +89,7 @@ std::vector<Check> checks(Kind kind) {
       {Kind::tokenizer, tokenizer_checks}, {Kind::format, format_checks}};
   std::vector<Check> all;
   const AddCheck add = [&](const auto&... members) { all.push_back({members...}); };
-  // Users see only these texts of a component.
+  // A component's summary and option descriptions are all that users see.
   add("schema", "describes itself and its options", [](const Subject& subject) {
     require(!subject.component.summary.empty(), "its registration has no summary");
     for (const OptionSpec& spec : subject.component.schema->options) {

@@ -1,5 +1,5 @@
-// The promises of each kind of component, as checks that run against any component of the kind,
-// built in or third-party. `dsv3 plugins check` runs them.
+// The checks of each kind of component. They apply to any component of the kind, built in or
+// third-party. `dsv3 plugins check` runs them.
 #pragma once
 
 #include <thread>
@@ -10,7 +10,7 @@
 
 namespace dsv3::conformance {
 
-/// A broken promise; what() names the expected and the actual behaviour.
+/// A failed check; what() describes the expected and the actual behaviour.
 struct Violation : Error {
   using Error::Error;
 };
@@ -21,15 +21,15 @@ void require(bool condition, const Parts&... parts) {
   if (!condition) throw Violation(c10::str(parts...));
 }
 
-/// The component under test with the options it is checked with.
+/// The component under test and its options.
 struct Subject {
   const Registration& component;
   OptionValues options;
   std::string folder;   ///< empty folder that the component may write to
-  SearchLevels levels;  ///< where plugins of other kinds are found
+  SearchLevels levels;  ///< search paths for plugins of other kinds
 };
 
-/// One promise of a kind.
+/// One check of a kind.
 struct Check {
   std::string name;     ///< short, e.g. "causality"
   std::string promise;  ///< a predicate whose subject is the component
@@ -42,12 +42,12 @@ std::vector<Check> checks(Kind kind);
 /// Adds a Check with these members.
 using AddCheck =
     std::function<void(const char* name, const char* promise, void (*run)(const Subject&))>;
-/// A suite adds the checks of its kind.
+/// Adds the checks of one kind.
 using Suite = void(const AddCheck& check);
 Suite attention_checks, feed_forward_checks, position_checks, optimizer_checks, schedule_checks,
     strategy_checks, tracker_checks, data_checks, tokenizer_checks, format_checks;
 
-/// Constructs the subject. `Base` and `Context` must be those of its kind.
+/// Constructs the subject. `Base` and `Context` must match its kind.
 template <class Base, class... Context>
 std::shared_ptr<Base> construct(const Subject& subject, const Context&... context) {
   auto component = dsv3::construct<Base>(subject.component, subject.options, context...);
@@ -55,15 +55,15 @@ std::shared_ptr<Base> construct(const Subject& subject, const Context&... contex
   return component;
 }
 
-/// Calls `body` and throws a Violation if it changes state of the process: torch's global
-/// generator, default dtype, grad mode and thread count, the environment, the current folder,
-/// threads and child processes.
+/// Calls `body` and throws a Violation if it changes process-wide state: torch's global generator,
+/// default dtype, grad mode and thread count, the environment, the current folder, threads and
+/// child processes.
 void require_no_side_effects(const std::function<void()>& body);
 
 /// Calls `body` repeatedly and throws a Violation if memory grows with every call.
 void require_steady_memory(const std::function<void()>& body);
 
-/// The results of `body` called by four threads at once.
+/// Calls `body` on four threads at once and returns the results.
 template <class Body>
 auto on_four_threads(const Body& body) {
   std::vector<decltype(body())> results(4);

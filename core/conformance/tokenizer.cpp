@@ -43,7 +43,7 @@ void tokenizer_checks(const AddCheck& check) {
     for (int64_t id = 0; id < size; id += 1 + size / 5000)
       checked->token_bytes(int32_t(id));  // must not throw for a valid id
   });
-  check("round_trip", "decodes every text to what it encoded", [](const Subject& subject) {
+  check("round_trip", "decodes what it encoded without loss", [](const Subject& subject) {
     const auto checked = construct<Tokenizer>(subject);
     for (const std::string& text : kTexts) {
       const std::vector<int32_t> ids = valid_ids(*checked, text);
@@ -55,11 +55,11 @@ void tokenizer_checks(const AddCheck& check) {
         pieces += checked->token_bytes(id);
         require(id != checked->eos_id(), "encode() adds the end-of-text id");
       }
-      require(pieces == text, "the bytes of the ids of \"", shown, "\" are not its bytes");
+      require(pieces == text, "token_bytes() of encode(\"", shown, "\") differs from its input");
       require(text.empty() == ids.empty(), "\"", shown, "\" has ", ids.size(), " ids");
     }
   });
-  check("bytes", "decodes arbitrary bytes to what it encoded", [](const Subject& subject) {
+  check("bytes", "decodes arbitrary bytes without loss", [](const Subject& subject) {
     const auto checked = construct<Tokenizer>(subject);
     uint64_t state = 88172645463325252u;  // xorshift
     for (int round = 0; round < 200; ++round) {
@@ -82,7 +82,8 @@ void tokenizer_checks(const AddCheck& check) {
       return checked->encode(all);
     };
     for (const auto& ids : on_four_threads(encode_often))
-      require(ids == expected, "encode() gives other ids on several threads at once");
+      require(ids == expected,
+              "encode() returns different ids when several threads call it at once");
   });
   check("memory", "frees its memory", [](const Subject& subject) {
     const auto checked = construct<Tokenizer>(subject);

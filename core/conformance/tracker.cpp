@@ -1,5 +1,5 @@
-// Promises of trackers. A tracker's service may be unreachable: the tracker then rejects events
-// with RetryAfter, and the core delivers the same events again.
+// Conformance checks for trackers. A tracker's service may be unreachable. The tracker then rejects
+// events with RetryAfter, and the core delivers the same events again.
 #include <cmath>
 #include <limits>
 
@@ -20,8 +20,8 @@ std::vector<Event> events(int64_t first, int64_t count) {
   return list;
 }
 
-// A tracker of one process of a run. Its calls must succeed or throw RetryAfter or Rejected;
-// anything else is a fault. If start() is rejected, there is nothing to deliver.
+// A tracker in one process of a run. Its calls must succeed or throw RetryAfter or Rejected.
+// Anything else fails the check. If start() is rejected, no events are delivered.
 class Session {
  public:
   explicit Session(const Subject& subject, bool resumed = false)
@@ -81,14 +81,14 @@ void tracker_checks(const AddCheck& check) {
     session.deliver(late, " of a metric that earlier events did not have");
     session.finish(RunStatus::failed);
   });
-  // The acknowledgement may be lost after the tracker accepted the events.
+  // The acknowledgement may be lost after the tracker has accepted the events.
   check("repeated", "accepts the same events again", [](const Subject& subject) {
     Session session(subject);
     for (int time = 0; time < 2; ++time) session.deliver(events(0, 10), " of repeated events");
     session.finish(RunStatus::stopped);
   });
   check("resumed", "resumes a run that was killed", [](const Subject& subject) {
-    Session(subject).deliver(events(0, 5));  // no finish(): the process was killed
+    Session(subject).deliver(events(0, 5));  // no finish(), as if the process had been killed
     Session session(subject, true);
     session.deliver(events(5, 5));
     session.finish(RunStatus::finished);

@@ -12,21 +12,21 @@ namespace {
 constexpr double kLearningRate = 0.05;
 constexpr uint64_t kSeed = 3;
 
-/// Sets a model's factory function to one that constructs the subject.
+/// Sets the factory function of the subject's kind to one that constructs the subject.
 template <class Base, class Context>
 void set_factory(std::function<std::shared_ptr<Base>(const Context&)>& factory,
                  const Subject& subject) {
   factory = [&subject](const Context& context) { return construct<Base>(subject, context); };
 }
 
-/// A factory function of a reference layer.
+/// Returns a factory function for a reference layer.
 template <class Layer>
 std::shared_ptr<Layer> make_layer(const LayerContext& context) {
   return std::make_shared<Layer>(context);
 }
 
-/// Computes the gradients of a step's batch, under `strategy` if there is one, in micro-batches of
-/// `micro` rows. Returns the loss.
+/// Computes the gradients of a step's batch in micro-batches of `micro` rows, under `strategy` if
+/// it is not null. Returns the loss.
 double accumulate(Model& model, int64_t step, int64_t micro, Strategy* strategy = nullptr) {
   const Batch batch = tiny_batch(step);
   const std::vector<int64_t> targets = count_targets(batch, kMtpDepth);
@@ -164,13 +164,13 @@ void require_same(const Trained& actual, const Trained& expected, double bound,
 }
 
 void model_check(const AddCheck& check) {
-  check("model", "trains the same recomputed, accumulated or sharded", [](const Subject& subject) {
+  check("model", "trains identically when recomputed or sharded", [](const Subject& subject) {
     const ModelFactory factory = tiny_factory(&subject);
     const Trained plain = train_plainly(tiny_experiment("none"), factory, 1, kRows);
     const Trained recomputed = train_plainly(tiny_experiment("full"), factory, 1, kRows);
     require(recomputed.losses == plain.losses,
             "with recomputation (model.recompute: full) the loss is not bit-identical");
-    // The order in which gradients of tied weights add up may differ.
+    // The gradients of tied weights may be added in a different order.
     require_same(recomputed, plain, 1e-6, "with recomputation");
     const auto in_doubles = [&](int64_t micro) {
       return train_plainly(tiny_experiment(), factory, 1, micro, at::kDouble);

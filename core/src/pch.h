@@ -1,5 +1,5 @@
-// The precompiled header: what nearly every file that touches tensors includes. Nothing of dsv3
-// itself, so that a change here does not rebuild the world.
+// The precompiled header, with what nearly every file that uses tensors includes. It contains no
+// dsv3 headers, so that a change to them does not rebuild everything.
 #pragma once
 
 #include <algorithm>

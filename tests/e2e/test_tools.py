@@ -150,7 +150,7 @@ MLA = "{plugin: mla, heads: 2, q_lora_rank: 16, kv_lora_rank: 16, qk_nope_dim: 8
     ([(MLA, "{plugin: mha, heads: 2, head_dim: 16}")], ["model.attention (mla -> mha)"]),
     ([("q_lora_rank: 16", "q_lora_rank: 0")], ["model.attention.q_lora_rank"]),
     ([("{plugin: text, path: text.txt, tokenizer: {plugin: bytes}}", "{plugin: synthetic}")], ["data (text -> synthetic)"]),
-    ([("layers: 0,", "layers: 0-1,"), ("layers: 1-,", "layers: 2-,")], ["model.feed_forward (other layers or roles)"]),
+    ([("layers: 0,", "layers: 0-1,"), ("layers: 1-,", "layers: 2-,")], ["model.feed_forward (different layers or roles)"]),
     ([("steps: 30", "tokens: 5760")], ["train.steps or train.tokens"]),
     ([("lr: 0.02", "lr: 0.03"), ("warmup: 5", "warmup: 6")], ["optimizer.1.lr", "schedule.warmup"]),
     ([("share: 0.1", "share: 0.2")], ["validation.share"]),

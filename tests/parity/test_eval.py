@@ -302,6 +302,6 @@ def test_errors(oracle, corpus, tmp_path):
     assert given["text"] == evaluate(oracle.folder, "--text", text, "--sequence", 64)["text"]
 
     dsv3("data", "prepare", text, "--tokenizer", "bytes", "--output", tmp_path / "bytes")
-    assert "another tokenizer" in error(4, oracle.folder, "--shards", tmp_path / "bytes")
+    assert "a different tokenizer" in error(4, oracle.folder, "--shards", tmp_path / "bytes")
     found = evaluate(tmp_path / "bare", "--shards", tmp_path / "bytes")["shards"][0]
     assert found["bytes"] is None and found["bits_per_byte"] is None and found["loss"] > 0

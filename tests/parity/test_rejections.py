@@ -110,7 +110,7 @@ def test_index_names_what_the_shard_lacks(copy):
     moved = next(name for name, file in index["weight_map"].items() if file == files[0])
     index["weight_map"][moved] = files[1]
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    rejected(folder, 5, moved, "does not hold what model.safetensors.index.json says")
+    rejected(folder, 5, moved, "does not match model.safetensors.index.json")
 
 
 @pytest.mark.parametrize("file", ["../elsewhere.safetensors", "/etc/passwd", "", 7])

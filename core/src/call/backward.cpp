@@ -18,9 +18,9 @@ void enter_backward(const Callee* callee, int64_t layer) noexcept {
   current_backward.thread.store(&CallRecord::current(), relaxed);
 }
 
-/// Registers "autograd enters `call`'s component" on those of `tensors` that have a backward. A
-/// hook on a leaf, which may be a parameter, would stay for ever. A tensor that a component returns
-/// as it received it, one of `others`, has no backward inside of it.
+/// Registers "autograd enters `call`'s component" on those of `tensors` that have a backward. Skips
+/// leaves, because a hook on a parameter would never be removed. Also skips tensors that the
+/// component returned unchanged (in `others`), because none of its operations produced them.
 void hook(const CallRecord* call, at::TensorList tensors, at::TensorList others) {
   const Callee* callee = call ? &call->callee : nullptr;
   const int64_t layer = call ? call->layer() : -1;
@@ -41,7 +41,7 @@ void leave_backward() noexcept {
 void mark_forward(at::TensorList inputs, at::TensorList outputs) {
   const CallRecord* call = CallRecord::current();
   if (!call || !at::GradMode::is_enabled()) return;
-  // Autograd returns to the forward around this one, if there is one.
+  // On leaving this forward's backward, autograd continues in the surrounding forward, if any.
   const CallRecord* outer = call->outer;
   hook(outer && outer->action != kBackward ? outer : nullptr, inputs, outputs);
   hook(call, outputs, inputs);

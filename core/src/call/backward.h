@@ -12,21 +12,21 @@
 
 namespace dsv3 {
 
-/// The action of Strategy::backward, during which `current_backward` names the component.
+/// The action name of Strategy::backward, during which `current_backward` identifies the component.
 extern const char* const kBackward;
 
-/// Readable from a signal handler. Process-wide, because one backward runs at a time.
+/// Process-wide, because only one backward runs at a time. Safe to read from a signal handler.
 struct CurrentBackward {
-  std::atomic<const Callee*> callee{nullptr};  ///< null: code of no component
+  std::atomic<const Callee*> callee{nullptr};  ///< null: code outside of any component
   std::atomic<int64_t> layer{-1};
-  std::atomic<const void*> thread{nullptr};  ///< &CallRecord::current() of the thread
+  std::atomic<const void*> thread{nullptr};  ///< &CallRecord::current() on autograd's thread
 };
 extern CurrentBackward current_backward;
 
 /// Records that autograd is in no component.
 void leave_backward() noexcept;
 
-/// Registers the hooks of the forward that CallRecord::current() describes.
+/// Registers the hooks for the forward that CallRecord::current() describes.
 void mark_forward(at::TensorList inputs, at::TensorList outputs);
 
 }  // namespace dsv3

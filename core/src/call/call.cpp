@@ -25,8 +25,8 @@ struct Failure {
   bool out_of_memory = false;
 };
 
-/// What the current exception says. LibTorch's CPU allocator has no exception type for running out
-/// of memory, only a text.
+/// Message of the current exception. LibTorch's CPU allocator has no exception type for running out
+/// of memory, so its message is parsed.
 Failure current_failure() {
   try {
     throw;

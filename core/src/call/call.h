@@ -1,5 +1,5 @@
-// call(component, "forward", f): the only way in which the core calls a plugin. It records which
-// component this thread is in, for crash reports, and names it in whatever f throws.
+// The core calls every plugin through call(component, "forward", f). It records which component the
+// thread is in, for crash reports, and adds the component's name to any exception from f.
 #pragma once
 
 #include <atomic>
@@ -13,7 +13,7 @@
 
 namespace dsv3 {
 
-/// A component as errors name it.
+/// A component as it appears in error messages.
 struct Callee {
   std::string label;    ///< "attention 'mla'"
   std::string check;    ///< argument of `dsv3 plugins check`: "attention/mla", or the library
@@ -23,13 +23,13 @@ struct Callee {
   int64_t layer = -1;   ///< -1 = outside of layers
 };
 
-/// Stores `callee` for the rest of the process: crash reports may outlive components.
+/// Stores `callee` until the process ends, because crash reports may outlive components.
 const Callee& remember(Callee callee);
 
-/// Lives while this thread is inside a component.
+/// Exists while this thread is inside a component.
 class CallRecord {
  public:
-  /// `action`: a literal, e.g. "forward".
+  /// `action` must be a literal, e.g. "forward".
   CallRecord(const Callee& callee, const char* action) noexcept;
   ~CallRecord() { current() = outer; }
   CallRecord(const CallRecord&) = delete;
@@ -38,20 +38,20 @@ class CallRecord {
   const char* const action;
   const CallRecord* const outer;
 
-  /// Layer of this call or of the nearest call around it that is in one; -1 = none.
+  /// The layer of this call or of the nearest enclosing call that has one; -1 = none.
   int64_t layer() const noexcept;
   /// This thread's innermost call. A signal handler may read it.
   static const CallRecord*& current() noexcept;
 };
 
-/// The optimizer step that this process works on, for messages.
+/// The current optimizer step of this process, for messages.
 struct CurrentStep {
   std::atomic<int64_t> number{-1};   ///< -1 = training has not begun
-  std::atomic<int64_t> finished{0};  ///< steps that are done
+  std::atomic<int64_t> finished{0};  ///< number of completed steps
 };
 extern CurrentStep current_step;
 
-/// An error whose text names the component or needs no component: `call` passes it unchanged.
+/// An error that `call` passes on unchanged, because its message needs no component added.
 class NamedError final : public Error {
  public:
   using Error::Error;
@@ -59,14 +59,13 @@ class NamedError final : public Error {
 
 /// Rethrows the current exception as one dsv3::Error that starts with the call: "attention 'mla'
 /// (layer 3, forward) at step 12, nano.yaml:5:13, plugin /lib/libdsv3_mla.so: ". A dsv3::Error
-/// keeps its exit code, running out of memory gets ExitCode::failed, anything else
-/// ExitCode::plugin.
+/// keeps its exit code. Running out of memory is `failed`, anything else `plugin`.
 [[noreturn]] void rethrow_named(const Callee& callee, int64_t layer, const char* action);
-/// Message of the current exception, whatever its type; without LibTorch's backtrace.
+/// Message of the current exception, whatever its type, without LibTorch's backtrace.
 std::string current_exception_text();
 
-/// f(component, args...) as a call of `component`; f may be a member function. A component that
-/// dsv3::make did not construct is called without a record.
+/// Calls f(component, args...) as a call of `component`. `f` may be a member function. A component
+/// that dsv3::make did not construct is called without a record.
 template <class Interface, class F, class... Args>
 decltype(auto) call(Interface& component, const char* action, F&& f, Args&&... args) {
   if (!component.callee())
@@ -79,8 +78,9 @@ decltype(auto) call(Interface& component, const char* action, F&& f, Args&&... a
   }
 }
 
-/// Records `component` as `callee` for `call`, and its destructor's run as a call. Positions and
-/// tokenizers, which other plugins call, also get a wrapper that routes these calls through `call`.
+/// Registers `callee` as the description of `component`, and reports its destructor as a call.
+/// Positions and tokenizers,
+/// which plugins call, also get a wrapper that uses `call`.
 std::shared_ptr<Pluggable> guarded(const Callee& callee, std::shared_ptr<Pluggable> component);
 
 }  // namespace dsv3

@@ -32,7 +32,7 @@ void require_like(const at::Tensor& result, const at::Tensor& input, const char*
          "; shape, dtype and device must not change");
 }
 
-/// Marks the results of a forward for backward and shows them to a watch.
+/// Marks the results of a forward for backward and passes them to the active watch.
 void forwarded(const Pluggable& component, at::TensorList inputs, at::TensorList outputs) {
   mark_forward(inputs, outputs);
   const Callee* callee = component.callee();
@@ -43,7 +43,7 @@ void forwarded(const Pluggable& component, at::TensorList inputs, at::TensorList
   watch->passed(name, inputs, outputs);
 }
 
-/// Tokens in the layer's cache, all rows together.
+/// Number of tokens in the layer's cache, summed over rows.
 int64_t cached_tokens(const Sequence& seq) {
   if (!seq.cache) return 0;
   const std::vector<int64_t>& lengths = seq.cache->lengths();
@@ -53,7 +53,7 @@ int64_t cached_tokens(const Sequence& seq) {
 void require_fp32(const Range& range, const at::Tensor& value, const char* name) {
   const int64_t elements = range.end - range.begin;
   if (!value.defined() || value.scalar_type() != at::kFloat || value.numel() != elements)
-    fail(std::string(name) + "() returned no fp32 tensor of " + std::to_string(elements) +
+    fail(std::string(name) + "() did not return an fp32 tensor of " + std::to_string(elements) +
          " elements for " + range.name);
 }
 

@@ -1,6 +1,5 @@
-// Calls of components whose result their kind restricts. A result that breaks the kind's rules is
-// reported like an exception of the component. The checks read sizes, dtypes and devices only,
-// never values on a GPU.
+// Calls of components whose kind restricts their results. A result that breaks the kind's rules is
+// reported like an exception. Only reads sizes, dtypes and devices, never values on a GPU.
 #pragma once
 
 #include <cmath>
@@ -16,7 +15,7 @@
 
 namespace dsv3 {
 
-/// Shows what every module returns to the search for the first one with non-finite values.
+/// Passes what every module returns to the search for the first one with non-finite values.
 /// Process-wide, because a recomputed forward runs on autograd's thread.
 class Watch {
  public:
@@ -27,7 +26,7 @@ class Watch {
   /// `name`: "layers.3.feed_forward (feed_forward 'moe', nano.yaml:9:5)".
   virtual void passed(const std::string& name, at::TensorList inputs, at::TensorList outputs) = 0;
 
-  /// The one that exists; null in a normal step.
+  /// The active watch; null in a normal step.
   static std::atomic<Watch*> active;
 };
 
@@ -35,10 +34,10 @@ class Watch {
 
 namespace dsv3::checked {
 
-/// Throws dsv3::Error; for use inside `call`.
+/// Throws dsv3::Error. Use it inside `call`.
 [[noreturn]] void fail(const std::string& text, ExitCode code = ExitCode::plugin);
 
-/// A method that returns a number, which must be finite and at least 0.
+/// Calls a method that returns a number, which must be finite and at least 0.
 template <class Interface, class Method, class... Args>
 auto number(Interface& component, const char* name, Method method, const Args&... args) {
   return call(component, name, [&](Interface& c) {
@@ -53,17 +52,17 @@ auto number(Interface& component, const char* name, Method method, const Args&..
   });
 }
 
-/// Layer::forward; the result has x's shape, dtype and device. `Layer` is Attention, which also
-/// appends x's tokens to its cache, or FeedForward.
+/// Calls Layer::forward. The result must have x's shape, dtype and device. `Layer` is Attention,
+/// which also appends x's tokens to its cache, or FeedForward.
 template <class Layer>
 at::Tensor forward(Layer& layer, const at::Tensor& x, const Sequence& seq);
 std::pair<at::Tensor, at::Tensor> rotate(const Position& position, const at::Tensor& q,
                                          const at::Tensor& k, const at::Tensor& positions);
 at::Tensor step_counts(FeedForward& feed_forward);
 
-/// `unit_index`: how many units were adopted before.
+/// `unit_index`: number of units adopted before.
 int adopt(Strategy& strategy, UnitSpec unit, int unit_index);
-/// A failing autograd node is reported as the component whose forward created it.
+/// An autograd node that fails is reported as the component whose forward created it.
 void backward(Strategy& strategy, at::TensorList roots);
 double grad_norm(Strategy& strategy);
 void update(Strategy& strategy, int group, const std::function<void(std::span<UpdateTensor>)>& fn);
@@ -71,7 +70,7 @@ std::vector<OwnedTensor> owned(Strategy& strategy);
 
 /// `context`: what `data` was constructed with.
 Batch next(Data& data, const DataContext& context);
-/// RetryAfter and Rejected are answers and pass unchanged.
+/// RetryAfter and Rejected are valid answers and pass unchanged.
 void deliver(Tracker& tracker, std::span<const Event> events);
 nlohmann::json config(const Format& format, const ModelDescription& model, const TokenIds& ids);
 

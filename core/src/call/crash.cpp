@@ -1,5 +1,5 @@
-// Reports a crash. This code may run in a signal handler, in the middle of malloc, so it only reads
-// prepared memory and calls functions that do not allocate: vsnprintf, write, open, rename.
+// Reports a crash. May run in a signal handler, in the middle of malloc, so it reads only memory
+// prepared in advance and calls only functions without allocations: vsnprintf, write, open, rename.
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -25,8 +25,8 @@ namespace {
 
 constexpr std::array kSignals{SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
 
-/// Text in a fixed buffer, cut off at its end. glibc's vsnprintf allocates nothing for integers and
-/// strings.
+/// Text in a fixed buffer, truncated if too long. glibc's vsnprintf does not allocate for
+/// integers and strings.
 struct Text {
   char bytes[8192] = "";
   size_t size = 0;
@@ -38,7 +38,7 @@ struct Text {
     va_end(arguments);
     size = std::min(size + static_cast<size_t>(std::max(count, 0)), sizeof bytes - 1);
   }
-  void add_json(const char* text) {  // as the inside of a JSON string
+  void add_json(const char* text) {  // escaped as the content of a JSON string
     for (; *text; ++text)
       add(*text == '"' || *text == '\\' ? "\\%c" : "%c", *text < ' ' && *text >= 0 ? ' ' : *text);
   }
@@ -52,11 +52,11 @@ struct Text {
 };
 
 struct Prepared {
-  pid_t process = 0;                               // a forked child does not report
+  pid_t process = 0;                               // used to skip reports in forked children
   const CallRecord* const* main_thread = nullptr;  // its innermost call
   bool terminal = false, ending = false, backtrace = false;
   char status[4096] = "", temporary[4096] = "", host[256] = "";
-  std::atomic<pid_t> reporter{0};  // thread that reports, or has reported
+  std::atomic<pid_t> reporter{0};  // thread that reports or has reported
   std::array<char, 64 << 10> stack;
 };
 Prepared prepared;
@@ -88,7 +88,7 @@ void describe(Text& text, const char* event, const char* cause) {
     text.add("; run `dsv3 plugins check %s` to test the component", callee->check.c_str());
 }
 
-/// Writes the keys of RunFolder::write_status.
+/// Writes a status.json with the keys of RunFolder::write_status.
 void write_status(const char* message, int exit_code) {
   if (!prepared.status[0]) return;
   Text json;
@@ -106,7 +106,7 @@ void write_status(const char* message, int exit_code) {
   ::rename(prepared.temporary, prepared.status);
 }
 
-/// False: this is a child process, or this thread has reported already.
+/// Returns false in a child process and if this thread has already reported a crash.
 bool may_report() {
   if (::getpid() != prepared.process) return false;
   const pid_t self = ::gettid();
@@ -130,7 +130,7 @@ void report(const char* event, const char* cause, int exit_code) {
 
 extern "C" void on_fault(int signal) {
   const int error = errno;
-  // The signal is raised again when this handler returns, with its default action.
+  // The signal is raised again below, with its default action.
   std::signal(signal, SIG_DFL);
   if (may_report()) {
     Text event;
@@ -150,7 +150,7 @@ extern "C" void on_fault(int signal) {
   std::abort();
 }
 
-/// exit() and quick_exit() inside a component end with ExitCode::plugin.
+/// Makes exit() and quick_exit() inside a component end with ExitCode::plugin.
 void fail_exit(const char* event) {
   if (prepared.ending || !may_report()) return;
   report(event, "a component must not end the process", static_cast<int>(ExitCode::plugin));
@@ -172,12 +172,12 @@ CrashReports::CrashReports() {
   ::gethostname(prepared.host, sizeof prepared.host - 1);
   const stack_t stack{
       .ss_sp = prepared.stack.data(), .ss_flags = 0, .ss_size = prepared.stack.size()};
-  ::sigaltstack(&stack, nullptr);  // for a stack overflow
+  ::sigaltstack(&stack, nullptr);  // the handler needs its own stack after a stack overflow
   struct sigaction action {
   }, present{};
   action.sa_handler = on_fault;
   action.sa_flags = SA_ONSTACK;
-  for (const int signal : kSignals)  // a sanitizer's handler stays
+  for (const int signal : kSignals)  // keeps a sanitizer's handlers
     if (::sigaction(signal, nullptr, &present) == 0 && present.sa_handler == SIG_DFL)
       ::sigaction(signal, &action, nullptr);
   std::set_terminate(on_terminate);
@@ -200,8 +200,8 @@ void report_crashes_to(const std::filesystem::path& status) {
   if (temporary.size() >= sizeof prepared.status) return;
   std::strcpy(prepared.temporary, temporary.c_str());
   std::strcpy(prepared.status, path.c_str());
-  // The handler registered last runs first: before the destructors of libraries that were loaded
-  // since main began, which a thread of training may still need.
+  // The last handler registered runs first. This one must run before the destructors of libraries
+  // that were loaded after main began, because training threads may still use those libraries.
   if (prepared.process != 0) ::on_exit(on_exit_of_process, nullptr);
 }
 

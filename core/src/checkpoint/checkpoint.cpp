@@ -23,7 +23,7 @@ std::string folder_name(int64_t step) {
   return kPrefix + std::to_string(step);
 }
 
-/// N of "step-N"; nullopt for every other name, including "step-007" and temporary names.
+/// N of "step-N"; nullopt for any other name, including "step-007" and temporary names.
 std::optional<int64_t> step_of(const std::string& name) {
   if (!name.starts_with(kPrefix)) return std::nullopt;
   int64_t step = 0;
@@ -31,7 +31,7 @@ std::optional<int64_t> step_of(const std::string& name) {
   return folder_name(step) == name ? std::optional(step) : std::nullopt;
 }
 
-/// Steps that have a folder, oldest first.
+/// Steps with a checkpoint folder, oldest first.
 std::vector<int64_t> steps_in(const stdfs::path& folder) {
   std::vector<int64_t> steps;
   std::error_code error;
@@ -44,7 +44,7 @@ std::vector<int64_t> steps_in(const stdfs::path& folder) {
   return steps;
 }
 
-/// Sorted by validation loss, lowest first; checkpoints without a finite loss are dropped.
+/// Checkpoints sorted by validation loss, lowest first, without those whose loss is not finite.
 std::vector<StoredCheckpoint> best_first(std::vector<StoredCheckpoint> stored) {
   std::erase_if(
       stored, [](const StoredCheckpoint& c) { return !c.val_loss || !std::isfinite(*c.val_loss); });
@@ -54,7 +54,7 @@ std::vector<StoredCheckpoint> best_first(std::vector<StoredCheckpoint> stored) {
   return stored;
 }
 
-/// Runs `f`, whose errors must not fail a save.
+/// Runs `f` and logs its errors, because they must not fail a save.
 template <class F>
 void or_warn(const char* what, F&& f) {
   try {
@@ -64,8 +64,8 @@ void or_warn(const char* what, F&& f) {
   }
 }
 
-/// Renames the folder before removing it: interrupted by a kill or a power cut, this leaves a
-/// temporary folder and no incomplete checkpoint.
+/// Renames the folder before removing it. If the process is killed meanwhile, a temporary folder
+/// remains rather than an incomplete checkpoint.
 void remove_checkpoint(const stdfs::path& folder) {
   stdfs::path aside = fs::temporary_name(folder);
   fs::rename(folder, aside);
@@ -99,7 +99,7 @@ void write_all(const stdfs::path& folder, const CheckpointContent& content) {
   fs::sync_folder(folder);
 }
 
-/// Reads the manifest in step-N, which must name step N; the files are not checked.
+/// Reads the manifest in step-N, whose step must be N. Does not check the files.
 StoredCheckpoint read_stored(const stdfs::path& folder) {
   StoredCheckpoint stored = read_manifest(folder);
   if (auto step = step_of(folder.filename().string()); step && *step != stored.step)
@@ -133,7 +133,7 @@ void verify_file(const stdfs::path& path, const safetensors::Written& expected) 
         "another checkpoint");
 }
 
-/// The checkpoint at `folder` if it is intact; logs a warning when it is not.
+/// Returns the checkpoint at `folder` if it is intact, otherwise logs a warning.
 std::optional<StoredCheckpoint> verified(const stdfs::path& folder) try {
   return verify_checkpoint(folder);
 } catch (const Error& error) {

@@ -12,13 +12,13 @@ namespace {
 constexpr int kFormat = 1;
 constexpr uint64_t kMaxBytes = uint64_t{64} << 20;
 
-/// Digest of a manifest's values, not of its text, so that formatting does not matter.
+/// Digest of a manifest's values rather than its bytes, so that formatting does not matter.
 std::string digest_of(Json manifest) {
   manifest.erase("sha256");
   return sha256(manifest.dump());
 }
 
-/// Throws `what`; the caller adds the path.
+/// Throws an error with message `what`; the caller adds the path.
 void check(bool ok, const std::string& what) {
   if (!ok) throw Error(what);
 }
@@ -41,7 +41,7 @@ std::string text_from(const Json& json, const char* key) {
   return value.get<std::string>();
 }
 
-/// A manifest must not lead out of its folder.
+/// The paths in a manifest must not point outside its folder.
 bool is_plain_name(const std::string& name) {
   return !name.empty() && name[0] != '.' && name.find_first_of("/\\") == std::string::npos &&
          name.find('\0') == std::string::npos;
@@ -61,10 +61,10 @@ StoredCheckpoint parse(const std::filesystem::path& folder, const Json& manifest
           loss.is_null() ? std::nullopt : std::optional(number_from_json(loss)), manifest};
 }
 
-/// JSON has no NaN and no infinity; written as null they would be read back as something else.
+/// JSON cannot represent NaN and infinity. Written as null, they would be read back as null.
 void check_finite(const Json& json, const std::string& where) {
   check(!json.is_number_float() || std::isfinite(json.get<double>()),
-        where + " is not a finite number, which JSON cannot hold");
+        where + " is not a finite number, which JSON cannot represent");
   if (!json.is_structured()) return;
   for (const auto& [key, value] : json.items()) check_finite(value, where + "." + key);
 }

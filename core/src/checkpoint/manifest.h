@@ -1,4 +1,4 @@
-// manifest.json of a checkpoint: writing, reading and checking it.
+// Writes, reads and checks manifest.json, the list of a checkpoint's files.
 #pragma once
 
 #include <dsv3/runtime/checkpoint.h>
@@ -7,20 +7,20 @@ namespace dsv3 {
 
 inline constexpr const char* kManifestName = "manifest.json";
 
-/// A file that a manifest names.
+/// A file listed in a manifest.
 struct ManifestFile {
   std::string name;  ///< plain, without folders
   safetensors::Written written;
 };
 
-/// The text of manifest.json, with a digest of everything else in it.
+/// The content of manifest.json, including a digest of all other values in it.
 std::string make_manifest(const CheckpointContent& content, const std::vector<ManifestFile>& files);
 
-/// Reads and checks `folder`'s manifest, but none of the files it names. Throws dsv3::Error
+/// Reads and checks the manifest in `folder`, but none of the files it lists. Throws dsv3::Error
 /// (ExitCode::checkpoint) with the path and the cause.
 StoredCheckpoint read_manifest(const std::filesystem::path& folder);
 
-/// The files that a checked manifest names.
+/// The files listed in a checked manifest.
 std::vector<ManifestFile> files_of(const Json& manifest);
 
 }  // namespace dsv3

@@ -46,7 +46,7 @@ void copy_view(const std::map<std::string, safetensors::View>& views, const std:
   const auto found = views.find(key);
   if (found == views.end())
     throw Error("the checkpoint has no tensor '" + key +
-                    "'; it is from another model, optimizer or strategy",
+                    "'; it was saved with a different model, optimizer or strategy",
                 ExitCode::checkpoint);
   const safetensors::View& view = found->second;
   const std::string dtype = dtype_name(tensor.scalar_type());

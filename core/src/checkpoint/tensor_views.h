@@ -1,4 +1,4 @@
-// Tensors as entries of safetensors files, and back.
+// Converts tensors to entries of safetensors files and back.
 #pragma once
 
 #include <optional>
@@ -17,16 +17,16 @@ std::string dtype_name(at::ScalarType dtype);
 /// The dtype with that name; nullopt for unknown ones.
 std::optional<at::ScalarType> dtype_from_name(const std::string& name);
 
-/// The last part of a range's key: the parameter's name, followed by "/<first element>" when the
+/// The last part of a range's key: the parameter's name, followed by "/<first element>" if the
 /// range is only a piece of it.
 std::string range_key(const Range& range);
 
-/// Adds `tensor` under `key`; returns the host tensor whose memory the view points to.
+/// Adds `tensor` under `key`. Returns the host tensor that owns the view's memory.
 at::Tensor add_view(std::map<std::string, safetensors::View>& views, const std::string& key,
                     const at::Tensor& tensor);
 
 /// Overwrites `tensor` with the view `key`, bit for bit. Throws dsv3::Error (ExitCode::checkpoint)
-/// when the view is missing or has another shape or dtype.
+/// if the view is missing or has a different shape or dtype.
 void copy_view(const std::map<std::string, safetensors::View>& views, const std::string& key,
                const at::Tensor& tensor);
 

@@ -68,7 +68,7 @@ void Checker::record(const std::string& path, OptionValue value, const Node& nod
                      std::string written) {
   if (std::string reference = reference_yaml(node, resolver_); !reference.empty())
     written = std::move(reference);
-  // Values of a section stay together, in whatever order its parts are read.
+  // Adds a value to those of its section, in whatever order the section's parts are read.
   const std::string section = path.substr(0, path.find('.') + 1);
   std::vector<ResolvedValue>& values = experiment_.resolved.values;
   const auto last = std::find_if(values.rbegin(), values.rend(), [&](const ResolvedValue& known) {
@@ -112,7 +112,7 @@ OptionValues Checker::values(const Node* map, const Schema& schema, const Scope&
     } else {
       add_convention(spec, spec.default_value, scope);
       const std::string written = word_of(spec, spec.default_value);
-      // An unset option without a word for it is not written.
+      // An unset option without a keyword for "unset" is not written.
       if (!written.empty() || !std::holds_alternative<std::monostate>(spec.default_value))
         record(path, spec.default_value, Node{}, written);
     }
@@ -160,7 +160,7 @@ void Checker::run_checks(const Node* map, const Schema& schema, const Scope& sco
   for (const auto& check : schema.checks)
     if (const std::string wrong = check(options.get()); !wrong.empty()) {
       const std::string text = (scope.path.empty() ? "" : scope.text() + ": ") + wrong;
-      // A text that starts with an option is about that option.
+      // If the message starts with an option, reports it at that option.
       if (const auto* entry = map ? map->find(wrong.substr(0, wrong.find(' '))) : nullptr)
         diagnostics_.error(entry->value, text);
       else
@@ -202,7 +202,7 @@ std::vector<std::string> Checker::siblings_with(const std::string& key, const Sc
       const Schema* schema = catalog_.schema(*scope.kind, name, "");
       if (schema && schema->find(key)) siblings.push_back(name);
     } catch (const Error&) {
-      // A sibling that cannot be loaded is not this experiment's problem.
+      // A sibling that cannot be loaded is not an error of this experiment.
     }
   }
   return siblings;
@@ -226,7 +226,7 @@ void Checker::unknown_key(const Entry& entry, const Schema& schema, const Scope&
   else if (!near.empty())
     note = near;
   else
-    note = known.empty() ? "there are no keys here" : "known keys: " + comma_list(known);
+    note = known.empty() ? "this section has no keys" : "known keys: " + comma_list(known);
   diagnostics_.error(entry, "unknown key '" + entry.key + "' in " + scope.text(), {note});
 }
 
@@ -260,14 +260,14 @@ void Checker::unknown_plugin(const Node& name, Kind kind, const std::string& tex
 
 std::optional<std::string> Checker::word(const Node& node, const std::string& what) {
   if (!node.is_scalar()) {
-    diagnostics_.error(node, what + " must be a word");
+    diagnostics_.error(node, what + " must be a string");
     return std::nullopt;
   }
   const Text& text = resolver_.resolve(node);
   return text.ok ? std::optional(text.value) : std::nullopt;
 }
 
-// Absolute, so that the experiment of a run folder finds it from any folder.
+// An absolute path, so that the experiment in a run folder can be used from any folder.
 std::string Checker::library_of(const Node& map, const std::string& path) {
   const Entry* entry = map.find("library");
   if (!entry) return "";
@@ -288,7 +288,7 @@ ComponentSpec Checker::component(const Node& map, Kind kind, const std::string& 
   spec.path = path;
   const Entry* plugin = map.find("plugin");
   if (!plugin || plugin->value.is_null()) {
-    diagnostics_.error(map, path + " names no plugin",
+    diagnostics_.error(map, path + " has no plugin",
                        {"write plugin: NAME; " + known_plugins(kind)});
     return spec;
   }
@@ -326,7 +326,7 @@ std::vector<const Node*> Checker::components_at(const std::string& path, Kind ki
     if (!slot->optional)
       diagnostics_.error(
           node ? node->at : position_of(find_path(root_, path.substr(0, path.find('.')))), 1,
-          "the experiment names no " + path, {"write " + path + ": NAME; " + known_plugins(kind)});
+          path + " is not set", {"write " + path + ": NAME; " + known_plugins(kind)});
     return maps;
   }
   if (node->is_map()) return {node};

@@ -1,4 +1,4 @@
-// Checks sections, components and lists of components of the merged tree against schemas and
+// Checks sections, components and lists of components in the merged tree against schemas and
 // records the resolved values.
 #pragma once
 
@@ -17,11 +17,11 @@
 
 namespace dsv3::config {
 
-/// What is being checked, for messages and for the names of conventions.
+/// The map being checked, for messages and for the keys of conventions.
 struct Scope {
-  std::string path;                 ///< "model.attention"; empty = the top
+  std::string path;                 ///< "model.attention"; empty = the top level
   std::vector<std::string> others;  ///< keys that are read elsewhere
-  std::string conventions;          ///< prefix of convention names
+  std::string conventions;          ///< prefix for the keys of conventions
   std::optional<Kind> kind = {};    ///< of a component
   std::string plugin = {};
   std::string part = {};  ///< distinguishes components with the same plugin: "layers 2-11"
@@ -38,10 +38,10 @@ class Checker {
   /// The node at `path`; nullptr = not set.
   const Node* node_at(const std::string& path) const { return find_path(root_, path); }
 
-  /// The map at `path`; nullptr when absent or empty, an error when it is something else.
+  /// The map at `path`; nullptr if it is absent or empty. Reports an error for any other node.
   const Node* section(const std::string& path);
 
-  /// The section `scope.path` as a T.
+  /// Reads the section `scope.path` as a T.
   template <class T>
   T options(const Scope& scope) {
     const Schema schema = schema_of<T>();
@@ -52,32 +52,32 @@ class Checker {
     return options<T>(Scope{path, std::move(others), path});
   }
 
-  /// Checked values of `map` (nullptr = nothing is set), defaults not included.
+  /// Checks and returns the values in `map` (nullptr = nothing is set), without defaults.
   OptionValues values(const Node* map, const Schema& schema, const Scope& scope);
 
-  /// A component and its options.
+  /// Reads a component and its options.
   ComponentSpec component(const Node& map, Kind kind, const std::string& path,
                           const std::string& part);
-  /// The single component of a slot. Its absence is an error unless the slot is optional; the
-  /// plugin is then empty.
+  /// Reads the single component of a slot. A missing component is an error unless the slot is
+  /// optional; the plugin is then empty.
   ComponentSpec component_at(const std::string& path, Kind kind);
 
-  /// The maps of a slot that may be a list; none is an error unless the slot is optional.
+  /// The maps of a slot that may be a list. An empty slot is an error unless it is optional.
   std::vector<const Node*> components_at(const std::string& path, Kind kind);
   /// Whether components_at was called for the kind.
   bool has_read(Kind kind) const { return read_.contains(kind); }
 
-  /// A scalar with references filled in; `what` names it. nullopt = an error was reported.
+  /// A resolved scalar; `what` describes it in messages. nullopt = an error was reported.
   std::optional<std::string> word(const Node& node, const std::string& what);
 
-  /// Adds a resolved value that `node` sets; an empty node means a default.
+  /// Adds a resolved value set by `node`, or a default if `node` is empty.
   void record(const std::string& path, OptionValue value, const Node& node,
               std::string written = "");
 
   /// Reports entries of `conventions:` that no known plugin or section has.
   void check_conventions();
 
-  /// Of a section; the start of the file for nullptr.
+  /// Position of a section, or the start of the file for nullptr.
   Position position_of(const Node* map) const;
   Diagnostics& diagnostics() { return diagnostics_; }
 
@@ -100,24 +100,24 @@ class Checker {
   Catalog& catalog_;
   Experiment& experiment_;
   Resolver resolver_;
-  std::map<std::string, const Node*> given_conventions_;  // of the section `conventions`
-  std::set<std::string> known_conventions_;               // that sections and components have
-  std::set<Kind> read_;                                   // kinds whose components were read
-  std::set<std::string> checked_;                         // prefixes whose conventions are known
+  std::map<std::string, const Node*> given_conventions_;  // entries of the section `conventions`
+  std::set<std::string> known_conventions_;  // conventions of the sections and components
+  std::set<Kind> read_;                      // kinds whose components were read
+  std::set<std::string> checked_;            // prefixes whose conventions are known
 };
 
-/// The words of an optimizer group's `role`.
+/// The valid values of an optimizer group's `role`.
 const std::vector<std::string>& role_words();
 
-/// Components at `path` with their layers, which must tile 0..layers-1; `layers` 0 = unknown, not
-/// checked.
+/// Components at `path` with their layers, which must cover 0..layers-1 exactly once; `layers` 0 =
+/// unknown, not checked.
 std::vector<LayerRange> layer_ranges(Checker& checker, const std::string& path, Kind kind,
                                      int64_t layers);
 
-/// Optimizer groups with unique names.
+/// Reads the optimizer groups and gives them unique names.
 std::vector<OptimizerGroup> optimizer_groups(Checker& checker);
 
-/// The components of a slot that has no keys of its own; may be none if the slot is optional.
+/// The components of a slot without keys of its own; may be empty if the slot is optional.
 std::vector<ComponentSpec> components(Checker& checker, const Slot& slot);
 
 }  // namespace dsv3::config

@@ -1,4 +1,4 @@
-// Finds the keys on which two experiments differ and sorts them into factors.
+// Finds the keys whose values differ between two experiments and groups them into factors.
 #include <algorithm>
 #include <map>
 
@@ -14,7 +14,7 @@ namespace {
 
 using Values = std::vector<ResolvedValue>;
 
-// They name, repeat, observe or store a run and change neither what is trained nor how fast.
+// Keys that name, repeat, observe or store a run and affect neither what is trained nor how fast.
 constexpr std::string_view kNoFactors[]{"name",
                                         "output",
                                         "train.seed",
@@ -27,7 +27,7 @@ constexpr std::string_view kNoFactors[]{"name",
                                         "hub",
                                         "log"};
 
-// Keys that identify the component in a slot and its place, rather than its options.
+// Keys that identify the component in a slot and its layers or roles, rather than its options.
 constexpr std::string_view kIdentity[]{"plugin", "library", "layers", "role", "match"};
 
 bool is_below(std::string_view key, std::string_view path) {
@@ -40,10 +40,10 @@ bool is_no_factor(std::string_view key) {
                              [&](std::string_view path) { return is_below(key, path); });
 }
 
-// The innermost slot that holds `key`; "" = none.
+// The innermost slot that contains `key`; "" = none.
 std::string_view slot_of(std::string_view key) {
   std::string_view found;
-  for (const config::Slot& slot : config::slots())  // inner ones come last
+  for (const config::Slot& slot : config::slots())  // inner slots come last
     if (is_below(key, slot.path)) found = slot.path;
   return found;
 }
@@ -52,7 +52,7 @@ bool is_identity(const ResolvedValue& value) {
   return std::ranges::count(kIdentity, config::split_last(value.path).second);
 }
 
-// Plugins in the slot at `path`, and the layers or roles they are for.
+// Plugins in the slot at `path`, and their layers or roles.
 std::string identity(const Values& values, std::string_view path) {
   std::string text;
   for (const ResolvedValue& value : values)
@@ -69,8 +69,8 @@ std::string plugins_of(const Values& values, std::string_view path) {
   return text.empty() ? "none" : text;
 }
 
-// Slots with other components, and the factor's text. A slot inside such a component belongs to
-// the same factor.
+// Slots with different components, and the text of the factor. A slot inside such a component
+// belongs to the same factor.
 std::map<std::string_view, std::string> changed_slots(const Values& a, const Values& b) {
   std::map<std::string_view, std::string> changed;
   for (const config::Slot& slot : config::slots()) {
@@ -83,7 +83,7 @@ std::map<std::string_view, std::string> changed_slots(const Values& a, const Val
       const std::string before = plugins_of(a, slot.path), after = plugins_of(b, slot.path);
       changed[slot.path] =
           std::string(slot.path) +
-          (before == after ? " (other layers or roles)" : " (" + before + " -> " + after + ")");
+          (before == after ? " (different layers or roles)" : " (" + before + " -> " + after + ")");
     }
   }
   return changed;
@@ -97,7 +97,7 @@ std::string factor_of(const std::string& key,
   return key == "train.steps" || key == "train.tokens" ? "train.steps or train.tokens" : key;
 }
 
-// A list of one component and the component alone mean the same and get the same paths.
+// A single component and a list with one component mean the same, so they get the same paths.
 Resolved comparable(Resolved resolved) {
   for (const config::Slot& slot : config::slots()) {
     const std::string list = std::string(slot.path) + ".";
@@ -126,7 +126,7 @@ std::vector<Difference> differing(const Resolved& a, const Resolved& b) {
   return found;
 }
 
-// Untyped values below `node`, which is at `path`.
+// Appends the untyped values below `node`, whose path is `path`.
 void collect(const config::Node& node, const std::string& path, Values& out) {
   if (node.is_map()) {
     for (const config::Entry& entry : node.entries)
@@ -152,7 +152,7 @@ std::string Comparison::verdict() const {
   if (factors.empty()) {
     const bool reseeded = std::any_of(differences.begin(), differences.end(),
                                       [](const Difference& d) { return d.key == "train.seed"; });
-    return reseeded ? "same experiment, other seed" : "same experiment";
+    return reseeded ? "same experiment, different seed" : "same experiment";
   }
   return std::to_string(factors.size()) + " factors: " + comma_list(factors);
 }
@@ -182,7 +182,7 @@ Resolved read_resolved(const std::string& yaml) {
   diagnostics.throw_if_any();
   Resolved resolved;
   if (tree) collect(*tree, "", resolved.values);
-  // A key of older versions, whose effect is in the values of other keys.
+  // A key of older versions, whose effect is in the values of different keys.
   std::erase_if(resolved.values,
                 [](const ResolvedValue& value) { return value.path == "model.conventions"; });
   return resolved;

@@ -13,7 +13,7 @@ namespace {
 
 constexpr size_t kMaxPattern = 1000;  // std::regex recurses
 
-// "2", "2-11" or "2-" (to the last layer, given as `open_end`).
+// Parses "2", "2-11" or "2-" (up to the last layer, given as `open_end`).
 bool parse_range(const std::string& text, int64_t open_end, int64_t& first, int64_t& last) {
   const char* const end = text.data() + text.size();
   auto [at, error] = std::from_chars(text.data(), end, first);
@@ -29,10 +29,10 @@ bool parse_range(const std::string& text, int64_t open_end, int64_t& first, int6
   return wrong == std::errc() && stop == end && last >= first;
 }
 
-// Layers of one component.
+// The layers of one component.
 struct Placed {
   int64_t first, last;
-  const Node* node;  // for the position of an error
+  const Node* node;  // for the position of error messages
 };
 
 std::string range_text(int64_t first, int64_t last) {
@@ -73,7 +73,7 @@ void check_tiling(std::vector<Placed> placed, int64_t layers, const std::string&
                       {all});
 }
 
-// The words of `role:`, one or a list.
+// The value of `role:`, a string or a list.
 std::vector<std::string> read_roles(Checker& checker, const Node& node, const std::string& path) {
   std::vector<std::string> roles;
   const std::vector<std::string>& known = role_words();
@@ -99,7 +99,7 @@ std::vector<std::string> read_roles(Checker& checker, const Node& node, const st
   return roles;
 }
 
-// One of the core's words in a component's map; empty = not set.
+// A string for one of the core's keys in a component's map; empty = not set.
 std::string read_word(Checker& checker, const Node& map, const std::string& key,
                       const std::string& path) {
   const Entry* entry = map.find(key);
@@ -132,8 +132,8 @@ OptimizerGroup read_group(Checker& checker, const Node& map, const std::string& 
   return group;
 }
 
-// PLUGIN, PLUGIN_ROLE if several groups use the plugin, PLUGIN_ROLE_2 if several of those have the
-// same roles.
+// Returns PLUGIN, PLUGIN_ROLE if several groups use the plugin, or PLUGIN_ROLE_2 if several of
+// those have the same roles.
 void name_groups(std::vector<OptimizerGroup>& groups) {
   std::map<std::string, int> taken, plugins;
   for (const OptimizerGroup& group : groups) {
@@ -154,12 +154,12 @@ void name_groups(std::vector<OptimizerGroup>& groups) {
   }
 }
 
-// Paths of components, which also name them in the resolved experiment.
+// Paths of components, as used in the resolved experiment.
 std::string element(Checker& checker, const std::string& path, size_t index) {
   return checker.node_at(path)->is_list() ? join(path, std::to_string(index)) : path;
 }
 
-// The layers of the component at `path`, which has `layers: ` or is alone.
+// The layers of the component at `path`. It must set `layers` unless it is the only component.
 std::optional<Placed> read_layers_of(Checker& checker, const Node& map, const std::string& path,
                                      int64_t layers) {
   const Entry* entry = map.find("layers");
@@ -170,13 +170,13 @@ std::optional<Placed> read_layers_of(Checker& checker, const Node& map, const st
   if (parse_range(*word, layers - 1, placed.first, placed.last)) return placed;
   checker.diagnostics().error(
       entry->value, "'layers' in " + path + " must be a layer or a range, got '" + *word + "'",
-      {"layers count from 0; write 3, 0-1, or 2- up to the last"});
+      {"layers are numbered from 0; write 3, 0-1, or 2- (up to the last)"});
   return std::nullopt;
 }
 
 }  // namespace
 
-// The words of dsv3::role_name, which depends on tensors.
+// The names that dsv3::role_name returns. That function depends on tensors.
 const std::vector<std::string>& role_words() {
   static const std::vector<std::string> words{"matrix", "embedding", "head",
                                               "norm",   "router",    "bias"};
@@ -196,8 +196,7 @@ std::vector<LayerRange> layer_ranges(Checker& checker, const std::string& path, 
       range.first = read->first;
       range.last = read->last;
     } else if (maps.size() > 1 && !maps[i]->find("layers")) {
-      checker.diagnostics().error(*maps[i], where + " does not say which layers it is for",
-                                  {"write layers: 0-1"});
+      checker.diagnostics().error(*maps[i], where + " has no `layers`", {"write layers: 0-1"});
     }
     const std::string text = range_text(range.first, range.last);
     if (range.first != 0 || range.last != layers - 1) {

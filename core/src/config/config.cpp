@@ -20,7 +20,7 @@ std::string name_from(const std::filesystem::path& file) {
   return name;
 }
 
-// The key of older versions that chose a set of conventions.
+// Rejects a key of older versions, which chose a set of conventions.
 void check_old_conventions(Checker& checker) {
   const Node* chosen = checker.node_at("model.conventions");
   if (!chosen) return;
@@ -33,7 +33,7 @@ void check_old_conventions(Checker& checker) {
                         chosen->text + ".yaml"});
 }
 
-// Keys of section `path` that its schema does not read: `sections`, and components.
+// Keys of section `path` that its schema does not read: `sections` and component slots.
 std::vector<std::string> with_slots(std::string_view path, std::vector<std::string> sections) {
   for (std::string& key : config::slot_keys(path)) sections.push_back(std::move(key));
   return sections;
@@ -53,7 +53,7 @@ void read_model(Checker& checker, Experiment& experiment) {
   experiment.feed_forward = layer_ranges(checker, "model.feed_forward", Kind::feed_forward, layers);
 }
 
-// Components of kinds without a field in Experiment.
+// Reads components of kinds without a field in Experiment.
 void read_others(Checker& checker, Experiment& experiment) {
   for (const config::Slot& slot : config::slots())
     if (!checker.has_read(slot.kind) && (!slot.optional || checker.node_at(std::string(slot.path))))

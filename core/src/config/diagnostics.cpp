@@ -22,7 +22,7 @@ std::string Origin::full_text() const {
 
 namespace dsv3::config {
 
-constexpr size_t kMaxShown = 50;  // problems printed; more would not help
+constexpr size_t kMaxShown = 50;  // maximum number of problems printed
 
 int Diagnostics::add_source(std::string label, std::string text, bool is_file) {
   sources_.push_back({std::move(label), std::move(text), is_file});

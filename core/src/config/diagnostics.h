@@ -1,4 +1,4 @@
-// Collects every error of an experiment, then reports them together with source line and caret.
+// Collects all errors of an experiment and reports them together, with source lines and carets.
 #pragma once
 
 #include <string>
@@ -13,18 +13,17 @@ namespace dsv3::config {
 
 class Diagnostics {
  public:
-  /// Registers a text that positions refer to; `label` is a file name or a layer's label such as
-  /// "command line".
+  /// Registers the text that positions refer to. `label` is a file name or "command line".
   int add_source(std::string label, std::string text, bool is_file);
   const std::string& text(int source) const { return sources_.at(source).text; }
 
-  /// Adds an error. `length` is the number of bytes to underline. Repetitions and empty notes are
-  /// dropped.
+  /// Adds an error. `length` is the number of bytes to underline. Ignores repetitions and empty
+  /// notes.
   void error(Position at, size_t length, const std::string& message,
              std::vector<std::string> notes = {});
-  /// The same, underlining a scalar's text or the start of anything else.
+  /// As above, underlining a scalar's text or the start of any other node.
   void error(const Node& node, const std::string& message, std::vector<std::string> notes = {});
-  /// The same, underlining a key.
+  /// As above, underlining a key.
   void error(const Entry& entry, const std::string& message, std::vector<std::string> notes = {});
 
   bool any() const { return !errors_.empty(); }
@@ -52,18 +51,18 @@ class Diagnostics {
   std::vector<Problem> errors_;
 };
 
-/// Line `line` (1-based) of a text without its end; empty when there is no such line.
+/// Line `line` (1-based) of `text` without its newline; empty if there is no such line.
 std::string_view line_of(std::string_view text, int line);
 
-/// `text` with spaces for control characters, which must not reach a terminal.
+/// Replaces the control characters in `text` by spaces, to protect the terminal.
 std::string printable(std::string_view text);
 
-/// The two lines after an error's first line: the source line, and `^~~~` below `length` bytes of
-/// it from `column` (1-based, in bytes). `number` is printed before the line; 0 = none. A long line
-/// is cut around the column.
+/// The two lines below an error's first line: the source line, and `^~~~` below `length` bytes of
+/// it from `column` (1-based, in bytes). `number` is the line number to print; 0 = none. A long
+/// line is truncated around the column.
 std::string excerpt(std::string_view line, int number, int column, size_t length);
 
-/// The excerpt at `origin`, from its file or setting; empty for a default.
+/// The excerpt for `origin`, from its file or setting; empty for a default.
 std::string excerpt_of(const Origin& origin);
 
 }  // namespace dsv3::config

@@ -11,22 +11,21 @@
 namespace dsv3::config {
 namespace {
 
-constexpr size_t kMaxLineShown = 160;      // bytes of a source line printed
-constexpr size_t kMaxFileRead = 64 << 20;  // bytes of a file searched for a line
+constexpr size_t kMaxLineShown = 160;      // maximum bytes of a source line to print
+constexpr size_t kMaxFileRead = 64 << 20;  // maximum bytes of a file to search for a line
 
 bool starts_character(char c) {
   return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
 }
 
-// A whole positive number; 0 = not one.
+// Parses a positive integer; 0 = not one.
 int number_in(std::string_view text) {
   int number = 0;
   const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   return error == std::errc() && stop == text.data() + text.size() ? number : 0;
 }
 
-// The last position, FILE:LINE:COLUMN, in a line of an error's text: the innermost cause comes
-// last.
+// The last position, FILE:LINE:COLUMN, in a line of an error message: that of the innermost cause.
 std::optional<Origin> last_place(std::string_view text) {
   for (size_t second = text.rfind(':'); second != text.npos && second > 0;
        second = text.rfind(':', second - 1)) {
@@ -42,14 +41,14 @@ std::optional<Origin> last_place(std::string_view text) {
   return std::nullopt;
 }
 
-// Bytes of the word at `column`: an option's value, a name.
+// Number of bytes in the token at `column`: an option's value or a name.
 size_t word_length(std::string_view line, int column) {
   const size_t begin = static_cast<size_t>(column) - 1;
   if (begin >= line.size()) return 1;
   return std::min(line.find_first_of(" \t,;:=[]{}()\"'#", begin), line.size()) - begin;
 }
 
-// True when the second of `lines` is the "     |     ^~~" of an excerpt.
+// Whether the second of `lines` is the " | ^~~" of an excerpt.
 bool starts_with_excerpt(std::string_view lines) {
   const size_t second = lines.find('\n');
   if (second == lines.npos || !lines.starts_with("  ")) return false;

@@ -6,7 +6,7 @@
 namespace dsv3::config {
 namespace {
 constexpr size_t kMaxChain = 32;          // references through references
-constexpr size_t kMaxResolved = 1 << 16;  // bytes of one value
+constexpr size_t kMaxResolved = 1 << 16;  // maximum bytes of one value
 }  // namespace
 
 const Text& Resolver::resolve(const Node& scalar) {
@@ -44,7 +44,7 @@ Text Resolver::compute(const Node& scalar) {
     const Text part = look_up(scalar, raw.substr(begin + 2, end - begin - 2));
     if (!part.ok) return part;
     text.value += part.value;
-    text.quoted = false;  // inside {...} YAML requires the quotes, so they do not mean a string
+    text.quoted = false;  // inside {...} YAML requires the quotes, so they do not indicate a string
     text.environment |= part.environment;
     if (text.value.size() > kMaxResolved)
       return fail(scalar,

@@ -27,10 +27,11 @@ bool is_key_character(char c) {
 constexpr const char* kWhatAnExperimentIs =
     "an experiment is YAML: `dsv3: 1`, then `model:`, `optimizer:`, `data:`, `train:` ...";
 
-// Keys of a machine's config.yaml. A default for anything else would hide what an experiment says.
+// Keys allowed in a machine's config.yaml. Machine defaults for other keys would change an
+// experiment without a trace in its file.
 constexpr std::array kMachineKeys{"plugin_paths", "output", "tracker", "hub", "log"};
 
-// Short keys of the command line.
+// Short forms of keys for the command line.
 std::string long_path(const std::string& path) {
   const std::string key = path.substr(0, path.find('.'));
   for (const auto& [shorter, section] :
@@ -40,8 +41,8 @@ std::string long_path(const std::string& path) {
   return path;
 }
 
-// The tree {a: {b: value}} for the path a.b. `text_path` is the path as it is in the source; a
-// short form lacks the first keys, whose position is then its own.
+// The tree {a: {b: value}} for the path a.b. `text_path` is the path as written. A short form lacks
+// the first keys, which then get the position of the short form.
 Node tree_at(const std::string& path, size_t text_length, Position at, Node value) {
   const size_t shortened = path.size() - text_length;
   const auto position = [&](size_t begin) {
@@ -62,7 +63,7 @@ Node tree_at(const std::string& path, size_t text_length, Position at, Node valu
 Node read_yaml_text(Diagnostics& diagnostics, const stdfs::path& file, std::string text) {
   const bool binary = text.find('\0') != text.npos;
   const int source = diagnostics.add_source(file.string(), std::move(text), true);
-  // Without a position, so that a file that cannot be read is not also incomplete.
+  // The map has no position, so that a file that cannot be read is not reported as incomplete, too.
   const Node nothing = make_map({});
   if (binary) {
     diagnostics.error({source, 0, 0}, 1, "a binary file, not YAML", {kWhatAnExperimentIs});
@@ -87,7 +88,7 @@ class LayerReader {
       add_file(request.file);
     else
       add_tree(read_yaml_text(diagnostics_, request.file, request.text), request.file);
-    diagnostics_.throw_if_any();  // a broken file would cause errors that are not its own
+    diagnostics_.throw_if_any();  // errors in a file would cause misleading errors below
     if (request.stored) drop_old_keys();
     for (const Setting& setting : request.settings) add_setting(setting);
     if (!request.command_line.empty()) layers_.push_back({"command line"});
@@ -116,7 +117,7 @@ class LayerReader {
 
   void add_file(const stdfs::path& file) {
     if (++files_ > kMaxFiles)
-      throw ConfigError(file.string() + ": error: an experiment of more than " +
+      throw ConfigError(file.string() + ": error: an experiment can have at most " +
                             std::to_string(kMaxFiles) + " files",
                         1);
     add_tree(read_yaml_file(diagnostics_, file), file);
@@ -187,7 +188,7 @@ class LayerReader {
     }
   }
 
-  // Keys that had no effect on a stored experiment, which sets every option.
+  // Removes keys that had no effect on a stored experiment, which sets every option.
   void drop_old_keys() {
     if (Node* model = find_path(layers_.back().trees[0], "model")) model->erase("conventions");
   }
@@ -204,11 +205,11 @@ class LayerReader {
   Diagnostics& diagnostics_;
   std::vector<Layer> layers_;
   size_t files_ = 0;
-  std::vector<stdfs::path> open_;  // files whose bases are being read
+  std::vector<stdfs::path> open_;  // files whose `extends` is being read
 };
 
-// Whether the text of a setting is YAML: in quotes, brackets or braces. A file name may start with
-// one of them, too, so "[a] b.txt" is not.
+// Whether a setting's text is YAML: in quotes, brackets or braces. A file name may also start with
+// one of these, so "[a] b.txt" is not YAML.
 bool is_yaml(const std::string& text) {
   const size_t end = text.find_last_not_of(' ');
   if (end == text.npos) return true;  // no value
@@ -216,7 +217,7 @@ bool is_yaml(const std::string& text) {
   const char closing = first == '[' ? ']' : first == '{' ? '}' : '\0';
   if (closing) return last == closing || text.find(closing) == text.npos;
   if (first != '"' && first != '\'') return false;
-  // One quoted scalar and nothing after it.
+  // Must be one quoted scalar, without text after it.
   Diagnostics ignored;
   const auto node = parse(ignored, ignored.add_source("", text, false));
   return !ignored.any() && node && node->is_scalar() && node->quoted;
@@ -269,7 +270,7 @@ Node read_yaml_file(Diagnostics& diagnostics, const stdfs::path& file) {
                       {"relative names start at the current folder"});
     return make_map({});
   }
-  std::string text(kMaxBytes + 1, '\0');  // one more than the parser accepts
+  std::string text(kMaxBytes + 1, '\0');  // one byte more than the parser accepts
   stream.read(text.data(), static_cast<std::streamsize>(text.size()));
   text.resize(static_cast<size_t>(stream.gcount()));
   return read_yaml_text(diagnostics, file, std::move(text));

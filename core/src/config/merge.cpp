@@ -1,4 +1,4 @@
-// Merges the layers of an experiment, the lowest first.
+// Merges the layers of an experiment, lowest first.
 #include <algorithm>
 #include <optional>
 
@@ -10,7 +10,7 @@
 namespace dsv3::config {
 namespace {
 
-// {plugin: <name>}, all of it at the position of the name.
+// Returns {plugin: <name>} with the position of the name.
 Node component_of(Node name) {
   Node map = make_map(name.at);
   map.layer = name.layer;
@@ -19,7 +19,7 @@ Node component_of(Node name) {
   return map;
 }
 
-// An alias's content has the position of its name.
+// Gives an alias's content the position of the alias's name.
 void move_to(Node& node, Position at, int layer) {
   node.at = at;
   node.layer = layer;
@@ -30,7 +30,7 @@ void move_to(Node& node, Position at, int layer) {
   }
 }
 
-// "optimizer.0 (adamw), optimizer.1 (muon)".
+// Formats "optimizer.0 (adamw), optimizer.1 (muon)".
 std::string elements(const Node& list, const std::string& path) {
   std::vector<std::string> words;
   for (size_t i = 0; i < list.items.size(); ++i) {
@@ -46,17 +46,17 @@ class Merger {
   Merger(Diagnostics& diagnostics, Catalog& catalog, std::vector<std::string>& notes)
       : diagnostics_(diagnostics), catalog_(catalog), notes_(notes) {}
 
-  /// Expands short forms: `attention: mha` becomes {plugin: mha}, an alias the YAML it stands for.
+  /// Expands short forms: `attention: mha` becomes {plugin: mha}, and an alias becomes its YAML.
   void expand(Node& layer) {
     for (const Slot& slot : slots())
       if (Node* node = find_path(layer, slot.path)) expand_slot(*node, slot.kind, slot.list);
   }
 
-  /// Maps merge, everything else replaces. A component whose plugin changes keeps its options,
-  /// marked with the plugin they were written for; train.steps and train.tokens replace each other.
+  /// Merges maps and replaces everything else. If a component's plugin changes, its options are
+  /// marked with the old plugin. train.steps and train.tokens replace each other.
   void merge(Node& base, Node&& over) { merge(base, std::move(over), ""); }
 
-  /// Turns a component list that was set element by element, {0: {...}, 1: {...}}, into a list.
+  /// Turns {0: {...}, 1: {...}}, which sets a component list element by element, into a list.
   void finish(Node& root) {
     for (const Slot& slot : slots()) {
       Node* node = slot.list ? find_path(root, slot.path) : nullptr;
@@ -91,8 +91,8 @@ class Merger {
     }
   }
 
-  // {plugin: <alias>, ...}: the alias's map, overridden by the written keys, unless a plugin has
-  // that name.
+  // Expands {plugin: <alias>, ...} to the alias's map. Keys next to `plugin` override it. A plugin
+  // with the same name takes precedence.
   void expand_map(Node& node, Kind kind) {
     const Entry* plugin = node.find("plugin");
     if (!plugin || !plugin->value.is_scalar() || node.find("library")) return;
@@ -239,7 +239,7 @@ Node merge_layers(std::vector<Layer> layers, Diagnostics& diagnostics, Catalog& 
   for (size_t i = 0; i < layers.size(); ++i)
     for (Node& tree : layers[i].trees) {
       number(number, tree, static_cast<int>(i) + 1);
-      if (layers[i].is_file) root.at = tree.at;  // the experiment itself is the last one
+      if (layers[i].is_file) root.at = tree.at;  // the experiment itself is the last file
       merger.expand(tree);
       merger.merge(root, std::move(tree));
     }

@@ -1,4 +1,4 @@
-// YAML text to a Node, with limits that make hostile or broken files harmless.
+// Parses YAML text into a Node, with limits that make hostile or broken files harmless.
 #include <map>
 #include <sstream>
 #include <unordered_map>
@@ -25,7 +25,7 @@ struct Stop {
   std::vector<std::string> notes = {};
 };
 
-// yaml-cpp's message in plain words, with the cure.
+// Rewords yaml-cpp's message and adds a fix.
 std::string plain(const std::string& message) {
   if (message == "end of map flow not found") return "'{' without '}'";
   if (message == "end of sequence flow not found") return "'[' without ']'";
@@ -102,8 +102,8 @@ class Builder final : public YAML::EventHandler {
     Node node;
     YAML::anchor_t anchor = 0;
     bool has_key = false;  // a map's next event is the value
-    bool skip = false;     // ... of a rejected key
-    bool is_key = false;   // a list or a map in place of a key
+    bool skip = false;     // value of a rejected key
+    bool is_key = false;   // skips a list or a map used as a key
     std::string key;
     Position key_at;
     std::unordered_map<std::string, Position> keys;
@@ -156,7 +156,7 @@ class Builder final : public YAML::EventHandler {
     Frame frame = std::move(stack_.back());
     stack_.pop_back();
     if (!frame.is_key) return finish(std::move(frame.node), frame.anchor);
-    // Reported only now, because yaml-cpp takes an unclosed bracket for a key, too.
+    // Reported only here, because yaml-cpp also takes an unclosed bracket for a key.
     diagnostics_.error(frame.node, "a key must be text, not a list or a map");
     stack_.back().has_key = stack_.back().skip = true;
   }
@@ -216,7 +216,7 @@ std::optional<Node> parse(Diagnostics& diagnostics, int source, size_t begin) {
     diagnostics.error(
         {source, 1, 1}, 1,
         "larger than " + std::to_string(kMaxBytes) + " bytes, the limit of a YAML file",
-        {"is this an experiment? an experiment names its texts and token files in data.path"});
+        {"is this an experiment? an experiment lists its text and token files in data.path"});
     return std::nullopt;
   }
   Builder builder(diagnostics, source, static_cast<int>(begin));

@@ -34,7 +34,8 @@ void NormOptions::describe(OptionSchema<NormOptions>& s) {
 
 void LossOptions::describe(OptionSchema<LossOptions>& s) {
   s.add("z", &LossOptions::z, "weight of log(Z)^2, the squared log-partition").min(0);
-  s.add("chunk", &LossOptions::chunk, "rows of logits held at once; auto = the operator chooses")
+  s.add("chunk", &LossOptions::chunk,
+        "rows of logits in memory at once; auto = the operator chooses")
       .min(1)
       .word("auto")
       .unit("rows");
@@ -84,7 +85,7 @@ void TrainOptions::describe(OptionSchema<TrainOptions>& s) {
   s.add("precision", &TrainOptions::precision,
         "compute dtype; auto = bf16 on CUDA and on CPUs with AMX-BF16, fp32 elsewhere")
       .choices({"auto", "fp32", "bf16"});
-  s.add("seed", &TrainOptions::seed, "of the initial weights and the order of documents").min(0);
+  s.add("seed", &TrainOptions::seed, "for the initial weights and the order of documents").min(0);
   s.add("log_every", &TrainOptions::log_every, "steps between lines of metrics")
       .min(1)
       .unit("steps");
@@ -94,7 +95,7 @@ void TrainOptions::describe(OptionSchema<TrainOptions>& s) {
       .unit("threads");
   s.add("device", &TrainOptions::device, "where the model is trained")
       .choices({"auto", "cpu", "cuda"});
-  s.add("ops", &TrainOptions::ops, "fused operators, or their plain references")
+  s.add("ops", &TrainOptions::ops, "fused operators, or their reference implementations")
       .choices({"fused", "reference"});
   s.add("not_finite", &TrainOptions::not_finite,
         "what happens to a step with NaN or infinite gradients")
@@ -124,7 +125,7 @@ void SamplesOptions::describe(OptionSchema<SamplesOptions>& s) {
   s.add("every", &SamplesOptions::every, "steps between text samples; 0 = off")
       .min(0)
       .unit("steps");
-  s.add("prompts", &SamplesOptions::prompts, "texts to continue");
+  s.add("prompts", &SamplesOptions::prompts, "prompts to continue");
   s.add("tokens", &SamplesOptions::tokens, "tokens per sample").min(1).unit("tokens");
   s.add("temperature", &SamplesOptions::temperature, "0 = always the most likely token").min(0);
   s.add("top_k", &SamplesOptions::top_k, "sample from the k most likely tokens; 0 = from all")
@@ -137,7 +138,7 @@ void CheckpointOptions::describe(OptionSchema<CheckpointOptions>& s) {
       .min(0)
       .unit("steps");
   s.add("keep_best", &CheckpointOptions::keep_best,
-        "checkpoints with the lowest val/loss that are kept, besides the last")
+        "checkpoints with the lowest val/loss to keep, besides the last")
       .min(0)
       .unit("checkpoints");
 }
@@ -152,7 +153,8 @@ void TopOptions::describe(OptionSchema<TopOptions>& s) {
                          "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
                          "0123456789._-") != std::string::npos;
     if (odd || o.name.empty() || o.name.size() > 128 || o.name[0] == '.')
-      return "name must be 1 to 128 letters, digits, '.', '_' and '-', not '.' first: it names a "
+      return "name must be 1 to 128 letters, digits, '.', '_' and '-' and must not start with '.': "
+             "it names a "
              "folder";
     return "";
   });
@@ -164,7 +166,7 @@ void HubOptions::describe(OptionSchema<HubOptions>& s) {
 }
 
 void LogOptions::describe(OptionSchema<LogOptions>& s) {
-  s.add("level", &LogOptions::level, "lowest level of lines shown")
+  s.add("level", &LogOptions::level, "lowest level of log lines shown")
       .choices({"debug", "info", "warning", "error"});
 }
 

@@ -1,4 +1,4 @@
-// Sections that only the checker knows, and the places of the core's keys and of components.
+// Sections that only the checker uses, and the locations of the core's keys and of components.
 #pragma once
 
 #include <span>
@@ -30,21 +30,20 @@ std::vector<std::string> core_paths_of(const std::string& key);
 /// Paths of the slots whose kind resembles the mistyped `key`; often none.
 std::vector<std::string> slots_near(const std::string& key);
 
-/// A kind whose components are in experiments, at `path`.
+/// A kind whose components experiments configure at `path`.
 using Slot = KindRow;
 
 /// All slots, outer ones before inner ones.
 std::span<const Slot> slots();
 
-/// The slot at `path` or, for a list, the one that holds element `path` ("optimizer.0"); else
-/// nullptr.
+/// The slot at `path`, or the list slot with the element `path` ("optimizer.0"); nullptr = none.
 const Slot* slot_at(std::string_view path);
 
 /// Last parts of the slots' paths in section `path`: "attention", "position" ... in "model".
 std::vector<std::string> slot_keys(std::string_view section);
 
-/// Keys of a component's map that the core reads itself, besides the plugin's options: "plugin",
-/// "library" ...
+/// Keys in a component's map that the core itself reads, in addition to the plugin's options:
+/// "plugin", "library" ...
 std::vector<std::string> core_keys(Kind kind);
 
 }  // namespace dsv3::config

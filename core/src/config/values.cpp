@@ -46,14 +46,14 @@ std::optional<OptionValue> read_scalar(OptionType type, const OptionSpec& spec, 
   return std::nullopt;
 }
 
-// A value that a program set, as the option's type; it may set a number to an integer.
+// Converts a value that a program set to the option's type. An integer may set a number.
 std::optional<OptionValue> typed_scalar(OptionType type, const OptionSpec& spec,
                                         const OptionValue& value) {
   const auto* integer = std::get_if<int64_t>(&value);
   if (type == OptionType::number && integer) return static_cast<double>(*integer);
   if (std::holds_alternative<std::string>(value))  // `auto`
     return read_scalar(type, spec, {std::get<std::string>(value), true});
-  // The scalar alternatives of OptionValue are in the order of OptionType, which starts at 1.
+  // The scalar alternatives of OptionValue have the order of OptionType, which starts at 1.
   if (value.index() + 1 == static_cast<size_t>(type)) return value;
   return std::nullopt;
 }
@@ -70,7 +70,7 @@ std::string type_error(const OptionSpec& spec, OptionType type) {
   return text;
 }
 
-// As YAML, C++ and Python spell them, with or without a sign.
+// NaN and infinity as spelled in YAML, C++ and Python, with or without a sign.
 bool is_not_finite(std::string text) {
   std::ranges::transform(text, text.begin(), [](unsigned char c) { return std::tolower(c); });
   text.erase(0, text.find_first_not_of("+-."));
@@ -85,13 +85,13 @@ std::vector<std::string> type_notes(OptionType type, const Text& text) {
   return {};
 }
 
-// One scalar: the option itself, or an element of a list option.
+// Converts one scalar: the option itself, or an element of a list option.
 std::optional<OptionValue> convert_scalar(OptionType type, const OptionSpec& spec, const Node& node,
                                           const std::string& what, Resolver& resolver) {
   Diagnostics& diagnostics = resolver.diagnostics();
   if (node.is_null()) {
     diagnostics.error(node, what + " has no value",
-                      {"give it one, or remove the key (" + spec.doc + ")"});
+                      {"set one, or remove the key (" + spec.doc + ")"});
     return std::nullopt;
   }
   if (!node.is_scalar()) {
@@ -100,7 +100,8 @@ std::optional<OptionValue> convert_scalar(OptionType type, const OptionSpec& spe
   }
   const Text& text = resolver.resolve(node);
   if (!text.ok) return std::nullopt;
-  const std::string visible = text.environment ? node.text : text.value;  // no secrets in messages
+  const std::string visible =
+      text.environment ? node.text : text.value;  // a message must not contain secrets
   const std::optional<OptionValue> value =
       node.value ? typed_scalar(type, spec, *node.value) : read_scalar(type, spec, text);
   if (!value) {

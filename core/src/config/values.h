@@ -1,6 +1,5 @@
-// Typed values from what an experiment says, by the option's type, never by guess, after
-// ${env:NAME} and ${a.b.c} are resolved in the merged tree; and values as text, for messages and as
-// YAML.
+// Converts an experiment's values to the option's type, without guessing, after ${env:NAME} and
+// ${a.b.c} in the merged tree are resolved. Also converts values to text, for messages and as YAML.
 #pragma once
 
 #include <optional>
@@ -15,21 +14,21 @@
 
 namespace dsv3::config {
 
-/// A scalar with its references filled in.
+/// A scalar with its references resolved.
 struct Text {
   std::string value;
-  bool quoted = false;       ///< written in quotes without references: a string, never a number
-  bool environment = false;  ///< contains a value of the environment: never stored or printed
-  bool ok = true;            ///< false: an error was reported
+  bool quoted = false;  ///< written in quotes without references, so it is a string, never a number
+  bool environment = false;  ///< contains an environment variable's value: never stored or printed
+  bool ok = true;            ///< false if an error was reported
 };
 
 class Resolver {
  public:
-  /// `root` must not change while the resolver lives.
+  /// `root` must not change during the resolver's lifetime.
   Resolver(const Node& root, Diagnostics& diagnostics) : root_(root), diagnostics_(diagnostics) {}
 
-  /// `$${` means a plain `${`. Reports a missing variable or key, a cycle, and a reference to
-  /// something that is not a scalar.
+  /// Resolves references in a scalar. `$${` is an escaped `${`. Reports a missing variable or key,
+  /// a cycle, and a reference to anything but a scalar.
   const Text& resolve(const Node& scalar);
   Diagnostics& diagnostics() { return diagnostics_; }
 
@@ -44,40 +43,40 @@ class Resolver {
   std::vector<const Node*> open_;
 };
 
-/// Reads `node` as the type of `spec`. `what` names it in messages: "'heads' in model.attention".
-/// nullopt = an error was reported.
+/// Converts `node` to the type of `spec`. `what` describes it in messages: "'heads' in
+/// model.attention". nullopt = an error was reported.
 std::optional<OptionValue> convert(const OptionSpec& spec, const Node& node,
                                    const std::string& what, Resolver& resolver);
 
-/// "" for a value within the option's range and choices, else an error text: "must be at least 1".
+/// Returns "" if the value is within the option's range and choices, otherwise an error message
+/// such as "must be at least 1".
 std::string misfit(const OptionSpec& spec, const OptionValue& value);
 
-/// YAML stored in place of a value that contains something of the environment: `node` as written.
-/// "" for any other value.
+/// YAML stored for a value with an environment variable: `node` as written. "" for any other value.
 std::string reference_yaml(const Node& node, Resolver& resolver);
 
-/// What was written, for messages: "'thirty-two'", "a list", "a map" or "nothing".
+/// The value as written, for messages: "'thirty-two'", "a list", "a map" or "nothing".
 std::string shown(const Node& node);
 
 /// "boolean", "list of strings", ...
 std::string type_name(OptionType type);
-/// Of a list; a scalar type is its own.
+/// The element type of a list type. A scalar type is returned unchanged.
 OptionType element_type(OptionType type);
 
-/// Strings as they are, numbers in their shortest exact form, lists as [a, b]; "unset" for
-/// std::monostate.
+/// Formats strings unchanged, numbers in their shortest exact form, lists as [a, b], and
+/// std::monostate as "unset".
 std::string value_text(const OptionValue& value);
 
-/// The same as YAML on one line that reads back as the value.
+/// Formats a value as YAML on one line that reads back as the same value.
 std::string value_yaml(const OptionValue& value);
 
 /// A double-quoted YAML scalar. References such as ${a.b} in `text` stay references.
 std::string quoted_yaml(const std::string& text);
 
-/// What an option is for, and whether it is a convention.
+/// An option's description, including whether it is a convention.
 std::string doc_text(const OptionSpec& spec);
 
-/// The word that an option has for a value, such as `auto`; empty = none.
+/// The option's keyword for `value`, such as `auto`; empty if it has none.
 std::string word_of(const OptionSpec& spec, const OptionValue& value);
 
 }  // namespace dsv3::config

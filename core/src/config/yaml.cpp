@@ -14,13 +14,13 @@ namespace {
 std::string number_text(double value) {
   char buffer[32];
   std::string text(buffer, std::to_chars(buffer, buffer + sizeof buffer, value).ptr);
-  // YAML 1.1 readers take 3e-04 for a string and 3.0e-04 for a number.
+  // YAML 1.1 readers interpret 3e-04 as a string and 3.0e-04 as a number.
   const size_t exponent = text.find('e');
   if (exponent != text.npos && text.find('.') == text.npos) text.insert(exponent, ".0");
   return text;
 }
 
-// Whether every YAML reader takes the bare text for this string.
+// Whether every YAML reader interprets the unquoted text as this string.
 bool is_plain(const std::string& text) {
   const auto is_plain_character = [](char c) {
     return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '-' || c == '.' ||
@@ -29,7 +29,7 @@ bool is_plain(const std::string& text) {
   if (text.empty() ||
       !(std::isalpha(static_cast<unsigned char>(text[0])) || text[0] == '_' || text[0] == '/'))
     return false;
-  // Other readers take these for null and booleans.
+  // Some readers interpret these as null or booleans.
   std::string lower = text;
   std::ranges::transform(text, lower.begin(), [](unsigned char c) { return std::tolower(c); });
   for (const char* word : {"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
@@ -37,7 +37,7 @@ bool is_plain(const std::string& text) {
   return std::all_of(text.begin(), text.end(), is_plain_character);
 }
 
-// `text` with `$${` for every `${`, so that it resolves to itself.
+// Escapes every `${` in `text` as `$${`.
 std::string without_references(std::string text) {
   for (size_t at = text.find("${"); at != text.npos; at = text.find("${", at + 3))
     text.insert(at, "$");
@@ -63,8 +63,8 @@ struct TextOf {
 
 using Iterator = std::vector<ResolvedValue>::const_iterator;
 
-// Appends the map or list of the values from `first` to `last`, whose keys start at byte `begin` of
-// each path. `in_item`: its first key follows "- ".
+// Appends the values from `first` to `last` as a map or list. Their keys start at byte `begin` of
+// each path. `in_item`: the first key follows "- ".
 void write(std::string& out, Iterator first, Iterator last, bool origins, size_t begin = 0,
            const std::string& indent = "", bool in_item = false) {
   const auto key_of = [&](const ResolvedValue& value) {

@@ -7,8 +7,7 @@
 namespace dsv3 {
 namespace {
 
-// Validation reads documents in the same order whatever the experiment's seed, so that runs can be
-// compared.
+// Validation reads documents in the same order for any train.seed, so that runs can be compared.
 constexpr uint64_t kValidationOrder = 0;
 
 uint64_t order_seed(const DataContext& context) {
@@ -82,8 +81,9 @@ int64_t PackedStream::document_at(const Cursor& at) {
   return int64_t(order_(at.position));
 }
 
-/// Moves `at` by up to `count` tokens and writes them and their document ids unless null. Returns
-/// the number of tokens moved, which is less than `count` only at the end of a validation stream.
+/// Advances `at` by up to `count` tokens. Copies the tokens and their document ids to the output
+/// arrays unless these are null. Returns the number of tokens, which is less than `count` only at
+/// the end of a validation stream.
 int64_t PackedStream::walk(Cursor& at, int64_t count, int64_t* tokens, int64_t* ids) {
   int64_t done = 0;
   while (done < count) {
@@ -111,7 +111,7 @@ Batch PackedStream::next() {
   if (!training() && walk(at, 2, nullptr, nullptr) < 2) return {};
   at = cursor_;
   walk(at, context_.rank * B * T, nullptr, nullptr);
-  // The rows overlap by one token, so they are slices of one stretch of B T + 1 tokens.
+  // The rows overlap by one token, so they are slices of B T + 1 consecutive tokens.
   std::vector<int64_t> tokens(B * T + 1, 0), ids(B * T + 1, -1);
   if (walk(at, B * T, tokens.data(), ids.data()) == B * T) {
     Cursor peek = at;

@@ -9,7 +9,7 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
-constexpr uint64_t kGroupBytes = 8 << 20;  // text encoded at once; limits memory
+constexpr uint64_t kGroupBytes = 8 << 20;  // bytes of text encoded at a time, to limit memory
 
 /// Encodes documents [first, last) on all cores and appends the end-of-text id to each.
 std::vector<std::vector<int32_t>> encode_group(const TextFiles& files, size_t first, size_t last,
@@ -25,7 +25,7 @@ std::vector<std::vector<int32_t>> encode_group(const TextFiles& files, size_t fi
   return encoded;
 }
 
-/// Writes shards and their index into `folder`.
+/// Writes the shards and their index to `folder`.
 class ShardWriter {
  public:
   ShardWriter(stdfs::path folder, const Tokenizer& tokenizer, int64_t shard_tokens)

@@ -7,8 +7,7 @@
 namespace dsv3 {
 namespace {
 
-// The finaliser of SplitMix64: a bijection on 64 bits in which every output bit depends on every
-// input bit.
+// The finaliser of SplitMix64: a bijection in which every output bit depends on every input bit.
 uint64_t mix(uint64_t x) {
   x ^= x >> 30;
   x *= 0xbf58476d1ce4e5b9u;
@@ -36,7 +35,7 @@ uint64_t document_hash(std::string_view bytes) {
   for (; i + 8 <= bytes.size(); i += 8) {
     uint64_t word;
     std::memcpy(&word, bytes.data() + i, 8);
-    // One multiplication per word keeps up with the disk; the rotation moves high bits down.
+    // One multiplication per 64-bit word is as fast as the disk. The rotation moves high bits down.
     state = std::rotl((state ^ word) * 0x9e3779b97f4a7c15u, 29);
   }
   uint64_t rest = 0;
@@ -54,8 +53,8 @@ Permutation::Permutation(uint64_t count, uint64_t seed, uint64_t epoch)
       key_(random_bits({seed, epoch})) {}
 
 uint64_t Permutation::operator()(uint64_t position) const {
-  // A Feistel network is a bijection on 2 * half_bits_ bits. Following its cycle until the value is
-  // below count_ restricts it to 0 .. count_ - 1, in fewer than 4 steps on average.
+  // A Feistel network is a bijection on 2 * half_bits_ bits. Applying it until the value is below
+  // count_ restricts it to 0 .. count_ - 1, in fewer than 4 steps on average.
   const uint64_t mask = (uint64_t{1} << half_bits_) - 1;
   do {
     uint64_t left = position >> half_bits_, right = position & mask;

@@ -19,7 +19,7 @@ bool has_extension(const stdfs::path& path, std::initializer_list<const char*> e
          extensions.end();
 }
 
-/// Appends `path` itself, or the text files below it, to `found`.
+/// Appends `path`, or the text files in it if it is a folder, to `found`.
 void find_files(const std::string& path, std::vector<std::string>& found) {
   std::error_code error;
   const stdfs::file_status status = stdfs::status(path, error);
@@ -49,7 +49,7 @@ bool is_blank(std::string_view text) {
   return text.find_first_not_of(" \t\n\v\f\r") == text.npos;
 }
 
-/// Removes the first line from `rest` and returns it without its line end.
+/// Removes the first line from `rest` and returns it without its newline.
 std::string_view take_line(std::string_view& rest) {
   std::string_view line = rest.substr(0, rest.find('\n'));
   rest.remove_prefix(std::min(line.size() + 1, rest.size()));
@@ -96,7 +96,8 @@ void TextFiles::find_documents(uint32_t file, const TextFormat& format) {
     return;
   }
   const bool by_line = files_[file].jsonl || format.documents == "line";
-  std::string_view paragraph;  // lines since the last blank one, with the line ends between them
+  std::string_view
+      paragraph;  // the lines since the last blank line, including the newlines between them
   while (!rest.empty()) {
     const std::string_view line = take_line(rest);
     if (is_blank(line)) {
@@ -116,7 +117,7 @@ std::string_view TextFiles::text(const Document& document, std::string& buffer) 
   const File& file = files_[document.file];
   const std::string_view bytes = file.mapping.view().substr(document.begin, document.size);
   if (!file.jsonl) return bytes;
-  // Lines are counted only for error messages: the index of documents does not store them.
+  // Counts lines only for error messages, because the index of documents does not store them.
   const auto where = [&] {
     const char* begin = file.mapping.data();
     return c10::str(file.path, ":", std::count(begin, begin + document.begin, '\n') + 1, ":");
@@ -125,7 +126,7 @@ std::string_view TextFiles::text(const Document& document, std::string& buffer) 
   try {
     line = parse_json(bytes, "line");
   } catch (const Error& error) {
-    // Replaces "line:1:" of "line:1:COLUMN: ..." with the position in the file.
+    // Replaces the "line:1:" in "line:1:COLUMN: ..." by the position in the file.
     fail(where() + std::string(error.what()).substr(std::string_view("line:1:").size()) +
          "; correct or remove the line");
   }

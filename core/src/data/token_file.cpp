@@ -9,7 +9,7 @@
 namespace dsv3 {
 namespace {
 
-/// The start of a shard; see dsv3/support/token_file.h.
+/// The header of a shard; see dsv3/support/token_file.h.
 struct ShardHeader {
   char magic[8] = "dsv3tok";
   uint32_t version = 1, id_bytes = 2;
@@ -95,7 +95,7 @@ void TokenFile::open_shard() {
              std::string(header.tokenizer, strnlen(header.tokenizer, sizeof header.tokenizer))};
   if (header_.id_bytes != 2 && header_.id_bytes != 4)
     fail(path_, "its header declares ids of " + std::to_string(header_.id_bytes) + " bytes");
-  // Divides before it multiplies: a product of counts from a damaged header may overflow.
+  // Divides instead of multiplying, because counts from a damaged header could overflow.
   const uint64_t room = bytes.size() - sizeof(ShardHeader);
   if (header_.tokens > room / header_.id_bytes || header_.documents > room / 16 ||
       padded(header_.tokens * header_.id_bytes) + header_.documents * 16 != room)

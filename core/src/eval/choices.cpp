@@ -6,7 +6,7 @@ namespace {
 
 constexpr const char* kSpaces = " \t\n\v\f\r";
 
-/// The cleaned texts of a line.
+/// The cleaned strings of one line.
 struct Item {
   std::string context;
   std::vector<std::string> endings;
@@ -14,11 +14,11 @@ struct Item {
   std::string where;  // file:line
 };
 
-/// A context followed by one ending, whose ids start at `first`.
+/// A context followed by one ending. The ending's ids start at `first`.
 struct Candidate {
   std::vector<int64_t> ids;
   int64_t first = 0;
-  double* log_likelihood = nullptr;  // of the ending, to fill in
+  double* log_likelihood = nullptr;  // where to store the ending's log-likelihood
 };
 
 [[noreturn]] void fail(const std::string& where, const std::string& what) {
@@ -30,7 +30,7 @@ void replace_all(std::string& text, std::string_view from, std::string_view to) 
     text.replace(i, from.size(), to);
 }
 
-/// Removes the marks of HellaSwag's WikiHow half as the harness does: outer white space, "[...]"
+/// Removes the markup of HellaSwag's WikiHow half like the harness: outer white space, "[...]"
 /// within a line, and double spaces. " [title]" becomes the end of a sentence.
 std::string cleaned(std::string text) {
   text.erase(0, std::min(text.find_first_not_of(kSpaces), text.size()));
@@ -47,7 +47,7 @@ std::string cleaned(std::string text) {
   return text;
 }
 
-/// Capitalises the first letter and lowers the others; ASCII only.
+/// Capitalises the first letter and converts the others to lower case; ASCII only.
 std::string capitalised(std::string text) {
   for (char& c : text)
     if (c >= 'A' && c <= 'Z') c = char(c - 'A' + 'a');
@@ -66,7 +66,7 @@ std::string text_of(const Json& line, const char* key, const std::string& where)
   return value;
 }
 
-/// The index of the correct ending, a number or a string of digits.
+/// The index of the correct ending, given as a number or a string of digits.
 int64_t label_of(const Json& line, size_t endings, const std::string& where) {
   const Json& label = field(line, "label", where);
   const std::string text = label.is_string() ? label.get<std::string>() : label.dump();
@@ -90,9 +90,10 @@ Item read_item(const Json& line, const std::string& where) {
     context = text_of(line, "activity_label", where) + ": " + context;
   item.context = cleaned(context);
   const Json& endings = field(line, "endings", where);
-  if (!endings.is_array() || endings.size() < 2) fail(where, "'endings' must be a list of texts");
+  if (!endings.is_array() || endings.size() < 2)
+    fail(where, "'endings' must be a list of at least two strings");
   for (const Json& ending : endings) {
-    if (!ending.is_string()) fail(where, "'endings' must be a list of texts");
+    if (!ending.is_string()) fail(where, "'endings' must be a list of at least two strings");
     item.endings.push_back(cleaned(ending.get<std::string>()));
     if (item.endings.back().empty()) fail(where, "an ending is empty");
   }
@@ -104,7 +105,7 @@ Json parse_line(std::string_view line, const std::string& where) {
   try {
     return parse_json(line, "line");
   } catch (const Error& error) {
-    // Replaces "line:1" of "line:1:COLUMN: ..." with the position in the file.
+    // Replaces the "line:1" in "line:1:COLUMN: ..." by the position in the file.
     throw Error(where + std::string(error.what()).substr(std::string_view("line:1").size()),
                 ExitCode::data);
   }
@@ -125,8 +126,8 @@ std::vector<Item> read_items(const Scorer& scorer, const std::string& file) {
   return items;
 }
 
-/// Encodes context and ending together and cuts after as many ids as the context alone has, so that
-/// the space between them belongs to the ending.
+/// Encodes context and ending together and splits the ids after the length of the encoded context,
+/// so that the space between them belongs to the ending.
 Candidate make_candidate(const Scorer& scorer, const Tokenizer& tokenizer, const Item& item,
                          const std::string& ending) {
   const std::string context = item.context.substr(0, item.context.find_last_not_of(kSpaces) + 1);
@@ -148,7 +149,7 @@ Candidate make_candidate(const Scorer& scorer, const Tokenizer& tokenizer, const
   return candidate;
 }
 
-/// Truncates the start of a candidate that is too long; whether it was.
+/// Removes tokens from the start of a candidate that is too long. Returns whether it did.
 bool truncate(Candidate& candidate, int64_t sequence) {
   const int64_t excess = std::ssize(candidate.ids) - (sequence + 1);
   if (excess <= 0) return false;
@@ -157,8 +158,8 @@ bool truncate(Candidate& candidate, int64_t sequence) {
   return true;
 }
 
-/// Fills in the log-likelihoods of the endings of `rows`, the longest first. Padding is on the
-/// right, where causal attention cannot see it.
+/// Computes the log-likelihoods of the endings of `rows`, which has the longest first. Padding is
+/// on the right, where causal attention cannot see it.
 void score_rows(Model& model, std::span<const Candidate> rows) {
   const int64_t longest = std::ssize(rows[0].ids);
   const int64_t count = std::ssize(rows);
@@ -194,7 +195,7 @@ ChoiceScore score_choices(const Scorer& scorer, const std::string& file) {
       question.bytes.push_back(std::ssize(ending));
     }
   }
-  // Similar lengths next to each other need the least padding.
+  // Batching candidates of similar length minimises padding.
   std::stable_sort(candidates.begin(), candidates.end(),
                    [](const auto& a, const auto& b) { return a.ids.size() > b.ids.size(); });
   for (size_t begin = 0; begin < candidates.size(); begin += size_t(scorer.batch))

@@ -8,8 +8,8 @@ namespace dsv3::eval {
 namespace {
 
 /// Sums the losses of documents. Cuts each one into windows of at most T predictions and packs the
-/// windows into rows of T + 1 tokens. Every window has its own document id, so windows in a row do
-/// not see each other.
+/// windows into rows of T + 1 tokens. Every window has its own document id, so they cannot see each
+/// other.
 class DocumentSum {
  public:
   DocumentSum(const Scorer& scorer, std::string source) : scorer_(scorer) {
@@ -19,7 +19,7 @@ class DocumentSum {
     clear();
   }
 
-  /// `has_end`: the last id is the end-of-text id. `bytes`: of the text after the first token.
+  /// `has_end`: the last id is the end-of-text id. `bytes`: size of the text after the first token.
   void add(std::span<const int64_t> ids, bool has_end, int64_t bytes) {
     ++*score_.documents;
     if (score_.bytes) *score_.bytes += bytes;
@@ -63,7 +63,7 @@ class DocumentSum {
     column_ += size;
   }
 
-  /// Adds the losses of the rows filled so far and clears them.
+  /// Adds the losses of the filled rows to the score and clears the rows.
   void score_rows() {
     const int64_t rows = std::min(scorer_.batch, row_ + (column_ > 0 ? 1 : 0));
     if (rows == 0) return;
@@ -79,8 +79,8 @@ class DocumentSum {
 
   const Scorer& scorer_;
   TextScore score_;
-  at::Tensor tokens_, ids_, ends_;  // ends_: the target is an end-of-text id
-  int64_t row_ = 0, column_ = 0;    // where the next window goes
+  at::Tensor tokens_, ids_, ends_;  // ends_: whether the target is an end-of-text id
+  int64_t row_ = 0, column_ = 0;    // start of the next window
   int64_t windows_ = 0;
 };
 
@@ -88,11 +88,11 @@ int64_t byte_count(const Tokenizer& tokenizer, int64_t id) {
   return std::ssize(tokenizer.token_bytes(int32_t(id)));
 }
 
-/// Rejects files of another tokenizer, whose ids mean other text.
+/// Rejects files prepared with a different tokenizer, whose ids mean different text.
 void check_header(const TokenFile& file, const Tokenizer* tokenizer) {
   const std::string& digest = file.header().tokenizer;
   if (tokenizer && !digest.empty() && digest != tokenizer->digest())
-    throw Error(file.path() + " was prepared with another tokenizer (digest " +
+    throw Error(file.path() + " was prepared with a different tokenizer (digest " +
                     digest.substr(0, 12) + "..., the model's is " +
                     tokenizer->digest().substr(0, 12) +
                     "...): prepare the text again with the model's tokenizer",

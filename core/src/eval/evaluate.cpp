@@ -12,7 +12,7 @@
 namespace dsv3 {
 namespace {
 
-/// Adds the bytes of a batch's targets, and the cross-entropy of these targets.
+/// Adds the size of the text of a batch's targets, and the cross-entropy of these targets.
 void add_bytes(TextScore& score, Model& model, const Tokenizer& tokenizer, const Batch& batch) {
   const at::Tensor targets = shifted_targets(batch.tokens, batch.document_ids, 0);
   const at::Tensor text =
@@ -23,7 +23,7 @@ void add_bytes(TextScore& score, Model& model, const Tokenizer& tokenizer, const
     if (ids[i] >= 0) *score.bytes += std::ssize(tokenizer.token_bytes(int32_t(ids[i])));
 }
 
-/// The loss on the rows of the run's own validation, bit for bit.
+/// The loss on the rows of the run's own validation, bit-identical to the run's.
 TextScore score_validation(LoadedModel& loaded, Plugins& plugins) {
   const Experiment& experiment = loaded.experiment;
   if (std::filesystem::exists(loaded.stored.path / "config.json"))
@@ -88,7 +88,7 @@ Json read_lists(const std::filesystem::path& file) try {
   throw Error(error.what(), ExitCode::usage);
 }
 
-/// int64 [B, T] from a list of lists of ids below `vocab`.
+/// Converts a list of lists of ids below `vocab` to int64 [B, T].
 at::Tensor read_tokens(const std::filesystem::path& file, int64_t vocab) {
   const Json json = read_lists(file);
   const auto fail = [&](const std::string& text) {
@@ -139,7 +139,7 @@ double ChoiceScore::accuracy(bool normalised) const {
 Evaluation evaluate(const EvalRequest& request, Plugins& plugins) {
   LoadedModel loaded = load_model(request.model, plugins);
   const TrainOptions& train = loaded.experiment.train;
-  // As in training: sums depend on both.
+  // Use training's thread count and operators, because both affect the order of summation.
   at::set_num_threads(int(train.threads.value()));
   use_reference_ops(train.ops == "reference");
   const eval::Scorer scorer{*loaded.model, loaded.tokenizer.get(),

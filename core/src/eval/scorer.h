@@ -1,4 +1,4 @@
-// What the parts of an evaluation share.
+// Shared by the parts of an evaluation.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -7,15 +7,15 @@
 
 namespace dsv3::eval {
 
-/// The model, and how much it evaluates at a time.
+/// The model and the limits of an evaluation.
 struct Scorer {
   Model& model;
   const Tokenizer* tokenizer;  ///< null: the model has none
   int64_t sequence, batch, limit;
 
-  /// Throws when there is none; `what` needs it.
+  /// Throws if there is no tokenizer; `what` is what needs one.
   const Tokenizer& required_tokenizer(const std::string& what) const;
-  /// Throws when the model has no such id; `where` is its source.
+  /// Throws if the model has no such id; `where` is the id's source.
   void check_id(int64_t id, const std::string& where) const;
   bool enough(int64_t done) const { return limit > 0 && done >= limit; }
 };

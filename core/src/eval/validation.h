@@ -1,4 +1,4 @@
-// Validation of a run: the same rows and the same sum in training and in `dsv3 eval`.
+// Validation of a run, with the same rows and order of summation in training and `dsv3 eval`.
 #pragma once
 
 #include <dsv3/runtime/data.h>
@@ -6,11 +6,10 @@
 
 namespace dsv3 {
 
-/// `train.micro_batch`, or the whole batch of a rank for `auto`. Throws when it does not divide the
-/// batch.
+/// `train.micro_batch`, or a rank's whole batch for `auto`. Throws if it does not divide the batch.
 int64_t micro_batch_of(const TrainOptions& train, int64_t world);
 
-/// Loads training batches ahead on a thread, validation batches on demand.
+/// Loads training batches ahead on a thread, and validation batches on demand.
 std::unique_ptr<Loader> make_loader(const Experiment& experiment, Plugins& plugins,
                                     const Model& model, Split split, int64_t micro_batch,
                                     std::shared_ptr<const Tokenizer> tokenizer);
@@ -18,12 +17,11 @@ std::unique_ptr<Loader> make_loader(const Experiment& experiment, Plugins& plugi
 /// Cross-entropy over the held-out set.
 struct ValidationSum {
   double nats = 0;
-  int64_t targets = 0;  ///< 0: the validation split is empty
+  int64_t targets = 0;  ///< 0 = the validation split is empty
   double loss() const { return nats / double(targets); }
 };
 
-/// Evaluates the next `forwards` batches of `loader`, fewer when it ends, and passes each to
-/// `visit`.
+/// Evaluates the next `forwards` batches of `loader` or fewer, and passes each to `visit`.
 ValidationSum validate(Model& model, Loader& loader, int64_t forwards,
                        const std::function<void(const Batch&)>& visit = {});
 

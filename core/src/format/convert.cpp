@@ -1,4 +1,4 @@
-// Export of models to Hugging Face folders, and import from them.
+// Exports models to Hugging Face folders and imports models from them.
 #include <fmt/format.h>
 
 #include <dsv3/runtime/convert.h>
@@ -13,8 +13,8 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
-/// The requested format, or the first that can express the model, and its name; throws with each
-/// one's reasons.
+/// The requested format, or the first one that can express the model, and its name. Throws with the
+/// reasons of each format if there is none.
 std::pair<std::string, std::shared_ptr<Format>> choose_format(const std::string& requested,
                                                               const ModelDescription& model,
                                                               Plugins& plugins) {
@@ -38,7 +38,7 @@ std::pair<std::string, std::shared_ptr<Format>> choose_format(const std::string&
               ExitCode::usage);
 }
 
-/// The digest of the tokenizer when it is read from `folder`; empty when that fails.
+/// The digest of the tokenizer as read from `folder`; empty if that fails.
 std::string digest_in(const ModelDescription& described, const stdfs::path& folder,
                       Plugins& plugins) {
   const stdfs::path file = stdfs::absolute(folder / "tokenizer.json");
@@ -51,8 +51,8 @@ std::string digest_in(const ModelDescription& described, const stdfs::path& fold
   }
 }
 
-/// The sidecar of the exported folder: the model's conventions, except where the format changed
-/// them (such as the order of rotated features). `folder` already holds the tokenizer.
+/// The sidecar of the exported folder: the model's conventions, except those that the format
+/// changed (such as the order of rotated features). `folder` must already contain the tokenizer.
 Sidecar sidecar_of(const LoadedModel& loaded, const Format& format, const Json& config,
                    const stdfs::path& folder, Plugins& plugins) {
   const ModelDescription described = call(format, "describe", &Format::describe, config);
@@ -175,7 +175,7 @@ std::string dtype_word(at::ScalarType dtype) {
 void write_texts(const stdfs::path& folder, const LoadedModel& loaded, Json config,
                  const std::string& dtype, const TokenIds& ids) {
   config["dtype"] = dtype;
-  config["torch_dtype"] = dtype;  // the name before transformers 5
+  config["torch_dtype"] = dtype;  // name of the key before transformers 5
   fs::write_atomically(folder / "config.json", config.dump(2) + "\n");
   Json generation = Json::object();
   if (ids.bos >= 0) generation["bos_token_id"] = ids.bos;
@@ -200,7 +200,7 @@ std::vector<std::string> notes_of(const LoadedModel& loaded, const ModelDescript
   return notes;
 }
 
-/// The folder's tokenizer; null, with a note, when it has none that dsv3 can read.
+/// The folder's tokenizer. Null, with a note, if dsv3 cannot read it or the folder has none.
 std::shared_ptr<const Tokenizer> tokenizer_of(const Experiment& experiment, Plugins& plugins,
                                               std::vector<std::string>& notes) {
   if (experiment.tokenizer.plugin.empty()) {

@@ -32,8 +32,8 @@ void add_component(std::vector<Setting>& settings, const std::string& path,
       settings.push_back({path + "." + key, value, ""});
 }
 
-/// Settings of the components of all layers. Merges equal neighbours into one entry
-/// `layers: first-last`.
+/// Settings of the components of all layers. Merges adjacent equal components as `layers:
+/// first-last`.
 void add_layers(std::vector<Setting>& settings, const std::string& path,
                 const std::vector<ComponentDescription>& layers) {
   size_t entry = 0;
@@ -48,7 +48,7 @@ void add_layers(std::vector<Setting>& settings, const std::string& path,
   }
 }
 
-/// Settings of the section `model`, with the options that are in `model`.
+/// Settings of the section `model`, including the options set in `model`.
 std::vector<Setting> model_settings(const ModelDescription& model) {
   std::vector<Setting> settings{
       {"model.hidden", model.hidden, ""},        {"model.layers", model.layers, ""},
@@ -62,7 +62,7 @@ std::vector<Setting> model_settings(const ModelDescription& model) {
   return settings;
 }
 
-/// `text` as a valid name of an experiment.
+/// Converts `text` to a valid name of an experiment.
 std::string experiment_name(const std::string& text) {
   std::string name;
   for (const char c : text.substr(0, 100)) {
@@ -73,7 +73,7 @@ std::string experiment_name(const std::string& text) {
   return name;
 }
 
-/// The components that a convention's key is about.
+/// The components to which a convention's key applies.
 std::vector<ComponentDescription*> components_of(const ConventionKey& key,
                                                  ModelDescription& model) {
   std::vector<ComponentDescription*> found;
@@ -89,7 +89,7 @@ std::vector<ComponentDescription*> components_of(const ConventionKey& key,
   return found;
 }
 
-/// A convention's text as a value of its option.
+/// Converts a convention's text to a value of its option.
 OptionValue typed_value(const std::string& text, OptionType type) {
   if (type == OptionType::boolean) return text == "true";
   if (type == OptionType::integer) return int64_t(std::stoll(text));

@@ -1,4 +1,4 @@
-// Conversion between experiments and ModelDescription, the form in which formats see a model.
+// Converts between experiments and ModelDescription, the form of a model that formats use.
 #pragma once
 
 #include <set>
@@ -8,8 +8,8 @@
 
 namespace dsv3 {
 
-/// A key of Experiment::conventions in its parts: "<kind>.<plugin>.<option>", followed by " (layers
-/// 2-11)" when it is about some layers. The parts are empty when the key has another form.
+/// The parts of a key in Experiment::conventions: "<kind>.<plugin>.<option>", followed by " (layers
+/// 2-11)" if it applies only to some layers. The parts are empty if the key has a different form.
 struct ConventionKey {
   std::string kind, plugin, option;
   size_t first_layer = 0, last_layer = SIZE_MAX;
@@ -20,14 +20,14 @@ struct ConventionKey {
 std::set<std::string> add_shapes(ModelDescription& model, const Experiment& experiment,
                                  Plugins& plugins);
 
-/// The experiment's model with the value of every option; embedding and head have `vocab` rows.
+/// The experiment's model with the value of every option. Embedding and head have `vocab` rows.
 ModelDescription describe_model(const Experiment& experiment, int64_t vocab, Plugins& plugins);
 
-/// Whether `model` sets the option that a convention's key names (Experiment::conventions).
+/// Whether `model` sets the option of a convention's key (Experiment::conventions).
 bool set_by_description(const ModelDescription& model, const std::string& key);
-/// Sets the option that a convention's key names, unless it has a value or no component has it.
-/// Ignores keys of the core ("model.norm.place"). Keys about some layers ("feed_forward.moe.score
-/// (layers 2-11)") must come before those about the rest.
+/// Sets the option of a convention's key, unless it has a value or no component has it. Ignores
+/// keys of the core ("model.norm.place"). Keys for some layers ("feed_forward.moe.score (layers
+/// 2-11)") must come before those for all others.
 void set_convention(ModelDescription& model, const std::string& key, const std::string& value,
                     Plugins& plugins);
 

@@ -27,7 +27,7 @@ Json read_object(const stdfs::path& file) {
   }
 }
 
-/// The first names, and the number of those left out.
+/// The first few names, and the number of the remaining ones.
 std::string name_list(const std::vector<std::string>& names) {
   constexpr size_t kShown = 5;
   std::string text;
@@ -63,9 +63,9 @@ class Assembly {
     for (const auto& [name, shape] : model.shapes) pieces_[name].shape = shape;
   }
 
-  /// `places` must cover every value of the model once, and the folder must have nothing else.
+  /// `places` must cover every value of the model once, and the folder must have no other tensors.
   void fill(const std::vector<TensorPlace>& places) {
-    // Before anything is allocated: config.json may describe a far larger model.
+    // Check before allocating, because config.json may describe a far larger model.
     check_files(places);
     for (auto& [name, piece] : pieces_) {
       const int64_t columns = piece.shape.empty() ? 1 : piece.shape.back();
@@ -82,7 +82,7 @@ class Assembly {
       if (place.copy) compare(place);
   }
 
-  /// Views under a checkpoint's names, and what they point into.
+  /// Adds views named as in a checkpoint, and the tensors that own their memory.
   void store(StoredModel& stored, const std::set<std::string>& buffers) {
     auto hosts = std::make_shared<std::vector<at::Tensor>>();
     for (auto& [name, piece] : pieces_)
@@ -99,7 +99,7 @@ class Assembly {
     at::Tensor filled;  // bool [rows]
   };
 
-  /// Requires all tensors of `places`, in their shapes, and no others.
+  /// Requires all tensors of `places` with the right shapes, and no others.
   void check_files(const std::vector<TensorPlace>& places) const {
     std::vector<std::string> missing, unexpected;
     std::set<std::string> known;
@@ -155,7 +155,7 @@ class Assembly {
     }
   }
 
-  /// A copy with other values would be lost silently.
+  /// A copy with different values would be lost silently.
   void compare(const TensorPlace& place) {
     if (!files_.tensors().contains(place.name)) return;
     const at::Tensor values = values_of(view_of(place), place.name, folder_);
@@ -170,7 +170,7 @@ class Assembly {
   std::map<std::string, Piece> pieces_;
 };
 
-/// transformers writes "one MTP module" by default, even to a folder that has none.
+/// transformers writes "one MTP module" by default, even to a folder without any.
 bool lacks_mtp(const std::vector<TensorPlace>& places, int64_t layers,
                const std::map<std::string, safetensors::View>& tensors) {
   bool any = false;
@@ -207,7 +207,7 @@ ExperimentRequest request_of(ModelDescription model, const std::string& name,
                              const stdfs::path& tokenizer, const Sidecar& sidecar,
                              Plugins& plugins) {
   std::vector<Setting> conventions;
-  // Backwards, so that keys about some layers come before those about the rest.
+  // In reverse order, so that keys for some layers come before those for all others.
   for (auto entry = sidecar.conventions.rbegin(); entry != sidecar.conventions.rend(); ++entry)
     if (entry->first.starts_with("model.") && !set_by_description(model, entry->first))
       conventions.push_back({entry->first, entry->second, "dsv3.json of " + name});
@@ -284,7 +284,7 @@ FolderTensors::FolderTensors(const stdfs::path& folder) {
   }
   for (const auto& [file, names] : by_file) {
     if (!stdfs::exists(folder / file))
-      damaged(folder / file, "is missing; " + index.filename().string() + " names it for " +
+      damaged(folder / file, "is missing; " + index.filename().string() + " lists it for " +
                                  std::to_string(names.size()) + " tensors");
     add_file(folder / file);
     std::set<std::string> stored;
@@ -293,8 +293,8 @@ FolderTensors::FolderTensors(const stdfs::path& folder) {
     std::set_symmetric_difference(stored.begin(), stored.end(), names.begin(), names.end(),
                                   std::back_inserter(differing));
     if (!differing.empty())
-      damaged(folder / file, "does not hold what " + index.filename().string() +
-                                 " says; they differ in " + name_list(differing));
+      damaged(folder / file, "does not match " + index.filename().string() +
+                                 ": the tensors differ in " + name_list(differing));
   }
 }
 
@@ -318,7 +318,7 @@ StoredModel read_folder(const stdfs::path& folder, Plugins& plugins,
   ModelDescription model = call(*format, "describe", [&](const Format& f) {
     try {
       return f.describe(without_common_fields(config));
-    } catch (const Error& error) {  // about the file, not about the plugin
+    } catch (const Error& error) {  // an error in the file, not in the plugin
       throw NamedError(file.string() + ": " + error.what(), error.code());
     }
   });

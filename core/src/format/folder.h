@@ -1,5 +1,5 @@
-// Hugging Face folders: config.json and safetensors files, read through the format plugin that
-// config.json's model_type names.
+// Hugging Face folders: config.json and safetensors files, read by the format plugin for
+// config.json's model_type.
 #pragma once
 
 #include <dsv3/runtime/stored_model.h>
@@ -7,39 +7,39 @@
 
 namespace dsv3 {
 
-/// `config` without the fields that formats neither see nor write: those that mean the same for
-/// every architecture, and those that do not affect a model's values.
+/// Returns `config` without the fields that formats neither read nor write: those that mean the
+/// same for every architecture, and those that do not affect a model's values.
 Json without_common_fields(Json config);
 
-/// dsv3.json beside an exported config.json: what config.json cannot express.
+/// dsv3.json next to an exported config.json, for values that config.json cannot express.
 struct Sidecar {
-  std::map<std::string, std::string> conventions;  ///< as Experiment::conventions; empty: no file
+  std::map<std::string, std::string> conventions;  ///< as Experiment::conventions; empty = no file
   std::set<std::string> tokenizers;                ///< as StoredModel::tokenizers
   int64_t step = 0;                                ///< as StoredModel::step
 };
 
 inline constexpr const char* kSidecarName = "dsv3.json";
 
-/// Empty when the folder has none. Throws dsv3::Error (ExitCode::checkpoint) for a damaged one.
+/// Empty if the folder has no sidecar. Throws dsv3::Error (ExitCode::checkpoint) if it is damaged.
 Sidecar read_sidecar(const std::filesystem::path& folder);
 std::string sidecar_text(const Sidecar& sidecar);
 
-/// The experiment of a model that a format described, with the conventions in `sidecar` that the
+/// The experiment of a model described by a format, with those conventions of `sidecar` that the
 /// description does not set. `tokenizer` may be empty.
 Experiment experiment_of(const ModelDescription& model, const std::string& name,
                          const std::filesystem::path& tokenizer, const Sidecar& sidecar,
                          Plugins& plugins);
 
-/// Reads a whole Hugging Face folder; `tokenizer` and errors as in open_stored_model.
+/// Reads a whole Hugging Face folder. `tokenizer` and errors are as in open_stored_model.
 StoredModel read_folder(const std::filesystem::path& folder, Plugins& plugins,
                         const std::filesystem::path& tokenizer = {});
 
-/// All tensors of a folder's safetensors files: model.safetensors, or the shards that
-/// model.safetensors.index.json names.
+/// All tensors in a folder's safetensors files: model.safetensors, or the shards listed in
+/// model.safetensors.index.json.
 class FolderTensors {
  public:
-  /// Throws dsv3::Error (ExitCode::checkpoint) when a file is missing or damaged, or when its
-  /// tensors differ from those in the index.
+  /// Throws dsv3::Error (ExitCode::checkpoint) if a file is missing or damaged, or if its tensors
+  /// differ from those in the index.
   explicit FolderTensors(const std::filesystem::path& folder);
   const std::map<std::string, safetensors::View>& tensors() const { return tensors_; }
 

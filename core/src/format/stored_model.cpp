@@ -12,7 +12,7 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
-/// An imported model may have several, which produce the same ids.
+/// An imported model may have several tokenizers, which produce the same ids.
 std::set<std::string> digests_of(const Json& tokenizer) {
   if (tokenizer.is_null()) return {};
   if (tokenizer.is_string()) return {tokenizer.get<std::string>()};
@@ -34,7 +34,7 @@ std::set<std::string> digests_of(const Json& tokenizer) {
   throw Error(path.string() + cause, ExitCode::checkpoint);
 }
 
-/// "position.rope.layout" is the option model.position.layout; keys of the core are paths already.
+/// The key "position.rope.layout" means model.position.layout. Keys of the core are paths already.
 std::string path_of_convention(const std::string& key) {
   const ConventionKey parts(key);
   for (const config::Slot& slot : config::slots())
@@ -45,7 +45,7 @@ std::string path_of_convention(const std::string& key) {
 Experiment experiment_of(const StoredModel& stored, const LoadRequest& request, Plugins& plugins) {
   std::vector<Setting> settings;
   if (!stored.experiment) {
-    // A folder that was moved has its tokenizer beside the weights.
+    // A folder that was moved has its tokenizer next to the weights.
     std::filesystem::path tokenizer = request.tokenizer;
     if (tokenizer.empty() && std::filesystem::exists(stored.path / "tokenizer.json"))
       tokenizer = stored.path / "tokenizer.json";
@@ -54,15 +54,14 @@ Experiment experiment_of(const StoredModel& stored, const LoadRequest& request, 
                           request.tokenizer.empty() ? stored.path.string() : "--tokenizer"});
   }
   Experiment experiment = stored.experiment ? *stored.experiment : stored.load(plugins, settings);
-  // It may have been trained on another machine.
+  // The model may have been trained on a different machine.
   set_machine(experiment, request.device, request.precision, "command line");
   if (!request.keep_threads) experiment.train.threads.reset();
   resolve_machine(experiment);
   return experiment;
 }
 
-/// Rows of the stored embedding: `model.vocab: auto` depends on the tokenizer, which may be
-/// missing.
+/// Rows of the stored embedding: `model.vocab: auto` needs the tokenizer, which may be missing.
 int64_t vocab_of(const StoredModel& stored) {
   const auto found = stored.tensors.find("model/embedding.weight");
   if (found == stored.tensors.end() || found->second.shape.size() != 2)
@@ -71,8 +70,8 @@ int64_t vocab_of(const StoredModel& stored) {
   return found->second.shape[0];
 }
 
-/// Null when the model has none. Rejects a tokenizer other than the one the model was trained with,
-/// which would produce nonsense.
+/// Null if the model has none. Rejects any tokenizer but the one that the model was trained with,
+/// because the output would be nonsense.
 std::shared_ptr<const Tokenizer> tokenizer_of(const StoredModel& stored,
                                               const Experiment& experiment, Plugins& plugins) {
   if (experiment.tokenizer.plugin.empty()) return nullptr;
@@ -80,8 +79,7 @@ std::shared_ptr<const Tokenizer> tokenizer_of(const StoredModel& stored,
       make<Tokenizer>(plugins, experiment.tokenizer, TokenizerContext{});
   if (!fits(*tokenizer, stored))
     throw Error(stored.path.string() + " was trained with a tokenizer other than this '" +
-                    experiment.tokenizer.plugin +
-                    "': pass the one it was trained with by --tokenizer",
+                    experiment.tokenizer.plugin + "': pass the original one with --tokenizer",
                 ExitCode::checkpoint);
   return tokenizer;
 }

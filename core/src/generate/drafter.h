@@ -1,4 +1,4 @@
-// Drafts of a model's MTP modules during generation.
+// Drafts tokens with a model's MTP modules during generation.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -9,10 +9,11 @@ namespace dsv3 {
 
 /// Runs MTP modules and keeps their inputs from one round to the next. Module k computes the logits
 /// of token t + k + 2 from token t + k + 1 and the hidden state of module k - 1 (of the main model
-/// for k = 0) at position t. Its own hidden state at position t is final once token t + k + 1 is.
+/// for k = 0) at position t. Its own hidden state at position t is final once token t + k + 1 has
+/// been accepted.
 class Drafter {
  public:
-  /// Keeps references to `model` and `caches`.
+  /// Stores references to `model` and `caches`.
   Drafter(Model& model, std::vector<KvCache>& caches, size_t layers, int64_t rows)
       : model_(model),
         caches_(caches),
@@ -21,10 +22,10 @@ class Drafter {
         inputs_(size_t(rows), std::vector<Input>(depth_)) {}
   size_t depth() const { return depth_; }
 
-  /// Adds the main model's hidden states [n, D] of a row's next positions.
+  /// Adds the main model's hidden states [n, D] at a row's next positions.
   void add(size_t row, const at::Tensor& hidden) { inputs_[row][0].append(hidden); }
-  /// Runs a module on all new positions of `rows` whose tokens are in `texts` (one per row of the
-  /// caches), except for the last `without` tokens of each. Returns the logits of the last
+  /// Runs a module on the new positions of `rows` whose tokens are in `texts` (one entry per row of
+  /// the caches), except for the last `without` tokens of each. Returns the logits of the last
   /// position, [.., V] on the CPU, one for each row in `ran`.
   struct Drafted {
     std::vector<size_t> ran;  ///< rows that had such positions
@@ -61,9 +62,9 @@ class Drafter {
     }
     return result;
   }
-  /// Drops what depends on tokens of a row from `tokens` on; the main model holds `positions`.
+  /// Removes what depends on a row's tokens from `tokens` on. The main model has `positions`.
   void settle(size_t row, int64_t tokens, int64_t positions) {
-    int64_t known = positions;  // of the module's input
+    int64_t known = positions;  // known positions of the module's input
     for (size_t k = 0; k < depth_; ++k) {
       KvCache& cache = caches_[layers_ + k];
       const int64_t final = std::max<int64_t>(tokens - int64_t(k) - 1, 0);
@@ -94,7 +95,7 @@ class Drafter {
       if (!hidden.defined()) return;
       begin = std::clamp(begin, first, end());
       last = std::clamp(last, begin, end());
-      // Copied to free the rest's memory.
+      // Copied, so that the memory of the rest can be freed.
       hidden = hidden.narrow(0, begin - first, last - begin).clone();
       first = begin;
     }

@@ -1,5 +1,5 @@
-// Generation for batches of prompts: each slot works on one prompt, and every round is one forward
-// for all slots.
+// Generates from batches of prompts. Each slot processes one prompt, and every round is one forward
+// pass for all slots.
 #include <numeric>
 
 #include "generate/drafter.h"
@@ -9,7 +9,7 @@
 namespace dsv3 {
 namespace {
 
-constexpr int64_t kPromptChunk = 4096;  // tokens of prompts in one forward
+constexpr int64_t kPromptChunk = 4096;  // maximum number of prompt tokens per forward pass
 
 [[noreturn]] void fail(const std::string& text) {
   throw Error(text, ExitCode::usage);
@@ -18,7 +18,7 @@ constexpr int64_t kPromptChunk = 4096;  // tokens of prompts in one forward
 void check(const GenerateOptions& options) {
   const Sampling& sampling = options.sampling;
   if (options.tokens < 1) fail("the number of new tokens must be at least 1");
-  if (options.batch < 1) fail("the number of texts at once must be at least 1");
+  if (options.batch < 1) fail("batch must be at least 1");
   if (!(sampling.temperature >= 0)) fail("temperature must be at least 0");
   if (sampling.top_k < 0) fail("top_k must be at least 1, or 0 for all tokens");
   if (!(sampling.top_p > 0 && sampling.top_p <= 1)) fail("top_p must be above 0 and at most 1");
@@ -37,12 +37,11 @@ void check(const std::vector<Prompt>& prompts, int64_t vocab) {
   }
 }
 
-/// One text in progress. The main model's cache holds all its tokens except the last one and
-/// drafts.
+/// One sequence in progress. The main model's cache has its tokens without the last one and drafts.
 struct Slot {
   size_t prompt;
   Random random;
-  std::vector<Distribution> drafts;  // from which the drafts at the end of the text were drawn
+  std::vector<Distribution> drafts;  // that the drafts at the end of the sequence were drawn from
   bool done = false;
 };
 
@@ -92,21 +91,20 @@ class Run {
   }
 
   int64_t cached(size_t s) const { return caches_[0].lengths()[s]; }
-  /// Length of a text without drafts.
+  /// Length of a sequence without drafts.
   size_t known(size_t s) const { return texts_[s].size() - slots_[s]->drafts.size(); }
   int64_t remaining(size_t s) const {
     return options_.tokens - int64_t(result_.texts[slots_[s]->prompt].ids.size());
   }
 
-  /// Adds the next `count` tokens of a text that are not in the cache.
+  /// Adds the next `count` tokens of a sequence that are not in the cache.
   void add_tokens(NewTokens& added, size_t s, int64_t count) const {
     const auto begin = texts_[s].begin() + cached(s);
     added.counts[s] = count;
     added.tokens.insert(added.tokens.end(), begin, begin + count);
   }
 
-  /// Gives each free slot a prompt and processes all but its last token, which is for the first
-  /// round.
+  /// Gives each free slot a prompt and processes its tokens except the last.
   void take_prompts() {
     std::vector<size_t> fresh;
     for (size_t s = 0; s < slots_.size() && next_ < prompts_.size(); ++s) {
@@ -139,12 +137,12 @@ class Run {
       if (added.counts[s] > 0) drafter_->add(s, hidden.narrow(0, begin, added.counts[s]));
       begin += added.counts[s];
     }
-    // Without the last token, from which the first round drafts.
+    // Leave out the last token, because the first round starts from it.
     for (size_t k = 0; k < drafter_->depth(); ++k) drafter_->run(k, rows, texts_, 1);
     for (const size_t s : rows) drafter_->settle(s, int64_t(texts_[s].size()), cached(s));
   }
 
-  /// Appends drafts to texts: one per module, fewer where a text is about to end.
+  /// Appends drafts to the sequences: one per module, or fewer where a sequence is about to end.
   void draft(const std::vector<size_t>& active) {
     for (size_t k = 0; k < drafter_->depth(); ++k) {
       std::vector<size_t> rows;
@@ -159,7 +157,7 @@ class Run {
     }
   }
 
-  /// The distribution of the token after `before`, from one row of logits.
+  /// The distribution of the token after `before`, given one row of logits.
   Distribution next_of(const at::Tensor& logits, int64_t row,
                        std::span<const int32_t> before) const {
     const int64_t all = logits.size(1), ids = options_.ids > 0 ? std::min(options_.ids, all) : all;
@@ -167,7 +165,7 @@ class Run {
                         options_.sampling);
   }
 
-  /// fp32 logits on the CPU for each text's last known token and its drafts.
+  /// fp32 logits on the CPU for the last known token of each sequence and its drafts.
   at::Tensor forward(const std::vector<size_t>& active) {
     NewTokens added{{}, std::vector<int64_t>(texts_.size()), {}};
     for (const size_t s : active) add_tokens(added, s, std::ssize(texts_[s]) - cached(s));
@@ -187,8 +185,8 @@ class Run {
     return at::stack(last);
   }
 
-  /// Verifies drafts and adds a token. `first` is the text's first row of logits; returns that of
-  /// the next text.
+  /// Verifies drafts and adds a token. `first` is the sequence's first row of logits. Returns the
+  /// first row of the next sequence.
   int64_t choose(size_t s, const at::Tensor& logits, int64_t first) {
     Slot& slot = *slots_[s];
     std::vector<int32_t>& text = texts_[s];
@@ -215,8 +213,8 @@ class Run {
     return first + int64_t(drafts) + 1;
   }
 
-  /// Removes rejected drafts from the caches: `accepted` tokens of the text's last forward stay.
-  /// Its part of hidden_ starts at `first`.
+  /// Removes rejected drafts from the caches and keeps the first `accepted` tokens of the
+  /// sequence's last forward pass. The sequence's rows of hidden_ start at `first`.
   void settle(size_t s, int64_t first, int64_t accepted) {
     const int64_t length = int64_t(texts_[s].size());
     for (size_t i = 0; i < layers_; ++i) caches_[i].truncate(int64_t(s), length);
@@ -225,7 +223,7 @@ class Run {
     drafter_->settle(s, length, length);
   }
 
-  /// Adds an id to the result; false when the text ends with it.
+  /// Adds an id to the result. Returns false if the id ends the sequence.
   bool emit(Slot& slot, int32_t id) {
     Continuation& text = result_.texts[slot.prompt];
     const std::vector<int32_t>& stops = options_.stop_ids;
@@ -270,13 +268,13 @@ class Run {
   Model& model_;
   const std::vector<Prompt>& prompts_;
   const GenerateOptions& options_;
-  size_t next_ = 0;                          // first prompt that no slot has taken
+  size_t next_ = 0;                          // first prompt without a slot
   std::vector<std::optional<Slot>> slots_;   // empty = free
-  std::vector<std::vector<int32_t>> texts_;  // of slots: prompt, new ids, drafts
-  std::vector<KvCache> caches_;              // rows are slots; MTP modules last
+  std::vector<std::vector<int32_t>> texts_;  // token ids of each slot: prompt, new ids, drafts
+  std::vector<KvCache> caches_;              // one row per slot; MTP modules last
   size_t layers_ = 0;                        // without MTP modules
   std::optional<Drafter> drafter_;
-  at::Tensor hidden_;  // of all tokens of the last forward, for the drafter
+  at::Tensor hidden_;  // states of all tokens in the last forward pass, for the drafter
   Generation result_;
 };
 

@@ -7,7 +7,7 @@
 namespace dsv3 {
 namespace {
 
-/// Penalises each id once, however often the text has it.
+/// Penalises each id once, no matter how often it occurs.
 void penalise(std::vector<double>& scores, std::span<const int32_t> before, double penalty) {
   std::vector<bool> done(scores.size());
   for (const int32_t id : before) {
@@ -23,7 +23,7 @@ void normalise(std::vector<double>& weights) {
   for (double& weight : weights) weight /= sum;
 }
 
-/// Truncates `ids`, most likely first, after the one whose cumulative probability reaches top_p.
+/// Truncates `ids`, most likely first, after the id whose cumulative probability reaches top_p.
 void cut_to_mass(Distribution& result, double top_p) {
   double mass = 0;
   size_t count = 0;
@@ -91,7 +91,7 @@ std::pair<int32_t, bool> judge(int32_t draft, const Distribution& p, const Distr
   for (size_t i = 0; i < rest.ids.size(); ++i)
     if (const auto found = drafted.find(rest.ids[i]); found != drafted.end())
       rest.probabilities[i] = std::max(rest.probabilities[i] - found->second, 0.0);
-  // After a rejected draft, p < q for it and so p > q elsewhere; the sum is 0 only by rounding.
+  // A rejected draft has p < q, so p > q for a different id. The sum is 0 only by rounding.
   if (std::accumulate(rest.probabilities.begin(), rest.probabilities.end(), 0.0) <= 0)
     return {draw(p, random), false};
   normalise(rest.probabilities);

@@ -1,4 +1,4 @@
-// From logits to the next token.
+// Samples the next token from logits.
 #pragma once
 
 #include <random>
@@ -8,7 +8,7 @@
 
 namespace dsv3 {
 
-/// Random numbers that depend only on the seed, on every machine.
+/// Random numbers that depend only on the seed and are the same on every machine.
 class Random {
  public:
   explicit Random(uint64_t seed) : engine_(seed) {}
@@ -19,23 +19,23 @@ class Random {
   std::mt19937_64 engine_;
 };
 
-/// The tokens that may come next; all others have probability 0.
+/// The possible next tokens. All others have probability 0.
 struct Distribution {
   std::vector<int32_t> ids;
-  std::vector<double> probabilities;  ///< of `ids`; their sum is 1
+  std::vector<double> probabilities;  ///< probabilities of `ids`; their sum is 1
   double of(int32_t id) const;
 };
 
-/// The distribution of the next token after the text `before`, from `logits`, one per token id.
-/// Throws dsv3::Error when they are not finite.
+/// The distribution of the next token after `before`, given its `logits`, one per token id. Throws
+/// dsv3::Error if they are not finite.
 Distribution distribution(std::span<const float> logits, std::span<const int32_t> before,
                           const Sampling& sampling);
 
 int32_t draw(const Distribution& from, Random& random);
 
-/// Verifies `draft`, drawn from q: accepts it with probability min(1, p / q), else draws another
-/// token from max(p - q, 0), so that the result is distributed as p (Leviathan et al.,
-/// arXiv 2211.17192, appendix A.1). Returns {token, whether the draft was accepted}.
+/// Verifies `draft`, drawn from q. Accepts it with probability min(1, p / q), otherwise draws a
+/// token from max(p - q, 0), so that the result is distributed as p (Leviathan et al., arXiv
+/// 2211.17192, appendix A.1). Returns {token, whether the draft was accepted}.
 std::pair<int32_t, bool> judge(int32_t draft, const Distribution& p, const Distribution& q,
                                Random& random);
 

@@ -3,7 +3,7 @@
 namespace dsv3 {
 namespace {
 
-/// Bytes at the end of `text` that begin a UTF-8 character without completing it.
+/// Number of bytes at the end of `text` that are an incomplete UTF-8 character.
 size_t open_character(const std::string& text) {
   for (size_t back = 1; back <= std::min<size_t>(3, text.size()); ++back) {
     const auto byte = static_cast<unsigned char>(text[text.size() - back]);
@@ -14,7 +14,7 @@ size_t open_character(const std::string& text) {
   return 0;
 }
 
-/// Bytes at the end of `text` that may be the start of `stop`.
+/// Number of bytes at the end of `text` that may be the start of `stop`.
 size_t open_stop(const std::string& text, const std::string& stop) {
   for (size_t length = std::min(text.size(), stop.size() - 1); length > 0; --length)
     if (text.compare(text.size() - length, length, stop, 0, length) == 0) return length;
@@ -26,7 +26,7 @@ size_t open_stop(const std::string& text, const std::string& stop) {
 TextStream::TextStream(const Tokenizer& tokenizer, std::vector<std::string> stops)
     : tokenizer_(tokenizer), stops_(std::move(stops)) {
   for (const std::string& stop : stops_)
-    if (stop.empty()) throw Error("a stop text is empty: omit it", ExitCode::usage);
+    if (stop.empty()) throw Error("a stop string is empty; omit it", ExitCode::usage);
 }
 
 std::string TextStream::add(int32_t id) {
@@ -42,7 +42,7 @@ std::string TextStream::add(int32_t id) {
   size_t back = open_character(held_);
   for (const std::string& stop : stops_) back = std::max(back, open_stop(held_, stop));
   std::string certain = held_.substr(0, held_.size() - back);
-  // Does not split the character before a possible stop text either.
+  // Does not split the character before a possible stop string.
   certain.resize(certain.size() - open_character(certain));
   held_.erase(0, certain.size());
   return certain;

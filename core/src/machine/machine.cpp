@@ -15,7 +15,7 @@
 namespace dsv3 {
 namespace {
 
-/// "NVIDIA H100 80GB HBM3": the name of the first GPU, from the driver's files.
+/// The name of the first GPU, such as "NVIDIA H100 80GB HBM3", from the driver's files.
 std::string gpu_name() {
   std::error_code missing;
   for (const auto& gpu : std::filesystem::directory_iterator("/proc/driver/nvidia/gpus", missing)) {
@@ -33,7 +33,7 @@ void assign(Experiment& experiment, const char* key, T& field, const V& value,
   experiment.resolved.set(std::string("train.") + key, value, {label});
 }
 
-/// Fields of `train` that are `auto` take the values of `chosen`.
+/// Replaces `auto` in the fields of `train` by the values of `chosen`.
 void assign_automatic(Experiment& experiment, const TrainOptions& chosen) {
   constexpr const char* kLabel = "this machine";
   TrainOptions& train = experiment.train;

@@ -1,4 +1,4 @@
-// Parameter counts and work per token of a model, for --dry-run and the start of a run.
+// Parameter counts and FLOPs per token of a model, for --dry-run and the start of a run.
 #include <algorithm>
 
 #include <ATen/ATen.h>
@@ -10,7 +10,7 @@
 namespace dsv3 {
 namespace {
 
-/// The row of the table that counts a parameter.
+/// The row of the table in which a parameter is counted.
 std::string part_of(const Parameter& parameter, int64_t layers) {
   const std::string& name = parameter.name;
   if (parameter.spec.role == Role::embedding) return "embedding";
@@ -67,7 +67,7 @@ ModelFigures figures(const Model& model, const Experiment& experiment) {
     const Role role = parameter.spec.role;
     if (role == Role::matrix || role == Role::router || role == Role::head) multiplied += active;
   }
-  // Every MTP module uses the head, too. A tied head was counted as the embedding above.
+  // Every MTP module also uses the head. A tied head was counted as the embedding above.
   const double head = double(model.vocab()) * double(experiment.model.hidden);
   multiplied += head * double(experiment.mtp.depth + (experiment.model.tied_head ? 1 : 0));
 

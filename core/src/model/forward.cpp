@@ -14,10 +14,10 @@
 namespace dsv3 {
 namespace {
 
-/// fp32 logits that token_losses computes at once: 64 MiB.
+/// maximum size of the fp32 logits in token_losses: 64 MiB
 constexpr int64_t kLogitsAtOnce = int64_t{16} << 20;
 
-/// The micro-batch on the device, as layers see it.
+/// The micro-batch on the device, in the form that layers receive.
 Sequence sequence_of(const Batch& batch, at::Device device) {
   const int64_t rows = batch.tokens.size(0), length = batch.tokens.size(1) - 1;
   Sequence seq;
@@ -130,7 +130,7 @@ at::Tensor Model::Parts::project(const at::Tensor& x) const {
 
 namespace {
 
-/// Hidden states [B, T, D] of the main model after `batch`'s first T tokens.
+/// Hidden states [B, T, D] of the main model for `batch`'s first T tokens.
 at::Tensor hidden_of(const Model::Parts& parts, const Batch& batch) {
   const at::Tensor tokens = batch.tokens.narrow(1, 0, batch.tokens.size(1) - 1);
   return parts.hidden(tokens.to(parts.device), sequence_of(batch, parts.device));
@@ -149,9 +149,9 @@ LossParts Model::loss(const Batch& batch, const LossScale& scale, bool recompute
   seq.recompute = recompute;
   seq.aux_scale = 1.0 / double(std::max<int64_t>(scale.sequences, 1));
 
-  // {loss * factor / divisor, plain loss / divisor} of predicting `ahead` + 1 tokens ahead of x.
+  // {loss * factor / divisor, plain / divisor} for the tokens `ahead` + 1 positions after x.
   const auto entropy = [&](const at::Tensor& x, int64_t ahead, double factor, double divisor) {
-    divisor = std::max(divisor, 1.0);  // no valid target anywhere: 0, not NaN
+    divisor = std::max(divisor, 1.0);  // 0 instead of NaN if there is no valid target
     const at::Tensor targets =
         shifted_targets(batch.tokens, batch.document_ids, ahead).reshape(-1).to(parts.device);
     const LossOptions& options = parts.experiment.loss;
@@ -246,7 +246,7 @@ at::Tensor Model::mtp_logits(const at::Tensor& tokens) {
   const Parts& parts = *parts_;
   const int64_t length = tokens.size(1);
   const bool normed = parts.experiment.mtp.input == "normed";
-  // A placeholder as last token gives rows [B, T + 1] as in training; its logits become NaN below.
+  // Appends a placeholder token for rows [B, T + 1] as in training. Its logits become NaN below.
   Batch batch;
   batch.tokens = at::cat({tokens, at::zeros_like(tokens.narrow(1, 0, 1))}, 1).to(parts.device);
   const Sequence seq = sequence_of(batch, parts.device);

@@ -1,4 +1,4 @@
-// Builds a model and passes its parameters to a strategy; forward.cpp has the computations.
+// Builds a model and passes its parameters to a strategy. The computations are in forward.cpp.
 #include <ATen/ATen.h>
 
 #include <dsv3/runtime/model.h>
@@ -10,7 +10,7 @@
 namespace dsv3 {
 namespace {
 
-/// Layers of the same rotary width share one position object.
+/// Layers with the same rotary width share one position object.
 std::function<std::shared_ptr<Position>(int64_t)> shared_positions(const ModelFactory& factory,
                                                                    int64_t sequence) {
   auto positions = std::make_shared<std::map<int64_t, std::shared_ptr<Position>>>();
@@ -30,7 +30,7 @@ const LayerRange& range_of(const std::vector<LayerRange>& ranges, int64_t layer)
 }  // namespace
 
 ModelFactory factory_of(const Experiment& experiment, Plugins& plugins) {
-  // MTP modules have the components of the last layer.
+  // MTP modules use the last layer's components.
   const auto spec = [attention = experiment.attention, feed_forward = experiment.feed_forward,
                      last = experiment.model.layers - 1](Kind kind, int64_t layer) {
     return range_of(kind == Kind::attention ? attention : feed_forward, std::min(layer, last))
@@ -114,7 +114,7 @@ Model::Model(const Experiment& experiment, int64_t vocab, const ModelFactory& fa
                               : parts.trunk->parameter("head.weight", {vocab, options.hidden},
                                                        {.role = Role::head});
   });
-  // A lookup's backward does not read the table.
+  // The backward of an embedding lookup does not read the table.
   parts.units.front().needed_in_backward = parts.tied();
 }
 

@@ -1,5 +1,4 @@
-// The parts of a Model, internal to core/src/model: decoder layers, MTP modules, and activation
-// checkpointing.
+// The internal parts of a Model: decoder layers, MTP modules, and activation checkpointing.
 #pragma once
 
 #include <optional>
@@ -11,7 +10,7 @@ namespace dsv3 {
 
 using Tensors = std::vector<at::Tensor>;
 
-/// `repeated` is true in the second run.
+/// `repeated` is true when backward reruns the function.
 using Recomputable = std::function<Tensors(const Tensors& inputs, bool repeated)>;
 
 /// Activation checkpointing: saves the inputs of `fn` instead of its activations and returns
@@ -27,7 +26,7 @@ class Block : public Component {
  public:
   /// `context.prefix` is e.g. "layers.3".
   Block(const LayerContext& context, const ModelFactory& factory, const std::string& norm_position);
-  at::Tensor forward(const at::Tensor& x, const Sequence& seq) const;  // [B, T, D] -> same
+  at::Tensor forward(const at::Tensor& x, const Sequence& seq) const;  // [B, T, D] -> [B, T, D]
 
   const std::shared_ptr<Attention>& attention() const { return attention_; }
   const std::shared_ptr<FeedForward>& feed_forward() const { return feed_forward_; }
@@ -106,19 +105,19 @@ struct Model::Parts {
   void enter(const Unit& unit, TensorRefs inputs) const;
   void leave(const Unit& unit, TensorRefs outputs) const;
 
-  /// tokens [B, T] on the device -> [B, T, D].
+  /// Embeds tokens [B, T] on the device to [B, T, D].
   at::Tensor embed(const at::Tensor& tokens) const;
-  /// Embedding and all blocks: [B, T] -> [B, T, D], before the final norm. `caches`: one per block,
-  /// or null.
+  /// Embedding and all blocks: [B, T] -> [B, T, D] before the norm. `caches`: one per block, or
+  /// null.
   at::Tensor hidden(const at::Tensor& tokens, const Sequence& seq,
                     std::vector<KvCache>* caches = nullptr) const;
-  /// MTP module k on the tokens k + 1 ahead [B, T] and the previous module's `hidden` [B, T, D].
+  /// Runs MTP module k on the tokens k + 1 ahead [B, T] and the previous `hidden` [B, T, D].
   /// Returns {hidden after its final norm} and, if `need_raw`, the hidden before the norm.
   Tensors mtp_hidden(size_t k, const at::Tensor& tokens, at::Tensor hidden, const Sequence& seq,
                      bool need_raw) const;
   /// Calls `use`, which computes `outputs` from `inputs`, between enter and leave of the head.
   void with_head(TensorRefs inputs, TensorRefs outputs, const std::function<void()>& use) const;
-  /// fp32 logits of x [.., D], which has passed the final norm.
+  /// fp32 logits for x [.., D], the output of the final norm.
   at::Tensor project(const at::Tensor& x) const;
 };
 

@@ -9,7 +9,7 @@ namespace {
 
 using torch::autograd::variable_list;
 
-// Not a Function<T>: if that returns its input, later in-place operations on it throw.
+// Not a Function<T>: if a Function returns its input, later in-place operations on it throw.
 struct AddLossBackward final : torch::autograd::Node {
   at::Tensor aux_like;  // only its shape, dtype and device are used
   double scale = 0;

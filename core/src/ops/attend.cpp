@@ -1,4 +1,4 @@
-// Causal attention through LibTorch's scaled_dot_product_attention, arranged so that it uses flash.
+// Causal attention through LibTorch's scaled_dot_product_attention, arranged to use flash kernels.
 #include <ATen/ATen.h>
 
 #include <dsv3/sdk/attention.h>
@@ -9,12 +9,12 @@
 namespace dsv3 {
 namespace {
 
-// bool [1, 1, T, S] for T queries of the last T of S tokens.
+// bool [1, 1, T, S] mask for queries that are the last T of S tokens.
 at::Tensor end_mask(int64_t queries, int64_t keys, const at::Tensor& like) {
   return at::ones({1, 1, queries, keys}, like.options().dtype(at::kBool)).tril_(keys - queries);
 }
 
-// Computes all scores. q [B, H, T, Dk], k [B, H, S, Dk], v [B, H, S, Dv].
+// Attention without a fused kernel. q [B, H, T, Dk], k [B, H, S, Dk], v [B, H, S, Dv].
 at::Tensor plain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                  const at::Tensor& mask, double scale) {
   const int64_t groups = q.size(1) / k.size(1);
@@ -28,9 +28,9 @@ at::Tensor plain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   return at::matmul(weights.to(v.scalar_type()), values);
 }
 
-// Flash on a CPU requires equal head dimensions. Zeros appended to q and k do not change the
-// scores, and zeros appended to v add columns that are cut off. This is less work than computing
-// all scores, and its memory is linear in T.
+// Flash attention on a CPU requires equal head dimensions. Zeros appended to q and k do not change
+// the scores, and zeros appended to v add columns that are cut off. This is less work than
+// computing all scores, and its memory is linear in T.
 at::Tensor fused(at::Tensor q, at::Tensor k, at::Tensor v, const at::Tensor& mask, bool causal,
                  double scale) {
   const int64_t key_dim = q.size(3), value_dim = v.size(3);
@@ -48,8 +48,8 @@ at::Tensor fused(at::Tensor q, at::Tensor k, at::Tensor v, const at::Tensor& mas
   return out.narrow(3, 0, value_dim);
 }
 
-// Decoding: the query heads that share a key head become rows of one matrix product.
-// q [B, T, H, Dk] -> [B, Hk, T * G, Dk], mask [1, 1, T, S] -> [1, 1, T * G, S].
+// Decoding: the query heads that share a key head become rows of one matrix product. q [B, T, H,
+// Dk] -> [B, Hk, T * G, Dk], mask [1, 1, T, S] -> [1, 1, T * G, S].
 at::Tensor decode(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
   const int64_t batch = q.size(0), length = q.size(1), heads = q.size(2), key_heads = k.size(2);
   const int64_t groups = heads / key_heads;
@@ -70,7 +70,8 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                   const Sequence& seq, double scale) {
   TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4 && q.size(3) == k.size(3) &&
                   k.size(1) == v.size(1) && k.size(2) == v.size(2) && q.size(2) % k.size(2) == 0,
-              "attend: q ", q.sizes(), ", k ", k.sizes(), " and v ", v.sizes(), " do not fit");
+              "attend: q ", q.sizes(), ", k ", k.sizes(), " and v ", v.sizes(),
+              " are incompatible");
   const int64_t queries = q.size(1), keys = k.size(1);
   const bool cached = queries != keys;
   TORCH_CHECK(!cached || (seq.cache && queries < keys), "attend: ", queries, " queries and ", keys,

@@ -139,14 +139,14 @@ ExpertRows sort_by_expert(const at::Tensor& chosen, int64_t experts) {
 
 at::Tensor gather_rows(const at::Tensor& x, const ExpertRows& rows) {
   TORCH_CHECK(x.dim() == 2 && x.size(0) == rows.row.size(0), "gather_rows: x ", x.sizes(),
-              " does not fit rows of ", rows.row.sizes());
+              " does not match rows of shape ", rows.row.sizes());
   if (reference_ops()) return x.index_select(0, rows.source.div(rows.row.size(1), "floor"));
   return GatherFunction::apply(x, rows.source, rows.row);
 }
 
 at::Tensor sum_rows(const at::Tensor& y, const ExpertRows& rows) {
   TORCH_CHECK(y.dim() == 2 && y.size(0) == rows.row.numel(), "sum_rows: y ", y.sizes(),
-              " does not fit rows of ", rows.row.sizes());
+              " does not match rows of shape ", rows.row.sizes());
   if (reference_ops())
     return at::zeros({rows.row.size(0), y.size(1)}, y.options())
         .index_add(0, rows.source.div(rows.row.size(1), "floor"), y);

@@ -1,6 +1,6 @@
-// One GEMM per group of rows, which writes to a slice of the result without copies or
-// concatenation. On a CPU each GEMM runs on one thread and the groups are spread over the threads,
-// because many small GEMMs cannot use several threads well.
+// One GEMM per group of rows, which writes directly to a slice of the result. On a CPU each GEMM
+// runs on one thread and the groups are spread over the threads, because many small GEMMs cannot
+// use several threads well.
 #include <algorithm>
 #include <atomic>
 
@@ -19,7 +19,7 @@ struct Task {
   int64_t group, begin, size;
 };
 
-// The rows of each group, including empty groups.
+// The row range of each group, including empty groups.
 std::vector<Task> groups_of(const at::Tensor& ends) {
   const at::Tensor host = ends.cpu();
   const int32_t* end = host.const_data_ptr<int32_t>();
@@ -112,7 +112,7 @@ struct GroupedLinearFunction : torch::autograd::Function<GroupedLinearFunction> 
   }
 };
 
-// Slices and one concatenation, differentiated by LibTorch.
+// Per-group products and one concatenation, differentiated by LibTorch.
 at::Tensor plain(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& ends) {
   std::vector<at::Tensor> parts;
   for (const Task& group : groups_of(ends))
@@ -127,7 +127,7 @@ at::Tensor grouped_linear(const at::Tensor& x, const at::Tensor& weight, const a
   TORCH_CHECK(x.dim() == 2 && weight.dim() == 3 && x.size(1) == weight.size(2) &&
                   ends.numel() == weight.size(0) && ends.scalar_type() == at::kInt,
               "grouped_linear: x ", x.sizes(), ", weight ", weight.sizes(), " and ends ",
-              ends.sizes(), " do not fit");
+              ends.sizes(), " are incompatible");
   if (reference_ops()) return plain(x, weight, ends);
   // The only kernel that does not read `ends` on the host.
   if (x.is_cuda() && x.scalar_type() == at::kBFloat16)

@@ -1,7 +1,7 @@
-// Shared by the fused operators: when the CPU loops apply, dispatch by type, and short vectors in
-// the compiler's vector extension, so that one source serves every instruction set. Kernels are
-// marked DSV3_CLONES: the loader picks AVX-512, AVX2 or baseline code (not with ThreadSanitizer,
-// which is not initialised when the loader picks).
+// Shared by the fused operators: conditions for the CPU loops, dispatch by type, and short vectors
+// in the compiler's vector extension, so that one source serves every instruction set. Kernels are
+// marked DSV3_CLONES: the loader picks AVX-512, AVX2 or baseline code. This does not work with
+// ThreadSanitizer, which is not initialised when the loader picks.
 #pragma once
 
 #include <cmath>
@@ -17,7 +17,7 @@
 #else
 #define DSV3_CLONES
 #endif
-// Everything that a kernel calls must be inlined into it, else it runs baseline code.
+// Everything that a kernel calls must be inlined into it, otherwise it runs baseline code.
 #define DSV3_ALWAYS_INLINE __attribute__((always_inline))
 #define DSV3_INLINE inline DSV3_ALWAYS_INLINE
 
@@ -27,7 +27,7 @@
 
 namespace dsv3::simd {
 
-/// The types for computing with values of type `T`: fp32 for bf16 and fp32, float64 for float64.
+/// The types used to compute with values of type `T`: fp32 for bf16 and fp32, float64 for float64.
 template <class T>
 struct Math {
   using Scalar = float;
@@ -107,7 +107,7 @@ DSV3_INLINE void store(T* to, const Vec<T>& value, int64_t count) {
   std::memcpy(to, buffer, count * sizeof(T));
 }
 
-/// The value after rounding to `T`.
+/// Rounds a value to `T` and back.
 template <class T>
 DSV3_INLINE Vec<T> rounded(const Vec<T>& value) {
   if constexpr (std::is_same_v<T, c10::BFloat16>) return widen(narrow(value));
@@ -191,7 +191,7 @@ void for_type(at::ScalarType type, const Body& body) {
   body(float{});
 }
 
-/// The smallest number of rows that is worth another thread.
+/// The smallest number of rows for which another thread is worthwhile.
 inline int64_t row_grain(int64_t row_size) {
   return std::max<int64_t>(1, (1 << 14) / row_size);
 }

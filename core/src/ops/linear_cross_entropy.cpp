@@ -28,7 +28,7 @@ std::pair<at::Tensor, at::Tensor> reference(const at::Tensor& x, const at::Tenso
   return {loss, at::where(valid, entropy, zero).sum().detach()};
 }
 
-// The forward pass computes the gradients, while it holds a chunk's logits. Backward returns them.
+// The forward pass computes the gradients while it has a chunk's logits. Backward returns them.
 struct LinearCrossEntropyBackward final : torch::autograd::Node {
   at::Tensor dx, dw;
 
@@ -37,7 +37,7 @@ struct LinearCrossEntropyBackward final : torch::autograd::Node {
     if (!grad.defined()) return {at::Tensor(), at::Tensor()};
     if (!dx.defined() && !dw.defined())
       throw Error("the backward of linear_cross_entropy ran twice; its gradients are not saved");
-    // Reading the value saves two passes on a CPU; on other devices it would synchronise.
+    // Reading the value saves two passes on a CPU. On other devices it would synchronise.
     const bool unchanged = grad.is_cpu() && grad.item<double>() == 1;
     for (at::Tensor* tensor : {&dx, &dw})
       if (tensor->defined() && !unchanged) tensor->mul_(grad);
@@ -54,7 +54,7 @@ using Floats = simd::Vec<float>;
 constexpr int64_t lanes = simd::Math<float>::lanes;
 constexpr float infinity = std::numeric_limits<float>::infinity();
 
-/// The first `count` lanes, padded with -inf, which changes neither sum nor maximum.
+/// Loads the first `count` lanes and pads with -inf, which changes neither sum nor maximum.
 template <class T>
 DSV3_INLINE Floats load_padded(const T* from, int64_t count) {
   Floats value = simd::load(from, count);
@@ -74,7 +74,7 @@ DSV3_INLINE float largest_of(const T* row, int64_t size) {
   return largest;
 }
 
-/// Largest value of a row and the sum of exp(value - largest). NaN in the row gives a NaN sum.
+/// Largest value of a row and the sum of exp(value - largest). A NaN in the row makes the sum NaN.
 struct Stats {
   float largest, sum;
 };
@@ -82,7 +82,7 @@ struct Stats {
 template <class T>
 DSV3_INLINE Stats stats_of(const T* row, int64_t size) {
   const float largest = largest_of(row, size);
-  Floats sums[2] = {};  // two chains of additions hide each other's latency
+  Floats sums[2] = {};  // two independent chains of additions hide each other's latency
   int64_t i = 0;
   for (; i + 2 * lanes <= size; i += 2 * lanes) {
     sums[0] += simd::exp(simd::load(row + i) - largest);
@@ -117,7 +117,7 @@ DSV3_CLONES void write_softmax(c10::BFloat16* row, int64_t size, float largest, 
   write_to(row, size, largest, factor);
 }
 
-/// The constants of one call.
+/// Arguments that are the same for all chunks of one call.
 struct Job {
   double z_weight, scale;
   int64_t chunk;
@@ -127,8 +127,8 @@ struct Job {
   bool gradient() const { return need_dx || need_dw; }
 };
 
-/// Two scalars of a chunk: {loss with z and scale, plain loss}. Overwrites logits [R, V] with their
-/// gradient. For any device and dtype, with LibTorch's operators.
+/// Returns two scalars for a chunk: {loss with z and scale, plain loss}. Overwrites logits [R, V]
+/// with their gradient. Works for any device and dtype, with LibTorch's operators.
 std::pair<at::Tensor, at::Tensor> chunk_by_operators(at::Tensor& logits, const at::Tensor& targets,
                                                      const Job& job) {
   at::Tensor wide = logits.to(job.type);
@@ -146,8 +146,8 @@ std::pair<at::Tensor, at::Tensor> chunk_by_operators(at::Tensor& logits, const a
   return {loss, entropy.sum()};
 }
 
-/// The same in float64 for contiguous fp32 or bf16 logits on the CPU and valid targets only: two
-/// passes over a row, which stays in the cache, and a third that writes the gradient.
+/// The same in float64, for contiguous fp32 or bf16 logits on the CPU and valid targets only. Makes
+/// two passes over a row, which stays in the cache, and a third one that writes the gradient.
 template <class T>
 std::pair<at::Tensor, at::Tensor> chunk_by_rows(at::Tensor& logits, const at::Tensor& targets,
                                                 const Job& job) {
@@ -205,8 +205,8 @@ void add_weight_gradient(at::Tensor& dw, const at::Tensor& dlogits, const at::Te
     dw = widen ? product.to(at::kFloat) : product;
 }
 
-/// Rows of a chunk; chunks have equal sizes. Every chunk costs a pass over dw, so on the CPU its
-/// logits may take as much memory as dw (D rows), or 64 MiB if that is more.
+/// Number of rows in a chunk; chunks have equal sizes. Every chunk costs a pass over dw, so on the
+/// CPU its logits may take as much memory as dw (D rows), or 64 MiB if that is more.
 int64_t chunk_rows(const at::Tensor& x, const at::Tensor& weight, int64_t chunk) {
   const int64_t rows = x.size(0), vocab = weight.size(0);
   if (chunk <= 0) {
@@ -219,12 +219,13 @@ int64_t chunk_rows(const at::Tensor& x, const at::Tensor& weight, int64_t chunk)
 
 void check(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets) {
   TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1),
-              "linear_cross_entropy: x [N, D] and weight [V, D] do not fit: ", x.sizes(), ", ",
-              weight.sizes());
+              "linear_cross_entropy: x [N, D] and weight [V, D] have incompatible shapes: ",
+              x.sizes(), ", ", weight.sizes());
   TORCH_CHECK(
       targets.dim() == 1 && targets.size(0) == x.size(0) && targets.scalar_type() == at::kLong,
       "linear_cross_entropy: targets must be int64 [N]");
-  if (!targets.is_cpu() || targets.numel() == 0) return;  // other devices check their indices
+  if (!targets.is_cpu() || targets.numel() == 0)
+    return;  // the kernels of other devices check their indices
   const int64_t largest = targets.max().item<int64_t>();
   if (largest >= weight.size(0))
     throw Error("target " + std::to_string(largest) + " is outside the vocabulary of " +
@@ -260,7 +261,7 @@ Result compute(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& 
     }
     if (job.need_dw) add_weight_gradient(dw, part, x_part, widen);
   }
-  logits.reset();  // before dw may be cast
+  logits.reset();  // frees it before dw may be cast
   if (job.need_dw) result.dw = dw.defined() ? dw.to(type) : at::zeros_like(weight);
   for (at::Tensor* sum : {&result.loss, &result.plain})
     *sum = sum->defined() ? sum->to(job.type) : at::zeros({}, x.options().dtype(job.type));

@@ -77,7 +77,7 @@ DSV3_RMS_NORM(double)
 DSV3_RMS_NORM(c10::BFloat16)
 #undef DSV3_RMS_NORM
 
-// [N, D] with dense rows; a view where possible, e.g. for a slice of a projection's columns.
+// x as [N, D] with dense rows: a view where possible, e.g. for slices of a projection.
 at::Tensor as_rows(const at::Tensor& x) {
   const at::Tensor rows = x.reshape({-1, x.size(-1)});
   return rows.stride(1) == 1 ? rows : rows.contiguous();
@@ -111,7 +111,7 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
     const at::Tensor& rstd = saved[2];
     const at::Tensor dy = grads[0].contiguous();
     const int64_t count = rows.size(0), size = rows.size(1), stride = rows.stride(0);
-    // Blocks of rows depend on the shape only and their sums are added in order, so the weight's
+    // Blocks of rows depend only on the shape and their sums are added in order, so the weight's
     // gradient is bit-identical for any number of threads.
     const int64_t block = std::max<int64_t>(32, (count + 63) / 64);
     const int64_t blocks = (count + block - 1) / block;
@@ -144,7 +144,7 @@ at::Tensor plain(const at::Tensor& x, const at::Tensor& weight, double eps) {
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   TORCH_CHECK(weight.dim() == 1 && weight.size(0) == x.size(-1), "rms_norm: weight ",
-              weight.sizes(), " does not fit x ", x.sizes());
+              weight.sizes(), " does not match x ", x.sizes());
   const bool fused = fused_on_cpu(x) && weight.scalar_type() == x.scalar_type() && x.numel() > 0;
   return fused ? RmsNormFunction::apply(x, weight, eps) : plain(x, weight, eps);
 }

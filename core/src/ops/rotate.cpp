@@ -96,7 +96,7 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
   TORCH_CHECK(x.dim() == 4 && x.size(3) % 2 == 0 && cos.size(-1) == x.size(3) / 2 &&
                   cos.size(-2) == x.size(1) && cos.sizes() == sin.sizes() &&
                   (cos.dim() == 2 || cos.size(0) == x.size(0)),
-              "rotate: angles ", cos.sizes(), " do not fit x ", x.sizes());
+              "rotate: angles ", cos.sizes(), " do not match x ", x.sizes());
   const at::ScalarType type = math_type(x.scalar_type());
   const at::Tensor c = cos.to(type).contiguous(), s = sin.to(type).contiguous();
   if (reference_ops()) return plain(x, c, s, interleaved);

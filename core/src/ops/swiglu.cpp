@@ -9,7 +9,7 @@
 namespace dsv3 {
 namespace {
 
-// Rows [begin, end) of gate_up [N, 2F] to out [N, F]. Null `weights` means all 1.
+// Computes rows [begin, end) of `out` [N, F] from gate_up [N, 2F]. Null `weights` means all 1.
 template <class T>
 DSV3_INLINE void forward_rows(const T* gate_up, const simd::Scalar<T>* weights, T* out,
                               int64_t begin, int64_t end, int64_t size) {
@@ -150,12 +150,12 @@ struct SwigluFunction : torch::autograd::Function<SwigluFunction> {
 }  // namespace
 
 at::Tensor swiglu(const at::Tensor& gate_up, const at::Tensor& row_weights) {
-  TORCH_CHECK(gate_up.size(-1) % 2 == 0, "swiglu: the last dimension must hold gate and up, not ",
-              gate_up.sizes());
+  TORCH_CHECK(gate_up.size(-1) % 2 == 0,
+              "swiglu: the last dimension must be even (gate and up), not ", gate_up.sizes());
   std::optional<at::Tensor> weights;
   if (row_weights.defined()) {
     TORCH_CHECK(row_weights.numel() * gate_up.size(-1) == gate_up.numel(), "swiglu: row weights ",
-                row_weights.sizes(), " do not fit gate_up ", gate_up.sizes());
+                row_weights.sizes(), " do not match gate_up ", gate_up.sizes());
     weights = row_weights.to(math_type(gate_up.scalar_type())).contiguous();
   }
   if (reference_ops()) return plain_forward(gate_up, weights.value_or(at::Tensor()));

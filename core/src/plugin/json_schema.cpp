@@ -1,5 +1,6 @@
-// Expresses the checker's rules as a JSON schema, as far as that language can: only `dsv3-run
-// --check` checks conditions between options, the tiling of layers and values from other files.
+// Expresses the checker's rules as a JSON schema, as far as that language can. Only `dsv3-run
+// --check` checks conditions between options, the assignment of layers to components, and values
+// from other files.
 #include <algorithm>
 #include <map>
 #include <optional>
@@ -32,7 +33,7 @@ Json or_reference(Json schema) {
   return {{"anyOf", {std::move(schema), reference()}}};
 }
 
-// A word or number that is read as text, as in `name: 2024`.
+// A string, or a number or boolean read as a string, as in `name: 2024`.
 Json text() {
   return {{"type", {"string", "number", "boolean"}}};
 }
@@ -94,7 +95,7 @@ Json& property_at(Json& schema, const std::string& path) {
   return property_at(schema, section)["properties"][key];
 }
 
-// Keys of a component's map that the core reads itself.
+// Keys in a component's map that the core itself reads.
 Json core_property(const std::string& key) {
   if (key == "plugin") return Json::object();  // see plugin_name
   if (key == "tokenizer") return to("tokenizer");
@@ -110,7 +111,8 @@ Json core_property(const std::string& key) {
     schema = {
         {"anyOf",
          {role, {{"type", "array"}, {"items", role}, {"minItems", 1}, {"uniqueItems", true}}}}};
-    schema["description"] = "parameters of these roles; the first group that matches owns one";
+    schema["description"] =
+        "parameters of these roles; the first group that matches owns a parameter";
   } else {
     static const std::map<std::string, std::string> meanings{
         {"match", "parameters whose full name matches this regular expression"},
@@ -134,7 +136,7 @@ struct Named {
   bool is_plugin = false;
   bool is_list = false;  // an alias of several components
 
-  // Whether it may follow `plugin:`.
+  // Whether it may be the value of `plugin:`.
   bool is_component() const { return is_plugin || !is_list; }
 };
 
@@ -160,7 +162,7 @@ class Writer {
  private:
   Json& definition(const std::string& name) { return out_.schema["definitions"][name]; }
 
-  // A plugin's schema; null = no such plugin, or one that cannot be loaded, which is recorded.
+  // A plugin's schema. Null if the plugin is unknown or cannot be loaded, which is recorded.
   const Schema* schema_of_plugin(Kind kind, const std::string& name) {
     try {
       const Registration* found = plugins_.find_if_known(kind, name);
@@ -196,7 +198,7 @@ class Writer {
     return known->second;
   }
 
-  // `kind: NAME`. In a list, a name must mean one component.
+  // The short form `kind: NAME`. In a list, a name must mean one component.
   Json short_form(Kind kind, bool in_list) {
     Names words;
     for (const Named& component : named(kind))
@@ -215,7 +217,7 @@ class Writer {
     return {{"description", "the component's name"}, {"anyOf", choices}};
   }
 
-  // Options of a component whose plugin another file names: all options of plugins of the kind.
+  // Options of a component whose plugin a base file sets: those of all plugins of the kind.
   Json inherited_options(Kind kind) {
     std::map<std::string, std::set<Json>> meanings;
     bool complete = true;
@@ -233,7 +235,7 @@ class Writer {
             {"additionalProperties", !complete}};
   }
 
-  // {plugin: NAME, ...}: the options follow from the name.
+  // {plugin: NAME, ...}: the name determines the options.
   void add_component(Kind kind) {
     const Json no_library = {{"not", {{"required", {"library"}}}}};
     Json rules = Json::array();
@@ -252,7 +254,7 @@ class Writer {
     rules.push_back(
         {{"if", {{"not", {{"anyOf", {{{"required", {"plugin"}}}, {{"required", {"library"}}}}}}}}},
          {"then", inherited_options(kind)}});
-    // A component's own library may hold any name.
+    // A component's own library may provide any name.
     rules.push_back(
         {{"if", no_library}, {"then", {{"properties", {{"plugin", plugin_name(kind)}}}}}});
     definition(std::string(kind_name(kind)) + ".component") = {
@@ -261,7 +263,7 @@ class Writer {
         {"allOf", rules}};
   }
 
-  // A slot's value. With if-then instead of anyOf, editors report the errors inside.
+  // A slot's value. Uses if-then instead of anyOf, so that editors report the errors inside.
   void add_slot(const Slot& slot) {
     add_component(slot.kind);
     const std::string kind = kind_name(slot.kind);
@@ -298,7 +300,7 @@ class Writer {
       section["properties"].update(properties_of(schema));
     }
     Json& top = out_.schema["properties"];
-    // The check of TopOptions.
+    // Same check as in TopOptions.
     top["name"]["anyOf"] = {
         {{"type", "string"}, {"pattern", "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"}},
         {{"type", {"number", "boolean"}}},
@@ -308,7 +310,7 @@ class Writer {
     top["train"]["not"] = {{"required", {"steps", "tokens"}}};
   }
 
-  // Presets of conventions name options of sections and of any plugin.
+  // Presets of conventions set options of sections and of any plugin.
   void add_conventions() {
     Json properties = Json::object();
     const auto add = [&](const std::string& prefix, const Schema& schema) {
@@ -321,7 +323,7 @@ class Writer {
         if (component.schema && component.is_plugin)
           add(config::join(kind_name(slot.kind), component.name), *component.schema);
     out_.schema["properties"]["conventions"] = {
-        {"description", "values of unset options on which implementations differ"},
+        {"description", "defaults for options whose meaning differs between implementations"},
         {"type", {"object", "null"}},
         {"properties", properties},
         {"additionalProperties", false}};
@@ -336,11 +338,11 @@ class Writer {
   void add_files() {
     Json& top = out_.schema["properties"];
     top["dsv3"] = {{"enum", {1, "1"}}, {"description", "version of the experiment format"}};
-    top["extends"] = {{"description", "files that this one starts from, relative to it"},
+    top["extends"] = {{"description", "files that this one extends, relative to its folder"},
                       {"anyOf", {text(), {{"type", "array"}, {"items", text()}}}}};
   }
 
-  // Keys that a file without `extends` must have.
+  // Keys that are required in a file without `extends`.
   void add_completeness() {
     out_.schema["required"] = {"dsv3"};
     Json whole = Json::object();
@@ -359,7 +361,7 @@ class Writer {
     out_.schema["then"] = whole;
   }
 
-  // Each component names its plugin and has the options that it requires.
+  // Each component sets its plugin and the options that the plugin requires.
   Json complete_slot(const Slot& slot) {
     const std::string name = std::string(kind_name(slot.kind)) + ".complete";
     Json rules = Json::array();
@@ -373,7 +375,7 @@ class Writer {
       rules.push_back({{"if", {{"properties", {{"plugin", {{"const", component.name}}}}}}},
                        {"then", {{"required", required}}}});
     }
-    // Rules for maps do not apply to words.
+    // Rules for maps do not apply to strings.
     definition(name) = {{"if", {{"type", "object"}}}, {"then", {{"allOf", rules}}}};
     const Json rule = to(name);
     Json schema{{"allOf", Json::array({rule})}};

@@ -12,7 +12,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/version.h>
 
-// Otherwise Boost.DLL uses Boost's own file system library, which is compiled.
+// Avoids Boost's own file system library, which would have to be linked.
 #define BOOST_DLL_USE_STD_FS
 #include <boost/dll/shared_library.hpp>
 
@@ -34,7 +34,8 @@ constexpr uint64_t kLargestLibrary = uint64_t{512} << 20;
   throw Error(text, ExitCode::plugin);
 }
 
-// Containers and tensors here were compiled for one LibTorch; another one at run time breaks them.
+// This code was compiled for one version of LibTorch. A different version at run time breaks its
+// containers and tensors.
 void check_libtorch() {
   static const uint64_t loaded = aoti_torch_abi_version();
   if (loaded == TORCH_ABI_VERSION) return;
@@ -62,9 +63,8 @@ void check_stamp(const Stamp& stamp, const std::filesystem::path& path) {
        host.sdk + ")), compiler settings and LibTorch " + host.torch);
 }
 
-// dlopen runs the library's static initialisers. Its declaration says that it does not throw, so a
-// compiler that sees the call ends the process when an initialiser throws. This pointer hides the
-// call.
+// dlopen runs the library's static initialisers. It is declared noexcept, so a direct call would
+// end the process if an initialiser throws. The volatile pointer hides the declaration.
 void run_static_initialisers(const std::filesystem::path& path) {
   void* (*volatile open_library)(const char*, int) = &::dlopen;
   if (open_library(path.c_str(), RTLD_NOW | RTLD_LOCAL)) return;
@@ -73,14 +73,14 @@ void run_static_initialisers(const std::filesystem::path& path) {
   constexpr std::string_view kUndefined = "undefined symbol: ";
   if (!cause.starts_with(kUndefined)) fail(cause);
   std::string symbol = cause.substr(kUndefined.size());
-  // A version may follow the name, in brackets.
+  // The name may be followed by a version in brackets.
   fail(
       "no loaded library defines '" + c10::demangle(symbol.substr(0, symbol.find(' ')).c_str()) +
       "', which it needs; define it, or link the library that does with dsv3_add_plugin(LINK ...)");
 }
 
 // Opens the library and never closes it: a plugin's LibTorch objects, exceptions and threads may
-// outlive every use that could be counted, even main. The caller holds the lock.
+// outlive every use that could be counted, even main. The caller must hold the lock.
 const boost::dll::shared_library& open(const Stamp& stamp, const std::filesystem::path& path) {
   using boost::dll::load_mode::type;
   static auto& opened = *new std::deque<boost::dll::shared_library>;
@@ -107,7 +107,7 @@ std::vector<Registration> collect(const boost::dll::shared_library& handle, cons
   return registrar.registrations();
 }
 
-// The library must register what its build declared, because registries are generated from that.
+// The library must register exactly what its build declared, which registries are generated from.
 void check_provides(const std::vector<Registration>& registrations, const Stamp& stamp,
                     const std::filesystem::path& path) {
   std::set<std::string> registered;
@@ -153,7 +153,7 @@ std::unique_ptr<Library> load(const std::filesystem::path& path) {
 struct Libraries {
   struct Entry {
     std::unique_ptr<Library> library;
-    std::string error;  // when there is no library
+    std::string error;  // if the library could not be loaded
   };
   std::mutex mutex;
   std::map<std::filesystem::path, Entry> by_path;

@@ -19,22 +19,22 @@ struct Library {
   Stamp stamp;
   std::vector<Registration> registrations;
 
-  /// Null when it does not provide the component.
+  /// Null if the library does not provide the component.
   const Registration* find(Kind kind, const std::string& name) const;
 };
 
-/// Loads `path`, or returns what an earlier call loaded. Throws dsv3::Error (ExitCode::plugin) that
-/// names the plugin and the file; a file that failed before fails again with the same error,
-/// without being opened. The result lives as long as the process. Thread-safe.
+/// Loads `path`, or returns what an earlier call loaded. Throws dsv3::Error (ExitCode::plugin) with
+/// the plugin and the file. For a file that failed before, throws the same error without opening
+/// it. The result exists until the process ends. Thread-safe.
 const Library& load_library(const std::filesystem::path& path);
 
 /// The library that registered the component. Thread-safe.
 const Library& library_of(const Registration& registration);
 
-/// In order of loading; thread-safe.
+/// All libraries in order of loading. Thread-safe.
 std::vector<const Library*> libraries();
 
-/// "kind/name, kind/name", or "nothing".
+/// Formats "kind/name, kind/name", or "nothing".
 std::string component_list(const std::vector<std::string>& components);
 
 }  // namespace dsv3

@@ -11,7 +11,7 @@
 namespace dsv3 {
 namespace {
 
-using Row = std::vector<std::string>;  // the first is the header
+using Row = std::vector<std::string>;  // the first row is the header
 
 // Shortest text that reads back as the same number: 0.0003, 10000, 1e-6.
 std::string number_text(double value) {

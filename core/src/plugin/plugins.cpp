@@ -29,7 +29,7 @@ std::vector<Path> toml_files(const Path& folder) {
   return files;
 }
 
-// The registry files of one path of a search level.
+// The registry files in one path of a search level.
 std::vector<Path> registry_files(const Path& path) {
   if (!std::filesystem::exists(path))
     fail("plugin path " + path.string() + " does not exist; correct or remove it");
@@ -44,8 +44,7 @@ std::vector<Path> registry_files(const Path& path) {
   return files;
 }
 
-// The first match in search order. Two on one level are an error, because their order would be
-// arbitrary.
+// The first match in search order. Two on one level are an error, because the choice is arbitrary.
 template <class Entry>
 const Entry* lookup(const std::vector<Entry>& entries, Kind kind, const std::string& name) {
   const Entry* found = nullptr;

@@ -5,7 +5,7 @@
 #include <optional>
 #include <string_view>
 
-// toml++ 3.3 asserts on some malformed input instead of reporting it, so this file never asserts.
+// toml++ 3.3 asserts on some malformed input instead of reporting it, so assert is disabled here.
 #ifndef NDEBUG
 #define NDEBUG
 #endif

@@ -1,4 +1,5 @@
-// Registries: TOML files that map component names to libraries, so that none has to be opened.
+// Registries: TOML files that map component names to libraries, so that dsv3 need not open the
+// libraries to find a component.
 #pragma once
 
 #include <filesystem>
@@ -15,12 +16,11 @@ struct Registry {
   std::vector<Alias> aliases;
 };
 
-/// Reads one registry file. Throws dsv3::Error (ExitCode::plugin), "file:line:col: error: ...".
+/// Reads one registry file. Throws dsv3::Error (ExitCode::plugin) as "file:line:col: error: ...".
 Registry read_registry(const std::filesystem::path& file);
 
-/// Paths of a library that a registry names, in search order: beside the registry, in
-/// ../lib/dsv3/plugins from it (an installation), in the plugin folder of this build or
-/// installation.
+/// Possible paths of a library listed in a registry, in search order: next to the registry, in
+/// ../lib/dsv3/plugins from it (an installation), in this dsv3's plugin folder.
 std::vector<std::filesystem::path> library_candidates(const std::filesystem::path& registry,
                                                       const std::string& library);
 

@@ -32,14 +32,13 @@ constexpr Elf64_Half kMachine = EM_AARCH64;
   fail("damaged: the file is cut off or its headers are wrong; build or copy it again");
 }
 
-// `size` bytes at `offset`; the sum cannot overflow because both are checked against the file's
-// size.
+// `size` bytes at `offset`. The sum cannot overflow, as both are checked against the file size.
 std::string_view slice(std::string_view file, uint64_t offset, uint64_t size) {
   if (offset > file.size() || size > file.size() - offset) fail_damaged();
   return file.substr(offset, size);
 }
 
-// Element `index` of a table. index < 65536 and sizeof(T) is small, so only `table` can overflow.
+// Element `index` of a table. As index < 65536 and sizeof(T) is small, only `table` can overflow.
 template <class T>
 T read_entry(std::string_view file, uint64_t table, uint64_t index) {
   if (table > file.size()) fail_damaged();
@@ -55,15 +54,15 @@ Elf64_Ehdr read_header(std::string_view file) {
   constexpr auto order = std::endian::native == std::endian::little ? ELFDATA2LSB : ELFDATA2MSB;
   if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_ident[EI_DATA] != order ||
       header.e_machine != kMachine)
-    fail("built for another machine architecture");
-  if (header.e_type != ET_DYN) fail("not a shared library (another kind of ELF file)");
+    fail("built for a different machine architecture");
+  if (header.e_type != ET_DYN) fail("not a shared library (a different kind of ELF file)");
   if (header.e_shnum == 0 || header.e_shentsize != sizeof(Elf64_Shdr) ||
       header.e_phentsize != sizeof(Elf64_Phdr) || header.e_shstrndx >= header.e_shnum)
     fail_damaged();
   return header;
 }
 
-// The file must contain everything that the dynamic loader will map.
+// The file must contain all segments that the dynamic loader maps.
 void check_segments(std::string_view file, const Elf64_Ehdr& header) {
   for (uint64_t i = 0; i < header.e_phnum; ++i) {
     const auto segment = read_entry<Elf64_Phdr>(file, header.e_phoff, i);
@@ -71,8 +70,8 @@ void check_segments(std::string_view file, const Elf64_Ehdr& header) {
   }
 }
 
-// Bytes of section `name` of a 64-bit shared library of this machine; nullopt when it has none.
-// Fails when `file` is not such a library or is cut off, which would crash the dynamic loader.
+// Bytes of section `name` in a 64-bit shared library for this machine; nullopt if there is none.
+// Fails if `file` is not such a library or is truncated, which would crash the dynamic loader.
 std::optional<std::string_view> elf_section(std::string_view file, std::string_view name) {
   const Elf64_Ehdr header = read_header(file);
   check_segments(file, header);
@@ -100,7 +99,7 @@ std::vector<std::string> split(std::string_view text, std::string_view separator
   }
 }
 
-// The text of a StampNote; empty when the bytes are not one.
+// The text of a StampNote; empty if the bytes are not one.
 std::string_view note_text(std::string_view note) {
   constexpr size_t kHeader = 3 * sizeof(uint32_t) + 8;  // owner size, text size, type, owner
   uint32_t owner_size, size;
@@ -120,7 +119,7 @@ constexpr std::pair<std::string_view, std::string Stamp::*> kFields[]{
     {"name", &Stamp::name},      {"compiler", &Stamp::compiler},
     {"version", &Stamp::version}};
 
-// nullopt when the text is not a stamp. Unknown keys are skipped, because a later SDK may add some.
+// Returns nullopt if the text is not a stamp. Skips unknown keys, because a later SDK may add some.
 std::optional<Stamp> parse(std::string_view text) {
   const auto printable = [](unsigned char c) { return c >= 0x20 && c < 0x7f; };
   if (!text.starts_with(kMark) || !std::all_of(text.begin(), text.end(), printable))

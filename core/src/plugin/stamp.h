@@ -1,5 +1,4 @@
-// Reads the stamp of a plugin library from the file, without running its code, and compares it with
-// this dsv3's.
+// Reads a plugin library's stamp without running its code and compares it with this dsv3's.
 #pragma once
 
 #include <string>
@@ -15,13 +14,13 @@ struct Stamp {
 };
 
 /// The stamp in the bytes of a shared library. Throws dsv3::Error (ExitCode::plugin) with only the
-/// reason: not a library of this machine, damaged, not a dsv3 plugin. Safe for any bytes.
+/// reason: not a library for this machine, damaged, or not a dsv3 plugin. Safe for arbitrary bytes.
 Stamp read_stamp(std::string_view file);
 
-/// What this libdsv3 was built with; name, version and provides are empty.
+/// The stamp of this libdsv3; name, version and provides are empty.
 Stamp host_stamp();
 
-/// One line for each field that keeps the plugin from running here; empty = compatible.
+/// One line for each field that makes the plugin incompatible; empty = compatible.
 std::vector<std::string> stamp_differences(const Stamp& plugin, const Stamp& host);
 
 }  // namespace dsv3

@@ -34,7 +34,7 @@ std::string random_name() {
 
 void check_name(const std::string& name) {
   if (is_run_name(name)) return;
-  // Escaped as JSON: the name may contain anything.
+  // Escaped as JSON, because the name may contain any bytes.
   std::string shown = Json(name).dump(-1, ' ', true, Json::error_handler_t::replace);
   shown.front() = shown.back() = '\'';
   throw Error(shown + " is not a valid run name: use 1 to 128 letters, digits, '.', '_' and '-'",
@@ -59,7 +59,7 @@ std::string similar_runs(const stdfs::path& output, const std::string& name) {
   return text.empty() ? text : text + "?";
 }
 
-/// Creates the folder of runs. Returns the folders that did not exist before, innermost first.
+/// Creates the folder of run folders. Returns the new folders, innermost first.
 std::vector<stdfs::path> create_output(const stdfs::path& output) {
   std::vector<stdfs::path> missing;
   std::error_code ignored;
@@ -70,15 +70,15 @@ std::vector<stdfs::path> create_output(const stdfs::path& output) {
   return missing;
 }
 
-/// Creates a run's folder durably; false = it already exists.
+/// Creates a run's folder durably. Returns false if it already exists.
 bool create_run(const stdfs::path& path) {
   if (!fs::make_folder(path)) return false;
   fs::sync_folder(path.parent_path());
   return true;
 }
 
-/// Locks `fd` and returns 0 or errno. Tries for a second: a process that was killed while it
-/// started another one (git, for provenance) leaves its lock to that process until its exec.
+/// Locks `fd` and returns 0 or errno. Retries for a second: if a process is killed while it starts
+/// a child (git, for provenance), the child holds the lock until its exec.
 int lock_file(int fd) {
   for (int tries = 0;; ++tries) {
     if (::flock(fd, LOCK_EX | LOCK_NB) == 0) return 0;
@@ -87,7 +87,7 @@ int lock_file(int fd) {
   }
 }
 
-/// Takes the lock of `folder`; the kernel releases it when this process ends, however it ends.
+/// Locks `folder`. The kernel releases the lock when this process ends, however it ends.
 int take_lock(const stdfs::path& folder) {
   stdfs::path path = folder / "lock";
   int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
@@ -102,7 +102,7 @@ int take_lock(const stdfs::path& folder) {
                     (size > 0 ? owner : "another process") + "; wait for it to end, or stop it",
                 ExitCode::usage);
   }
-  // Only for the message above, so errors do not matter here.
+  // Used only in the message above, so errors do not matter.
   std::string owner = "process " + std::to_string(::getpid()) + " on " + host_name();
   if (::ftruncate(fd, 0) == 0) {
     [[maybe_unused]] ssize_t written = ::pwrite(fd, owner.data(), owner.size(), 0);

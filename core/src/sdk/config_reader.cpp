@@ -50,8 +50,7 @@ void ConfigReader::finish() const {
   for (const auto& [name, value] : config_.items())
     if (!seen_.contains(name))
       lines.push_back("\"" + name + "\" (" + value.dump().substr(0, 60) +
-                      ") is a field that this format does not know, so the model might not be what "
-                      "it says");
+                      "): unknown field; the model may need it, so it cannot be imported safely");
   if (lines.empty()) return;
   std::string text = "the model cannot be read:";
   for (const std::string& line : lines) text += "\n  " + line;
@@ -60,7 +59,7 @@ void ConfigReader::finish() const {
 
 namespace {
 
-/// A map's field, unless it is missing or null.
+/// A number in a map, or `missing` if the field is missing or null.
 double number_of(const Json& map, const char* key, double missing, ConfigReader& reader) {
   const auto found = map.find(key);
   if (found == map.end() || found->is_null()) return missing;
@@ -97,7 +96,7 @@ RopeParameters read_rope(ConfigReader& reader, int64_t length) {
   if (map.is_null())
     map = scaling;
   else if (!scaling.is_null())
-    reader.mistake("\"rope_parameters\" and \"rope_scaling\" are both there: keep one");
+    reader.mistake("\"rope_parameters\" and \"rope_scaling\" are both set; remove one");
   if (map.is_null()) map = Json::object();
   if (!map.is_object()) {
     reader.mistake("the rope parameters must be a map, but are " + map.dump());
@@ -105,7 +104,7 @@ RopeParameters read_rope(ConfigReader& reader, int64_t length) {
   }
   rope.theta = number_of(map, "rope_theta", theta > 0 ? theta : 10000, reader);
   if (theta > 0 && theta != rope.theta)
-    reader.mistake("\"rope_theta\" is there twice with different values");
+    reader.mistake("\"rope_theta\" is set twice with different values");
   const Json type = map.value("rope_type", map.value("type", Json("default")));
   std::set<std::string> known{"rope_type", "type", "rope_theta"};
   if (type == kYarnType) {
@@ -113,13 +112,13 @@ RopeParameters read_rope(ConfigReader& reader, int64_t length) {
     known.insert({"factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
                   "original_max_position_embeddings", "truncate", "attention_factor"});
   } else if (type != "default") {
-    reader.mistake("rope type " + type.dump() + " is none that dsv3 has: \"default\", " +
+    reader.mistake("unsupported rope type " + type.dump() + "; use \"default\" or " +
                    Json(kYarnType).dump());
     return rope;
   }
   for (const auto& [key, value] : map.items())
     if (!known.contains(key))
-      reader.mistake("\"" + key + "\" of the rope parameters is not known for rope type " +
+      reader.mistake("unknown key \"" + key + "\" in the rope parameters for rope type " +
                      type.dump());
   return rope;
 }

@@ -4,8 +4,8 @@
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/flat.h>
 
-// One copy a generation of processors, chosen when the library is loaded. ThreadSanitizer is not
-// ready by then.
+// One clone per processor generation, chosen when the library is loaded. ThreadSanitizer is not
+// initialised by then.
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
 #define DSV3_CPU_CLONES \
   __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
@@ -16,7 +16,7 @@
 namespace dsv3 {
 namespace {
 
-constexpr int64_t kAlignment = 32;  // elements: 64 bytes of a 16-bit type
+constexpr int64_t kAlignment = 32;  // in elements: 64 bytes of a 16-bit type
 constexpr int64_t kChunk = 1 << 16;
 
 using Wide = double __attribute__((vector_size(64)));
@@ -79,9 +79,8 @@ std::vector<Range> update_ranges(const UnitParam& param, bool whole_matrices) {
   if (!whole_matrices) return {whole};
   if (whole.box_shape.size() < 2 || whole.end % (param.matrices * whole.box_shape.back()) != 0)
     throw Error("parameter '" + param.name + "' of shape " + c10::str(param.tensor.sizes()) +
-                    " is not " + std::to_string(param.matrices) +
-                    " whole matrices, which its optimizer works on; give it to another optimizer "
-                    "group",
+                    " does not consist of " + std::to_string(param.matrices) +
+                    " matrices, which its optimizer requires; move it to another optimizer group",
                 ExitCode::usage);
   const int64_t elements = whole.end / param.matrices;
   std::vector<Range> ranges(param.matrices, whole);

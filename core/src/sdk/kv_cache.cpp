@@ -9,7 +9,7 @@
 namespace dsv3 {
 namespace {
 
-// A full row grows by this many tokens. Copying it every 64 tokens costs little compared to
+// A full row grows by this many tokens. Copying it every 64 tokens costs little compared with
 // attention, which reads the row for every token.
 constexpr int64_t kGrowth = 64;
 
@@ -32,7 +32,7 @@ void KvCache::append(const at::Tensor& values) {
   const int64_t total = std::accumulate(counts_.begin(), counts_.end(), int64_t{0});
   TORCH_CHECK(values.dim() == 3 && values.size(0) == 1 && values.size(1) == total &&
                   (rows_.empty() || values.size(2) == rows_[0].size(1)),
-              "KvCache: values ", values.sizes(), " do not fit a cache that expects ", total,
+              "KvCache: values ", values.sizes(), " do not match a cache that expects ", total,
               " new tokens of ", rows_.empty() ? 0 : rows_[0].size(1), " values");
   fresh_ = true;
   int64_t begin = 0;
@@ -68,8 +68,8 @@ at::Tensor KvCache::each_row(const at::Tensor& q, const RowFunction& attend) con
 void KvCache::truncate(int64_t row, int64_t length) {
   const size_t i = static_cast<size_t>(row);
   if (row < 0 || i >= rows_.size() || length < 0 || length > lengths_[i])
-    throw Error("KvCache::truncate: row " + std::to_string(row) + " cannot be cut to " +
-                std::to_string(length) + " tokens, which it does not hold");
+    throw Error("KvCache::truncate: row " + std::to_string(row) + " cannot be truncated to " +
+                std::to_string(length) + " tokens: invalid row or length");
   lengths_[i] = length;
   if (length == 0) rows_[i] = at::empty({0, rows_[i].size(1)}, rows_[i].options());
 }

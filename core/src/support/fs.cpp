@@ -22,7 +22,7 @@ using Hook = std::function<int(Call, const Path&)>;
 std::mutex hook_mutex;
 Hook hook;  // guarded by hook_mutex
 
-/// 0, or the errno with which the call must fail.
+/// The errno with which the call must fail, or 0.
 int fault(Call call, const Path& path) {
   std::unique_lock lock(hook_mutex);
   const Hook current = hook;
@@ -30,7 +30,7 @@ int fault(Call call, const Path& path) {
   return current ? current(call, path) : 0;
 }
 
-/// Repeats a system call that returns -1 and errno on errors while signals interrupt it.
+/// Repeats a system call that returns -1 as long as errno is EINTR.
 template <class F>
 auto retried(const F& make) {
   auto result = make();
@@ -83,7 +83,7 @@ Path parent_of(const Path& path) {
   throw Error(text);
 }
 
-/// A descriptor for reading. `action` is what an error says could not be done.
+/// Opens a file for reading. `action` describes what could not be done in an error message.
 struct Descriptor {
   explicit Descriptor(const Path& path, const char* action = "read", int flags = 0)
       : number(retried([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | flags); })) {
@@ -101,7 +101,7 @@ uint64_t size_of(const Descriptor& file, const Path& path) {
   return static_cast<uint64_t>(info.st_size);
 }
 
-/// What a folder contains; nothing if it does not exist.
+/// The entries of a folder; none if it does not exist.
 std::vector<Path> entries_of(const Path& folder) {
   std::vector<Path> entries;
   std::error_code error;
@@ -220,7 +220,7 @@ void make_folders(const Path& path) {
     sync_folder(parent);
   } else if (!std::filesystem::is_directory(path, ignored)) {
     throw Error("cannot create folder " + path.string() +
-                ": a file of that name exists. Move it or name another folder");
+                ": a file with that name exists. Move it or name another folder");
   }
 }
 

@@ -1,4 +1,4 @@
-// This machine's clocks and name.
+// This machine's clocks and host name.
 #pragma once
 
 #include <array>
@@ -7,15 +7,15 @@
 
 namespace dsv3 {
 
-/// Seconds of a clock that never goes back, for rates and intervals.
+/// Seconds on a monotonic clock, for rates and intervals.
 inline double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-/// Seconds since the epoch, to the microsecond.
+/// Seconds since the epoch, with microsecond resolution.
 double wall_seconds();
 
-/// Seconds since the epoch as UTC text, 2026-01-31T23:59:59Z. A signal handler may call it.
+/// Formats seconds since the epoch as UTC: 2026-01-31T23:59:59Z. May be called in a signal handler.
 std::array<char, 32> utc_text(double seconds);
 
 /// This machine's name.

@@ -56,7 +56,7 @@ Json parse_json(std::string_view text, const std::string& origin) {
   };
   const char* end = text.data() + text.size();
   auto offset = [&] { return static_cast<size_t>(reached - text.data()); };
-  std::vector<std::set<std::string>> keys;  // of the open objects
+  std::vector<std::set<std::string>> keys;  // keys of the open objects
   auto callback = [&](int depth, Json::parse_event_t event, Json& value) {
     using Event = Json::parse_event_t;
     if ((event == Event::object_start || event == Event::array_start) && depth >= kMaxDepth)

@@ -10,9 +10,10 @@
 namespace dsv3::safetensors {
 namespace {
 
-constexpr uint64_t kPrefix = 8;               // bytes of the header's size
-constexpr uint64_t kMaxHeader = 100'000'000;  // as the reference implementation
-constexpr size_t kPiece = 1 << 20;            // hashed and then written, while in the cache
+constexpr uint64_t kPrefix = 8;               // bytes of the header's size field
+constexpr uint64_t kMaxHeader = 100'000'000;  // as in the reference implementation
+constexpr size_t kPiece =
+    1 << 20;  // bytes; small enough to stay in the CPU cache between hashing and writing
 const char* const kMetadata = "__metadata__";
 
 constexpr std::pair<std::string_view, uint64_t> kDtypes[] = {
@@ -20,7 +21,7 @@ constexpr std::pair<std::string_view, uint64_t> kDtypes[] = {
     {"I16", 2},  {"U16", 2}, {"F16", 2}, {"BF16", 2},    {"I32", 4},     {"U32", 4},
     {"F32", 4},  {"I64", 8}, {"U64", 8}, {"F64", 8}};
 
-/// f(arguments...); puts `prefix` before the message of an error.
+/// Calls f(arguments...) and prepends `prefix` to the message of an error.
 template <class F, class... Arguments>
 auto with_prefix(const std::string& prefix, const F& f, const Arguments&... arguments) {
   try {
@@ -30,7 +31,7 @@ auto with_prefix(const std::string& prefix, const F& f, const Arguments&... argu
   }
 }
 
-/// Bytes of a tensor. Throws a message to which callers prepend the file and the tensor.
+/// Size of a tensor in bytes. Throws a message to which callers prepend the file and the tensor.
 uint64_t bytes_of(const std::string& dtype, const std::vector<int64_t>& shape) {
   uint64_t size = element_size(dtype);
   if (size == 0) throw Error("unknown dtype '" + dtype + "'");
@@ -79,11 +80,12 @@ Entry entry_from(const std::string& name, const Json& json) {
   entry.view.size = bytes_of(entry.view.dtype, entry.view.shape);
   if (entry.end < entry.begin || entry.end - entry.begin != entry.view.size)
     throw Error("data_offsets " + std::to_string(entry.begin) + ".." + std::to_string(entry.end) +
-                " do not fit the " + std::to_string(entry.view.size) + " bytes of dtype and shape");
+                " do not match the " + std::to_string(entry.view.size) +
+                " bytes of dtype and shape");
   return entry;
 }
 
-/// The header's text, without the size before it.
+/// The header's JSON, without the size field before it.
 std::string_view header_of(std::string_view file) {
   if (file.size() < kPrefix) throw Error("it has only " + std::to_string(file.size()) + " bytes");
   uint64_t size = 0;
@@ -120,7 +122,7 @@ std::vector<Entry> entries_from(const Json& header) {
   return entries;
 }
 
-/// Checks that the tensors follow one another without gaps up to the end of the data.
+/// Checks that the tensors follow one another without gaps until the end of the data.
 void check_offsets(const std::vector<Entry>& entries, uint64_t data_size) {
   uint64_t end = 0;
   for (const Entry& entry : entries) {
@@ -135,7 +137,7 @@ void check_offsets(const std::vector<Entry>& entries, uint64_t data_size) {
                 " follow the header; the file was truncated or never fully written");
 }
 
-/// The size and the header, padded with spaces so that the data starts at a multiple of 8.
+/// The size field and the header, padded with spaces so that the data starts at a multiple of 8.
 std::string make_header(const std::map<std::string, View>& tensors,
                         const std::map<std::string, std::string>& metadata) {
   Json header = Json::object();

@@ -41,7 +41,7 @@ Event parse_event(const std::string& line, int64_t id) {
   return event;
 }
 
-/// One tracker: its thread, its position in the journal, and the retries.
+/// Sends to one tracker: its thread, its position in the journal, and the retries.
 class TrackerSender::Worker {
  public:
   Worker(NamedTracker tracker, const RunInfo& run, std::filesystem::path journal)
@@ -65,7 +65,7 @@ class TrackerSender::Worker {
     wake_.notify_one();
   }
 
-  /// Call once: the thread then reads these values without the lock.
+  /// May be called only once, because the thread then reads these values without the lock.
   void begin_finish(RunStatus status, Clock::time_point deadline) {
     const std::lock_guard lock(mutex_);
     status_ = status;
@@ -77,7 +77,7 @@ class TrackerSender::Worker {
   void join() { thread_.join(); }
 
  private:
-  /// Acknowledged lines may be missing after a power cut; they will be delivered again.
+  /// After a power cut, acknowledged lines may be missing. They will be delivered again.
   void load_offset() {
     if (!std::filesystem::exists(offset_file_)) return;
     const auto acknowledged = read_json(offset_file_).at("lines").get<int64_t>();
@@ -109,8 +109,7 @@ class TrackerSender::Worker {
     attempt("finish", [this] { call(*tracker_.tracker, "finish", &Tracker::finish, status_); });
   }
 
-  /// At most kEventsPerCall whole lines after the acknowledged ones; `end` becomes the offset after
-  /// them.
+  /// Reads up to kEventsPerCall whole lines after the acknowledged ones. Sets `end` to their end.
   std::vector<Event> read_events(int64_t& end) const {
     std::vector<Event> events;
     std::ifstream file(journal_, std::ios::binary);
@@ -148,8 +147,8 @@ class TrackerSender::Worker {
     }
   }
 
-  /// Calls `action` until it succeeds, with capped exponential backoff; false = the deadline of
-  /// finish() came first.
+  /// Calls `action` until it succeeds, with capped exponential backoff. Returns false if the
+  /// deadline of finish() came first.
   template <class Action>
   bool attempt(const char* what, Action action) {
     double wait = kFirstRetry;

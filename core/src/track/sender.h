@@ -10,7 +10,7 @@
 namespace dsv3 {
 
 struct NamedTracker {
-  std::string name;  ///< unique in the run; names the offset file
+  std::string name;  ///< unique in the run; used for the offset file
   std::shared_ptr<Tracker> tracker;
 };
 
@@ -24,7 +24,7 @@ class TrackerSender {
   ~TrackerSender();
   TrackerSender(const TrackerSender&) = delete;
   TrackerSender& operator=(const TrackerSender&) = delete;
-  /// Call when the journal has grown.
+  /// Call this after appending to the journal.
   void notify();
   /// Sends the remaining lines for at most `seconds`, then ends the threads. Lines that could not
   /// be sent stay in the journal and are sent when the run resumes.
@@ -35,7 +35,7 @@ class TrackerSender {
   std::vector<std::unique_ptr<Worker>> workers_;
 };
 
-/// The event of a line of metrics.jsonl; `id` is the line's number from 0. Throws dsv3::Error.
+/// Converts a line of metrics.jsonl to an event; `id` is the line's number, from 0.
 Event parse_event(const std::string& line, int64_t id);
 
 }  // namespace dsv3

@@ -1,4 +1,4 @@
-// --dry-run: an estimate of what an experiment needs, computed on the meta device.
+// --dry-run: estimates an experiment's requirements on the meta device.
 #include <fmt/format.h>
 
 #include "call/call.h"
@@ -9,33 +9,33 @@
 namespace dsv3 {
 namespace {
 
-/// Bytes of one rank during a step.
+/// Bytes that one rank needs during a step.
 struct Memory {
   int64_t weights = 0;  ///< fp32 master and compute copy
   int64_t gradients = 0;
   int64_t optimizer = 0;
-  int64_t activations = 0;  ///< of one micro-batch, with one chunk of logits
+  int64_t activations = 0;  ///< for one micro-batch and one chunk of logits
   int64_t total() const { return weights + gradients + optimizer + activations; }
 };
 
-/// Assumed share of the measured or nominal matmul rate that a training step reaches.
+/// Assumed fraction of the measured or nominal matmul rate that a training step reaches.
 constexpr double kUtilisation = 0.4;
-/// Largest chunk of logits that linear_cross_entropy holds, in bytes.
+/// Maximum size of a chunk of logits in linear_cross_entropy, in bytes.
 constexpr int64_t kLogitsChunk = int64_t{128} << 20;
 
 int64_t activation_bytes(const Experiment& experiment, const ModelFigures& figures,
                          int64_t micro_batch, bool recompute) {
   const int64_t element = compute_dtype(experiment.train) == at::kBFloat16 ? 2 : 4;
   const int64_t blocks = experiment.model.layers + experiment.mtp.depth;
-  // With recomputation, every block saves only its input, and one block at a time its other values.
+  // With recomputation, every block saves only its input, and one block at a time has all values.
   const int64_t values =
       recompute ? blocks * experiment.model.hidden + figures.saved_values_per_token / blocks
                 : figures.saved_values_per_token;
   return micro_batch * experiment.train.sequence * values * element + kLogitsChunk;
 }
 
-/// FLOP/s of this machine: nominal for known GPUs, else measured with a matmul of about 20 ms; 0 =
-/// it has no GPU, but the experiment runs on one.
+/// FLOP/s of this machine: nominal for known GPUs, otherwise measured with a matmul of about 20 ms;
+/// 0 = the experiment runs on a GPU, but the machine has none.
 double matmul_rate(const Experiment& experiment) {
   if (experiment.train.device == "cuda" && !load_cuda()) return 0;
   const at::Device device = device_of(experiment.train);
@@ -74,11 +74,11 @@ void print_memory(const Memory& memory, bool recompute) {
              recompute ? "recomputed" : "saved", format_bytes(memory.total()));
 }
 
-/// What generation caches per token. Each of DeepSeek-V3's 61 layers caches 576 values, where
+/// Cache size per token during generation. Each of DeepSeek-V3's 61 layers caches 576 values, where
 /// multi-head attention with 128 heads of 128 would cache 32,768.
 void print_cache(const Model& model, const Experiment& experiment) {
   int64_t least = INT64_MAX, most = 0, all = 0;
-  for (int64_t i = 0; i < experiment.model.layers; ++i) {  // MTP modules take no part
+  for (int64_t i = 0; i < experiment.model.layers; ++i) {  // MTP modules are not included
     const int64_t values = model.attention()[size_t(i)]->cache_values_per_token();
     least = std::min(least, values);
     most = std::max(most, values);
@@ -91,7 +91,7 @@ void print_cache(const Model& model, const Experiment& experiment) {
       all * int64_t(c10::elementSize(type)), experiment.model.layers, experiment.train.precision);
 }
 
-/// Prints whether `limit` bytes suffice, and if not, which micro-batch and recomputation would.
+/// Prints whether `limit` bytes suffice, and if not, which micro-batch and recomputation would fit.
 void print_fit(const Experiment& experiment, const ModelFigures& figures, Memory memory,
                int64_t micro_batch, int64_t limit) {
   const std::string size = format_bytes(limit);
@@ -112,7 +112,7 @@ void print_fit(const Experiment& experiment, const ModelFigures& figures, Memory
              format_bytes(memory.total() - memory.activations), size);
 }
 
-/// Only `model.vocab: auto` makes a dry run read the tokenizer.
+/// A dry run reads the tokenizer only for `model.vocab: auto`.
 int64_t vocab_for_dry_run(const Experiment& experiment, Plugins& plugins) {
   if (experiment.model.vocab) return *experiment.model.vocab;
   try {

@@ -17,7 +17,7 @@ bool finite(at::TensorList tensors) {
   return std::all_of(tensors.begin(), tensors.end(), [](const auto& t) { return finite(t); });
 }
 
-/// Stores the first module that passes on a non-finite value, in forward or backward.
+/// Stores the first module that returns a non-finite value, in forward or backward.
 class FirstModule final : public Watch {
  public:
   void passed(const std::string& name, at::TensorList inputs, at::TensorList outputs) override {
@@ -54,7 +54,7 @@ std::string first_module(Model& model, Strategy& strategy, std::span<const Batch
   return first.found();
 }
 
-/// Finds the non-finite parameter declared last, which comes first in backward.
+/// Finds the last declared non-finite parameter, which comes first in backward.
 class FirstParameter {
  public:
   explicit FirstParameter(const ParameterStore& store) {

@@ -28,7 +28,7 @@ double base_lr(const Optimizer& optimizer) {
   return checked::number(optimizer, "lr", &Optimizer::lr);
 }
 
-/// "nano.yaml:15:5: error: optimizer group 'adamw'", without the position when it is unknown.
+/// "nano.yaml:15:5: error: optimizer group 'adamw'", without the position if it is unknown.
 std::string group_label(const OptimizerGroup& group) {
   std::string text = "optimizer group '" + group.name + "'";
   const std::string origin = group.component.origin.text();
@@ -44,7 +44,7 @@ std::string condition(const OptimizerGroup& group) {
   return text.empty() ? "every role and name" : text;
 }
 
-/// The group's `match`; an empty one is found in every name.
+/// The regular expression in the group's `match`. An empty one matches every name.
 std::regex pattern_of(const OptimizerGroup& group) try {
   return std::regex(group.match);
 } catch (const std::regex_error& error) {
@@ -60,7 +60,7 @@ bool matches(const OptimizerGroup& group, const std::regex& pattern, const Param
          std::regex_search(parameter.name, pattern);
 }
 
-/// The first names, and the number of those left out.
+/// The first few names, and the number of the remaining ones.
 std::string name_list(const std::vector<Parameter>& parameters) {
   constexpr size_t kShown = 10;
   std::string text;
@@ -78,7 +78,7 @@ std::string with_commas(int64_t number) {
   return text;
 }
 
-/// Rows of cells as columns, aligned to the right where `right` is true.
+/// Formats rows of cells as columns, aligned to the right where `right` is true.
 std::string table(const std::vector<std::vector<std::string>>& rows,
                   const std::vector<bool>& right) {
   std::vector<size_t> widths(right.size());
@@ -181,7 +181,7 @@ std::vector<GroupSpec> OptimizerSet::specs() const {
 
 void OptimizerSet::bind(Strategy& strategy) {
   states_.clear();
-  // State is on the device of the values, where the update happens.
+  // State is on the device of the values, where updates happen.
   std::map<std::string, at::Device> devices;
   for (const OwnedTensor& owned : checked::owned(strategy))
     devices.emplace(owned.range.name, owned.value.device());

@@ -8,17 +8,17 @@
 namespace dsv3 {
 namespace {
 
-/// Rows of the embedding while the tokenizer's size is unknown: no other shape depends on them.
+/// Rows of the embedding while the vocabulary size is unknown. No other shape depends on it.
 constexpr int64_t kAnyVocab = 1024;
 
-/// The strings of an option that holds one or a list.
+/// The strings of an option whose value is a string or a list.
 std::vector<std::string> strings_of(const OptionValue& value) {
   if (const auto* text = std::get_if<std::string>(&value)) return {*text};
   if (const auto* list = std::get_if<std::vector<std::string>>(&value)) return *list;
   return {};
 }
 
-/// Why `path` cannot be read; "" = it can.
+/// Why `path` cannot be read; "" = it is readable.
 std::string why_unreadable(const std::string& path) {
   std::error_code error;
   if (!std::filesystem::exists(path, error)) return "no such file or folder";
@@ -32,7 +32,7 @@ class Preflight {
         plugins_(plugins),
         inputs_too_(scope != PreflightScope::configuration) {}
 
-  /// Throws when it has found any problem.
+  /// Throws if there is any problem.
   void check() {
     check_model(check_vocab());
     check_schedule();
@@ -56,20 +56,20 @@ class Preflight {
   }
 
  private:
-  /// Appends a block; a problem of several layers is reported once.
+  /// Appends a block. A problem that several layers have is reported once.
   static void add(std::string& blocks, const std::string& block) {
     if (("\n" + blocks + "\n").find("\n" + block + "\n") != std::string::npos) return;
     blocks += (blocks.empty() ? "" : "\n") + block;
   }
 
-  /// Appends a block as the configuration's diagnostics have it. `text` reads "what and why; cure".
+  /// Appends a block in the format of configuration diagnostics. `text` is "what and why; fix".
   static void add(std::string& blocks, const Origin& at, const std::string& text) {
     const size_t cure = std::min(text.find("; "), text.size());
     add(blocks, at.text() + ": error: " + text.substr(0, cure) + config::excerpt_of(at) +
                     (cure < text.size() ? "\n  note: " + text.substr(cure + 2) : ""));
   }
 
-  /// Where `option` of the component is set, else where the component is named.
+  /// The position of the component's `option` or, if that is not set, of the component.
   Origin origin_of(const ComponentSpec& spec, const std::string& option) const {
     for (const char* element : {".", ".0."})
       if (const Origin at = experiment_.origin(spec.path + element + option);
@@ -78,14 +78,14 @@ class Preflight {
     return spec.origin;
   }
 
-  /// Adds what a component reports about its options. A text that starts with an option is placed
-  /// there.
+  /// Adds an error about a component's options. If the message starts with an option, it is
+  /// reported at that option.
   void add_option_problem(const ComponentSpec& spec, const std::string& text) {
     add(configuration_, origin_of(spec, text.substr(0, text.find_first_of(" :"))),
         label_of(spec) + text);
   }
 
-  /// Adds what a component reports about the file it read; a place in that file is in the text.
+  /// Adds an error about a component's input file. The message contains the position in that file.
   void add_input_problem(const ComponentSpec& spec, const std::string& text) {
     Origin at = spec.origin;
     for (const OptionSpec& option : plugins_.find(spec).schema->options)
@@ -97,14 +97,14 @@ class Preflight {
     return std::string(kind_name(spec.kind)) + " '" + spec.plugin + "': ";
   }
 
-  /// Runs `build`; an error of a component's constructor becomes a problem. False = there was one.
+  /// Runs `build` and adds errors of constructors as problems. Returns false if there was one.
   template <class Build>
   bool builds(const Build& build) {
     try {
       build();
       return true;
     } catch (const ConstructorError& error) {
-      if (error.code() == ExitCode::plugin) throw;  // not the experiment's fault
+      if (error.code() == ExitCode::plugin) throw;  // not an error in the experiment
       if (error.code() == ExitCode::data)
         add_input_problem(error.spec, error.cause);
       else
@@ -113,8 +113,8 @@ class Preflight {
     }
   }
 
-  /// Adds the input paths that cannot be read. False = the component needs a path that is missing
-  /// or must not be looked at.
+  /// Adds the input paths that cannot be read. Returns false if the component needs a path that is
+  /// missing or must not be checked.
   bool check_paths(const ComponentSpec& spec) {
     bool readable = true;
     for (const OptionSpec& option : plugins_.find(spec).schema->options) {
@@ -138,7 +138,7 @@ class Preflight {
     return readable;
   }
 
-  /// The vocabulary to build the model with.
+  /// The vocabulary size to build the model with.
   int64_t check_vocab() {
     std::shared_ptr<const Tokenizer> tokenizer;
     const bool named = !experiment_.tokenizer.plugin.empty();
@@ -157,8 +157,8 @@ class Preflight {
     }
   }
 
-  /// Builds every layer, and optimizers for their parameters. A layer that cannot be built is left
-  /// out, so that all are tried.
+  /// Builds every layer, and optimizers for their parameters. Skips layers that cannot be built, so
+  /// that all are checked.
   void check_model(int64_t vocab) {
     bool complete = true;
     ModelFactory factory = factory_of(experiment_, plugins_);
@@ -174,7 +174,7 @@ class Preflight {
     const Model model(experiment_, vocab, factory, at::kMeta);
     for (const OptimizerGroup& group : experiment_.optimizer)
       complete &= builds([&] { make<Optimizer>(plugins_, group.component); });
-    if (!complete) return;  // which parameters there are is unknown
+    if (!complete) return;  // some parameters are unknown
     try {
       const OptimizerSet optimizers(experiment_, plugins_, model.store());
     } catch (const Error& error) {
@@ -203,7 +203,7 @@ class Preflight {
 int64_t vocab_of(const Experiment& experiment, const Tokenizer* tokenizer) {
   const std::optional<int64_t> vocab = experiment.model.vocab;
   if (!vocab && !tokenizer)
-    throw Error("model.vocab is auto, but data names no tokenizer; set model.vocab to a number",
+    throw Error("model.vocab is auto, but data has no tokenizer; set model.vocab to a number",
                 ExitCode::usage);
   if (!vocab) return tokenizer->vocab_size();
   if (tokenizer && tokenizer->vocab_size() > *vocab)

@@ -1,4 +1,4 @@
-// The progress line of a terminal, and how rates, sizes and times are written.
+// The progress line on a terminal, and the formats of rates, sizes and times.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 
 namespace dsv3 {
 
-/// Contents of a progress line. Rates of 0 are left out.
+/// Contents of a progress line, which omits rates of 0.
 struct ProgressLine {
   int64_t step = 0, steps = 0;
   double loss = 0, lr_factor = 0, grad_norm = 0, tokens_per_s = 0, mfu = 0, wait_fraction = 0,

@@ -1,4 +1,4 @@
-// Starts and resumes runs: from a request to a run folder, a trainer and the files they leave.
+// Starts and resumes runs: from a request to a run folder, a trainer and the files of the run.
 #include <set>
 
 #include <dsv3/runtime/compare.h>
@@ -18,7 +18,7 @@ Experiment load(const ExperimentRequest& request, Plugins& plugins) {
   return load_experiment(request, plugins);
 }
 
-/// The experiment with which the run in `folder` was started.
+/// The experiment that the run in `folder` was started with.
 Experiment stored_experiment(const RunFolder& folder, Plugins& plugins) {
   ExperimentRequest request;
   request.file = folder.config();
@@ -26,8 +26,8 @@ Experiment stored_experiment(const RunFolder& folder, Plugins& plugins) {
   return load(request, plugins);
 }
 
-/// Throws when the request asks for other settings than those of the run that it resumes.
-/// `requested` is its experiment, if it names one.
+/// Throws if the request has different settings from the run that it resumes. `requested` is its
+/// experiment, if it has one.
 void require_same_settings(const RunRequest& request, const RunFolder& folder,
                            const Experiment& stored, std::optional<Experiment> requested) {
   if (!requested) {
@@ -69,7 +69,7 @@ const char* state_of(int code) {
   return code == static_cast<int>(ExitCode::interrupted) ? "interrupted" : "preempted";
 }
 
-/// Starts with the weights that --from names; errors mention --from.
+/// Starts with the weights from --from, which errors mention.
 void start_from(Trainer& trainer, const std::string& from, Plugins& plugins) {
   try {
     trainer.start_from(open_stored_model(from, plugins));
@@ -79,14 +79,14 @@ void start_from(Trainer& trainer, const std::string& from, Plugins& plugins) {
   }
 }
 
-/// While one exists, a crash is reported in the run's status.json.
+/// While this object exists, a crash is reported in the run's status.json.
 class CrashesInFolder {
  public:
   explicit CrashesInFolder(const RunFolder& folder) { report_crashes_to(folder.status()); }
   ~CrashesInFolder() { report_crashes_to({}); }
 };
 
-/// Trains inside `folder` and leaves status.json, also when it throws.
+/// Trains in `folder` and writes status.json, even on an error.
 int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment, Plugins& plugins,
              bool resumed) {
   open_log_file(folder.log());
@@ -94,8 +94,8 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
   std::unique_ptr<Trainer> trainer;
   bool started = false;
   try {
-    // With its settings a run resumes without its first command. With --from they are written only
-    // after the weights are saved, or it would resume with other weights.
+    // The settings allow a run to resume without its first command. With --from they are written
+    // only after the weights are saved, or the run would resume with different weights.
     if (request.from.empty() && !std::filesystem::exists(folder.config()))
       fs::write_atomically(folder.config(), experiment.resolved.yaml());
     folder.write_status("running", std::nullopt, 0, "");
@@ -129,7 +129,7 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
     const ExitCode code = known ? known->code() : ExitCode::failed;
     const std::string text = current_exception_text();
     try {
-      // An error before the first step leaves nothing, so that the corrected command works.
+      // If the first step was not reached, removes the folder so that the corrected command works.
       if (folder.created() && !started) {
         close_log_file();
         folder.remove();

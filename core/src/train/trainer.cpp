@@ -20,7 +20,7 @@ namespace dsv3 {
 namespace {
 
 constexpr std::array kSignals{SIGTERM, SIGUSR2, SIGINT};
-/// 0 = continue; else the exit code to stop with (preempted or interrupted).
+/// 0 = continue; otherwise the exit code to stop with (preempted or interrupted).
 volatile std::sig_atomic_t requested_code = 0;
 
 extern "C" void on_signal(int signal) {
@@ -29,8 +29,8 @@ extern "C" void on_signal(int signal) {
   requested_code = code;
 }
 
-/// While a guard lives, SIGTERM and SIGUSR2 request preemption and SIGINT an interrupt, which the
-/// training loop reads after each step; a second SIGINT ends the process immediately.
+/// While a guard exists, SIGTERM and SIGUSR2 request preemption and SIGINT an interrupt, which the
+/// training loop reads after each step. A second SIGINT ends the process immediately.
 class SignalGuard {
  public:
   SignalGuard() {
@@ -111,7 +111,7 @@ int Trainer::run(bool resumed) {
     std::optional<double> val_loss;
     const double trained = seconds_now();
     if (last || due(experiment_.validation.every)) val_loss = validate();
-    logged_seconds_ += seconds_now() - trained;  // rates cover training only
+    logged_seconds_ += seconds_now() - trained;  // excluded, because rates cover training only
     record(&result, val_loss);
     const double recorded = seconds_now();
     if (due(experiment_.samples.every) || (last && experiment_.samples.every > 0)) write_samples();
@@ -166,7 +166,7 @@ StepResult Trainer::train_step() {
 }
 
 at::Tensor Trainer::run_micro_batches(std::span<const Batch> batches, const LossScale& scale) {
-  // Sums stay on the device until all gradients are computed: only reading them waits for it.
+  // Sums stay on the device until all gradients are computed, because reading them synchronises.
   at::Tensor sums = at::zeros({3}, at::TensorOptions().dtype(at::kFloat).device(device_));
   for (size_t m = 0; m < batches.size(); ++m) {
     call(*strategy_, "begin_microbatch", &Strategy::begin_microbatch, m + 1 == batches.size());
@@ -215,7 +215,7 @@ void Trainer::report_not_finite(const StepResult& result, const std::string& cau
 }
 
 void Trainer::end_feed_forward_step(bool skipped) {
-  std::vector<size_t> layers;  // that count their tokens
+  std::vector<size_t> layers;  // layers that count their tokens
   std::vector<at::Tensor> counts;
   for (size_t i = 0; i < model_->feed_forward().size(); ++i)
     if (const at::Tensor count = checked::step_counts(*model_->feed_forward()[i]);
@@ -240,7 +240,7 @@ void Trainer::end_feed_forward_step(bool skipped) {
 
 std::optional<double> Trainer::validate() {
   validation_->load_state(validation_start_);
-  // Whole batches, so that the rows do not depend on the micro-batch.
+  // Uses whole batches, so that the rows do not depend on the micro-batch.
   const ValidationSum sum =
       dsv3::validate(*model_, *validation_, experiment_.validation.batches * accumulate_);
   if (sum.targets == 0) {

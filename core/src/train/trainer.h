@@ -1,4 +1,4 @@
-// The training loop and everything that one step uses.
+// The training loop and all that one step uses.
 #pragma once
 
 #include <optional>
@@ -17,20 +17,19 @@
 
 namespace dsv3 {
 
-/// `model.vocab`, or the tokenizer's size for `auto`; throws when it is too small or cannot be
+/// `model.vocab`, or the tokenizer's size for `auto`. Throws if it is too small or cannot be
 /// determined. `tokenizer` may be null.
 int64_t vocab_of(const Experiment& experiment, const Tokenizer* tokenizer);
 
-/// The libraries that an experiment's components come from, in the order they were loaded. Excludes
-/// those that are not used, such as that of a plugin which an override replaced.
+/// The libraries of an experiment's components, in order of loading. Excludes unused ones, such as
+/// that of a plugin replaced by an override.
 std::vector<LoadedLibrary> libraries_of(const Experiment& experiment, const Plugins& plugins);
 
-/// Returns a sentence that names the first module, in order of computation, with a non-finite
-/// output or gradient, and the first such parameter, going back from the loss; empty when
-/// everything is finite in a second run. Call it between the step's last backward and
-/// Strategy::end_step(), on all ranks. It repeats the forwards of the step's micro-batches without
-/// counting tokens, and with `backward` also their backwards if the forwards are finite, which
-/// makes the gradients useless.
+/// Returns a sentence with the first module, in order of computation, that has a non-finite output
+/// or gradient, and the first such parameter, going back from the loss; empty if everything is
+/// finite in a second run. Call it between the step's last backward and Strategy::end_step(), on
+/// all ranks. It repeats the forwards of the step's micro-batches without counting tokens. With
+/// `backward`, it also repeats their backwards if the forwards are finite, invalidating gradients.
 std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet& optimizers,
                             std::span<const Batch> batches, const LossScale& scale, bool backward);
 
@@ -40,37 +39,36 @@ struct StepResult {
   double main_loss = 0;
   double mtp_loss = 0;   ///< mean over depths, unweighted; 0 without MTP
   double grad_norm = 0;  ///< before clipping
-  bool skipped = false;  ///< not finite and `not_finite: skip`
+  bool skipped = false;  ///< not finite, with `not_finite: skip`
 };
 
-/// One run from its first to its last step. Call `run` once.
+/// One run from its first to its last step. Call `run` only once.
 class Trainer {
  public:
   Trainer(Experiment experiment, Plugins& plugins, RunFolder& folder, bool quiet);
 
-  /// Resumes from a verified checkpoint, with everything that determines the next step's bits.
+  /// Resumes from a verified checkpoint. The next step is bit-identical.
   void restore(const StoredCheckpoint& checkpoint);
   /// Starts a new run with the weights and buffers of another one and saves them as step 0.
   void start_from(const StoredModel& stored);
-  /// Trains until the last step or a signal; returns the exit code.
+  /// Trains until the last step or a signal. Returns the exit code.
   int run(bool resumed);
 
   int64_t step() const { return step_; }
   /// sha256 over all initial values, in order of declaration.
   const std::string& init_hash() const { return init_hash_; }
-  /// Hash over all rows trained on so far, in order: equal for runs that saw the same tokens,
-  /// whatever the micro-batch.
+  /// Hash of all rows trained on so far, in order: independent of the micro-batch.
   const std::string& data_hash() const { return data_hash_; }
 
  private:
   StepResult train_step();
-  /// Forward and backward of a step. Returns the sums of total, main and MTP loss [3], on the
+  /// Runs forward and backward of a step. Returns sums of total, main and MTP loss [3] on the
   /// device.
   at::Tensor run_micro_batches(std::span<const Batch> batches, const LossScale& scale);
   LossScale scale_of(const at::Tensor& targets) const;
   void hash_rows(const Batch& batch);
   void end_feed_forward_step(bool skipped);
-  /// Warns about a skipped step, or throws when `train.not_finite` is stop.
+  /// Warns about a skipped step, or throws if `train.not_finite` is stop.
   void report_not_finite(const StepResult& result, const std::string& cause) const;
   std::optional<double> validate();
   void write_samples();
@@ -107,7 +105,7 @@ class Trainer {
   double lr_factor_ = 0;
   /// Metric name and token counts per expert in the last step.
   std::vector<std::pair<std::string, at::Tensor>> loads_;
-  double logged_seconds_ = 0, logged_wait_ = 0;  // at the last logged step
+  double logged_seconds_ = 0, logged_wait_ = 0;  // values at the last logged step
   int64_t logged_tokens_ = 0;
   std::string init_hash_, data_hash_;
 };

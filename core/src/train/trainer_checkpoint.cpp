@@ -1,4 +1,4 @@
-// Saving a run to a checkpoint and back: everything that determines the next step's bits.
+// Saves a run to a checkpoint and restores it, so that the next step is bit-identical.
 #include <dsv3/runtime/compare.h>
 #include <dsv3/sdk/log.h>
 
@@ -8,8 +8,7 @@
 namespace dsv3 {
 namespace {
 
-/// Throws with the differing settings of the two models; `cause` is for models whose settings
-/// agree.
+/// Throws with the settings in which models differ; `cause` is for models with equal settings.
 [[noreturn]] void reject_model(const StoredModel& stored, const Experiment& experiment,
                                const std::string& cause) {
   const std::string settings = difference_lines(stored.resolved(), experiment.resolved,
@@ -63,7 +62,8 @@ void Trainer::load_model(const StoredModel& stored) {
 void Trainer::restore(const StoredCheckpoint& checkpoint) {
   const StoredModel stored = stored_model_of(checkpoint);
   load_model(stored);
-  // After the tensors: for another attention, the model is the better explanation.
+  // Checked after the tensors: if the attention differs, a model mismatch is the better
+  // explanation.
   require_conventions(stored, experiment_, true);
   optimizers_->load(stored.tensors);
   const Json& state = checkpoint.manifest.at("state");
@@ -81,7 +81,7 @@ void Trainer::start_from(const StoredModel& stored) {
   load_model(stored);
   require_conventions(stored, experiment_, false);
   init_hash_ = hash_parameters();
-  // If it is killed before its first checkpoint, the run must resume from these weights.
+  // If the run is killed before its first checkpoint, it must resume from these weights.
   save(std::nullopt);
 }
 

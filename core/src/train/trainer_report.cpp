@@ -1,4 +1,4 @@
-// What a run reports: its start, its metrics, its samples.
+// The reports of a run: its start, its metrics and its samples.
 #include <cmath>
 #include <fmt/format.h>
 

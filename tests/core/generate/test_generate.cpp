@@ -227,7 +227,7 @@ TEST_CASE("invalid prompts and options are rejected") {
            "prompt 2 contains id 23, which is not one of the model's ids 0 to 22");
   rejected({{-1}}, {}, "id -1");
   rejected({{1}}, {.tokens = 0}, "new tokens");
-  rejected({{1}}, {.batch = 0}, "at once");
+  rejected({{1}}, {.batch = 0}, "batch must");
   rejected({{1}}, {.sampling = {.temperature = -1}}, "temperature");
   rejected({{1}}, {.sampling = {.temperature = NAN}}, "temperature");
   rejected({{1}}, {.sampling = {.top_k = -1}}, "top_k");

@@ -41,13 +41,13 @@ TEST_CASE("the error for a file that is not a plugin states what the file is") {
   CHECK_THAT(reason(""), Contains("not an ELF file"));
   CHECK_THAT(reason("#!/bin/sh\n"), Contains("not an ELF file"));
   CHECK_THAT(reason(get("/proc/self/exe")),
-             Contains("not a dsv3 plugin") || Contains("another kind of ELF file"));
+             Contains("not a dsv3 plugin") || Contains("different kind of ELF file"));
   std::string other = bytes;
   other[18] = 0x28;  // e_machine: ARM
-  CHECK_THAT(reason(other), Contains("another machine architecture"));
+  CHECK_THAT(reason(other), Contains("different machine architecture"));
   other = bytes;
   other[4] = 1;  // 32 bit
-  CHECK_THAT(reason(other), Contains("another machine architecture"));
+  CHECK_THAT(reason(other), Contains("different machine architecture"));
   other = bytes;
   other[other.find("@dsv3-plugin@")] = 'x';
   CHECK_THAT(reason(other), Contains("cannot read its stamp (section .note.dsv3)"));

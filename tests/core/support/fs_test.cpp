@@ -109,7 +109,7 @@ TEST_CASE("folders are created with their parents and removed with their content
   put(folder / "other", "x");
   put(folder / "a/b/file", "x");
   REQUIRE_THROWS_WITH(fs::make_folders(folder / "a/b/file"),
-                      Catch::Contains("a file of that name exists"));
+                      Catch::Contains("a file with that name exists"));
   std::filesystem::create_directory(folder / "elsewhere");
   put(folder / "elsewhere/file", "x");
   std::filesystem::create_directory_symlink(folder / "elsewhere", folder / "a/link");

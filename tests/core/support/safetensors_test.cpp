@@ -157,8 +157,8 @@ TEST_CASE_METHOD(Fixture, "tensors that do not match their bytes are rejected") 
   REQUIRE(one("F32", "[2]", "[0, 8]").empty());
   REQUIRE(has(one("F99", "[2]", "[0, 8]"), "unknown dtype"));
   REQUIRE(has(one("", "[2]", "[0, 8]"), "unknown dtype"));
-  REQUIRE(has(one("F32", "[3]", "[0, 8]"), "do not fit"));
-  REQUIRE(has(one("F32", "[2]", "[8, 0]"), "do not fit"));
+  REQUIRE(has(one("F32", "[3]", "[0, 8]"), "do not match"));
+  REQUIRE(has(one("F32", "[2]", "[8, 0]"), "do not match"));
   REQUIRE_FALSE(one("F32", "[-2]", "[0, 8]").empty());
   REQUIRE_FALSE(one("F32", "[2.0]", "[0, 8]").empty());
   REQUIRE_FALSE(one("F32", "2", "[0, 8]").empty());

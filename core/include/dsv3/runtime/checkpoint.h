@@ -1,5 +1,4 @@
-// Checkpoints on disk: folders of safetensors with a manifest, written atomically and verified when
-// loaded.
+// Checkpoints on disk: folders of safetensors files with a manifest, saved atomically.
 #pragma once
 
 #include <optional>
@@ -9,17 +8,16 @@
 
 namespace dsv3 {
 
-/// What a rank saves: tensors under unique keys. Their host memory must stay alive until save()
-/// returns.
+/// A rank's tensors under unique keys. Their host memory must stay alive until save() returns.
 struct CheckpointContent {
   int64_t step = 0, tokens = 0;
   std::optional<double> val_loss = {};
   std::map<std::string, safetensors::View> tensors = {};
-  /// Data cursor, config, plugin digests, conventions, world size, strategy ... Numbers must be
-  /// finite, because JSON cannot represent others (see number_to_json).
+  /// Data position, config, plugin digests, conventions, world size, strategy ... Numbers must be
+  /// finite, because JSON has no NaN or infinity (see number_to_json).
   Json state = {};
   std::map<std::string, std::string> files =
-      {};  ///< other files by name, verified like the tensors
+      {};  ///< additional files by name, verified like the tensors
 };
 
 /// A checkpoint on disk.
@@ -42,16 +40,15 @@ class CheckpointStore {
   /// left as it is, a damaged one is replaced. On error (ExitCode::checkpoint) existing checkpoints
   /// stay and the temporary folder is removed. One process at a time.
   StoredCheckpoint save(const CheckpointContent& content);
-  /// Finishes a save that was killed, for a run that resumes from step `newest`: removes its
-  /// temporary folder and the older checkpoints it would have deleted. A failed deletion is only a
-  /// warning.
+  /// Finishes an interrupted save for a run that resumes from step `newest`: removes the temporary
+  /// folder and the older checkpoints that the save would have deleted. Failures are only warnings.
   void clean_up(int64_t newest);
-  /// The newest intact checkpoint (size and sha256 of every file match); logs a warning for each
-  /// one skipped. nullopt = none.
+  /// The newest intact checkpoint, in which size and sha256 of every file match; nullopt = none.
+  /// Logs a warning for each one skipped.
   std::optional<StoredCheckpoint> newest() const;
   /// The intact checkpoint with the lowest val_loss.
   std::optional<StoredCheckpoint> best() const;
-  /// All checkpoints with a readable manifest, oldest first, not verified.
+  /// All checkpoints with a readable manifest, oldest first. Their files are not verified.
   std::vector<StoredCheckpoint> all() const;
 
  private:
@@ -59,13 +56,12 @@ class CheckpointStore {
   int64_t keep_best_;
 };
 
-/// Writes one checkpoint as `folder`, which must not exist yet, atomically as CheckpointStore::save
-/// does. Throws dsv3::Error (ExitCode::checkpoint).
+/// Writes one checkpoint as `folder`, which must not exist yet, atomically like
+/// CheckpointStore::save. Throws dsv3::Error (ExitCode::checkpoint).
 StoredCheckpoint write_checkpoint(const std::filesystem::path& folder,
                                   const CheckpointContent& content);
 
-/// Verifies one checkpoint folder; throws dsv3::Error (ExitCode::checkpoint) naming the file and
-/// the cause.
+/// Verifies a checkpoint. Throws dsv3::Error (ExitCode::checkpoint) with the file and the cause.
 StoredCheckpoint verify_checkpoint(const std::filesystem::path& folder);
 
 }  // namespace dsv3

@@ -1,4 +1,4 @@
-// From an experiment file, config.yaml and the command line to a checked Experiment.
+// Loads an experiment file, config.yaml and the command line into a checked Experiment.
 #pragma once
 
 #include <filesystem>
@@ -11,15 +11,13 @@
 
 namespace dsv3 {
 
-/// What the checker needs to know about components. Programs implement it with `Plugins`, tests
-/// with a table.
+/// Provides component schemas to the checker. Programs use `Plugins`, tests a table.
 class Catalog {
  public:
   virtual ~Catalog();
-  /// Options of a component; null = unknown name. Loads the library; throws when found but
-  /// unloadable.
+  /// Options of a component; null = unknown name. Loads the library and throws if that fails.
   virtual const Schema* schema(Kind kind, const std::string& name, const std::string& library) = 0;
-  /// YAML that a short form stands for, e.g. optimizer "muon"; empty = no such alias.
+  /// YAML that an alias stands for, e.g. optimizer "muon"; empty = no such alias.
   virtual std::string alias(Kind kind, const std::string& name) const = 0;
   /// Known component names and aliases of the kind, for "did you mean" and for options of siblings.
   virtual std::vector<std::string> names(Kind kind) const = 0;
@@ -27,13 +25,13 @@ class Catalog {
   virtual std::string searched() const = 0;
 };
 
-/// Machine defaults that are needed before any plugin can be found.
+/// Machine defaults that are needed before plugins can be found.
 struct MachineConfig {
   std::vector<std::string> plugin_paths;  ///< relative ones resolved against the file's folder
   std::string file;                       ///< empty = no file was read
 };
 
-/// All errors of an experiment together; what() holds one block for each.
+/// All errors of an experiment; what() contains one block for each.
 class ConfigError : public Error {
  public:
   ConfigError(const std::string& text, int count) : Error(text, ExitCode::usage), count(count) {}
@@ -41,10 +39,10 @@ class ConfigError : public Error {
   int count;
 };
 
-/// A value that a program sets, as opposed to a file or the user's command line.
+/// A value set by a program rather than by a file or the user's command line.
 struct Setting {
-  std::string path;   ///< "data.tokenizer.file"; std::monostate as its value removes a component
-  OptionValue value;  ///< taken literally: a string may contain any character
+  std::string path;   ///< "data.tokenizer.file"; std::monostate as `value` removes a component
+  OptionValue value;  ///< taken literally, so a string may contain any character
   std::string label;  ///< name of the layer, printed as the origin: "--debug", "sweep point"
 };
 
@@ -53,8 +51,8 @@ struct Setting {
 /// one layer), the command line.
 struct ExperimentRequest {
   std::filesystem::path file;
-  /// The experiment's YAML when it is stored inside another file, such as a checkpoint's manifest;
-  /// errors then name `file`, and relative names start at its folder.
+  /// The experiment's YAML if it is stored inside another file, such as a checkpoint's manifest.
+  /// Errors then name `file`, and relative paths start at its folder.
   std::string text;
   bool stored = false;                   ///< a resolved experiment of a run or checkpoint
   std::filesystem::path machine_config;  ///< config.yaml; empty = none
@@ -62,13 +60,13 @@ struct ExperimentRequest {
   std::vector<std::string> command_line;  ///< key=value, in order
 };
 
-/// Reads only what finding plugins needs.
+/// Reads only the settings needed to find plugins.
 MachineConfig read_machine_config(const std::filesystem::path& file);
 
 /// Reads, merges and checks. Throws ConfigError with every error found.
 Experiment load_experiment(const ExperimentRequest& request, Catalog& catalog);
 
-/// The core's own sections of an experiment by path, outer sections first; "" is the top level.
+/// The core's own sections of an experiment by path, outer sections first. "" is the top level.
 const std::vector<std::pair<std::string, Schema>>& core_sections();
 
 }  // namespace dsv3

@@ -1,4 +1,4 @@
-// Export of models to Hugging Face folders, and import from them.
+// Exports models to Hugging Face folders and imports models from them.
 #pragma once
 
 #include <dsv3/runtime/stored_model.h>
@@ -8,11 +8,13 @@ namespace dsv3 {
 struct ExportRequest {
   std::filesystem::path model;   ///< anything that open_stored_model accepts
   std::filesystem::path folder;  ///< folder to create; must not exist
-  std::string format;          ///< a format plugin; empty: the first one that can express the model
-  bool mtp = true;             ///< false: MTP modules are left out
+  std::string
+      format;       ///< name of a format plugin; empty = the first one that can express the model
+  bool mtp = true;  ///< false = leave out MTP modules
   std::string dtype = "auto";  ///< auto (as imported, else fp32) | fp32 | bf16
-  int64_t shard_bytes = int64_t{5} << 30;  ///< largest weights file; 0 = no limit
-  std::string tokenizer;                   ///< as LoadRequest::tokenizer
+  int64_t shard_bytes = int64_t{5}
+                        << 30;  ///< maximum size of a weights file in bytes; 0 = no limit
+  std::string tokenizer;        ///< as LoadRequest::tokenizer
 };
 
 struct ExportResult {
@@ -22,12 +24,12 @@ struct ExportResult {
 };
 
 /// Writes config.json, generation_config.json, safetensors, the tokenizer's files and dsv3.json.
-/// Leaves nothing behind on error. Throws dsv3::Error: ExitCode::usage when no format can express
-/// the model, with the reasons of each.
+/// Removes them again on error. Throws dsv3::Error: ExitCode::usage, with the reason of each
+/// format, when no format can express the model.
 ExportResult export_model(const ExportRequest& request, Plugins& plugins);
 
-/// Writes the model of a Hugging Face folder as a checkpoint with an experiment.yaml to train it
-/// with; `checkpoint` must not exist. Leaves nothing behind on error. Returns notes for the user.
+/// Writes the model of a Hugging Face folder as a checkpoint, with an experiment.yaml for training
+/// it. `checkpoint` must not exist and is removed again on error. Returns notes for the user.
 std::vector<std::string> import_model(const std::filesystem::path& folder,
                                       const std::filesystem::path& checkpoint, Plugins& plugins);
 

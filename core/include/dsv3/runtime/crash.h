@@ -1,16 +1,16 @@
-// Reports which component a process crashed in.
+// Reports the component in which a process crashed.
 #pragma once
 
 #include <filesystem>
 
 namespace dsv3 {
 
-/// While such an object exists, a process that crashes with a fault signal (SIGSEGV, SIGBUS, SIGFPE,
-/// SIGILL, SIGABRT), std::terminate, or exit() inside a component prints one line to stderr
-/// that names the component, the optimizer step, the component's origin and its library, and writes
-/// the same message to the run's status.json. The signal keeps its effect (core dump, exit status).
-/// exit() and quick_exit() end with ExitCode::plugin instead of their argument; _exit() cannot be
-/// seen. Construct it in main, on the thread that trains, before plugins are loaded.
+/// While such an object exists, a process that dies from a fault signal (SIGSEGV, SIGBUS, SIGFPE,
+/// SIGILL, SIGABRT), std::terminate, or exit() inside a component prints one line to stderr with
+/// the component, the optimizer step, the component's origin and its library, and writes the same
+/// message to the run's status.json. The signal keeps its effect (core dump, exit status). exit()
+/// and quick_exit() end with ExitCode::plugin instead of their argument. _exit() cannot be
+/// intercepted. Construct it in main, on the thread that trains, before plugins are loaded.
 class CrashReports {
  public:
   CrashReports();
@@ -19,10 +19,10 @@ class CrashReports {
   CrashReports& operator=(const CrashReports&) = delete;
 };
 
-/// From now on a crash also prints a backtrace to stderr.
+/// From now on, a crash also prints a backtrace to stderr.
 void print_backtraces();
 
-/// From now on a crash is reported in this status.json; in none when the path is empty.
+/// From now on, a crash is recorded in this status.json. An empty path turns this off.
 void report_crashes_to(const std::filesystem::path& status);
 
 }  // namespace dsv3

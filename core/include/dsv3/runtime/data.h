@@ -17,21 +17,20 @@
 
 namespace dsv3 {
 
-/// Reads batches from a Data on its own thread. Only one thread may use a Loader, and nothing else
-/// may use its Data.
+/// Reads batches from a Data on its own thread. Only one thread may use a Loader.
 class Loader {
  public:
-  /// `context`: what `data` was constructed with; batches are checked against it. `depth`: how many
-  /// batches to load ahead; 0 = load in next(), without a thread (validation).
+  /// `context`: what `data` was constructed with; every batch is checked against it. `depth`:
+  /// number of batches to load ahead; 0 = load in next(), without a thread (validation).
   Loader(std::shared_ptr<Data> data, DataContext context, int64_t depth = 4);
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;
 
-  /// Returns the next batch; its tokens are undefined at the end of the stream and in every later
-  /// call. Throws what the Data threw, once the batches before the error are returned, and again in
-  /// every later call until load_state().
+  /// Returns the next batch. At the end of the stream and in every later call its tokens are
+  /// undefined. If the Data threw, returns the batches before the error first, then throws the same
+  /// error in every call until load_state().
   Batch next();
-  /// Position after the last batch that next() returned; batches loaded ahead do not count.
+  /// The position after the last batch that next() returned; batches loaded ahead do not count.
   const Json& state() const { return state_; }
   /// Continues from a saved position. Drops batches loaded ahead and pending errors.
   void load_state(const Json& state);
@@ -50,23 +49,24 @@ class Loader {
   std::shared_ptr<Data> data_;
   DataContext context_;
   int64_t depth_;
-  Json state_;  // state after the last returned batch
+  Json state_;  // state after the last batch returned
   double wait_seconds_ = 0;
 
-  std::mutex mutex_;  // guards what follows while the thread runs
+  std::mutex mutex_;  // guards the members below while the thread runs
   std::condition_variable_any changed_;
   std::deque<Loaded> ready_;
-  bool ended_ = false;  // the stream ended or threw; nothing follows ready_
+  bool ended_ = false;  // the stream ended or threw, so ready_ receives no more batches
   std::exception_ptr error_;
-  std::jthread thread_;  // last: joined before the other members are destroyed
+  std::jthread thread_;  // declared last, so it is joined before the other members are destroyed
 };
 
 /// Arguments of `dsv3 data prepare`.
 struct PrepareRequest {
-  std::vector<std::string> inputs;  ///< files and folders of text
+  std::vector<std::string> inputs;  ///< text files and folders of them
   TextFormat format;
-  std::filesystem::path out;          ///< folder to create; must not exist or must be empty
-  int64_t shard_tokens = 50'000'000;  ///< a shard ends with the document that reaches this
+  std::filesystem::path out;  ///< folder to create; must not exist or must be empty
+  int64_t shard_tokens =
+      50'000'000;  ///< a shard ends with the document that reaches this number of tokens
   std::shared_ptr<const Tokenizer> tokenizer;
 };
 
@@ -75,14 +75,13 @@ struct PrepareResult {
   uint64_t text_bytes = 0;
 };
 
-/// Tokenizes text into shards that the `tokens` data plugin reads, atomically: it writes a
-/// temporary folder beside `out` and renames it. Documents keep their order and the hash that
-/// splits them, so training on shards sees the same rows as training on the text. Throws
-/// dsv3::Error (ExitCode::data).
+/// Tokenizes text into shards that the `tokens` data plugin reads. It writes a temporary folder
+/// next to `out` and renames it, so the result is complete or absent. Documents keep their order
+/// and the hash that splits them, so training on shards sees the same rows as training on the text.
+/// Throws dsv3::Error (ExitCode::data).
 PrepareResult prepare_tokens(const PrepareRequest& request);
 
-/// Describes a token file, or each token file in a folder, as lines of text. Throws dsv3::Error for
-/// damaged files.
+/// Describes a token file, or each token file in a folder, one per line. Throws for damaged files.
 std::string inspect_tokens(const std::string& path);
 
 }  // namespace dsv3

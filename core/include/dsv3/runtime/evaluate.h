@@ -1,5 +1,4 @@
-// Evaluation of a stored model: loss and bits per byte on text, accuracy on multiple choice,
-// logits.
+// Evaluates a stored model: loss and bits per byte on text, accuracy on multiple choice, logits.
 #pragma once
 
 #include <dsv3/runtime/stored_model.h>
@@ -7,31 +6,31 @@
 
 namespace dsv3 {
 
-/// Arguments of `dsv3 eval`. Without text, shards and choices it evaluates on the validation split
+/// Arguments of `dsv3 eval`. Without text, shards and choices, it evaluates on the validation split
 /// of the experiment that trained the model, exactly as training does.
 struct EvalRequest {
   LoadRequest model;
-  std::vector<std::string> text;     ///< files and folders, one score each
+  std::vector<std::string> text;     ///< text files and folders of them, one score each
   std::vector<std::string> shards;   ///< token files and folders of them, one score each
   std::vector<std::string> choices;  ///< .jsonl files in HellaSwag's format, one score each
   TextFormat format;                 ///< of `text`
-  int64_t sequence = 0;              ///< T, longest input in tokens; 0 = the experiment's
-  int64_t batch = 8;                 ///< rows of T tokens per forward
-  int64_t limit = 0;                 ///< documents or questions of each source; 0 = all
+  int64_t sequence = 0;              ///< T, maximum input length in tokens; 0 = the experiment's
+  int64_t batch = 8;                 ///< rows of T tokens per forward pass
+  int64_t limit = 0;                 ///< documents or questions to use from each source; 0 = all
 };
 
-/// Cross-entropy on documents. A document is its tokens followed by the end-of-text id, as in
-/// training, cut into windows of T predictions. Each window starts with the last token of the
-/// previous one and sees nothing else of it, so every token after a document's first is predicted
-/// once, and a document's loss depends only on the document and T. (The validation split is one
-/// pass over packed rows, as in training.)
+/// Cross-entropy on documents. As in training, a document consists of its tokens followed by the
+/// end-of-text id, cut into windows of T predictions. Each window starts with the last token of the
+/// previous one, which is all that it sees of it. So every token after a document's first is
+/// predicted once, and a document's loss depends only on the document and T. (The validation split
+/// is one pass over packed rows, as in training.)
 struct TextScore {
   std::string source;
   std::optional<int64_t> documents;  ///< absent for packed rows
-  int64_t tokens = 0;                ///< predicted, end-of-text ids included
+  int64_t tokens = 0;                ///< predicted tokens, including end-of-text ids
   double nats = 0;                   ///< their cross-entropy
-  /// Bytes of the predicted text: all of a document but its first token's; end-of-text ids have
-  /// none. Absent without a tokenizer.
+  /// Bytes of the predicted text: the whole document except for its first token. End-of-text ids
+  /// have no bytes. Absent without a tokenizer.
   std::optional<int64_t> bytes;
   double text_nats = 0;  ///< cross-entropy of the predicted tokens without end-of-text ids
 
@@ -44,15 +43,15 @@ struct Question {
   int64_t label = 0;
   std::vector<double> log_likelihoods;  ///< nats of each ending after the context
   std::vector<int64_t> bytes;           ///< length of each ending, without the space before it
-  /// The most likely ending; if several are equal, the first. `normalised`: by log-likelihood per
-  /// byte.
+  /// Index of the most likely ending. `normalised`: by log-likelihood per byte.
   size_t choice(bool normalised) const;
 };
 
 struct ChoiceScore {
   std::string source;
   std::vector<Question> questions;
-  int64_t truncated = 0;  ///< endings whose context was truncated at its start to fit T tokens
+  int64_t truncated =
+      0;  ///< number of endings whose context was truncated at its start to fit T tokens
   double accuracy(bool normalised) const;
 };
 
@@ -65,11 +64,10 @@ struct Evaluation {
 };
 
 /// Throws dsv3::Error: ExitCode::data for invalid, missing or empty inputs and for ids outside the
-/// vocabulary, ExitCode::usage when text is given and the model has no tokenizer.
+/// vocabulary, ExitCode::usage if text is given but the model has no tokenizer.
 Evaluation evaluate(const EvalRequest& request, Plugins& plugins);
 
-/// The whole evaluation as one object; numbers that are not finite are written as by
-/// number_to_json.
+/// The whole evaluation as one JSON object. Non-finite numbers are written as by number_to_json.
 Json to_json(const Evaluation& evaluation);
 
 struct LogitsRequest {

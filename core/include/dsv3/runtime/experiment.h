@@ -1,4 +1,4 @@
-// A checked experiment: what an experiment file means after merging, with every value typed.
+// A checked experiment: an experiment file after merging, with typed values.
 #pragma once
 
 #include <cstdint>
@@ -12,31 +12,31 @@
 
 namespace dsv3 {
 
-/// Where a value came from: a position in a file, or a layer such as "command line" or "default".
+/// The origin of a value: a position in a file, or a layer such as "command line" or "default".
 struct Origin {
   std::string source;        ///< file name, or the layer's label
   int line = 0, column = 0;  ///< 1-based; line 0 = not in a file
-  /// Text of a layer that is not a file, such as "train.steps=7"; `column` refers to it.
+  /// Text of a layer that is not a file, such as "train.steps=7". `column` refers to it.
   std::string setting = {};
 
   std::string text() const;       ///< "file:line:col" or the label
   std::string full_text() const;  ///< the same, or "command line: train.steps=7"
 };
 
-/// One value of a resolved experiment, defaults included.
+/// One value of a resolved experiment, which includes defaults.
 struct ResolvedValue {
   std::string path;   ///< "train.steps", "optimizer.0.lr"
   OptionValue value;  ///< std::monostate = unset
   Origin origin;
-  /// YAML written in place of the value: a keyword such as `auto`, or text with ${env:NAME}, whose
-  /// value is never stored or printed. Empty = the value itself is written.
+  /// YAML to write in place of the value: a keyword such as `auto`, or text with ${env:NAME},
+  /// because an environment variable is never stored or printed. Empty = write the value itself.
   std::string written = {};
 
   /// The value on one line, as YAML.
   std::string yaml() const;
 };
 
-/// All values of a checked experiment, in the order in which they are written.
+/// All values of a checked experiment, in the order in which they are written to YAML.
 struct Resolved {
   std::vector<ResolvedValue> values;
 
@@ -44,8 +44,8 @@ struct Resolved {
   const ResolvedValue* find(const std::string& path) const;
   /// Replaces the value at `path`, which must exist.
   void set(const std::string& path, OptionValue value, Origin origin);
-  /// YAML that loads as an equal experiment. With `origins`, a comment after each value names
-  /// its origin.
+  /// YAML that loads as an equal experiment. With `origins`, each value has a comment with its
+  /// origin.
   std::string yaml(bool origins = false) const;
 };
 
@@ -53,13 +53,13 @@ struct Resolved {
 struct ComponentSpec {
   Kind kind = Kind::attention;
   std::string plugin;
-  OptionValues options;  ///< only what the experiment sets; the plugin holds its defaults
+  OptionValues options;  ///< only those that the experiment sets; the plugin provides the defaults
   std::string library;   ///< absolute path from `library:`, otherwise empty
   Origin origin;         ///< position of the plugin's name
   std::string path;      ///< path in the experiment: "model.attention", "optimizer.1"
 };
 
-/// A component for layers first..last (inclusive; MTP modules repeat the last layer's).
+/// A component for layers first..last (inclusive). MTP modules repeat the last layer's.
 struct LayerRange {
   int64_t first = 0, last = 0;
   ComponentSpec component;
@@ -68,7 +68,7 @@ struct LayerRange {
 struct ModelOptions {
   int64_t hidden = 256;
   int64_t layers = 4;
-  std::optional<int64_t> vocab;  ///< unset = the tokenizer's size
+  std::optional<int64_t> vocab;  ///< unset = the tokenizer's vocabulary size
   bool tied_head = false;
   std::string recompute = "none";  ///< none | full: activation checkpointing per block
   static void describe(OptionSchema<ModelOptions>& s);
@@ -80,7 +80,7 @@ struct NormOptions {
 };
 struct LossOptions {
   double z = 0;                  ///< weight of log(Z)^2
-  std::optional<int64_t> chunk;  ///< rows of logits held at once; unset = the operator chooses
+  std::optional<int64_t> chunk;  ///< rows of logits in memory at once; unset = the operator chooses
   static void describe(OptionSchema<LossOptions>& s);
 };
 struct InitOptions {
@@ -92,7 +92,8 @@ struct MtpOptions {
   double weight = 0.3;
   std::string input = "normed";  ///< hidden states after (normed) or before (raw) their final norm
   std::string concat = "embedding_first";  ///< embedding_first | hidden_first
-  std::string denominator = "main";        ///< valid targets that divide a depth's loss: main | own
+  std::string denominator =
+      "main";  ///< number of valid targets that divides a depth's loss: main | own
   static void describe(OptionSchema<MtpOptions>& s);
 };
 struct TrainOptions {
@@ -112,7 +113,7 @@ struct TrainOptions {
 };
 struct ValidationOptions {
   int64_t every = 0;     ///< 0 = only before the first and after the last step
-  int64_t batches = 20;  ///< of train.batch sequences; fewer when the held-out set is smaller
+  int64_t batches = 20;  ///< number of batches; fewer if the held-out set is smaller
   double share = 0.01;
   static void describe(OptionSchema<ValidationOptions>& s);
 };
@@ -130,11 +131,11 @@ struct CheckpointOptions {
   static void describe(OptionSchema<CheckpointOptions>& s);
 };
 
-/// One optimizer group, in order of the experiment; the first match owns a parameter.
+/// One optimizer group, in the experiment's order. The first group that matches owns a parameter.
 struct OptimizerGroup {
-  std::string name;                ///< unique; derived from plugin and roles unless given
+  std::string name;                ///< unique; by default derived from plugin and roles
   std::vector<std::string> roles;  ///< empty = every role
-  std::string match;               ///< std::regex (ECMAScript) over full names; empty = all
+  std::string match;               ///< std::regex (ECMAScript) for full names; empty = all
   ComponentSpec component;
 };
 
@@ -149,7 +150,7 @@ struct Experiment {
   ComponentSpec position;
   std::vector<OptimizerGroup> optimizer;
   ComponentSpec schedule, strategy, data;
-  ComponentSpec tokenizer;  ///< plugin empty = none
+  ComponentSpec tokenizer;  ///< empty plugin = none
   TrainOptions train;
   ValidationOptions validation;
   SamplesOptions samples;
@@ -157,19 +158,19 @@ struct Experiment {
   std::vector<ComponentSpec> tracker;
   /// Components of kinds without a field above.
   std::map<Kind, std::vector<ComponentSpec>> others;
-  std::string output = "runs";  ///< machine default: where run folders go
+  std::string output = "runs";  ///< machine default: folder of run folders
   std::string log_level = "info";
   std::string hub_endpoint;  ///< machine default: address of the hub
-  /// "<kind>.<plugin>.<option>" or the core's path -> value, defaults included:
+  /// "<kind>.<plugin>.<option>" or the core's path -> value, including defaults:
   /// "position.rope.layout" -> "interleaved", "model.norm.place" -> "pre". For a second component
   /// of the same plugin with a different value, the key also contains its position:
   /// "feed_forward.moe.score (layers 2-11)".
   std::map<std::string, std::string> conventions;
-  Resolved resolved;               ///< the merged experiment, defaults of plugins included
+  Resolved resolved;               ///< the merged experiment, including the plugins' defaults
   std::vector<std::string> notes;  ///< such as options dropped when a layer changed a plugin
 
-  /// Origin of the resolved value at `path`, such as "train.steps" or "optimizer.0.lr"; "default"
-  /// for a path without a value.
+  /// The origin of the resolved value at `path`, such as "train.steps" or "optimizer.0.lr";
+  /// "default" for a path without a value.
   Origin origin(const std::string& path) const;
 };
 

@@ -1,5 +1,5 @@
-// Text generation: batches of prompts, sampling, speculative decoding with MTP modules, and text
-// from tokens that arrive one by one.
+// Text generation: batches of prompts, sampling, speculative decoding with MTP modules, and
+// incremental detokenization.
 #pragma once
 
 #include <dsv3/runtime/model.h>
@@ -7,14 +7,13 @@
 
 namespace dsv3 {
 
-/// How the next token is sampled. Applied in this order: repetition penalty, temperature, top_k,
-/// top_p.
+/// Sampling settings, applied in this order: repetition penalty, temperature, top_k, top_p.
 struct Sampling {
   double temperature = 0.8;  ///< 0 = always the most likely token
   int64_t top_k = 50;        ///< only the k most likely tokens; 0 = all
-  double top_p = 1;          ///< only the most likely tokens that together reach this probability
-  /// Divides positive logits of ids that are already in the text, prompt included, and multiplies
-  /// negative ones; 1 = no penalty.
+  double top_p = 1;  ///< only the most likely tokens whose probabilities add up to this value
+  /// Divides positive logits of ids that have occurred, and multiplies negative ones; 1 = no
+  /// penalty.
   double repetition_penalty = 1;
 };
 
@@ -33,7 +32,7 @@ struct Continuation {
 
 struct GenerateOptions {
   Sampling sampling;
-  int64_t tokens = 64;                 ///< at most this many new ones per prompt
+  int64_t tokens = 64;                 ///< maximum number of new ids per prompt
   std::vector<int32_t> stop_ids = {};  ///< end the continuation and are not part of it
   int64_t ids = 0;                     ///< sample only ids below this; 0 = the model's vocabulary
   bool speculate = false;              ///< draft with the model's MTP modules, if it has any
@@ -51,10 +50,10 @@ struct GenerateStats {
   int64_t forwards = 0;       ///< forward passes of the main model, excluding prompts
   double prompt_seconds = 0;  ///< processing prompts
   double seconds = 0;         ///< producing new tokens
-  int64_t cache_tokens = 0;   ///< largest number in the main layers' caches
-  int64_t cache_bytes = 0;    ///< bytes of these tokens: tokens * values * element size, all layers
-  int64_t mtp_cache_bytes = 0;  ///< bytes in the caches of the MTP modules at the same time
-  /// Verified drafts for each MTP depth; those after a rejected draft are not verified.
+  int64_t cache_tokens = 0;   ///< largest number of tokens in the main layers' caches
+  int64_t cache_bytes = 0;  ///< bytes of these tokens in all layers: tokens * values * element size
+  int64_t mtp_cache_bytes = 0;  ///< bytes in the caches of the MTP modules at that time
+  /// Verified drafts per MTP depth. Drafts after a rejected one are not verified.
   std::vector<int64_t> drafts;
   std::vector<int64_t> accepted;  ///< verified drafts that were accepted
 };
@@ -66,21 +65,20 @@ struct Generation {
 
 /// Continues all `prompts`. Speculation does not change the distribution of the continuations
 /// (Leviathan et al., arXiv 2211.17192), nor the continuations themselves when temperature is 0.
-/// Throws dsv3::Error (ExitCode::usage) for an empty prompt, ids outside the vocabulary and invalid
-/// options.
+/// Throws dsv3::Error (ExitCode::usage) for an empty prompt, invalid ids and invalid options.
 Generation generate(Model& model, const std::vector<Prompt>& prompts,
                     const GenerateOptions& options);
 
-/// Text from tokens: only whole UTF-8 characters, and nothing of a stop text or after it.
+/// Incremental detokenization: whole UTF-8 characters, and nothing from a stop string onwards.
 class TextStream {
  public:
-  /// Keeps a reference to `tokenizer`. Throws dsv3::Error for empty stop texts.
+  /// Stores a reference to `tokenizer`. Throws dsv3::Error for an empty stop string.
   TextStream(const Tokenizer& tokenizer, std::vector<std::string> stops);
-  /// Adds a token; returns the text that is certain now.
+  /// Adds a token and returns the text that later tokens cannot change.
   std::string add(int32_t id);
-  /// Whether a stop text was found.
+  /// Whether a stop string was found.
   bool stopped() const { return stopped_; }
-  /// Returns the text held back so far.
+  /// Returns the remaining text.
   std::string finish();
 
  private:

@@ -1,4 +1,4 @@
-// Where log lines go: configured by programs, used through dsv3/sdk/log.h.
+// Destinations of log lines. Programs configure them; log lines are written with dsv3/sdk/log.h.
 #pragma once
 
 #include <filesystem>
@@ -9,25 +9,25 @@
 
 namespace dsv3 {
 
-/// Also writes all further lines, including debug lines, to `path`, which is rotated at 10 MiB and
-/// keeps two older files (run.log, run.1.log, run.2.log). Replaces the file opened before. Throws
-/// dsv3::Error when it cannot be opened.
+/// Also writes all later lines, including debug lines, to `path`. The file is rotated at 10 MiB,
+/// and two older files are kept (run.log, run.1.log, run.2.log). Closes the previous log file.
+/// Throws dsv3::Error if the file cannot be opened.
 void open_log_file(const std::filesystem::path& path);
 /// Flushes and closes the log file, if any.
 void close_log_file();
 
-/// Lowest level that the terminal shows: debug, info (the default), warning or error. Throws
+/// Sets the lowest level shown on the terminal: debug, info (the default), warning or error. Throws
 /// dsv3::Error (ExitCode::usage) for other names.
 void set_log_level(const std::string& name);
 
-/// For a one-line progress display: `before` clears it before a log line is written, `after` draws
-/// it again. They are called on the thread that logs, one line at a time, and must not log. Pass {}
-/// to remove the hooks.
+/// Hooks for a one-line progress display. `before` clears it before a log line is written, `after`
+/// redraws it. They are called on the thread that logs, one line at a time, and must not log. Pass
+/// {} to remove the hooks.
 void set_progress_hooks(std::function<void()> before, std::function<void()> after);
 
-/// An error as programs print it: prefixed with "error: ", unless it is a checker's message, which
-/// contains "error: " after its own positions. Below each line that names a position,
-/// FILE:LINE:COLUMN, it shows that line of the file with a caret.
+/// Formats an error as programs print it: with the prefix "error: ", unless it is a checker's
+/// message, which contains "error: " after its own positions. Each line with a position,
+/// FILE:LINE:COLUMN, is followed by that line of the file with a caret.
 std::string error_text(const std::string& what);
 
 }  // namespace dsv3

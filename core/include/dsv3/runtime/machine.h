@@ -1,4 +1,4 @@
-// Settings that the machine decides: device, precision, threads.
+// Settings that depend on the machine: device, precision, threads.
 #pragma once
 
 #include <string>
@@ -7,14 +7,14 @@
 
 namespace dsv3 {
 
-/// Replaces `auto` in train.device, train.precision and train.threads by the values of this
-/// machine, so that a resumed run keeps them.
+/// Replaces `auto` in train.device, train.precision and train.threads by this machine's values, so
+/// that a resumed run uses the same ones.
 void resolve_machine(Experiment& experiment);
 
 /// Replaces `auto` in the device, precision and threads of `experiment` by the values of `run`.
 void resolve_machine_as(Experiment& experiment, const Experiment& run);
 
-/// Changes train.device and train.precision; an empty argument leaves a setting as it is. `label`
+/// Changes train.device and train.precision. An empty argument leaves a setting unchanged. `label`
 /// is the origin of the new values.
 void set_machine(Experiment& experiment, const std::string& device, const std::string& precision,
                  const std::string& label);

@@ -9,25 +9,24 @@
 
 namespace dsv3 {
 
-/// The line of an event, with its newline: {"step": 10, "tokens": 81920, "time": 1764000000.123,
-/// "train/loss": 5.1, ...}. Numbers read back as the same double; NaN and infinities are written as
-/// by number_to_json.
+/// Formats an event as a line, including the newline: {"step": 10, "tokens": 81920, "time":
+/// 1764000000.123, "train/loss": 5.1, ...}. Numbers read back as the same double. NaN and
+/// infinities are written as by number_to_json.
 std::string metrics_line(const Event& event);
 
 /// Writes metrics.jsonl; not thread-safe. Each line is one write(2), so a killed process leaves at
 /// most one torn line, which the next constructor removes.
 class MetricsFile {
  public:
-  /// Opens or creates `path` and continues after its last whole line.
+  /// Opens or creates `path` and appends after the last complete line.
   explicit MetricsFile(std::filesystem::path path);
 
-  /// Appends a line and sets `event.id` to its number, from 0. Returns false and writes nothing
-  /// when the file already has the line because a resumed run repeats a step: for steps before the
-  /// last one, and at the last step for events whose first metric it already has (training and
-  /// validation may each write a line for the same step).
+  /// Appends a line and sets `event.id` to its number, from 0. Returns false and writes nothing if
+  /// a resumed run repeats a step whose line exists: for steps before the last one, and at the last
+  /// step for events whose first metric the file has (training and validation may each write a line
+  /// for the same step).
   bool append(Event& event);
-  /// Calls fsync. Before a checkpoint is saved, so that a power cut does not lose the lines before
-  /// it.
+  /// Calls fsync. Call it before a checkpoint is saved, so that no line is lost in a power cut.
   void sync();
 
   int64_t last_step() const { return last_step_; }  ///< -1 = no line yet

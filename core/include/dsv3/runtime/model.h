@@ -1,4 +1,4 @@
-// The decoder: embedding, blocks, MTP modules, head; and its loss.
+// The decoder (embedding, blocks, MTP modules, head) and its loss.
 #pragma once
 
 #include <dsv3/runtime/experiment.h>
@@ -10,17 +10,17 @@
 
 namespace dsv3 {
 
-/// Divisors of a training micro-batch's loss, equal for all micro-batches of a step.
+/// Divisors for the loss of a training micro-batch, equal for all micro-batches of a step.
 struct LossScale {
-  double main_targets = 1;          ///< valid main targets of the step, all ranks and micro-batches
+  double main_targets = 1;  ///< valid main targets of the step, over all ranks and micro-batches
   std::vector<double> mtp_targets;  ///< valid targets of each MTP depth
-  int64_t sequences = 1;            ///< rows of the step
+  int64_t sequences = 1;            ///< number of rows in the step
 };
 
-/// Valid targets of one micro-batch: of the main model, then of each MTP depth.
+/// Number of valid targets in one micro-batch: for the main model, then for each MTP depth.
 std::vector<int64_t> count_targets(const Batch& batch, int64_t mtp_depth);
 
-/// Divided sums of cross-entropy over one micro-batch; fp32 scalars on the device.
+/// Cross-entropy sums over one micro-batch, divided as in LossDivisors; fp32 scalars on device.
 struct LossParts {
   at::Tensor total;  ///< differentiable: main + weighted MTP (+ z)
   at::Tensor main;   ///< detached, without z
@@ -30,7 +30,7 @@ struct LossParts {
 /// New tokens of a batch of sequences, row by row, without padding.
 struct NewTokens {
   std::vector<int64_t> tokens;     ///< N
-  std::vector<int64_t> counts;     ///< new tokens of each row, may be 0; their sum is N
+  std::vector<int64_t> counts;     ///< number of new tokens in each row, may be 0; their sum is N
   std::vector<int64_t> logits_at;  ///< indices into `tokens` whose logits are computed
 };
 
@@ -38,45 +38,45 @@ struct NewTokens {
 struct Extended {
   at::Tensor logits;  ///< fp32 [logits_at, V]
   at::Tensor hidden;  ///< [N, D], input of the next MTP module, normed or raw according to
-                      ///< `mtp.input`; undefined without a next module
+                      ///< `mtp.input`; undefined if there is no next module
 };
 
 /// Creates a model's components: from plugins in a run, from other classes in tests. Layers from
-/// `dims.layers` on belong to MTP modules, which have the components of the last layer.
+/// `dims.layers` on belong to MTP modules, which use the last layer's components.
 struct ModelFactory {
   std::function<std::shared_ptr<Attention>(const LayerContext&)> attention;
   std::function<std::shared_ptr<FeedForward>(const LayerContext&)> feed_forward;
   std::function<std::shared_ptr<Position>(const PositionContext&)> position;
 };
-/// Creates the components that the experiment names. Stores a reference to `plugins`.
+/// Creates the components configured in the experiment. Stores a reference to `plugins`.
 ModelFactory factory_of(const Experiment& experiment, Plugins& plugins);
 
 class Model {
  public:
-  /// Builds on `device` (meta allocates nothing) with uninitialised parameters of `dtype`.
+  /// Builds on `device` (meta allocates nothing), with uninitialised parameters of `dtype`.
   Model(const Experiment& experiment, int64_t vocab, const ModelFactory& factory, at::Device device,
         at::ScalarType dtype = at::kFloat);
   ~Model();
 
-  /// Fills in initial values from (seed, name) in place, for use without a strategy.
+  /// Initialises the weights from (seed, name) in place, for use without a strategy.
   void initialise(uint64_t seed);
 
-  /// Fills in initial values from (seed, name) unit by unit and passes each unit to the strategy,
-  /// which owns the parameters from then on. `group_of` maps a parameter to its optimizer group.
+  /// Initialises the weights from (seed, name) unit by unit and passes each unit to the strategy,
+  /// which then owns the parameters. `group_of` maps a parameter to its optimizer group.
   void adopt(Strategy& strategy, uint64_t seed,
              const std::function<int(const Parameter&)>& group_of);
 
-  /// Forward of one training micro-batch up to the loss. If `recompute`, the batch has been counted
-  /// before and layers do not count it.
+  /// Forward pass of one training micro-batch up to the loss. If `recompute`, layers do not count
+  /// the batch's tokens, because an earlier forward counted them.
   LossParts loss(const Batch& batch, const LossScale& scale, bool recompute = false);
-  /// Sum of the main cross-entropy over valid targets, and their number. No grad.
+  /// Returns the sum of the main cross-entropy over valid targets and their number. No grad.
   std::pair<double, int64_t> evaluate(const Batch& batch);
   /// Generation, no grad: appends new tokens to the rows of `caches` (from make_caches), at
-  /// positions after the tokens that a row holds. Does not change the caches of MTP modules.
+  /// positions after the tokens that a row contains. Does not change the caches of MTP modules.
   Extended extend(const NewTokens& added, std::vector<KvCache>& caches);
-  /// Generation by MTP module `module` (0 is the first) with its cache: token t + module + 1 and
-  /// `hidden` [N, D] of position t, from the module before (from extend() for the first), give
-  /// logits of token t + module + 2.
+  /// Generation with MTP module `module` (0 is the first) and its cache: computes the logits of
+  /// token t + module + 2 from token t + module + 1 and `hidden` [N, D] at position t, which comes
+  /// from the previous module (from extend() for the first).
   Extended extend_mtp(size_t module, const NewTokens& added, const at::Tensor& hidden,
                       std::vector<KvCache>& caches);
   /// fp32 [B, T] on the host: cross-entropy in nats of `targets` int64 [B, T] (0 where the target
@@ -104,13 +104,13 @@ class Model {
   std::unique_ptr<Parts> parts_;
 };
 
-/// Fills `tensor` (any device, fp32 or wider) with initial values that depend on seed, name and
-/// element index only (Philox counters). `tensor` holds the parameter's elements from `first` on,
-/// so that a shard receives the values that it has in the whole parameter.
+/// Fills `tensor` (any device, fp32 or wider) with initial values that depend only on seed, name
+/// and element index (Philox counters). `tensor` contains the parameter's elements from `first` on,
+/// so that a shard gets the same values as in the whole parameter.
 void initialise(at::Tensor& tensor, const std::string& name, const Init& init, double default_std,
                 uint64_t seed, int64_t first = 0);
 
-/// Parameter counts and work per token, printed by --dry-run and at the start of a run.
+/// Parameter counts and FLOPs per token, printed by --dry-run and at the start of a run.
 struct ModelFigures {
   struct Part {
     std::string name;

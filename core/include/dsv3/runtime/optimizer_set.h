@@ -1,5 +1,5 @@
-// The optimizers of a run: which group owns which parameter, their state, and how both are saved in
-// and loaded from checkpoints.
+// The optimizers of a run: the group that owns each parameter, optimizer state, and checkpointing
+// of state and weights.
 #pragma once
 
 #include <dsv3/runtime/plugins.h>
@@ -23,17 +23,17 @@ class OptimizerSet {
  public:
   /// Creates the experiment's optimizers and assigns each parameter to the first group whose roles
   /// include its role and whose `match`, if set, is found in its full name. Throws dsv3::Error
-  /// (ExitCode::usage), naming groups and parameters, when a group owns no parameter, no group owns
-  /// a parameter, or an optimizer of matrices owns a vector.
+  /// (ExitCode::usage), naming groups and parameters, if a group owns no parameter, no group owns a
+  /// parameter, or an optimizer for matrices owns a vector.
   OptimizerSet(const Experiment& experiment, Plugins& plugins, const ParameterStore& store);
-  /// The same with existing optimizers.
+  /// As above, with existing optimizers.
   OptimizerSet(std::vector<OptimizerMember> members, const std::vector<Parameter>& parameters);
 
   /// Index of the group that owns `parameter`.
   int group_of(const Parameter& parameter) const;
-  /// The optimizer that updates a parameter: "optimizer 'adamw' (nano.yaml:15:5)".
+  /// Describes the optimizer that updates a parameter: "optimizer 'adamw' (nano.yaml:15:5)".
   std::string owner_of(const std::string& parameter) const;
-  /// The groups as Strategy::ready() takes them.
+  /// The groups, in the form that Strategy::ready() takes.
   std::vector<GroupSpec> specs() const;
 
   /// Creates zeroed state for every range that `strategy` updates on this rank. Call it after
@@ -42,7 +42,7 @@ class OptimizerSet {
   /// Applies one update to all groups. `update` counts from 1; `factor` is the schedule's.
   void step(Strategy& strategy, int64_t update, double factor);
 
-  /// Each group's name and its learning rate times `factor`.
+  /// The name of each group and its learning rate times `factor`.
   std::vector<std::pair<std::string, double>> learning_rates(double factor) const;
   /// A table of the groups: optimizer, learning rate, tensors and parameters. With `verbose`, also
   /// a line for every parameter: optimizer, learning rate, shape and matrices.
@@ -50,8 +50,8 @@ class OptimizerSet {
   /// Bytes of optimizer state: on this rank after bind(), on a single rank before it.
   int64_t state_bytes() const;
 
-  /// Adds the state as "optimizer/<slot>/<parameter>", pieces of a parameter as ".../<first
-  /// element>". The views point into the returned tensors, which must outlive them.
+  /// Adds the state as "optimizer/<slot>/<parameter>", or ".../<first element>" for a piece of a
+  /// parameter. The views point into the returned tensors, which must outlive them.
   [[nodiscard]] std::vector<at::Tensor> save(TensorViews& views) const;
   /// Overwrites the state of all ranges, bit for bit. Throws dsv3::Error (ExitCode::checkpoint)
   /// when one is missing or has a different shape or dtype. Ignores other keys.
@@ -62,7 +62,7 @@ class OptimizerSet {
     Parameter parameter;
     int group;
   };
-  /// State of one range, by slot.
+  /// The state of one range, by slot.
   struct State {
     std::string range;               // as in checkpoint keys
     std::vector<std::string> names;  // of the slots
@@ -83,7 +83,7 @@ class OptimizerSet {
 /// Adds the strategy's master values as "model/<parameter>". The views point into the returned
 /// tensors, which must outlive them.
 [[nodiscard]] std::vector<at::Tensor> save_parameters(Strategy& strategy, TensorViews& views);
-/// Overwrites the strategy's master values bit for bit and calls Strategy::loaded(). Errors as in
+/// Overwrites the strategy's master values bit for bit and calls Strategy::loaded(). Throws like
 /// OptimizerSet::load.
 void load_parameters(Strategy& strategy, const TensorViews& views);
 

@@ -1,4 +1,4 @@
-// Finding and loading plugin libraries.
+// Finds and loads plugin libraries.
 #pragma once
 
 #include <filesystem>
@@ -20,54 +20,54 @@ struct PluginEntry {
   Kind kind;
   std::string name, version, status, summary, docs;
   std::filesystem::path library;   ///< absolute; need not exist until the component is requested
-  std::filesystem::path registry;  ///< file that names it
+  std::filesystem::path registry;  ///< registry file with this entry
   std::string library_text;        ///< as written in the registry
   size_t level = 0;                ///< index of the search level
 };
 
-/// One [[alias]]: a short form of YAML, e.g. `optimizer: muon`.
+/// One [[alias]]: a short form for YAML, e.g. `optimizer: muon`.
 struct Alias {
   Kind kind;
   std::string name;
   std::string yaml;
-  std::filesystem::path registry;  ///< file that names it
+  std::filesystem::path registry;  ///< registry file with this entry
   size_t level = 0;
 };
 
-/// A loaded library, for a run's provenance.
+/// A loaded library, as recorded in a run's provenance.
 struct LoadedLibrary {
   std::string name, version;   ///< name and version in the stamp
   std::filesystem::path path;  ///< canonical
   std::string sha256;          ///< SHA-256 of the file at load time
 };
 
-/// Folders of registries in the order in which they are searched.
+/// Folders of registries in search order.
 using SearchLevels = std::vector<std::vector<std::filesystem::path>>;
 
-/// The usual levels: --plugin-path, config.yaml's paths, DSV3_PLUGIN_PATH (`:` between paths), and
-/// the registries of this build or installation (found from libdsv3's location).
+/// The default levels: --plugin-path, the paths in config.yaml, DSV3_PLUGIN_PATH (`:` between
+/// paths), and the registries of this build or installation (found relative to libdsv3).
 SearchLevels plugin_search_levels(const std::vector<std::string>& command_line,
                                   const std::vector<std::string>& machine_config);
 
-/// Registries in search order, and the libraries that they name. Libraries are never unloaded, and
-/// a process tries to load each only once.
+/// Registries in search order, and their libraries. Libraries are never unloaded, and a process
+/// tries to load each only once.
 class Plugins final : public Catalog {
  public:
   /// Each path is a registry file, a folder of registries (*.toml), or an installation prefix (a
-  /// folder with registries/*.toml). The first level that has a name wins; two matches on one level
-  /// are an error when that name is requested. Throws dsv3::Error (ExitCode::plugin) for a path
-  /// that does not exist and, with file:line:col, for a registry that cannot be read.
+  /// folder with registries/*.toml). The first level that contains a name wins. Two matches on one
+  /// level are an error when that name is requested. Throws dsv3::Error (ExitCode::plugin) for a
+  /// path that does not exist and, with file:line:col, for a registry that cannot be read.
   explicit Plugins(SearchLevels levels);
 
-  /// Loads what `spec` names unless it is loaded; `spec.library` precedes every registry. Throws
-  /// dsv3::Error (ExitCode::plugin), with a suggestion for an unknown name and with every differing
-  /// stamp field for a library that cannot be loaded.
+  /// Finds the component of `spec` and loads its library if necessary. `spec.library` precedes
+  /// every registry. Throws dsv3::Error (ExitCode::plugin): with a suggestion for an unknown name,
+  /// and with every differing stamp field for a library that cannot be loaded.
   const Registration& find(const ComponentSpec& spec);
-  /// The same without a YAML position; null = no registry has the name.
+  /// As above, without a YAML position; null = no registry has the name.
   const Registration* find_if_known(Kind kind, const std::string& name);
-  /// Null = no such short form.
+  /// Null = no such alias.
   const Alias* find_alias(Kind kind, const std::string& name) const;
-  /// The component's entry, without loading it; null = unknown.
+  /// The component's registry entry; loads nothing. Null = unknown.
   const PluginEntry* find_entry(Kind kind, const std::string& name) const;
 
   const std::vector<PluginEntry>& entries() const { return entries_; }
@@ -88,34 +88,33 @@ class Plugins final : public Catalog {
   std::vector<Alias> aliases_;
 };
 
-/// Every plugin library this process has loaded, in order of loading.
+/// All plugin libraries that this process has loaded, in order of loading.
 std::vector<LoadedLibrary> loaded_libraries();
 
-/// The options as a table (key, type, default, allowed values, meaning): aligned text, or Markdown
-/// for plugins' READMEs.
+/// Formats the options as a table (key, type, default, allowed values, description): aligned text,
+/// or Markdown for plugins' READMEs.
 std::string options_table(const Schema& schema, bool markdown);
 
-/// A dsv3::Error of the constructor of `spec`'s component, with component and place added.
+/// An error thrown by the constructor of `spec`'s component, with component and position added.
 class ConstructorError : public Error {
  public:
   ConstructorError(ComponentSpec component, const Error& cause);
   ~ConstructorError() override;
   ComponentSpec spec;
-  std::string cause;  ///< what() of the constructor's error
+  std::string cause;  ///< original message of the constructor's error
 };
 
-/// Throws dsv3::Error that lists the known kinds.
+/// Throws dsv3::Error with the list of known kinds if `name` is unknown.
 Kind kind_from_name(const std::string& name);
 
-/// What `make` does for every kind. `construct` calls the constructor; `module` and `layer` are the
-/// component's place in the model, empty and -1 outside of layers.
+/// Implements `make` for every kind. `construct` calls the constructor. `module` and `layer` locate
+/// the component in the model; they are empty and -1 outside of layers.
 std::shared_ptr<Pluggable> make_component(
     Plugins& plugins, const ComponentSpec& spec, const std::string& module, int64_t layer,
     const std::function<std::shared_ptr<Pluggable>(const Registration&)>& construct);
 
-/// Constructs the component `spec`. Errors of its constructor and of every later `call` of it
-/// become a dsv3::Error that names component, origin, step and library. Several threads may use a
-/// tokenizer.
+/// Constructs the component `spec`. Errors from its constructor and from every later `call` become
+/// a dsv3::Error with component, origin, step and library. Several threads may use a tokenizer.
 template <class Interface>
 std::shared_ptr<Interface> make(Plugins& plugins, const ComponentSpec& spec,
                                 const ContextOf<Interface>& context = {}) {

@@ -1,5 +1,4 @@
-// The location of this dsv3. Everything that belongs to it is found relative to this folder, so it
-// can be moved.
+// The location of this dsv3. Its files are found relative to this folder, so it can be moved.
 #pragma once
 
 #include <filesystem>

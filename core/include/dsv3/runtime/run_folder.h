@@ -10,28 +10,27 @@
 
 namespace dsv3 {
 
-/// Where, when and with what a run was started, for provenance.json: {"time", "command",
-/// "directory", "host", "pid", "dsv3", "libtorch", "compiler", "git": {"folder", "commit", "dirty"}
-/// or null, "threads", "cpu": {"model", "cores", "capability", "features"}}. A run repeats bit for
-/// bit only where threads and capability are equal. `source` is the folder whose git commit is
-/// recorded; only tracked files make it dirty. Never throws: what cannot be determined is null.
+/// When, where and how a run was started, for provenance.json: {"time", "command", "directory",
+/// "host", "pid", "dsv3", "libtorch", "compiler", "git": {"folder", "commit", "dirty"} or null,
+/// "threads", "cpu": {"model", "cores", "capability", "features"}}. A run can be reproduced bit for
+/// bit only with equal threads and capability. `source` is the folder whose git commit is recorded;
+/// only tracked files make it dirty. Never throws: a value that cannot be determined is null.
 Json provenance(const std::vector<std::string>& command, const std::filesystem::path& source);
 
-/// Whether `name` may name a run: [A-Za-z0-9._-]{1,128}, but not "." or "..".
+/// Whether `name` is a valid name of a run: [A-Za-z0-9._-]{1,128}, but not "." or "..".
 bool is_run_name(const std::string& name);
 
 /// An open run folder, locked for the object's lifetime: no other process can train in it. Opening
 /// it removes the temporary files of killed processes, except for checkpoints. Errors are
-/// dsv3::Error, with ExitCode::usage when the user chose the wrong folder.
+/// dsv3::Error, with ExitCode::usage if the user chose the wrong folder.
 class RunFolder {
  public:
   /// Creates the run OUTPUT/NAME; throws when it exists. An empty name is replaced by an unused
   /// random one such as amber-falcon-217.
   static RunFolder create(const std::filesystem::path& output, const std::string& name);
-  /// Opens a run to resume. Throws for an unknown name, suggesting similar ones, and creates
-  /// nothing.
+  /// Opens a run to resume. If the name is unknown, throws with similar names and creates nothing.
   static RunFolder open(const std::filesystem::path& output, const std::string& name);
-  /// Opens the run if it exists, else creates it (`--resume auto`). `name` must not be empty.
+  /// Opens the run if it exists, otherwise creates it (`--resume auto`). `name` must not be empty.
   static RunFolder open_or_create(const std::filesystem::path& output, const std::string& name);
 
   ~RunFolder();
@@ -40,11 +39,11 @@ class RunFolder {
 
   const std::filesystem::path& path() const { return path_; }  ///< absolute
   std::string name() const { return path_.filename().string(); }
-  bool created() const { return created_; }  ///< false: the folder existed before
+  bool created() const { return created_; }  ///< false if the folder existed before
 
   /// The resolved experiment.
   std::filesystem::path config() const { return path_ / "config.yaml"; }
-  /// The experiment as the user wrote it.
+  /// The experiment file as the user wrote it.
   std::filesystem::path experiment() const { return path_ / "experiment.yaml"; }
   std::filesystem::path provenance() const { return path_ / "provenance.json"; }
   std::filesystem::path log() const { return path_ / "log.txt"; }
@@ -60,8 +59,7 @@ class RunFolder {
   void write_status(const std::string& state, std::optional<int> exit_code, int64_t step,
                     const std::string& message) const;
 
-  /// Removes a run that never started, and the folders above it that were created for it and are
-  /// empty.
+  /// Removes a run that never started, and the empty folders above it that were created for it.
   void remove();
 
  private:

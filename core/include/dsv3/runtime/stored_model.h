@@ -9,26 +9,27 @@
 
 namespace dsv3 {
 
-/// A model on disk: its description, and its weights under the names they have in checkpoints.
+/// A model on disk: its description and its weights, named as in checkpoints.
 struct StoredModel {
-  std::filesystem::path path;            ///< the checkpoint's folder, or the Hugging Face folder
-  ExperimentRequest source;              ///< the experiment that builds the model
-  std::optional<Experiment> experiment;  ///< the same, of a Hugging Face folder, which needs it
-  /// See Experiment::conventions; for a checkpoint, those it was saved with.
+  std::filesystem::path path;  ///< the checkpoint's folder, or the Hugging Face folder
+  ExperimentRequest source;    ///< the experiment that builds the model
+  std::optional<Experiment>
+      experiment;  ///< the same for a Hugging Face folder, as the values of its settings
+  /// As in Experiment::conventions; for a checkpoint, those it was saved with.
   std::map<std::string, std::string> conventions;
-  /// Tokenizer::digest() of the tokenizers that produce the ids it was trained on; empty: unknown.
+  /// Tokenizer::digest() of tokenizers with the ids the model was trained on; empty = unknown.
   std::set<std::string> tokenizers;
-  int64_t step = 0;  ///< optimizer steps it was trained for; 0 when unknown
-  /// For a Hugging Face folder and a checkpoint imported from one: "BF16" ... by the name of the
-  /// stored tensor.
+  int64_t step = 0;  ///< optimizer steps of its training; 0 = unknown
+  /// For a Hugging Face folder and a checkpoint imported from one: the stored dtype, e.g. "BF16",
+  /// by the name of the stored tensor.
   std::map<std::string, std::string> dtypes;
-  /// fp32 "model/<parameter>" and "buffer/<buffer>", and everything else in a checkpoint.
+  /// fp32 "model/<parameter>" and "buffer/<buffer>", and all other tensors of a checkpoint.
   std::map<std::string, safetensors::View> tensors;
   std::shared_ptr<const void> memory;  ///< owns the memory of the views
 
   /// The settings of its experiment.
   Resolved resolved() const;
-  /// Its experiment, with `settings` on top.
+  /// Its experiment, overridden by `settings`.
   Experiment load(Plugins& plugins, const std::vector<Setting>& settings = {}) const;
 };
 
@@ -45,43 +46,43 @@ bool fits(const Tokenizer& tokenizer, const StoredModel& stored);
 /// The model of a verified checkpoint.
 StoredModel stored_model_of(const StoredCheckpoint& checkpoint);
 
-/// What to load, and where to. Empty device or precision: as in the model's experiment.
+/// How to load a model. Empty device or precision: as in the model's experiment.
 struct LoadRequest {
   std::filesystem::path path;
   std::string device = "auto";     ///< auto | cpu | cuda
   std::string precision = "auto";  ///< auto | fp32 | bf16, as train.precision
-  bool keep_threads = false;       ///< true: the thread count of the model's experiment
+  bool keep_threads = false;       ///< true = use the thread count of the model's experiment
   std::string tokenizer;           ///< a tokenizer.json instead of the model's own; empty = its own
-  bool with_tokenizer = true;      ///< false: do not load it, so its file may be missing
+  bool with_tokenizer = true;      ///< false = do not load the tokenizer; its file may be missing
 };
 
 /// A model with its weights, ready for logits, generation and evaluation, without a strategy.
 struct LoadedModel {
-  StoredModel stored;  ///< without tensors and memory
+  StoredModel stored;  ///< without tensors; uses no memory
   Experiment experiment;
   at::Device device = at::kCPU;
   std::unique_ptr<Model> model;
   std::shared_ptr<const Tokenizer> tokenizer;  ///< null: the model has none
 };
 
-/// Throws dsv3::Error naming the model's path. Does not change torch's thread count.
+/// Throws dsv3::Error with the model's path. Does not change torch's thread count.
 LoadedModel load_model(const LoadRequest& request, Plugins& plugins);
 
-/// The conventions that differ, one per line; "" when none does. With `advice`, each line also
-/// states what to set.
+/// The conventions that differ, one per line; "" if none differ. With `advice`, each line also
+/// contains the setting to change.
 std::string convention_differences(const std::map<std::string, std::string>& stored,
                                    const std::map<std::string, std::string>& current,
                                    bool advice = false);
 
-/// Throws dsv3::Error (ExitCode::checkpoint) unless `experiment` has the conventions of `stored`;
-/// the error names the file that has them and what to set. Conventions of optimizers count only
-/// with `optimizers`: a run that loads only weights may use a different optimizer.
+/// Throws dsv3::Error (ExitCode::checkpoint) unless `experiment` has the conventions of `stored`.
+/// The error contains the file that sets them and a fix. Conventions of optimizers count only with
+/// `optimizers`, because a run that loads only weights may use a different optimizer.
 void require_conventions(const StoredModel& stored, const Experiment& experiment, bool optimizers);
 
-/// The file that holds a stored model's settings: manifest.json or config.json.
+/// The file with a stored model's settings: manifest.json or config.json.
 std::filesystem::path settings_file(const StoredModel& stored);
 
-/// Loads parameters and buffers of `model`, which holds plain tensors on one device, from `stored`.
+/// Loads the parameters and buffers of `model`, plain tensors on one device, from `stored`.
 void load_weights(Model& model, const StoredModel& stored);
 
 }  // namespace dsv3

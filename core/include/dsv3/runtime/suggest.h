@@ -6,16 +6,16 @@
 
 namespace dsv3 {
 
-/// Insertions, deletions and replacements that turn `a` into `b`.
+/// The number of insertions, deletions and replacements that turn `a` into `b`.
 int edit_distance(const std::string& a, const std::string& b);
 
 /// The closest name in `known` within 2 edits (3 for names of 8 letters or more); empty = none.
 std::string nearest(const std::string& word, const std::vector<std::string>& known);
 
-/// "did you mean 'NEAREST'?"; empty = no known word is near.
+/// "did you mean 'NEAREST'?"; empty = no known name is similar.
 std::string did_you_mean(const std::string& word, const std::vector<std::string>& known);
 
-/// "did you mean 'NEAREST'? LABEL: a, b, c"; without the question when no known word is near.
+/// "did you mean 'NEAREST'? LABEL: a, b, c"; without the question if no known name is similar.
 std::string suggestion(const std::string& word, const std::vector<std::string>& known,
                        const std::string& label);
 
