@@ -67,7 +67,7 @@ def symbols(tree):
 def formulas(values):
     """Evaluate both tables of formulas; a row may use the results of the rows above it."""
     results = dict(values)
-    for name, formula in [*table("part"), *table("FLOPs a token")]:
+    for name, formula in [*table("part"), *table("FLOPs per token")]:
         results[name] = eval(code(formula)[0], {}, results)
     return results
 
@@ -107,7 +107,7 @@ def test_deepseek_v3_has_671_billion_parameters():
     found = formulas(values | {"M": 0})
     total = sum(found[part] for part in ("embedding", "attention", "feed_forward", "norms", "head"))
     active = total - found["feed_forward"] + found["feed_forward, active"]
-    assert f"{total / 1e9:.2f} B parameters, {active / 1e9:.2f} B active a token" in TEXT
+    assert f"{total / 1e9:.2f} B parameters, {active / 1e9:.2f} B active per token" in TEXT
     assert f"{total / 1e9:.2f}" == "671.03"
 
 
@@ -123,7 +123,7 @@ def test_the_cache_is_57_times_smaller():
         cached.append(int(values))
     assert cached == [576, 32768] and round(cached[1] / cached[0]) == 57
     assert "**57 times smaller** (32,768 / 576 = 56.9)" in TEXT
-    assert "70,272 bytes a token instead of 3,997,696" in TEXT and (61 * 2 * 576, 61 * 2 * 32768) == (70272, 3997696)
+    assert "70,272 bytes per token instead of 3,997,696" in TEXT and (61 * 2 * 576, 61 * 2 * 32768) == (70272, 3997696)
     rows = {row[0]: (code(row[1])[0], row[2]) for row in table("| values per token and layer")}
     v3 = dict(H=128, W=128, C=512, R=64)
     assert {name: (f"{eval(formula, {}, v3):,}") for name, (formula, _) in rows.items()} == {k: v[1] for k, v in rows.items()}

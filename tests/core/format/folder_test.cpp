@@ -84,7 +84,7 @@ TEST_CASE("an index that does not match the files is rejected") {
   put(folder / "model.safetensors.index.json", "{");
   CHECK_THAT(error_of(folder), Catch::Contains("invalid JSON"));
   put_index(folder, {{"a", "one.safetensors"}});
-  CHECK_THAT(error_of(folder), Catch::Contains("they differ in b"));
+  CHECK_THAT(error_of(folder), Catch::Contains("the tensors differ in b"));
   put_index(folder, {{"a", "one.safetensors"}, {"b", "one.safetensors"}, {"c", "two.safetensors"}});
   CHECK(error_of(folder).starts_with("/two.safetensors: is missing"));
   put_tensors(folder / "two.safetensors", {"a"});

@@ -61,7 +61,7 @@ void add_data_commands(CLI::App& app, int&) {
       ->type_name("DIR");
   command->add_option("--shard-tokens", request.shard_tokens, "Tokens per shard")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   command->add_option("--field", request.format.field, "Field of a .jsonl line that holds the text")
       ->capture_default_str();
   command

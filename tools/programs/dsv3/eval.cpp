@@ -98,7 +98,7 @@ void add_eval_commands(CLI::App& app, int&) {
   command
       ->add_option("--limit", request.limit,
                    "Documents or questions to read from each source [all]")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   command->add_option("--device", request.model.device, "Device to compute on [as in training]")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   command->add_option("--precision", request.model.precision, "Compute dtype [as in training]")

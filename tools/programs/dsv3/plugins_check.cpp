@@ -30,7 +30,7 @@ void find_library(Arguments& arguments) {
   if (std::filesystem::exists(arguments.target)) return;
   const size_t slash = arguments.target.find('/');
   const std::string name = arguments.target.substr(slash + 1);
-  if (slash == std::string::npos || name.find('/') != std::string::npos)
+  if (slash == 0 || slash == std::string::npos || name.find('/') != std::string::npos)
     throw dsv3::Error("file not found: " + arguments.target +
                           "; pass a plugin library, or a component as KIND/NAME",
                       dsv3::ExitCode::usage);

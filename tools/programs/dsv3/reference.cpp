@@ -24,8 +24,8 @@ constexpr std::array kStructure{
     Row{"schedule", "", "learning-rate schedule: one component"},
     Row{"strategy", "", "parallel strategy: one component"},
     Row{"data", "", "training data: one component"},
-    Row{"data.tokenizer", "", "tokenizer: one component, or none"},
-    Row{"tracker", "", "experiment trackers: one component, a list, or none"},
+    Row{"data.tokenizer", "", "tokenizer: one component, or null"},
+    Row{"tracker", "", "experiment trackers: one component, a list, or null"},
     Row{"plugin_paths", "", "config.yaml only: folders of registries, relative to that file"},
 };
 
