@@ -10,7 +10,7 @@
 namespace dsv3 {
 
 /// Also writes all later lines, including debug lines, to `path`. The file is rotated at 10 MiB,
-/// and two older files are kept (run.log, run.1.log, run.2.log). Closes the previous log file.
+/// and two older files remain (run.log, run.1.log, run.2.log). Closes the previous log file.
 /// Throws dsv3::Error if the file cannot be opened.
 void open_log_file(const std::filesystem::path& path);
 /// Flushes and closes the log file, if any.
