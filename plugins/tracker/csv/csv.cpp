@@ -14,6 +14,12 @@ struct CsvOptions {
   std::string file = "metrics.csv";
   static void describe(dsv3::OptionSchema<CsvOptions>& s) {
     s.add("file", &CsvOptions::file, "name of the table in the run folder");
+    s.check([](const CsvOptions& o) -> std::string {
+      // None of the run's own files has this extension.
+      const std::filesystem::path name(o.file);
+      if (name.extension() == ".csv" && !name.has_parent_path()) return "";
+      return "file must be a file name that ends in .csv, without a folder, not '" + o.file + "'";
+    });
   }
 };
 
