@@ -87,7 +87,7 @@ def _cpp(path, text):
             literals.append((start, token.end(), [(first + i, text) for i, text in enumerate(lines)]))
         elif token["string"]:
             literals.append((start, token.end(), [(line, _unescape(token[0].partition('"')[2][:-1]))]))
-    # Between the literals of one message there may be comments, but they are not part of it.
+    # Comments between the literals of a message are not part of it.
     code = _CPP_TOKEN.sub(lambda m: " " * len(m[0]) if m["line_comment"] or m["block_comment"] else m[0], text)
     found = [Passage(path, "comment", pieces) for pieces in _joined_comments(comments, _cpp_comment)]
     found += [Passage(path, "message", pieces) for pieces in _joined_literals(literals, code)]

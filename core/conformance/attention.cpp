@@ -73,7 +73,7 @@ void attention_checks(const AddCheck& check) {
       step.positions = at::cat(positions).unsqueeze(0);
       step.cache = &cache;
       require_close(layer(at::cat(tokens).unsqueeze(0), step), at::cat(results).unsqueeze(0), 1e-9,
-                    "the output of " + what + ", compared with the forward without a cache,");
+                    "the output of " + what + ", compared with forward without a cache,");
       for (size_t row = 0; row < 2; ++row)
         require(cache.lengths()[row] == held[row] + counts[row],
                 "it does not append every token to the cache exactly once");

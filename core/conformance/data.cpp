@@ -45,7 +45,7 @@ DataContext context(Split split = Split::train, int64_t world = 1, int64_t micro
           .tokenizer = std::make_shared<ByteTokenizer>()};
 }
 
-// The tokens of one row and its document ids, renumbered from 0: only changes of the id matter.
+// A row's tokens and document ids, renumbered from 0, because only changes in the id matter.
 using Row = std::vector<int64_t>;
 
 std::vector<Row> rows_of(const Batch& batch, const DataContext& of) {

@@ -49,7 +49,8 @@ void feed_forward_checks(const AddCheck& check) {
     seq.aux_scale = 0.5;
     for (int64_t row = 0; row < 2; ++row) layer(x.narrow(0, row, 1), seq);
     require(at::equal(counts(), once),
-            "two micro-batches of one row are counted differently from one of two rows");
+            "tokens in two one-row micro-batches are counted differently from those in one "
+            "two-row micro-batch");
   });
   check("state", "resumes bit-identically from saved tensors", [](const Subject& subject) {
     const Layer one(subject, at::kFloat), other(subject, at::kFloat);

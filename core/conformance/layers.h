@@ -167,7 +167,7 @@ void cheap_layer_checks(const AddCheck& check) {
     };
     const auto first = run(), second = run();
     for (size_t i = 0; i < first.size(); ++i)
-      require_equal(second[i], first[i], "the second of two equal layers");
+      require_equal(second[i], first[i], "a result of the second of two identical layers");
   });
 }
 
@@ -187,7 +187,7 @@ void costly_layer_checks(const AddCheck& check) {
     Sequence seq = packed(2, kLength, {5});
     const at::Tensor first = layer(x, seq);
     seq.recompute = true;
-    require_equal(layer(x, seq), first, "the forward of a recomputed block");
+    require_equal(layer(x, seq), first, "the forward pass of a recomputed block");
   });
   check("saved_values", "saves what saved_values_per_token() declares", [](const Subject& subject) {
     constexpr int64_t kBatch = 4, kRow = 64;

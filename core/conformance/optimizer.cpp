@@ -68,9 +68,9 @@ void optimizer_checks(const AddCheck& check) {
     const at::Tensor grad = one.gradient(1);
     one.optimizer->step(std::array{one.slice(grad)}, {1, 1});
     require(grad.use_count() == 1 && one.value.use_count() == 1,
-            "it keeps the gradient or the value after step()");
+            "it keeps a reference to the gradient or the value after step()");
     for (const at::Tensor& state : one.state)
-      require(state.use_count() == 1, "it keeps its state after step()");
+      require(state.use_count() == 1, "it keeps a reference to its state after step()");
   });
   check("lr_factor", "scales the learning rate by lr_factor", [](const Subject& subject) {
     const auto change = [&](double factor) {

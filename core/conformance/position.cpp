@@ -80,7 +80,7 @@ void position_checks(const AddCheck& check) {
     for (const int64_t distance : {0, 1}) {
       const at::Tensor diagonal = scores.diagonal(distance);
       require_close(diagonal, diagonal[0].expand_as(diagonal), 1e-9,
-                    c10::str("over all positions, the score of equal vectors ", distance,
+                    c10::str("between positions, the score of equal vectors ", distance,
                              " position(s) apart"));
     }
   });

@@ -28,7 +28,7 @@ void schedule_checks(const AddCheck& check) {
       for (int64_t step = 1; step <= total; step += 1 + total / 2000) {
         const double factor = valid_factor(step, total);
         require(factor <= 100, call(step, total), " is ", factor,
-                "; a factor on the learning rate should be around 1 or below");
+                "; a factor applied to the learning rate should be around 1 or below");
         largest = std::max(largest, factor);
       }
       require(largest > 0 || total == 1, "every factor of ", total, " steps is 0");

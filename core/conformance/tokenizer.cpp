@@ -39,7 +39,7 @@ void tokenizer_checks(const AddCheck& check) {
             ", vocab_size() is ", size);
     require(!checked->digest().empty(), "digest() is empty");
     require(checked->digest() == construct<Tokenizer>(subject)->digest(),
-            "digest() differs between two equal tokenizers");
+            "digest() differs between two identical tokenizers");
     for (int64_t id = 0; id < size; id += 1 + size / 5000)
       checked->token_bytes(int32_t(id));  // must not throw for a valid id
   });

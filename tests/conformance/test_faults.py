@@ -170,7 +170,7 @@ FAULTS = [
     Fault("feed_forward", "grad_mode", "shapes", "torch's grad mode"),
     Fault("feed_forward", "counts_twice", "counts", "counts again"),
     Fault("position", "k_of_q", "rotation", "the score of"),
-    Fault("optimizer", "keeps_gradient", "inputs", "keeps the gradient"),
+    Fault("optimizer", "keeps_gradient", "inputs", "keeps a reference to the gradient"),
     Fault("optimizer", "counts_its_own_steps", "resume", "resuming from saved"),
     Fault("optimizer", "grows", "memory", "memory grows by about"),
     Fault("schedule", "counts_calls", "pure", "depends on the calls before it"),

@@ -1,4 +1,4 @@
-"""Paths are values: names with spaces, quotes, '#', ': ', backslashes, brackets and '${}' work in every command."""
+"""Paths with spaces, quotes, '#', ': ', backslashes, brackets and '${}' work in every command."""
 
 import json
 import shutil

@@ -193,7 +193,7 @@ def optimizer_muon_for_vectors(folder):
 
 @case(2, GOLDEN)
 def yaml_odd_rope_dim(folder):
-    """An odd rotary dimension, reported by the position plugin inside an attention."""
+    """An odd rotary dimension, reported by the position plugin inside an attention layer."""
     experiment(folder, ("qk_rope_dim: 8", "qk_rope_dim: 7"))
     return dsv3_run("tiny.yaml", "--dry-run")
 

@@ -25,7 +25,7 @@ GOLDEN = "golden file"  # used in place of phrases: compare the whole outcome wi
 
 @dataclasses.dataclass
 class Command:
-    """A command line. `program` is dsv3-run or dsv3; `limits` maps names of setrlimit's resources to values."""
+    """A command line. `program` is dsv3-run or dsv3; `limits` maps setrlimit resource names to values."""
     words: list
     program: str = "dsv3-run"
     environment: dict = dataclasses.field(default_factory=dict)

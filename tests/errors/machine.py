@@ -1,4 +1,4 @@
-"""Missing resources of a machine: disk space, permissions, memory, a GPU."""
+"""Missing machine resources: disk space, permissions, memory, a GPU."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""Errors in registries and plugins. The faulty libraries are those of tests/bad_plugins."""
+"""Errors in registries and plugins. The faulty libraries are in tests/bad_plugins."""
 
 import shutil
 
@@ -111,7 +111,7 @@ def plugin_library_missing(folder):
 
 @case(3, GOLDEN)
 def plugin_library_of_another_kind(folder):
-    """The library of a schedule requested as an attention."""
+    """The library of a schedule requested as an attention layer."""
     copied_library(folder, "good")
     experiment(folder, ("{plugin: mla,", "{library: mine.so, plugin: halving,"))
     return dsv3_run("tiny.yaml", "--run_name", "new")
@@ -149,7 +149,7 @@ def plugin_path_of_the_environment(folder):
 
 @case(3, GOLDEN)
 def registry_duplicate_plugin(folder):
-    """The same plugin in two registries of one search level."""
+    """The same plugin in two registries at the same search level."""
     experiment(folder, ("{plugin: cosine, warmup: 5}", "{plugin: halving}"))
     return dsv3_run("tiny.yaml", *[word for name in ("good", "other_compiler")
                                    for word in ("--plugin-path", FIXTURES / "registries" / f"{name}.toml")])

@@ -1,4 +1,4 @@
-// A new kind needs a row in the table, an interface and plugins, but no change of libdsv3. This
+// A new kind needs a row in the table, an interface and plugins, but no change to libdsv3. This
 // program compiles core/src/sdk/kinds.cpp with the row in rows.h, and its kinds() replaces that of
 // libdsv3.
 #include <fstream>

@@ -204,7 +204,7 @@ def make_rows(seed, rows, length, vocab=VOCAB, padding=0):
     return Rows(tokens, ids)
 
 
-# ---- what a forward records
+# ---- values recorded during a forward pass
 
 class Routers:
     """Collects the choices of every router during a forward pass."""

@@ -41,7 +41,7 @@ void leave_backward() noexcept {
 void mark_forward(at::TensorList inputs, at::TensorList outputs) {
   const CallRecord* call = CallRecord::current();
   if (!call || !at::GradMode::is_enabled()) return;
-  // On leaving this forward's backward, autograd continues in the surrounding forward, if any.
+  // When autograd finishes this component's backward, it continues in the enclosing one's, if any.
   const CallRecord* outer = call->outer;
   hook(outer && outer->action != kBackward ? outer : nullptr, inputs, outputs);
   hook(call, outputs, inputs);

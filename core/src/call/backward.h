@@ -15,7 +15,7 @@ namespace dsv3 {
 /// The action name of Strategy::backward, during which `current_backward` identifies the component.
 extern const char* const kBackward;
 
-/// Process-wide, because only one backward runs at a time. Safe to read from a signal handler.
+/// Process-wide, because only one backward pass runs at a time. Safe to read from a signal handler.
 struct CurrentBackward {
   std::atomic<const Callee*> callee{nullptr};  ///< null: code outside of any component
   std::atomic<int64_t> layer{-1};
@@ -26,7 +26,7 @@ extern CurrentBackward current_backward;
 /// Records that autograd is in no component.
 void leave_backward() noexcept;
 
-/// Registers the hooks for the forward that CallRecord::current() describes.
+/// Registers the hooks for the forward pass that CallRecord::current() describes.
 void mark_forward(at::TensorList inputs, at::TensorList outputs);
 
 }  // namespace dsv3

@@ -32,7 +32,7 @@ void require_like(const at::Tensor& result, const at::Tensor& input, const char*
          "; shape, dtype and device must not change");
 }
 
-/// Marks the results of a forward for backward and passes them to the active watch.
+/// Marks the results of a forward pass for backward and passes them to the active watch.
 void forwarded(const Pluggable& component, at::TensorList inputs, at::TensorList outputs) {
   mark_forward(inputs, outputs);
   const Callee* callee = component.callee();

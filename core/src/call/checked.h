@@ -60,7 +60,7 @@ std::pair<at::Tensor, at::Tensor> rotate(const Position& position, const at::Ten
                                          const at::Tensor& k, const at::Tensor& positions);
 at::Tensor step_counts(FeedForward& feed_forward);
 
-/// `unit_index`: number of units adopted before.
+/// `unit_index`: number of units adopted so far, which adopt() must return.
 int adopt(Strategy& strategy, UnitSpec unit, int unit_index);
 /// An autograd node that fails is reported as the component whose forward created it.
 void backward(Strategy& strategy, at::TensorList roots);

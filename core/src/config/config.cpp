@@ -28,7 +28,7 @@ void check_old_conventions(Checker& checker) {
   checker.diagnostics().error(
       *chosen, "'model.conventions' is no longer a key",
       {is_default ? "remove it: the defaults are DeepSeek's conventions"
-                  : "extend the file of these conventions instead, for example extends: "
+                  : "extend the file for these conventions instead, for example extends: "
                     "conventions/" +
                         chosen->text + ".yaml"});
 }

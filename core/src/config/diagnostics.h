@@ -17,8 +17,7 @@ class Diagnostics {
   int add_source(std::string label, std::string text, bool is_file);
   const std::string& text(int source) const { return sources_.at(source).text; }
 
-  /// Adds an error. `length` is the number of bytes to underline. Ignores repetitions and empty
-  /// notes.
+  /// Adds an error. `length`: number of bytes to underline. Ignores repetitions and empty notes.
   void error(Position at, size_t length, const std::string& message,
              std::vector<std::string> notes = {});
   /// As above, underlining a scalar's text or the start of any other node.

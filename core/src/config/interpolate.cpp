@@ -67,7 +67,7 @@ Text Resolver::look_up(const Node& scalar, const std::string& name) {
   if (!target->is_scalar()) return fail(scalar, "'" + name + "' is not a single value");
   if (std::ranges::count(open_, target)) return fail(scalar, "'${" + name + "}' refers to itself");
   if (open_.size() > kMaxChain)
-    return fail(scalar, "more than " + std::to_string(kMaxChain) + " references in a chain");
+    return fail(scalar, "the chain of references is longer than " + std::to_string(kMaxChain));
   return resolve(*target);
 }
 

@@ -14,8 +14,7 @@
 
 namespace dsv3::config {
 
-/// The settings of one source. Its trees are merged in order; later ones may depend on earlier
-/// ones.
+/// The settings of one source. Trees are merged in order; later ones may depend on earlier ones.
 struct Layer {
   std::string label;  ///< file name, "command line", "--debug" ...
   std::vector<Node> trees = {};

@@ -109,12 +109,12 @@ void TokenFile::open_shard() {
   for (uint64_t i = 0; i < header_.documents; ++i) {
     const uint64_t next = load<uint64_t>(table_ + i * 16);
     if (next < end || next > header_.tokens)
-      fail(path_, "its table of documents is damaged at entry " + std::to_string(i) +
+      fail(path_, "its document table is damaged at entry " + std::to_string(i) +
                       "; prepare the data again");
     end = next;
   }
   if (end != header_.tokens)
-    fail(path_, "its table of documents does not cover its tokens; prepare the data again");
+    fail(path_, "its document table does not cover all of its tokens; prepare the data again");
 }
 
 void TokenFile::open_llmc() {

@@ -32,8 +32,8 @@ void add_component(std::vector<Setting>& settings, const std::string& path,
       settings.push_back({path + "." + key, value, ""});
 }
 
-/// Settings of the components of all layers. Merges adjacent equal components as `layers:
-/// first-last`.
+/// Settings of the components of all layers. Merges adjacent identical components as
+/// `layers: first-last`.
 void add_layers(std::vector<Setting>& settings, const std::string& path,
                 const std::vector<ComponentDescription>& layers) {
   size_t entry = 0;

@@ -1,4 +1,4 @@
-// Converts between experiments and ModelDescription, the form of a model that formats use.
+// Converts between experiments and ModelDescription, which represents a model for format plugins.
 #pragma once
 
 #include <set>

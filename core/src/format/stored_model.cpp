@@ -22,15 +22,15 @@ std::set<std::string> digests_of(const Json& tokenizer) {
 [[noreturn]] void reject(const stdfs::path& path) {
   std::error_code ignored;
   const char* cause =
-      " is neither a checkpoint (a folder with manifest.json), a run folder with one, nor a "
-      "Hugging Face folder (config.json)";
+      " is neither a checkpoint (a folder with manifest.json), a run folder with a "
+      "checkpoint, nor a Hugging Face folder (config.json)";
   if (!stdfs::exists(path, ignored))
     cause = " does not exist; pass a run folder, a checkpoint or a Hugging Face folder";
   else if (!stdfs::is_directory(path, ignored))
     cause =
         " is a file, but a model is a folder: a checkpoint with manifest.json, such as "
-        "runs/NAME/checkpoints/step-N, a run folder with one, or a Hugging Face folder with "
-        "config.json; dsv3 does not read PyTorch's files";
+        "runs/NAME/checkpoints/step-N, a run folder with a checkpoint, or a Hugging "
+        "Face folder with config.json; dsv3 does not read PyTorch's files";
   throw Error(path.string() + cause, ExitCode::checkpoint);
 }
 
@@ -78,7 +78,8 @@ std::shared_ptr<const Tokenizer> tokenizer_of(const StoredModel& stored,
   std::shared_ptr<const Tokenizer> tokenizer =
       make<Tokenizer>(plugins, experiment.tokenizer, TokenizerContext{});
   if (!fits(*tokenizer, stored))
-    throw Error(stored.path.string() + " was trained with a tokenizer other than this '" +
+    throw Error(stored.path.string() +
+                    " was trained with a different tokenizer than this experiment's '" +
                     experiment.tokenizer.plugin + "': pass the original one with --tokenizer",
                 ExitCode::checkpoint);
   return tokenizer;
@@ -147,12 +148,12 @@ std::string convention_differences(const std::map<std::string, std::string>& sto
     const auto found = stored.find(key);
     const std::string before = found == stored.end() ? "absent" : found->second;
     if (before == value) continue;
-    text += "\n  " + key + ": checkpoint " + before + ", this experiment " + value;
+    text += "\n  " + key + ": " + before + " in the checkpoint, " + value + " in this experiment";
     if (advice && found != stored.end()) text += "; set " + path_of_convention(key) + ": " + before;
   }
   for (const auto& [key, value] : stored)
     if (!current.contains(key))
-      text += "\n  " + key + ": checkpoint " + value + ", this experiment absent";
+      text += "\n  " + key + ": " + value + " in the checkpoint, absent in this experiment";
   return text;
 }
 

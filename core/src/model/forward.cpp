@@ -34,8 +34,7 @@ Sequence sequence_of(const Batch& batch, at::Device device) {
   return seq;
 }
 
-/// Inputs of MTP module `ahead` - 1: the tokens `ahead` positions later, zeros beyond the row's
-/// end.
+/// Inputs of MTP module `ahead` - 1: the tokens `ahead` positions later, zeros after the row's end.
 at::Tensor tokens_ahead(const at::Tensor& tokens, int64_t ahead) {
   const int64_t length = tokens.size(1) - 1, count = std::max<int64_t>(length + 1 - ahead, 0);
   if (count == length) return tokens.narrow(1, ahead, length);

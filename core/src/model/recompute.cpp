@@ -20,7 +20,7 @@ struct RecomputeBackward final : torch::autograd::Node {
   std::vector<SavedVariable> saved;
 
   variable_list apply(variable_list&& grads) override {
-    if (!fn) throw Error("the backward of a recomputed block ran twice");
+    if (!fn) throw Error("the backward pass of a recomputed block ran twice");
     Tensors inputs;
     for (const SavedVariable& variable : saved) {
       const at::Tensor original = variable.unpack();

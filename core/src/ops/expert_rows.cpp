@@ -1,5 +1,4 @@
-// gather_rows and sum_rows are each other's backward. Both write every element once, in a fixed
-// order.
+// gather_rows and sum_rows are each other's backward. Both write each element once, in fixed order.
 #include <cstring>
 
 #include <ATen/ATen.h>

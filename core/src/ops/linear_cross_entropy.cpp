@@ -36,7 +36,7 @@ struct LinearCrossEntropyBackward final : torch::autograd::Node {
     const at::Tensor& grad = grads[0];
     if (!grad.defined()) return {at::Tensor(), at::Tensor()};
     if (!dx.defined() && !dw.defined())
-      throw Error("the backward of linear_cross_entropy ran twice; its gradients are not saved");
+      throw Error("backward of linear_cross_entropy ran twice; its gradients are not saved");
     // Reading the value saves two passes on a CPU. On other devices it would synchronise.
     const bool unchanged = grad.is_cpu() && grad.item<double>() == 1;
     for (at::Tensor* tensor : {&dx, &dw})

@@ -217,7 +217,8 @@ class Writer {
     return {{"description", "the component's name"}, {"anyOf", choices}};
   }
 
-  // Options of a component whose plugin a base file sets: those of all plugins of the kind.
+  // Options of a component whose plugin is set in a base file. The schema cannot see which plugin
+  // it is, so it allows the options of every plugin of the kind.
   Json inherited_options(Kind kind) {
     std::map<std::string, std::set<Json>> meanings;
     bool complete = true;
@@ -254,7 +255,7 @@ class Writer {
     rules.push_back(
         {{"if", {{"not", {{"anyOf", {{{"required", {"plugin"}}}, {{"required", {"library"}}}}}}}}},
          {"then", inherited_options(kind)}});
-    // A component's own library may provide any name.
+    // If `library` is set, `plugin` may be any name.
     rules.push_back(
         {{"if", no_library}, {"then", {{"properties", {{"plugin", plugin_name(kind)}}}}}});
     definition(std::string(kind_name(kind)) + ".component") = {

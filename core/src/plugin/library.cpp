@@ -121,7 +121,7 @@ void check_provides(const std::vector<Registration>& registrations, const Stamp&
   fail(plugin_label(stamp.name, path) + " registers " +
        component_list({registered.begin(), registered.end()}) +
        " in DSV3_PLUGIN, but dsv3_add_plugin(PROVIDES) lists " + component_list(stamp.provides) +
-       "; make them equal");
+       "; make the two lists match");
 }
 
 std::unique_ptr<Library> load(const std::filesystem::path& path) {

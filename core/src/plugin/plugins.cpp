@@ -54,8 +54,9 @@ const Entry* lookup(const std::vector<Entry>& entries, Kind kind, const std::str
       found = &entry;
     else if (found->level == entry.level)
       fail(std::string(kind_name(kind)) + " '" + name +
-           "' is in two registries of one search level: " + found->registry.string() + " and " +
-           entry.registry.string() + "; choose one with --plugin-path, or set `library:`");
+           "' is in two registries at the same search level: " + found->registry.string() +
+           " and " + entry.registry.string() +
+           "; choose one with --plugin-path, or set `library:`");
   }
   return found;
 }

@@ -64,7 +64,7 @@ double number_of(const Json& map, const char* key, double missing, ConfigReader&
   const auto found = map.find(key);
   if (found == map.end() || found->is_null()) return missing;
   if (found->is_number()) return found->get<double>();
-  reader.mistake(std::string("\"") + key + "\" of the rope parameters must be a number, but is " +
+  reader.mistake(std::string("\"") + key + "\" in the rope parameters must be a number, but is " +
                  found->dump());
   return missing;
 }
@@ -80,11 +80,11 @@ void read_yarn(const Json& map, int64_t length, RopeParameters& rope, ConfigRead
   rope.original_length = static_cast<int64_t>(
       number_of(map, "original_max_position_embeddings", double(length), reader));
   if (map.contains("truncate") && map["truncate"] != true)
-    reader.mistake("\"truncate\" of the rope parameters is not true, which dsv3 cannot express");
+    reader.mistake("\"truncate\" in the rope parameters is not true, which dsv3 cannot express");
   if (map.contains("attention_factor") && !map["attention_factor"].is_null())
     reader.mistake(
-        "\"attention_factor\" of the rope parameters cannot be expressed; dsv3 computes "
-        "it from mscale and factor");
+        "\"attention_factor\" in the rope parameters is not supported; dsv3 computes it "
+        "from mscale and factor");
 }
 
 }  // namespace

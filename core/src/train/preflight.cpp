@@ -62,7 +62,8 @@ class Preflight {
     blocks += (blocks.empty() ? "" : "\n") + block;
   }
 
-  /// Appends a block in the format of configuration diagnostics. `text` is "what and why; fix".
+  /// Appends a block in the format of configuration diagnostics. `text` states the problem and
+  /// its cause, then "; " and the fix.
   static void add(std::string& blocks, const Origin& at, const std::string& text) {
     const size_t cure = std::min(text.find("; "), text.size());
     add(blocks, at.text() + ": error: " + text.substr(0, cure) + config::excerpt_of(at) +

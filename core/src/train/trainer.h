@@ -28,8 +28,8 @@ std::vector<LoadedLibrary> libraries_of(const Experiment& experiment, const Plug
 /// Returns a sentence with the first module, in order of computation, that has a non-finite output
 /// or gradient, and the first such parameter, going back from the loss; empty if everything is
 /// finite in a second run. Call it between the step's last backward and Strategy::end_step(), on
-/// all ranks. It repeats the forwards of the step's micro-batches without counting tokens. With
-/// `backward`, it also repeats their backwards if the forwards are finite, invalidating gradients.
+/// all ranks. It repeats the step's forward passes without counting tokens. With `backward`, it
+/// also repeats the backward passes if the forward passes are finite, invalidating gradients.
 std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet& optimizers,
                             std::span<const Batch> batches, const LossScale& scale, bool backward);
 
@@ -62,8 +62,7 @@ class Trainer {
 
  private:
   StepResult train_step();
-  /// Runs forward and backward of a step. Returns sums of total, main and MTP loss [3] on the
-  /// device.
+  /// Runs a step's forward and backward. Returns summed total, main and MTP loss [3] on the device.
   at::Tensor run_micro_batches(std::span<const Batch> batches, const LossScale& scale);
   LossScale scale_of(const at::Tensor& targets) const;
   void hash_rows(const Batch& batch);

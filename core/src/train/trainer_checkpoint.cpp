@@ -8,7 +8,7 @@
 namespace dsv3 {
 namespace {
 
-/// Throws with the settings in which models differ; `cause` is for models with equal settings.
+/// Throws with the settings in which models differ; `cause` is for models with identical settings.
 [[noreturn]] void reject_model(const StoredModel& stored, const Experiment& experiment,
                                const std::string& cause) {
   const std::string settings = difference_lines(stored.resolved(), experiment.resolved,
@@ -46,7 +46,8 @@ void Trainer::save(std::optional<double> val_loss) {
 
 void Trainer::load_model(const StoredModel& stored) {
   if (tokenizer_ && !fits(*tokenizer_, stored))
-    throw Error(stored.path.string() + " was trained with a tokenizer other than this '" +
+    throw Error(stored.path.string() +
+                    " was trained with a different tokenizer than this experiment's '" +
                     experiment_.tokenizer.plugin +
                     "': use the one it was trained with, or start without the checkpoint",
                 ExitCode::checkpoint);
@@ -62,8 +63,7 @@ void Trainer::load_model(const StoredModel& stored) {
 void Trainer::restore(const StoredCheckpoint& checkpoint) {
   const StoredModel stored = stored_model_of(checkpoint);
   load_model(stored);
-  // Checked after the tensors: if the attention differs, a model mismatch is the better
-  // explanation.
+  // Checked after the tensors, because a model mismatch explains a different attention better.
   require_conventions(stored, experiment_, true);
   optimizers_->load(stored.tensors);
   const Json& state = checkpoint.manifest.at("state");

@@ -31,10 +31,10 @@ struct MlaOptions {
         .word("none", 0);
     s.add("kv_lora_rank", &MlaOptions::kv_lora_rank, "width of the key-value latent").min(1);
     s.add("qk_nope_dim", &MlaOptions::qk_nope_dim,
-          "query and key features per head without position")
+          "query and key features per head that are not rotated")
         .min(1);
     s.add("qk_rope_dim", &MlaOptions::qk_rope_dim,
-          "query features per head, and key features shared by all heads, with position")
+          "query features per head, and key features shared by all heads, that are rotated")
         .min(1);
     s.add("v_dim", &MlaOptions::v_dim, "value features per head").min(1);
     // transformers always uses this value; other implementations use the model's eps.

@@ -56,7 +56,7 @@ void MoeOptions::describe(dsv3::OptionSchema<MoeOptions>& s) {
       .convention();
   s.add("normalize", &MoeOptions::normalize, "divide a token's expert weights by their sum");
   s.add("routed_scale", &MoeOptions::routed_scale,
-        "factor on the weights of routed experts; DeepSeek-V3 uses 2.5")
+        "factor applied to the weights of routed experts; DeepSeek-V3 uses 2.5")
       .min(0);
   s.add("bias_rate", &MoeOptions::bias_rate, "change of the routing bias per step; 0 = no bias")
       .min(0);

@@ -92,7 +92,7 @@ ComponentDescription position_of(const dsv3::RopeParameters& rope, dsv3::ConfigR
                                 {{"theta", rope.theta}, {"layout", std::string("half")}}};
   if (!rope.yarn) return position;
   if (rope.mscale != 0 || rope.mscale_all_dim != 0)
-    reader.mistake("\"mscale\" of the rope parameters is not supported for this architecture");
+    reader.mistake("\"mscale\" in the rope parameters is not supported for this architecture");
   position.options["factor"] = rope.factor;
   position.options["beta_fast"] = rope.beta_fast;
   position.options["beta_slow"] = rope.beta_slow;

@@ -1,4 +1,4 @@
-// Muon as torch.optim.Muon defines it, over batches of matrices of equal shape.
+// Muon as torch.optim.Muon defines it, over batches of matrices of the same shape.
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -34,8 +34,8 @@ struct MuonOptions {
           "dtype of the iterations; auto = bf16 on CUDA and on CPUs with AMX, else fp32")
         .choices({"auto", "bf16", "fp32"});
     s.add("scale", &MuonOptions::scale,
-          "factor on the learning rate: original = sqrt(max(1, rows/cols)), match_rms_adamw = 0.2 "
-          "sqrt(max(rows, cols)), spectral = sqrt(max(rows, cols))")
+          "factor applied to the learning rate: original = sqrt(max(1, rows/cols)), "
+          "match_rms_adamw = 0.2 sqrt(max(rows, cols)), spectral = sqrt(max(rows, cols))")
         .choices({"original", "match_rms_adamw", "spectral"})
         .convention();
     s.add("momentum_form", &MuonOptions::momentum_form,

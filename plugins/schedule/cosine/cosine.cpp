@@ -13,7 +13,8 @@ struct CosineOptions {
   double min_ratio = 0.1;
   static void describe(dsv3::OptionSchema<CosineOptions>& s) {
     s.add("warmup", &CosineOptions::warmup, "steps of linear warm-up").min(0);
-    s.add("min_ratio", &CosineOptions::min_ratio, "factor on the learning rate in the last step")
+    s.add("min_ratio", &CosineOptions::min_ratio,
+          "factor applied to the learning rate in the last step")
         .min(0)
         .max(1);
   }

@@ -1,4 +1,4 @@
-// Linear warm-up, a plateau, then decay over the last share of the run.
+// Linear warm-up, a plateau, then decay over the final part of the run.
 #include <algorithm>
 #include <cmath>
 #include <numbers>
@@ -18,7 +18,8 @@ struct WsdOptions {
           "share of the steps, at the end of the run, during which the rate decays")
         .min(0)
         .max(1);
-    s.add("min_ratio", &WsdOptions::min_ratio, "factor on the learning rate in the last step")
+    s.add("min_ratio", &WsdOptions::min_ratio,
+          "factor applied to the learning rate in the last step")
         .min(0)
         .max(1);
     s.add("shape", &WsdOptions::shape,

@@ -22,7 +22,7 @@ struct Split {
   bool invert = false;  ///< exchanges the roles of matches and the text between them
 };
 
-/// Reused buffers of one thread.
+/// Buffers that one thread reuses between calls.
 struct SplitScratch {
   std::vector<std::string_view> words;  ///< the result; views of the text or of `prefixed`
   std::vector<std::string_view> unsplit;

@@ -1,4 +1,4 @@
-// How programs print errors: below a position in a file, they show that line of the file.
+// How programs print errors: below an error with a file position, they show the source line.
 #include <catch2/catch.hpp>
 
 #include <dsv3/runtime/compare.h>
@@ -8,7 +8,7 @@
 
 using dsv3::error_text;
 
-TEST_CASE("a position in a file is followed by its line, with a caret below the token") {
+TEST_CASE("an error with a file position shows the source line with a caret under the token") {
   TemporaryFolder folder;
   const std::string file = (folder / "a.yaml").string();
   put(file, "dsv3: 1\nschedule: {plugin: thrower, x: \xc3\xa9 }\n\tlast: 1");

@@ -1,4 +1,4 @@
-// Layers, short forms, changes of plugins, references, and the text of the resolved experiment.
+// Layers, short forms, changes to plugins, references, and the text of the resolved experiment.
 #include <catch2/catch.hpp>
 
 #include "fake.h"

@@ -88,7 +88,7 @@ TEST_CASE("a loader loads at most `depth` batches ahead") {
   CHECK(loader.state() == 1);
 }
 
-TEST_CASE("an error of the data plugin reaches the caller after the batches before it") {
+TEST_CASE("an error in the data plugin reaches the caller after the batches before it") {
   for (const int64_t depth : {0, 1, 4}) {
     Loader loader(std::make_shared<Counter>(3, true), counter_context(), depth);
     for (int64_t number = 0; number < 3; ++number) CHECK(number_of(loader.next()) == number);

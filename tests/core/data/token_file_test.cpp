@@ -135,7 +135,7 @@ TEST_CASE("a document table that does not match the tokens is reported") {
   CHECK_THAT(error_of(folder, with(bytes, table + 48, uint64_t{10})), Catch::Contains("cover"));
 }
 
-TEST_CASE("files of llm.c and raw ids are split at the end-of-text id") {
+TEST_CASE("llm.c files and raw ids are split at the end-of-text id") {
   TemporaryFolder folder;
   std::string ids;
   for (const uint16_t id : {3, 4, 9, 5, 9, 6})

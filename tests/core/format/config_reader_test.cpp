@@ -80,7 +80,7 @@ TEST_CASE("a field with a required value may be absent, but must not have a diff
       Catch::Contains("\"act\" is \"gelu\", but dsv3 computes with \"silu\" or \"swish\" only"));
 }
 
-TEST_CASE("both spellings of RoPE settings are read alike") {
+TEST_CASE("both spellings of the RoPE settings give the same result") {
   CHECK(rope_of(Json::object()).theta == 10000);
   CHECK(rope_of({{"rope_theta", 5000}}).theta == 5000);
   CHECK(rope_of({{"rope_parameters", {{"rope_theta", 5000}, {"rope_type", "default"}}}}).theta ==

@@ -123,11 +123,11 @@ TEST_CASE("a model with different conventions is rejected, with advice on what t
   CHECK(text ==
         (folder / "config.json").string() +
             " has other conventions:"
-            "\n  model.mtp.input: checkpoint raw, this experiment normed; set "
+            "\n  model.mtp.input: raw in the checkpoint, normed in this experiment; set "
             "model.mtp.input: raw"
-            "\n  position.rope.layout: checkpoint interleaved, this experiment half; set "
+            "\n  position.rope.layout: interleaved in the checkpoint, half in this experiment; set "
             "model.position.layout: interleaved"
-            "\n  attention.mla.muon_split: checkpoint whole, this experiment absent"
+            "\n  attention.mla.muon_split: whole in the checkpoint, absent in this experiment"
             "\nSet these options and plugins as in the checkpoint, or start without it");
 }
 

@@ -93,7 +93,7 @@ TEST_CASE("top_p keeps the most likely tokens until their probabilities reach it
   check_equal(of(kLogits, {}, sampling), {{2, 1}});
 }
 
-TEST_CASE("logits that are not finite are an error") {
+TEST_CASE("non-finite logits are rejected") {
   CHECK_THROWS_AS(distribution(std::vector<float>{1, NAN}, {}, kPlain), Error);
   CHECK_THROWS_AS(distribution(std::vector<float>{1, INFINITY}, {}, kPlain), Error);
 }

@@ -34,7 +34,7 @@ struct Death {
 struct Ending {
   bool killed = false;
   int code = 0;   ///< exit code of a child that exited on its own
-  int calls = 0;  ///< number of writing system calls that it made
+  int calls = 0;  ///< number of system calls that wrote to disk
   double seconds = 0;
   std::string output;  ///< on its terminal
 };

@@ -14,7 +14,7 @@ struct LeftBehind {
   std::string status, hashes;            ///< state, exit code and step; initial weights and data
 
   explicit LeftBehind(const std::filesystem::path& run);
-  /// The first part in which `other` differs; empty = they are equal.
+  /// The first part in which `other` differs; empty = they are identical.
   std::string difference(const LeftBehind& other) const;
 };
 

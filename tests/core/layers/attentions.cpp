@@ -1,4 +1,4 @@
-// Compares attention layers with plain formulas, and tests that every attention is causal,
+// Compares attention layers with plain formulas, and tests that every attention layer is causal,
 // separates documents, and computes the same with and without a cache.
 #include <cmath>
 
@@ -248,7 +248,7 @@ TEST_CASE("mla declares its matrices, cache size and FLOPs") {
   CHECK(whole.attention->attention_flops(100) == 2.0 * 100 * 3 * (9 + 7));
 }
 
-TEST_CASE("the softmax scale of yarn multiplies the scores") {
+TEST_CASE("yarn's softmax scale multiplies the scores") {
   dsv3::LayerContext plain = test::context(kHidden), scaled = test::context(kHidden);
   scaled.make_position = [](int64_t dim) {
     return test::make_position("yarn", {{"factor", 1e6}}, dim);

@@ -87,7 +87,7 @@ TEST_CASE("the swiglu layer is down(silu(gate x) * up x)") {
   for (int i = 0; i < 3; ++i) CHECK(difference(actual[i], expected_grads[i]) < 1e-11);
 }
 
-TEST_CASE("the automatic width of swiglu is 8/3 of the model's, rounded up") {
+TEST_CASE("swiglu's automatic width is 8/3 of the model's, rounded up") {
   const Layer layer("swiglu", {});
   CHECK(layer.weight("gate_up").sizes() == at::IntArrayRef({128, kHidden}));
   CHECK(layer.context.store->parameters()[0].spec.matrices == 2);

@@ -1,4 +1,4 @@
-// Helpers of layer tests: they build components by name without loading libraries, and compare
+// Helpers for layer tests, which build components by name without loading libraries and compare
 // tensors.
 #pragma once
 

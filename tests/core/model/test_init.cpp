@@ -65,7 +65,7 @@ TEST_CASE("initial values depend only on name, seed and index") {
   CHECK(at::equal(three, whole));
 }
 
-TEST_CASE("initial values are the same in any shape, stride and dtype") {
+TEST_CASE("initial values are the same for any shape, stride or dtype") {
   const at::Tensor flat = normal(60, "w", 3);
   at::Tensor matrix = at::empty({6, 10}), strided = at::empty({10, 6}).t();
   initialise(matrix, "w", Init::normal(), 1.0, 3);

@@ -1,4 +1,5 @@
-// Compares the training loss with a slow one that follows the definitions position by position.
+// Compares the training loss with a slow reference implementation that follows the definitions
+// position by position.
 #include <ATen/ATen.h>
 #include <catch2/catch.hpp>
 #include <torch/csrc/autograd/autograd.h>

@@ -1,4 +1,4 @@
-// A tiny model with reference layers, and helpers of model tests.
+// A tiny model with reference layers, and helpers for model tests.
 #pragma once
 
 #include <map>

@@ -130,7 +130,7 @@ TEST_CASE("muon applies the Newton-Schulz polynomial to the singular values") {
   CHECK(difference(direction(grad, {{"scale", "match_rms_adamw"}}), expected * rms_ratio) < 2e-5);
 }
 
-TEST_CASE("the direction of muon is nearly orthogonal, also in bf16") {
+TEST_CASE("muon's direction is nearly orthogonal, also in bf16") {
   const std::string dtype = GENERATE("fp32", "bf16");
   const at::Tensor actual = direction(random({48, 32}, 7), {{"ns_dtype", dtype}});
   const at::Tensor s = at::linalg_svdvals(actual / std::sqrt(48.0 / 32.0));
@@ -158,7 +158,7 @@ TEST_CASE("muon updates the matrices of a batch independently") {
   }
 }
 
-TEST_CASE("the two momentum forms of muon have the same direction and scaled buffers") {
+TEST_CASE("muon's two momentum forms have the same direction and scaled buffers") {
   const bool nesterov = GENERATE(false, true);
   const auto ema = optimizer("muon", {{"ns_dtype", "fp32"}, {"nesterov", nesterov}});
   const auto sum =

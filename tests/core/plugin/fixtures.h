@@ -1,4 +1,4 @@
-// Paths of the fixtures of tests/bad_plugins, and functions that load them.
+// Paths of the fixtures in tests/bad_plugins, and functions that load them.
 #pragma once
 
 #include <filesystem>

@@ -108,7 +108,7 @@ std::string& noted_at(const at::Tensor& tensor, std::string& note) {
 
 }  // namespace
 
-TEST_CASE("the wrappers of positions and tokenizers forward every virtual function") {
+TEST_CASE("the wrappers of positional encodings and tokenizers forward every virtual function") {
   CHECK(inherited(*layer().make_position(8), "_ZTVN4dsv38PositionE") == 0);
   CHECK(inherited(*faulty<dsv3::Tokenizer>("none"), "_ZTVN4dsv39TokenizerE") == 0);
 }
@@ -156,7 +156,7 @@ TEST_CASE("a component that dsv3::make did not construct is called without a wra
   CHECK_THROWS_AS(dsv3::call(own, "factor", &dsv3::Schedule::factor, 1, 2), std::out_of_range);
 }
 
-TEST_CASE("an error in a position names the layer whose attention called it") {
+TEST_CASE("an error in a positional encoding names the layer whose attention called it") {
   const auto attention = faulty<dsv3::Attention>("none", layer("undefined"));
   CHECK_THAT(error_of([&] {
                dsv3::checked::forward(*attention, at::ones({1, 8, 16}), eight_tokens());
@@ -175,7 +175,7 @@ TEST_CASE("an error in backward names the component whose forward created the no
                Contains("feed_forward 'faulty' (layer 1, backward), nano.yaml:5:13") &&
                    Contains("broken on purpose"));
   }
-  SECTION("a position inside an attention") {
+  SECTION("a positional encoding inside an attention layer") {
     const auto layers = faulty<dsv3::Attention>("none", layer("backward_throws"));
     const at::Tensor y = dsv3::checked::forward(*layers, x, eight_tokens());
     CHECK_THAT(error_of([&] { dsv3::checked::backward(strategy, {y.sum()}); }),

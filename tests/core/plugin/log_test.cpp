@@ -31,7 +31,7 @@ class CapturedStderr {
 
 }  // namespace
 
-TEST_CASE("the terminal shows lines of its level and above, and the file contains all lines") {
+TEST_CASE("the terminal shows lines at or above the log level, and the file contains all lines") {
   TemporaryFolder folder;
   const CapturedStderr terminal(folder / "stderr");
   dsv3::open_log_file(folder / "run.log");

@@ -77,7 +77,7 @@ TEST_CASE("two matches on one level are an error that names both once the name i
   Plugins plugins({{folder.path()}});
   CHECK(plugins.find_entry(Kind::schedule, "alone"));
   CHECK_THAT(error_of([&] { plugins.find(schedule("halving")); }),
-             Contains("schedule 'halving' is in two registries of one search level: " +
+             Contains("schedule 'halving' is in two registries at the same search level: " +
                       (folder / "one.toml").string() + " and " + (folder / "two.toml").string()) &&
                  Contains("requested by nano.yaml:5:13"));
   SECTION("a file that is listed twice counts as one match") {

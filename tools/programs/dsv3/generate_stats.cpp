@@ -71,7 +71,7 @@ std::string as_text(const dsv3::GenerateStats& stats, const Cached& cached) {
       number(stats.prompt_seconds, 2) + " s\n" + "new: " + std::to_string(stats.new_tokens) +
       " tokens in " + number(stats.seconds, 2) + " s, " +
       number(rate(stats.new_tokens, stats.seconds)) + " tokens/s, " +
-      std::to_string(stats.forwards) + " forwards\n" + "cache: " + number(values / layers) +
+      std::to_string(stats.forwards) + " forward passes\n" + "cache: " + number(values / layers) +
       " values per token and layer; multi-head attention with the same heads: " +
       number(cached.multi_head / layers) + ", " + number(cached.multi_head / values) +
       " times as many\n";

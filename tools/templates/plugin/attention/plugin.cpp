@@ -81,5 +81,5 @@ class SelfAttention final : public dsv3::Attention {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.attention<SelfAttention>("@NAME@", "@NAME@, started from the attention template");
+  registrar.attention<SelfAttention>("@NAME@", "@NAME@, based on the attention template");
 }

@@ -68,5 +68,5 @@ class LineData final : public dsv3::PackedStream {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.data<LineData>("@NAME@", "@NAME@, started from the data template");
+  registrar.data<LineData>("@NAME@", "@NAME@, based on the data template");
 }

@@ -46,5 +46,5 @@ class GatedMlp final : public dsv3::FeedForward {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.feed_forward<GatedMlp>("@NAME@", "@NAME@, started from the feed_forward template");
+  registrar.feed_forward<GatedMlp>("@NAME@", "@NAME@, based on the feed_forward template");
 }

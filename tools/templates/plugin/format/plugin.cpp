@@ -147,5 +147,5 @@ class Architecture final : public dsv3::Format {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.format<Architecture>("@NAME@", "@NAME@, started from the format template");
+  registrar.format<Architecture>("@NAME@", "@NAME@, based on the format template");
 }

@@ -49,5 +49,5 @@ class Lion final : public dsv3::Optimizer {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.optimizer<Lion>("@NAME@", "@NAME@, started from the optimizer template");
+  registrar.optimizer<Lion>("@NAME@", "@NAME@, based on the optimizer template");
 }

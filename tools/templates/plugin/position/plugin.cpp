@@ -35,5 +35,5 @@ class Rotary final : public dsv3::Position {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.position<Rotary>("@NAME@", "@NAME@, started from the position template");
+  registrar.position<Rotary>("@NAME@", "@NAME@, based on the position template");
 }

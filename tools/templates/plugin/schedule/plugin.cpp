@@ -33,5 +33,5 @@ class InverseSqrt final : public dsv3::Schedule {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.schedule<InverseSqrt>("@NAME@", "@NAME@, started from the schedule template");
+  registrar.schedule<InverseSqrt>("@NAME@", "@NAME@, based on the schedule template");
 }

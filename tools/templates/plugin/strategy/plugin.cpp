@@ -147,5 +147,5 @@ class OneDevice final : public dsv3::Strategy {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.strategy<OneDevice>("@NAME@", "@NAME@, started from the strategy template");
+  registrar.strategy<OneDevice>("@NAME@", "@NAME@, based on the strategy template");
 }

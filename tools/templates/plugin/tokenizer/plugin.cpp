@@ -74,5 +74,5 @@ class Pairs final : public dsv3::Tokenizer {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.tokenizer<Pairs>("@NAME@", "@NAME@, started from the tokenizer template");
+  registrar.tokenizer<Pairs>("@NAME@", "@NAME@, based on the tokenizer template");
 }

@@ -76,5 +76,5 @@ class JsonLines final : public dsv3::Tracker {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.tracker<JsonLines>("@NAME@", "@NAME@, started from the tracker template");
+  registrar.tracker<JsonLines>("@NAME@", "@NAME@, based on the tracker template");
 }
