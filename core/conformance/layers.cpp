@@ -92,6 +92,7 @@ LayerContext layer_context(at::ScalarType dtype, at::Device device) {
           .prefix = "layers.1.checked",
           .dtype = dtype,
           .device = device,
+          .parallel = {},
           .store = std::make_shared<ParameterStore>(),
           .make_position = [](int64_t dim) { return std::make_shared<Rotary>(dim); }};
 }
@@ -108,6 +109,8 @@ void fill(const ParameterStore& store) {
 
 Sequence one_document(int64_t batch, int64_t length, bool training) {
   return {.positions = at::arange(length).expand({batch, length}).contiguous(),
+          .document_ids = {},
+          .mask = {},
           .training = training,
           .aux_scale = 1.0 / double(batch)};
 }

@@ -34,7 +34,7 @@ REPLACEMENTS = [
      "  layers: 3\n  conventions: torchtitan\n", "tiny.yaml:6:16",
      "'model.conventions'", "extends: conventions/torchtitan.yaml"),
     ("unknown_convention", "An unknown convention.", "dsv3: 1\n",
-     "dsv3: 1\nconventions: {model.mtp.inputs: raw}\n", "tiny.yaml:2:33", "'model.mtp.input'"),
+     "dsv3: 1\nconventions: {model.mtp.inputs: raw}\n", "tiny.yaml:2:15", "'model.mtp.input'"),
     ("csv_over_the_journal", "A CSV table with the name of the run's metrics.", "tracker: [{plugin: csv}]",
      "tracker: [{plugin: csv, file: metrics.jsonl}]", "tracker.0 (plugin 'csv')", "'metrics.jsonl'", ".csv"),
     ("nan", "A number that is .nan.", "weight: 0.3", "weight: .nan", "tiny.yaml:13:27", "'weight'", ".nan", "finite"),

@@ -132,7 +132,7 @@ const Node* Checker::given_convention(const OptionSpec& spec, const Scope& scope
 
 void Checker::check_conventions() {
   const std::vector<std::string> known(known_conventions_.begin(), known_conventions_.end());
-  for (const auto& [key, node] : given_conventions_) {
+  for (const auto& [key, value] : given_conventions_) {
     if (known_conventions_.contains(key)) continue;
     const std::string component = key.substr(0, key.rfind('.'));
     const size_t dot = component.find('.');
@@ -145,7 +145,7 @@ void Checker::check_conventions() {
       continue;
     const std::string near = did_you_mean(key, known);
     diagnostics_.error(
-        *node, "unknown convention '" + key + "'",
+        *find_path(root_, "conventions")->find(key), "unknown convention '" + key + "'",
         {near.empty() ? "conventions of this experiment: " + comma_list(known) : near});
   }
 }

@@ -10,12 +10,12 @@ double wall_seconds() {
   return std::chrono::duration<double>(std::chrono::floor<std::chrono::microseconds>(now)).count();
 }
 
-std::array<char, 32> utc_text(double seconds) {
+std::array<char, 40> utc_text(double seconds) {
   using namespace std::chrono;
   const sys_seconds time(std::chrono::seconds(static_cast<int64_t>(seconds)));
   const year_month_day date(floor<days>(time));
   const hh_mm_ss clock(time - floor<days>(time));
-  std::array<char, 32> text{};
+  std::array<char, 40> text{};
   std::snprintf(text.data(), text.size(), "%04d-%02u-%02uT%02ld:%02ld:%02ldZ", int(date.year()),
                 unsigned(date.month()), unsigned(date.day()), clock.hours().count(),
                 clock.minutes().count(), clock.seconds().count());

@@ -16,7 +16,7 @@ inline double seconds_now() {
 double wall_seconds();
 
 /// Formats seconds since the epoch as UTC: 2026-01-31T23:59:59Z. May be called in a signal handler.
-std::array<char, 32> utc_text(double seconds);
+std::array<char, 40> utc_text(double seconds);
 
 /// This machine's name.
 std::string host_name();

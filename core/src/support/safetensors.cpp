@@ -62,7 +62,8 @@ struct Entry {
 };
 
 Entry entry_from(const std::string& name, const Json& json) {
-  Entry entry{.name = name};
+  Entry entry;
+  entry.name = name;
   const Json& dtype = field(json, "dtype");
   const Json& shape = field(json, "shape");
   const Json& offsets = field(json, "data_offsets");

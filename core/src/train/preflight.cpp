@@ -65,9 +65,9 @@ class Preflight {
   /// Appends a block in the format of configuration diagnostics. `text` states the problem and
   /// its cause, then "; " and the fix.
   static void add(std::string& blocks, const Origin& at, const std::string& text) {
-    const size_t cure = std::min(text.find("; "), text.size());
-    add(blocks, at.text() + ": error: " + text.substr(0, cure) + config::excerpt_of(at) +
-                    (cure < text.size() ? "\n  note: " + text.substr(cure + 2) : ""));
+    const size_t end = std::min(text.find("; "), text.size());
+    add(blocks, at.text() + ": error: " + text.substr(0, end) + config::excerpt_of(at) +
+                    (end < text.size() ? "\n  note: " + text.substr(end + 2) : ""));
   }
 
   /// The position of the component's `option` or, if that is not set, of the component.

@@ -14,16 +14,12 @@
 namespace dsv3 {
 namespace {
 
-Experiment load(const ExperimentRequest& request, Plugins& plugins) {
-  return load_experiment(request, plugins);
-}
-
 /// The experiment that the run in `folder` was started with.
 Experiment stored_experiment(const RunFolder& folder, Plugins& plugins) {
   ExperimentRequest request;
   request.file = folder.config();
   request.stored = true;
-  return load(request, plugins);
+  return load_experiment(request, plugins);
 }
 
 /// Throws if the request has different settings from the run that it resumes. `requested` is its
@@ -149,7 +145,7 @@ int train(const RunRequest& request, Plugins& plugins) {
   std::filesystem::path output = request.output;
   std::optional<Experiment> experiment;
   if (!request.experiment.file.empty()) {
-    experiment = load(request.experiment, plugins);
+    experiment = load_experiment(request.experiment, plugins);
     if (output.empty()) output = experiment->output;
     set_log_level(experiment->log_level);
   }
