@@ -166,3 +166,49 @@ def test_the_reference_has_every_metric(tmp_path):
     known = {re.sub(r"[A-Z]+$", "", name) for name in re.findall(r"^\| `([^`]+)`", table, re.M)}
     assert written <= known
     assert known - written <= {"train/skipped", "throughput/mfu"}
+
+
+OTHER_CONFIGURATION = {
+    "text without a tokenizer": ("data.tokenizer=null", "model.vocab=300", "data 'text': needs a tokenizer"),
+    "no documents to train on": ("validation.share=1", "share must be below 1"),
+    "name of the run": ("--run_name", "a/b", "'a/b' is not a valid run name"),
+    "empty output": ("--output", "", "expected the name of a folder"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_CONFIGURATION)
+@pytest.mark.parametrize("check", [["--check"], []], ids=["check", "run"])
+def test_more_configuration_errors(tmp_path, name, check):
+    before = experiment(tmp_path)
+    *words, message = OTHER_CONFIGURATION[name]
+    assert message in dsv3_run("tiny.yaml", *check, *words, cwd=tmp_path, check=2).stderr
+    assert listing(tmp_path) == before
+
+
+def test_every_path_of_a_list_is_checked(tmp_path):
+    experiment(tmp_path)
+    (tmp_path / "empty").mkdir()
+    errors = dsv3_run("tiny.yaml", "--check", "data.paths=[text.txt, nowhere.txt, empty]", cwd=tmp_path, check=4).stderr
+    assert "data.paths.1: no such file or folder: nowhere.txt" in errors
+    assert "data.paths.2: the folder is empty: empty" in errors and "data.paths.0" not in errors
+    assert errors.count("\n  data.paths=[text.txt, nowhere.txt, empty]\n             ^\n") == 2
+
+
+def test_starting_model_is_an_input(tmp_path):
+    experiment(tmp_path)
+    errors = dsv3_run("tiny.yaml", "--check", "--from", "nowhere", cwd=tmp_path, check=None).stderr
+    assert "--from nowhere" in errors
+    assert "ok" in dsv3_run("tiny.yaml", "--check", "--config-only", "--from", "nowhere", cwd=tmp_path).stdout
+
+
+def test_check_rejects_the_name_of_an_existing_run(tmp_path):
+    experiment(tmp_path)
+    (tmp_path / "runs/first").mkdir(parents=True)
+    errors = dsv3_run("tiny.yaml", "--check", "--run_name", "first", cwd=tmp_path, check=2).stderr
+    assert "run 'first' already exists in runs" in errors
+    assert "ok" in dsv3_run("tiny.yaml", "--check", "--run_name", "first", "--resume", "auto", cwd=tmp_path).stdout
+
+
+def test_check_needs_an_experiment_file(tmp_path):
+    errors = dsv3_run("--check", "--run_id", "first", cwd=tmp_path, check=2).stderr
+    assert "--check, --print-config and --dry-run require an experiment file" in errors

@@ -143,13 +143,23 @@ def test_unintended_starts_and_resumes_are_rejected(folder, finished):
     assert "finished" in done.stderr and not (folder / "runs/finishd").exists()
     changed = dsv3_run("tiny.yaml", "train.seed=8", "--run_id", "finished", cwd=folder, check=2)
     assert "seed" in changed.stderr and "--from" in changed.stderr
+    assert changed.stderr == dsv3_run("train.seed=8", "--run_id", "finished", cwd=folder, check=2).stderr
     dsv3_run("tiny.yaml", "--run_id", "finished", cwd=folder)  # the same settings are accepted
+    dsv3_run("train.seed=7", "--run_id", "finished", cwd=folder)
     (folder / "runs/early").mkdir()  # killed before anything was written
     early = dsv3_run("tiny.yaml", "--run_id", "early", cwd=folder, check=2)
     assert "--run_name early --resume auto" in early.stderr
     for _ in range(2):  # starts the run, then finds it finished
         dsv3_run("tiny.yaml", "train.steps=2", "schedule.warmup=0", "--run_name", "auto", "--resume", "auto", cwd=folder)
     assert sorted(metrics(folder / "runs/auto")) == [0, 1, 2]
+
+
+def test_machine_defaults_name_the_folder_of_a_resumed_run(tmp_path):
+    make_tiny(tmp_path)
+    (tmp_path / "config.yaml").write_text("output: elsewhere\n")
+    dsv3_run("tiny.yaml", "train.steps=1", "schedule.warmup=0", "--run_name", "one", cwd=tmp_path)
+    dsv3_run("--run_id", "one", cwd=tmp_path)
+    assert [p.name for p in (tmp_path / "elsewhere").iterdir()] == ["one"] and not (tmp_path / "runs").exists()
 
 
 def test_from_starts_with_the_weights(folder, finished):

@@ -106,14 +106,16 @@ MachineConfig read_machine_config(const std::filesystem::path& file) {
   machine.file = file.string();
   config::Diagnostics diagnostics;
   const Node tree = config::read_yaml_file(diagnostics, file);
-  if (const config::Entry* paths = tree.find("plugin_paths")) {
-    config::Resolver resolver(tree, diagnostics);
+  config::Resolver resolver(tree, diagnostics);
+  const auto read = [&]<class T>(const std::string& key, OptionType type, T& field) {
     OptionSpec spec;
-    spec.doc = "folders of registries";
-    spec.type = OptionType::strings;
-    if (auto read = convert(spec, paths->value, "'plugin_paths'", resolver))
-      machine.plugin_paths = std::get<std::vector<std::string>>(*read);
-  }
+    spec.type = type;
+    if (const config::Entry* entry = tree.find(key))
+      if (auto value = convert(spec, entry->value, "'" + key + "'", resolver))
+        field = std::get<T>(*value);
+  };
+  read("plugin_paths", OptionType::strings, machine.plugin_paths);
+  read("output", OptionType::string, machine.output);
   diagnostics.throw_if_any();
   for (std::string& path : machine.plugin_paths)
     path = (file.parent_path() / path).lexically_normal().string();

@@ -119,6 +119,9 @@ void ValidationOptions::describe(OptionSchema<ValidationOptions>& s) {
       .min(0)
       .max(1)
       .unit("fraction");
+  s.check([](const ValidationOptions& o) {
+    return o.share < 1 ? "" : "share must be below 1, or no documents are left for training";
+  });
 }
 
 void SamplesOptions::describe(OptionSchema<SamplesOptions>& s) {

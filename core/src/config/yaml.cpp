@@ -82,7 +82,7 @@ void write(std::string& out, Iterator first, Iterator last, bool origins, size_t
       if (!is_item) out += "\n";
       write(out, first, end, origins, next, indent + "  ", is_item);
     } else {
-      out += " " + first->yaml() + (origins ? "  # " + first->origin.full_text() : "") + "\n";
+      out += " " + first->yaml() + (origins && key != "dsv3" ? "  # " + first->origin.full_text() : "") + "\n";
     }
     first = end;
   }
@@ -156,6 +156,18 @@ std::string Resolved::yaml(bool origins) const {
 Origin Experiment::origin(const std::string& path) const {
   const ResolvedValue* value = resolved.find(path);
   return value ? value->origin : Origin{"default"};
+}
+
+std::vector<const ComponentSpec*> Experiment::components() const {
+  std::vector<const ComponentSpec*> all{&position, &schedule, &strategy, &data};
+  if (!tokenizer.plugin.empty()) all.push_back(&tokenizer);
+  for (const auto* layers : {&attention, &feed_forward})
+    for (const LayerRange& range : *layers) all.push_back(&range.component);
+  for (const OptimizerGroup& group : optimizer) all.push_back(&group.component);
+  for (const ComponentSpec& spec : tracker) all.push_back(&spec);
+  for (const auto& [kind, specs] : others)
+    for (const ComponentSpec& spec : specs) all.push_back(&spec);
+  return all;
 }
 
 }  // namespace dsv3

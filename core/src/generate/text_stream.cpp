@@ -1,4 +1,5 @@
 #include <dsv3/runtime/generate.h>
+#include <dsv3/support/json.h>
 
 namespace dsv3 {
 namespace {
@@ -19,6 +20,11 @@ size_t open_stop(const std::string& text, const std::string& stop) {
   for (size_t length = std::min(text.size(), stop.size() - 1); length > 0; --length)
     if (text.compare(text.size() - length, length, stop, 0, length) == 0) return length;
   return 0;
+}
+
+/// Replaces bytes that are not UTF-8, which a model may generate, by U+FFFD.
+std::string valid_utf8(const std::string& text) {
+  return Json::parse(Json(text).dump(-1, ' ', false, Json::error_handler_t::replace));
 }
 
 }  // namespace
@@ -45,11 +51,11 @@ std::string TextStream::add(int32_t id) {
   // Does not split the character before a possible stop string.
   certain.resize(certain.size() - open_character(certain));
   held_.erase(0, certain.size());
-  return certain;
+  return valid_utf8(certain);
 }
 
 std::string TextStream::finish() {
-  return std::exchange(held_, "");
+  return valid_utf8(std::exchange(held_, ""));
 }
 
 }  // namespace dsv3

@@ -167,13 +167,16 @@ std::shared_ptr<Pluggable> make_component(
   const Registration& registration = plugins.find(spec);
   const std::string name = kind_name(registration.kind);
   const std::string library = library_of(registration).path.string();
-  const Callee& callee =
-      remember({.label = name + " '" + spec.plugin + "'",
-                .check = spec.library.empty() ? name + "/" + spec.plugin : library,
-                .origin = spec.origin.text(),
-                .library = library,
-                .module = module,
-                .layer = layer});
+  // `dsv3 plugins check` finds names only in its own build or installation.
+  const PluginEntry* entry = plugins.find_entry(spec.kind, spec.plugin);
+  const bool found_by_name =
+      spec.library.empty() && entry && entry->registry.parent_path() == own_prefix() / "registries";
+  const Callee& callee = remember({.label = name + " '" + spec.plugin + "'",
+                                   .check = found_by_name ? name + "/" + spec.plugin : library,
+                                   .origin = spec.origin.text(),
+                                   .library = library,
+                                   .module = module,
+                                   .layer = layer});
   const CallRecord call(callee, "constructor");
   try {
     std::shared_ptr<Pluggable> component = construct(registration);

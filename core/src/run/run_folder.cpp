@@ -32,12 +32,10 @@ std::string random_name() {
          kNouns[random() % kNouns.size()] + "-" + std::to_string(1 + random() % 999);
 }
 
-void check_name(const std::string& name) {
-  if (is_run_name(name)) return;
-  // Escaped as JSON, because the name may contain any bytes.
-  std::string shown = Json(name).dump(-1, ' ', true, Json::error_handler_t::replace);
-  shown.front() = shown.back() = '\'';
-  throw Error(shown + " is not a valid run name: use 1 to 128 letters, digits, '.', '_' and '-'",
+[[noreturn]] void fail_existing(const stdfs::path& output, const std::string& name) {
+  throw Error("run '" + name + "' already exists in " + output.string() +
+                  "; choose another name, resume it with --run_id " + name +
+                  ", or add --resume auto",
               ExitCode::usage);
 }
 
@@ -119,22 +117,33 @@ bool is_run_name(const std::string& name) {
          name.find_first_not_of(allowed) == std::string::npos;
 }
 
+void check_run_name(const std::string& name) {
+  if (is_run_name(name)) return;
+  // Escaped as JSON, because the name may contain any bytes.
+  std::string shown = Json(name).dump(-1, ' ', true, Json::error_handler_t::replace);
+  shown.front() = shown.back() = '\'';
+  throw Error(shown + " is not a valid run name: use 1 to 128 letters, digits, '.', '_' and '-'",
+              ExitCode::usage);
+}
+
+void RunFolder::require_new(const stdfs::path& output, const std::string& name) {
+  check_run_name(name);
+  std::error_code ignored;
+  if (stdfs::exists(output / name, ignored)) fail_existing(output, name);
+}
+
 RunFolder RunFolder::create(const stdfs::path& output, const std::string& name) {
-  if (!name.empty()) check_name(name);
+  if (!name.empty()) check_run_name(name);
   std::vector<stdfs::path> created = create_output(output);
   for (;;) {
     stdfs::path path = stdfs::absolute(output) / (name.empty() ? random_name() : name);
     if (create_run(path)) return RunFolder(path, true, std::move(created));
-    if (!name.empty())
-      throw Error("run '" + name + "' already exists in " + output.string() +
-                      "; choose another name, resume it with --run_id " + name +
-                      ", or add --resume auto",
-                  ExitCode::usage);
+    if (!name.empty()) fail_existing(output, name);
   }
 }
 
 RunFolder RunFolder::open(const stdfs::path& output, const std::string& name) {
-  check_name(name);
+  check_run_name(name);
   stdfs::path path = stdfs::absolute(output) / name;
   std::error_code ignored;
   if (!stdfs::is_directory(path, ignored))
@@ -144,7 +153,7 @@ RunFolder RunFolder::open(const stdfs::path& output, const std::string& name) {
 }
 
 RunFolder RunFolder::open_or_create(const stdfs::path& output, const std::string& name) {
-  check_name(name);
+  check_run_name(name);
   std::vector<stdfs::path> parents = create_output(output);
   const stdfs::path path = stdfs::absolute(output) / name;
   return RunFolder(path, create_run(path), std::move(parents));

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <regex>
+#include <set>
 
 #include <dsv3/runtime/optimizer_set.h>
 
@@ -21,7 +22,15 @@ bool whole_matrices(const Optimizer& optimizer) {
 }
 
 std::vector<StateSlot> state_slots(const Optimizer& optimizer) {
-  return call(optimizer, "slots", &Optimizer::slots);
+  return call(optimizer, "slots", [](const Optimizer& o) {
+    std::vector<StateSlot> slots = o.slots();
+    std::set<std::string> names;
+    for (const StateSlot& slot : slots)
+      if (!names.insert(slot.name).second)
+        throw Error("slots() has two slots named '" + slot.name + "'; give each its own name",
+                    ExitCode::plugin);
+    return slots;
+  });
 }
 
 double base_lr(const Optimizer& optimizer) {

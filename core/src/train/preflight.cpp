@@ -22,6 +22,8 @@ std::vector<std::string> strings_of(const OptionValue& value) {
 std::string why_unreadable(const std::string& path) {
   std::error_code error;
   if (!std::filesystem::exists(path, error)) return "no such file or folder";
+  if (std::filesystem::is_directory(path, error) && std::filesystem::is_empty(path, error))
+    return "the folder is empty";
   return access(path.c_str(), R_OK) == 0 ? "" : "no permission to read";
 }
 
@@ -41,7 +43,12 @@ class Preflight {
           plugins_, experiment_.strategy,
           StrategyContext{local_communicator(), at::kMeta, compute_dtype(experiment_.train)});
     });
-    check_paths(experiment_.data);
+    for (const ComponentSpec* spec : experiment_.components()) check_paths(*spec);
+    if (plugins_.find(experiment_.data).schema->needs_tokenizer &&
+        experiment_.tokenizer.plugin.empty())
+      add(configuration_, experiment_.data.origin,
+          label_of(experiment_.data) + "needs a tokenizer; add `tokenizer: {plugin: bytes}` or " +
+              "another tokenizer to `data`");
     if (inputs_too_ && experiment_.train.device == "cuda") {
       try {
         device_of(experiment_.train);
@@ -76,7 +83,9 @@ class Preflight {
       if (const Origin at = experiment_.origin(spec.path + element + option);
           at.source != "default")
         return at;
-    return spec.origin;
+    // The resolved experiment contains lists as a whole: "paths.1" is in "paths".
+    const size_t dot = option.rfind('.');
+    return dot == option.npos ? spec.origin : origin_of(spec, option.substr(0, dot));
   }
 
   /// Adds an error about a component's options. If the message starts with an option, it is
@@ -88,6 +97,8 @@ class Preflight {
 
   /// Adds an error about a component's input file. The message contains the position in that file.
   void add_input_problem(const ComponentSpec& spec, const std::string& text) {
+    // check_paths reports a missing file.
+    if (!inputs_too_ || !check_paths(spec)) return;
     Origin at = spec.origin;
     for (const OptionSpec& option : plugins_.find(spec).schema->options)
       if (option.input_path && spec.options.count(option.key)) at = origin_of(spec, option.key);

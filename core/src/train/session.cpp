@@ -14,29 +14,23 @@
 namespace dsv3 {
 namespace {
 
-/// The experiment that the run in `folder` was started with.
-Experiment stored_experiment(const RunFolder& folder, Plugins& plugins) {
+/// The experiment that the run in `folder` was started with, changed by settings in `changes`.
+Experiment stored_experiment(const RunFolder& folder, Plugins& plugins,
+                             const ExperimentRequest& changes = {}) {
   ExperimentRequest request;
   request.file = folder.config();
   request.stored = true;
+  request.settings = changes.settings;
+  request.command_line = changes.command_line;
   return load_experiment(request, plugins);
 }
 
-/// Throws if the request has different settings from the run that it resumes. `requested` is its
-/// experiment, if it has one.
-void require_same_settings(const RunRequest& request, const RunFolder& folder,
-                           const Experiment& stored, std::optional<Experiment> requested) {
-  if (!requested) {
-    if (!request.experiment.command_line.empty())
-      throw Error("cannot set '" + request.experiment.command_line.front() +
-                      "': a resumed run keeps its settings; start a new run from its checkpoint "
-                      "with --from",
-                  ExitCode::usage);
-    return;
-  }
-  resolve_machine_as(*requested, stored);
+/// Throws if `requested` has different settings from the run that it resumes.
+void require_same_settings(const RunFolder& folder, const Experiment& stored,
+                           Experiment requested) {
+  resolve_machine_as(requested, stored);
   const std::string lines =
-      difference_lines(stored.resolved, requested->resolved, "in the run", "now");
+      difference_lines(stored.resolved, requested.resolved, "in the run", "now");
   if (!lines.empty())
     throw Error("run '" + folder.name() + "' was started with other settings:" + lines +
                     "\nResume it unchanged with --run_id " + folder.name() +
@@ -65,10 +59,11 @@ const char* state_of(int code) {
   return code == static_cast<int>(ExitCode::interrupted) ? "interrupted" : "preempted";
 }
 
-/// Starts with the weights from --from, which errors mention.
-void start_from(Trainer& trainer, const std::string& from, Plugins& plugins) {
+/// Calls `f` with the model of --from. Errors mention the flag and the path.
+template <class F>
+void with_starting_model(const std::string& from, Plugins& plugins, const F& f) {
   try {
-    trainer.start_from(open_stored_model(from, plugins));
+    f(open_stored_model(from, plugins));
   } catch (const Error& error) {
     const std::string text = error.what();
     throw Error("--from " + (text.starts_with(from) ? "" : from + ": ") + text, error.code());
@@ -109,7 +104,9 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
       trainer->restore(*newest);
     } else {
       if (resumed) log::warning("no checkpoint yet: the run restarts at step 0");
-      if (!request.from.empty()) start_from(*trainer, request.from, plugins);
+      if (!request.from.empty())
+        with_starting_model(request.from, plugins,
+                            [&](const auto& model) { trainer->start_from(model); });
     }
     if (!resumed || !std::filesystem::exists(folder.provenance()))
       write_start(request, folder, experiment, plugins, *trainer);
@@ -141,6 +138,18 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
 
 }  // namespace
 
+Experiment check(const RunRequest& request, Plugins& plugins, PreflightScope scope) {
+  Experiment experiment = load_experiment(request.experiment, plugins);
+  const std::filesystem::path output =
+      request.output.empty() ? std::filesystem::path(experiment.output) : request.output;
+  if (!request.run_name.empty() && !request.resume_auto)
+    RunFolder::require_new(output, request.run_name);
+  preflight(experiment, plugins, scope);
+  if (!request.from.empty() && scope == PreflightScope::everything)
+    with_starting_model(request.from, plugins, [](const auto&) {});
+  return experiment;
+}
+
 int train(const RunRequest& request, Plugins& plugins) {
   std::filesystem::path output = request.output;
   std::optional<Experiment> experiment;
@@ -162,7 +171,8 @@ int train(const RunRequest& request, Plugins& plugins) {
   if (resumed && std::filesystem::exists(folder.config())) {
     Experiment stored = stored_experiment(folder, plugins);
     resolve_machine(stored);
-    require_same_settings(request, folder, stored, std::move(experiment));
+    if (!experiment) experiment = stored_experiment(folder, plugins, request.experiment);
+    require_same_settings(folder, stored, std::move(*experiment));
     experiment = std::move(stored);
   } else if (!request.run_id.empty()) {
     throw Error("run '" + folder.name() +
@@ -178,19 +188,11 @@ int train(const RunRequest& request, Plugins& plugins) {
 
 std::vector<LoadedLibrary> libraries_of(const Experiment& experiment, const Plugins& plugins) {
   std::set<std::filesystem::path> used;
-  const auto add = [&](const ComponentSpec& spec) {
-    if (!spec.library.empty())
-      used.insert(std::filesystem::weakly_canonical(spec.library));
-    else if (const PluginEntry* entry = plugins.find_entry(spec.kind, spec.plugin))
+  for (const ComponentSpec* spec : experiment.components())
+    if (!spec->library.empty())
+      used.insert(std::filesystem::weakly_canonical(spec->library));
+    else if (const PluginEntry* entry = plugins.find_entry(spec->kind, spec->plugin))
       used.insert(std::filesystem::weakly_canonical(entry->library));
-  };
-  for (const ComponentSpec* spec : {&experiment.position, &experiment.schedule,
-                                    &experiment.strategy, &experiment.data, &experiment.tokenizer})
-    add(*spec);
-  for (const auto* layers : {&experiment.attention, &experiment.feed_forward})
-    for (const LayerRange& range : *layers) add(range.component);
-  for (const OptimizerGroup& group : experiment.optimizer) add(group.component);
-  for (const ComponentSpec& tracker : experiment.tracker) add(tracker);
   std::vector<LoadedLibrary> libraries = loaded_libraries();
   std::erase_if(libraries, [&](const auto& library) { return !used.contains(library.path); });
   return libraries;

@@ -17,6 +17,7 @@ struct TextOptions {
     s.add("path", &TextOptions::path, "a .txt or .jsonl file, or a folder of them").input_path();
     s.add("paths", &TextOptions::paths, "several files or folders, read in this order after `path`")
         .input_path();
+    s.needs_tokenizer();
     s.add("documents", &TextOptions::documents, "where a document of a .txt file ends")
         .choices({"blank_line", "line", "file"});
     s.add("field", &TextOptions::field, "field of a .jsonl line that holds the text");

@@ -48,9 +48,9 @@ using Pieces = std::vector<std::string>;
 
 TEST_CASE("only complete characters are returned") {
   CHECK(stream("aé€😀.").pieces == Pieces{"a", "é", "€", "😀", "."});
-  // A character cut off at the end, and bytes that are not UTF-8.
-  CHECK(stream("a\xE2\x82").pieces == Pieces{"a", "\xE2\x82"});
-  CHECK(stream("\x82z\xC3x").pieces == Pieces{"\x82", "z", "\xC3x"});
+  // A character cut off at the end, and bytes that are not UTF-8, become U+FFFD.
+  CHECK(stream("a\xE2\x82").pieces == Pieces{"a", "\uFFFD"});
+  CHECK(stream("\x82z\xC3x").pieces == Pieces{"\uFFFD", "z", "\uFFFDx"});
 }
 
 TEST_CASE("a stop string ends the text and is not returned") {

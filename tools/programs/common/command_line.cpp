@@ -68,7 +68,7 @@ std::string unknown_command(const CLI::App& group, const std::string& path,
 }
 
 /// Rewords CLI11's message about an invalid value if its format is known.
-std::string invalid_value(const std::string& text) {
+std::string invalid_value(const CLI::App& command, const std::string& text) {
   std::smatch m;
   const auto matches = [&](const char* form) {
     return std::regex_match(text, m, std::regex(form));
@@ -81,8 +81,11 @@ std::string invalid_value(const std::string& text) {
     return "invalid value '" + m.str(2) + "' for " + m.str(1) + "; expected " +
            (positive ? "a positive number" : m.str(3) + " to " + m.str(4));
   }
-  if (matches("Could not convert: (\\S+) = (.*)"))
+  if (matches("Could not convert: (\\S+) = (.*)")) {
+    const CLI::Option* option = command.get_option_no_throw(m.str(1));
+    if (option && option->get_items_expected_max() == 0) return m.str(1) + " takes no value";
     return "invalid value '" + m.str(2) + "' for " + m.str(1) + "; expected a number";
+  }
   return text;
 }
 
@@ -104,7 +107,7 @@ std::string usage_error(const CLI::App& app, const CLI::ParseError& error,
   else if (dynamic_cast<const CLI::ArgumentMismatch*>(&error))
     text = what.substr(0, what.find(':')) + " requires a value";
   else
-    text = invalid_value(what);
+    text = invalid_value(command, what);
   if (text.ends_with("?")) return text;
   const bool unknown = is_group || text.starts_with("unknown");
   return text + (unknown && &command == &app ? hint : "") + "; run '" + path + " --help' for usage";

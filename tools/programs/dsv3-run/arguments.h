@@ -41,7 +41,11 @@ inline void declare(CLI::App& app, Arguments& a) {
       ->check(CLI::IsMember({"auto"}));
   app.add_option("--from", a.from, "Start a new run with the weights of this checkpoint or run")
       ->type_name("PATH");
-  app.add_option("--output", a.output, "Folder for run folders")->type_name("DIR");
+  app.add_option("--output", a.output, "Folder for run folders")
+      ->type_name("DIR")
+      ->check([](const std::string& folder) {
+        return std::string(folder.empty() ? "expected the name of a folder" : "");
+      });
   app.add_option("--device", a.device, "auto, cpu or cuda")->type_name("DEVICE");
   app.add_option("--optimizer", a.optimizer, "Same as optimizer=NAME")->type_name("NAME");
   app.add_option("--strategy", a.strategy, "Same as strategy=NAME")->type_name("NAME");

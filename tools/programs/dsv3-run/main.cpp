@@ -10,6 +10,7 @@
 #include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/logging.h>
 #include <dsv3/runtime/machine.h>
+#include <dsv3/runtime/run_folder.h>
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/error.h>
 
@@ -138,7 +139,11 @@ void check_usage(const Arguments& a, const dsv3::ExperimentRequest& request) {
         "--dry-run");
   if (a.config_only && !a.check) reject("--config-only requires --check: add --check");
   if ((a.check || a.print_config || a.dry_run) && request.file.empty())
-    reject("no experiment file");
+    reject(
+        "--check, --print-config and --dry-run require an experiment file; for a run, pass the "
+        "config.yaml in its folder");
+  for (const std::string& name : {a.run_name, a.run_id})
+    if (!name.empty()) dsv3::check_run_name(name);
 }
 
 int run(int argc, char** argv) {
@@ -166,17 +171,17 @@ int run(int argc, char** argv) {
   dsv3::MachineConfig machine;
   if (!request.experiment.machine_config.empty())
     machine = dsv3::read_machine_config(request.experiment.machine_config);
+  if (request.output.empty() && request.experiment.file.empty()) request.output = machine.output;
   dsv3::Plugins plugins(dsv3::plugin_search_levels(a.plugin_paths, machine.plugin_paths));
   if (a.print_config) {
     std::cout << dsv3::load_experiment(request.experiment, plugins).resolved.yaml(true);
     return 0;
   }
   if (a.check) {
-    const dsv3::Experiment experiment = dsv3::load_experiment(request.experiment, plugins);
-    for (const std::string& note : experiment.notes) std::cout << "note: " << note << '\n';
-    dsv3::preflight(
-        experiment, plugins,
+    const dsv3::Experiment experiment = dsv3::check(
+        request, plugins,
         a.config_only ? dsv3::PreflightScope::configuration : dsv3::PreflightScope::everything);
+    for (const std::string& note : experiment.notes) std::cout << "note: " << note << '\n';
     std::cout << request.experiment.file.string() << ": ok"
               << (a.config_only ? " (inputs not checked)" : "") << '\n';
     return 0;

@@ -31,7 +31,7 @@ struct Arguments {
   dsv3::GenerateOptions options;
   std::string path, prompt_file;
   std::vector<std::string> prompts, stops;
-  uint64_t seed = 0;
+  int64_t seed = 0;
   bool speculate = false;
   const CLI::Option* speculation = nullptr;  // --speculate and --no-speculate
   bool ids = false, no_cache = false, stats = false, json = false;
@@ -159,7 +159,8 @@ std::vector<dsv3::Prompt> encode(const Arguments& a, const std::vector<std::stri
   std::vector<dsv3::Prompt> encoded;
   size_t longest = 0;
   for (const std::string& prompt : prompts) {
-    encoded.push_back({a.ids ? parse_ids(prompt) : loaded.tokenizer->encode(prompt), a.seed});
+    encoded.push_back(
+        {a.ids ? parse_ids(prompt) : loaded.tokenizer->encode(prompt), uint64_t(a.seed)});
     longest = std::max(longest, encoded.back().ids.size());
   }
   const int64_t length = int64_t(longest) + a.options.tokens;
@@ -238,7 +239,8 @@ void add_options(CLI::App& command, Arguments& a) {
                   "Token id that ends a continuation; may be repeated")
       ->allow_extra_args(false);
   command.add_option("--seed", a.seed, "Random seed for sampling, the same for each prompt")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
   a.speculation = command.add_flag("--speculate,!--no-speculate", a.speculate,
                                    "Draft tokens with the model's MTP modules [on if it has any]");
   command.add_flag("--no-cache", a.no_cache, "Recompute the whole sequence for every token");

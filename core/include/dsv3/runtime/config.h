@@ -28,6 +28,7 @@ class Catalog {
 /// Machine defaults that are needed before plugins can be found.
 struct MachineConfig {
   std::vector<std::string> plugin_paths;  ///< relative ones resolved against the file's folder
+  std::string output;                     ///< folder for run folders; empty = not set
   std::string file;                       ///< empty = no file was read
 };
 

@@ -172,6 +172,8 @@ struct Experiment {
   /// The origin of the resolved value at `path`, such as "train.steps" or "optimizer.0.lr";
   /// "default" for a path without a value.
   Origin origin(const std::string& path) const;
+  /// All components, in no particular order.
+  std::vector<const ComponentSpec*> components() const;
 };
 
 }  // namespace dsv3

@@ -69,7 +69,8 @@ struct Generation {
 Generation generate(Model& model, const std::vector<Prompt>& prompts,
                     const GenerateOptions& options);
 
-/// Incremental detokenization: whole UTF-8 characters, and nothing from a stop string onwards.
+/// Incremental detokenization: valid UTF-8 (U+FFFD replaces other bytes) in whole characters, and
+/// nothing from a stop string onwards.
 class TextStream {
  public:
   /// Stores a reference to `tokenizer`. Throws dsv3::Error for an empty stop string.

@@ -19,6 +19,8 @@ Json provenance(const std::vector<std::string>& command, const std::filesystem::
 
 /// Whether `name` is a valid name of a run: [A-Za-z0-9._-]{1,128}, but not "." or "..".
 bool is_run_name(const std::string& name);
+/// Throws dsv3::Error (ExitCode::usage) for any other name.
+void check_run_name(const std::string& name);
 
 /// An open run folder, locked for the object's lifetime: no other process can train in it. Opening
 /// it removes the temporary files of killed processes, except for checkpoints. Errors are
@@ -28,6 +30,8 @@ class RunFolder {
   /// Creates the run OUTPUT/NAME; throws when it exists. An empty name is replaced by an unused
   /// random one such as amber-falcon-217.
   static RunFolder create(const std::filesystem::path& output, const std::string& name);
+  /// Throws if create() would throw for this name. Creates nothing.
+  static void require_new(const std::filesystem::path& output, const std::string& name);
   /// Opens a run to resume. If the name is unknown, throws with similar names and creates nothing.
   static RunFolder open(const std::filesystem::path& output, const std::string& name);
   /// Opens the run if it exists, otherwise creates it (`--resume auto`). `name` must not be empty.

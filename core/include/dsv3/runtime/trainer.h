@@ -32,6 +32,11 @@ enum class PreflightScope { configuration = 1, everything };
 /// problems).
 void preflight(const Experiment& experiment, Plugins& plugins, PreflightScope scope);
 
+/// Checks everything about the request that needs no training: its experiment by `preflight`, the
+/// name of a new run, and the model of --from, which is an input. Writes nothing. Returns the
+/// experiment. Throws dsv3::Error.
+Experiment check(const RunRequest& request, Plugins& plugins, PreflightScope scope);
+
 /// Prints parameters, FLOPs, memory and time of the experiment without allocating its model. With
 /// `memory_limit` (bytes), also prints whether it fits and which settings would make it fit.
 void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64_t> memory_limit);

@@ -53,6 +53,7 @@ struct Schema {
   std::vector<std::function<std::string(const void* options)>> checks;
   /// Returns a default-constructed options struct, for `store` and `checks`.
   std::function<std::shared_ptr<void>()> make;
+  bool needs_tokenizer = false;  ///< data plugins only
 
   const OptionSpec* find(const std::string& key) const {
     for (const OptionSpec& spec : options)
@@ -148,6 +149,10 @@ class OptionSchema {
       return check(*static_cast<const T*>(options));
     });
   }
+
+  /// Declares that a data plugin requires `data.tokenizer`, so that `dsv3-run --check` reports a
+  /// missing one without opening any data.
+  void needs_tokenizer() { schema_.needs_tokenizer = true; }
 
   Schema take() {
     schema_.make = [] { return std::static_pointer_cast<void>(std::make_shared<T>()); };
