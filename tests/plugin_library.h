@@ -14,8 +14,8 @@
 
 namespace dsv3::tests {
 
-/// The first component that libdsv3_<library>.so registers. The library is opened once and never
-/// closed.
+/// Returns the first component that libdsv3_<library>.so registers. The library is opened once and
+/// never closed.
 inline const Registration& registration(const std::string& library) {
   static std::map<std::string, Registrar> opened;
   if (const auto it = opened.find(library); it != opened.end())

@@ -1,4 +1,4 @@
-"""Finds the prose in source files: comments and the texts of messages, with their line numbers.
+"""Finds the prose in source files: comments and messages, with their line numbers.
 
 A passage is one comment, however many lines it spans, or one message, however many adjacent literals it is written as.
 `"cannot read " + path + ": no such file"` is a single message, "cannot read {path}: no such file".
@@ -15,7 +15,7 @@ CPP = {".cpp", ".h", ".cu"}
 
 
 class Passage:
-    """One comment or message. `pieces` are (line, text), in order."""
+    """One comment or message. `pieces` are (line, text) pairs in order."""
 
     def __init__(self, path, kind, pieces):
         self.path, self.kind = path, kind
@@ -27,7 +27,7 @@ class Passage:
         self.line = self._lines[0]
 
     def line_at(self, offset):
-        """The line of the file that contains `text[offset]`."""
+        """The number of the source line that contains `text[offset]`."""
         return self._lines[bisect.bisect_right(self._starts, offset) - 1]
 
     def __repr__(self):
@@ -35,7 +35,7 @@ class Passage:
 
 
 def passages(path):
-    """All passages of a source file, in the order of their lines."""
+    """All passages in a source file, in line order."""
     text = path.read_text(errors="replace")
     language = path.with_suffix("").suffix if path.suffix == ".in" else path.suffix
     if path.name == "CMakeLists.txt":
@@ -87,7 +87,7 @@ def _cpp(path, text):
             literals.append((start, token.end(), [(first + i, text) for i, text in enumerate(lines)]))
         elif token["string"]:
             literals.append((start, token.end(), [(line, _unescape(token[0].partition('"')[2][:-1]))]))
-    # Comments between the literals of a message are not part of it.
+    # Comments between a message's literals are not part of the message.
     code = _CPP_TOKEN.sub(lambda m: " " * len(m[0]) if m["line_comment"] or m["block_comment"] else m[0], text)
     found = [Passage(path, "comment", pieces) for pieces in _joined_comments(comments, _cpp_comment)]
     found += [Passage(path, "message", pieces) for pieces in _joined_literals(literals, code)]
@@ -101,9 +101,9 @@ def _cpp_comment(text):
 
 
 def _joined_comments(comments, clean):
-    """Merges comments of successive lines that start in the same column; yields their pieces.
+    """Merges comments on consecutive lines that start in the same column, and yields the pieces of each.
 
-    A comment after code starts a new passage: aligned remarks on the fields of a struct are not one text.
+    A comment after code starts a new passage, because aligned comments on a struct's fields are separate passages.
     """
     groups, last_line, last_column = [], None, None
     for line, column, alone, text in comments:
@@ -143,9 +143,10 @@ def _completed(pieces, code, end):
 
 
 def _concatenation(code):
-    """The expression that `code` puts between two literals, or None when they belong to different messages.
+    """The expression between two literals, or None if they belong to different messages.
 
-    `+ name +` joins; so do `+ (many ?` and `:`, which choose between literals; a comma or a semicolon separates.
+    `+ name +` joins literals, and so do `+ (many ?` and `:`, which choose between them. A comma or semicolon separates
+    them.
     """
     code = code.strip()
     joins = re.fullmatch(r"(?:\)*\s*[+:]|\?)(.*?)(?:[+?:]\s*\(*)?", code, re.S)
@@ -166,13 +167,13 @@ def _python(path, text):
     found = []
     docstrings = {id(node) for node in _docstrings(tree)}
     inside = set()  # strings that belong to a message already found
-    for node in ast.walk(tree):  # parents come before children
+    for node in ast.walk(tree):  # yields parents before their children
         if id(node) in inside or not (_is_string(node) or _is_concatenation(node)):
             continue
         inside.update(id(child) for child in ast.walk(node))
         kind = "comment" if id(node) in docstrings else "message"
         lines = re.findall(r".*\n|.+", _rendered(node))
-        # A string that spans lines of the file is triple-quoted, or joined from literals that have no line breaks.
+        # A string that spans several source lines is triple-quoted, or joined from literals without line breaks.
         pieces = [(min(node.lineno + i, node.end_lineno), line) for i, line in enumerate(lines)]
         if pieces:
             found.append(Passage(path, kind, pieces))
@@ -193,7 +194,7 @@ def _is_concatenation(node):
 
 
 def _rendered(node):
-    """The text of a string expression, with {placeholders} for what is computed."""
+    """The text of a string expression, with {placeholders} for the computed parts."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
@@ -214,7 +215,7 @@ def _docstrings(tree):
 # --- shell, CMake, YAML, TOML, requirements --------------------------------------------------------------------------
 
 _QUOTED = re.compile(r"""'[^']*'|"(?:[^"\\]|\\.)*\"""")
-# Outside quotes, a '#' starts a comment at the start of a line or after white space.
+# Outside quotes, a '#' starts a comment at the start of a line or after whitespace.
 _QUOTED_OR_COMMENT = re.compile(_QUOTED.pattern + r"|(?:^|(?<=\s))#")
 
 

@@ -4,7 +4,7 @@
 
 Writes FOLDER/kjv.txt (one line per verse, one document per chapter, blank lines between documents),
 FOLDER/tokenizer.json (2,048 tokens, GPT-2's split pattern) and FOLDER/about.json. Prints the text's unigram entropy
-under that tokenizer: the loss of a model that knows only how often each token occurs. Does nothing if the files are
+under that tokenizer: the loss of a model that only knows how often each token occurs. Does nothing if the files are
 complete. An interrupted run leaves no incomplete file.
 """
 
@@ -20,7 +20,7 @@ import sys
 
 VOCAB = 2048
 END_OF_TEXT = "<|endoftext|>"
-RECIPE = 1  # increase when the output of this file changes
+RECIPE = 1  # increase when this script's output changes
 REFERENCE = re.compile(r"^(\S+?)(\d+):\d+ (.*)$")  # "1Sm12:3 And the ..."
 
 
@@ -43,7 +43,7 @@ def read_chapters():
 
 
 def train_tokenizer(chapters):
-    """Train a byte-level BPE. The same text and wheel produce the same file."""
+    """Train a byte-level BPE. The same text and `tokenizers` wheel produce the same file."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

@@ -17,15 +17,15 @@ void attention_checks(const AddCheck& check) {
       other.narrow(1, changed, 1).add_(1);
       const at::Tensor z = layer(other);
       require_equal(z.narrow(1, 0, changed), y.narrow(1, 0, changed),
-                    "with token " + std::to_string(changed) + " changed, the output before it");
+                    "the output before changed token " + std::to_string(changed));
       require(difference(z.narrow(1, changed, 1), y.narrow(1, changed, 1)) > 1e-4,
               "an output does not depend on its own token");
       if (changed + 1 < kLength)
         require(difference(z.narrow(1, changed + 1, 1), y.narrow(1, changed + 1, 1)) > 1e-7,
-                "an output does not depend on the token before it");
+                "an output does not depend on the previous token");
     }
   });
-  check("documents", "keeps packed documents apart, bit for bit", [](const Subject& subject) {
+  check("documents", "isolates packed documents, bit for bit", [](const Subject& subject) {
     const Layer layer(subject, at::kFloat);
     const at::Tensor x = normal({2, kLength, kHidden}, 22, at::kFloat);
     const Sequence seq = packed(2, kLength, {5, 9});
@@ -33,25 +33,25 @@ void attention_checks(const AddCheck& check) {
     other.narrow(1, 0, 5).add_(1);
     other.narrow(1, 9, 3).sub_(2);
     require_equal(layer(other, seq).narrow(1, 5, 4), layer(x, seq).narrow(1, 5, 4),
-                  "with the row's other documents changed, a document's output");
+                  "a document's output after changing the row's other documents");
     const Layer wide(subject, at::kDouble);
     const at::Tensor x64 = x.to(at::kDouble);
     require_close(
         wide(x64, seq).narrow(1, 5, 4), wide(x64.narrow(1, 5, 4)), 1e-9,
-        "the output of a document packed after another, compared with the document alone,");
+        "the output for a document packed after another, compared with the document alone,");
   });
-  check("rows", "keeps the rows of a batch apart, bit for bit", [](const Subject& subject) {
+  check("rows", "isolates the rows of a batch, bit for bit", [](const Subject& subject) {
     const Layer layer(subject, at::kFloat);
     const at::Tensor x = normal({3, kLength, kHidden}, 23, at::kFloat);
     at::Tensor other = x.clone();
     other.narrow(0, 1, 1).add_(1);
     const at::Tensor y = layer(x), z = layer(other);
     for (const int64_t row : {0, 2})
-      require_equal(z[row], y[row], "with another row of the batch changed, a row's output");
+      require_equal(z[row], y[row], "a row's output after changing another row of the batch");
   });
-  // Decodes two sequences with a cache: prefixes of different lengths, then one or three tokens per
-  // step, some of which are removed, and steps in which one sequence gets no token.
-  check("cache", "computes the same with a cache as without one", [](const Subject& subject) {
+  // Decodes two sequences with a cache: prefixes of different lengths, then zero to three new
+  // tokens per sequence and step. Some cached tokens are removed in between.
+  check("cache", "returns the same output with and without a cache", [](const Subject& subject) {
     const Layer layer(subject, at::kDouble);
     const int64_t width = layer.layer->cache_values_per_token();
     require(width > 0, "cache_values_per_token() is not positive");
@@ -73,26 +73,26 @@ void attention_checks(const AddCheck& check) {
       step.positions = at::cat(positions).unsqueeze(0);
       step.cache = &cache;
       require_close(layer(at::cat(tokens).unsqueeze(0), step), at::cat(results).unsqueeze(0), 1e-9,
-                    "the output of " + what + ", compared with forward without a cache,");
+                    "the output when " + what + ", compared with the output without a cache,");
       for (size_t row = 0; row < 2; ++row)
         require(cache.lengths()[row] == held[row] + counts[row],
                 "it does not append every token to the cache exactly once");
     };
     feed({4, 6}, "reading two sequences into a cache");
     feed({1, 1}, "decoding one token with a cache");
-    feed({3, 1}, "decoding three tokens of a row at once with a cache");
+    feed({3, 1}, "decoding three tokens of one row at once with a cache");
     cache.truncate(0, 6);
-    feed({1, 0}, "decoding with a cache after tokens were removed");
+    feed({1, 0}, "decoding after removing tokens from the cache");
     feed({2, 3}, "decoding several tokens with a cache");
     require(cache.bytes() == (9 + 11) * width * 8,
-            "the cache does not have the size that cache_values_per_token() declares");
+            "the cache size does not match cache_values_per_token()");
   });
-  check("flops", "takes the FLOPs that attention_flops() declares", [](const Subject& subject) {
+  check("flops", "performs the declared number of FLOPs", [](const Subject& subject) {
     const Layer layer(subject, at::kFloat);
     const double declared = layer.layer->attention_flops(kLength);
     require(declared > 0, "attention_flops() is not positive");
     require(std::abs(layer.layer->attention_flops(2 * kLength) / declared - 2) < 1e-9,
-            "attention_flops() per token is not proportional to the length of the sequence");
+            "attention_flops() per token is not proportional to the sequence length");
     double weights = 0;
     for (const Parameter& parameter : layer.parameters())
       if (parameter.tensor.dim() >= 2)
@@ -101,12 +101,12 @@ void attention_checks(const AddCheck& check) {
     const at::Tensor x = normal({1, kLength, kHidden}, 25, at::kFloat);
     const Sequence seq = one_document(1, kLength, false);
     const bool reference = reference_ops();
-    use_reference_ops(true);  // LibTorch's matrix products can be counted
+    use_reference_ops(true);  // product_flops() counts only LibTorch's matrix products
     const double all = product_flops([&] { layer(x, seq); }) / kLength;
     use_reference_ops(reference);
     require(std::abs(all - weights - declared) < 0.05 * declared, "attention_flops(", kLength,
-            ") is ", declared, " per token, but ", all, " FLOPs of all matrix products minus ",
-            weights, " for the weights leave ", all - weights);
+            ") is ", declared, " per token, but the measured value is ", all - weights,
+            " (all matrix products: ", all, ", products with weights: ", weights, ")");
   });
   costly_layer_checks<Attention>(check);
 }

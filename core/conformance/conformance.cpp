@@ -29,7 +29,7 @@ namespace {
 using OnResult = std::function<void(const Result&)>;
 
 constexpr size_t kLongestMessage = 1 << 16;        // bytes
-constexpr rlim_t kMemoryLimit = rlim_t{12} << 30;  // address space limit of a child in bytes
+constexpr rlim_t kMemoryLimit = rlim_t{12} << 30;  // address-space limit per child, in bytes
 
 // One packet per message, so that no message sent before a crash is lost.
 void send(int report, const Json& message) {
@@ -37,12 +37,12 @@ void send(int report, const Json& message) {
   if (::send(report, text.data(), text.size(), 0) < 0) ::_exit(1);
 }
 
-// Truncates `text` so that its message fits into kLongestMessage: JSON may escape each byte.
+// Truncates `text` so that its message fits into kLongestMessage even if JSON escapes every byte.
 std::string cut(const std::string& text) {
   return text.substr(0, kLongestMessage / 8);
 }
 
-// Contains only one component, so that "did you mean" does not suggest options of different ones.
+// An empty catalog, so that "did you mean" suggests only options of the checked component.
 class OneComponent final : public Catalog {
  public:
   const Schema* schema(Kind, const std::string&, const std::string&) override { return nullptr; }
@@ -73,7 +73,7 @@ OptionValues options_of(const Registration& component, const std::vector<std::st
   return values;
 }
 
-// The checks of a kind named in `only`, or all if it is empty.
+// Returns the checks of a kind that `only` names, or all of them if `only` is empty.
 std::vector<Check> chosen_checks(Kind kind, const std::vector<std::string>& only) {
   std::vector<Check> chosen = checks(kind);
   std::vector<std::string> known;
@@ -98,11 +98,12 @@ const Registration& component_of(const Library& library, const std::string& comp
               ExitCode::usage);
 }
 
-// LibTorch starts threads and allocates on first use, which the component must not be blamed for.
+// LibTorch starts threads and allocates memory on first use. Triggers that before the first check,
+// so that it is not attributed to the component.
 void warm_up() {
   at::set_num_threads(1);
 #ifdef __SANITIZE_THREAD__
-  std::thread([] {}).join();  // the sanitizer starts its own thread together with the first one
+  std::thread([] {}).join();  // the sanitizer starts an extra thread together with the first one
 #endif
   const at::Tensor x = at::ones({4, 4}).requires_grad_();
   torch::autograd::backward({x.mm(x).sum()}, {});
@@ -121,8 +122,8 @@ void run(const Check& check, const Subject& subject, int report) {
   send(report, {{"error", cut(error)}});
 }
 
-// Runs in the child: runs the component's checks from number `first` on and sends messages to the
-// socket `report`. Without a component, it only loads the library.
+// Entry point of the child process. Runs the component's checks from index `first` on and sends
+// messages to the socket `report`. If the request names no component, only loads the library.
 void run_child(const Request& request, size_t first, int report) {
   try {
     const Library& library = load_library(request.library);
@@ -154,7 +155,7 @@ Error system_error(const std::string& what) {
 class Child {
  public:
   Child(const Request& request, size_t first) : time_limit_(request.time_limit) {
-    int ends[2];  // one packet per message
+    int ends[2];  // preserves message boundaries
     if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
       throw system_error("cannot create a socket");
     std::cout.flush();  // prevents the child from printing the parent's buffered output
@@ -180,7 +181,7 @@ class Child {
     ::close(report_);
   }
 
-  ///  The next message, or{"died": true, "error": why} if the child exited or timed out.
+  /// Returns the next message, or {"died": true, "error": why} if the child exited or timed out.
   Json read() {
     std::string text(kLongestMessage, '\0');
     ssize_t count = -1;
@@ -194,7 +195,8 @@ class Child {
     return {{"died", true}, {"error", error.empty() ? exit_text() : error}};
   }
 
-  /// How the process ended, or "" for exit code 0. Kills the process if it does not end in time.
+  /// Waits for the process and returns how it ended, or "" for exit code 0. Kills the process if it
+  /// does not end within `limit`.
   std::string wait(std::chrono::seconds limit) {
     const auto end = std::chrono::steady_clock::now() + limit;
     while (!ended() && std::chrono::steady_clock::now() < end) ::usleep(2000);
@@ -205,7 +207,7 @@ class Child {
     }
     if (WIFSIGNALED(status_)) {
       const int signal = WTERMSIG(status_);
-      return std::string("it ends the process with SIG") + ::sigabbrev_np(signal) + " (" +
+      return std::string("it terminates the process with SIG") + ::sigabbrev_np(signal) + " (" +
              ::strsignal(signal) + ")";
     }
     return WEXITSTATUS(status_) == 0 ? "" : exit_text();
@@ -227,7 +229,7 @@ class Child {
     return ended_;
   }
   std::string exit_text() const {
-    return "it ends the process with exit code " + std::to_string(WEXITSTATUS(status_));
+    return "it terminates the process with exit code " + std::to_string(WEXITSTATUS(status_));
   }
 
   std::chrono::seconds time_limit_;
@@ -246,7 +248,7 @@ int check_component(const Request& request, const OnResult& on_result) {
   };
   for (size_t finished = 0;;) {
     Child child(request, finished);
-    Json begun;  // the check that the child is running
+    Json begun;  // the check that is running in the child
     for (bool alive = true; alive;) {
       const Json message = child.read();
       if (message.contains("rejected"))
@@ -257,12 +259,12 @@ int check_component(const Request& request, const OnResult& on_result) {
       } else if (message.contains("done")) {
         std::string error = child.wait(std::min(request.time_limit, std::chrono::seconds(20)));
         if (error.empty() && ::waitpid(-1, nullptr, WNOHANG) >= 0)
-          error = "it leaves child processes";
-        report("process", "lets the process end and leaves no child processes", error);
+          error = "it leaves child processes running";
+        report("process", "lets the process exit and leaves no child processes running", error);
         return broken;
       } else if (message.contains("error")) {
-        if (begun.is_null()) {  // crashed between checks, or before the first
-          report("process", "does not end the process", message["error"]);
+        if (begun.is_null()) {  // crashed between checks or before the first one
+          report("process", "does not terminate the process", message["error"]);
           return broken;
         }
         ++finished;
@@ -279,7 +281,7 @@ int check_library(const Request& original, const OnResult& on_result) {
   Request request = original;
   if (!std::filesystem::is_regular_file(request.library))
     throw Error("plugin library not found: " + request.library.string(), ExitCode::plugin);
-  // Created by the parent, because a child may crash.
+  // The parent creates this folder and removes it, because a child may crash.
   std::string folder = std::filesystem::temp_directory_path() / "dsv3-check-XXXXXX";
   if (!::mkdtemp(folder.data()))
     throw system_error("cannot create a temporary folder " + folder +
@@ -294,8 +296,10 @@ int check_library(const Request& original, const OnResult& on_result) {
   request.component.clear();
   const Json loaded = Child(request, 0).read();
   std::string error = loaded.value("rejected", "");
-  if (loaded.contains("died")) error = "while it is loaded, " + loaded["error"].get<std::string>();
-  on_result({"", "load", "loads and registers the components in its stamp", error.empty(), error});
+  if (loaded.contains("died"))
+    error = "while it is being loaded, " + loaded["error"].get<std::string>();
+  on_result({"", "load", "loads and registers the components that its stamp lists", error.empty(),
+             error});
   if (!error.empty()) return 1;
   std::vector<std::string> components = loaded["provides"];
   if (!original.component.empty()) components = {original.component};

@@ -1,5 +1,5 @@
-// Runs the conformance checks of plugins in child processes, so that a component that crashes,
-// hangs or exits is reported and does not end this process.
+// Runs the conformance checks of plugins in child processes. A component that crashes, hangs or
+// exits is reported and does not end this process.
 #pragma once
 
 #include <chrono>
@@ -27,9 +27,10 @@ struct Result {
   std::string text;  ///< why the check failed
 };
 
-/// Runs every check. Each component runs in its own process, which is replaced after a crash.
-/// `on_result` is called as results arrive. Returns the number of failed checks. Throws dsv3::Error
-/// for an invalid request, such as a missing file, an unknown component or invalid options.
+/// Runs every check. Each component runs in a separate process, and a process that crashes is
+/// replaced. `on_result` is called as results arrive. Returns the number of failed checks. Throws
+/// dsv3::Error for an invalid request, such as a missing file, an unknown component or invalid
+/// options.
 int check_library(const Request& request, const std::function<void(const Result&)>& on_result);
 
 }  // namespace dsv3::conformance

@@ -41,11 +41,13 @@ DataContext context(Split split = Split::train, int64_t world = 1, int64_t micro
           .sequence = kLength,
           .seed = 1,
           .vocab = kVocab,
-          .validation_share = 0.5,  // few, because the checks need only a handful of documents
+          .validation_share = 0.5,  // large, because the checked data may consist of only a few
+                                    // documents
           .tokenizer = std::make_shared<ByteTokenizer>()};
 }
 
-// A row's tokens and document ids, renumbered from 0, because only changes in the id matter.
+// A row's tokens, followed by its document ids. The ids are renumbered from 0, because only the
+// boundaries between documents matter.
 using Row = std::vector<int64_t>;
 
 std::vector<Row> rows_of(const Batch& batch, const DataContext& of) {
@@ -55,7 +57,7 @@ std::vector<Row> rows_of(const Batch& batch, const DataContext& of) {
               batch.tokens.device().is_cpu(),
           "tokens are not int64 [micro_batch, sequence + 1] on the CPU");
   require(batch.tokens.ge(0).all().item<bool>() && batch.tokens.lt(of.vocab).all().item<bool>(),
-          "a token is not in 0 .. ", of.vocab - 1);
+          "a token is outside the range 0 .. ", of.vocab - 1);
   const bool has_ids = batch.document_ids.defined();
   require(!has_ids || (batch.document_ids.sizes() == sizes &&
                        batch.document_ids.scalar_type() == at::kLong),
@@ -78,13 +80,13 @@ std::vector<Row> rows_of(const Batch& batch, const DataContext& of) {
   return rows;
 }
 
-// The streams of all ranks of a run.
+// The streams of all ranks in a run.
 struct Streams {
-  /// `of.world` and `of.micro_batch` apply to every rank.
+  /// Creates a stream for each rank from 0 to `of.world` - 1; `of.rank` is ignored.
   Streams(const Subject& subject, DataContext of) : context(of) {
     for (of.rank = 0; of.rank < of.world; ++of.rank) ranks.push_back(construct<Data>(subject, of));
   }
-  /// The next `count` rows of the global stream, or fewer if a validation stream ends.
+  /// Returns the next `count` rows of the global stream, or fewer if a validation stream ends.
   std::vector<Row> read(size_t count) {
     std::vector<Row> rows;
     size_t ended = 0;
@@ -97,7 +99,7 @@ struct Streams {
           for (Row& row : rows_of(batch, context)) rows.push_back(std::move(row));
       }
       require(ended == 0 || ended == ranks.size(),
-              "two ranks get different numbers of validation batches");
+              "ranks return different numbers of validation batches");
     }
     rows.resize(std::min(rows.size(), count));
     return rows;
@@ -116,19 +118,18 @@ void require_rows(const std::vector<Row>& actual, const std::vector<Row>& expect
 }  // namespace
 
 void data_checks(const AddCheck& check) {
-  check("batches", "returns valid tokens, the same for the same seed", [](const Subject& subject) {
+  check("batches", "returns valid tokens, identical for the same seed", [](const Subject& subject) {
     const std::vector<Row> rows = Streams(subject, context()).read(80);
     require(std::set<Row>(rows.begin(), rows.end()).size() > 1,
             "the first 80 rows of the training stream are identical");
-    require_rows(Streams(subject, context()).read(80), rows, "a second stream of the same seed");
+    require_rows(Streams(subject, context()).read(80), rows, "a second stream with the same seed");
   });
   check("ranks", "orders rows independently of rank and micro-batch", [](const Subject& subject) {
     const std::vector<Row> expected = Streams(subject, context()).read(64);
     for (const auto& [world, micro] :
          {std::pair<int64_t, int64_t>{2, 4}, {4, 4}, {1, 1}, {2, 2}, {4, 1}, {1, 8}})
-      require_rows(
-          Streams(subject, context(Split::train, world, micro)).read(64), expected,
-          c10::str("the global stream on ", world, " ranks with micro-batches of ", micro));
+      require_rows(Streams(subject, context(Split::train, world, micro)).read(64), expected,
+                   c10::str("the global stream (ranks: ", world, ", micro-batch: ", micro, ")"));
   });
   check("resume", "resumes from saved state on any number of ranks", [](const Subject& subject) {
     for (const int64_t batches : {0, 1, 7, 30}) {
@@ -143,7 +144,7 @@ void data_checks(const AddCheck& check) {
         for (const auto& rank : resumed.ranks) rank->load_state(nlohmann::json::parse(state));
         require_rows(
             resumed.read(32), expected,
-            c10::str("a stream resumed on ", of.world, " rank(s) after ", batches, " batches"));
+            c10::str("a stream resumed after ", batches, " batches (ranks: ", of.world, ")"));
       }
     }
   });
@@ -156,7 +157,7 @@ void data_checks(const AddCheck& check) {
                  "a second pass over the validation stream");
     of.seed = 2;
     require_rows(Streams(subject, of).read(kMost), rows,
-                 "the validation stream with a different order seed");
+                 "the validation stream with a different seed");
     Streams(subject, context(Split::validation, 2))
         .read(kMost);  // all ranks must reach the end in the same step
   });

@@ -8,7 +8,7 @@ void feed_forward_checks(const AddCheck& check) {
   cheap_layer_checks<FeedForward>(check);
   // Kernels may group tokens differently, which changes the rounding of a mixture of experts, so
   // the bound is 1e-6 of the largest value. A changed routing choice would differ far more.
-  check("tokens", "computes each token independently of all others", [](const Subject& subject) {
+  check("tokens", "processes each token independently of the others", [](const Subject& subject) {
     const Layer layer(subject, at::kFloat);
     const at::Tensor x = normal({2, kLength, kHidden}, 30, at::kFloat);
     const at::Tensor y = layer(x);
@@ -16,9 +16,9 @@ void feed_forward_checks(const AddCheck& check) {
     other[1].add_(normal({kLength, kHidden}, 31, at::kFloat));
     other[0].narrow(0, 0, 5).sub_(2);
     require_close(layer(other)[0].narrow(0, 5, kLength - 5), y[0].narrow(0, 5, kLength - 5), 1e-6,
-                  "with other tokens changed, an output");
+                  "an output after changing other tokens");
     require_close(layer(x.narrow(0, 1, 1).narrow(1, 3, 1)), y.narrow(0, 1, 1).narrow(1, 3, 1), 1e-6,
-                  "the output of a token alone, compared with the token among others,");
+                  "the output for a single token, compared with the same token among others,");
   });
   check("counts", "counts each token once, and only in training", [](const Subject& subject) {
     const Layer layer(subject, at::kFloat);
@@ -31,19 +31,19 @@ void feed_forward_checks(const AddCheck& check) {
     Sequence seq = one_document(2, kLength);
     layer(x, seq);
     const at::Tensor once = counts().clone();
-    require(once.sum().item<int64_t>() > 0, "a training forward counts no tokens");
+    require(once.sum().item<int64_t>() > 0, "a forward pass in training counts no tokens");
     const auto require_twice = [&](const char* otherwise) {
       layer(x, seq);
       require(at::equal(counts(), once * 2), otherwise);
     };
     require_twice("step_counts() does not add up over micro-batches");
     seq.recompute = true;
-    require_twice("the recomputed forward of a block counts again");
+    require_twice("the recomputed forward pass of a block counts tokens again");
     seq.recompute = seq.training = false;
-    require_twice("a validation forward counts tokens");
+    require_twice("a forward pass in validation counts tokens");
     counts().zero_();
     require(counts().eq(0).all().item<bool>(),
-            "step_counts() is a copy: zeroing it does not zero the layer's counts");
+            "step_counts() returns a copy, so zeroing it does not zero the layer's counts");
     // Gradient accumulation: the same rows in two micro-batches.
     seq = one_document(1, kLength);
     seq.aux_scale = 0.5;
@@ -68,11 +68,11 @@ void feed_forward_checks(const AddCheck& check) {
     const at::Tensor x = normal({2, kLength, kHidden}, 33, at::kFloat);
     const at::Tensor untouched = other(x).detach();
     take_counts(other);
-    one.require_parameters_unchanged("on_step_end() (which may change buffers only)", [&] {
+    one.require_parameters_unchanged("on_step_end() (which may only change buffers)", [&] {
       for (int step = 1; step <= 3; ++step) train(one, x, step);
     });
     require_equal(other(x), untouched,
-                  "a layer's output after steps of another layer (state shared between layers?)");
+                  "a layer's output after training a different layer (do the layers share state?)");
     take_counts(other);
     const auto &saved = one.context.store->buffers(), &loaded = other.context.store->buffers();
     for (size_t b = 0; b < saved.size(); ++b) {
@@ -83,12 +83,13 @@ void feed_forward_checks(const AddCheck& check) {
     for (int step = 4; step <= 5; ++step) {
       const at::Tensor fresh = normal({2, kLength, kHidden}, 34 + step, at::kFloat);
       require_equal(other(fresh), one(fresh),
-                    "the output of a layer that was saved and loaded (parameters and buffers)");
+                    "the output of a layer after its parameters and buffers were saved and loaded");
       train(one, fresh, step);
       train(other, fresh, step);
     }
   });
-  // Auxiliary losses are sums over rows times aux_scale, so gradients are linear in aux_scale.
+  // Auxiliary losses are sums over rows multiplied by aux_scale, so gradients are linear in
+  // aux_scale.
   check("side_loss", "scales its auxiliary loss with aux_scale", [](const Subject& subject) {
     const Layer layer(subject, at::kDouble);
     const at::Tensor x = normal({2, kLength, kHidden}, 35).requires_grad_();
@@ -105,7 +106,8 @@ void feed_forward_checks(const AddCheck& check) {
               "(use dsv3::add_loss)");
     const at::Tensor in_training = layer(x, seq);
     seq.training = false;
-    require_close(layer(x, seq), in_training, 1e-12, "the output in validation");
+    require_close(layer(x, seq), in_training, 1e-12,
+                  "the output in validation, compared with training,");
   });
   costly_layer_checks<FeedForward>(check);
 }

@@ -1,7 +1,7 @@
-// A strategy on one rank that treats parameters as sharded strategies do: each unit's values exist
-// only between enter and leave, in forward and in backward, and its gradients are moved away as
-// soon as its backward ends. Code that reads or adds outside of that meets NaN or unmapped memory.
-// Training is bit-identical to `single`.
+// A single-rank strategy that treats parameters as sharded strategies do: a unit's values exist
+// only between enter and leave, in the forward and the backward pass, and its gradients are moved
+// out as soon as its backward pass ends. Code that reads values or accumulates gradients at any
+// other time encounters NaN or unmapped memory. Training is bit-identical to `single`.
 #pragma once
 
 #include <cmath>
@@ -52,7 +52,7 @@ inline void insert_gate(TensorRefs tensors, std::function<void()> call) {
 struct FlatOptions {
   std::string freed = "nan";
   static void describe(OptionSchema<FlatOptions>& s) {
-    s.add("freed", &FlatOptions::freed, "what replaces values between leave and enter")
+    s.add("freed", &FlatOptions::freed, "state of a unit's values between leave and enter")
         .choices({"nan", "unmapped"});
   }
 };
@@ -109,7 +109,8 @@ class FlatStrategy final : public Strategy {
   void leave(int index, TensorRefs outputs) override {
     insert_gate(outputs, [this, index] {
       Unit& unit = units_[index];
-      // Counts a use even if the values are not needed, because the enter's node ends one.
+      // Counts a use even if the values are not needed, because the gate inserted by enter() ends
+      // one.
       if (unit.spec.needed_in_backward)
         open(unit);
       else
@@ -122,9 +123,10 @@ class FlatStrategy final : public Strategy {
   void backward(at::TensorList roots, at::TensorList grads) override {
     for (const Unit& unit : units_)
       if (unit.uses != 0)
-        throw Error("unit '" + unit.spec.name + "' is still entered when backward begins");
+        throw Error("unit '" + unit.spec.name + "' has not been left when backward begins");
     torch::autograd::backward(roots.vec(), grads.vec());
-    // Units without differentiable input to enter (the embedding) or effect on the loss.
+    // No gate ends the use of units whose enter() had no differentiable input (the embedding) or
+    // that do not affect the loss.
     for (Unit& unit : units_) {
       if (unit.accumulating) reduce(unit);
       if (unit.uses != 0) release(unit);
@@ -199,9 +201,10 @@ class FlatStrategy final : public Strategy {
     std::vector<at::Tensor> buffers =
         {};  // storage that parameters view, in fp32 and the compute dtype; freed between uses
     at::Tensor reduced = {};    // fp32 sum of finished micro-batches
-    at::Tensor grad = {};       // autograd adds to it; NaN outside the unit's backward
-    int uses = 0;               // current users of the values
-    int pending = 0;            // enters of this micro-batch whose backward has not run yet
+    at::Tensor grad = {};       // autograd accumulates here; NaN outside the unit's backward pass
+    int uses = 0;               // number of current uses of the values
+    int pending = 0;            // number of enter() calls in this micro-batch whose backward pass
+                                // has not run yet
     bool accumulating = false;  // whether `grad` is in use
   };
 
@@ -236,8 +239,8 @@ class FlatStrategy final : public Strategy {
     storage->set_nbytes(bytes);
   }
 
-  // Continues the sum of earlier micro-batches instead of starting at zero. Additions then happen
-  // in the same order as in `single`, even if a parameter gets several gradients.
+  // Starts from the sum of earlier micro-batches instead of zero. Additions then happen in the same
+  // order as in `single`, even if a parameter receives several gradients.
   void begin_gradients(Unit& unit) {
     if (unit.accumulating) return;
     unit.grad.copy_(unit.reduced);

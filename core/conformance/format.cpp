@@ -1,4 +1,4 @@
-// Conformance checks for formats of Hugging Face models.
+// Conformance checks for Hugging Face model formats.
 #include <cmath>
 #include <map>
 #include <set>
@@ -29,7 +29,7 @@ void require_same(const ModelDescription& a, const ModelDescription& b) {
     return std::tie(m.hidden, m.layers, m.vocab, m.tied_head, m.norm_eps, m.norm_place, m.init_std,
                     m.mtp_depth, m.mtp_concat, m.sequence);
   };
-  const char* change = " changes when a model is written and read back";
+  const char* change = " differs after writing and reading a model";
   require(sizes(a) == sizes(b), "the model's size", change);
   require(a.attention == b.attention, "attention", change);
   require(a.feed_forward == b.feed_forward, "feed_forward", change);
@@ -46,7 +46,7 @@ at::Tensor rows_in(const TensorPlace& place) {
   return index.defined() ? index : at::arange(place.first_row, place.first_row + rows_of(place));
 }
 
-/// A model with its description, as an experiment builds it.
+/// A model built as in an experiment, with its description.
 struct Built {
   Built(const ModelDescription& requested, Plugins& plugins)
       : experiment(experiment_of(requested, "example", {}, {}, plugins)),
@@ -61,12 +61,12 @@ struct Built {
     for (const Buffer& buffer : model.store().buffers()) add(buffer.name, buffer.tensor);
   }
 
-  /// Throws a Violation unless `places` store every value once and nothing else.
+  /// Throws a Violation unless `places` covers every value exactly once and nothing else.
   void require_whole(const std::vector<TensorPlace>& places) const {
     std::map<std::string, int64_t> stored;
     for (const TensorPlace& place : places) {
       require(values.contains(place.source), "'", place.name, "' is stored in '", place.source,
-              "', which the model does not have");
+              "', but the model has no such parameter or buffer");
       const at::Tensor& rows = values.at(place.source);
       require(
           place.shape.back() == rows.size(1) && rows_in(place).max().item<int64_t>() < rows.size(0),
@@ -84,7 +84,7 @@ struct Built {
   std::map<std::string, at::Tensor> values;
 };
 
-/// Writes a model and reads it back as the core does, but in memory only.
+/// Writes a model and reads it back as the core does, but only in memory.
 void require_way_back(const Format& format, const ModelDescription& requested, Plugins& plugins,
                       const std::string& when) {
   Built before(requested, plugins);
@@ -113,10 +113,10 @@ void require_way_back(const Format& format, const ModelDescription& requested, P
     return at::cat({main, built.model.mtp_logits(tokens).flatten()});
   };
   require(at::allclose(logits(after), logits(before), 1e-4, 1e-6, /*equal_nan=*/true),
-          "a model computes different logits after it was written and read back, ", when);
+          "logits differ after writing and reading a model, ", when);
 }
 
-/// The components of a model by kind and plugin.
+/// A model's components, by kind and plugin.
 using Components = std::map<std::pair<Kind, std::string>, std::vector<ComponentDescription*>>;
 
 Components components_of(ModelDescription& model) {
@@ -129,7 +129,7 @@ Components components_of(ModelDescription& model) {
   return all;
 }
 
-/// Calls `use` with `model` and its variants: one for every choice of every convention.
+/// Calls `use` with `model` and with one variant for every choice of every convention.
 void vary(ModelDescription model, Plugins& plugins,
           const std::function<void(const ModelDescription&, const std::string&)>& use) {
   use(model, "as in examples()");
@@ -152,7 +152,7 @@ void vary(ModelDescription model, Plugins& plugins,
 }  // namespace
 
 void format_checks(const AddCheck& check) {
-  check("round_trip", "writes the model descriptions that it reads", [](const Subject& subject) {
+  check("round_trip", "round-trips model descriptions", [](const Subject& subject) {
     const auto format = construct<Format>(subject);
     for (const Json& example : examples_of(*format)) {
       const ModelDescription model = format->describe(example);
@@ -160,7 +160,7 @@ void format_checks(const AddCheck& check) {
                   int64_t(model.feed_forward.size()) == model.layers,
               "describe() does not return a component for each layer");
       const std::vector<std::string> obstacles = format->obstacles(model);
-      require(obstacles.empty(), "it reads a model for which obstacles() reports ", obstacles);
+      require(obstacles.empty(), "it reads a model that obstacles() rejects: ", obstacles);
       const Json config = format->config(model, {1, 2});
       require(config.value("model_type", "") == subject.component.name,
               "config() writes a model_type that is not the plugin's name");
@@ -186,11 +186,11 @@ void format_checks(const AddCheck& check) {
       for (const auto& [name, value] : example.items()) {
         Json mistyped = example;
         mistyped[name] = Json::array({value});
-        require(rejects(mistyped), "describe() accepts a list for \"", name, "\"");
+        require(rejects(mistyped), "describe() accepts a list for field \"", name, "\"");
       }
     }
   });
-  check("places", "stores every value of a model once", [](const Subject& subject) {
+  check("places", "stores every value of a model exactly once", [](const Subject& subject) {
     const auto format = construct<Format>(subject);
     for (const Json& example : examples_of(*format)) {
       std::set<std::string> names;
@@ -200,10 +200,10 @@ void format_checks(const AddCheck& check) {
         require(names.insert(place.name).second, "two tensors are named '", place.name, "'");
         const int64_t rows = rows_of(place);
         require(place.rows.empty() || int64_t(place.rows.size()) == rows, "'", place.name, "' has ",
-                rows, " rows, but the number of row indices is ", place.rows.size());
+                rows, " rows, but ", place.rows.size(), " row indices");
         const int64_t width = place.shape.empty() ? 1 : place.shape.back();
         require(columns.emplace(place.source, width).first->second == width, "'", place.name,
-                "' does not have as many columns as the rest of '", place.source, "'");
+                "' has a different number of columns than the rest of '", place.source, "'");
         if (!place.copy) stored_rows[place.source].push_back(rows_in(place));
       }
       for (const auto& [source, rows] : stored_rows) {
@@ -213,8 +213,8 @@ void format_checks(const AddCheck& check) {
       }
     }
   });
-  // A format may permute values for a convention, but the model must compute the same.
-  check("way_back", "preserves the outputs of a model", [](const Subject& subject) {
+  // A format may permute values for a convention, but the model's outputs must stay the same.
+  check("way_back", "preserves a model's outputs", [](const Subject& subject) {
     const auto format = construct<Format>(subject);
     Plugins plugins(subject.levels);
     for (const Json& example : examples_of(*format))

@@ -15,7 +15,7 @@
 namespace dsv3::conformance {
 namespace {
 
-// Plain rotary positions, so that the checks of layers need no position plugin.
+// A plain rotary position encoding, so that layer checks need no position plugin.
 class Rotary final : public Position {
  public:
   explicit Rotary(int64_t rotary_dim) : angles_(rotary_frequencies(rotary_dim, 10000), 1, 64) {}
@@ -71,13 +71,13 @@ void require_sound(const Parameter& parameter, const LayerContext& context) {
   require(tensor.numel() > 0, name, " is empty");
   require(spec.keep_fp32 || tensor.scalar_type() == context.dtype, name,
           " does not have the context's dtype");
-  require(spec.active > 0 && spec.active <= 1, name, " declares an active share of ", spec.active,
-          ", which must be above 0 and at most 1");
+  require(spec.active > 0 && spec.active <= 1, name, " declares an active fraction of ",
+          spec.active, ", which must be above 0 and at most 1");
   require(spec.matrices >= 1, name, " declares ", spec.matrices, " matrices");
   if (spec.role != Role::matrix) return;
-  require(tensor.dim() >= 2, name, " has the role matrix, but shape ", tensor.sizes());
-  require(tensor.numel() / tensor.size(-1) % spec.matrices == 0, name, " of sizes ", tensor.sizes(),
-          " cannot hold ", spec.matrices, " equal matrices");
+  require(tensor.dim() >= 2, name, " has role matrix, but its shape is ", tensor.sizes());
+  require(tensor.numel() / tensor.size(-1) % spec.matrices == 0, name, " with sizes ",
+          tensor.sizes(), " cannot be split into ", spec.matrices, " matrices of equal size");
 }
 
 }  // namespace
@@ -229,8 +229,7 @@ void require_declarations(const std::function<void(const LayerContext&)>& build)
             " is not declared on the meta device");
     const at::Tensor& tensor = found->second.tensor;
     const ParamSpec &a = found->second.spec, &b = parameter.spec;
-    require(tensor.is_meta(), "parameter ", parameter.name,
-            " is not on the meta device in a dry run");
+    require(tensor.is_meta(), "parameter ", parameter.name, " is not created on the meta device");
     require(tensor.sizes() == parameter.tensor.sizes() && a.role == b.role &&
                 a.matrices == b.matrices && a.active == b.active && a.keep_fp32 == b.keep_fp32,
             "parameter ", parameter.name, " is declared differently on the meta device");
@@ -238,7 +237,7 @@ void require_declarations(const std::function<void(const LayerContext&)>& build)
   require(on_meta.size() == real.store->parameters().size(),
           "more parameters are declared on the meta device than on the CPU");
   require(meta.store->buffers().size() == real.store->buffers().size(),
-          "not as many buffers are declared on the meta device as on the CPU");
+          "different numbers of buffers are declared on the meta device and on the CPU");
 }
 
 }  // namespace dsv3::conformance

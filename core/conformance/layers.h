@@ -1,4 +1,4 @@
-// Shared by the checks of layers: contexts, initial weights, inputs and comparisons.
+// Helpers for layer checks: contexts, initial weights, inputs and comparisons.
 #pragma once
 
 #include <map>
@@ -13,18 +13,18 @@ namespace dsv3::conformance {
 
 constexpr int64_t kHidden = 32, kLength = 12;
 
-/// Reproducible normal values that do not advance torch's global generator.
+/// Reproducible, normally distributed values. Does not advance torch's global generator.
 at::Tensor normal(at::IntArrayRef sizes, uint64_t seed, at::ScalarType dtype = at::kDouble);
 
-/// Layer 1 of 2 with plain rotary positions and its own, empty parameter store.
+/// Context of layer 1 of 2, with a plain rotary position encoding and a new, empty parameter store.
 LayerContext layer_context(at::ScalarType dtype, at::Device device = at::kCPU);
 
-/// Fills parameters with values around 0 (norms around 1) that depend on names and shapes only.
+/// Fills parameters with values around 0 (norms around 1) that depend only on names and shapes.
 void fill(const ParameterStore& store);
 
 /// Rows with one document each.
 Sequence one_document(int64_t batch, int64_t length, bool training = true);
-/// Rows packed from documents, which start at 0 and at each of `starts`.
+/// Rows of packed documents that start at 0 and at each index in `starts`.
 Sequence packed(int64_t batch, int64_t length, const std::vector<int64_t>& starts);
 
 /// Largest difference relative to the largest value of `expected`; infinity if shapes differ or a
@@ -43,17 +43,18 @@ void require_close(const at::Tensor& actual, const at::Tensor& expected, double 
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
-/// Gradients of sum(y * fixed values) for `inputs`; zeros for an input that y does not depend on.
+/// Gradients of sum(y * fixed values) with respect to `inputs`; zeros for an input that y does not
+/// depend on.
 std::vector<at::Tensor> gradients(const at::Tensor& y, const NamedTensors& inputs);
 
 /// Throws a Violation unless autograd agrees with central differences on some elements of each of
 /// the float64 `inputs`.
 void require_gradients(const std::function<at::Tensor()>& function, const NamedTensors& inputs);
 
-/// Bytes of tensors that the result of `body` keeps alive, beyond the result itself.
+/// Size of the tensors that the result of `body` keeps alive, in bytes, without the result itself.
 int64_t bytes_saved(const std::function<at::Tensor()>& body);
 
-/// FLOPs of the matrix products in `body`; a multiply-add counts as 2.
+/// Number of FLOPs in the matrix products in `body`; a multiply-add counts as 2.
 double product_flops(const std::function<void()>& body);
 
 /// Throws a Violation if declared parameters are invalid or differ on the meta device.
@@ -69,7 +70,7 @@ Experiment tiny_experiment(const std::string& recompute = "none", bool tied_head
 /// Reference layers, except for the subject if it is a layer's component.
 ModelFactory tiny_factory(const Subject* subject = nullptr);
 
-/// Rows of several documents that differ from step to step.
+/// Rows with several documents each; different in every step.
 Batch tiny_batch(int64_t step);
 
 struct Trained {
@@ -78,15 +79,15 @@ struct Trained {
   std::map<std::string, at::Tensor> gradients;   ///< in the last step; only from train_plainly
   std::vector<at::Tensor> counts;  ///< step_counts() after all steps; only from train_plainly
 };
-/// Trains `steps` steps of gradient descent by plain autograd.
+/// Runs `steps` steps of gradient descent with plain autograd, in micro-batches of `micro` rows.
 Trained train_plainly(const Experiment& experiment, const ModelFactory& factory, int64_t steps,
                       int64_t micro, at::ScalarType dtype = at::kFloat);
-/// As train_plainly, but under `strategy`.
+/// Like train_plainly(), but under `strategy`.
 Trained train_under(const std::shared_ptr<Strategy>& strategy, const Experiment& experiment,
                     const ModelFactory& factory, int64_t steps, int64_t micro);
 
-/// Throws a Violation if losses, norms, parameters or gradients (only from train_plainly) differ by
-/// more than `bound`, relatively, or if counts differ at all.
+/// Throws a Violation if the relative difference of losses, norms, parameters or gradients (only
+/// from train_plainly) exceeds `bound`, or if counts differ at all.
 void require_same(const Trained& actual, const Trained& expected, double bound,
                   const std::string& what);
 
@@ -94,7 +95,7 @@ void require_same(const Trained& actual, const Trained& expected, double bound,
 /// identically with recomputation, different micro-batches, and under a strategy.
 void model_check(const AddCheck& check);
 
-/// The subject as a layer (attention or feed-forward), with its parameters filled.
+/// The subject as a layer (attention or feed-forward), with initialised parameters.
 template <class Layer>
 struct LayerUnderTest {
   LayerUnderTest(const Subject& subject, at::ScalarType dtype)
@@ -110,7 +111,7 @@ struct LayerUnderTest {
     return layer->forward(x, one_document(x.size(0), x.size(1)));
   }
   const std::vector<Parameter>& parameters() const { return context.store->parameters(); }
-  /// `x` and every parameter.
+  /// Returns `x` and every parameter.
   NamedTensors inputs(const at::Tensor& x) const {
     NamedTensors all{{"the input", x}};
     for (const Parameter& parameter : parameters())
@@ -121,7 +122,7 @@ struct LayerUnderTest {
   std::vector<at::Tensor> gradients(const at::Tensor& x, const Sequence& seq) const {
     return conformance::gradients(layer->forward(x, seq), inputs(x));
   }
-  /// Throws a Violation if a parameter changes while `body` runs.
+  /// Throws a Violation if `body` changes a parameter.
   void require_parameters_unchanged(const std::string& after,
                                     const std::function<void()>& body) const {
     std::vector<at::Tensor> values;
@@ -136,10 +137,10 @@ struct LayerUnderTest {
   std::shared_ptr<Layer> layer;
 };
 
-/// Checks for all layers that run before the checks of a single kind.
+/// Checks that apply to all layers and run before the checks for a specific kind.
 template <class Layer>
 void cheap_layer_checks(const AddCheck& check) {
-  check("declarations", "declares valid parameters, also on meta", [](const Subject& subject) {
+  check("declarations", "declares valid parameters on CPU and meta", [](const Subject& subject) {
     require_declarations([&](const LayerContext& context) { construct<Layer>(subject, context); });
   });
   check("shapes", "returns [B, T, D] in fp32, bf16 and float64", [](const Subject& subject) {
@@ -150,11 +151,11 @@ void cheap_layer_checks(const AddCheck& check) {
                      dtype, "forward's result");
     }
   });
-  check("inputs", "keeps no input and changes no input or parameter", [](const Subject& subject) {
+  check("inputs", "modifies no input or parameter and keeps no input", [](const Subject& subject) {
     const LayerUnderTest<Layer> layer(subject, at::kFloat);
     const at::Tensor x = normal({2, kLength, kHidden}, 12, at::kFloat), original = x.clone();
     layer.require_parameters_unchanged("forward", [&] { layer(x); });
-    require(x.use_count() == 1, "it keeps its input after the result is freed");
+    require(x.use_count() == 1, "it keeps a reference to its input after the result is freed");
     require_equal(x, original, "the input after forward");
   });
   check("determinism", "returns bit-identical results when repeated", [](const Subject& subject) {
@@ -167,18 +168,18 @@ void cheap_layer_checks(const AddCheck& check) {
     };
     const auto first = run(), second = run();
     for (size_t i = 0; i < first.size(); ++i)
-      require_equal(second[i], first[i], "a result of the second of two identical layers");
+      require_equal(second[i], first[i], "a result from the second of two identical layers");
   });
 }
 
-/// Checks for all layers that run after the checks of a single kind.
+/// Checks that apply to all layers and run after the checks for a specific kind.
 template <class Layer>
 void costly_layer_checks(const AddCheck& check) {
   check("gradients", "has gradients that match central differences", [](const Subject& subject) {
     const LayerUnderTest<Layer> layer(subject, at::kDouble);
     const at::Tensor x = normal({1, 6, kHidden}, 9).requires_grad_();
     Sequence seq = one_document(1, 6);
-    seq.aux_scale = 0;  // gradients of auxiliary losses are not part of the result's value
+    seq.aux_scale = 0;  // central differences of the result do not include auxiliary losses
     require_gradients([&] { return layer(x, seq); }, layer.inputs(x));
   });
   check("recompute", "recomputes bit-identical results", [](const Subject& subject) {
@@ -189,7 +190,7 @@ void costly_layer_checks(const AddCheck& check) {
     seq.recompute = true;
     require_equal(layer(x, seq), first, "the forward pass of a recomputed block");
   });
-  check("saved_values", "saves what saved_values_per_token() declares", [](const Subject& subject) {
+  check("saved_values", "declares saved_values_per_token() correctly", [](const Subject& subject) {
     constexpr int64_t kBatch = 4, kRow = 64;
     const LayerUnderTest<Layer> layer(subject, at::kFloat);
     const at::Tensor x = normal({kBatch, kRow, kHidden}, 26, at::kFloat).requires_grad_();

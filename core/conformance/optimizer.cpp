@@ -1,4 +1,4 @@
-// Promises of optimizers.
+// Conformance checks for optimizers.
 #include <array>
 #include <cmath>
 #include <set>
@@ -10,7 +10,7 @@
 namespace dsv3::conformance {
 namespace {
 
-// One parameter and its state, stored as in the core, and the optimizer that updates it.
+// One parameter with its state, stored as in the core, and the optimizer that updates it.
 struct Updated {
   Updated(const Subject& subject, uint64_t seed)
       : Updated(construct<Optimizer>(subject), "w", seed) {}
@@ -59,7 +59,7 @@ void optimizer_checks(const AddCheck& check) {
               slot.name, "' needs a name without '/'");
       require(names.insert(slot.name).second, "two state slots are named ", slot.name);
       require(slot.like != StateSlot::Like::matrix || optimizer->whole_matrices(), "state slot ",
-              slot.name, " belongs to a matrix, but whole_matrices() is false");
+              slot.name, " has the shape of a whole matrix, but whole_matrices() is false");
     }
     require(std::isfinite(optimizer->lr()) && optimizer->lr() >= 0, "lr() is ", optimizer->lr());
   });
@@ -79,21 +79,21 @@ void optimizer_checks(const AddCheck& check) {
       one.step(one.gradient(1), 1, factor);
       return at::Tensor(one.value - before);
     };
-    require(change(0).abs().max().item<double>() == 0, "with lr_factor 0 a step changes values");
+    require(change(0).abs().max().item<double>() == 0, "a step with lr_factor 0 changes values");
     const at::Tensor full = change(1);
     require(full.abs().max().item<double>() > 0, "a step changes nothing");
     // The bound allows for the rounding of values that are far larger than their change.
-    require_close(change(0.5) * 2, full, 2e-2, "twice the change with lr_factor 0.5");
+    require_close(change(0.5) * 2, full, 2e-2, "twice the change made with lr_factor 0.5");
   });
   check("descent", "descends a quadratic", [](const Subject& subject) {
     Updated one(subject, 2);
     const at::Tensor target = normal(one.value.sizes(), 3, at::kFloat);
     const auto loss = [&] { return (one.value - target).square().mean().item<double>(); };
     const double before = loss();
-    // Learning rates differ by orders of magnitude: the number of steps suffices for the smallest.
+    // Learning rates differ by orders of magnitude; 300 steps are enough for the smallest.
     for (int64_t update = 1; update <= 300; ++update) one.step(one.value - target, update);
-    require(loss() < before, "300 steps on |w - target|^2 / 2 raise it from ", before, " to ",
-            loss());
+    require(loss() < before, "300 steps on |w - target|^2 / 2 increase the loss from ", before,
+            " to ", loss());
     one.require_finite("after 300 steps");
   });
   check("extremes", "stays finite for zero, tiny and huge gradients", [](const Subject& subject) {
@@ -118,11 +118,12 @@ void optimizer_checks(const AddCheck& check) {
       for (size_t i = b.size(); i-- > 0;) b[i].step(update);
     }
     for (size_t i = 0; i < a.size(); ++i)
-      require_equal(b[i].value, a[i].value,
-                    "a parameter updated in its own call, compared with all in one call,");
+      require_equal(
+          b[i].value, a[i].value,
+          "a parameter updated in a separate call, compared with one call for all parameters,");
   });
   // Sharded strategies pass pieces of parameters.
-  check("pieces", "updates pieces of parameters like whole ones", [](const Subject& subject) {
+  check("pieces", "updates pieces of a parameter like the whole", [](const Subject& subject) {
     Updated whole(subject, 5);
     if (whole.optimizer->whole_matrices()) return;
     const int64_t cut = 37, size = whole.value.numel();
@@ -152,8 +153,9 @@ void optimizer_checks(const AddCheck& check) {
       straight.step(grad, update);
       resumed.step(grad, update);
     }
-    require_equal(resumed.value, straight.value,
-                  "the value after resuming from saved values and state (are all in slots()?)");
+    require_equal(
+        resumed.value, straight.value,
+        "the value after resuming from saved values and state (does slots() list all state?)");
   });
   check("memory", "frees its memory", [](const Subject& subject) {
     Updated one(subject, 8);

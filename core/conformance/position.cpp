@@ -31,7 +31,7 @@ struct Rotation {
 }  // namespace
 
 void position_checks(const AddCheck& check) {
-  check("shapes", "returns q and k with their sizes and dtype", [](const Subject& subject) {
+  check("shapes", "preserves the sizes and dtypes of q and k", [](const Subject& subject) {
     const Rotation rotate(subject);
     for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kDouble})
       for (const int64_t length : {kLength, int64_t{1}}) {
@@ -42,21 +42,21 @@ void position_checks(const AddCheck& check) {
     const double scale = rotate.position->softmax_scale();
     require(std::isfinite(scale) && scale > 0, "softmax_scale() is ", scale);
   });
-  check("inputs", "neither changes nor keeps its arguments", [](const Subject& subject) {
+  check("inputs", "neither modifies nor keeps its arguments", [](const Subject& subject) {
     const Rotation rotate(subject);
     const Rotated in = inputs(at::kFloat);
     const Rotated original{in.q.clone(), in.k.clone(), in.positions.clone()};
     rotate(in);
     require(at::equal(in.q, original.q) && at::equal(in.k, original.k) &&
                 at::equal(in.positions, original.positions),
-            "rotate() changes its arguments");
+            "rotate() modifies its arguments");
     require(in.q.use_count() == 1 && in.k.use_count() == 1 && in.positions.use_count() == 1,
-            "rotate() keeps an argument after the result is gone");
+            "rotate() keeps a reference to an argument after the result is freed");
   });
-  check("tokens", "rotates a token by its position alone", [](const Subject& subject) {
+  check("tokens", "rotates each token by its position only", [](const Subject& subject) {
     const Rotation rotate(subject);
     const Rotated in = inputs(at::kDouble), out = rotate(in);
-    // Uses tokens in any order and rows of any length: only a token's position matters.
+    // Tokens may come in any order and rows may have any length: only a token's position matters.
     const at::Tensor order = at::tensor({7, 0, 3, 11, 5, 1}, at::kLong);
     const auto reordered = [&](const at::Tensor& tensor) { return tensor.index_select(1, order); };
     const Rotated some = rotate({reordered(in.q), reordered(in.k), reordered(in.positions)});
@@ -68,11 +68,11 @@ void position_checks(const AddCheck& check) {
     };
     const Rotated documents = rotate({twice(in.q), twice(in.k), twice(in.positions)});
     require_close(documents.q.narrow(1, 6, 6), half(out.q), 1e-12,
-                  "q at positions that restart with a second document");
+                  "q at positions that restart in a second document");
   });
   // A rotation preserves lengths up to a constant factor and treats q and k alike, so the score of
   // equal vectors depends only on the distance between their positions.
-  check("rotation", "makes scores depend on distances only", [](const Subject& subject) {
+  check("rotation", "makes scores depend only on relative positions", [](const Subject& subject) {
     const at::Tensor same =
         normal({1, 1, 1, kRotary}, 42).expand({1, kLength, 1, kRotary}).contiguous();
     const Rotated out = Rotation(subject)({same, same, at::arange(kLength).view({1, kLength})});
@@ -80,7 +80,7 @@ void position_checks(const AddCheck& check) {
     for (const int64_t distance : {0, 1}) {
       const at::Tensor diagonal = scores.diagonal(distance);
       require_close(diagonal, diagonal[0].expand_as(diagonal), 1e-9,
-                    c10::str("between positions, the score of equal vectors ", distance,
+                    c10::str("across positions, the score of equal vectors ", distance,
                              " position(s) apart"));
     }
   });
@@ -90,11 +90,11 @@ void position_checks(const AddCheck& check) {
     Rotated far = inputs(at::kFloat);
     far.positions.add_(5000);
     require_like(rotate(far).q, far.q.sizes(), at::kFloat, "q far beyond the training length");
-    // After the table has grown, it must still contain the same values for small positions.
+    // Growing the table must not change its values for small positions.
     require_equal(rotate(near).q, Rotation(subject)(near).q,
                   "q at small positions after a call with large ones");
   });
-  check("threads", "can be called by several threads at once", [](const Subject& subject) {
+  check("threads", "can be called from several threads at once", [](const Subject& subject) {
     const Rotation rotate(subject);
     const Rotated in = inputs(at::kFloat, 200);
     const at::Tensor expected = Rotation(subject)(in).q;

@@ -1,4 +1,4 @@
-// Small layers of plain LibTorch calls, for models that test a different component.
+// Small layers in plain LibTorch, for models that test a different component.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,7 @@
 
 namespace dsv3::conformance {
 
-/// Projections q, k, v and o with the model's width.
+/// Attention base class with q, k, v and o projections of the model's width.
 class ProjectedAttention : public Attention {
  public:
   explicit ProjectedAttention(const LayerContext& context)
@@ -28,7 +28,8 @@ class ProjectedAttention : public Attention {
   Linear projections_[4];
 };
 
-/// One head whose scores decrease with the distance in positions, to detect wrong positions.
+/// Single-head attention whose scores decrease with the distance between positions, so that wrong
+/// positions change the output.
 class ReferenceAttention final : public ProjectedAttention {
  public:
   using ProjectedAttention::ProjectedAttention;
@@ -48,7 +49,7 @@ class ReferenceAttention final : public ProjectedAttention {
   int64_t saved_values_per_token(int64_t) const override { return 4 * width_; }
 
  private:
-  /// q [B, T, D], keys_values [B, S, 2 D], positions [B, T] and [B, S].
+  /// q [B, T, D], keys_values [B, S, 2 D], positions [B, T], key_positions [B, S].
   at::Tensor mix(const at::Tensor& q, const at::Tensor& keys_values, const at::Tensor& positions,
                  const at::Tensor& key_positions, const at::Tensor& mask) const {
     const at::Tensor distance = positions.unsqueeze(2) - key_positions.unsqueeze(1);
@@ -61,7 +62,7 @@ class ReferenceAttention final : public ProjectedAttention {
   }
 };
 
-/// Two heads that use the position component, as plugins do.
+/// Attention with two heads that uses the position component as plugins do.
 class RotaryAttention final : public ProjectedAttention {
  public:
   explicit RotaryAttention(const LayerContext& context)
@@ -79,7 +80,8 @@ class RotaryAttention final : public ProjectedAttention {
   std::shared_ptr<Position> position_;
 };
 
-/// relu^2 with an auxiliary loss per sequence and counts of neurons, as in a mixture of experts.
+/// A relu^2 feed-forward layer with an auxiliary loss per sequence and a count per neuron, similar
+/// to a mixture of experts.
 class ReferenceFeedForward final : public FeedForward {
  public:
   explicit ReferenceFeedForward(const LayerContext& context)
@@ -95,7 +97,7 @@ class ReferenceFeedForward final : public FeedForward {
     at::Tensor y = down_(hidden.square());
     if (!seq.training) return y;
     const at::Tensor aux =
-        hidden.square().mean({1, 2}).sum() * 50;  // one mean per sequence; returns their sum
+        hidden.square().mean({1, 2}).sum() * 50;  // sum of the per-sequence means
     return add_loss(y, aux, seq.aux_scale);
   }
   at::Tensor step_counts() override { return counts_; }

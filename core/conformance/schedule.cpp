@@ -15,12 +15,12 @@ std::string call(int64_t step, int64_t total) {
 }  // namespace
 
 void schedule_checks(const AddCheck& check) {
-  check("values", "returns finite factors >= 0 for runs of any length", [](const Subject& subject) {
+  check("values", "returns finite factors >= 0 for any run length", [](const Subject& subject) {
     const auto schedule = construct<Schedule>(subject);
     const auto valid_factor = [&](int64_t step, int64_t total) {
       const double factor = schedule->factor(step, total);
       require(std::isfinite(factor) && factor >= 0, call(step, total), " is ", factor,
-              step > total ? " (for a run that was extended)" : "");
+              step > total ? " (for an extended run)" : "");
       return factor;
     };
     for (const int64_t total : {1, 2, 10, 1000, 100'000}) {
@@ -28,7 +28,7 @@ void schedule_checks(const AddCheck& check) {
       for (int64_t step = 1; step <= total; step += 1 + total / 2000) {
         const double factor = valid_factor(step, total);
         require(factor <= 100, call(step, total), " is ", factor,
-                "; a factor applied to the learning rate should be around 1 or below");
+                "; learning-rate factors should be around 1 or below");
         largest = std::max(largest, factor);
       }
       require(largest > 0 || total == 1, "every factor of ", total, " steps is 0");
@@ -43,8 +43,8 @@ void schedule_checks(const AddCheck& check) {
     for (int64_t step = 50; step >= 1; --step) {
       other->factor(step, 1000);
       const double expected = factors[size_t(step - 1)], actual = other->factor(step, 50);
-      require(actual == expected, call(step, 50), " depends on the calls before it: ", actual,
-              " and ", expected);
+      require(actual == expected, call(step, 50), " depends on earlier calls: ", actual, " and ",
+              expected);
     }
   });
   check("memory", "frees its memory", [](const Subject& subject) {

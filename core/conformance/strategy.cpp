@@ -15,7 +15,7 @@ int64_t size_of(const Range& range) {
   return range.end - range.begin;
 }
 
-// One unit with w = 2 and loss = slope * sum(w): the gradient is `slope`.
+// One unit with w = 2 and loss = slope * sum(w), so the gradient is `slope`.
 struct OneUnit {
   explicit OneUnit(const Subject& subject, at::ScalarType dtype = at::kFloat)
       : checked(strategy(subject, dtype)) {
@@ -75,8 +75,8 @@ void strategy_checks(const AddCheck& check) {
     for (const OwnedTensor& tensor : checked->owned()) {
       require(tensor.value.scalar_type() == at::kFloat,
               "owned() values are not fp32 master values");
-      require(tensor.value.numel() == size_of(tensor.range), "owned(): the value of ",
-              tensor.range.name, " does not have the size of its range");
+      require(tensor.value.numel() == size_of(tensor.range), "owned() returns a value for ",
+              tensor.range.name, " whose size differs from its range");
       owned[tensor.range.name] += size_of(tensor.range);
     }
     for (const int group : {0, 1})
@@ -91,14 +91,15 @@ void strategy_checks(const AddCheck& check) {
     require(owned.size() == sizes.size() && updated.size() == sizes.size(),
             "owned() or update_ranges() returns parameters that were never adopted");
   });
-  check("gradients", "sums and scales gradients, computes their norm", [](const Subject& subject) {
+  check("gradients", "accumulates gradients and computes their norm", [](const Subject& subject) {
     OneUnit one(subject);
     one.backward(3);
     require(std::abs(one.checked->grad_norm() - 3 * std::sqrt(3.0)) < 1e-6, "grad_norm() is wrong");
     one.checked->scale_grads(0.5);
     one.require_gradient(1.5, "a gradient after scale_grads(0.5)");
     one.backward(1);
-    one.require_gradient(1, "the gradient of the next step (end_step() drops the last one's)");
+    one.require_gradient(1,
+                         "the gradient in the next step (end_step() must clear the previous one)");
     for (const double bad : {std::numeric_limits<double>::quiet_NaN(), HUGE_VAL}) {
       one.backward(bad);
       require(!std::isfinite(one.checked->grad_norm()),
@@ -108,7 +109,7 @@ void strategy_checks(const AddCheck& check) {
     one.backward(2);
     one.require_gradient(2, "the gradient after a step that was skipped because of NaN");
   });
-  check("master", "keeps fp32 master values under bf16 compute", [](const Subject& subject) {
+  check("master", "keeps fp32 master values with bf16 compute", [](const Subject& subject) {
     OneUnit one(subject, at::kBFloat16);
     for (int step = 0; step < 10; ++step) {
       one.backward(1);
@@ -121,7 +122,7 @@ void strategy_checks(const AddCheck& check) {
     require_close(owned[0].value.flatten(), at::full({3}, 2 - 1e-3), 1e-6,
                   "master values after ten updates that are too small for bf16");
   });
-  check("load", "computes with the values that were loaded", [](const Subject& subject) {
+  check("load", "computes with the loaded values", [](const Subject& subject) {
     Adopted saved(subject, 1), loaded(subject, 2);
     std::map<std::string, at::Tensor> values;
     for (const OwnedTensor& tensor : saved.checked->owned())
@@ -132,8 +133,8 @@ void strategy_checks(const AddCheck& check) {
     loaded.checked->loaded();
     const double expected = saved.model.evaluate(tiny_batch(0)).first;
     const double actual = loaded.model.evaluate(tiny_batch(0)).first;
-    require(actual == expected, "a model loaded through owned() and loaded() computes ", actual,
-            ", the saved one ", expected);
+    require(actual == expected, "the loss after loading through owned() and loaded() is ", actual,
+            ", expected ", expected);
   });
   check("estimate", "estimates memory on the meta device", [](const Subject& subject) {
     const Model model(tiny_experiment(), kVocab, tiny_factory(), at::kMeta);
@@ -142,13 +143,13 @@ void strategy_checks(const AddCheck& check) {
       values += parameter.tensor.numel();
     const std::vector<UnitSpec> units = model.units([](const Parameter&) { return 0; });
     const Cost cost = strategy(subject)->estimate(units, 1);
-    require(cost.bytes_held >= 4 * values, "estimate() holds ", cost.bytes_held,
-            " bytes, less than the fp32 values of ", values, " parameters");
-    require(cost.bytes_peak >= cost.bytes_held, "estimate(): the peak is below the memory in use");
-    require(cost.bytes_moved_per_step == 0, "estimate() moves bytes over the network on one rank");
+    require(cost.bytes_held >= 4 * values, "estimate() reports ", cost.bytes_held,
+            " bytes held, less than the size of ", values, " fp32 parameters");
+    require(cost.bytes_peak >= cost.bytes_held, "estimate() reports a peak below the bytes held");
+    require(cost.bytes_moved_per_step == 0, "estimate() reports network traffic for a single rank");
   });
-  // Includes MTP, and tied and untied heads.
-  check("training", "trains like autograd, accumulated or recomputed", [](const Subject& subject) {
+  // Covers MTP with tied and untied heads.
+  check("training", "trains like autograd, even with recomputation", [](const Subject& subject) {
     for (const std::string recompute : {"none", "full"})
       for (const bool tied : {true, false}) {
         const Experiment experiment = tiny_experiment(recompute, tied);

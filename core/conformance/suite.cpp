@@ -43,7 +43,7 @@ std::vector<std::pair<std::string, std::string>> process_facts() {
           {"child processes", children}};
 }
 
-/// Bytes by which the heap grows while `body` runs `runs` times.
+/// Returns the number of bytes by which the heap grows while `body` runs `runs` times.
 int64_t growth(int runs, const std::function<void()>& body) {
   const auto allocated = [] {
     const struct mallinfo2 info = mallinfo2();

@@ -1,5 +1,5 @@
-// The checks of each kind of component. They apply to any component of the kind, built in or
-// third-party. `dsv3 plugins check` runs them.
+// Conformance checks for each kind of component, built in or third-party. `dsv3 plugins check` runs
+// them.
 #pragma once
 
 #include <thread>
@@ -15,7 +15,7 @@ struct Violation : Error {
   using Error::Error;
 };
 
-/// Throws a Violation with the concatenated `parts` unless `condition` holds.
+/// Throws a Violation with the concatenated `parts` unless `condition` is true.
 template <class... Parts>
 void require(bool condition, const Parts&... parts) {
   if (!condition) throw Violation(c10::str(parts...));
@@ -29,20 +29,20 @@ struct Subject {
   SearchLevels levels;  ///< search paths for plugins of other kinds
 };
 
-/// One check of a kind.
+/// One check for a kind of component.
 struct Check {
   std::string name;     ///< short, e.g. "causality"
-  std::string promise;  ///< a predicate whose subject is the component
+  std::string promise;  ///< what the component does, e.g. "frees its memory"
   void (*run)(const Subject&);
 };
 
-/// The checks of a kind, cheapest first.
+/// Returns the checks for a kind, cheapest first.
 std::vector<Check> checks(Kind kind);
 
 /// Adds a Check with these members.
 using AddCheck =
     std::function<void(const char* name, const char* promise, void (*run)(const Subject&))>;
-/// Adds the checks of one kind.
+/// Adds the checks for one kind.
 using Suite = void(const AddCheck& check);
 Suite attention_checks, feed_forward_checks, position_checks, optimizer_checks, schedule_checks,
     strategy_checks, tracker_checks, data_checks, tokenizer_checks, format_checks;

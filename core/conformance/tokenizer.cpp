@@ -1,4 +1,4 @@
-// Promises of tokenizers.
+// Conformance checks for tokenizers.
 #include <dsv3/sdk/tokenizer.h>
 
 #include "conformance/suite.h"
@@ -23,8 +23,8 @@ const std::vector<std::string> kTexts{
 std::vector<int32_t> valid_ids(const Tokenizer& tokenizer, const std::string& text) {
   const std::vector<int32_t> ids = tokenizer.encode(text);
   for (const int32_t id : ids)
-    require(id >= 0 && id < tokenizer.vocab_size(), "encode() gives id ", id, ", vocab_size() is ",
-            tokenizer.vocab_size());
+    require(id >= 0 && id < tokenizer.vocab_size(), "encode() returns id ", id,
+            ", but vocab_size() is ", tokenizer.vocab_size());
   return ids;
 }
 
@@ -43,7 +43,7 @@ void tokenizer_checks(const AddCheck& check) {
     for (int64_t id = 0; id < size; id += 1 + size / 5000)
       checked->token_bytes(int32_t(id));  // must not throw for a valid id
   });
-  check("round_trip", "decodes what it encoded without loss", [](const Subject& subject) {
+  check("round_trip", "decodes encoded text without loss", [](const Subject& subject) {
     const auto checked = construct<Tokenizer>(subject);
     for (const std::string& text : kTexts) {
       const std::vector<int32_t> ids = valid_ids(*checked, text);
@@ -59,7 +59,7 @@ void tokenizer_checks(const AddCheck& check) {
       require(text.empty() == ids.empty(), "\"", shown, "\" has ", ids.size(), " ids");
     }
   });
-  check("bytes", "decodes arbitrary bytes without loss", [](const Subject& subject) {
+  check("bytes", "encodes and decodes arbitrary bytes without loss", [](const Subject& subject) {
     const auto checked = construct<Tokenizer>(subject);
     uint64_t state = 88172645463325252u;  // xorshift
     for (int round = 0; round < 200; ++round) {
@@ -72,7 +72,7 @@ void tokenizer_checks(const AddCheck& check) {
               "decode(encode(x)) does not return random bytes unchanged");
     }
   });
-  check("threads", "can be called by several threads at once", [](const Subject& subject) {
+  check("threads", "can be called from several threads at once", [](const Subject& subject) {
     const auto checked = construct<Tokenizer>(subject);
     std::string all;
     for (const std::string& text : kTexts) all += text + " ";
@@ -83,7 +83,7 @@ void tokenizer_checks(const AddCheck& check) {
     };
     for (const auto& ids : on_four_threads(encode_often))
       require(ids == expected,
-              "encode() returns different ids when several threads call it at once");
+              "encode() returns different ids when called from several threads at once");
   });
   check("memory", "frees its memory", [](const Subject& subject) {
     const auto checked = construct<Tokenizer>(subject);

@@ -20,7 +20,7 @@ std::vector<Event> events(int64_t first, int64_t count) {
   return list;
 }
 
-// A tracker in one process of a run. Its calls must succeed or throw RetryAfter or Rejected.
+// One process's use of a tracker in a run. Calls must succeed or throw RetryAfter or Rejected.
 // Anything else fails the check. If start() is rejected, no events are delivered.
 class Session {
  public:
@@ -45,7 +45,7 @@ class Session {
       try {
         return body();
       } catch (const RetryAfter& e) {
-        require(std::isfinite(e.seconds) && e.seconds >= 0, what, " asks for a retry after ",
+        require(std::isfinite(e.seconds) && e.seconds >= 0, what, " throws RetryAfter with ",
                 e.seconds, " seconds");
       } catch (const Rejected&) {
         return;
@@ -78,11 +78,11 @@ void tracker_checks(const AddCheck& check) {
     session.deliver(unusual, " of unusual values");
     std::vector<Event> late = events(2, 1);
     late[0].metrics.emplace_back("val/loss", 4.0);
-    session.deliver(late, " of a metric that earlier events did not have");
+    session.deliver(late, " of a metric that earlier events did not contain");
     session.finish(RunStatus::failed);
   });
   // The acknowledgement may be lost after the tracker has accepted the events.
-  check("repeated", "accepts the same events again", [](const Subject& subject) {
+  check("repeated", "accepts repeated events", [](const Subject& subject) {
     Session session(subject);
     for (int time = 0; time < 2; ++time) session.deliver(events(0, 10), " of repeated events");
     session.finish(RunStatus::stopped);

@@ -12,7 +12,7 @@ namespace {
 constexpr double kLearningRate = 0.05;
 constexpr uint64_t kSeed = 3;
 
-/// Sets the factory function of the subject's kind to one that constructs the subject.
+/// Sets `factory` to a function that constructs the subject.
 template <class Base, class Context>
 void set_factory(std::function<std::shared_ptr<Base>(const Context&)>& factory,
                  const Subject& subject) {
@@ -25,7 +25,7 @@ std::shared_ptr<Layer> make_layer(const LayerContext& context) {
   return std::make_shared<Layer>(context);
 }
 
-/// Computes the gradients of a step's batch in micro-batches of `micro` rows, under `strategy` if
+/// Computes the gradients for a step's batch in micro-batches of `micro` rows, under `strategy` if
 /// it is not null. Returns the loss.
 double accumulate(Model& model, int64_t step, int64_t micro, Strategy* strategy = nullptr) {
   const Batch batch = tiny_batch(step);
@@ -64,7 +64,7 @@ Experiment tiny_experiment(const std::string& recompute, bool tied_head) {
   experiment.model.recompute = recompute;
   experiment.model.tied_head = tied_head;
   experiment.train.sequence = kSequence;
-  experiment.init.std = 0.2;  // large enough for every part of the model to matter
+  experiment.init.std = 0.2;  // large enough that every part of the model affects the loss
   experiment.mtp.depth = kMtpDepth;
   return experiment;
 }
@@ -140,7 +140,7 @@ Trained train_under(const std::shared_ptr<Strategy>& strategy, const Experiment&
   for (const OwnedTensor& owned : strategy->owned()) {
     const Range& range = owned.range;
     require(range.begin == 0 && !trained.parameters.count(range.name),
-            "on one rank, owned() must return each parameter once and whole, but ", range.name,
+            "on one rank, owned() must return each parameter as a whole, but ", range.name,
             " is in pieces");
     trained.parameters[range.name] = owned.value.detach().clone().view(range.global_shape);
   }
@@ -164,7 +164,7 @@ void require_same(const Trained& actual, const Trained& expected, double bound,
 }
 
 void model_check(const AddCheck& check) {
-  check("model", "trains identically when recomputed or sharded", [](const Subject& subject) {
+  check("model", "trains identically with recomputation and sharding", [](const Subject& subject) {
     const ModelFactory factory = tiny_factory(&subject);
     const Trained plain = train_plainly(tiny_experiment("none"), factory, 1, kRows);
     const Trained recomputed = train_plainly(tiny_experiment("full"), factory, 1, kRows);
@@ -176,7 +176,7 @@ void model_check(const AddCheck& check) {
       return train_plainly(tiny_experiment(), factory, 1, micro, at::kDouble);
     };
     require_same(in_doubles(1), in_doubles(kRows), 1e-8,
-                 "with 4 micro-batches of 1 row instead of one of 4");
+                 "with four micro-batches of one row instead of one of four");
     for (const std::string recompute : {"none", "full"}) {
       const Experiment experiment = tiny_experiment(recompute);
       const auto flat = std::make_shared<FlatStrategy>(FlatOptions{}, StrategyContext{});

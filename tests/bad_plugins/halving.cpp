@@ -11,8 +11,8 @@ struct HalvingOptions {
   double floor = 0;
   std::string mode = "smooth";
   static void describe(dsv3::OptionSchema<HalvingOptions>& s) {
-    s.add("steps", &HalvingOptions::steps, "steps until the factor halves").min(1);
-    s.add("floor", &HalvingOptions::floor, "least factor").min(0).max(1);
+    s.add("steps", &HalvingOptions::steps, "number of steps until the factor halves").min(1);
+    s.add("floor", &HalvingOptions::floor, "minimum factor").min(0).max(1);
     s.add("mode", &HalvingOptions::mode, "smooth | stairs").choices({"smooth", "stairs"});
   }
 };
@@ -34,5 +34,5 @@ class Halving final : public dsv3::Schedule {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.schedule<Halving>("halving", "Halves after every `steps` steps");
+  registrar.schedule<Halving>("halving", "Halves the learning rate every `steps` steps");
 }

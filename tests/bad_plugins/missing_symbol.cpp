@@ -1,4 +1,4 @@
-// Calls an undefined function, which a linker option permits.
+// Calls an undefined function. A linker option lets the library link without it.
 #include <dsv3/sdk/plugin.h>
 
 void defined_nowhere();

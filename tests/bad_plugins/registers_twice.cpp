@@ -1,4 +1,4 @@
-// Registers one name twice.
+// Registers the same name twice.
 #include <dsv3/sdk/plugin.h>
 #include <dsv3/sdk/schedule.h>
 

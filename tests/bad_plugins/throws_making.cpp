@@ -1,4 +1,4 @@
-// Its constructor throws the exception that option `what` selects.
+// A schedule with a constructor that throws the exception selected by the option `what`.
 #include <dsv3/sdk/plugin.h>
 #include <dsv3/sdk/schedule.h>
 
@@ -25,5 +25,5 @@ class Thrower final : public dsv3::Schedule {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.schedule<Thrower>("thrower", "Fails in its constructor");
+  registrar.schedule<Thrower>("thrower", "Throws in its constructor");
 }

@@ -1,4 +1,5 @@
-// A schedule that throws an exception chosen by the step, to test exceptions across libraries.
+// A schedule that throws a different exception at each step, to test exceptions that cross a
+// library boundary.
 #include <dsv3/sdk/config_reader.h>
 #include <dsv3/sdk/plugin.h>
 #include <dsv3/sdk/schedule.h>
@@ -6,7 +7,7 @@
 
 namespace {
 
-// Defined only in this library; the host knows its base class.
+// Defined only in this library. The host has only the definition of its base class.
 class TwinError : public dsv3::Error {
  public:
   using dsv3::Error::Error;
@@ -19,7 +20,7 @@ class Twin final : public dsv3::Schedule {
   double factor(int64_t step, int64_t total) const override {
     if (step == 1) throw TwinError("twin", dsv3::ExitCode::data);
     if (step == 2) throw dsv3::RetryAfter("later", 2.5);
-    // The opposite direction: an exception of libdsv3, caught here by its base class.
+    // The opposite direction: catches an exception from libdsv3 by its base class.
     if (step == 3) try {
         const nlohmann::json empty;
         dsv3::ConfigReader reader(empty);
@@ -35,5 +36,5 @@ class Twin final : public dsv3::Schedule {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.schedule<Twin>("twin", "Throws an exception chosen by the step");
+  registrar.schedule<Twin>("twin", "Throws an exception that depends on the step");
 }

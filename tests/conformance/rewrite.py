@@ -1,8 +1,8 @@
-"""Replaces one piece of C++ source, found by its tokens.
+"""Rewrites C++ source by matching patterns of tokens.
 
-A pattern is C++ in which `$name` matches an expression: balanced tokens without a comma or semicolon outside brackets.
-White space and comments do not matter, and a name that occurs twice matches the same tokens both times, so that neither
-reformatted lines nor renamed variables hide a match.
+A pattern is C++ code in which `$name` matches any expression: balanced tokens without a comma or semicolon outside
+brackets. If a name occurs twice, both occurrences must match the same tokens. Matching ignores whitespace and comments,
+so that patterns still match after the source is reformatted or a variable is renamed.
 """
 
 import re
@@ -14,12 +14,12 @@ OPENING, CLOSING = "([{", ")]}"
 
 
 def tokens_of(text):
-    """Return (token, begin, end) of each token."""
+    """Return (token, begin, end) for each token."""
     return [(m["token"], m.start(), m.end()) for m in TOKEN.finditer(text) if m["token"]]
 
 
 def matched(tokens, at, pattern, names):
-    """Match the pattern at `at`; return the index after the match and the tokens of each name, or None."""
+    """Match the pattern at token `at`. Return the index after the match and the tokens bound to each name, or None."""
     if not pattern:
         return at, names
     first, rest = pattern[0], pattern[1:]
@@ -39,7 +39,7 @@ def matched(tokens, at, pattern, names):
 
 
 def matches(text, pattern, names):
-    """Return (begin, end, names) of each match; of several with the same end, the shortest."""
+    """Return (begin, end, names) for each match. If several matches have the same end, keep only the shortest."""
     tokens = tokens_of(text)
     words, pattern = [t[0] for t in tokens], [t[0] for t in tokens_of(pattern)]
     by_end = {}
@@ -50,15 +50,15 @@ def matches(text, pattern, names):
 
 
 def rewrite(sources, edits):
-    """Apply edits (pattern, replacement) to `sources` {file: text} and return the files that changed.
+    """Apply (pattern, replacement) edits to `sources` {file: text} and return the changed files.
 
-    Each pattern must match exactly once in all files together. Later edits can use the names of earlier ones.
+    Each pattern must match exactly once across all files. Later edits can use names bound by earlier ones.
     """
     sources, names, changed = dict(sources), {}, {}
     for pattern, replacement in edits:
         found = [(file, *match) for file, text in sources.items() for match in matches(text, pattern, names)]
         places = [f"{file}:{sources[file].count(chr(10), 0, begin) + 1}" for file, begin, *_ in found]
-        assert len(found) == 1, f"the pattern must match once, but it matches {len(found)} times {places}: {pattern}"
+        assert len(found) == 1, f"pattern must match once but matches {len(found)} times {places}: {pattern}"
         [(file, begin, end, names)] = found
         text = re.sub(r"\$\w+", lambda name: " ".join(names[name[0]]), replacement)
         changed[file] = sources[file] = sources[file][:begin] + text + sources[file][end:]

@@ -1,7 +1,7 @@
-"""Faulty components, one per row: `dsv3-run` names the component that fails, and `dsv3 plugins check` rejects it.
+"""Test faulty components: `dsv3-run` names the component that fails, and `dsv3 plugins check` rejects it.
 
-The component is KIND/faulty of tests/bad_plugins. Option `fault` selects what fails, and `after` the number of calls that
-succeed first.
+The component is KIND/faulty from tests/bad_plugins. Its option `fault` selects the fault, and `after` is the number of
+calls that succeed first.
 """
 
 import concurrent.futures
@@ -19,7 +19,7 @@ import pytest
 BUILD = pathlib.Path(os.environ["DSV3_BUILD_DIR"])
 PREFIX = BUILD / "tests/bad_plugins/prefix"
 LIBRARY = PREFIX / "lib/dsv3/plugins/libdsv3_fixture_faulty.so"
-AT_ONCE = 2  # cases run in parallel; each spends most of its time starting programs
+AT_ONCE = 2  # number of cases run in parallel; each spends most of its time starting programs
 
 # Components of the experiment; the faulty one replaces one of them.
 PARTS = {
@@ -61,12 +61,12 @@ RECOMPUTED = ("model.recompute=full",)
 class Fault:
     kind: str
     name: str
-    check: str  # check of the conformance suite that finds the fault, "" = all checks
-    finds: str  # part of that check's message
-    run: int | None = None  # exit code of dsv3-run, negative for a signal; None: only the check finds it
-    does: str = ""  # pattern of the call that the error names
-    step: str = ""  # pattern of the step in which the call fails; "" = before training
-    says: str = ""  # pattern in the rest of the error
+    check: str  # conformance check that finds the fault; "" = run all checks
+    finds: str  # substring of that check's message
+    run: int | None = None  # exit code of dsv3-run (negative for a signal); None = only the check finds the fault
+    does: str = ""  # regex for the call that the error names
+    step: str = ""  # regex for the step in which the call fails; "" = before training
+    says: str = ""  # regex for the rest of the error
     after: int = 0
     settings: tuple = ()  # overrides for dsv3-run
     samples: int = 0
@@ -81,10 +81,10 @@ NO_EXIT = "a component must not end the process"
 UNCHANGED = "shape, dtype and device must not change"
 
 FAULTS = [
-    # Exceptions of every type.
+    # Exceptions of different types.
     Fault("attention", "throws_in_constructor", "shapes", f"it throws: {PURPOSE}", 3, "layer 0, constructor", "", PURPOSE),
     Fault("attention", "throws", "shapes", f"it throws: {PURPOSE}", 3, "layer 0, forward", "2", PURPOSE, after=2),
-    Fault("feed_forward", "throws_error", "shapes", "it throws: its file is gone", 4, "layer 0, forward", "1", "its file is gone", after=1),
+    Fault("feed_forward", "throws_error", "shapes", "it throws: file not found", 4, "layer 0, forward", "1", "file not found", after=1),
     Fault("position", "throws", "shapes", PURPOSE, 3, "layer 1, rotate", "0", PURPOSE, after=3),
     Fault("optimizer", "throws_a_number", "descent", "not a std::exception", 3, "step", "3", "not a std::exception", after=2),
     Fault("schedule", "throws_a_number", "values", "not a std::exception", 3, "factor", "1", "not a std::exception"),
@@ -93,7 +93,7 @@ FAULTS = [
     Fault("tokenizer", "throws", "round_trip", PURPOSE, 3, "encode", "", PURPOSE),
     Fault("schedule", "out_of_memory", "values", "out of memory", 1, "factor", "1", "out of memory"),
     Fault("schedule", "throws_in_destructor", "values", "SIGABRT", ABRT, "destructor", "", f"std::terminate.*{PURPOSE}"),
-    # Backward: the error names the component whose forward created the node.
+    # Errors in the backward pass name the component whose forward pass created the node.
     Fault("attention", "backward_throws", "determinism", PURPOSE, 3, "layer 1, backward", "1", PURPOSE),
     Fault("feed_forward", "backward_wrong_shape", "determinism", "invalid gradient", 3, "layer 1, backward", "1", "invalid gradient"),
     Fault("attention", "backward_segfault", "determinism", "SIGSEGV", SEGV, "layer 1, backward", "1"),
@@ -102,7 +102,7 @@ FAULTS = [
     Fault("attention", "backward_throws", "", "", 3, "layer 1, backward", "1", PURPOSE, settings=RECOMPUTED),
     Fault("position", "backward_throws", "", "", 3, "layer 1, backward", "1", PURPOSE, settings=RECOMPUTED),
     Fault("attention", "backward_segfault", "", "", SEGV, "layer 1, backward", "1", settings=RECOMPUTED),
-    # Results that the interface does not allow.
+    # Invalid results.
     Fault("attention", "undefined", "shapes", "undefined", 3, "layer 0, forward", "0", "returned an undefined tensor"),
     Fault("attention", "wrong_dtype", "shapes", "forward's result", 3, "layer 0, forward", "0", UNCHANGED),
     Fault("attention", "wrong_device", "shapes", "forward's result", 3, "layer 0, forward", "0", f"on meta.*{UNCHANGED}"),
@@ -122,17 +122,17 @@ FAULTS = [
     Fault("strategy", "masters_in_bf16", "ranges", "fp32", 3, "owned", "", "fp32"),
     Fault("strategy", "gradient_missing", "gradients", "", 3, "update", "1", "fp32"),
     Fault("strategy", "norm_negative", "gradients", "grad_norm() is wrong", 3, "grad_norm", "1", r"grad_norm\(\) is -1"),
-    Fault("data", "id_beyond", "batches", "a token is not in", 4, "next", "0", "returned token id 300"),
-    Fault("data", "id_negative", "batches", "a token is not in", 4, "next", r"\d", "token id -1", after=1),
+    Fault("data", "id_beyond", "batches", "a token is outside", 4, "next", "0", "returned token id 300"),
+    Fault("data", "id_negative", "batches", "a token is outside", 4, "next", r"\d", "token id -1", after=1),
     Fault("data", "wrong_dtype", "batches", "int64", 4, "next", "0", "int64"),
     Fault("data", "wrong_shape", "batches", "int64", 4, "next", "0", "must be"),
     Fault("data", "wrong_device", "batches", "", 4, "next", "0", "on meta"),
     Fault("data", "ends", "batches", "undefined", 4, "next", r"\d", "must not end", after=1),
-    Fault("tokenizer", "id_beyond", "round_trip", "encode() gives id 100000", 3, "encode", "", "id 100000"),
+    Fault("tokenizer", "id_beyond", "round_trip", "encode() returns id 100000", 3, "encode", "", "id 100000"),
     Fault("tokenizer", "vocabulary_empty", "vocabulary", "vocab_size() is 0", 3, "vocab_size", "", "is 0"),
     Fault("attention", "forgets_cache", "cache", "", 3, "layer 0, forward", "4", "appended 0 tokens to the cache", samples=4,
           settings=("data={plugin: text, path: text.txt, tokenizer: {plugin: bytes}}",)),
-    # Values that become NaN or infinite: the error names the first module or parameter.
+    # NaN and infinite values: the error names the first module or parameter that has one.
     Fault("attention", "nan", "shapes", "NaN or infinite", 7, "", "1", r"first non-finite value: output of layers.0.attention \(attention 'faulty', PLACE\)", after=1),
     Fault("position", "nan", "shapes", "NaN or infinite", 7, "", "1", r"first non-finite value: output of position 'faulty', PLACE", after=5),
     Fault("feed_forward", "backward_nan", "determinism", "", 7, "", "1",
@@ -151,36 +151,36 @@ FAULTS = [
     Fault("data", "segfault", "batches", "SIGSEGV", SEGV, "next", r"\d", after=1),
     Fault("tokenizer", "abort", "round_trip", "SIGABRT", ABRT, "encode", ""),
     Fault("tracker", "segfault", "delivery", "SIGSEGV", SEGV, "deliver", r"\d"),
-    Fault("schedule", "exit_0", "values", "ends the process with exit code 0", 3, "factor", "3", NO_EXIT, after=2),
-    Fault("attention", "exits_in_constructor", "shapes", "ends the process with exit code 0", 3, "layer 0, constructor", "", NO_EXIT),
-    Fault("data", "exit_0", "batches", "ends the process with exit code 0", 3, "next", r"\d", NO_EXIT, after=2),
-    Fault("tracker", "exit_0", "delivery", "ends the process with exit code 0", 3, "deliver", r"\d", NO_EXIT),
-    Fault("optimizer", "quick_exit", "descent", "ends the process with exit code 0", 3, "step", "1", NO_EXIT),
+    Fault("schedule", "exit_0", "values", "terminates the process with exit code 0", 3, "factor", "3", NO_EXIT, after=2),
+    Fault("attention", "exits_in_constructor", "shapes", "terminates the process with exit code 0", 3, "layer 0, constructor", "", NO_EXIT),
+    Fault("data", "exit_0", "batches", "terminates the process with exit code 0", 3, "next", r"\d", NO_EXIT, after=2),
+    Fault("tracker", "exit_0", "delivery", "terminates the process with exit code 0", 3, "deliver", r"\d", NO_EXIT),
+    Fault("optimizer", "quick_exit", "descent", "terminates the process with exit code 0", 3, "step", "1", NO_EXIT),
     # A failing tracker never stops a run, but the log names it.
     Fault("tracker", "throws", "delivery", PURPOSE, 0, "deliver", r"\d", PURPOSE),
     Fault("tracker", "start_throws", "delivery", PURPOSE, 0, "start", r"\d", PURPOSE),
     Fault("tracker", "finish_throws", "delivery", PURPOSE, 0, "finish", r"\d", PURPOSE),
-    # Faults that only the conformance suites find.
-    Fault("attention", "looks_ahead", "causality", "the output before it"),
-    Fault("attention", "keeps_input", "inputs", "keeps its input"),
+    # Faults that only the conformance suite finds.
+    Fault("attention", "looks_ahead", "causality", "the output before changed token"),
+    Fault("attention", "keeps_input", "inputs", "reference to its input"),
     Fault("attention", "changes_input", "inputs", "the input after forward"),
     Fault("attention", "grows", "memory", "memory grows by about"),
     Fault("attention", "rng", "shapes", "torch's global random generator"),
     Fault("feed_forward", "default_dtype", "shapes", "torch's default dtype"),
     Fault("feed_forward", "grad_mode", "shapes", "torch's grad mode"),
-    Fault("feed_forward", "counts_twice", "counts", "counts again"),
+    Fault("feed_forward", "counts_twice", "counts", "counts tokens again"),
     Fault("position", "k_of_q", "rotation", "the score of"),
     Fault("optimizer", "keeps_gradient", "inputs", "keeps a reference to the gradient"),
     Fault("optimizer", "counts_its_own_steps", "resume", "resuming from saved"),
     Fault("optimizer", "grows", "memory", "memory grows by about"),
-    Fault("schedule", "counts_calls", "pure", "depends on the calls before it"),
+    Fault("schedule", "counts_calls", "pure", "depends on earlier calls"),
     Fault("schedule", "leak", "memory", "memory grows by about"),
     Fault("schedule", "hang", "values", "timed out after 8 s"),
-    Fault("schedule", "exit_unseen", "values", "it ends the process with exit code 3"),
+    Fault("schedule", "exit_unseen", "values", "it terminates the process with exit code 3"),
     Fault("schedule", "fork", "values", "child processes"),
     Fault("strategy", "forgets_gradients", "training", "against plain autograd"),
     Fault("strategy", "forgets_parameters", "training", "against plain autograd"),
-    Fault("strategy", "keeps_gradients", "gradients", "of the next step"),
+    Fault("strategy", "keeps_gradients", "gradients", "in the next step"),
     Fault("data", "forgets_its_place", "resume", ""),
     Fault("data", "depends_on_rank", "ranks", "the global stream"),
     Fault("tokenizer", "decodes_wrong", "round_trip", "decode(encode("),
@@ -188,7 +188,7 @@ FAULTS = [
     Fault("tracker", "thread", "delivery", "the number of threads"),
     Fault("tracker", "environment", "delivery", "the process's environment"),
     Fault("tracker", "folder", "delivery", "the current folder"),
-    Fault("tracker", "retries_at_nan", "delivery", "asks for a retry after nan"),
+    Fault("tracker", "retries_at_nan", "delivery", "throws RetryAfter with nan"),
 ]
 
 
@@ -213,7 +213,7 @@ def experiment(fault):
 
 
 def place(text):
-    """Line and column of the faulty component's name."""
+    """Return FILE:LINE:COLUMN of the faulty component's name."""
     line, row = next((n, row) for n, row in enumerate(text.splitlines(), 1) if "plugin: faulty" in row)
     return f"tiny.yaml:{line}:{row.index('faulty') + 1}"
 
@@ -236,7 +236,7 @@ def check(fault):
 
 @pytest.fixture(scope="session")
 def outcomes(request, tmp_path_factory):
-    """The future that each selected test waits for, by the test's name."""
+    """Run the programs of all selected tests in parallel, and provide a future for each test's name."""
     root = tmp_path_factory.mktemp("faults")
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         futures = {}
@@ -249,7 +249,7 @@ def outcomes(request, tmp_path_factory):
 
 
 def pattern(fault):
-    """Pattern of the line that names component, step and origin."""
+    """Return a regex for the error line that names the component, the step and the origin."""
     where = re.escape(place(experiment(fault)))
     says = fault.says.replace("PLACE", where)
     if fault.run == 7:
@@ -264,7 +264,7 @@ def pattern(fault):
         start = {SEGV: "SIGSEGV", ABRT: "(SIGABRT|std::terminate)", ILL: "SIGILL", FPE: "SIGFPE"}.get(fault.run, r"(exit\(0\)|quick_exit\(\))")
         where_from = "on another thread during" if "another thread" in says else "in"
         return rf"error: {start} {where_from} {named}.*; run `dsv3 plugins check {fault.kind}/faulty` to test the component"
-    outer = r"(\w+ '\w+' \(tiny.yaml:\d+:\d+\): )?"  # the component whose constructor used the faulty one
+    outer = r"(\w+ '\w+' \(tiny.yaml:\d+:\d+\): )?"  # the component that used the faulty one in its constructor
     return rf"error: {outer}{named}: .*{says}"
 
 
@@ -278,7 +278,7 @@ def test_training_names_the_component(fault, outcomes, request):
         assert re.search(fault.says, lines[0]), lines[0]
     for noise in ("frame #", "terminate called", "what():"):
         assert noise not in done.stderr
-    if status is None:  # nothing was trained, so the folder was removed
+    if status is None:  # the run failed before its first step, so its folder was removed
         assert fault.step == ""
     else:
         assert status["state"] == ("finished" if fault.run == 0 else "failed"), status
@@ -301,7 +301,7 @@ def test_a_component_without_a_fault_passes(kind):
 
 def test_checks_after_a_crashed_one_run():
     done = check(Fault("schedule", "segfault", "", ""))
-    assert done.stdout.count("SIGSEGV") == 3 and "lets the process end" in done.stdout, done.stdout
+    assert done.stdout.count("SIGSEGV") == 3 and "lets the process exit" in done.stdout, done.stdout
 
 
 def test_a_component_without_a_fault_trains(tmp_path):

@@ -1,7 +1,7 @@
 """The conformance suite finds typical bugs: each mutation of a built-in plugin must fail a check.
 
-A mutation rewrites a piece of a plugin's source (rewrite.py), which is compiled and linked with the plugin's own commands.
-DSV3_TEST_FULL=1 runs all mutations, else a tenth of them, chosen by DSV3_TEST_SEED.
+A mutation rewrites part of a plugin's source (rewrite.py). The result is compiled and linked with the commands that the
+build uses for the plugin. By default, DSV3_TEST_SEED selects a tenth of the mutations. DSV3_TEST_FULL=1 runs all.
 """
 
 import os
@@ -117,7 +117,7 @@ def chosen():
 
 
 def mutated(name):
-    """Return the changed source file and its new text."""
+    """Return the path and new text of the source file that the mutation changes."""
     component, edits, _ = MUTATIONS[name]
     sources = {file: file.read_text() for file in sorted((ROOT / "plugins" / component).glob("*.cpp"))}
     [(source, text)] = rewrite(sources, edits).items()
@@ -131,7 +131,7 @@ def run(command):
 
 
 def build_mutant(name, folder):
-    """Build the plugin's library with the mutation, using the build's own commands."""
+    """Build the plugin library with the mutation, using the build's commands."""
     component = MUTATIONS[name].component
     source, text = mutated(name)
     mutant = folder / source.name

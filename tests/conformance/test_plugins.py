@@ -1,4 +1,4 @@
-"""Every built-in plugin passes the conformance checks of its kind with several settings of its options."""
+"""Every built-in plugin passes the conformance checks for its kind under several option settings."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 BUILD = pathlib.Path(os.environ["DSV3_BUILD_DIR"])
 DSV3 = BUILD / "bin" / "dsv3"
 
-# Settings to check; "" = the defaults, which do not suit the suite's small sizes for every plugin.
+# Settings to check. "" selects the defaults, which do not suit the suite's small sizes for every plugin.
 SETTINGS = {
     "attention/mla": [
         "",

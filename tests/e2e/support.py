@@ -12,7 +12,7 @@ BUILD = pathlib.Path(os.environ.get("DSV3_BUILD_DIR", SOURCE / "build"))
 RUN = BUILD / "bin/dsv3-run"
 SEED = int(os.environ.get("DSV3_TEST_SEED", random.SystemRandom().randrange(10**9)))
 
-# Every part of a DeepSeek-V3-style model, at a size that trains about a hundred steps per second.
+# Every component of a DeepSeek-V3-style model, at a size that trains at about a hundred steps per second.
 TINY = """\
 dsv3: 1
 name: tiny
@@ -61,7 +61,7 @@ def dsv3_run(*arguments, cwd, check=0, timeout=300):
 
 
 def metrics(run):
-    """Rows of metrics.jsonl by step, with the rows of one step merged."""
+    """Return the metrics in metrics.jsonl by step. A step's lines are merged."""
     by_step = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -70,13 +70,13 @@ def metrics(run):
 
 
 def losses(run):
-    """The metrics that must be bit-identical: all except times, rates and memory."""
+    """Return the metrics that must be bit-identical: all except times, rates and memory."""
     skip = ("time", "throughput/", "data/", "memory/")
     return {step: {k: v for k, v in row.items() if not k.startswith(skip)} for step, row in metrics(run).items()}
 
 
 def tensors(checkpoint):
-    """The bytes of every tensor of a checkpoint folder, by name."""
+    """Return the bytes of every tensor in a checkpoint folder, by name."""
     data = (checkpoint / "rank-00000.safetensors").read_bytes()
     size, = struct.unpack("<Q", data[:8])
     header = json.loads(data[8:8 + size])

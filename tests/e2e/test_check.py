@@ -17,7 +17,7 @@ CONFIGURATION = {
                              "choose heads that divide it, or set head_dim"),
     "kv_heads": (MLA, "{plugin: mha, heads: 4, kv_heads: 3}", "3", "kv_heads (3) does not divide heads (4)",
                  "choose kv_heads that divide heads"),
-    "odd rotary width": ("qk_rope_dim: 8", "qk_rope_dim: 7", "7", "qk_rope_dim gives a rotary width of 7: position 'rope'",
+    "odd rotary width": ("qk_rope_dim: 8", "qk_rope_dim: 7", "7", "qk_rope_dim results in a rotary width of 7: position 'rope'",
                          "or use position none"),
     "long warm-up": ("warmup: 5", "warmup: 500", "500", "warmup (500 steps) is longer than the run (30 steps)",
                      "shorten it, or raise train.steps or train.tokens"),
@@ -38,7 +38,7 @@ def has_gpu():
 
 
 def experiment(folder, *changes):
-    """Write TINY with the changes and its text file; return the names in the folder."""
+    """Write TINY with the changes, and its text file. Return the paths in the folder."""
     make_tiny(folder)
     text = TINY
     for old, new, *_ in changes:
@@ -53,7 +53,7 @@ def listing(folder):
 
 
 def place(folder, change):
-    """tiny.yaml:LINE:COLUMN of the changed value."""
+    """Return tiny.yaml:LINE:COLUMN of the changed value."""
     _, new, word, *_ = change
     text = (folder / "tiny.yaml").read_text()
     offset = text.index(new) + new.rindex(word)
@@ -61,7 +61,7 @@ def place(folder, change):
 
 
 def assert_reported(folder, change, stderr):
-    """As one block: location, message, source line, caret, fix."""
+    """Assert that stderr reports the error as one block: location, message, source line, caret, fix."""
     _, _, word, message, cure = change
     block = re.search(rf"^{re.escape(place(folder, change))}: error: .*\n.*\n *\| *(\^~*)\n  note: .*", stderr, re.M)
     assert block, stderr

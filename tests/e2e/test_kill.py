@@ -1,7 +1,7 @@
 """Kill dsv3-run with SIGKILL at random moments and resume it: losses and final weights equal those of a run that was
 not killed.
 
-These are a few kills of the program as users run it; tests/core/kill covers the many kill points.
+This test kills the real program a few times. tests/core/kill covers many more kill points.
 """
 
 import random

@@ -32,8 +32,8 @@ def small_bpe(path):
 
 @pytest.fixture(scope="module", params=NAMES, ids=repr)
 def named(request, tmp_path_factory):
-    """A folder, an unusual name, and a run whose text, tokenizer, experiment and output folder have that name in their
-    paths."""
+    """Train a run with an unusual name in the paths of its text, tokenizer, experiment and output folder. Return its
+    folder and the name."""
     name, folder = request.param, tmp_path_factory.mktemp("paths")
     text = make_tiny(folder).read_text()
     (folder / f"{name}.yaml").write_text(text.replace("name: tiny", "name: tiny\nextends: []"))

@@ -25,7 +25,7 @@ def dsv3(*arguments, cwd=SOURCE, check=0):
 
 
 class Yaml12(yaml.SafeLoader):
-    """PyYAML with the scalars of YAML 1.2, which editors use: 1e9 is a number and yes is a string."""
+    """A PyYAML loader with YAML 1.2 scalars, as in editors: 1e9 is a number and yes is a string."""
 
 
 Yaml12.yaml_implicit_resolvers = {}
@@ -190,7 +190,7 @@ def test_print_config_names_every_layer(tmp_path):
 
 
 def with_conventions(folder, preset):
-    """Write an experiment that extends tiny.yaml and a preset of conventions."""
+    """Write an experiment that extends tiny.yaml and a conventions preset."""
     file = folder / f"{preset}.yaml"
     file.write_text(f"dsv3: 1\nextends: [tiny.yaml, {SOURCE}/experiments/conventions/{preset}.yaml]\n")
     return file.name
@@ -221,7 +221,7 @@ def test_conventions_go_into_checkpoints_and_comparisons(tmp_path):
 
 
 def completed_by_bash(line, cwd=SOURCE):
-    """What bash offers for `line` with the cursor at its end."""
+    """Return bash's completions for `line` with the cursor at its end."""
     words = line.split(" ")
     script = f"""eval "$(dsv3 completion bash)"
 COMP_LINE={line!r} COMP_POINT={len(line)} COMP_WORDS=({" ".join(map(repr, words))}) COMP_CWORD={len(words) - 1}

@@ -1,5 +1,5 @@
-"""Training on text with dsv3-run: the loss falls, changing one word swaps a component, and runs resume or are
-rejected."""
+"""Training on text with dsv3-run: the loss falls, changing one word swaps a component, runs resume, and unintended
+resumes are rejected."""
 
 import json
 import signal
@@ -90,7 +90,7 @@ def test_data_hash_depends_on_the_rows(folder, finished):
 
 
 def initial_weights(folder, name, *overrides):
-    """Parameters after one step with learning rate 0, and the plugins that were loaded."""
+    """Return the parameters after one step with learning rate 0, and the names of the loaded plugins."""
     dsv3_run("tiny.yaml", "optimizer=adamw", "optimizer.lr=0", "optimizer.weight_decay=0", "train.steps=1", "schedule.warmup=0", *overrides,
              "--run_name", name, cwd=folder)
     run = folder / "runs" / name
@@ -149,7 +149,7 @@ def test_unintended_starts_and_resumes_are_rejected(folder, finished):
     (folder / "runs/early").mkdir()  # killed before anything was written
     early = dsv3_run("tiny.yaml", "--run_id", "early", cwd=folder, check=2)
     assert "--run_name early --resume auto" in early.stderr
-    for _ in range(2):  # starts the run, then finds it finished
+    for _ in range(2):  # trains the run, then finds it finished
         dsv3_run("tiny.yaml", "train.steps=2", "schedule.warmup=0", "--run_name", "auto", "--resume", "auto", cwd=folder)
     assert sorted(metrics(folder / "runs/auto")) == [0, 1, 2]
 
@@ -168,7 +168,7 @@ def test_from_starts_with_the_weights(folder, finished):
     tuned = folder / "runs/tuned"
     assert metrics(tuned)[0]["val/loss"] == metrics(finished)[30]["val/loss"]
     assert provenance_of(tuned)["init_hash"] != provenance_of(finished)["init_hash"]
-    # Killed before its first checkpoint, the run resumes from these weights instead of initial ones.
+    # A run that is killed before its first checkpoint resumes from these weights instead of newly initialised ones.
     process = started(folder, *arguments, "--run_name", "killed")
     process.kill()
     process.wait()

@@ -17,9 +17,9 @@ def start_from(checkpoint, *words, file="tiny.yaml"):
 
 
 def rewrite(checkpoint, manifest):
-    """Write a manifest with the digest of its new content."""
+    """Write the manifest with the digest of its changed content."""
     manifest.pop("sha256")
-    # As the program writes it: sorted keys, no spaces.
+    # The same format as the program's: sorted keys, no spaces.
     text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
@@ -34,7 +34,7 @@ def from_missing(folder):
 
 @case(5, GOLDEN)
 def from_pytorch_file(folder):
-    """--from with a file that PyTorch saved."""
+    """--from with a file saved by PyTorch."""
     experiment(folder)
     (folder / "model.pt").write_bytes(b"PK\x03\x04" + bytes(100))
     return start_from("model.pt")

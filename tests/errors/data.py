@@ -46,7 +46,7 @@ def data_too_small(folder):
 
 @case(4, GOLDEN)
 def data_empty_validation_split(folder):
-    """A text file with a single document, which leaves no document to validate on."""
+    """A text file with a single document, which leaves none for validation."""
     (folder / "one.txt").write_text("one long line " * 500)
     return with_data(folder, TEXT % "one.txt")
 
@@ -67,14 +67,14 @@ def data_parquet(folder):
 
 @case(4, "docs.jsonl:10:1", "'text'", "content, url", "`field`")
 def data_jsonl_field(folder):
-    """JSON Lines with the text in a different field."""
+    """A JSON Lines file with the text in a different field."""
     (folder / "docs.jsonl").write_text("".join(json.dumps({"content": "word " * 40, "url": "x"}) + "\n" for _ in range(50)))
     return with_data(folder, TEXT % "docs.jsonl")
 
 
 @case(4, GOLDEN)
 def data_jsonl_broken(folder):
-    """JSON Lines with an incomplete line."""
+    """A JSON Lines file with an incomplete line."""
     lines = [json.dumps({"text": "word " * 40}) for _ in range(50)]
     lines[20] = lines[20][:60]
     (folder / "docs.jsonl").write_text("\n".join(lines) + "\n")
@@ -104,15 +104,15 @@ TOKENIZER = {
               "fuse_unk": False, "byte_fallback": False, "vocab": {letter: i for i, letter in enumerate(LETTERS)}, "merges": []}}
 
 TOKENIZERS = [
-    # name, what is wrong with tokenizer.json, its content, phrases
+    # name, title, content of tokenizer.json, expected phrases
     ("not_json", "An incomplete tokenizer.json.", json.dumps(TOKENIZER)[:300], GOLDEN),
-    ("sentencepiece", "A tokenizer.json of a Unigram model.",
+    ("sentencepiece", "A tokenizer.json with a Unigram model.",
      json.dumps(TOKENIZER | {"model": {"type": "Unigram", "vocab": []}}),
      "tokenizer.json", "model.type", "'Unigram'", "BPE"),
-    ("not_byte_level", "A tokenizer.json of a BPE model that is not byte-level.",
+    ("not_byte_level", "A tokenizer.json with a BPE model that is not byte-level.",
      json.dumps(TOKENIZER | {"pre_tokenizer": {"type": "Whitespace"}}), "tokenizer.json", "pre_tokenizer.type", "'Whitespace'", "ByteLevel"),
-    ("missing_bytes", "A tokenizer.json without most of the 256 bytes.", json.dumps(TOKENIZER), "tokenizer.json",
-     "model.vocab", "byte 0", "256"),
+    ("missing_bytes", "A tokenizer.json that lacks most of the 256 byte tokens.", json.dumps(TOKENIZER),
+     "tokenizer.json", "model.vocab", "byte 0", "256"),
 ]
 
 
@@ -134,7 +134,7 @@ def tokenizer_missing(folder):
 
 
 def shards(folder, *words):
-    """Shards of the tiny text with several thousand tokens each."""
+    """Prepare shards of the tiny text with several thousand tokens each. Return their paths."""
     experiment(folder)
     prepare_with(folder, "data", "prepare", "text.txt", "--tokenizer", "bytes", "--output", "shards", "--shard-tokens", "8000",
               program="dsv3")
@@ -171,7 +171,7 @@ def shard_damaged_table(folder):
 
 @case(4, "shards/00000.tokens", "`format`")
 def shard_is_text(folder):
-    """A text file with the file name of a shard."""
+    """A text file with a shard's file name."""
     (folder / "shards").mkdir()
     (folder / "shards/00000.tokens").write_text("In the beginning\n" * 40)
     return with_data(folder, TOKENS % "shards")
@@ -189,7 +189,7 @@ def shard_of_another_tokenizer(folder):
 
 
 def header_hash(content):
-    """The checksum of a shard's header."""
+    """Return the checksum for a shard's header."""
     mask = 2**64 - 1
     state = len(content)
     for i in range(0, len(content), 8):
@@ -211,27 +211,27 @@ def shard_missing(folder):
 
 @case(4, GOLDEN)
 def tokens_out_of_vocabulary(folder):
-    """Raw token ids that the model does not have."""
+    """Raw token ids outside the model's vocabulary."""
     (folder / "raw.bin").write_bytes((60_000).to_bytes(2, "little") * 4096)
     return with_data(folder, "{plugin: tokens, path: raw.bin, tokenizer: {plugin: bytes}}", "validation.share=0")
 
 
 @case(4, "corpus.txt")
 def prepare_missing_input(folder):
-    """A text file to prepare that does not exist."""
+    """Preparing shards from a text file that does not exist."""
     experiment(folder)
     return dsv3("data", "prepare", "corpus.txt", "--tokenizer", "bytes", "--output", "shards")
 
 
 @case(2, "shards", "empty")
 def prepare_output_exists(folder):
-    """An output folder that is not empty."""
+    """Preparing shards in an output folder that is not empty."""
     shards(folder)
     return dsv3("data", "prepare", "text.txt", "--tokenizer", "bytes", "--output", "shards")
 
 
 @case(4, ".tokens", ".bin")
 def inspect_without_shards(folder):
-    """A folder to inspect that contains no shards."""
+    """Inspecting a folder that contains no shards."""
     experiment(folder)
     return dsv3("data", "inspect", ".")

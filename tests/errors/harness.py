@@ -1,8 +1,8 @@
-"""Run the real programs on invalid input, and turn the outcome into text that is the same on every machine.
+"""Run the real programs on invalid input and normalise the outcome, so that it is the same on every machine.
 
-A case is a function that prepares a folder and returns the Command to run in it. Most cases name the phrases that the
-error must contain; those that show a structure (excerpts, several errors, notes, what stays on disk) compare the whole
-outcome with a golden file.
+A case is a function that prepares a folder and returns the Command to run in it. Most cases list phrases that the error
+message must contain. Cases that test the structure of the output (source excerpts, several errors, notes, files left on
+disk) compare the whole outcome with a golden file.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 from support import BUILD, SOURCE, TINY, make_tiny  # noqa: E402
 
 FIXTURES = BUILD / "tests/bad_plugins/prefix"
-TIMEOUT = 120  # seconds a program may take to report the error
-GOLDEN = "golden file"  # used in place of phrases: compare the whole outcome with a golden file
+TIMEOUT = 120  # seconds that a program may take to report the error
+GOLDEN = "golden file"  # given instead of phrases to compare the whole outcome with a golden file
 
 
 @dataclasses.dataclass
@@ -30,15 +30,15 @@ class Command:
     program: str = "dsv3-run"
     environment: dict = dataclasses.field(default_factory=dict)
     limits: dict = dataclasses.field(default_factory=dict)
-    shell: str = ""  # shell script to run instead; "$@" holds the program and its arguments
+    shell: str = ""  # shell script that runs the program; "$@" is the program with its arguments
 
 
 @dataclasses.dataclass
 class Case:
     name: str
-    title: str  # what is wrong
+    title: str  # describes the invalid input
     exit_code: int
-    phrases: tuple  # stderr must contain all of them; (GOLDEN,) compares the whole outcome
+    phrases: tuple  # phrases that stderr must contain, or (GOLDEN,) to compare the whole outcome
     prepare: Callable
     leaves: tuple  # files that the command adds, changes or removes
     stdout: str
@@ -58,7 +58,7 @@ class Outcome:
     left: list  # lines of changes()
 
     def text(self, title):
-        """The content of a golden file."""
+        """Return the content for the golden file."""
         parts = [f"case: {title}", f"$ {self.command}", f"exit: {self.exit_code}"]
         if self.stdout:
             parts.append("stdout:\n" + self.stdout)
@@ -70,7 +70,7 @@ CASES: dict[str, Case] = {}
 
 
 def case(exit_code, *phrases, leaves=(), stdout="", needs=lambda: "", name="", title=""):
-    """Register the decorated function as a case, by default under its own name and with its docstring as title."""
+    """Register the decorated function as a case. The defaults for name and title are its name and docstring."""
     def register(prepare):
         case_name, case_title = name or prepare.__name__, " ".join((title or prepare.__doc__).split())
         assert case_name not in CASES and phrases, case_name
@@ -88,7 +88,7 @@ def dsv3(*words, **rest):
 
 
 def experiment(folder, *replacements, add=""):
-    """Write the tiny experiment with (from, to) replaced and its text; return the experiment's file name."""
+    """Write the tiny experiment with (old, new) replacements, and its text. Return the experiment's file name."""
     make_tiny(folder)
     text = TINY
     for old, new in replacements:
@@ -99,7 +99,7 @@ def experiment(folder, *replacements, add=""):
 
 
 def prepare_with(folder, *words, program="dsv3-run"):
-    """Run a command that prepares the folder and must succeed."""
+    """Run a command that prepares the folder, and assert that it succeeds."""
     done = subprocess.run([BUILD / "bin" / program, *map(str, words)], cwd=folder, text=True, capture_output=True,
                           timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr
@@ -113,18 +113,18 @@ def trained(folder, name="done", *words):
 
 
 def tree(folder):
-    """Relative names of everything below `folder` with sizes and times, to find what a command changed."""
+    """Return the relative paths below `folder` with sizes and times, to detect what a command changed."""
     return {str(p.relative_to(folder)): (p.is_dir(), 0 if p.is_dir() else p.stat().st_size, p.lstat().st_mtime_ns * p.is_file())
             for p in sorted(folder.rglob("*"))}
 
 
 def changes(before, after):
-    """Lines that name new, changed and removed files; of a new folder, only the folder is named."""
+    """List new, changed and removed files. For a new folder, list only the folder."""
     lines = [f"removed {name}" for name in before if name not in after]
     new_folders = [name for name in after if name not in before and after[name][0]]
     for name, state in after.items():
         if name.endswith("/lock"):
-            continue  # contains the last process that used the run
+            continue  # names the last process that used the run
         if before.get(name) == state or any(name.startswith(folder + "/") for folder in new_folders):
             continue
         lines.append(f"{'changed' if name in before else 'new'} {name}{'/' if state[0] else ''}"
@@ -134,7 +134,7 @@ def changes(before, after):
 
 LOG_LINE = re.compile(r"^\d\d:\d\d:\d\d (debug|info) .*\n", re.M)
 
-# Patterns of text that differs between machines and runs, with their placeholders.
+# Patterns for text that differs between machines and runs, with their placeholders.
 VARIABLE = (
     (r"^\d\d:\d\d:\d\d (warning|error)", r"HH:MM:SS \1"),
     (r"\ballocate \d+ bytes", "allocate N bytes"),
@@ -153,8 +153,8 @@ VARIABLE = (
 
 
 def normalised(text, folder):
-    """Replace everything that differs between machines, folders and runs."""
-    text = LOG_LINE.sub("", text)  # a normal start logs sizes, plan and steps, which are not part of the error
+    """Replace text that differs between machines, folders and runs with placeholders."""
+    text = LOG_LINE.sub("", text)  # a normal start logs sizes, the plan and steps, which are not part of the error
     text = re.sub(r"^(group +optimizer|\w+ +\w+ +[\d.e+-]+ +[\d,]+ +[\d,]+$).*\n", "", text, flags=re.M)
     for path, word in ((folder.resolve(), "FOLDER"), (folder.parent.resolve(), "PARENT"), (BUILD.resolve(), "BUILD"),
                        (BUILD, "BUILD"), (SOURCE, "SOURCE")):
@@ -189,7 +189,7 @@ def run(one, folder):
 
 
 def missing_excerpts(one, stderr):
-    """Positions FILE:LINE:COLUMN in the phrases for which stderr shows no line with a caret below that column."""
+    """Return the FILE:LINE:COLUMN phrases for which stderr shows no source line with a caret below that column."""
     shown = set()
     for excerpt in re.finditer(r"^ *(\d+) \| .*\n *\| ( *)\^", stderr, re.M):
         shown.add((excerpt[1], len(excerpt[2]) + 1))

@@ -34,7 +34,7 @@ def import_quantized(folder):
 
 @case(2, GOLDEN)
 def import_unsupported_fields(folder):
-    """A config.json with several features that dsv3 lacks."""
+    """A config.json with several features that dsv3 does not support."""
     return with_config(folder, sliding_window=4096, attention_bias=True, hidden_act="gelu",
                        rope_scaling={"type": "longrope", "factor": 4.0})
 
@@ -47,7 +47,7 @@ def import_edited_config(folder):
 
 @case(5, "hf/model.safetensors", "317488", "316488")
 def import_truncated(folder):
-    """Weights whose download is incomplete."""
+    """Incompletely downloaded weights."""
     weights = exported(folder) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     return dsv3("import", "hf", "imported")
@@ -55,7 +55,7 @@ def import_truncated(folder):
 
 @case(5, GOLDEN)
 def import_missing_shard(folder):
-    """A folder without one of its weight files."""
+    """A folder that lacks one of its weight files."""
     hf = exported(folder, "--shard-size", "50K")
     sorted(hf.glob("model-*.safetensors"))[1].unlink()
     return dsv3("import", "hf", "imported")
@@ -78,14 +78,14 @@ def import_run_folder(folder):
 
 @case(2, "runs/done")
 def import_output_exists(folder):
-    """An import to a checkpoint folder that already exists."""
+    """Importing to a checkpoint folder that already exists."""
     exported(folder)
     return dsv3("import", "hf", "runs/done")
 
 
 @case(2, "hf")
 def export_output_exists(folder):
-    """An export to a folder that already exists."""
+    """Exporting to a folder that already exists."""
     exported(folder)
     return dsv3("export", "runs/done", "hf")
 
@@ -99,7 +99,7 @@ def export_no_format(folder):
 
 @case(5, "runs/dnoe")
 def export_missing_run(folder):
-    """A misspelled run to export."""
+    """Exporting a run with a misspelled name."""
     trained(folder)
     return dsv3("export", "runs/dnoe", "hf")
 
@@ -113,7 +113,7 @@ def export_bad_size(folder):
 
 @case(2, "tokens.json", "row 0", "300", "256")
 def logits_id_out_of_range(folder):
-    """A token id that the model does not have."""
+    """A token id outside the model's vocabulary."""
     exported(folder)
     (folder / "tokens.json").write_text("[[1, 2, 300]]")
     return dsv3("logits", "hf", "--tokens", "tokens.json", "--output", "logits.safetensors")

@@ -6,8 +6,8 @@ import subprocess
 
 from harness import GOLDEN, case, dsv3, dsv3_run, experiment
 
-# A separate user and mount namespace: a small disk, and one that is read-only even for root. The disk vanishes with the
-# namespace, so the files left on it are listed.
+# Runs the program in a new user and mount namespace, on a disk that is small, or read-only even for root. The disk
+# vanishes with the namespace, so the script lists the files left on it.
 NAMESPACE = r"""
 exec unshare -rm bash -c 'mount -t tmpfs -o "$DISK" none disk || exit 99
 "$@"; code=$?; echo left on the disk: $(find disk -mindepth 1 ! -name lock | sort); exit $code' bash "$@"
@@ -32,7 +32,7 @@ def on_disk(options, folder, *words, program=dsv3_run):
 
 @case(4, "train.device", "nvidia-smi", "train.device=cpu", needs=has_gpu)
 def machine_without_gpu(folder):
-    """Training on a GPU on a machine without one."""
+    """Training on a GPU on a machine that has none."""
     experiment(folder)
     return dsv3_run("tiny.yaml", "--device", "cuda", "--run_name", "new")
 
@@ -60,14 +60,14 @@ def disk_full_prepare(folder):
 
 @case(1, "FOLDER/disk/new", "Read-only file system", "user 0", stdout="left on the disk:", needs=no_namespaces)
 def disk_read_only(folder):
-    """Runs in a read-only folder."""
+    """Starting a run in a read-only folder."""
     return on_disk("ro", folder, "tiny.yaml", "--output", "disk", "--run_name", "new")
 
 
 @case(1, "FOLDER/disk/shards.tmp-NONCE", "Read-only file system", "user 0", stdout="left on the disk:",
       needs=no_namespaces)
 def disk_read_only_prepare(folder):
-    """Shards in a read-only folder."""
+    """Preparing shards in a read-only folder."""
     return on_disk("ro", folder, "data", "prepare", "text.txt", "--tokenizer", "bytes", "--output", "disk/shards", program=dsv3)
 
 
@@ -82,7 +82,7 @@ def output_is_a_file(folder):
 @case(5, "step 3", "FOLDER/runs/new/checkpoints/step-3.tmp-NONCE/rank-00000.safetensors", "File too large", "ulimit -f",
       leaves=["new runs/"])
 def file_size_limit(folder):
-    """A limit on file sizes (ulimit -f)."""
+    """A checkpoint that exceeds the file size limit (ulimit -f)."""
     experiment(folder)
     return dsv3_run("tiny.yaml", "--run_name", "new", limits={"RLIMIT_FSIZE": 100_000})
 

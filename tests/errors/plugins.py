@@ -4,10 +4,10 @@ import shutil
 
 from harness import FIXTURES, GOLDEN, case, dsv3_run, experiment
 
-BY = ("tiny.yaml:17:20",)  # position of the plugin's name in the experiment
+BY = ("tiny.yaml:17:20",)  # location of the plugin's name in the experiment
 
 FIXTURE_CASES = [
-    # name, what is wrong, faulty library, the component, exit code, phrases
+    # name, title, faulty library, component, exit code, expected phrases
     ("other_sdk", "A plugin built with a different SDK version.", "other_sdk", "halving", 3, "SDK:", "9.9.9",
      "this dsv3 0.1.0", *BY),
     ("other_headers", "A plugin built with modified SDK headers.", "other_headers", "halving", 3, "SDK:",
@@ -22,10 +22,11 @@ FIXTURE_CASES = [
      "plugin 12", "none", *BY),
     ("several_differences", "A plugin built with a different SDK, ABI and LibTorch.", "other_all", "halving", 3,
      GOLDEN),
-    ("registration_throws", "A plugin that throws while it registers.", "throws_registering", "halving", 3, GOLDEN),
-    ("registration_throws_number", "A plugin that throws a number while it registers.", "throws_a_number", "halving", 3,
-     "'fixture_throws_a_number'", "std::exception", "dsv3::Error", *BY),
-    ("static_initialiser_throws", "A plugin that throws while it is loaded.", "throws_statically", "halving", 3,
+    ("registration_throws", "A plugin that throws in its registration function.", "throws_registering", "halving", 3,
+     GOLDEN),
+    ("registration_throws_number", "A plugin that throws a number in its registration function.", "throws_a_number",
+     "halving", 3, "'fixture_throws_a_number'", "std::exception", "dsv3::Error", *BY),
+    ("static_initialiser_throws", "A plugin that throws in a static initialiser.", "throws_statically", "halving", 3,
      "'fixture_throws_statically'", "static initialiser", *BY),
     ("constructor_throws_error", "A constructor that throws a dsv3::Error.", "throws_making", "thrower", 4, GOLDEN),
     ("constructor_throws_std", "A constructor that throws a standard exception.", "throws_making",
@@ -33,7 +34,7 @@ FIXTURE_CASES = [
      "schedule 'thrower'", "constructor", "libdsv3_fixture_throws_making.so", "index 7", *BY),
     ("constructor_throws_number", "A constructor that throws a number.", "throws_making", "thrower, what: number", 3,
      GOLDEN),
-    ("provides_mismatch", "A plugin that registers a name other than the one that its build lists.", "broken_word",
+    ("provides_mismatch", "A plugin that registers a name that its build does not list.", "broken_word",
      "quarters", 3,
      "schedule/halving", "DSV3_PLUGIN", "dsv3_add_plugin(PROVIDES)", "schedule/quarters", *BY),
     ("registers_twice", "A plugin that registers a name twice.", "registers_twice", "halving", 3,
@@ -56,7 +57,7 @@ for name, title, library, component, exit_code, *phrases in FIXTURE_CASES:
 
 
 def copied_library(folder, name):
-    """Copies a fixture's library into the folder and names it in the experiment."""
+    """Copy a fixture's library into the folder, and write an experiment that uses it. Return the library's path."""
     experiment(folder, ("{plugin: cosine, warmup: 5}", "{plugin: halving, library: mine.so}"))
     shutil.copyfile(FIXTURES / f"lib/dsv3/plugins/libdsv3_fixture_{name}.so", folder / "mine.so")
     return folder / "mine.so"
@@ -111,7 +112,7 @@ def plugin_library_missing(folder):
 
 @case(3, GOLDEN)
 def plugin_library_of_another_kind(folder):
-    """The library of a schedule requested as an attention layer."""
+    """A schedule's library requested as an attention layer."""
     copied_library(folder, "good")
     experiment(folder, ("{plugin: mla,", "{library: mine.so, plugin: halving,"))
     return dsv3_run("tiny.yaml", "--run_name", "new")
@@ -167,16 +168,16 @@ summary = "Halves"
 
 
 REGISTRIES = [
-    # name, what is wrong, text of the entry, its replacement, phrases
-    ("library_missing", "An entry whose library was not built.", "stable", "stable", GOLDEN),
+    # name, title, text in the registry, its replacement, expected phrases
+    ("library_missing", "An entry for a library that was not built.", "stable", "stable", GOLDEN),
     ("unknown_key", "An unknown key.", "summary =", "sumary =", GOLDEN),
     ("missing_key", "An entry without a library.", 'library = "libhalving.so"\n', "", "FOLDER/mine.toml:2:1",
      "'library'"),
     ("not_toml", "A registry that is not valid TOML.", '"halving"', "halving", "FOLDER/mine.toml:4:8", "TOML",
      'name = "adamw"'),
-    ("toml_assertion", "Nested brackets on which toml++ would abort.", 'version = "1.0"', "version = [1, 2.5,}",
+    ("toml_assertion", "Nested brackets that would make toml++ abort.", 'version = "1.0"', "version = [1, 2.5,}",
      "FOLDER/mine.toml:6:19", "TOML"),
-    ("unknown_kind", "A kind that dsv3 does not know.", '"schedule"', '"scheduler"', "FOLDER/mine.toml:3:8",
+    ("unknown_kind", "An unknown kind.", '"schedule"', '"scheduler"', "FOLDER/mine.toml:3:8",
      "'scheduler'", "'schedule'", "attention"),
     ("other_version", "A registry in a later format version.", "registry = 1", "registry = 2", "FOLDER/mine.toml:1:12",
      "`registry = 1`"),

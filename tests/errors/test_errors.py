@@ -1,4 +1,4 @@
-"""Every invalid input produces the right exit code, an error message that names it, and no incomplete files.
+"""Every invalid input produces the expected exit code, an error message that names it, and no incomplete files.
 
 DSV3_UPDATE_GOLDEN=1 rewrites the golden files; review the diff before committing it.
 """
@@ -16,14 +16,14 @@ from harness import BUILD, CASES, experiment, missing_excerpts, run
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "golden"
 UPDATE = os.environ.get("DSV3_UPDATE_GOLDEN") == "1"
-AT_ONCE = 2  # cases run in parallel; each spends most of its time starting a program
+AT_ONCE = 2  # number of cases run in parallel; each spends most of its time starting a program
 NOISE = ("frame #", "c10::", "terminate called", "Traceback", "std::__", "what():")
 FIRST_LINE = re.compile(r"(?:HH:MM:SS warning .*\n)*(?:missing or unusable inputs:\n)?(?:command line: |[^\s:]+(?::\d+:\d+)?: )?error: ")
 
 
 @pytest.fixture(scope="session")
 def outcomes(request, tmp_path_factory):
-    """Futures of the outcomes of all selected cases, by name."""
+    """Run all selected cases in parallel, and provide a future for each outcome by the case's name."""
     root = tmp_path_factory.mktemp("errors")
     names = [item.callspec.params["name"] for item in request.session.items if hasattr(item, "callspec")]
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:

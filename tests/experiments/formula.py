@@ -1,4 +1,4 @@
-"""Parameter counts of a DeepSeek-V3-style decoder, written from the report's definitions alone. Tests compare `dsv3-run
+"""Parameter counts of a DeepSeek-V3-style decoder, derived only from the report's definitions. Tests compare `dsv3-run
 --dry-run` with these formulas, which are independent of the program.
 """
 
@@ -34,7 +34,7 @@ class Counts:
 
 
 def mla(s):
-    """Multi-head latent attention, including its two latent norms."""
+    """Parameters of multi-head latent attention, including its two latent norms."""
     qk = s.nope + s.rope
     if s.q_lora:
         queries = s.hidden * s.q_lora + s.q_lora + s.q_lora * s.heads * qk
@@ -53,14 +53,14 @@ def swiglu(hidden, ffn):
 
 
 def moe(s):
-    """(total, active) of router, routed and shared experts; the router's bias is a buffer, not a parameter."""
+    """(total, active) parameters of router, routed and shared experts, without the router's bias, which is a buffer."""
     router = s.hidden * s.experts
     expert = swiglu(s.hidden, s.expert_ffn)
     return router + (s.experts + s.shared) * expert, router + (s.top_k + s.shared) * expert
 
 
 def counts(s, attention=None):
-    """`attention`: parameters of one attention layer; by default, those of MLA."""
+    """Count the parameters of a model. `attention` is the count for one attention layer, by default that of MLA."""
     attention = mla(s) if attention is None else attention
     norms = 2 * s.hidden
     moe_total, moe_active = moe(s)
@@ -69,7 +69,7 @@ def counts(s, attention=None):
     body = s.layers * (attention + norms) + dense
     body_total = body + moe_layers * moe_total + s.hidden  # + the final norm
     body_active = body + moe_layers * moe_active + s.hidden
-    # An MTP module: two input norms, the 2H x H projection, a block like the last layer's, its own final norm.
+    # An MTP module has two input norms, the 2H x H projection, a block like the last layer's, and a final norm.
     mtp_rest = s.mtp_depth * (2 * s.hidden + 2 * s.hidden * s.hidden + attention + norms + s.hidden)
     embeddings = 2 * s.vocab * s.hidden
     return Counts(body_total + mtp_rest + s.mtp_depth * moe_total + embeddings,

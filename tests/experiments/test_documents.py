@@ -42,7 +42,7 @@ def test_every_path_in_the_readmes_tree_exists():
 
 
 def test_the_readmes_commands_run(tmp_path):
-    """Run the commands that neither install anything nor train for long."""
+    """Run the README's commands that neither install nor train."""
     text = (SOURCE / "README.md").read_text()
     lines = [line.split("#")[0].split() for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
     commands = [words for words in lines if words and words[-1] in ("--dry-run", "--print-config", "list")]
@@ -67,7 +67,7 @@ def test_no_dependency_points_the_wrong_way():
             assert header in ("dsv3/sdk", "dsv3/support"), (file, header)
     names = {f.name for f in (SOURCE / "plugins").glob("*/*/")} - {"none", "text", "tokens", "bytes", "constant", "single"}
     for file in [*(SOURCE / "core/src").rglob("*.cpp"), *(SOURCE / "core/src").rglob("*.h")]:
-        quoted = set(re.findall(r'"(\w+)["/]', file.read_text()))  # "mla", or a metric "moe/load_max"
+        quoted = set(re.findall(r'"(\w+)["/]', file.read_text()))  # matches "mla" and metrics such as "moe/load_max"
         assert not quoted & names, (file, quoted & names)
 
 

@@ -14,7 +14,7 @@ BASES = sorted((SOURCE / "experiments/base").glob("*.yaml"))
 
 
 def table(title):
-    """Rows below the header that starts with `title`, as lists of cells."""
+    """Return the rows of the table with a header that starts with `title`, as lists of cells."""
     lines = TEXT[TEXT.index(f"| {title} |"):].split("\n\n")[0].splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
@@ -28,7 +28,7 @@ def resolved(file):
 
 
 def options(tree, found=None):
-    """"<plugin>.<option>" and dotted paths of the resolved experiment -> value."""
+    """Return the value for each "<plugin>.<option>" and for each dotted path in the resolved experiment."""
     found = {} if found is None else found
 
     def walk(node, path):
@@ -65,7 +65,7 @@ def symbols(tree):
 
 
 def formulas(values):
-    """Evaluate both tables of formulas; a row may use the results of the rows above it."""
+    """Evaluate both tables of formulas. A row may use the results of the rows above it."""
     results = dict(values)
     for name, formula in [*table("part"), *table("FLOPs per token")]:
         results[name] = eval(code(formula)[0], {}, results)
@@ -73,7 +73,7 @@ def formulas(values):
 
 
 def shown(text):
-    """(value, half a unit of its last digit) of "1.23 M"."""
+    """Return (value, half a unit in its last digit) for a string such as "1.23 M"."""
     number, unit = re.fullmatch(r"([\d.]+) ?([kKMGBT]?)", text).groups()
     factor = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}[unit]
     return float(number) * factor, 0.5000001 * factor * 10.0 ** -len(number.partition(".")[2])

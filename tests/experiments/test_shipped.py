@@ -28,7 +28,7 @@ def test_check_and_dry_run(file, tmp_path):
 
 @pytest.mark.parametrize("preset", PRESETS_OF_CONVENTIONS, ids=lambda p: p.stem)
 def test_conventions_are_known(preset, tmp_path):
-    """Every entry of a preset is an option of a built-in plugin: an experiment with all these plugins takes all
+    """Every entry in a preset is an option of a built-in plugin, so an experiment with all these plugins has all its
     values."""
     bases = f"[{SOURCE}/experiments/nano_muon.yaml, {preset}]"
     (tmp_path / "all.yaml").write_text(f"dsv3: 1\nextends: {bases}\n")

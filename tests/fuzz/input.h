@@ -1,4 +1,5 @@
-// Shared by all fuzz targets: the input as a file, and the only exception that a parser may throw.
+// Helpers for all fuzz targets: they write the input to a file, and check that a parser throws no
+// exception other than dsv3::Error.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +15,7 @@
 
 namespace fuzz {
 
-/// This process's folder below TMPDIR. run.py removes it.
+/// A folder for this process below TMPDIR. run.py removes it.
 inline const std::filesystem::path& folder() {
   static const std::filesystem::path path = [] {
     const auto folder =

@@ -1,5 +1,5 @@
-// Reads a checkpoint's manifest: the input itself, and the input with a corrected digest, which
-// mutations would never find.
+// Reads a checkpoint manifest: the input itself, and the input with a corrected digest, because
+// mutations would never produce a correct one.
 #include "checkpoint/manifest.h"
 
 #include <dsv3/support/json.h>

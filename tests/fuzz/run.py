@@ -1,4 +1,4 @@
-"""run.py TARGET FOLDER: replays corpus and regressions, then fuzzes for 10 s (60 s with DSV3_TEST_FULL=1).
+"""run.py TARGET FOLDER: replays the corpus and the regressions, then fuzzes for 10 s (60 s with DSV3_TEST_FULL=1).
 
 DSV3_FUZZ_SECONDS overrides the duration. An input that crashes the target is written to ./fuzz-findings/. After the
 fix, move it to FOLDER/regressions/<target>/.
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 
-# Limits for one input: seconds, MiB of the process (including AddressSanitizer), MiB of a single allocation.
+# Limits per input: seconds, MiB for the process (including AddressSanitizer), MiB for a single allocation.
 LIMITS = ["-timeout=5", "-rss_limit_mb=1024", "-malloc_limit_mb=128"]
 
 

@@ -1,5 +1,5 @@
-// Reads token files in each format. A dsv3 shard is also read with a corrected checksum, which
-// mutations would never find.
+// Reads token files in each format. Also reads a dsv3 shard with a corrected checksum, because
+// mutations would never produce a correct one.
 #include <cstring>
 
 #include <dsv3/sdk/documents.h>

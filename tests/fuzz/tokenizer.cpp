@@ -1,8 +1,9 @@
-// Reads a tokenizer.json with the bpe plugin, then encodes and decodes a text with it.
+// Reads a tokenizer.json with the bpe plugin, then encodes and decodes a string with it.
 #include "bpe.h"
 #include "input.h"
 
-// Key functions of the plugin's base classes, which libdsv3 defines in a file that needs LibTorch.
+// Key functions of the plugin's base classes. libdsv3 defines them in a file that requires
+// LibTorch.
 dsv3::Tokenizer::~Tokenizer() = default;
 dsv3::Pluggable::~Pluggable() = default;
 

@@ -1,6 +1,6 @@
-// A new kind needs a row in the table, an interface and plugins, but no change to libdsv3. This
-// program compiles core/src/sdk/kinds.cpp with the row in rows.h, and its kinds() replaces that of
-// libdsv3.
+// A new kind requires a row in the table, an interface and plugins, but no change to libdsv3. This
+// program compiles core/src/sdk/kinds.cpp with the row in rows.h, and its kinds() replaces the one
+// in libdsv3.
 #include <fstream>
 
 #include <catch2/catch.hpp>

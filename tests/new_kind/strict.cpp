@@ -10,7 +10,7 @@ namespace {
 struct StrictOptions {
   double tolerance = 0.5;
   static void describe(dsv3::OptionSchema<StrictOptions>& s) {
-    s.add("tolerance", &StrictOptions::tolerance, "accepted distance from the target").min(0);
+    s.add("tolerance", &StrictOptions::tolerance, "accepted distance above the target").min(0);
   }
 };
 

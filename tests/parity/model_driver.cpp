@@ -1,11 +1,14 @@
 // Computes losses, gradients and expert choices of a stored model, for test_model.py and
-// test_mtp.py. Each line of the input is a job, each line of the output "done":
+// test_mtp.py. Each input line is a job:
 //   {"model": PATH, "format": PLUGIN, "settings": ["model.mtp.input=raw", ..], "batch": FILE,
 //    "micro_batch": ROWS, "out": FILE}
-// The batch is safetensors with int64 `tokens` [B, T + 1] and, if there are several,
-// `document_ids` of that shape. Written are `loss/total`, `loss/main`, `loss/mtp`; `grad/NAME` of
-// every stored tensor under the format's names; of each layer with experts `counts/LAYER` [E] and
-// `choices/LAYER` [B T, E]; and `after/NAME` of the buffers after the step's end.
+// The driver prints "done" after each job. The batch is a safetensors file with int64 `tokens`
+// [B, T + 1] and, if a row can contain several documents, `document_ids` of the same shape. The
+// output file contains
+//   loss/total, loss/main, loss/mtp
+//   grad/NAME: gradient of a stored tensor, under the format's name
+//   counts/LAYER [E], choices/LAYER [B T, E]: for each layer with experts
+//   after/NAME: value of a buffer after the end of the step
 #include <iostream>
 
 #include <ATen/ATen.h>
@@ -25,8 +28,8 @@ namespace {
 
 using dsv3::Json;
 
-/// Forwards all calls to `inner`, and runs it on each token separately to record the experts that
-/// it counts.
+/// Forwards all calls to `inner`. Also runs `inner` on each token separately, to record which
+/// experts it counts.
 class Watched final : public dsv3::FeedForward {
  public:
   Watched(const dsv3::LayerContext& context, std::shared_ptr<dsv3::FeedForward> inner)
@@ -62,7 +65,7 @@ class Watched final : public dsv3::FeedForward {
   std::shared_ptr<dsv3::FeedForward> inner_;
 };
 
-/// Tensors to be written to one file.
+/// Collects tensors and writes them to one file.
 class Output {
  public:
   void add(const std::string& name, const at::Tensor& tensor) {
@@ -101,7 +104,7 @@ dsv3::Batch rows_of(const dsv3::Batch& batch, int64_t first, int64_t count) {
   return rows;
 }
 
-/// Runs forward and backward of all micro-batches, with the trainer's divisors.
+/// Runs the forward and backward passes of all micro-batches, with the trainer's loss divisors.
 void run_step(dsv3::Model& model, const dsv3::Batch& batch, int64_t micro_batch, int64_t mtp_depth,
               Output& out) {
   const std::vector<int64_t> targets = dsv3::count_targets(batch, mtp_depth);
@@ -124,7 +127,7 @@ void run_step(dsv3::Model& model, const dsv3::Batch& batch, int64_t micro_batch,
   out.add("loss/mtp", mtp);
 }
 
-/// Gradients of parameters and values of buffers, by the names of the stored tensors.
+/// Adds parameter gradients and buffer values under the names of the stored tensors.
 void add_stored(const dsv3::Model& model, const dsv3::Experiment& experiment, const Json& job,
                 Output& out) {
   dsv3::Plugins& plugins = dsv3::test::built_plugins();

@@ -1,8 +1,8 @@
 // Runs an optimizer plugin on the given values and gradients, for test_optimizers.py.
 //   parity_optimizer OPTIMIZER JSON-OPTIONS < input > output
-// Input: int64 number of tensors; for each its rows and cols (int64) and rows * cols fp32 values;
-// int64 number of updates; for each update an fp64 learning-rate factor and a gradient for each
-// tensor. Output: all values after each update.
+// The input is the number of tensors (int64); for each tensor, rows and cols (int64) and rows *
+// cols fp32 values; the number of updates (int64); and for each update, the learning-rate factor
+// (fp64) and a gradient for each tensor. The output is all values after each update.
 #include <iostream>
 
 #include <ATen/ATen.h>

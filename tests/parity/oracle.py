@@ -1,5 +1,5 @@
-"""Small transformers models as oracles: they cover every option, are stored as folders, and provide losses and expert
-choices."""
+"""Small transformers models that serve as oracles. They cover every option, are stored as folders, and provide losses
+and expert choices."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def theta(value):
 
 
 def drawn(seed):
-    """A random combination of the options."""
+    """Return a random combination of options."""
     rng = random.Random(seed)
     groups = rng.choice([1, 2, 4])
     per_group = rng.randrange(2, 5)
@@ -60,7 +60,7 @@ def drawn(seed):
     return shape | theta(rng.choice([300.0, 10000.0, 1e6]))
 
 
-# name -> (differences from DEEPSEEK, (mean, spread) of the router's biases)
+# name -> (differences from DEEPSEEK, (mean, standard deviation) of the router biases)
 DEEPSEEK_MODELS = {
     "v3": ({}, (0, 0.1)),
     "plain_query_half_tied": (dict(q_lora_rank=None, rope_interleave=False, tie_word_embeddings=True), (0, 0.1)),
@@ -94,7 +94,7 @@ def format_of(name):
 
 
 def make(name, more_layers=0, **changes):
-    """Build the model with transformers' own initialisation. The `more_layers` extra layers are like the last one."""
+    """Build the model with transformers' initialisation, and `more_layers` more layers of the same kind as the last."""
     torch.manual_seed(MODELS.index(name))
     if name in LLAMA_MODELS:
         config, kind = LlamaConfig(**(LLAMA | LLAMA_MODELS[name] | changes)), LlamaForCausalLM
@@ -109,7 +109,7 @@ def make(name, more_layers=0, **changes):
 
 
 def spread(model, name):
-    """Draw larger weights, norms and biases than those of a new model, so that every part affects the result."""
+    """Replace initial weights, norms and biases with larger random values, so that every part affects the result."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.1) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)
@@ -131,8 +131,8 @@ def store(model, folder, **options):
 # ---- names
 
 def stored(name, tensor):
-    """Yield a parameter of transformers' model as its folder stores it: one tensor per expert, and separate gate and
-    up."""
+    """Yield a parameter of a transformers model as it is stored in the folder: one tensor per expert, with gate and up
+    separate."""
     if name.endswith("experts.gate_up_proj"):
         base = name.removesuffix("gate_up_proj")
         for expert, both in enumerate(tensor):
@@ -157,7 +157,7 @@ def gradients(model):
 # ---- rows of packed documents, element by element
 
 class Rows:
-    """tokens [B, T + 1] and document ids of that shape; consecutive equal ids are one document, and -1 is padding."""
+    """Tokens [B, T + 1] and document ids of that shape. Consecutive identical ids are one document; -1 is padding."""
 
     def __init__(self, tokens, ids):
         self.tokens, self.ids = tokens, ids
@@ -175,7 +175,7 @@ class Rows:
         self.mask = torch.zeros(rows, 1, length, length).masked_fill_(~allowed[:, None], float("-inf"))
 
     def targets(self, ahead):
-        """The tokens `ahead` positions after each input; -100 if that position is not in the same document."""
+        """Return the token `ahead` positions after each input, or -100 if that position is not in the same document."""
         rows, length = self.inputs.shape
         found = torch.full((rows, length), -100)
         for b in range(rows):
@@ -191,7 +191,7 @@ class Rows:
 
 
 def make_rows(seed, rows, length, vocab=VOCAB, padding=0):
-    """Random rows of documents of random lengths; the last `padding` positions of the last row are padding."""
+    """Random rows with documents of random length. The last `padding` positions of the last row are padding."""
     rng = random.Random(seed)
     tokens = torch.tensor([[rng.randrange(vocab) for _ in range(length + 1)] for _ in range(rows)])
     ids, document = torch.zeros_like(tokens), 0
@@ -207,7 +207,7 @@ def make_rows(seed, rows, length, vocab=VOCAB, padding=0):
 # ---- values recorded during a forward pass
 
 class Routers:
-    """Collects the choices of every router during a forward pass."""
+    """Collects every router's choices during a forward pass."""
 
     def __init__(self, routers):
         self.logits, self.choices = [], []
@@ -230,7 +230,7 @@ class Routers:
                 for c, l in zip(self.choices, self.logits)]
 
     def balance_loss(self, rows):
-        """Sum over layers and rows of the report's sum_i f_i P_i (eq. 17 to 20)."""
+        """Return the report's sum_i f_i P_i (eq. 17 to 20), summed over layers and rows."""
         total = 0
         for chosen, logits in zip(self.chosen(), self.logits):
             experts, slots = chosen.shape[1], int(chosen[0].sum())
@@ -280,7 +280,7 @@ class Driver:
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
-        assert answer == "done\n", f"model_driver ended with {self.process.wait()}; see its stderr above"
+        assert answer == "done\n", f"model_driver exited with {self.process.wait()}; see its stderr above"
         return load_file(out)
 
     def close(self):
@@ -297,7 +297,7 @@ def program(name, *words, cwd=None, check=0):
 
 
 def relative(found, expected):
-    """Norm of the difference over the norm; 0 for zeros on both sides."""
+    """Norm of the difference divided by the norm of `expected`; 0 if there is no difference."""
     difference, size = (found.double() - expected.double()).norm(), expected.double().norm()
     assert torch.isfinite(difference)
     return 0.0 if difference == 0 else float(difference / max(size, 1e-30))

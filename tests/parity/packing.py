@@ -1,5 +1,5 @@
-"""The held-out set of dsv3, the order in which it reads documents and how it packs them into rows. Reimplements the
-definitions of dsv3/sdk/documents.h, so that tests can compute the rows of a run."""
+"""Reimplements how dsv3 holds out documents, orders them and packs them into rows (dsv3/sdk/documents.h), so that tests
+can compute the rows of a run."""
 
 import torch
 
@@ -38,7 +38,7 @@ def held_out(data, share):
 
 
 def order(count, seed, epoch):
-    """A Feistel network over as many bits as `count` needs, walked until it stays below `count`."""
+    """Yield a permutation of range(count): a Feistel network, repeated until the result is below `count`."""
     half = 1 if count < 4 else ((count - 1).bit_length() + 1) // 2
     mask, key = (1 << half) - 1, random_bits(seed, epoch)
     for position in range(count):
@@ -53,7 +53,7 @@ def order(count, seed, epoch):
 
 
 def training_rows(documents, seed, rows, length):
-    """Tokens and document ids [rows, length + 1] of an endless stream; a row's last token is the next row's first."""
+    """Tokens and document ids [rows, length + 1] of an endless stream. A row's last token is the next row's first."""
     tokens, ids, epoch = [], [], 0
     while len(tokens) <= rows * length:
         for place, document in enumerate(order(len(documents), seed, epoch)):
@@ -64,7 +64,7 @@ def training_rows(documents, seed, rows, length):
 
 
 def validation_rows(documents, length, multiple):
-    """All rows of one pass, padded with token 0 of document -1 to a multiple of `multiple` rows."""
+    """All rows of one pass, padded to a multiple of `multiple` rows with token 0 and document id -1."""
     tokens, ids = [], []
     for place, document in enumerate(order(len(documents), 0, 0)):
         tokens += documents[document]

@@ -1,7 +1,7 @@
-"""`dsv3 eval` against transformers: losses, bits per byte, log-likelihoods and accuracies of a random DeepSeek-V3.
+"""Compare `dsv3 eval` with transformers: losses, bits per byte, log-likelihoods and accuracies of a random DeepSeek-V3.
 
-The expected numbers are computed here, one window and one ending at a time, from the wheel's logits. The run's own
-validation loss must be reproduced bit for bit.
+The expected values are computed here from transformers' logits, one window or ending at a time. The validation loss
+that was logged during a run must be reproduced bit for bit.
 """
 
 import json
@@ -58,7 +58,7 @@ def save_model(folder, tokenizer, vocab):
 
 
 class Oracle:
-    """The folder's model in transformers, and its tokenizer in the tokenizers wheel."""
+    """The folder's model, loaded with transformers, and its tokenizer, loaded with the tokenizers wheel."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -92,7 +92,7 @@ class Oracle:
             tokens += len(every)
             nats += every.sum().item()
             text_nats += every[:-1].sum().item()
-            # A byte-level token is spelled with one character per byte.
+            # A byte-level token has one character per byte.
             size += len(text.encode()) - len(self.tokenizer.id_to_token(ids[0]))
         return tokens, size, nats / tokens, text_nats / math.log(2) / size
 
@@ -104,8 +104,8 @@ def oracle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A folder with a .txt and a .jsonl file, and its documents in order: a single token, and some shorter and longer
-    than a window."""
+    """Create a folder with a .txt and a .jsonl file. Return it with its documents in order: a single token, and some
+    shorter and longer than a window."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = random.Random(2)
     first = ["a", *(sentence(rng, rng.randrange(1, 60)) for _ in range(12))]
@@ -155,7 +155,7 @@ def test_a_model_without_end_of_text_predicts_text_only(oracle, corpus, tmp_path
 
 
 def clean(text):
-    """The rule of lm-evaluation-harness for HellaSwag."""
+    """Clean a text as lm-evaluation-harness does for HellaSwag."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
@@ -233,13 +233,13 @@ def test_a_runs_own_validation_repeats_bit_for_bit(tmp_path, monkeypatch):
     found = evaluate("runs/a")
     assert step == found["step"] == 6
     assert found["validation"]["loss"] == loss
-    # Every id is a byte here, except the end-of-text ids.
+    # Every id except the end-of-text id is a byte here.
     assert 0 < found["validation"]["bytes"] < found["validation"]["tokens"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_validation_on_one_document_is_the_shards_score(tmp_path, monkeypatch, precision):
-    """A single document is split into rows at the same positions as into windows."""
+    """Rows and windows split a single document at the same positions."""
     monkeypatch.chdir(tmp_path)
     make_tiny(tmp_path)
     (tmp_path / "one.txt").write_text((tmp_path / "text.txt").read_text()[:500].replace("\n\n", "\n"))
@@ -253,7 +253,7 @@ def test_validation_on_one_document_is_the_shards_score(tmp_path, monkeypatch, p
     assert validation_run["loss"] == last_validation(tmp_path / "runs/b")[1]
     size = (tmp_path / "one.txt").stat().st_size
     for found in (validation_run, shards):
-        # All bytes except the first are predicted; the end-of-text id has none.
+        # All bytes except the first are predicted. The end-of-text id has no bytes.
         assert (found["tokens"], found["bytes"]) == (size, size - 1)
     for key in ("loss", "bits_per_byte"):
         assert validation_run[key] == pytest.approx(shards[key], rel=1e-6 if precision == "fp32" else 1e-3)
@@ -289,7 +289,7 @@ def test_errors(oracle, corpus, tmp_path):
     assert "validation split" in error(2, oracle.folder)
     assert "--limit requires" in error(2, oracle.folder, "--limit", 3)
 
-    small = tmp_path / "small"  # fewer ids than its tokenizer
+    small = tmp_path / "small"  # a model with fewer ids than its tokenizer
     save_model(small, oracle.tokenizer, 270)
     assert "not one of the model's ids 0 to 269" in error(4, small, "--text", text)
 

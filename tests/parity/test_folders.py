@@ -1,4 +1,4 @@
-"""Import and export of Hugging Face folders: bit-identical, and readable by transformers with the same results."""
+"""Import and export of Hugging Face folders are bit-identical, and transformers computes the same results."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from support import TINY, make_tiny  # noqa: E402
 
 
 def tensors_of(folder):
-    """The tensors of all files: name -> (dtype, shape, bytes)"""
+    """Return the tensors in all files: name -> (dtype, shape, bytes)."""
     found = {}
     for file in folder.glob("*.safetensors"):
         for name, tensor in load_file(file).items():
@@ -72,14 +72,14 @@ def test_import_and_export_keep_every_bit(name, shard, dtypes, tmp_path):
 
 
 def trained(folder, *words):
-    """Train a model with every part for three steps and return the run's folder."""
+    """Train a model with every component for three steps and return the run's folder."""
     make_tiny(folder)
     oracle.program("dsv3-run", "tiny.yaml", "train.steps=3", "schedule.warmup=0", "validation.every=0", *words, "--run_name", "run", cwd=folder)
     return folder / "runs/run"
 
 
 def same_logits(run, hf, scratch, **options):
-    """The largest relative difference between dsv3's logits of the run and transformers' logits of the export."""
+    """Return the largest relative difference between dsv3's logits for the run and transformers' for the export."""
     model, info = AutoModelForCausalLM.from_pretrained(hf, output_loading_info=True, **options)
     assert not info["missing_keys"] and not info["mismatched_keys"]
     tokens = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(2))
@@ -168,7 +168,7 @@ def test_exported_tokenizers_load(plugin, tmp_path):
             ids = sum(([*part.encode(), eos] for part in text.split("<|endoftext|>")), [])[:-1]
         assert tokenizer.encode(text, add_special_tokens=False) == ids
         assert tokenizer.decode(ids) == text
-    # The folder alone is enough to continue training, with its own tokenizer or the run's.
+    # Training can continue from the folder alone, with the folder's tokenizer or the run's.
     shutil.move(tmp_path / "hf", tmp_path / "elsewhere")
     oracle.program("dsv3", "import", tmp_path / "elsewhere", tmp_path / "checkpoint")
     own = json.loads((tmp_path / "checkpoint/tokenizer.json").read_text())["model"]["vocab"]

@@ -1,5 +1,5 @@
-"""`dsv3 generate` writes the same tokens as transformers, for models imported from there and exported to there. Models
-are small and random, with weights large enough that rounding does not change the most likely token.
+"""`dsv3 generate` writes the same tokens as transformers, for imported and for exported models. Models are small and
+random, with weights large enough that rounding does not change the most likely token.
 """
 
 import json
@@ -51,7 +51,7 @@ def prompt_file(folder, prompts=None):
 
 
 def generate(model, prompts, *options):
-    """New ids of each prompt, and the statistics."""
+    """Return the new ids for each prompt, and the statistics."""
     done = dsv3("generate", model, "--ids", "--prompt-file", prompts, "--tokens", TOKENS, "--json", "--stats",
                 "--precision", "fp32", *options)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -61,7 +61,7 @@ def generate(model, prompts, *options):
 
 
 def greedy(model, prompts, **options):
-    """The continuations that transformers generates."""
+    """Return the continuations that transformers generates."""
     texts = []
     for ids in prompts:
         given = torch.tensor([ids])
@@ -72,7 +72,7 @@ def greedy(model, prompts, **options):
 
 
 def spread(texts):
-    """The mean number of distinct tokens in a text, to detect texts that repeat one token."""
+    """Return the mean number of distinct tokens per text, to detect texts that repeat one token."""
     return sum(len(set(text)) for text in texts) / len(texts)
 
 
@@ -132,7 +132,7 @@ def test_an_imported_model_goes_back_to_transformers(random_model):
 
 @pytest.fixture(scope="module", params=[(1, "normed"), (2, "raw")], ids=["depth1", "depth2"])
 def trained(request, tmp_path_factory):
-    """A run with MTP modules and the byte tokenizer, trained briefly so that drafts are sometimes right."""
+    """A run with MTP modules and the byte tokenizer, trained briefly so that some drafts are correct."""
     depth, fed = request.param
     folder = tmp_path_factory.mktemp("trained")
     make_tiny(folder)
@@ -171,7 +171,7 @@ def test_texts_on_the_terminal(trained):
     assert line["text"] == text
     assert dsv3(*options, "--prompt", "the quick").stdout == "the quick" + text + "\n"
     assert dsv3(*options, input="the quick\n").stdout == "the quick" + text + "\n"
-    # Several prompts: the same continuations, printed separately.
+    # Several prompts have the same continuations, printed separately.
     several = dsv3(*options, "--prompt", "the quick", "--prompt", "a lazy").stdout
     first, second = several.split("--- 2 of 2 ---\n")
     assert first == "--- 1 of 2 ---\nthe quick" + text + "\n"
@@ -213,7 +213,7 @@ def test_errors(random_model, trained, tmp_path):
     _, _, run = trained
     model = folder / "hf"
     assert "has no tokenizer; pass --tokenizer FILE" in error(model, "--prompt", "a")
-    assert "which is not one of the model's ids 0 to 63" in error(model, "--ids", "--prompt", "[3, 64]")
+    assert "which is outside the model's vocabulary, 0 to 63" in error(model, "--ids", "--prompt", "[3, 64]")
     assert "the prompt is empty" in error(model, "--ids", "--prompt", "[]")
     assert "the prompt is empty" in error(run, "--prompt", "")
     assert "the prompt is empty" in error(run, input="")

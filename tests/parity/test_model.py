@@ -20,7 +20,7 @@ def driver(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=oracle.MODELS)
 def case(request, tmp_path_factory):
-    """(name, transformers' model, its folder)"""
+    """(name, transformers model, its folder)"""
     model = oracle.spread(oracle.make(request.param), request.param)
     return request.param, model, oracle.store(model, tmp_path_factory.mktemp("model"))
 
@@ -36,12 +36,12 @@ def test_logits(case, worst, tmp_path):
 
 
 def alpha_of(name):
-    """The balance loss is on for every second model."""
+    """Enable the balance loss for every second model."""
     return 0.02 if oracle.MODELS.index(name) % 2 else 0.0
 
 
 def oracle_step(name, model, rows):
-    """Loss, gradients and chosen experts of transformers, with the report's balance loss."""
+    """Return transformers' loss, gradients and chosen experts, with the report's balance loss."""
     model.zero_grad()
     with oracle.Routers(oracle.gates(model)) as routers:
         _, normed = oracle.decoder(model, rows)
@@ -52,7 +52,7 @@ def oracle_step(name, model, rows):
 
 
 def settings_of(name, model):
-    """The balance-loss override for the moe entry, the last one in the list of layers."""
+    """Return the override that sets the balance loss for moe, the last entry in model.feed_forward."""
     if not oracle.gates(model):
         return []
     return [f"model.feed_forward.{int(model.config.first_k_dense_replace > 0)}.balance_alpha={alpha_of(name)}"]
@@ -87,7 +87,7 @@ def test_step(case, driver, worst):
 
 
 def test_every_option_is_covered():
-    """For each option, at least two models use different values."""
+    """Every option has different values in at least two models."""
     configs = [oracle.make(name).config for name in oracle.DEEPSEEK_MODELS]
     for option in ("q_lora_rank", "rope_interleave", "n_group", "topk_group", "norm_topk_prob", "n_shared_experts",
                    "tie_word_embeddings", "rms_norm_eps", "routed_scaling_factor", "num_experts_per_tok"):

@@ -1,6 +1,6 @@
-"""Compares multi-token prediction under every convention with the report's section 2.2 in plain PyTorch.
+"""Compares multi-token prediction under every convention with a PyTorch implementation of the report's section 2.2.
 
-The blocks are transformers' decoder layers (test_model.py compares those); everything around them is written here.
+The blocks are transformers' decoder layers, which test_model.py compares. Everything around them is implemented here.
 """
 
 import itertools
@@ -17,8 +17,8 @@ CONVENTIONS = list(itertools.product(["normed", "raw"], ["embedding_first", "hid
 
 
 class Mtp:
-    """Module k of the report: h^k = block(M [RMSNorm(Emb(t_{i+k})); RMSNorm(h^{k-1})]), with head and embedding of the
-    main model."""
+    """Module k of the report: h^k = block(M [RMSNorm(Emb(t_{i+k})); RMSNorm(h^{k-1})]), with the head and embedding
+    of the main model."""
 
     def __init__(self, model, layer):
         self.model, self.block, width = model, model.model.layers[layer], model.config.hidden_size
@@ -34,7 +34,7 @@ class Mtp:
         return x * (x.pow(2).mean(-1, keepdim=True) + self.model.config.rms_norm_eps).rsqrt() * self.own[name]
 
     def forward(self, tokens, hidden, rows, concat):
-        """Hidden states before and after the module's own last norm."""
+        """Hidden states before and after the module's final norm."""
         parts = [self.norm(self.model.model.embed_tokens(tokens), "enorm.weight"), self.norm(hidden, "hnorm.weight")]
         joined = torch.cat(parts if concat == "embedding_first" else parts[::-1], -1) @ self.own["eh_proj.weight"].T
         angles = self.model.model.rotary_emb(joined, rows.positions)
@@ -51,11 +51,11 @@ class Oracle:
         self.model.config.num_hidden_layers -= depth
         self.layers = self.model.config.num_hidden_layers
         self.modules = [Mtp(self.model, self.layers + k) for k in range(depth)]
-        # The decoder runs only the blocks before those of the modules.
+        # The main decoder runs only the blocks before those of the MTP modules.
         self.all_layers = self.model.model.layers
 
     def store(self, folder):
-        """Store the model in the layout of the released one, including the copies of embedding and head."""
+        """Store the model in the layout of the released model, including the modules' copies of embedding and head."""
         self.model.config.num_hidden_layers += self.depth
         self.model.save_pretrained(folder)
         self.model.config.num_hidden_layers -= self.depth
@@ -152,7 +152,7 @@ def test_loss_and_gradients(case, driver, worst, documents, source, concat, deno
 
 
 def test_conventions_differ(case):
-    """Each convention changes the loss, so the comparisons distinguish them."""
+    """Each convention changes the loss, so the comparisons can tell them apart."""
     name, oracle_model, _ = case
     rows = oracle.make_rows(name, ROWS, LENGTH, padding=4)
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_conventions_differ(case):
 
 
 def test_experts_of_modules_are_balanced(driver, tmp_path):
-    """Routers of the modules count tokens and update their biases as those of the layers do."""
+    """The modules' routers count tokens and update their biases like those of the layers."""
     oracle_model = Oracle("v3", 2)
     rows = oracle.make_rows("v3", ROWS, LENGTH)
     ours = driver.run(oracle_model.store(tmp_path), "deepseek_v3", rows)
@@ -176,7 +176,7 @@ def test_experts_of_modules_are_balanced(driver, tmp_path):
 
 
 def test_logits(case, worst, tmp_path):
-    """`dsv3 logits` writes the modules' logits, and NaN where a module's input is beyond the row."""
+    """`dsv3 logits` writes the modules' logits, and NaN where a module's input is past the end of the row."""
     name, oracle_model, folder = case
     rows = oracle.make_rows(name, 2, LENGTH)
     rows = oracle.Rows(rows.tokens, torch.zeros_like(rows.tokens))

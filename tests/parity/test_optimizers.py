@@ -1,6 +1,6 @@
 """Compares updates of the adamw and muon plugins with torch.optim.AdamW and torch.optim.Muon. The oracle runs in
-float64, without Muon's cast to bf16 except where bf16 itself is compared, so differences are due to the plugins'
-rounding.
+float64, and without Muon's cast to bf16 unless bf16 itself is compared, so differences come only from rounding in the
+plugins.
 """
 
 import json
@@ -16,7 +16,7 @@ FACTORS = [0.1, 1.0, 1.0, 0.5, 0.25, 0.01]
 
 
 def vectors(scale):
-    """Fixed initial values and gradients of every update; `scale` scales the gradients."""
+    """Return fixed initial values, and gradients for every update, multiplied by `scale`."""
     generator = torch.Generator().manual_seed(1)
     values = [torch.randn(shape, generator=generator) for shape in SHAPES]
     grads = [[torch.randn(shape, generator=generator) * scale for shape in SHAPES] for _ in FACTORS]

@@ -33,7 +33,7 @@ def copy(good, tmp_path):
 
 
 def rejected(folder, code, *pieces):
-    """Assert that import fails with `code` and all `pieces` in its error, and leaves no files beside the folder."""
+    """Assert that import exits with `code`, has all `pieces` in its error, and leaves no files next to the folder."""
     before = sorted(p.name for p in folder.parent.iterdir())
     done = oracle.program("dsv3", "import", folder, folder.parent / "checkpoint", check=code)
     assert sorted(p.name for p in folder.parent.iterdir()) == before
@@ -266,7 +266,7 @@ def test_impossible_sizes(copy, changes):
     assert sorted(p.name for p in folder.parent.iterdir()) == before
 
 
-# ---- export, and other commands
+# ---- export and other commands
 
 def test_export_into_something(good, tmp_path):
     (tmp_path / "existing").mkdir()

@@ -1,10 +1,10 @@
 """tokenizer/bpe produces the same ids as the `tokenizers` wheel.
 
-Small tokenizers of all common designs are trained here with the wheel, then both sides encode the same strings:
-random ones of code points assigned in Unicode 14 (which Python 3.11 and PCRE2 10.42 know), built to hit the rules
-(digits, contractions, white space, combining marks, added tokens), and slices of real text.
+The test trains small tokenizers of all common designs with the wheel, then encodes the same strings with both. Some
+strings are random, with code points assigned in Unicode 14 (the version in Python 3.11 and PCRE2 10.42), and exercise
+the rules for digits, contractions, whitespace, combining marks and added tokens. The others are slices of real text.
 
-A tenth by default; DSV3_TEST_FULL=1 runs all 100,000 a tokenizer. DSV3_TEST_SEED repeats a run.
+Each tokenizer encodes 10,000 strings, or 100,000 with DSV3_TEST_FULL=1. DSV3_TEST_SEED repeats a run.
 """
 
 import glob
@@ -36,8 +36,8 @@ OTHERS = "\\w+|\\s+|[^\\w\\s]|\\p{Han}|\\u3042"
 
 
 def wheel_knows(c: int) -> bool:
-    """The wheel normalises with a Unicode version before 14, which treats marks and compatibility forms added since as
-    ordinary letters."""
+    """Whether the wheel normalises the code point as in Unicode 14. Its older Unicode version treats marks and
+    compatibility forms that were added later as ordinary letters."""
     if unicodedata.decomposition(chr(c)):
         return normalizers.NFKD().normalize_str(chr(c)) == unicodedata.normalize("NFKD", chr(c))
     if not unicodedata.combining(chr(c)):
@@ -66,7 +66,7 @@ ADDED = [
 
 
 def real_text() -> str:
-    """Text files in every Python installation: documentation, licences, sources."""
+    """Read text files that are in every Python installation: documentation, licences, sources."""
     stdlib = pathlib.Path(sysconfig.get_paths()["stdlib"])
     files = [stdlib / "pydoc_data/topics.py", stdlib / "this.py", stdlib / "turtle.py"]
     files += sorted(map(pathlib.Path, glob.glob(str(stdlib / "encodings/[a-k]*.py"))))
@@ -152,7 +152,7 @@ def llama_3() -> Tokenizer:
         pre_tokenizers.Split(Regex(LLAMA_3), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     train(tokenizer, 1500)
-    # Merges as strings, as in files before 2024, with half of them removed and ignore_merges set.
+    # Remove half of the merges, store the others as strings, as in files from before 2024, and set ignore_merges.
     definition = json.loads(tokenizer.to_str())
     definition["model"]["ignore_merges"] = True
     definition["model"]["merges"] = [" ".join(m) for m in definition["model"]["merges"][::2]]
@@ -211,7 +211,7 @@ def test_same_ids(make, keeps_text, tmp_path):
 
 
 def test_real_text_in_one_piece(tmp_path):
-    """Long inputs, which use the cache of words and the heap for long words."""
+    """Encode long inputs, which use the word cache, and the heap for long words."""
     oracle = deepseek_v3()
     path = tmp_path / "tokenizer.json"
     oracle.save(str(path))

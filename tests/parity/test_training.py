@@ -1,5 +1,5 @@
-"""dsv3-run trains a transformers model like a training loop in PyTorch: the same rows, losses, weights and router
-biases."""
+"""dsv3-run trains a transformers model with the same rows, losses, weights and router biases as a PyTorch training
+loop."""
 
 import json
 import random
@@ -79,12 +79,12 @@ def raw(documents):
 
 
 def alpha_of(name):
-    """The balance loss is on for every second model."""
+    """Enable the balance loss for every second model."""
     return 0.02 if NAMES.index(name) % 2 else 0.0
 
 
 def run_dsv3(name, optimizer, steps, folder, cwd):
-    """Train with dsv3-run; return its metrics by step and its folder."""
+    """Train with dsv3-run. Return the metrics by step and the run folder."""
     mixture = int("first_k_dense_replace" in (config := json.loads((folder / "hf/config.json").read_text()))
                   and config["first_k_dense_replace"] > 0)
     words = [f"train.steps={steps}", f"train.batch={BATCH}", f"train.sequence={LENGTH}", f"train.seed={SEED}", "train.clip=1.0",
@@ -104,15 +104,15 @@ def run_dsv3(name, optimizer, steps, folder, cwd):
     return metrics, cwd / "runs/run"
 
 
-# ---- the loop in PyTorch
+# ---- the PyTorch training loop
 
 def is_adam(name, parameter):
-    """Whether AdamW updates the parameter, as in `optimizer: muon`: embedding, head, norms and router."""
+    """Whether AdamW updates the parameter under `optimizer: muon`, i.e. embedding, head, norms and router."""
     return parameter.dim() < 2 or name.endswith(("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight"))
 
 
 def matrices(name, tensor):
-    """The matrices in a parameter of transformers, such as gate, up and down of each expert."""
+    """Return the matrices in a transformers parameter, e.g. gate and up of each expert."""
     if tensor.dim() == 2:
         return [tensor]
     return [half for expert in tensor for half in (expert.chunk(2) if name.endswith("gate_up_proj") else [expert])]
@@ -140,7 +140,7 @@ class Optimizers:
 
 
 def train_step(model, rows, optimizers, alpha):
-    """Run one step; return (total loss, main loss, MTP loss or None, gradient norm before clipping)."""
+    """Run one step. Return (total loss, main loss, MTP loss or None, gradient norm before clipping)."""
     named = model.named_parameters()
     for _, parameter in named:
         parameter.grad = torch.zeros_like(parameter)

@@ -1,5 +1,5 @@
-// Encodes strings for tests/parity/test_tokenizer.py. Argument: the tokenizer.json. Each line of
-// the input is a JSON string; each line of the output is [ids, whether decoding them returns the
+// Encodes strings for tests/parity/test_tokenizer.py. The argument is the path of tokenizer.json.
+// Each input line is a JSON string. Each output line is [ids, whether decoding them returns the
 // string].
 #include <iostream>
 

@@ -1,10 +1,10 @@
-"""Finds which folders of core/src include which. A public header belongs to the folder that implements it.
+"""Finds which folders in core/src include each other. A public header belongs to the folder that implements it.
 
-An include of "config/layers.h" leads to folder config, one of <dsv3/sdk/error.h> to folder sdk: plugins and core share
-the SDK, whichever folder computes what it declares. An include of <dsv3/runtime/plugins.h> or <dsv3/support/fs.h> leads
-to the folder whose .cpp files define what the header declares. That folder is found by comparing declarations with
-definitions, so a new header needs no entry anywhere. A header that declares no function with a body elsewhere (structs,
-interfaces, templates) belongs to no folder and makes no edge.
+"config/layers.h" belongs to folder config. <dsv3/sdk/error.h> belongs to folder sdk, as does every SDK header, because
+plugins and the core share the SDK no matter which folder implements it. <dsv3/runtime/plugins.h> and
+<dsv3/support/fs.h> belong to the folder with the .cpp files that define the functions they declare. The graph compares
+declarations with definitions to find that folder, so new headers need no registration. A header without functions that
+are defined elsewhere (structs, interfaces, templates) belongs to no folder and adds no edge.
 """
 
 import collections
@@ -21,12 +21,12 @@ QUALIFIED_BEFORE_PARENTHESIS = re.compile(r"((?:\w+::)*(?:~?\b\w+|operator\W{1,3
 
 
 def blanked(text):
-    """The code without comments, literals and preprocessor lines, but with its line breaks."""
+    """Remove comments, literals and preprocessor lines from the code, but keep its line breaks."""
     return NOT_CODE.sub(lambda m: "\n" * m[0].count("\n") or " ", re.sub(r"(?<=\d)'(?=\d)", "", text))
 
 
 def statements(text):
-    """(scope, text, ending) of every statement outside function bodies; scope is the innermost class or ''."""
+    """Yield (scope, text, ending) for every statement outside function bodies. `scope` is the innermost class or ''."""
     scopes, start, depth = [], 0, 0  # depth: of parentheses
     for token in re.finditer(r"[(){};]", text):
         c, head = token[0], text[start:token.start()].strip()
@@ -101,7 +101,7 @@ class Graph:
 
     @functools.cache
     def _includes(self, path):
-        """(line, file) of every include of a core file."""
+        """(line, file) for every core file that a file includes directly."""
         found = []
         for match in INCLUDE.finditer(self.text[path]):
             candidates = [self.source / match[1], path.parent / match[1]] if match[1] else [self.public / match[2]]
@@ -115,7 +115,7 @@ class Graph:
 
     @functools.cache
     def _reachable(self, path):
-        """All core files that a file includes, directly or not."""
+        """All core files that a file includes, directly or indirectly."""
         found, open_files = set(), [path]
         while open_files:
             for _, file in self._includes(open_files.pop()):
@@ -125,11 +125,11 @@ class Graph:
         return found
 
     def _implementers(self, header):
-        """Count the functions of a public header that each folder defines."""
+        """Count how many functions of a public header each folder defines."""
         votes = collections.Counter()
         for name in declared(self.text[header]):
-            # Two folders may define functions of the same name. Only a file that includes the header defines its
-            # functions.
+            # Two folders may define functions with the same name. Only a file that includes the header can define the
+            # header's functions.
             files = [f for f in self._definitions[name] if header in self._reachable(f)]
             direct = [f for f in files if header in {file for _, file in self._includes(f)}]
             votes.update({self._folder(f) for f in direct or files})
@@ -161,7 +161,7 @@ class Graph:
         return str(path.relative_to(self.source.parents[1]))
 
     def cycles(self):
-        """The shortest cycle through each folder, without duplicates, short cycles first."""
+        """The shortest cycle through each folder, without duplicates, sorted by length."""
         found = {}
         for start in sorted(self.edges):
             cycle = self._shortest(start, start)

@@ -1,4 +1,4 @@
-"""The project's own files: those that git tracks or would add."""
+"""The project's files: those that git tracks or would add."""
 
 import functools
 import os
@@ -18,7 +18,7 @@ def files():
     if listed.returncode == 0:
         names = filter(None, listed.stdout.split("\0"))
         return sorted(path for path in map(pathlib.Path, names) if (ROOT / path).is_file())
-    # In an unpacked archive: all files except builds and environments.
+    # In an unpacked archive without git, lists all files except builds and environments.
     found = []
     for folder, folders, names in os.walk(ROOT):
         folders[:] = [f for f in folders if f not in NOT_OURS and not f.startswith("build")]
@@ -33,7 +33,7 @@ def is_script(path):
 
 
 def is_source(path):
-    """All C++, Python, CMake and shell files."""
+    """Whether a file is a C++, Python, CMake or shell file."""
     return (path.suffix in {".cpp", ".h", ".cu", ".py", ".cmake", ".sh"} or path.name == "CMakeLists.txt"
             or is_script(path))
 

@@ -20,7 +20,7 @@ def test_folders_of_the_core_include_each_other_in_one_direction():
     graph = folder_graph.Graph(ROOT / "core")
     cycles = graph.cycles()
     if cycles:
-        fail(f"{len(cycles)} cycles between folders of core/src; move shared code to a folder that both can include",
+        fail(f"{len(cycles)} cycles between folders in core/src; move shared code to a folder that both can include",
              [f"\ncycle {number}:\n{graph.described(cycle)}" for number, cycle in enumerate(cycles, 1)]
              + ["\nall includes between folders:", graph.drawing()])
 
@@ -28,7 +28,7 @@ def test_folders_of_the_core_include_each_other_in_one_direction():
 def test_the_core_includes_only_the_core():
     graph = folder_graph.Graph(ROOT / "core")
     if graph.outside:
-        fail("files of core/src include project files outside core/src and core/include",
+        fail("files in core/src include project files outside core/src and core/include",
              [f"  {include}" for include in sorted(set(graph.outside))])
 
 
@@ -38,13 +38,13 @@ def test_the_folder_graph_covers_every_public_header():
     without_folder = [path for path in headers
                       if graph.owner[path] is None and folder_graph.declared(graph.text[path])]
     if without_folder:
-        fail("public headers declare functions that no file of core/src defines",
+        fail("public headers declare functions that no file in core/src defines",
              [f"  {path.relative_to(ROOT)}: {', '.join(sorted(folder_graph.declared(graph.text[path])))}"
               for path in without_folder])
 
 
 def test_the_folder_graph_finds_a_cycle(tmp_path):
-    """a/ uses a public header that b/ implements, and b/ includes a file of a/."""
+    """a/ uses a public header that b/ implements, and b/ includes a file in a/."""
     for name, text in {
             "src/a/a.h": "int a();\n",
             "src/a/a.cpp": '#include "a/a.h"\n#include <dsv3/runtime/b.h>\nint a() { return b() + 1\'000; }\n',
@@ -65,7 +65,7 @@ def test_no_source_file_is_longer_than_500_lines():
     long = [(path, count) for path in project.files() if project.is_source(path)
             if (count := len((ROOT / path).read_bytes().splitlines())) > LINE_LIMIT]
     if long:
-        fail(f"files of more than {LINE_LIMIT} lines", [f"  {path}: {count} lines" for path, count in long])
+        fail(f"files with more than {LINE_LIMIT} lines", [f"  {path}: {count} lines" for path, count in long])
 
 
 def test_a_package_pinned_twice_has_one_version():
@@ -77,7 +77,7 @@ def test_a_package_pinned_twice_has_one_version():
                 assert pin or re.fullmatch(r"\s*(?:#.*|-r .*)?", line), f"{path}:{number}: not a pinned version: {line}"
                 if pin:
                     pins[re.sub(r"[-_.]+", "-", pin[1]).lower()].append((f"{path}:{number}", pin[2]))
-    assert len(pins) > 20, "the requirements files were not found"
+    assert len(pins) > 20, "requirements files not found"
     different = {name: places for name, places in pins.items() if len({version for _, version in places}) > 1}
     if different:
         fail("packages are pinned to different versions",
@@ -85,7 +85,7 @@ def test_a_package_pinned_twice_has_one_version():
               for name, places in different.items()])
 
 
-# Text that belongs to one machine or workplace and not to the project.
+# Text that is specific to one machine or workplace.
 FOREIGN = {
     "a path that exists only on one machine": r"(?<![\w.~$}/-])/(?:work|wt|root|workspace|home/\w+|mnt/\w+)/",
     "the address of a package index": r"\b(?:extra-)?index-url\b|\btrusted-host\b"

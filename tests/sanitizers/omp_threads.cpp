@@ -1,6 +1,6 @@
-// Runs this tree's OpenMP parallel regions on plain threads. ThreadSanitizer sees how those start
-// and end. It cannot see how libgomp's thread pool synchronises, so it would report every loop as a
-// race. LibTorch's own regions still use libgomp.
+// Runs this tree's OpenMP parallel regions on plain threads. ThreadSanitizer recognises when such
+// threads start and end. It does not recognise how libgomp's thread pool synchronises, so it would
+// report every loop as a race. LibTorch's own regions still use libgomp.
 #include <omp.h>
 #include <pthread.h>
 #include <vector>

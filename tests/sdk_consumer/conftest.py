@@ -1,4 +1,4 @@
-"""An installation that was moved after `cmake --install`, on a machine without the source."""
+"""Provides an installation that was moved after `cmake --install`, and runs commands without access to the source."""
 
 import functools
 import os
@@ -12,8 +12,9 @@ SOURCE = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("DSV3_BUILD_DIR", SOURCE / "build"))
 VENV = SOURCE / ".venv"
 
-# In a separate mount namespace, so that other tests keep their files, the source tree and the build folder are empty
-# except for .venv, which holds LibTorch, CMake and Ninja. $LIBTORCH, if set, is a folder that LibTorch moves to.
+# Runs a command with an empty source tree and build folder. Only .venv remains, which contains LibTorch, CMake and
+# Ninja. A separate mount namespace ensures that other tests keep their files. If $LIBTORCH is set, LibTorch is moved to
+# that folder.
 HIDDEN = r"""
 set -eu
 held=$(mktemp -d)
@@ -39,7 +40,7 @@ exec "$@"
 
 @functools.cache
 def no_namespaces():
-    """Why the source tree cannot be hidden on this machine, or "" if it can."""
+    """Return why the source tree cannot be hidden on this machine, or "" if it can."""
     done = subprocess.run(["unshare", "-rm", "true"], capture_output=True)
     return "" if done.returncode == 0 else "user namespaces are not allowed on this machine, so the source tree stays visible"
 

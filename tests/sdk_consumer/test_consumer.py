@@ -1,8 +1,8 @@
 """The workflow of a third party: create a plugin of every kind with `plugins new`, build it against a moved
 installation, and use it by name.
 
-The third party's commands see neither source nor build tree (conftest.py). Where these cannot be hidden, a skipped test
-reports it, and the tests only check that no installed file names the build tree.
+The source and build trees are hidden from the third party's commands (conftest.py). On a machine where they cannot be
+hidden, a skipped test reports it, and the tests only check that no installed file contains the build tree's path.
 """
 
 import json
@@ -83,7 +83,7 @@ def test_a_new_plugin_builds_and_trains_by_name(prefix, plugins, kind):
 
 
 def test_a_new_format_writes_and_reads_a_trained_model(prefix, plugins):
-    """The commands of a plugin's README, verbatim."""
+    """Run the commands in a plugin's README verbatim."""
     folder = plugins / "my_format"
     [script] = re.findall(r"^```sh\n(.*?)^```", (folder / "README.md").read_text(), re.M | re.S)
     script = re.sub(r"\bPREFIX\b", str(prefix), script.replace("cmake -S", "cmake -G Ninja -S"))
@@ -96,7 +96,7 @@ def test_a_new_format_writes_and_reads_a_trained_model(prefix, plugins):
 
 
 def test_libtorch_may_move_too(prefix, tmp_path):
-    """As in docs/writing-a-plugin.md: LIBTORCH_ROOT for CMake, LD_LIBRARY_PATH for the programs."""
+    """Set LIBTORCH_ROOT for CMake and LD_LIBRARY_PATH for the programs, as in docs/writing-a-plugin.md."""
     if no_namespaces():
         pytest.skip(no_namespaces())
     for part in "torch", "nvidia":
@@ -129,7 +129,7 @@ def test_another_libtorch_is_rejected(prefix, tmp_path):
 
 
 @pytest.mark.parametrize("kind, name, error", [
-    ("attention", "Mine", "lower-case"), ("attention", "2nd", "a letter first"), ("attention", "../x", "lower-case"),
+    ("attention", "Mine", "lower-case"), ("attention", "2nd", "starting with a letter"), ("attention", "../x", "lower-case"),
     ("attention", "a@b", "lower-case"), ("attentoin", "mine", "attention"), ("attention", "taken", "already")])
 def test_errors_leave_no_files(prefix, tmp_path, kind, name, error):
     (tmp_path / "taken").mkdir()

@@ -8,7 +8,7 @@
 
 namespace dsv3::test {
 
-/// Registries of the build and of the test plugins.
+/// The plugins in the build's registries and in the flat test strategy's registry.
 inline Plugins& built_plugins() {
   static Plugins plugins({{DSV3_BUILD_DIR}, {DSV3_BUILD_DIR "/tests/plugins/flat"}});
   return plugins;

@@ -1,4 +1,4 @@
-// main() of every test executable. Catch2's own main returns 0 when no test case ran, so an
+// main() for every test executable. Catch2's own main returns 0 when no test case ran, so an
 // executable without its source files, or a misspelled test name on the command line, would pass.
 #define CATCH_CONFIG_RUNNER
 #include <iostream>

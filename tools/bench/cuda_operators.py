@@ -1,8 +1,8 @@
-"""Time the CUDA operators that dominate the steps of nano and small, and faster alternatives.
+"""Time the CUDA operators that dominate a training step of nano and small, and faster alternatives to them.
 
     python tools/bench/cuda_operators.py
 
-Needs a GPU and a Python whose torch has CUDA. Prints the median of 20 runs, timed with CUDA events after 3 warm-up runs.
+Requires a GPU and PyTorch with CUDA. Prints the median of 20 runs, timed with CUDA events after 3 warm-up runs.
 """
 
 import functools
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 VOCAB, CHUNK, TOKENS, SEQUENCE = 129280, 4096, 32768, 2048
-# preset: hidden size, heads, routed experts, experts per token, stacked gate and up rows of an expert
+# preset: hidden size, heads, routed experts, experts per token, rows of an expert's stacked gate and up matrices
 PRESETS = {"nano": (640, 10, 16, 2, 768), "small": (1024, 16, 32, 6, 608)}
 normal = functools.partial(torch.randn, device="cuda", dtype=torch.bfloat16)
 
@@ -38,7 +38,7 @@ def report(name, function, flops=0):
 
 
 def report_training(name, forward, inputs):
-    """Forward alone, then forward and backward."""
+    """Report the forward pass alone, then forward and backward."""
     gradient = torch.randn_like(forward())
     report(name + ", forward", forward)
     report(name + ", forward and backward", lambda: torch.autograd.grad(forward(), inputs, gradient))
@@ -90,7 +90,7 @@ def experts(preset, hidden, count, per_token, rows):
     flops = 2 * tokens * hidden * rows
     report(f"experts {preset}: grouped_mm", lambda: torch._grouped_mm(x, weight.transpose(1, 2), offs=ends), flops)
     equal = x.view(count, tokens // count, hidden)
-    report(f"experts {preset}: bmm of equal groups", lambda: torch.bmm(equal, weight.transpose(1, 2)), flops)
+    report(f"experts {preset}: bmm, equal group sizes", lambda: torch.bmm(equal, weight.transpose(1, 2)), flops)
 
 
 def rms_norm(preset, hidden):

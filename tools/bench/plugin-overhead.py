@@ -4,9 +4,9 @@
 
 Both models train in one process on one thread, on the same batch, in the order loaded, linked, linked, loaded. Their
 losses must be bit-identical. Valgrind's callgrind counts the instructions of each side's steps, because a count, unlike
-time, does not change on a busy machine. --time measures the thread's CPU time instead. Each round then gives one ratio.
-Every block creates both models again, because the addresses of their tensors matter more than how they are linked. The
-interval is a bootstrap over blocks and over the rounds in them.
+time, does not change on a busy machine. With --time, the thread's CPU time is measured instead, and each round yields
+one ratio. Every block creates both models again, because the addresses of their tensors affect the time more than the
+linking does. The confidence interval is a bootstrap over the blocks and the rounds in each block.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-LIMIT = 1.001  # a plugin may cost 0.1 % of a step
+LIMIT = 1.001  # loading plugins may cost 0.1 % of a step's time
 EXPERIMENT = """\
 dsv3: 1
 model:
@@ -43,7 +43,7 @@ train: {steps: 1, batch: 2, sequence: 128, precision: fp32, device: cpu, threads
 
 
 def interval(blocks, samples=2000):
-    """Return the 95 % confidence interval of the median ratio; `blocks` are lists of ratios."""
+    """Return the 95 % confidence interval of the median ratio. `blocks` is a list of lists of ratios."""
     rng = random.Random(1)
     medians = sorted(statistics.median([ratio for block in rng.choices(blocks, k=len(blocks))
                                         for ratio in rng.choices(block, k=len(block))]) for _ in range(samples))
@@ -92,7 +92,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--time", action="store_true", help="measure CPU time instead of counting instructions")
     parser.add_argument("--blocks", type=int, default=20, help="blocks with --time (default 20)")
-    parser.add_argument("--rounds", type=int, help="rounds per block, each with two steps per side (default 2, with --time 100)")
+    parser.add_argument("--rounds", type=int,
+                        help="rounds per block, each with two steps per side (default 2; 100 with --time)")
     parser.add_argument("--file", help="an experiment that uses mla, swiglu, moe, rope, adamw and single")
     a = parser.parse_args()
     subprocess.run(["ninja", "-C", ROOT / "build", "--quiet", "plugin_overhead"], check=True)

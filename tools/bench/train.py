@@ -76,7 +76,7 @@ def run_peer(shape, a, compiled):
 
 
 def peer(a):
-    """Run the transformers side, in its own process."""
+    """Run the transformers side, in a separate process."""
     begin = time.time()
     import torch
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM

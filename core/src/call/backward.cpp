@@ -18,9 +18,9 @@ void enter_backward(const Callee* callee, int64_t layer) noexcept {
   current_backward.thread.store(&CallRecord::current(), relaxed);
 }
 
-/// Registers "autograd enters `call`'s component" on those of `tensors` that have a backward. Skips
-/// leaves, because a hook on a parameter would never be removed. Also skips tensors that the
-/// component returned unchanged (in `others`), because none of its operations produced them.
+/// Registers hooks on `tensors` that record when autograd enters `call`'s component. Skips leaves,
+/// because a hook on a parameter would never be removed, and tensors that the component returned
+/// unchanged (in `others`), because none of its operations produced them.
 void hook(const CallRecord* call, at::TensorList tensors, at::TensorList others) {
   const Callee* callee = call ? &call->callee : nullptr;
   const int64_t layer = call ? call->layer() : -1;
@@ -41,7 +41,8 @@ void leave_backward() noexcept {
 void mark_forward(at::TensorList inputs, at::TensorList outputs) {
   const CallRecord* call = CallRecord::current();
   if (!call || !at::GradMode::is_enabled()) return;
-  // When autograd finishes this component's backward, it continues in the enclosing one's, if any.
+  // After this component's backward pass, autograd continues in the enclosing component, if there
+  // is one.
   const CallRecord* outer = call->outer;
   hook(outer && outer->action != kBackward ? outer : nullptr, inputs, outputs);
   hook(call, outputs, inputs);

@@ -12,21 +12,21 @@ CurrentStep current_step;
 
 namespace {
 
-// Placed so that a signal handler can read it.
+// With the initial-exec TLS model, reading this never allocates, so a signal handler may read it.
 __attribute__((tls_model("initial-exec"))) constinit thread_local const CallRecord* innermost =
     nullptr;
 
 constexpr const char* kUseLess =
-    "; reduce train.micro_batch, train.sequence or the model (--dry-run estimates the memory an "
-    "experiment needs)";
+    "; reduce train.micro_batch, train.sequence or the model size (--dry-run estimates the memory "
+    "an experiment needs)";
 
 struct Failure {
   std::string text;
   bool out_of_memory = false;
 };
 
-/// Message of the current exception. LibTorch's CPU allocator has no exception type for running out
-/// of memory, so its message is parsed.
+/// Returns the message of the current exception. LibTorch's CPU allocator has no exception type for
+/// running out of memory, so its message is parsed.
 Failure current_failure() {
   try {
     throw;

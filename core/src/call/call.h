@@ -1,5 +1,5 @@
-// The core calls every plugin through call(component, "forward", f). It records which component the
-// thread is in, for crash reports, and adds the component's name to any exception from f.
+// The core calls every plugin through call(component, "forward", f). call() records which component
+// the thread is in, for crash reports, and adds the component's name to any exception from f.
 #pragma once
 
 #include <atomic>
@@ -13,23 +13,24 @@
 
 namespace dsv3 {
 
-/// A component as it appears in error messages.
+/// Describes a component in error messages.
 struct Callee {
   std::string label;    ///< "attention 'mla'"
   std::string check;    ///< argument of `dsv3 plugins check`: "attention/mla", or the library
   std::string origin;   ///< "nano.yaml:5:13"; may be empty
   std::string library;  ///< the plugin's file
-  std::string module;   ///< "layers.3.attention"; empty outside of layers
-  int64_t layer = -1;   ///< -1 = outside of layers
+  std::string module;   ///< "layers.3.attention"; empty if not in a layer
+  int64_t layer = -1;   ///< -1 = not in a layer
 };
 
-/// Stores `callee` until the process ends, because crash reports may outlive components.
+/// Keeps `callee` alive until the process ends, because a crash may be reported after the component
+/// has been destroyed.
 const Callee& remember(Callee callee);
 
-/// Exists while this thread is inside a component.
+/// Records that this thread is inside a component for as long as the object exists.
 class CallRecord {
  public:
-  /// `action` must be a literal, e.g. "forward".
+  /// `action` must be a string literal, e.g. "forward".
   CallRecord(const Callee& callee, const char* action) noexcept;
   ~CallRecord() { current() = outer; }
   CallRecord(const CallRecord&) = delete;
@@ -44,28 +45,29 @@ class CallRecord {
   static const CallRecord*& current() noexcept;
 };
 
-/// The current optimizer step of this process, for messages.
+/// The process's current optimizer step, for messages.
 struct CurrentStep {
   std::atomic<int64_t> number{-1};   ///< -1 = training has not begun
   std::atomic<int64_t> finished{0};  ///< number of completed steps
 };
 extern CurrentStep current_step;
 
-/// An error that `call` passes on unchanged, because its message needs no component added.
+/// An error that already names its component, so `call` rethrows it unchanged.
 class NamedError final : public Error {
  public:
   using Error::Error;
 };
 
-/// Rethrows the current exception as one dsv3::Error that starts with the call: "attention 'mla'
-/// (layer 3, forward) at step 12, nano.yaml:5:13, plugin /lib/libdsv3_mla.so: ". A dsv3::Error
-/// keeps its exit code. Running out of memory is `failed`, anything else `plugin`.
+/// Rethrows the current exception as a dsv3::Error whose message starts with the call: "attention
+/// 'mla' (layer 3, forward) at step 12, nano.yaml:5:13, plugin /lib/libdsv3_mla.so: ". A
+/// dsv3::Error keeps its exit code. Running out of memory becomes ExitCode::failed, anything else
+/// ExitCode::plugin.
 [[noreturn]] void rethrow_named(const Callee& callee, int64_t layer, const char* action);
-/// Message of the current exception, whatever its type, without LibTorch's backtrace.
+/// Returns the message of the current exception, whatever its type, without LibTorch's backtrace.
 std::string current_exception_text();
 
-/// Calls f(component, args...) as a call of `component`. `f` may be a member function. A component
-/// that dsv3::make did not construct is called without a record.
+/// Calls f(component, args...) and records the call. `f` may be a member function. Calls to
+/// components that dsv3::make did not construct are not recorded.
 template <class Interface, class F, class... Args>
 decltype(auto) call(Interface& component, const char* action, F&& f, Args&&... args) {
   if (!component.callee())
@@ -78,9 +80,8 @@ decltype(auto) call(Interface& component, const char* action, F&& f, Args&&... a
   }
 }
 
-/// Registers `callee` as the description of `component`, and reports its destructor as a call.
-/// Positions and tokenizers,
-/// which plugins call, also get a wrapper that uses `call`.
+/// Sets `callee` as the description of `component` and records its destructor as a call. Position
+/// encodings and tokenizers, which plugins call directly, also get a wrapper that uses `call`.
 std::shared_ptr<Pluggable> guarded(const Callee& callee, std::shared_ptr<Pluggable> component);
 
 }  // namespace dsv3

@@ -32,7 +32,7 @@ void require_like(const at::Tensor& result, const at::Tensor& input, const char*
          "; shape, dtype and device must not change");
 }
 
-/// Marks the results of a forward pass for backward and passes them to the active watch.
+/// Registers backward hooks for a forward pass and passes its results to the active Watch.
 void forwarded(const Pluggable& component, at::TensorList inputs, at::TensorList outputs) {
   mark_forward(inputs, outputs);
   const Callee* callee = component.callee();
@@ -62,7 +62,7 @@ at::Tensor checked_rows(const at::Tensor& rows, const DataContext& context, cons
   const at::IntArrayRef sizes = shape;
   if (!rows.device().is_cpu() || rows.scalar_type() != at::kLong || rows.sizes() != sizes)
     fail(std::string("its ") + name + " are " + described(rows) + "; they must be " +
-             c10::str("int64 ", sizes) + " on the host",
+             c10::str("int64 ", sizes) + " on the CPU",
          ExitCode::data);
   return rows.contiguous();
 }
@@ -101,7 +101,7 @@ at::Tensor step_counts(FeedForward& feed_forward) {
   return call(feed_forward, "step_counts", [](FeedForward& f) {
     at::Tensor counts = f.step_counts();
     if (counts.defined() && (counts.scalar_type() != at::kLong || counts.dim() != 1))
-      fail("step_counts() is " + described(counts) + "; it must be int64 with one dimension");
+      fail("step_counts() is " + described(counts) + "; it must be a one-dimensional int64 tensor");
     return counts;
   });
 }
@@ -111,7 +111,7 @@ int adopt(Strategy& strategy, UnitSpec unit, int unit_index) {
     const int index = s.adopt(std::move(unit));
     if (index != unit_index)
       fail("adopt() returned index " + std::to_string(index) + " for unit " +
-           std::to_string(unit_index) + "; it must number units in their order");
+           std::to_string(unit_index) + "; it must number units in order");
     return index;
   });
 }
@@ -169,7 +169,8 @@ Batch next(Data& data, const DataContext& context) {
     batch.tokens = checked_rows(batch.tokens, context, "tokens");
     if (batch.document_ids.defined())
       batch.document_ids = checked_rows(batch.document_ids, context, "document ids");
-    // LibTorch's operators would start a second set of threads for the loader's thread.
+    // Uses a plain loop, because LibTorch operators would start a second thread pool for the
+    // loader's thread.
     const int64_t* ids = batch.tokens.const_data_ptr<int64_t>();
     for (int64_t i = 0; i < batch.tokens.numel(); ++i)
       if (ids[i] < 0 || (context.vocab > 0 && ids[i] >= context.vocab))
@@ -197,7 +198,7 @@ void deliver(Tracker& tracker, std::span<const Event> events) {
 nlohmann::json config(const Format& format, const ModelDescription& model, const TokenIds& ids) {
   return call(format, "config", [&](const Format& f) {
     nlohmann::json config = f.config(model, ids);
-    if (!config.is_object()) fail("config() is not a JSON object");
+    if (!config.is_object()) fail("config() did not return a JSON object");
     return config;
   });
 }

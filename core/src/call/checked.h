@@ -1,5 +1,6 @@
-// Calls of components whose kind restricts their results. A result that breaks the kind's rules is
-// reported like an exception. Only reads sizes, dtypes and devices, never values on a GPU.
+// Calls to components that also check the results. A result that violates the contract of the
+// component's kind is reported like an exception. The checks only read sizes, dtypes and devices,
+// never values on a GPU.
 #pragma once
 
 #include <cmath>
@@ -15,8 +16,8 @@
 
 namespace dsv3 {
 
-/// Passes what every module returns to the search for the first one with non-finite values.
-/// Process-wide, because a recomputed forward runs on autograd's thread.
+/// Observes the results of all modules, to find the first one with non-finite values. Process-wide,
+/// because recomputed forward passes run on autograd's thread.
 class Watch {
  public:
   Watch() { active = this; }
@@ -34,7 +35,7 @@ class Watch {
 
 namespace dsv3::checked {
 
-/// Throws dsv3::Error. Use it inside `call`.
+/// Throws dsv3::Error. Use it inside `call`, which adds the component's name.
 [[noreturn]] void fail(const std::string& text, ExitCode code = ExitCode::plugin);
 
 /// Calls a method that returns a number, which must be finite and at least 0.
@@ -52,25 +53,25 @@ auto number(Interface& component, const char* name, Method method, const Args&..
   });
 }
 
-/// Calls Layer::forward. The result must have x's shape, dtype and device. `Layer` is Attention,
-/// which also appends x's tokens to its cache, or FeedForward.
+/// Calls Attention::forward or FeedForward::forward. The result must have x's shape, dtype and
+/// device, and attention must also append x's tokens to its cache.
 template <class Layer>
 at::Tensor forward(Layer& layer, const at::Tensor& x, const Sequence& seq);
 std::pair<at::Tensor, at::Tensor> rotate(const Position& position, const at::Tensor& q,
                                          const at::Tensor& k, const at::Tensor& positions);
 at::Tensor step_counts(FeedForward& feed_forward);
 
-/// `unit_index`: number of units adopted so far, which adopt() must return.
+/// `unit_index` is the number of units adopted so far, which adopt() must return.
 int adopt(Strategy& strategy, UnitSpec unit, int unit_index);
-/// An autograd node that fails is reported as the component whose forward created it.
+/// Attributes an error in an autograd node to the component whose forward pass created the node.
 void backward(Strategy& strategy, at::TensorList roots);
 double grad_norm(Strategy& strategy);
 void update(Strategy& strategy, int group, const std::function<void(std::span<UpdateTensor>)>& fn);
 std::vector<OwnedTensor> owned(Strategy& strategy);
 
-/// `context`: what `data` was constructed with.
+/// `context` is what `data` was constructed with.
 Batch next(Data& data, const DataContext& context);
-/// RetryAfter and Rejected are valid answers and pass unchanged.
+/// Rethrows RetryAfter and Rejected unchanged, because trackers may throw them.
 void deliver(Tracker& tracker, std::span<const Event> events);
 nlohmann::json config(const Format& format, const ModelDescription& model, const TokenIds& ids);
 

@@ -1,5 +1,6 @@
-// Reports a crash. May run in a signal handler, in the middle of malloc, so it reads only memory
-// prepared in advance and calls only functions without allocations: vsnprintf, write, open, rename.
+// Reports crashes. May run in a signal handler, in the middle of malloc, so it reads only memory
+// prepared in advance and calls only functions that do not allocate: vsnprintf, write, open,
+// rename.
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -25,8 +26,8 @@ namespace {
 
 constexpr std::array kSignals{SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
 
-/// Text in a fixed buffer, truncated if too long. glibc's vsnprintf does not allocate for
-/// integers and strings.
+/// A fixed-size text buffer, which truncates what does not fit. glibc's vsnprintf does not allocate
+/// when it formats integers and strings.
 struct Text {
   char bytes[8192] = "";
   size_t size = 0;
@@ -38,7 +39,7 @@ struct Text {
     va_end(arguments);
     size = std::min(size + static_cast<size_t>(std::max(count, 0)), sizeof bytes - 1);
   }
-  void add_json(const char* text) {  // escaped as the content of a JSON string
+  void add_json(const char* text) {  // escaped for a JSON string
     for (; *text; ++text)
       add(*text == '"' || *text == '\\' ? "\\%c" : "%c", *text < ' ' && *text >= 0 ? ' ' : *text);
   }
@@ -56,7 +57,7 @@ struct Prepared {
   const CallRecord* const* main_thread = nullptr;  // its innermost call
   bool terminal = false, ending = false, backtrace = false;
   char status[4096] = "", temporary[4096] = "", host[256] = "";
-  std::atomic<pid_t> reporter{0};  // thread that reports or has reported
+  std::atomic<pid_t> reporter{0};  // thread that is reporting or has reported a crash
   std::array<char, 64 << 10> stack;
 };
 Prepared prepared;
@@ -88,7 +89,7 @@ void describe(Text& text, const char* event, const char* cause) {
     text.add("; run `dsv3 plugins check %s` to test the component", callee->check.c_str());
 }
 
-/// Writes a status.json with the keys of RunFolder::write_status.
+/// Writes a status.json with the same keys as RunFolder::write_status.
 void write_status(const char* message, int exit_code) {
   if (!prepared.status[0]) return;
   Text json;
@@ -150,7 +151,7 @@ extern "C" void on_fault(int signal) {
   std::abort();
 }
 
-/// Makes exit() and quick_exit() inside a component end with ExitCode::plugin.
+/// Reports exit() or quick_exit() inside a component and ends the process with ExitCode::plugin.
 void fail_exit(const char* event) {
   if (prepared.ending || !may_report()) return;
   report(event, "a component must not end the process", static_cast<int>(ExitCode::plugin));
@@ -177,7 +178,7 @@ CrashReports::CrashReports() {
   }, present{};
   action.sa_handler = on_fault;
   action.sa_flags = SA_ONSTACK;
-  for (const int signal : kSignals)  // keeps a sanitizer's handlers
+  for (const int signal : kSignals)  // leaves a sanitizer's handlers in place
     if (::sigaction(signal, nullptr, &present) == 0 && present.sa_handler == SIG_DFL)
       ::sigaction(signal, &action, nullptr);
   std::set_terminate(on_terminate);
@@ -191,7 +192,7 @@ CrashReports::~CrashReports() {
 
 void print_backtraces() {
   void* frame = nullptr;
-  ::backtrace(&frame, 1);  // the first call allocates memory
+  ::backtrace(&frame, 1);  // the first call allocates memory, so make it now
   prepared.backtrace = true;
 }
 
@@ -200,8 +201,9 @@ void report_crashes_to(const std::filesystem::path& status) {
   if (temporary.size() >= sizeof prepared.status) return;
   std::strcpy(prepared.temporary, temporary.c_str());
   std::strcpy(prepared.status, path.c_str());
-  // The last handler registered runs first. This one must run before the destructors of libraries
-  // that were loaded after main began, because training threads may still use those libraries.
+  // Exit handlers run in reverse order of registration. This one must run before the destructors of
+  // libraries that were loaded after main began, because training threads may still use those
+  // libraries.
   if (prepared.process != 0) ::on_exit(on_exit_of_process, nullptr);
 }
 

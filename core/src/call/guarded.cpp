@@ -1,4 +1,4 @@
-// The wrappers that dsv3::make puts around components.
+// Wraps the components that dsv3::make returns.
 #include <dsv3/sdk/tokenizer.h>
 
 #include "call/checked.h"
@@ -6,7 +6,7 @@
 namespace dsv3 {
 namespace {
 
-/// Attention plugins call positions.
+/// A wrapper, because attention plugins call position encodings directly.
 class GuardedPosition final : public Position {
  public:
   explicit GuardedPosition(std::shared_ptr<Position> inner) : inner_(std::move(inner)) {}
@@ -28,7 +28,7 @@ class GuardedPosition final : public Position {
   std::shared_ptr<Position> inner_;
 };
 
-/// Data plugins call tokenizers, on several threads.
+/// A wrapper, because data plugins call tokenizers directly, on several threads.
 class GuardedTokenizer final : public Tokenizer {
  public:
   explicit GuardedTokenizer(std::shared_ptr<Tokenizer> inner) : inner_(std::move(inner)) {}
@@ -38,7 +38,7 @@ class GuardedTokenizer final : public Tokenizer {
       const int64_t vocab = t.vocab_size();
       for (const int32_t id : ids)
         if (id < 0 || id >= vocab)
-          checked::fail("encode() returned id " + std::to_string(id) + "; its vocab_size() is " +
+          checked::fail("encode() returned id " + std::to_string(id) + ", but vocab_size() is " +
                         std::to_string(vocab));
       return ids;
     });

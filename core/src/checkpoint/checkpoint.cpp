@@ -17,13 +17,13 @@ namespace stdfs = std::filesystem;
 
 const std::string kPrefix = "step-";
 const char* const kTensorFile = "rank-00000.safetensors";
-const char* const kNoCleanUp = "cannot remove the temporary files of a killed save";
+const char* const kNoCleanUp = "cannot remove temporary files left by an interrupted save";
 
 std::string folder_name(int64_t step) {
   return kPrefix + std::to_string(step);
 }
 
-/// N of "step-N"; nullopt for any other name, including "step-007" and temporary names.
+/// Returns N for "step-N" and nullopt for any other name, including "step-007" and temporary names.
 std::optional<int64_t> step_of(const std::string& name) {
   if (!name.starts_with(kPrefix)) return std::nullopt;
   int64_t step = 0;
@@ -44,7 +44,7 @@ std::vector<int64_t> steps_in(const stdfs::path& folder) {
   return steps;
 }
 
-/// Checkpoints sorted by validation loss, lowest first, without those whose loss is not finite.
+/// Returns the checkpoints with a finite validation loss, lowest loss first.
 std::vector<StoredCheckpoint> best_first(std::vector<StoredCheckpoint> stored) {
   std::erase_if(
       stored, [](const StoredCheckpoint& c) { return !c.val_loss || !std::isfinite(*c.val_loss); });
@@ -54,7 +54,7 @@ std::vector<StoredCheckpoint> best_first(std::vector<StoredCheckpoint> stored) {
   return stored;
 }
 
-/// Runs `f` and logs its errors, because they must not fail a save.
+/// Runs `f`. Logs errors as warnings, because they must not make a save fail.
 template <class F>
 void or_warn(const char* what, F&& f) {
   try {
@@ -64,8 +64,8 @@ void or_warn(const char* what, F&& f) {
   }
 }
 
-/// Renames the folder before removing it. If the process is killed meanwhile, a temporary folder
-/// remains rather than an incomplete checkpoint.
+/// Renames the folder before removing it. If the process is killed meanwhile, this leaves a
+/// temporary folder rather than an incomplete checkpoint.
 void remove_checkpoint(const stdfs::path& folder) {
   stdfs::path aside = fs::temporary_name(folder);
   fs::rename(folder, aside);
@@ -99,7 +99,8 @@ void write_all(const stdfs::path& folder, const CheckpointContent& content) {
   fs::sync_folder(folder);
 }
 
-/// Reads the manifest in step-N, whose step must be N. Does not check the files.
+/// Reads the manifest of the checkpoint folder step-N and requires its step to be N. Does not check
+/// the files.
 StoredCheckpoint read_stored(const stdfs::path& folder) {
   StoredCheckpoint stored = read_manifest(folder);
   if (auto step = step_of(folder.filename().string()); step && *step != stored.step)
@@ -108,7 +109,7 @@ StoredCheckpoint read_stored(const stdfs::path& folder) {
   return stored;
 }
 
-/// Compares size and digest with the manifest.
+/// Compares the file's size and digest with the manifest.
 void verify_file(const stdfs::path& path, const safetensors::Written& expected) {
   auto fail = [&](const std::string& cause) {
     throw Error(path.string() + ": " + cause, ExitCode::checkpoint);
@@ -133,7 +134,8 @@ void verify_file(const stdfs::path& path, const safetensors::Written& expected) 
         "another checkpoint");
 }
 
-/// Returns the checkpoint at `folder` if it is intact, otherwise logs a warning.
+/// Returns the checkpoint at `folder` if it is intact. Otherwise logs a warning and returns
+/// nullopt.
 std::optional<StoredCheckpoint> verified(const stdfs::path& folder) try {
   return verify_checkpoint(folder);
 } catch (const Error& error) {

@@ -18,7 +18,7 @@ std::string digest_of(Json manifest) {
   return sha256(manifest.dump());
 }
 
-/// Throws an error with message `what`; the caller adds the path.
+/// Throws an error with message `what` unless `ok`. The caller adds the path.
 void check(bool ok, const std::string& what) {
   if (!ok) throw Error(what);
 }
@@ -41,7 +41,7 @@ std::string text_from(const Json& json, const char* key) {
   return value.get<std::string>();
 }
 
-/// The paths in a manifest must not point outside its folder.
+/// Rejects paths, so that a manifest cannot refer to files outside its folder.
 bool is_plain_name(const std::string& name) {
   return !name.empty() && name[0] != '.' && name.find_first_of("/\\") == std::string::npos &&
          name.find('\0') == std::string::npos;
@@ -56,12 +56,12 @@ StoredCheckpoint parse(const std::filesystem::path& folder, const Json& manifest
         "digest does not match the content: the file was changed or damaged; copy it again, or use "
         "another checkpoint");
   const Json& loss = field(manifest, "val_loss");
-  check(!files_of(manifest).empty(), "names no files");
+  check(!files_of(manifest).empty(), "lists no files");
   return {folder, count_from(manifest, "step"), count_from(manifest, "tokens"),
           loss.is_null() ? std::nullopt : std::optional(number_from_json(loss)), manifest};
 }
 
-/// JSON cannot represent NaN and infinity. Written as null, they would be read back as null.
+/// JSON cannot represent NaN and infinity: nlohmann::json would silently write null.
 void check_finite(const Json& json, const std::string& where) {
   check(!json.is_number_float() || std::isfinite(json.get<double>()),
         where + " is not a finite number, which JSON cannot represent");

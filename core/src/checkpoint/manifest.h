@@ -13,7 +13,7 @@ struct ManifestFile {
   safetensors::Written written;
 };
 
-/// The content of manifest.json, including a digest of all other values in it.
+/// Returns the content of manifest.json, including a digest of all other values in it.
 std::string make_manifest(const CheckpointContent& content, const std::vector<ManifestFile>& files);
 
 /// Reads and checks the manifest in `folder`, but none of the files it lists. Throws dsv3::Error

@@ -37,7 +37,7 @@ at::Tensor add_view(std::map<std::string, safetensors::View>& views, const std::
   const safetensors::View view{dtype_name(host.scalar_type()), host.sizes().vec(),
                                host.const_data_ptr(), host.nbytes()};
   if (!views.emplace(key, view).second)
-    throw Error("two tensors of the checkpoint have the name '" + key + "'", ExitCode::checkpoint);
+    throw Error("the checkpoint has two tensors named '" + key + "'", ExitCode::checkpoint);
   return host;
 }
 

@@ -1,4 +1,4 @@
-// Converts tensors to entries of safetensors files and back.
+// Converts between tensors and entries of safetensors files.
 #pragma once
 
 #include <optional>
@@ -14,19 +14,19 @@ namespace dsv3 {
 /// (ExitCode::checkpoint) for dtypes that checkpoints do not store.
 std::string dtype_name(at::ScalarType dtype);
 
-/// The dtype with that name; nullopt for unknown ones.
+/// Inverse of dtype_name; nullopt for unknown names.
 std::optional<at::ScalarType> dtype_from_name(const std::string& name);
 
 /// The last part of a range's key: the parameter's name, followed by "/<first element>" if the
-/// range is only a piece of it.
+/// range does not cover the whole parameter.
 std::string range_key(const Range& range);
 
 /// Adds `tensor` under `key`. Returns the host tensor that owns the view's memory.
 at::Tensor add_view(std::map<std::string, safetensors::View>& views, const std::string& key,
                     const at::Tensor& tensor);
 
-/// Overwrites `tensor` with the view `key`, bit for bit. Throws dsv3::Error (ExitCode::checkpoint)
-/// if the view is missing or has a different shape or dtype.
+/// Copies the view `key` into `tensor` bit for bit. Throws dsv3::Error (ExitCode::checkpoint) if
+/// the view is missing or has a different shape or dtype.
 void copy_view(const std::map<std::string, safetensors::View>& views, const std::string& key,
                const at::Tensor& tensor);
 

@@ -12,7 +12,7 @@ bool contains(const std::vector<std::string>& words, const std::string& word) {
   return std::ranges::count(words, word);
 }
 
-// "a, b or c".
+// Formats "a, b or c".
 std::string either(const std::vector<std::string>& words) {
   std::string text;
   for (size_t i = 0; i < words.size(); ++i)
@@ -40,7 +40,7 @@ Checker::Checker(const Node& root, Diagnostics& diagnostics, Catalog& catalog,
       catalog_(catalog),
       experiment_(experiment),
       resolver_(root, diagnostics) {
-  // `position.rope.layout: halves` and the map {position: {rope: {layout: halves}}} are the same.
+  // `position.rope.layout: halves` is equivalent to the map {position: {rope: {layout: halves}}}.
   const auto add = [this](auto& self, const Node& map, const std::string& path) -> void {
     for (const Entry& entry : map.entries)
       if (entry.value.is_map())
@@ -68,7 +68,8 @@ void Checker::record(const std::string& path, OptionValue value, const Node& nod
                      std::string written) {
   if (std::string reference = reference_yaml(node, resolver_); !reference.empty())
     written = std::move(reference);
-  // Adds a value to those of its section, in whatever order the section's parts are read.
+  // Inserts the value after the others in its section, so that each section stays together
+  // regardless of the reading order.
   const std::string section = path.substr(0, path.find('.') + 1);
   std::vector<ResolvedValue>& values = experiment_.resolved.values;
   const auto last = std::find_if(values.rbegin(), values.rend(), [&](const ResolvedValue& known) {
@@ -112,7 +113,7 @@ OptionValues Checker::values(const Node* map, const Schema& schema, const Scope&
     } else {
       add_convention(spec, spec.default_value, scope);
       const std::string written = word_of(spec, spec.default_value);
-      // An unset option without a keyword for "unset" is not written.
+      // Unset options are recorded only if they have a keyword for it.
       if (!written.empty() || !std::holds_alternative<std::monostate>(spec.default_value))
         record(path, spec.default_value, Node{}, written);
     }
@@ -136,7 +137,7 @@ void Checker::check_conventions() {
     if (known_conventions_.contains(key)) continue;
     const std::string component = key.substr(0, key.rfind('.'));
     const size_t dot = component.find('.');
-    // A preset may name plugins that this experiment does not use.
+    // A preset may set conventions of plugins that this experiment does not use.
     const auto is_unused = [&](const Slot& slot) {
       return component.substr(0, dot) == kind_name(slot.kind) && dot != component.npos &&
              contains(catalog_.names(slot.kind), component.substr(dot + 1));
@@ -160,7 +161,7 @@ void Checker::run_checks(const Node* map, const Schema& schema, const Scope& sco
   for (const auto& check : schema.checks)
     if (const std::string wrong = check(options.get()); !wrong.empty()) {
       const std::string text = (scope.path.empty() ? "" : scope.text() + ": ") + wrong;
-      // If the message starts with an option, reports it at that option.
+      // If the message starts with an option's name, report it at that option.
       if (const auto* entry = map ? map->find(wrong.substr(0, wrong.find(' '))) : nullptr)
         diagnostics_.error(entry->value, text);
       else
@@ -202,7 +203,7 @@ std::vector<std::string> Checker::siblings_with(const std::string& key, const Sc
       const Schema* schema = catalog_.schema(*scope.kind, name, "");
       if (schema && schema->find(key)) siblings.push_back(name);
     } catch (const Error&) {
-      // A sibling that cannot be loaded is not an error of this experiment.
+      // A plugin that cannot be loaded is not an error in this experiment.
     }
   }
   return siblings;
@@ -267,7 +268,7 @@ std::optional<std::string> Checker::word(const Node& node, const std::string& wh
   return text.ok ? std::optional(text.value) : std::nullopt;
 }
 
-// An absolute path, so that the experiment in a run folder can be used from any folder.
+// Returns an absolute path, so that the experiment stored in a run folder works from any folder.
 std::string Checker::library_of(const Node& map, const std::string& path) {
   const Entry* entry = map.find("library");
   if (!entry) return "";
@@ -331,7 +332,7 @@ std::vector<const Node*> Checker::components_at(const std::string& path, Kind ki
   }
   if (node->is_map()) return {node};
   const std::string expected =
-      slot->list ? " must be a component or a list of them" : " must be one component";
+      slot->list ? " must be a component or a list of components" : " must be a single component";
   if (!node->is_list() || !slot->list) {
     diagnostics_.error(*node, path + expected);
     return {};

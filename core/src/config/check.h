@@ -17,11 +17,11 @@
 
 namespace dsv3::config {
 
-/// The map being checked, for messages and for the keys of conventions.
+/// The map being checked, for messages and convention keys.
 struct Scope {
   std::string path;                 ///< "model.attention"; empty = the top level
-  std::vector<std::string> others;  ///< keys that are read elsewhere
-  std::string conventions;          ///< prefix for the keys of conventions
+  std::vector<std::string> others;  ///< other allowed keys, which are read elsewhere
+  std::string conventions;          ///< prefix of the convention keys
   std::optional<Kind> kind = {};    ///< of a component
   std::string plugin = {};
   std::string part = {};  ///< distinguishes components with the same plugin: "layers 2-11"
@@ -41,7 +41,7 @@ class Checker {
   /// The map at `path`; nullptr if it is absent or empty. Reports an error for any other node.
   const Node* section(const std::string& path);
 
-  /// Reads the section `scope.path` as a T.
+  /// Reads the section `scope.path` into a T.
   template <class T>
   T options(const Scope& scope) {
     const Schema schema = schema_of<T>();
@@ -62,19 +62,21 @@ class Checker {
   /// optional; the plugin is then empty.
   ComponentSpec component_at(const std::string& path, Kind kind);
 
-  /// The maps of a slot that may be a list. An empty slot is an error unless it is optional.
+  /// The component maps in a slot, which may be a list. An empty slot is an error unless it is
+  /// optional.
   std::vector<const Node*> components_at(const std::string& path, Kind kind);
   /// Whether components_at was called for the kind.
   bool has_read(Kind kind) const { return read_.contains(kind); }
 
-  /// A resolved scalar; `what` describes it in messages. nullopt = an error was reported.
+  /// Resolves a scalar to a string. `what` describes it in messages. nullopt = an error was
+  /// reported.
   std::optional<std::string> word(const Node& node, const std::string& what);
 
-  /// Adds a resolved value set by `node`, or a default if `node` is empty.
+  /// Records a resolved value, which is set by `node` or, if `node` is empty, is a default.
   void record(const std::string& path, OptionValue value, const Node& node,
               std::string written = "");
 
-  /// Reports entries of `conventions:` that no known plugin or section has.
+  /// Reports entries in `conventions:` that belong to no known plugin or section.
   void check_conventions();
 
   /// Position of a section, or the start of the file for nullptr.
@@ -100,24 +102,25 @@ class Checker {
   Catalog& catalog_;
   Experiment& experiment_;
   Resolver resolver_;
-  std::map<std::string, const Node*> given_conventions_;  // entries of the section `conventions`
-  std::set<std::string> known_conventions_;  // conventions of the sections and components
-  std::set<Kind> read_;                      // kinds whose components were read
-  std::set<std::string> checked_;            // prefixes whose conventions are known
+  std::map<std::string, const Node*> given_conventions_;  // entries in the section `conventions`
+  std::set<std::string> known_conventions_;               // all that have been read so far
+  std::set<Kind> read_;                                   // kinds whose components have been read
+  std::set<std::string> checked_;  // prefixes whose conventions have been checked
 };
 
-/// The valid values of an optimizer group's `role`.
+/// The valid values for an optimizer group's `role`.
 const std::vector<std::string>& role_words();
 
-/// Components at `path` with their layers, which must cover 0..layers-1 exactly once; `layers` 0 =
-/// unknown, not checked.
+/// Reads the components at `path` and their layers, which must cover 0..layers-1 exactly once. Does
+/// not check this if `layers` is 0 (unknown).
 std::vector<LayerRange> layer_ranges(Checker& checker, const std::string& path, Kind kind,
                                      int64_t layers);
 
 /// Reads the optimizer groups and gives them unique names.
 std::vector<OptimizerGroup> optimizer_groups(Checker& checker);
 
-/// The components of a slot without keys of its own; may be empty if the slot is optional.
+/// Reads the components in a slot that has no extra keys such as `layers` or `role`. Returns none
+/// if the slot is optional and empty.
 std::vector<ComponentSpec> components(Checker& checker, const Slot& slot);
 
 }  // namespace dsv3::config

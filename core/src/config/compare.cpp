@@ -14,7 +14,8 @@ namespace {
 
 using Values = std::vector<ResolvedValue>;
 
-// Keys that name, repeat, observe or store a run and affect neither what is trained nor how fast.
+// Keys that only name, repeat, monitor or store a run. They affect neither what is trained nor how
+// fast.
 constexpr std::string_view kNoFactors[]{"name",
                                         "output",
                                         "train.seed",
@@ -27,7 +28,7 @@ constexpr std::string_view kNoFactors[]{"name",
                                         "hub",
                                         "log"};
 
-// Keys that identify the component in a slot and its layers or roles, rather than its options.
+// Keys that identify a slot's component and its layers or roles, as opposed to its options.
 constexpr std::string_view kIdentity[]{"plugin", "library", "layers", "role", "match"};
 
 bool is_below(std::string_view key, std::string_view path) {
@@ -40,7 +41,7 @@ bool is_no_factor(std::string_view key) {
                              [&](std::string_view path) { return is_below(key, path); });
 }
 
-// The innermost slot that contains `key`; "" = none.
+// Returns the innermost slot that contains `key`; "" = none.
 std::string_view slot_of(std::string_view key) {
   std::string_view found;
   for (const config::Slot& slot : config::slots())  // inner slots come last
@@ -52,7 +53,7 @@ bool is_identity(const ResolvedValue& value) {
   return std::ranges::count(kIdentity, config::split_last(value.path).second);
 }
 
-// Plugins in the slot at `path`, and their layers or roles.
+// Lists the plugins in the slot at `path` and their layers or roles.
 std::string identity(const Values& values, std::string_view path) {
   std::string text;
   for (const ResolvedValue& value : values)
@@ -69,8 +70,8 @@ std::string plugins_of(const Values& values, std::string_view path) {
   return text.empty() ? "none" : text;
 }
 
-// Slots with different components, and the text of the factor. A slot inside such a component
-// belongs to the same factor.
+// Maps each slot that has different components to the description of the factor. Slots inside such
+// a component belong to the same factor.
 std::map<std::string_view, std::string> changed_slots(const Values& a, const Values& b) {
   std::map<std::string_view, std::string> changed;
   for (const config::Slot& slot : config::slots()) {
@@ -93,11 +94,12 @@ std::string factor_of(const std::string& key,
                       const std::map<std::string_view, std::string>& changed) {
   if (is_no_factor(key)) return "";
   if (const auto slot = changed.find(slot_of(key)); slot != changed.end()) return slot->second;
-  // The length of a run has two keys.
+  // Treats the two keys that can set the length of a run as one.
   return key == "train.steps" || key == "train.tokens" ? "train.steps or train.tokens" : key;
 }
 
-// A single component and a list with one component mean the same, so they get the same paths.
+// Gives a single component and a list with one component the same paths, because they are
+// equivalent.
 Resolved comparable(Resolved resolved) {
   for (const config::Slot& slot : config::slots()) {
     const std::string list = std::string(slot.path) + ".";
@@ -126,7 +128,8 @@ std::vector<Difference> differing(const Resolved& a, const Resolved& b) {
   return found;
 }
 
-// Appends the untyped values below `node`, whose path is `path`.
+// Appends the values below `node`, which is at `path`, without converting them to their options'
+// types.
 void collect(const config::Node& node, const std::string& path, Values& out) {
   if (node.is_map()) {
     for (const config::Entry& entry : node.entries)
@@ -182,7 +185,7 @@ Resolved read_resolved(const std::string& yaml) {
   diagnostics.throw_if_any();
   Resolved resolved;
   if (tree) collect(*tree, "", resolved.values);
-  // A key of older versions, whose effect is in the values of different keys.
+  // A key from older versions. Its effect is already in the values of other keys.
   std::erase_if(resolved.values,
                 [](const ResolvedValue& value) { return value.path == "model.conventions"; });
   return resolved;

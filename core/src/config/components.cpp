@@ -32,14 +32,14 @@ bool parse_range(const std::string& text, int64_t open_end, int64_t& first, int6
 // The layers of one component.
 struct Placed {
   int64_t first, last;
-  const Node* node;  // for the position of error messages
+  const Node* node;  // for the position in error messages
 };
 
 std::string range_text(int64_t first, int64_t last) {
   return first == last ? std::to_string(first) : std::to_string(first) + "-" + std::to_string(last);
 }
 
-// "layer 3" or "layers 2-11".
+// Formats "layer 3" or "layers 2-11".
 std::string named_layers(int64_t first, int64_t last) {
   return (first == last ? "layer " : "layers ") + range_text(first, last);
 }
@@ -53,19 +53,19 @@ void check_tiling(std::vector<Placed> placed, int64_t layers, const std::string&
   int64_t next = 0;
   for (const Placed& range : placed) {
     if (range.last >= layers)
-      diagnostics.error(
-          *range.node,
-          path + " names layer " + std::to_string(range.last) + ", which the model does not have",
-          {all});
+      diagnostics.error(*range.node,
+                        path + " includes layer " + std::to_string(range.last) +
+                            ", which the model does not have",
+                        {all});
     if (range.first > next && next < layers)
       diagnostics.error(
           *range.node,
           path + " leaves out " + named_layers(next, std::min(range.first, layers) - 1), {all});
     if (range.first < next)
-      diagnostics.error(
-          *range.node,
-          path + " names " + named_layers(range.first, std::min(next - 1, range.last)) + " twice",
-          {all});
+      diagnostics.error(*range.node,
+                        path + " includes " +
+                            named_layers(range.first, std::min(next - 1, range.last)) + " twice",
+                        {all});
     next = std::max(next, range.last + 1);
   }
   if (next < layers && !placed.empty())
@@ -73,7 +73,7 @@ void check_tiling(std::vector<Placed> placed, int64_t layers, const std::string&
                       {all});
 }
 
-// The value of `role:`, a string or a list.
+// Reads `role:`, which is a string or a list.
 std::vector<std::string> read_roles(Checker& checker, const Node& node, const std::string& path) {
   std::vector<std::string> roles;
   const std::vector<std::string>& known = role_words();
@@ -84,7 +84,7 @@ std::vector<std::string> read_roles(Checker& checker, const Node& node, const st
       checker.diagnostics().error(item, "unknown role '" + *role + "' in " + path,
                                   {suggestion(*role, known, "known roles")});
     } else if (std::find(roles.begin(), roles.end(), *role) != roles.end()) {
-      checker.diagnostics().error(item, "role '" + *role + "' is named twice in " + path);
+      checker.diagnostics().error(item, "role '" + *role + "' appears twice in " + path);
     } else {
       roles.push_back(*role);
     }
@@ -99,7 +99,7 @@ std::vector<std::string> read_roles(Checker& checker, const Node& node, const st
   return roles;
 }
 
-// A string for one of the core's keys in a component's map; empty = not set.
+// Reads a string for one of the core's keys from a component's map; empty = not set.
 std::string read_word(Checker& checker, const Node& map, const std::string& key,
                       const std::string& path) {
   const Entry* entry = map.find(key);
@@ -132,8 +132,8 @@ OptimizerGroup read_group(Checker& checker, const Node& map, const std::string& 
   return group;
 }
 
-// Returns PLUGIN, PLUGIN_ROLE if several groups use the plugin, or PLUGIN_ROLE_2 if several of
-// those have the same roles.
+// Names each group PLUGIN, or PLUGIN_ROLE if several groups use the plugin, or PLUGIN_ROLE_2 if
+// several of those have the same roles.
 void name_groups(std::vector<OptimizerGroup>& groups) {
   std::map<std::string, int> taken, plugins;
   for (const OptimizerGroup& group : groups) {
@@ -154,12 +154,13 @@ void name_groups(std::vector<OptimizerGroup>& groups) {
   }
 }
 
-// Paths of components, as used in the resolved experiment.
+// Returns the path of the component at `index`, as used in the resolved experiment.
 std::string element(Checker& checker, const std::string& path, size_t index) {
   return checker.node_at(path)->is_list() ? join(path, std::to_string(index)) : path;
 }
 
-// The layers of the component at `path`. It must set `layers` unless it is the only component.
+// Reads the layers of the component at `path`. It must set `layers` unless it is the only
+// component.
 std::optional<Placed> read_layers_of(Checker& checker, const Node& map, const std::string& path,
                                      int64_t layers) {
   const Entry* entry = map.find("layers");
@@ -176,7 +177,7 @@ std::optional<Placed> read_layers_of(Checker& checker, const Node& map, const st
 
 }  // namespace
 
-// The names that dsv3::role_name returns. That function depends on tensors.
+// The names that dsv3::role_name returns, repeated here because that function depends on LibTorch.
 const std::vector<std::string>& role_words() {
   static const std::vector<std::string> words{"matrix", "embedding", "head",
                                               "norm",   "router",    "bias"};

@@ -20,20 +20,20 @@ std::string name_from(const std::filesystem::path& file) {
   return name;
 }
 
-// Rejects a key of older versions, which chose a set of conventions.
+// Rejects `model.conventions`, a key from older versions that selected a set of conventions.
 void check_old_conventions(Checker& checker) {
   const Node* chosen = checker.node_at("model.conventions");
   if (!chosen) return;
   const bool is_default = chosen->text == "deepseek" || !chosen->is_scalar();
   checker.diagnostics().error(
-      *chosen, "'model.conventions' is no longer a key",
+      *chosen, "'model.conventions' is no longer supported",
       {is_default ? "remove it: the defaults are DeepSeek's conventions"
-                  : "extend the file for these conventions instead, for example extends: "
+                  : "extend the conventions file instead, for example extends: "
                     "conventions/" +
                         chosen->text + ".yaml"});
 }
 
-// Keys of section `path` that its schema does not read: `sections` and component slots.
+// Keys in section `path` that its schema does not contain: `sections` and component slots.
 std::vector<std::string> with_slots(std::string_view path, std::vector<std::string> sections) {
   for (std::string& key : config::slot_keys(path)) sections.push_back(std::move(key));
   return sections;
@@ -53,7 +53,7 @@ void read_model(Checker& checker, Experiment& experiment) {
   experiment.feed_forward = layer_ranges(checker, "model.feed_forward", Kind::feed_forward, layers);
 }
 
-// Reads components of kinds without a field in Experiment.
+// Reads the components of kinds that have no field in Experiment.
 void read_others(Checker& checker, Experiment& experiment) {
   for (const config::Slot& slot : config::slots())
     if (!checker.has_read(slot.kind) && (!slot.optional || checker.node_at(std::string(slot.path))))
@@ -70,7 +70,7 @@ void check_length(Checker& checker, const TrainOptions& train) {
                                 {"'steps' is set at " + checker.diagnostics().place(steps->at)});
   else if (!steps && !tokens)
     checker.diagnostics().error(checker.position_of(section), 1,
-                                "train needs 'steps' or 'tokens', the length of the run");
+                                "train needs 'steps' or 'tokens' to set the length of the run");
 }
 
 void fill(Checker& checker, Experiment& experiment) {

@@ -13,16 +13,16 @@ namespace dsv3::config {
 
 class Diagnostics {
  public:
-  /// Registers the text that positions refer to. `label` is a file name or "command line".
+  /// Registers a text that positions can refer to. `label` is a file name or "command line".
   int add_source(std::string label, std::string text, bool is_file);
   const std::string& text(int source) const { return sources_.at(source).text; }
 
-  /// Adds an error. `length`: number of bytes to underline. Ignores repetitions and empty notes.
+  /// Adds an error and underlines `length` bytes. Ignores repeated errors and empty notes.
   void error(Position at, size_t length, const std::string& message,
              std::vector<std::string> notes = {});
-  /// As above, underlining a scalar's text or the start of any other node.
+  /// As above, but underlines a scalar's text or the start of any other node.
   void error(const Node& node, const std::string& message, std::vector<std::string> notes = {});
-  /// As above, underlining a key.
+  /// As above, but underlines a key.
   void error(const Entry& entry, const std::string& message, std::vector<std::string> notes = {});
 
   bool any() const { return !errors_.empty(); }
@@ -53,15 +53,15 @@ class Diagnostics {
 /// Line `line` (1-based) of `text` without its newline; empty if there is no such line.
 std::string_view line_of(std::string_view text, int line);
 
-/// Replaces the control characters in `text` by spaces, to protect the terminal.
+/// Replaces the control characters in `text` with spaces, to protect the terminal.
 std::string printable(std::string_view text);
 
-/// The two lines below an error's first line: the source line, and `^~~~` below `length` bytes of
-/// it from `column` (1-based, in bytes). `number` is the line number to print; 0 = none. A long
-/// line is truncated around the column.
+/// Formats the two lines below an error message: the source line, and `^~~~` under `length` bytes
+/// from `column` (1-based, in bytes). `number` is the line number to print; 0 = none. Truncates a
+/// long line around the column.
 std::string excerpt(std::string_view line, int number, int column, size_t length);
 
-/// The excerpt for `origin`, from its file or setting; empty for a default.
+/// Formats the excerpt for `origin`, from its file or command-line setting; empty for a default.
 std::string excerpt_of(const Origin& origin);
 
 }  // namespace dsv3::config

@@ -11,21 +11,22 @@
 namespace dsv3::config {
 namespace {
 
-constexpr size_t kMaxLineShown = 160;      // maximum bytes of a source line to print
-constexpr size_t kMaxFileRead = 64 << 20;  // maximum bytes of a file to search for a line
+constexpr size_t kMaxLineShown = 160;      // maximum number of bytes to print of a source line
+constexpr size_t kMaxFileRead = 64 << 20;  // maximum number of bytes to search for a line
 
 bool starts_character(char c) {
   return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
 }
 
-// Parses a positive integer; 0 = not one.
+// Parses a positive integer. Returns 0 for anything else.
 int number_in(std::string_view text) {
   int number = 0;
   const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   return error == std::errc() && stop == text.data() + text.size() ? number : 0;
 }
 
-// The last position, FILE:LINE:COLUMN, in a line of an error message: that of the innermost cause.
+// Finds the last FILE:LINE:COLUMN in a line of an error message, which is the position of the
+// innermost cause.
 std::optional<Origin> last_place(std::string_view text) {
   for (size_t second = text.rfind(':'); second != text.npos && second > 0;
        second = text.rfind(':', second - 1)) {
@@ -34,21 +35,21 @@ std::optional<Origin> last_place(std::string_view text) {
     const size_t end = std::min(text.find_first_not_of("0123456789", second + 1), text.size());
     const int line = number_in(text.substr(first + 1, second - first - 1));
     const int column = number_in(text.substr(second + 1, end - second - 1));
-    const size_t begin = text.find_last_of(" (", first) + 1;  // npos + 1 = 0
+    const size_t begin = text.find_last_of(" (", first) + 1;  // 0 if not found (npos + 1)
     if (line > 0 && column > 0 && begin < first)
       return Origin{std::string(text.substr(begin, first - begin)), line, column};
   }
   return std::nullopt;
 }
 
-// Number of bytes in the token at `column`: an option's value or a name.
+// Number of bytes in the token at `column`, which is an option's value or a name.
 size_t word_length(std::string_view line, int column) {
   const size_t begin = static_cast<size_t>(column) - 1;
   if (begin >= line.size()) return 1;
   return std::min(line.find_first_of(" \t,;:=[]{}()\"'#", begin), line.size()) - begin;
 }
 
-// Whether the second of `lines` is the " | ^~~" of an excerpt.
+// Whether `lines` starts with an excerpt, which has a "^~~~" in its second line.
 bool starts_with_excerpt(std::string_view lines) {
   const size_t second = lines.find('\n');
   if (second == lines.npos || !lines.starts_with("  ")) return false;
@@ -56,7 +57,7 @@ bool starts_with_excerpt(std::string_view lines) {
   return caret != lines.npos && lines[caret] == '^';
 }
 
-// Positions in lists of details and in notes get no excerpt.
+// Whether `line` is a detail or a note, for which no excerpt is shown.
 bool is_detail(std::string_view line) {
   return line.starts_with("  ") && !line.starts_with("  requested by ");
 }
@@ -83,9 +84,9 @@ std::string excerpt(std::string_view whole_line, int number, int column, size_t 
   std::string line(whole_line);
   if (line.ends_with('\r')) line.pop_back();
   size_t at = std::min<size_t>(std::max(column, 1) - 1, line.size());
-  if (line.size() > kMaxLineShown) {  // a window around the column
+  if (line.size() > kMaxLineShown) {  // show only a window around the column
     size_t begin = at > kMaxLineShown / 2 ? at - kMaxLineShown / 2 : 0;
-    // A UTF-8 character has at most four bytes.
+    // Do not start inside a UTF-8 character, which has at most four bytes.
     for (int i = 0; i < 3 && begin > 0 && !starts_character(line[begin]); ++i) --begin;
     line = line.substr(begin, kMaxLineShown);
     at -= begin;

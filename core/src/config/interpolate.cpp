@@ -6,7 +6,7 @@
 namespace dsv3::config {
 namespace {
 constexpr size_t kMaxChain = 32;          // references through references
-constexpr size_t kMaxResolved = 1 << 16;  // maximum bytes of one value
+constexpr size_t kMaxResolved = 1 << 16;  // maximum number of bytes in a value
 }  // namespace
 
 const Text& Resolver::resolve(const Node& scalar) {
@@ -34,7 +34,7 @@ Text Resolver::compute(const Node& scalar) {
     const size_t begin = raw.find("${", at);
     text.value.append(raw, at, begin - at);
     if (begin == raw.npos) return text;
-    if (begin > at && raw[begin - 1] == '$') {  // "$${"; one dollar was appended before
+    if (begin > at && raw[begin - 1] == '$') {  // "$${": its first dollar has already been appended
       text.value += '{';
       at = begin + 2;
       continue;
@@ -44,7 +44,8 @@ Text Resolver::compute(const Node& scalar) {
     const Text part = look_up(scalar, raw.substr(begin + 2, end - begin - 2));
     if (!part.ok) return part;
     text.value += part.value;
-    text.quoted = false;  // inside {...} YAML requires the quotes, so they do not indicate a string
+    // YAML may require quotes around a reference, so they do not make it a string.
+    text.quoted = false;
     text.environment |= part.environment;
     if (text.value.size() > kMaxResolved)
       return fail(scalar,
@@ -63,7 +64,7 @@ Text Resolver::look_up(const Node& scalar, const std::string& name) {
   const Node* target = name.empty() ? nullptr : find_path(root_, name);
   if (!target || target->is_null())
     return fail(scalar, "'" + name + "' is not set in this experiment",
-                {"${a.b} takes the value of a key, ${env:NAME} of an environment variable"});
+                {"${a.b} refers to a key and ${env:NAME} to an environment variable"});
   if (!target->is_scalar()) return fail(scalar, "'" + name + "' is not a single value");
   if (std::ranges::count(open_, target)) return fail(scalar, "'${" + name + "}' refers to itself");
   if (open_.size() > kMaxChain)

@@ -28,10 +28,10 @@ constexpr const char* kWhatAnExperimentIs =
     "an experiment is YAML: `dsv3: 1`, then `model:`, `optimizer:`, `data:`, `train:` ...";
 
 // Keys allowed in a machine's config.yaml. Machine defaults for other keys would change an
-// experiment without a trace in its file.
+// experiment without being visible in its file.
 constexpr std::array kMachineKeys{"plugin_paths", "output", "tracker", "hub", "log"};
 
-// Short forms of keys for the command line.
+// Expands the short forms of keys that the command line accepts.
 std::string long_path(const std::string& path) {
   const std::string key = path.substr(0, path.find('.'));
   for (const auto& [shorter, section] :
@@ -41,8 +41,8 @@ std::string long_path(const std::string& path) {
   return path;
 }
 
-// The tree {a: {b: value}} for the path a.b. `text_path` is the path as written. A short form lacks
-// the first keys, which then get the position of the short form.
+// Builds the tree {a: {b: value}} for the path a.b. `text_length` is the length of the path as
+// written. A short form omits the first keys, which then get its position.
 Node tree_at(const std::string& path, size_t text_length, Position at, Node value) {
   const size_t shortened = path.size() - text_length;
   const auto position = [&](size_t begin) {
@@ -50,7 +50,7 @@ Node tree_at(const std::string& path, size_t text_length, Position at, Node valu
                     at.column + static_cast<int>(begin > shortened ? begin - shortened : 0)};
   };
   for (size_t end = path.size();;) {
-    const size_t begin = path.rfind('.', end - 1) + 1;  // npos + 1 = 0
+    const size_t begin = path.rfind('.', end - 1) + 1;  // 0 if not found (npos + 1)
     Node map = make_map(at);
     map.add(path.substr(begin, end - begin), position(begin), std::move(value));
     if (begin == 0) return map;
@@ -63,7 +63,7 @@ Node tree_at(const std::string& path, size_t text_length, Position at, Node valu
 Node read_yaml_text(Diagnostics& diagnostics, const stdfs::path& file, std::string text) {
   const bool binary = text.find('\0') != text.npos;
   const int source = diagnostics.add_source(file.string(), std::move(text), true);
-  // The map has no position, so that a file that cannot be read is not reported as incomplete, too.
+  // Has no position, so that a file that cannot be read is not also reported as incomplete.
   const Node nothing = make_map({});
   if (binary) {
     diagnostics.error({source, 0, 0}, 1, "a binary file, not YAML", {kWhatAnExperimentIs});
@@ -88,7 +88,8 @@ class LayerReader {
       add_file(request.file);
     else
       add_tree(read_yaml_text(diagnostics_, request.file, request.text), request.file);
-    diagnostics_.throw_if_any();  // errors in a file would cause misleading errors below
+    // Errors in a file would cause misleading errors later.
+    diagnostics_.throw_if_any();
     if (request.stored) drop_old_keys();
     for (const Setting& setting : request.settings) add_setting(setting);
     if (!request.command_line.empty()) layers_.push_back({"command line"});
@@ -107,10 +108,9 @@ class LayerReader {
     tree.erase("dsv3");
     for (const Entry& entry : tree.entries)
       if (std::find(kMachineKeys.begin(), kMachineKeys.end(), entry.key) == kMachineKeys.end())
-        diagnostics_.error(
-            entry, "unknown key '" + entry.key + "' in a file of machine defaults",
-            {"known keys: plugin_paths, output, tracker, hub.endpoint, log.level; the rest "
-             "belongs in experiments"});
+        diagnostics_.error(entry, "unknown key '" + entry.key + "' in the machine defaults",
+                           {"known keys: plugin_paths, output, tracker, hub.endpoint, log.level; "
+                            "set other keys in the experiment"});
     tree.erase("plugin_paths");  // for read_machine_config
     layers_.push_back({file.string(), {std::move(tree)}, true});
   }
@@ -147,19 +147,19 @@ class LayerReader {
     else if (names.is_list())
       for (const Node& name : names.items) add_base(name, folder);
     else
-      diagnostics_.error(extends, "'extends' must be a file or a list of files");
+      diagnostics_.error(extends, "'extends' must be a file name or a list of file names");
   }
 
   void add_base(const Node& name, const stdfs::path& folder) {
     if (!name.is_scalar()) {
-      diagnostics_.error(name, "'extends' must be a file or a list of files");
+      diagnostics_.error(name, "'extends' must be a file name or a list of file names");
       return;
     }
     const stdfs::path base = (folder / name.text).lexically_normal();
     std::error_code error;
     if (!stdfs::is_regular_file(base, error)) {
       diagnostics_.error(name, "cannot read '" + base.string() + "': no such file",
-                         {"names in 'extends' are relative to the file that contains them"});
+                         {"file names in 'extends' are relative to the file that contains them"});
       return;
     }
     const auto cycle = std::find(open_.begin(), open_.end(), true_path(base));
@@ -183,12 +183,14 @@ class LayerReader {
         diagnostics_.error({tree.at.source, 1, 1}, 1, "the key 'dsv3' is missing",
                            {"write 'dsv3: 1', the version of the experiment format, at the top"});
     } else if (!version->value.is_scalar() || version->value.text != "1") {
-      diagnostics_.error(version->value, "this dsv3 reads experiments of format 1",
-                         {"write 'dsv3: 1', or use the dsv3 that this file was written for"});
+      diagnostics_.error(
+          version->value, "unsupported experiment format; this dsv3 reads format 1",
+          {"write 'dsv3: 1', or use the dsv3 version that this file was written for"});
     }
   }
 
-  // Removes keys that had no effect on a stored experiment, which sets every option.
+  // Removes keys from older versions. They have no effect in a stored experiment, which sets every
+  // option.
   void drop_old_keys() {
     if (Node* model = find_path(layers_.back().trees[0], "model")) model->erase("conventions");
   }
@@ -205,11 +207,11 @@ class LayerReader {
   Diagnostics& diagnostics_;
   std::vector<Layer> layers_;
   size_t files_ = 0;
-  std::vector<stdfs::path> open_;  // files whose `extends` is being read
+  std::vector<stdfs::path> open_;  // files whose `extends` is currently being read
 };
 
-// Whether a setting's text is YAML: in quotes, brackets or braces. A file name may also start with
-// one of these, so "[a] b.txt" is not YAML.
+// Whether a setting's value is YAML, that is, enclosed in quotes, brackets or braces. A file name
+// may also start with one of these, so "[a] b.txt" is not YAML.
 bool is_yaml(const std::string& text) {
   const size_t end = text.find_last_not_of(' ');
   if (end == text.npos) return true;  // no value
@@ -217,7 +219,7 @@ bool is_yaml(const std::string& text) {
   const char closing = first == '[' ? ']' : first == '{' ? '}' : '\0';
   if (closing) return last == closing || text.find(closing) == text.npos;
   if (first != '"' && first != '\'') return false;
-  // Must be one quoted scalar, without text after it.
+  // A quoted value is YAML only if nothing follows the closing quote.
   Diagnostics ignored;
   const auto node = parse(ignored, ignored.add_source("", text, false));
   return !ignored.any() && node && node->is_scalar() && node->quoted;
@@ -267,7 +269,7 @@ Node read_yaml_file(Diagnostics& diagnostics, const stdfs::path& file) {
                                                          : "no such file";
     diagnostics.error({diagnostics.add_source(file.string(), "", false), 0, 0}, 0,
                       "cannot read '" + file.string() + "': " + why,
-                      {"relative names start at the current folder"});
+                      {"relative paths start at the current folder"});
     return make_map({});
   }
   std::string text(kMaxBytes + 1, '\0');  // one byte more than the parser accepts

@@ -1,5 +1,5 @@
-// The layers of an experiment: config.yaml, files in `extends`, the experiment, settings of the
-// program, the command line. Options that no layer sets have their defaults.
+// The layers of an experiment: config.yaml, the files in `extends`, the experiment file, settings
+// made by the program, and the command line. Options that no layer sets keep their defaults.
 #pragma once
 
 #include <filesystem>
@@ -21,15 +21,16 @@ struct Layer {
   bool is_file = false;
 };
 
-/// The layers of `request`, lowest first. Throws ConfigError if a source cannot be read.
+/// Reads the layers of `request`, lowest first. Throws ConfigError if a source cannot be read.
 std::vector<Layer> read_layers(const ExperimentRequest& request, Diagnostics& diagnostics);
 
-/// Merges all layers into one tree. Adds unexpected effects to `notes`.
+/// Merges all layers into one tree. Reports surprising effects in `notes`.
 Node merge_layers(std::vector<Layer> layers, Diagnostics& diagnostics, Catalog& catalog,
                   std::vector<std::string>& notes);
 
-/// Parses the `key=value` in `source`. A value in brackets or braces is a YAML list or map, one in
-/// quotes a YAML string; anything else is a plain string. nullopt = an error was reported.
+/// Parses the `key=value` in `source`. A value in brackets or braces is a YAML list or map, and a
+/// value in quotes is a YAML string. Anything else is a plain string. nullopt = an error was
+/// reported.
 std::optional<Node> parse_setting(Diagnostics& diagnostics, int source);
 
 /// Reads a YAML file as a map. On error, reports it to `diagnostics` and returns an empty map.

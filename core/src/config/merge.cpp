@@ -19,7 +19,7 @@ Node component_of(Node name) {
   return map;
 }
 
-// Gives an alias's content the position of the alias's name.
+// Sets the position of an alias's content to that of the alias's name.
 void move_to(Node& node, Position at, int layer) {
   node.at = at;
   node.layer = layer;
@@ -46,7 +46,8 @@ class Merger {
   Merger(Diagnostics& diagnostics, Catalog& catalog, std::vector<std::string>& notes)
       : diagnostics_(diagnostics), catalog_(catalog), notes_(notes) {}
 
-  /// Expands short forms: `attention: mha` becomes {plugin: mha}, and an alias becomes its YAML.
+  /// Expands short forms: `attention: mha` becomes {plugin: mha}, and an alias is replaced by its
+  /// YAML.
   void expand(Node& layer) {
     for (const Slot& slot : slots())
       if (Node* node = find_path(layer, slot.path)) expand_slot(*node, slot.kind, slot.list);
@@ -77,7 +78,8 @@ class Merger {
         node = component_of(std::move(node));
       } else if (meaning->is_list() && !list) {
         diagnostics_.error(
-            node, "'" + node.text + "' means several components, but only one is allowed here");
+            node,
+            "'" + node.text + "' expands to several components, but only one is allowed here");
         node = component_of(std::move(node));
       } else {
         node = std::move(*meaning);
@@ -101,7 +103,10 @@ class Merger {
     std::optional<Node> meaning = alias(kind, name);
     if (!meaning) return;
     if (!meaning->is_map()) {
-      diagnostics_.error(name, "'" + name.text + "' means several components; write only the name",
+      diagnostics_.error(name,
+                         "'" + name.text +
+                             "' expands to several components, so it cannot be combined with other "
+                             "keys; write only the name",
                          {std::string(kind_name(kind)) + ": " + name.text});
       return;
     }
@@ -176,10 +181,11 @@ class Merger {
       const std::string& key = over.entries.front().key;
       diagnostics_.error(
           over.entries.front(),
-          path + " is a list of " + std::to_string(base.items.size()) + " components; name one",
+          path + " is a list of " + std::to_string(base.items.size()) +
+              " components; select one by its index",
           {"it has " + elements(base, path),
            "write " + path + ".0." + key +
-               "=... on the command line, give the whole list, or name a plugin that replaces it"});
+               "=... on the command line, set the whole list, or set a plugin that replaces it"});
     } else {
       base = std::move(over);
     }

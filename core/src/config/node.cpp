@@ -110,7 +110,7 @@ std::string join(std::string_view path, std::string_view key) {
 std::pair<std::string, std::string> split_last(std::string_view path) {
   const size_t dot = path.rfind('.');
   return {std::string(path.substr(0, dot == path.npos ? 0 : dot)),
-          std::string(path.substr(dot + 1))};  // npos + 1 = 0
+          std::string(path.substr(dot + 1))};  // 0 if not found (npos + 1)
 }
 
 }  // namespace dsv3::config

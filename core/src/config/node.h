@@ -1,4 +1,4 @@
-// The tree of an experiment file: every value has a position and the layer that set it.
+// The tree of an experiment file. Every value has a position and the layer that set it.
 #pragma once
 
 #include <compare>
@@ -25,10 +25,10 @@ struct Node {
   enum class Type { null = 1, scalar, list, map };
 
   Type type = Type::null;
-  std::string text;     ///< text of a scalar, with quotes and escapes removed
-  bool quoted = false;  ///< a quoted scalar is a string, never a number
-  bool literal =
-      false;  ///< `${` is not a reference: the text came from a program or the command line
+  std::string text;      ///< a scalar's text, with quotes and escapes removed
+  bool quoted = false;   ///< a quoted scalar is a string, never a number
+  bool literal = false;  ///< `${` does not start a reference, because the text came from a program
+                         ///< or the command line
   std::optional<OptionValue>
       value;  ///< a scalar's value if a program set it; `text` is then for display only
   Position at;
@@ -48,25 +48,27 @@ struct Node {
   Node& add(std::string key, Position key_at, Node value);
 };
 
-/// One key of a map.
+/// A key in a map, with its value.
 struct Entry {
   std::string key;
   Position at;
   Node value;
-  std::string inherited_from;  ///< plugin this option was written for, if a higher layer changed it
+  /// The plugin this option was written for, if a higher layer changed the plugin.
+  std::string inherited_from;
 };
 
 Node make_node(Node::Type type, Position at);
 Node make_scalar(std::string text, Position at);
 Node make_map(Position at);
-/// The node of a typed value: null for std::monostate, a list for a vector, otherwise a scalar.
+/// Converts a typed value to a node: null for std::monostate, a list for a vector, otherwise a
+/// scalar.
 Node make_value(const OptionValue& value, Position at);
 
 /// Looks up a dotted path such as "optimizer.0.lr" through maps and lists; nullptr = not found.
 const Node* find_path(const Node& root, std::string_view path);
 Node* find_path(Node& root, std::string_view path);
 
-/// The number of nodes including this one, without keys.
+/// The number of nodes, including this one but excluding keys.
 size_t count_nodes(const Node& node);
 /// The number of nesting levels; 1 for a scalar.
 int depth_of(const Node& node);
@@ -76,9 +78,10 @@ bool is_index(std::string_view text);
 /// Whether all keys of a map are indices, as in {0: {...}}, which changes elements of a list.
 bool has_index_keys(const Node& map);
 
-/// "model" + "attention" -> "model.attention"; with an empty path, returns the key.
+/// Joins "model" and "attention" to "model.attention". Returns the key if the path is empty.
 std::string join(std::string_view path, std::string_view key);
-/// The inverse: "model.attention" -> "model", "attention"; "data" -> "", "data".
+/// Inverse of join: splits "model.attention" into "model" and "attention", and "data" into "" and
+/// "data".
 std::pair<std::string, std::string> split_last(std::string_view path);
 
 }  // namespace dsv3::config

@@ -44,7 +44,8 @@ class Builder final : public YAML::EventHandler {
     return {source_, mark.line + 1, mark.column + 1 + (mark.line == 0 ? shift_ : 0)};
   }
 
-  /// yaml-cpp reports an unclosed bracket somewhere after it; the bracket's position is clearer.
+  /// yaml-cpp reports an unclosed bracket at a later position. The position of the bracket is
+  /// clearer.
   Position position_of(const YAML::Exception& error) const {
     const bool unclosed = error.msg.find("flow not found") != std::string::npos;
     return unclosed && !stack_.empty() ? stack_.back().node.at : position(error.mark);
@@ -54,7 +55,7 @@ class Builder final : public YAML::EventHandler {
   void OnDocumentEnd() override {}
 
   void OnNull(const YAML::Mark& mark, YAML::anchor_t anchor) override {
-    if (wants_key()) throw Stop{position(mark), "a key must be text"};
+    if (wants_key()) throw Stop{position(mark), "a key must be a string"};
     Node node = start(mark, Node::Type::null);
     if (!stack_.empty() && stack_.back().node.is_map()) node.at = stack_.back().key_at;
     finish(std::move(node), anchor);
@@ -76,11 +77,11 @@ class Builder final : public YAML::EventHandler {
 
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t anchor) override {
     const Position at = position(mark);
-    if (wants_key()) throw Stop{at, "a key must be text, not an alias"};
+    if (wants_key()) throw Stop{at, "a key must be a string, not an alias"};
     if (++aliases_ > kMaxAliases)
       throw Stop{at, "more than " + std::to_string(kMaxAliases) + " aliases"};
     const auto found = anchors_.find(anchor);
-    if (found == anchors_.end()) throw Stop{at, "an alias that contains itself"};
+    if (found == anchors_.end()) throw Stop{at, "an alias must not contain itself"};
     if (static_cast<int>(stack_.size()) + depth_of(found->second) > kMaxDepth) too_deep(at);
     count(at, 0, count_nodes(found->second));
     attach(Node(found->second));
@@ -101,9 +102,9 @@ class Builder final : public YAML::EventHandler {
   struct Frame {
     Node node;
     YAML::anchor_t anchor = 0;
-    bool has_key = false;  // a map's next event is the value
-    bool skip = false;     // value of a rejected key
-    bool is_key = false;   // skips a list or a map used as a key
+    bool has_key = false;  // a key has been read, so the next event is its value
+    bool skip = false;     // skips the value of a rejected key
+    bool is_key = false;   // this list or map is used as a key, which is an error
     std::string key;
     Position key_at;
     std::unordered_map<std::string, Position> keys;
@@ -156,8 +157,9 @@ class Builder final : public YAML::EventHandler {
     Frame frame = std::move(stack_.back());
     stack_.pop_back();
     if (!frame.is_key) return finish(std::move(frame.node), frame.anchor);
-    // Reported only here, because yaml-cpp also takes an unclosed bracket for a key.
-    diagnostics_.error(frame.node, "a key must be text, not a list or a map");
+    // Reported only once the key is complete, because yaml-cpp also treats an unclosed bracket as a
+    // key.
+    diagnostics_.error(frame.node, "a key must be a string, not a list or a map");
     stack_.back().has_key = stack_.back().skip = true;
   }
 
@@ -170,7 +172,7 @@ class Builder final : public YAML::EventHandler {
     frame.key_at = at;
     if (key == "<<" && !quoted) {
       diagnostics_.error(at, 2, "merge keys '<<' are not supported",
-                         {"move the shared part to its own file and name it in 'extends'"});
+                         {"move the shared part to a separate file and list it in 'extends'"});
       frame.skip = true;
       return;
     }
@@ -215,8 +217,8 @@ std::optional<Node> parse(Diagnostics& diagnostics, int source, size_t begin) {
   if (text.size() > kMaxBytes) {
     diagnostics.error(
         {source, 1, 1}, 1,
-        "larger than " + std::to_string(kMaxBytes) + " bytes, the limit of a YAML file",
-        {"is this an experiment? an experiment lists its text and token files in data.path"});
+        "larger than " + std::to_string(kMaxBytes) + " bytes, the limit for a YAML file",
+        {"is this an experiment? Text and token files belong in data.path"});
     return std::nullopt;
   }
   Builder builder(diagnostics, source, static_cast<int>(begin));

@@ -11,31 +11,33 @@ namespace dsv3 {
 
 void ModelOptions::describe(OptionSchema<ModelOptions>& s) {
   s.add("hidden", &ModelOptions::hidden, "width of the residual stream").min(1).unit("features");
-  s.add("layers", &ModelOptions::layers, "decoder blocks, MTP modules not counted")
+  s.add("layers", &ModelOptions::layers, "number of decoder blocks, excluding MTP modules")
       .min(1)
       .max(10000)
       .unit("blocks");
-  s.add("vocab", &ModelOptions::vocab, "rows of embedding and head; auto = the tokenizer's size")
+  s.add("vocab", &ModelOptions::vocab,
+        "number of rows in embedding and head; auto = the tokenizer's vocabulary size")
       .min(1)
       .word("auto")
       .unit("tokens");
-  s.add("tied_head", &ModelOptions::tied_head, "the head uses the embedding's weights");
+  s.add("tied_head", &ModelOptions::tied_head, "use the embedding's weights in the head");
   s.add("recompute", &ModelOptions::recompute, "activation checkpointing per block")
       .choices({"none", "full"});
 }
 
 void NormOptions::describe(OptionSchema<NormOptions>& s) {
-  s.add("eps", &NormOptions::eps, "added to the mean square in RMSNorm").min(0);
+  s.add("eps", &NormOptions::eps, "constant added to the mean square in RMSNorm").min(0);
   s.add("place", &NormOptions::place,
-        "norm before a sublayer, after it (before the residual is added), or both")
+        "position of the norm: before a sublayer, after it (before the residual is added), or both")
       .choices({"pre", "post", "both"})
       .convention();
 }
 
 void LossOptions::describe(OptionSchema<LossOptions>& s) {
-  s.add("z", &LossOptions::z, "weight of log(Z)^2, the squared log-partition").min(0);
+  s.add("z", &LossOptions::z, "weight of the z-loss, log(Z)^2 with the softmax denominator Z")
+      .min(0);
   s.add("chunk", &LossOptions::chunk,
-        "rows of logits in memory at once; auto = the operator chooses")
+        "number of logit rows in memory at once; auto = chosen by the operator")
       .min(1)
       .word("auto")
       .unit("rows");
@@ -47,58 +49,57 @@ void InitOptions::describe(OptionSchema<InitOptions>& s) {
 }
 
 void MtpOptions::describe(OptionSchema<MtpOptions>& s) {
-  s.add("depth", &MtpOptions::depth, "multi-token prediction modules; 0 = off")
+  s.add("depth", &MtpOptions::depth, "number of multi-token prediction modules; 0 = off")
       .min(0)
       .max(100)
       .unit("modules");
-  s.add("weight", &MtpOptions::weight, "weight of the mean MTP loss").min(0);
+  s.add("weight", &MtpOptions::weight, "weight of the MTP loss averaged over all depths").min(0);
   s.add("input", &MtpOptions::input,
-        "hidden states enter a module after (normed) or before (raw) their final norm")
+        "hidden states passed to a module: after (normed) or before (raw) the final norm")
       .choices({"normed", "raw"})
       .convention();
-  s.add("concat", &MtpOptions::concat, "order in the projection's input")
+  s.add("concat", &MtpOptions::concat, "order of the concatenated inputs of the projection")
       .choices({"embedding_first", "hidden_first"})
       .convention();
   s.add("denominator", &MtpOptions::denominator,
-        "valid targets that divide a depth's loss: the main loss's or its own")
+        "number of valid targets by which a depth's loss is divided: the main loss's or its own")
       .choices({"main", "own"})
       .convention();
 }
 
 void TrainOptions::describe(OptionSchema<TrainOptions>& s) {
-  s.add("steps", &TrainOptions::steps, "optimizer steps of the run; instead of tokens")
+  s.add("steps", &TrainOptions::steps,
+        "length of the run in optimizer steps; alternative to tokens")
       .min(1)
       .unit("steps");
-  s.add("tokens", &TrainOptions::tokens, "training tokens of the run; instead of steps")
+  s.add("tokens", &TrainOptions::tokens,
+        "length of the run in training tokens; alternative to steps")
       .min(1)
       .unit("tokens");
-  s.add("batch", &TrainOptions::batch, "sequences per step, over all ranks")
+  s.add("batch", &TrainOptions::batch, "sequences per step, across all ranks")
       .min(1)
       .unit("sequences");
   s.add("micro_batch", &TrainOptions::micro_batch,
-        "sequences a rank computes at once; auto = its share of the batch")
+        "sequences per forward pass on each rank; auto = the rank's whole part of the batch")
       .min(1)
       .word("auto")
       .unit("sequences");
   s.add("sequence", &TrainOptions::sequence, "tokens per sequence").min(1).unit("tokens");
-  s.add("clip", &TrainOptions::clip, "largest norm of the gradient; 0 = off").min(0);
+  s.add("clip", &TrainOptions::clip, "maximum gradient norm; 0 = no clipping").min(0);
   s.add("precision", &TrainOptions::precision,
         "compute dtype; auto = bf16 on CUDA and on CPUs with AMX-BF16, fp32 elsewhere")
       .choices({"auto", "fp32", "bf16"});
-  s.add("seed", &TrainOptions::seed, "for the initial weights and the order of documents").min(0);
-  s.add("log_every", &TrainOptions::log_every, "steps between lines of metrics")
-      .min(1)
-      .unit("steps");
+  s.add("seed", &TrainOptions::seed, "random seed for initial weights and document order").min(0);
+  s.add("log_every", &TrainOptions::log_every, "steps between logged metrics").min(1).unit("steps");
   s.add("threads", &TrainOptions::threads, "intra-op threads; auto = all cores")
       .min(1)
       .word("auto")
       .unit("threads");
-  s.add("device", &TrainOptions::device, "where the model is trained")
-      .choices({"auto", "cpu", "cuda"});
+  s.add("device", &TrainOptions::device, "device for training").choices({"auto", "cpu", "cuda"});
   s.add("ops", &TrainOptions::ops, "fused operators, or their reference implementations")
       .choices({"fused", "reference"});
   s.add("not_finite", &TrainOptions::not_finite,
-        "what happens to a step with NaN or infinite gradients")
+        "what to do after a step with NaN or infinite gradients")
       .choices({"stop", "skip"});
   s.check([](const TrainOptions& o) -> std::string {
     if (!o.micro_batch || o.batch % *o.micro_batch == 0) return "";
@@ -109,13 +110,14 @@ void TrainOptions::describe(OptionSchema<TrainOptions>& s) {
 
 void ValidationOptions::describe(OptionSchema<ValidationOptions>& s) {
   s.add("every", &ValidationOptions::every,
-        "steps between validations; 0 = only before the first and after the last")
+        "steps between validations; 0 = only before the first and after the last step")
       .min(0)
       .unit("steps");
-  s.add("batches", &ValidationOptions::batches, "batches of train.batch sequences per validation")
+  s.add("batches", &ValidationOptions::batches,
+        "number of batches per validation, each with train.batch sequences")
       .min(1)
       .unit("batches");
-  s.add("share", &ValidationOptions::share, "share of the documents in the held-out set")
+  s.add("share", &ValidationOptions::share, "fraction of the documents in the held-out set")
       .min(0)
       .max(1)
       .unit("fraction");
@@ -130,7 +132,9 @@ void SamplesOptions::describe(OptionSchema<SamplesOptions>& s) {
       .unit("steps");
   s.add("prompts", &SamplesOptions::prompts, "prompts to continue");
   s.add("tokens", &SamplesOptions::tokens, "tokens per sample").min(1).unit("tokens");
-  s.add("temperature", &SamplesOptions::temperature, "0 = always the most likely token").min(0);
+  s.add("temperature", &SamplesOptions::temperature,
+        "sampling temperature; 0 = always the most likely token")
+      .min(0);
   s.add("top_k", &SamplesOptions::top_k, "sample from the k most likely tokens; 0 = from all")
       .min(0)
       .unit("tokens");
@@ -141,7 +145,7 @@ void CheckpointOptions::describe(OptionSchema<CheckpointOptions>& s) {
       .min(0)
       .unit("steps");
   s.add("keep_best", &CheckpointOptions::keep_best,
-        "checkpoints with the lowest val/loss to keep, besides the last")
+        "number of checkpoints with the lowest val/loss to keep, in addition to the last")
       .min(0)
       .unit("checkpoints");
 }
@@ -149,27 +153,25 @@ void CheckpointOptions::describe(OptionSchema<CheckpointOptions>& s) {
 namespace config {
 
 void TopOptions::describe(OptionSchema<TopOptions>& s) {
-  s.add("name", &TopOptions::name, "name of the experiment; default: the file's name");
-  s.add("output", &TopOptions::output, "folder of run folders");
+  s.add("name", &TopOptions::name, "experiment name; default: the file's name");
+  s.add("output", &TopOptions::output, "folder in which run folders are created");
   s.check([](const TopOptions& o) -> std::string {
     const bool odd = o.name.find_first_not_of(
                          "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
                          "0123456789._-") != std::string::npos;
     if (odd || o.name.empty() || o.name.size() > 128 || o.name[0] == '.')
-      return "name must be 1 to 128 letters, digits, '.', '_' and '-' and must not start with '.': "
-             "it names a "
-             "folder";
+      return "name must consist of 1 to 128 letters, digits, '.', '_' and '-' and must not start "
+             "with '.', because it names a folder";
     return "";
   });
 }
 
 void HubOptions::describe(OptionSchema<HubOptions>& s) {
-  s.add("endpoint", &HubOptions::endpoint,
-        "address of the hub from which data and models are read");
+  s.add("endpoint", &HubOptions::endpoint, "URL of the hub from which data and models are read");
 }
 
 void LogOptions::describe(OptionSchema<LogOptions>& s) {
-  s.add("level", &LogOptions::level, "lowest level of log lines shown")
+  s.add("level", &LogOptions::level, "minimum level of log messages to show")
       .choices({"debug", "info", "warning", "error"});
 }
 

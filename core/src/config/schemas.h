@@ -1,4 +1,4 @@
-// Sections that only the checker uses, and the locations of the core's keys and of components.
+// Sections that only the checker uses, and the paths of the core's keys and of components.
 #pragma once
 
 #include <span>
@@ -11,7 +11,7 @@
 
 namespace dsv3::config {
 
-/// Keys at the top of an experiment that are not sections.
+/// Top-level keys of an experiment that are not sections.
 struct TopOptions {
   std::string name, output = "runs";
   static void describe(OptionSchema<TopOptions>& s);
@@ -30,19 +30,20 @@ std::vector<std::string> core_paths_of(const std::string& key);
 /// Paths of the slots whose kind resembles the mistyped `key`; often none.
 std::vector<std::string> slots_near(const std::string& key);
 
-/// A kind whose components experiments configure at `path`.
+/// A component kind and the path at which experiments configure it.
 using Slot = KindRow;
 
 /// All slots, outer ones before inner ones.
 std::span<const Slot> slots();
 
-/// The slot at `path`, or the list slot with the element `path` ("optimizer.0"); nullptr = none.
+/// The slot at `path`, or the list slot that contains the element at `path` ("optimizer.0");
+/// nullptr = none.
 const Slot* slot_at(std::string_view path);
 
-/// Last parts of the slots' paths in section `path`: "attention", "position" ... in "model".
+/// Last parts of the paths of the slots in `section`: "attention", "position" ... in "model".
 std::vector<std::string> slot_keys(std::string_view section);
 
-/// Keys in a component's map that the core itself reads, in addition to the plugin's options:
+/// Keys that the core itself reads from a component's map, in addition to the plugin's options:
 /// "plugin", "library" ...
 std::vector<std::string> core_keys(Kind kind);
 

@@ -22,7 +22,7 @@ int edit_distance(const std::string& a, const std::string& b) {
 
 std::string nearest(const std::string& word, const std::vector<std::string>& known) {
   if (word.size() > 100) return "";
-  // If half of the letters of a short name differ, it is a different name rather than a typo.
+  // If half the letters in a short name differ, it is a different name rather than a typo.
   const int limit = word.size() >= 8 ? 3 : word.size() >= 4 ? 2 : 1;
   std::string best;
   int best_distance = limit + 1;

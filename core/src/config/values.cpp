@@ -46,19 +46,19 @@ std::optional<OptionValue> read_scalar(OptionType type, const OptionSpec& spec, 
   return std::nullopt;
 }
 
-// Converts a value that a program set to the option's type. An integer may set a number.
+// Converts a value set by a program to the option's type. Accepts an integer for a number.
 std::optional<OptionValue> typed_scalar(OptionType type, const OptionSpec& spec,
                                         const OptionValue& value) {
   const auto* integer = std::get_if<int64_t>(&value);
   if (type == OptionType::number && integer) return static_cast<double>(*integer);
   if (std::holds_alternative<std::string>(value))  // `auto`
     return read_scalar(type, spec, {std::get<std::string>(value), true});
-  // The scalar alternatives of OptionValue have the order of OptionType, which starts at 1.
+  // OptionValue's scalar alternatives are in the same order as OptionType, which starts at 1.
   if (value.index() + 1 == static_cast<size_t>(type)) return value;
   return std::nullopt;
 }
 
-// "a boolean", "an integer".
+// Formats "a boolean" or "an integer".
 std::string with_article(OptionType type) {
   return (type == OptionType::integer ? "an " : "a ") + type_name(type);
 }
@@ -101,7 +101,8 @@ std::optional<OptionValue> convert_scalar(OptionType type, const OptionSpec& spe
   const Text& text = resolver.resolve(node);
   if (!text.ok) return std::nullopt;
   const std::string visible =
-      text.environment ? node.text : text.value;  // a message must not contain secrets
+      text.environment ? node.text : text.value;  // shows the reference, because an environment
+                                                  // variable may contain a secret
   const std::optional<OptionValue> value =
       node.value ? typed_scalar(type, spec, *node.value) : read_scalar(type, spec, text);
   if (!value) {
@@ -125,7 +126,7 @@ std::optional<OptionValue> convert_list(const OptionSpec& spec, const Node& node
   if (!node.is_list()) {
     resolver.diagnostics().error(
         node, what + " must be " + with_article(spec.type) + ", got " + shown(node),
-        {"write it in brackets: [a, b]"});
+        {"write a list in brackets: [a, b]"});
     return std::nullopt;
   }
   std::vector<T> values;

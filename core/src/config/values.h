@@ -1,5 +1,5 @@
-// Converts an experiment's values to the option's type, without guessing, after ${env:NAME} and
-// ${a.b.c} in the merged tree are resolved. Also converts values to text, for messages and as YAML.
+// Resolves ${env:NAME} and ${a.b.c} in the merged tree and converts values to their options' types,
+// without guessing. Also formats values as text, for messages and as YAML.
 #pragma once
 
 #include <optional>
@@ -52,7 +52,8 @@ std::optional<OptionValue> convert(const OptionSpec& spec, const Node& node,
 /// such as "must be at least 1".
 std::string misfit(const OptionSpec& spec, const OptionValue& value);
 
-/// YAML stored for a value with an environment variable: `node` as written. "" for any other value.
+/// The YAML to store for a value that contains an environment variable: `node` as written. "" for
+/// any other value.
 std::string reference_yaml(const Node& node, Resolver& resolver);
 
 /// The value as written, for messages: "'thirty-two'", "a list", "a map" or "nothing".
@@ -67,10 +68,10 @@ OptionType element_type(OptionType type);
 /// std::monostate as "unset".
 std::string value_text(const OptionValue& value);
 
-/// Formats a value as YAML on one line that reads back as the same value.
+/// Formats a value as single-line YAML that reads back as the same value.
 std::string value_yaml(const OptionValue& value);
 
-/// A double-quoted YAML scalar. References such as ${a.b} in `text` stay references.
+/// Formats a double-quoted YAML scalar. References such as ${a.b} in `text` stay references.
 std::string quoted_yaml(const std::string& text);
 
 /// An option's description, including whether it is a convention.

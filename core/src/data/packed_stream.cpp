@@ -7,7 +7,7 @@
 namespace dsv3 {
 namespace {
 
-// Validation reads documents in the same order for any train.seed, so that runs can be compared.
+// Validation uses the same document order for every train.seed, so that runs can be compared.
 constexpr uint64_t kValidationOrder = 0;
 
 uint64_t order_seed(const DataContext& context) {
@@ -31,8 +31,8 @@ std::string percent(double share) {
 int64_t count_field(const nlohmann::json& state, const char* key) {
   const nlohmann::json value = state.is_object() ? state.value(key, nlohmann::json()) : nullptr;
   if (!value.is_number_integer() || value.get<int64_t>() < 0)
-    throw Error(std::string("the saved position in the data has no valid '") + key +
-                    "'; another data plugin wrote it",
+    throw Error(std::string("the saved data position has no valid '") + key +
+                    "'; it was written by a different data plugin",
                 ExitCode::data);
   return value.get<int64_t>();
 }
@@ -61,16 +61,18 @@ void PackedStream::check_enough() {
       c10::str(found, " tokens in ", documents_->count(),
                documents_->count() == 1 ? " document of " : " documents of ", documents_->source());
   if (training())
-    throw Error(c10::str("too little text to train on: ", available, ", and one row of sequence ",
-                         context_.sequence, " needs ", needed, " (", share,
-                         " are in the validation split). Provide more text or reduce "
-                         "train.sequence"),
-                ExitCode::data);
-  throw Error("no text to validate on: " + available +
-                  " are in the validation split (validation.share " + share +
-                  "). It takes whole documents only: increase validation.share, or split the "
-                  "text into more documents",
-              ExitCode::data);
+    throw Error(
+        c10::str("too little text for training: ", available, ", but one row with train.sequence ",
+                 context_.sequence, " needs ", needed, " (", share,
+                 " of the documents are in the validation split). Provide more text or reduce "
+                 "train.sequence"),
+        ExitCode::data);
+  throw Error(
+      "no text for validation: only " + available +
+          " are in the validation split (validation.share " + share +
+          "). The split takes only whole documents: increase validation.share, or split the "
+          "text into more documents",
+      ExitCode::data);
 }
 
 int64_t PackedStream::document_at(const Cursor& at) {
@@ -111,7 +113,7 @@ Batch PackedStream::next() {
   if (!training() && walk(at, 2, nullptr, nullptr) < 2) return {};
   at = cursor_;
   walk(at, context_.rank * B * T, nullptr, nullptr);
-  // The rows overlap by one token, so they are slices of B T + 1 consecutive tokens.
+  // Rows overlap by one token, so a batch consists of B T + 1 consecutive tokens.
   std::vector<int64_t> tokens(B * T + 1, 0), ids(B * T + 1, -1);
   if (walk(at, B * T, tokens.data(), ids.data()) == B * T) {
     Cursor peek = at;
@@ -148,21 +150,22 @@ void PackedStream::load_state(const nlohmann::json& state) {
   if (documents != documents_->count() ||
       state.value("source", std::string()) != documents_->fingerprint())
     throw Error(
-        c10::str("the text or the tokenizer changed since the position was saved: it had ",
-                 documents, " documents, ", documents_->source(), " now has ", documents_->count(),
-                 " or different ones. Resuming would repeat or skip "
-                 "text: restore the old text, or start a new run from the checkpoint"),
+        c10::str(
+            "the text or the tokenizer has changed since the data position was saved: there were ",
+            documents, " documents, and ", documents_->source(), " now has ", documents_->count(),
+            " or different ones. Resuming would repeat or skip "
+            "text: restore the original text, or start a new run from the checkpoint"),
         ExitCode::data);
   if (state.value("seed", uint64_t{0}) != order_seed(context_))
-    throw Error(c10::str("the position in the data was saved with train.seed ",
-                         state.value("seed", nlohmann::json()).dump(),
-                         ", which determines the order of the documents; this run uses ",
-                         order_seed(context_)),
-                ExitCode::data);
+    throw Error(
+        c10::str("the data position was saved with train.seed ",
+                 state.value("seed", nlohmann::json()).dump(),
+                 ", which determines the document order, but this run uses ", order_seed(context_)),
+        ExitCode::data);
   if (at.position > documents || (at.position == documents && at.offset != 0))
-    throw Error("the saved position is after the last document", ExitCode::data);
+    throw Error("the saved data position is past the last document", ExitCode::data);
   if (at.position < documents && at.offset > documents_->length(document_at(at)))
-    throw Error("the saved position is after the end of its document", ExitCode::data);
+    throw Error("the saved data position is past the end of its document", ExitCode::data);
   cursor_ = at;
   rows_ = rows;
 }

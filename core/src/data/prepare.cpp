@@ -9,9 +9,9 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
-constexpr uint64_t kGroupBytes = 8 << 20;  // bytes of text encoded at a time, to limit memory
+constexpr uint64_t kGroupBytes = 8 << 20;  // bytes of text to encode at a time, to limit memory
 
-/// Encodes documents [first, last) on all cores and appends the end-of-text id to each.
+/// Encodes documents [first, last) on all cores and appends the end-of-text id to each of them.
 std::vector<std::vector<int32_t>> encode_group(const TextFiles& files, size_t first, size_t last,
                                                const Tokenizer& tokenizer) {
   std::vector<std::vector<int32_t>> encoded(last - first);

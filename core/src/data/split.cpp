@@ -7,7 +7,7 @@
 namespace dsv3 {
 namespace {
 
-// The finaliser of SplitMix64: a bijection in which every output bit depends on every input bit.
+// The finaliser of SplitMix64, a bijection in which every output bit depends on every input bit.
 uint64_t mix(uint64_t x) {
   x ^= x >> 30;
   x *= 0xbf58476d1ce4e5b9u;
@@ -29,13 +29,15 @@ uint64_t random_bits(std::initializer_list<uint64_t> words) {
 }
 
 uint64_t document_hash(std::string_view bytes) {
-  static_assert(std::endian::native == std::endian::little, "hashes read words from memory");
+  static_assert(std::endian::native == std::endian::little,
+                "the hash reads little-endian words from memory");
   uint64_t state = bytes.size();
   size_t i = 0;
   for (; i + 8 <= bytes.size(); i += 8) {
     uint64_t word;
     std::memcpy(&word, bytes.data() + i, 8);
-    // One multiplication per 64-bit word is as fast as the disk. The rotation moves high bits down.
+    // With one multiplication per 64-bit word, hashing keeps up with the disk. The rotation moves
+    // high bits down.
     state = std::rotl((state ^ word) * 0x9e3779b97f4a7c15u, 29);
   }
   uint64_t rest = 0;
@@ -54,7 +56,7 @@ Permutation::Permutation(uint64_t count, uint64_t seed, uint64_t epoch)
 
 uint64_t Permutation::operator()(uint64_t position) const {
   // A Feistel network is a bijection on 2 * half_bits_ bits. Applying it until the value is below
-  // count_ restricts it to 0 .. count_ - 1, in fewer than 4 steps on average.
+  // count_ restricts it to 0 .. count_ - 1 and takes fewer than 4 repetitions on average.
   const uint64_t mask = (uint64_t{1} << half_bits_) - 1;
   do {
     uint64_t left = position >> half_bits_, right = position & mask;

@@ -41,7 +41,7 @@ void find_files(const std::string& path, std::vector<std::string>& found) {
   if (error) fail("cannot read folder " + path + ": " + error.message());
   if (found.size() == first)
     fail("no .txt or .jsonl file in folder " + path +
-         "; to read a file with another extension, name the file itself");
+         "; to read a file with a different extension, pass its path");
   std::sort(found.begin() + static_cast<std::ptrdiff_t>(first), found.end());
 }
 
@@ -79,7 +79,7 @@ TextFiles::TextFiles(const std::vector<std::string>& paths, const TextFormat& fo
   if (documents_.empty())
     fail("no text in " + source_ + ": " +
          (found.size() == 1 ? "it is" : "its " + std::to_string(found.size()) + " files are") +
-         " empty or only white space");
+         " empty or whitespace-only");
 }
 
 void TextFiles::add(uint32_t file, std::string_view document) {
@@ -117,7 +117,8 @@ std::string_view TextFiles::text(const Document& document, std::string& buffer) 
   const File& file = files_[document.file];
   const std::string_view bytes = file.mapping.view().substr(document.begin, document.size);
   if (!file.jsonl) return bytes;
-  // Counts lines only for error messages, because the index of documents does not store them.
+  // Line numbers are counted only for error messages, because the document index does not store
+  // them.
   const auto where = [&] {
     const char* begin = file.mapping.data();
     return c10::str(file.path, ":", std::count(begin, begin + document.begin, '\n') + 1, ":");
@@ -126,7 +127,7 @@ std::string_view TextFiles::text(const Document& document, std::string& buffer) 
   try {
     line = parse_json(bytes, "line");
   } catch (const Error& error) {
-    // Replaces the "line:1:" in "line:1:COLUMN: ..." by the position in the file.
+    // Replaces the "line:1:" in "line:1:COLUMN: ..." with the position in the file.
     fail(where() + std::string(error.what()).substr(std::string_view("line:1:").size()) +
          "; correct or remove the line");
   }
@@ -136,7 +137,7 @@ std::string_view TextFiles::text(const Document& document, std::string& buffer) 
     std::string keys;
     for (const auto& item : line.items()) keys += (keys.empty() ? "" : ", ") + item.key();
     fail(where() + "1: no field '" + field_ + "' in the object, which has: " + keys +
-         "; set `field` to the one that holds the text");
+         "; set `field` to the one that contains the text");
   }
   if (!it->is_string()) fail(where() + "1: field '" + field_ + "' must be a string");
   buffer = it->get<std::string>();

@@ -95,7 +95,7 @@ void TokenFile::open_shard() {
              std::string(header.tokenizer, strnlen(header.tokenizer, sizeof header.tokenizer))};
   if (header_.id_bytes != 2 && header_.id_bytes != 4)
     fail(path_, "its header declares ids of " + std::to_string(header_.id_bytes) + " bytes");
-  // Divides instead of multiplying, because counts from a damaged header could overflow.
+  // Divide instead of multiplying, because the counts in a damaged header could overflow.
   const uint64_t room = bytes.size() - sizeof(ShardHeader);
   if (header_.tokens > room / header_.id_bytes || header_.documents > room / 16 ||
       padded(header_.tokens * header_.id_bytes) + header_.documents * 16 != room)
@@ -138,7 +138,7 @@ void TokenFile::open_llmc() {
 
 void TokenFile::open_raw() {
   if (mapping_.size() % 2)
-    fail(path_, "raw uint16 ids need an even number of bytes, but it has " +
+    fail(path_, "raw uint16 ids need an even number of bytes, but the file has " +
                     std::to_string(mapping_.size()));
   header_.tokens = mapping_.size() / 2;
   ids_ = mapping_.data();

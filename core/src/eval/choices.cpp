@@ -1,4 +1,4 @@
-// Multiple choice in HellaSwag's format, scored as in lm-evaluation-harness.
+// Scores multiple-choice questions in HellaSwag's format in the same way as lm-evaluation-harness.
 #include "eval/scorer.h"
 
 namespace dsv3::eval {
@@ -6,7 +6,7 @@ namespace {
 
 constexpr const char* kSpaces = " \t\n\v\f\r";
 
-/// The cleaned strings of one line.
+/// A question from one line of the file, cleaned up.
 struct Item {
   std::string context;
   std::vector<std::string> endings;
@@ -30,8 +30,9 @@ void replace_all(std::string& text, std::string_view from, std::string_view to) 
     text.replace(i, from.size(), to);
 }
 
-/// Removes the markup of HellaSwag's WikiHow half like the harness: outer white space, "[...]"
-/// within a line, and double spaces. " [title]" becomes the end of a sentence.
+/// Cleans up the WikiHow half of HellaSwag in the same way as the harness: removes surrounding
+/// white space, "[...]" within a line, and double spaces. Replaces " [title]" with the end of a
+/// sentence.
 std::string cleaned(std::string text) {
   text.erase(0, std::min(text.find_first_not_of(kSpaces), text.size()));
   text.erase(text.find_last_not_of(kSpaces) + 1);
@@ -47,7 +48,7 @@ std::string cleaned(std::string text) {
   return text;
 }
 
-/// Capitalises the first letter and converts the others to lower case; ASCII only.
+/// Capitalises the first letter and converts all others to lower case (ASCII only).
 std::string capitalised(std::string text) {
   for (char& c : text)
     if (c >= 'A' && c <= 'Z') c = char(c - 'A' + 'a');
@@ -66,7 +67,7 @@ std::string text_of(const Json& line, const char* key, const std::string& where)
   return value;
 }
 
-/// The index of the correct ending, given as a number or a string of digits.
+/// Returns the index of the correct ending, given as a number or a string of digits.
 int64_t label_of(const Json& line, size_t endings, const std::string& where) {
   const Json& label = field(line, "label", where);
   const std::string text = label.is_string() ? label.get<std::string>() : label.dump();
@@ -82,7 +83,7 @@ Item read_item(const Json& line, const std::string& where) {
   Item item;
   item.where = where;
   if (!line.contains("ctx_a") && !line.contains("ctx"))
-    fail(where, "no field 'ctx', nor 'ctx_a' with 'ctx_b'");
+    fail(where, "no field 'ctx', and no fields 'ctx_a' and 'ctx_b'");
   std::string context = line.contains("ctx_a") ? text_of(line, "ctx_a", where) + " " +
                                                      capitalised(text_of(line, "ctx_b", where))
                                                : text_of(line, "ctx", where);
@@ -105,7 +106,7 @@ Json parse_line(std::string_view line, const std::string& where) {
   try {
     return parse_json(line, "line");
   } catch (const Error& error) {
-    // Replaces the "line:1" in "line:1:COLUMN: ..." by the position in the file.
+    // Replaces the "line:1" in "line:1:COLUMN: ..." with the position in the file.
     throw Error(where + std::string(error.what()).substr(std::string_view("line:1").size()),
                 ExitCode::data);
   }
@@ -126,8 +127,8 @@ std::vector<Item> read_items(const Scorer& scorer, const std::string& file) {
   return items;
 }
 
-/// Encodes context and ending together and splits the ids after the length of the encoded context,
-/// so that the space between them belongs to the ending.
+/// Encodes context and ending together and splits the ids at the length of the encoded context, so
+/// that the space between the two belongs to the ending.
 Candidate make_candidate(const Scorer& scorer, const Tokenizer& tokenizer, const Item& item,
                          const std::string& ending) {
   const std::string context = item.context.substr(0, item.context.find_last_not_of(kSpaces) + 1);
@@ -158,8 +159,8 @@ bool truncate(Candidate& candidate, int64_t sequence) {
   return true;
 }
 
-/// Computes the log-likelihoods of the endings of `rows`, which has the longest first. Padding is
-/// on the right, where causal attention cannot see it.
+/// Computes the log-likelihoods of the endings in `rows`, whose first row must be the longest. Pads
+/// on the right, because causal attention ignores what follows a token.
 void score_rows(Model& model, std::span<const Candidate> rows) {
   const int64_t longest = std::ssize(rows[0].ids);
   const int64_t count = std::ssize(rows);

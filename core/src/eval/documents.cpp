@@ -1,4 +1,4 @@
-// Loss and bits per byte on text files and token shards.
+// Computes loss and bits per byte on text files and token shards.
 #include <dsv3/sdk/packing.h>
 #include <dsv3/support/token_file.h>
 
@@ -7,9 +7,9 @@
 namespace dsv3::eval {
 namespace {
 
-/// Sums the losses of documents. Cuts each one into windows of at most T predictions and packs the
-/// windows into rows of T + 1 tokens. Every window has its own document id, so they cannot see each
-/// other.
+/// Sums the loss over documents. Cuts each document into windows of at most T predictions and packs
+/// the windows into rows of T + 1 tokens. Each window gets its own document id, so that windows do
+/// not attend to each other.
 class DocumentSum {
  public:
   DocumentSum(const Scorer& scorer, std::string source) : scorer_(scorer) {
@@ -19,7 +19,8 @@ class DocumentSum {
     clear();
   }
 
-  /// `has_end`: the last id is the end-of-text id. `bytes`: size of the text after the first token.
+  /// `has_end`: whether the last id is the end-of-text id. `bytes`: size of the text after the
+  /// first token.
   void add(std::span<const int64_t> ids, bool has_end, int64_t bytes) {
     ++*score_.documents;
     if (score_.bytes) *score_.bytes += bytes;
@@ -79,7 +80,7 @@ class DocumentSum {
 
   const Scorer& scorer_;
   TextScore score_;
-  at::Tensor tokens_, ids_, ends_;  // ends_: whether the target is an end-of-text id
+  at::Tensor tokens_, ids_, ends_;  // ends_: whether each target is an end-of-text id
   int64_t row_ = 0, column_ = 0;    // start of the next window
   int64_t windows_ = 0;
 };
@@ -88,7 +89,7 @@ int64_t byte_count(const Tokenizer& tokenizer, int64_t id) {
   return std::ssize(tokenizer.token_bytes(int32_t(id)));
 }
 
-/// Rejects files prepared with a different tokenizer, whose ids mean different text.
+/// Rejects files prepared with a different tokenizer, because their ids stand for different text.
 void check_header(const TokenFile& file, const Tokenizer* tokenizer) {
   const std::string& digest = file.header().tokenizer;
   if (tokenizer && !digest.empty() && digest != tokenizer->digest())
@@ -109,10 +110,10 @@ const Tokenizer& Scorer::required_tokenizer(const std::string& what) const {
 
 void Scorer::check_id(int64_t id, const std::string& where) const {
   if (id >= 0 && id < model.vocab()) return;
-  throw Error(
-      c10::str(where, ": token id ", id, " is not one of the model's ids 0 to ", model.vocab() - 1,
-               "; check that the tokenizer is the one the model was trained with"),
-      ExitCode::data);
+  throw Error(c10::str(where, ": token id ", id, " is outside the model's vocabulary, 0 to ",
+                       model.vocab() - 1,
+                       "; check that the tokenizer is the one the model was trained with"),
+              ExitCode::data);
 }
 
 TextScore score_text(const Scorer& scorer, const std::string& path, const TextFormat& format) {

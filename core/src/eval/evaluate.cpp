@@ -12,7 +12,7 @@
 namespace dsv3 {
 namespace {
 
-/// Adds the size of the text of a batch's targets, and the cross-entropy of these targets.
+/// Adds the cross-entropy of a batch's targets and the size of their text in bytes.
 void add_bytes(TextScore& score, Model& model, const Tokenizer& tokenizer, const Batch& batch) {
   const at::Tensor targets = shifted_targets(batch.tokens, batch.document_ids, 0);
   const at::Tensor text =
@@ -108,7 +108,7 @@ at::Tensor read_tokens(const std::filesystem::path& file, int64_t vocab) {
     for (int64_t t = 0; t < length; ++t) {
       const Json& id = row[size_t(t)];
       if (!id.is_number_integer() || id < 0 || id >= vocab)
-        fail(name + " contains " + id.dump() + ", which is not one of the model's ids 0 to " +
+        fail(name + " contains " + id.dump() + ", which is outside the model's vocabulary, 0 to " +
              std::to_string(vocab - 1));
       ids[b][t] = id.get<int64_t>();
     }

@@ -1,4 +1,4 @@
-// Shared by the parts of an evaluation.
+// Shared by the implementations of the evaluations.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -13,9 +13,9 @@ struct Scorer {
   const Tokenizer* tokenizer;  ///< null: the model has none
   int64_t sequence, batch, limit;
 
-  /// Throws if there is no tokenizer; `what` is what needs one.
+  /// Throws if there is no tokenizer. `what` says what needs one, for the message.
   const Tokenizer& required_tokenizer(const std::string& what) const;
-  /// Throws if the model has no such id; `where` is the id's source.
+  /// Throws if the model has no such id. `where` describes where the id comes from.
   void check_id(int64_t id, const std::string& where) const;
   bool enough(int64_t done) const { return limit > 0 && done >= limit; }
 };

@@ -1,4 +1,4 @@
-// Validation of a run, with the same rows and order of summation in training and `dsv3 eval`.
+// Validates a run, with the same rows and summation order in training and in `dsv3 eval`.
 #pragma once
 
 #include <dsv3/runtime/data.h>
@@ -6,10 +6,12 @@
 
 namespace dsv3 {
 
-/// `train.micro_batch`, or a rank's whole batch for `auto`. Throws if it does not divide the batch.
+/// Returns `train.micro_batch`, or a rank's whole batch for `auto`. Throws if it does not divide
+/// the batch.
 int64_t micro_batch_of(const TrainOptions& train, int64_t world);
 
-/// Loads training batches ahead on a thread, and validation batches on demand.
+/// Creates a loader that prefetches training batches on a thread and loads validation batches on
+/// demand.
 std::unique_ptr<Loader> make_loader(const Experiment& experiment, Plugins& plugins,
                                     const Model& model, Split split, int64_t micro_batch,
                                     std::shared_ptr<const Tokenizer> tokenizer);
@@ -21,7 +23,7 @@ struct ValidationSum {
   double loss() const { return nats / double(targets); }
 };
 
-/// Evaluates the next `forwards` batches of `loader` or fewer, and passes each to `visit`.
+/// Evaluates up to `forwards` batches from `loader` and passes each one to `visit`.
 ValidationSum validate(Model& model, Loader& loader, int64_t forwards,
                        const std::function<void(const Batch&)>& visit = {});
 

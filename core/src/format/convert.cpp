@@ -13,8 +13,8 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
-/// The requested format, or the first one that can express the model, and its name. Throws with the
-/// reasons of each format if there is none.
+/// Returns the requested format, or the first one that can express the model, with its name. If
+/// there is none, throws an error that lists each format's reasons.
 std::pair<std::string, std::shared_ptr<Format>> choose_format(const std::string& requested,
                                                               const ModelDescription& model,
                                                               Plugins& plugins) {
@@ -38,7 +38,7 @@ std::pair<std::string, std::shared_ptr<Format>> choose_format(const std::string&
               ExitCode::usage);
 }
 
-/// The digest of the tokenizer as read from `folder`; empty if that fails.
+/// Returns the digest of the tokenizer in `folder`, or "" if it cannot be read.
 std::string digest_in(const ModelDescription& described, const stdfs::path& folder,
                       Plugins& plugins) {
   const stdfs::path file = stdfs::absolute(folder / "tokenizer.json");
@@ -51,8 +51,9 @@ std::string digest_in(const ModelDescription& described, const stdfs::path& fold
   }
 }
 
-/// The sidecar of the exported folder: the model's conventions, except those that the format
-/// changed (such as the order of rotated features). `folder` must already contain the tokenizer.
+/// Creates the sidecar for the exported folder: the model's conventions, except those that the
+/// format changed (such as the order of rotated features). `folder` must already contain the
+/// tokenizer.
 Sidecar sidecar_of(const LoadedModel& loaded, const Format& format, const Json& config,
                    const stdfs::path& folder, Plugins& plugins) {
   const ModelDescription described = call(format, "describe", &Format::describe, config);
@@ -103,7 +104,8 @@ class FolderWriter {
     if (request.dtype != "auto") return;
     for (const auto& [name, dtype] : loaded.stored.dtypes)
       dtypes_[name] = dtype_from_name(dtype).value_or(at::kFloat);
-    // Tensors that the imported model lacks (a copy, an MTP module) get the most common dtype.
+    // Tensors that the imported model did not have (a copy or an MTP module) get the most common
+    // dtype.
     std::map<at::ScalarType, int> votes;
     for (const auto& [name, dtype] : dtypes_) ++votes[dtype];
     for (const auto& [dtype, count] : votes)
@@ -164,7 +166,7 @@ class FolderWriter {
   }
 
   const ExportRequest& request_;
-  std::map<std::string, at::ScalarType> dtypes_;  // by the name of the stored tensor
+  std::map<std::string, at::ScalarType> dtypes_;  // keyed by the stored tensor's name
   at::ScalarType default_ = at::kFloat;
 };
 
@@ -175,7 +177,7 @@ std::string dtype_word(at::ScalarType dtype) {
 void write_texts(const stdfs::path& folder, const LoadedModel& loaded, Json config,
                  const std::string& dtype, const TokenIds& ids) {
   config["dtype"] = dtype;
-  config["torch_dtype"] = dtype;  // name of the key before transformers 5
+  config["torch_dtype"] = dtype;  // the key's name before transformers 5
   fs::write_atomically(folder / "config.json", config.dump(2) + "\n");
   Json generation = Json::object();
   if (ids.bos >= 0) generation["bos_token_id"] = ids.bos;
@@ -192,20 +194,23 @@ std::vector<std::string> notes_of(const LoadedModel& loaded, const ModelDescript
     notes.push_back("the model has no tokenizer, so the folder has none either");
   else if (loaded.tokenizer->files().empty())
     notes.push_back(
-        "the tokenizer has no form that Hugging Face's libraries can read, so the folder has none");
+        "the tokenizer cannot be exported in a form that Hugging Face's libraries can read, so the "
+        "folder has none");
   if (model.mtp_depth > 0)
     notes.push_back(
         "the folder has MTP modules, whose weights transformers reports as unexpected keys unless "
-        "it uses them (--no-mtp leaves them out)");
+        "it uses them (--no-mtp omits them)");
   return notes;
 }
 
-/// The folder's tokenizer. Null, with a note, if dsv3 cannot read it or the folder has none.
+/// Returns the folder's tokenizer. Returns null and adds a note if dsv3 cannot read it or the
+/// folder has none.
 std::shared_ptr<const Tokenizer> tokenizer_of(const Experiment& experiment, Plugins& plugins,
                                               std::vector<std::string>& notes) {
   if (experiment.tokenizer.plugin.empty()) {
     notes.emplace_back(
-        "the folder has no tokenizer.json: pass one with --tokenizer to commands that need text");
+        "the folder has no tokenizer.json: pass one with --tokenizer to commands that process "
+        "text");
     return nullptr;
   }
   try {

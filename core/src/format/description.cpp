@@ -6,7 +6,7 @@
 namespace dsv3 {
 namespace {
 
-/// Includes the defaults of options that the experiment does not set.
+/// Describes a component, including the defaults of options that the experiment does not set.
 ComponentDescription describe_component(const ComponentSpec& spec, Plugins& plugins) {
   ComponentDescription described{spec.plugin, spec.options};
   for (const OptionSpec& option : plugins.find(spec).schema->options)
@@ -23,7 +23,7 @@ std::vector<ComponentDescription> describe_layers(const std::vector<LayerRange>&
   return described;
 }
 
-/// Settings of a component at `path`.
+/// Adds the settings for a component at `path`.
 void add_component(std::vector<Setting>& settings, const std::string& path,
                    const ComponentDescription& component) {
   settings.push_back({path + ".plugin", component.plugin, ""});
@@ -32,7 +32,7 @@ void add_component(std::vector<Setting>& settings, const std::string& path,
       settings.push_back({path + "." + key, value, ""});
 }
 
-/// Settings of the components of all layers. Merges adjacent identical components as
+/// Adds the settings for the components of all layers. Merges adjacent identical components as
 /// `layers: first-last`.
 void add_layers(std::vector<Setting>& settings, const std::string& path,
                 const std::vector<ComponentDescription>& layers) {
@@ -48,7 +48,7 @@ void add_layers(std::vector<Setting>& settings, const std::string& path,
   }
 }
 
-/// Settings of the section `model`, including the options set in `model`.
+/// Returns the settings for the `model` section.
 std::vector<Setting> model_settings(const ModelDescription& model) {
   std::vector<Setting> settings{
       {"model.hidden", model.hidden, ""},        {"model.layers", model.layers, ""},
@@ -62,7 +62,7 @@ std::vector<Setting> model_settings(const ModelDescription& model) {
   return settings;
 }
 
-/// Converts `text` to a valid name of an experiment.
+/// Converts `text` to a valid experiment name.
 std::string experiment_name(const std::string& text) {
   std::string name;
   for (const char c : text.substr(0, 100)) {
@@ -73,7 +73,7 @@ std::string experiment_name(const std::string& text) {
   return name;
 }
 
-/// The components to which a convention's key applies.
+/// Returns the components to which a convention's key applies.
 std::vector<ComponentDescription*> components_of(const ConventionKey& key,
                                                  ModelDescription& model) {
   std::vector<ComponentDescription*> found;
@@ -89,7 +89,7 @@ std::vector<ComponentDescription*> components_of(const ConventionKey& key,
   return found;
 }
 
-/// Converts a convention's text to a value of its option.
+/// Converts a convention's text to the type of its option.
 OptionValue typed_value(const std::string& text, OptionType type) {
   if (type == OptionType::boolean) return text == "true";
   if (type == OptionType::integer) return int64_t(std::stoll(text));

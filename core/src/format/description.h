@@ -20,19 +20,20 @@ struct ConventionKey {
 std::set<std::string> add_shapes(ModelDescription& model, const Experiment& experiment,
                                  Plugins& plugins);
 
-/// The experiment's model with the value of every option. Embedding and head have `vocab` rows.
+/// Describes the experiment's model, with a value for every option. Embedding and head have `vocab`
+/// rows.
 ModelDescription describe_model(const Experiment& experiment, int64_t vocab, Plugins& plugins);
 
-/// Whether `model` sets the option of a convention's key (Experiment::conventions).
+/// Whether `model` sets the option that a convention's key (in Experiment::conventions) refers to.
 bool set_by_description(const ModelDescription& model, const std::string& key);
-/// Sets the option of a convention's key, unless it has a value or no component has it. Ignores
-/// keys of the core ("model.norm.place"). Keys for some layers ("feed_forward.moe.score (layers
-/// 2-11)") must come before those for all others.
+/// Sets the option that a convention's key refers to, unless it already has a value or no component
+/// has it. Ignores keys of the core ("model.norm.place"). Keys for some layers
+/// ("feed_forward.moe.score (layers 2-11)") must come before those for all other layers.
 void set_convention(ModelDescription& model, const std::string& key, const std::string& value,
                     Plugins& plugins);
 
-/// An experiment named `name` for `model`, from the template of imported models. It uses the
-/// tokenizer.json at `tokenizer` unless that is empty.
+/// Creates an experiment named `name` for `model`, from the template for imported models. It uses
+/// the tokenizer.json at `tokenizer` unless that is empty.
 ExperimentRequest imported_experiment(const ModelDescription& model, const std::string& name,
                                       const std::filesystem::path& tokenizer);
 

@@ -27,7 +27,7 @@ Json read_object(const stdfs::path& file) {
   }
 }
 
-/// The first few names, and the number of the remaining ones.
+/// Lists the first few names and the number of remaining ones.
 std::string name_list(const std::vector<std::string>& names) {
   constexpr size_t kShown = 5;
   std::string text;
@@ -41,10 +41,10 @@ at::ScalarType dtype_of(const safetensors::View& view, const std::string& name,
   const auto dtype = dtype_from_name(view.dtype);
   if (dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf) return *dtype;
   damaged(folder, "tensor '" + name + "' is " + view.dtype +
-                      ", but weights must be F32, BF16 or F16 (convert quantized ones first)");
+                      ", but weights must be F32, BF16 or F16 (convert quantized tensors first)");
 }
 
-/// fp32 copy [rows, columns] of a stored tensor.
+/// Returns a stored tensor as an fp32 copy [rows, columns].
 at::Tensor values_of(const safetensors::View& view, const std::string& name,
                      const stdfs::path& folder) {
   const int64_t columns = view.shape.empty() ? 1 : view.shape.back();
@@ -63,7 +63,8 @@ class Assembly {
     for (const auto& [name, shape] : model.shapes) pieces_[name].shape = shape;
   }
 
-  /// `places` must cover every value of the model once, and the folder must have no other tensors.
+  /// `places` must cover every value in the model exactly once, and the folder must not contain any
+  /// other tensors.
   void fill(const std::vector<TensorPlace>& places) {
     // Check before allocating, because config.json may describe a far larger model.
     check_files(places);
@@ -77,12 +78,12 @@ class Assembly {
       if (!place.copy) put(place);
     for (const auto& [name, piece] : pieces_)
       if (!piece.filled.all().item<bool>())
-        throw Error("the format leaves rows of '" + name + "' without values", ExitCode::plugin);
+        throw Error("the format does not fill all rows of '" + name + "'", ExitCode::plugin);
     for (const TensorPlace& place : places)
       if (place.copy) compare(place);
   }
 
-  /// Adds views named as in a checkpoint, and the tensors that own their memory.
+  /// Adds views with the same names as in a checkpoint, and the tensors that own their memory.
   void store(StoredModel& stored, const std::set<std::string>& buffers) {
     auto hosts = std::make_shared<std::vector<at::Tensor>>();
     for (auto& [name, piece] : pieces_)
@@ -99,7 +100,7 @@ class Assembly {
     at::Tensor filled;  // bool [rows]
   };
 
-  /// Requires all tensors of `places` with the right shapes, and no others.
+  /// Requires all tensors in `places`, with the right shapes, and no others.
   void check_files(const std::vector<TensorPlace>& places) const {
     std::vector<std::string> missing, unexpected;
     std::set<std::string> known;
@@ -120,15 +121,16 @@ class Assembly {
   const safetensors::View& view_of(const TensorPlace& place) const {
     const safetensors::View& view = files_.tensors().at(place.name);
     if (view.shape != place.shape)
-      damaged(folder_, "tensor '" + place.name + "' is " + c10::str(at::IntArrayRef(view.shape)) +
-                           ", but config.json requires " + c10::str(at::IntArrayRef(place.shape)));
+      damaged(folder_, "tensor '" + place.name + "' has shape " +
+                           c10::str(at::IntArrayRef(view.shape)) + ", but config.json requires " +
+                           c10::str(at::IntArrayRef(place.shape)));
     return view;
   }
 
   Piece& source_of(const TensorPlace& place) {
     const auto found = pieces_.find(place.source);
     if (found == pieces_.end())
-      throw Error("the format stores '" + place.name + "' in '" + place.source +
+      throw Error("the format maps '" + place.name + "' to '" + place.source +
                       "', which the model does not have",
                   ExitCode::plugin);
     return found->second;
@@ -139,7 +141,7 @@ class Assembly {
     Piece& piece = source_of(place);
     const int64_t rows = values.size(0);
     if (values.size(1) != piece.values.size(1) || place.first_row + rows > piece.values.size(0))
-      throw Error("the format stores '" + place.name + "' outside '" + place.source + "' " +
+      throw Error("the format maps '" + place.name + "' to rows outside '" + place.source + "' " +
                       c10::str(at::IntArrayRef(piece.shape)),
                   ExitCode::plugin);
     if (select_rows(piece.filled, place, rows).any().item<bool>())
@@ -155,7 +157,7 @@ class Assembly {
     }
   }
 
-  /// A copy with different values would be lost silently.
+  /// Rejects a copy with different values, which would otherwise be lost silently.
   void compare(const TensorPlace& place) {
     if (!files_.tensors().contains(place.name)) return;
     const at::Tensor values = values_of(view_of(place), place.name, folder_);
@@ -170,7 +172,7 @@ class Assembly {
   std::map<std::string, Piece> pieces_;
 };
 
-/// transformers writes "one MTP module" by default, even to a folder without any.
+/// By default, transformers declares one MTP module even in a folder that has none.
 bool lacks_mtp(const std::vector<TensorPlace>& places, int64_t layers,
                const std::map<std::string, safetensors::View>& tensors) {
   bool any = false;
@@ -207,7 +209,7 @@ ExperimentRequest request_of(ModelDescription model, const std::string& name,
                              const stdfs::path& tokenizer, const Sidecar& sidecar,
                              Plugins& plugins) {
   std::vector<Setting> conventions;
-  // In reverse order, so that keys for some layers come before those for all others.
+  // In reverse order, so that keys for some layers come before those for all other layers.
   for (auto entry = sidecar.conventions.rbegin(); entry != sidecar.conventions.rend(); ++entry)
     if (entry->first.starts_with("model.") && !set_by_description(model, entry->first))
       conventions.push_back({entry->first, entry->second, "dsv3.json of " + name});
@@ -235,7 +237,7 @@ Sidecar read_sidecar(const std::filesystem::path& folder) {
   if (!std::filesystem::exists(file)) return {};
   const Json json = read_object(file);
   try {
-    if (json.at("dsv3") != 1) damaged(file, "has a format that this dsv3 does not read");
+    if (json.at("dsv3") != 1) damaged(file, "has a format that this dsv3 does not support");
     return {json.at("conventions").get<std::map<std::string, std::string>>(),
             json.at("tokenizers").get<std::set<std::string>>(), json.at("step").get<int64_t>()};
   } catch (const Json::exception& error) {
@@ -279,7 +281,7 @@ FolderTensors::FolderTensors(const stdfs::path& folder) {
   for (const auto& [name, file] : map["weight_map"].items()) {
     const std::string plain = file.is_string() ? file.get<std::string>() : "";
     if (plain.empty() || stdfs::path(plain).filename() != plain)
-      damaged(index, "the file of tensor '" + name + "' is not a plain file name");
+      damaged(index, "the file for tensor '" + name + "' must be a plain file name");
     by_file[plain].insert(name);
   }
   for (const auto& [file, names] : by_file) {
@@ -325,8 +327,9 @@ StoredModel read_folder(const stdfs::path& folder, Plugins& plugins,
   const FolderTensors files(folder);
   if (model.mtp_depth > 0 &&
       lacks_mtp(call(*format, "tensors", &Format::tensors, model), model.layers, files.tensors())) {
-    log::info(folder.string() + ": config.json declares " + std::to_string(model.mtp_depth) +
-              " MTP module(s), but the folder has no weights for them; reading it without");
+    log::info(
+        folder.string() + ": config.json declares " + std::to_string(model.mtp_depth) +
+        " MTP module(s), but the folder has no weights for them; reading the model without them");
     model.mtp_depth = 0;
   }
   const Sidecar sidecar = read_sidecar(folder);

@@ -7,15 +7,16 @@
 
 namespace dsv3 {
 
-/// Returns `config` without the fields that formats neither read nor write: those that mean the
-/// same for every architecture, and those that do not affect a model's values.
+/// Returns `config` without the fields that formats neither read nor write: those that have the
+/// same meaning in every architecture, and those that do not affect a model's values.
 Json without_common_fields(Json config);
 
-/// dsv3.json next to an exported config.json, for values that config.json cannot express.
+/// dsv3.json, which is stored next to an exported config.json for values that config.json cannot
+/// express.
 struct Sidecar {
-  std::map<std::string, std::string> conventions;  ///< as Experiment::conventions; empty = no file
-  std::set<std::string> tokenizers;                ///< as StoredModel::tokenizers
-  int64_t step = 0;                                ///< as StoredModel::step
+  std::map<std::string, std::string> conventions;  ///< see Experiment::conventions; empty = no file
+  std::set<std::string> tokenizers;                ///< see StoredModel::tokenizers
+  int64_t step = 0;                                ///< see StoredModel::step
 };
 
 inline constexpr const char* kSidecarName = "dsv3.json";
@@ -24,8 +25,8 @@ inline constexpr const char* kSidecarName = "dsv3.json";
 Sidecar read_sidecar(const std::filesystem::path& folder);
 std::string sidecar_text(const Sidecar& sidecar);
 
-/// The experiment of a model described by a format, with those conventions of `sidecar` that the
-/// description does not set. `tokenizer` may be empty.
+/// Creates the experiment for a model described by a format, with those conventions in `sidecar`
+/// that the description does not set. `tokenizer` may be empty.
 Experiment experiment_of(const ModelDescription& model, const std::string& name,
                          const std::filesystem::path& tokenizer, const Sidecar& sidecar,
                          Plugins& plugins);
@@ -50,10 +51,11 @@ class FolderTensors {
   std::map<std::string, safetensors::View> tensors_;
 };
 
-/// `place.rows` and `place.first_row` as indices of the source's rows; undefined for a plain range.
+/// Returns the indices of the source rows that `place.rows` and `place.first_row` select; undefined
+/// for a contiguous range.
 at::Tensor row_index(const TensorPlace& place);
 
-/// The `count` rows of `source` [rows, ...] that `place` refers to.
+/// Returns the `count` rows of `source` [rows, ...] that `place` refers to.
 at::Tensor select_rows(const at::Tensor& source, const TensorPlace& place, int64_t count);
 
 }  // namespace dsv3

@@ -34,7 +34,8 @@ std::set<std::string> digests_of(const Json& tokenizer) {
   throw Error(path.string() + cause, ExitCode::checkpoint);
 }
 
-/// The key "position.rope.layout" means model.position.layout. Keys of the core are paths already.
+/// Converts a convention's key to a path: "position.rope.layout" becomes model.position.layout.
+/// Keys of the core are already paths.
 std::string path_of_convention(const std::string& key) {
   const ConventionKey parts(key);
   for (const config::Slot& slot : config::slots())
@@ -45,7 +46,7 @@ std::string path_of_convention(const std::string& key) {
 Experiment experiment_of(const StoredModel& stored, const LoadRequest& request, Plugins& plugins) {
   std::vector<Setting> settings;
   if (!stored.experiment) {
-    // A folder that was moved has its tokenizer next to the weights.
+    // If the folder was moved, its tokenizer is next to the weights.
     std::filesystem::path tokenizer = request.tokenizer;
     if (tokenizer.empty() && std::filesystem::exists(stored.path / "tokenizer.json"))
       tokenizer = stored.path / "tokenizer.json";
@@ -61,7 +62,8 @@ Experiment experiment_of(const StoredModel& stored, const LoadRequest& request, 
   return experiment;
 }
 
-/// Rows of the stored embedding: `model.vocab: auto` needs the tokenizer, which may be missing.
+/// Number of rows in the stored embedding. `model.vocab: auto` would need the tokenizer, which may
+/// be missing.
 int64_t vocab_of(const StoredModel& stored) {
   const auto found = stored.tensors.find("model/embedding.weight");
   if (found == stored.tensors.end() || found->second.shape.size() != 2)
@@ -70,8 +72,8 @@ int64_t vocab_of(const StoredModel& stored) {
   return found->second.shape[0];
 }
 
-/// Null if the model has none. Rejects any tokenizer but the one that the model was trained with,
-/// because the output would be nonsense.
+/// Returns null if the model has no tokenizer. Rejects any tokenizer other than the one that the
+/// model was trained with, because the output would be nonsense.
 std::shared_ptr<const Tokenizer> tokenizer_of(const StoredModel& stored,
                                               const Experiment& experiment, Plugins& plugins) {
   if (experiment.tokenizer.plugin.empty()) return nullptr;

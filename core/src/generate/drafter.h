@@ -22,13 +22,13 @@ class Drafter {
         inputs_(size_t(rows), std::vector<Input>(depth_)) {}
   size_t depth() const { return depth_; }
 
-  /// Adds the main model's hidden states [n, D] at a row's next positions.
+  /// Adds the main model's hidden states [n, D] for a row's next positions.
   void add(size_t row, const at::Tensor& hidden) { inputs_[row][0].append(hidden); }
-  /// Runs a module on the new positions of `rows` whose tokens are in `texts` (one entry per row of
-  /// the caches), except for the last `without` tokens of each. Returns the logits of the last
+  /// Runs a module on the new positions of `rows` whose tokens are in `texts` (one entry per cache
+  /// row), except for the last `without` tokens of each row. Returns the logits of the last
   /// position, [.., V] on the CPU, one for each row in `ran`.
   struct Drafted {
-    std::vector<size_t> ran;  ///< rows that had such positions
+    std::vector<size_t> ran;  ///< rows that had new positions
     at::Tensor logits;
   };
   Drafted run(size_t module, const std::vector<size_t>& rows,
@@ -62,9 +62,10 @@ class Drafter {
     }
     return result;
   }
-  /// Removes what depends on a row's tokens from `tokens` on. The main model has `positions`.
+  /// Discards everything that depends on a row's tokens from index `tokens` on. `positions` is the
+  /// number of final positions in the main model.
   void settle(size_t row, int64_t tokens, int64_t positions) {
-    int64_t known = positions;  // known positions of the module's input
+    int64_t known = positions;  // number of final positions in the module's input
     for (size_t k = 0; k < depth_; ++k) {
       KvCache& cache = caches_[layers_ + k];
       const int64_t final = std::max<int64_t>(tokens - int64_t(k) - 1, 0);
@@ -83,7 +84,7 @@ class Drafter {
   }
 
  private:
-  /// A module's input at positions [first, first + rows of hidden) of a row.
+  /// A module's input for one row, at positions [first, first + hidden.size(0)).
   struct Input {
     int64_t first = 0;
     at::Tensor hidden;
@@ -95,7 +96,7 @@ class Drafter {
       if (!hidden.defined()) return;
       begin = std::clamp(begin, first, end());
       last = std::clamp(last, begin, end());
-      // Copied, so that the memory of the rest can be freed.
+      // Cloned, so that the memory of the rest can be freed.
       hidden = hidden.narrow(0, begin - first, last - begin).clone();
       first = begin;
     }

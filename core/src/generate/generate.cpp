@@ -1,5 +1,5 @@
-// Generates from batches of prompts. Each slot processes one prompt, and every round is one forward
-// pass for all slots.
+// Generates text for batches of prompts. Each slot processes one prompt, and every round runs one
+// forward pass for all slots.
 #include <numeric>
 
 #include "generate/drafter.h"
@@ -32,16 +32,17 @@ void check(const std::vector<Prompt>& prompts, int64_t vocab) {
     if (prompts[i].ids.empty()) fail(name + " is empty: pass at least one token to continue");
     for (const int32_t id : prompts[i].ids)
       if (id < 0 || id >= vocab)
-        fail(c10::str(name, " contains id ", id, ", which is not one of the model's ids 0 to ",
+        fail(c10::str(name, " contains id ", id, ", which is outside the model's vocabulary, 0 to ",
                       vocab - 1));
   }
 }
 
-/// One sequence in progress. The main model's cache has its tokens without the last one and drafts.
+/// A sequence in progress. The main model's cache contains its tokens except for the last one and
+/// the drafts.
 struct Slot {
   size_t prompt;
   Random random;
-  std::vector<Distribution> drafts;  // that the drafts at the end of the sequence were drawn from
+  std::vector<Distribution> drafts;  // distributions that the drafts were drawn from
   bool done = false;
 };
 
@@ -91,20 +92,20 @@ class Run {
   }
 
   int64_t cached(size_t s) const { return caches_[0].lengths()[s]; }
-  /// Length of a sequence without drafts.
+  /// Length of a sequence, excluding drafts.
   size_t known(size_t s) const { return texts_[s].size() - slots_[s]->drafts.size(); }
   int64_t remaining(size_t s) const {
     return options_.tokens - int64_t(result_.texts[slots_[s]->prompt].ids.size());
   }
 
-  /// Adds the next `count` tokens of a sequence that are not in the cache.
+  /// Adds the next `count` tokens of a sequence that are not yet in the cache.
   void add_tokens(NewTokens& added, size_t s, int64_t count) const {
     const auto begin = texts_[s].begin() + cached(s);
     added.counts[s] = count;
     added.tokens.insert(added.tokens.end(), begin, begin + count);
   }
 
-  /// Gives each free slot a prompt and processes its tokens except the last.
+  /// Assigns a prompt to each free slot and processes all of its tokens except the last.
   void take_prompts() {
     std::vector<size_t> fresh;
     for (size_t s = 0; s < slots_.size() && next_ < prompts_.size(); ++s) {
@@ -137,7 +138,7 @@ class Run {
       if (added.counts[s] > 0) drafter_->add(s, hidden.narrow(0, begin, added.counts[s]));
       begin += added.counts[s];
     }
-    // Leave out the last token, because the first round starts from it.
+    // Omit the last token, because the first round starts from it.
     for (size_t k = 0; k < drafter_->depth(); ++k) drafter_->run(k, rows, texts_, 1);
     for (const size_t s : rows) drafter_->settle(s, int64_t(texts_[s].size()), cached(s));
   }
@@ -165,7 +166,7 @@ class Run {
                         options_.sampling);
   }
 
-  /// fp32 logits on the CPU for the last known token of each sequence and its drafts.
+  /// Returns fp32 logits on the CPU for each sequence's last known token and its drafts.
   at::Tensor forward(const std::vector<size_t>& active) {
     NewTokens added{{}, std::vector<int64_t>(texts_.size()), {}};
     for (const size_t s : active) add_tokens(added, s, std::ssize(texts_[s]) - cached(s));
@@ -185,8 +186,8 @@ class Run {
     return at::stack(last);
   }
 
-  /// Verifies drafts and adds a token. `first` is the sequence's first row of logits. Returns the
-  /// first row of the next sequence.
+  /// Verifies a sequence's drafts and adds a token. `first` is the sequence's first row in
+  /// `logits`. Returns the first row of the next sequence.
   int64_t choose(size_t s, const at::Tensor& logits, int64_t first) {
     Slot& slot = *slots_[s];
     std::vector<int32_t>& text = texts_[s];
@@ -214,7 +215,7 @@ class Run {
   }
 
   /// Removes rejected drafts from the caches and keeps the first `accepted` tokens of the
-  /// sequence's last forward pass. The sequence's rows of hidden_ start at `first`.
+  /// sequence's last forward pass. The sequence's rows in hidden_ start at `first`.
   void settle(size_t s, int64_t first, int64_t accepted) {
     const int64_t length = int64_t(texts_[s].size());
     for (size_t i = 0; i < layers_; ++i) caches_[i].truncate(int64_t(s), length);
@@ -268,13 +269,13 @@ class Run {
   Model& model_;
   const std::vector<Prompt>& prompts_;
   const GenerateOptions& options_;
-  size_t next_ = 0;                          // first prompt without a slot
+  size_t next_ = 0;                          // first prompt that has no slot yet
   std::vector<std::optional<Slot>> slots_;   // empty = free
-  std::vector<std::vector<int32_t>> texts_;  // token ids of each slot: prompt, new ids, drafts
+  std::vector<std::vector<int32_t>> texts_;  // token ids in each slot: prompt, new ids, drafts
   std::vector<KvCache> caches_;              // one row per slot; MTP modules last
   size_t layers_ = 0;                        // without MTP modules
   std::optional<Drafter> drafter_;
-  at::Tensor hidden_;  // states of all tokens in the last forward pass, for the drafter
+  at::Tensor hidden_;  // hidden states of all tokens in the last forward pass, for the drafter
   Generation result_;
 };
 

@@ -23,7 +23,8 @@ void normalise(std::vector<double>& weights) {
   for (double& weight : weights) weight /= sum;
 }
 
-/// Truncates `ids`, most likely first, after the id whose cumulative probability reaches top_p.
+/// Truncates `ids`, which are sorted by decreasing probability, after the id at which the
+/// cumulative probability reaches top_p.
 void cut_to_mass(Distribution& result, double top_p) {
   double mass = 0;
   size_t count = 0;
@@ -91,7 +92,8 @@ std::pair<int32_t, bool> judge(int32_t draft, const Distribution& p, const Distr
   for (size_t i = 0; i < rest.ids.size(); ++i)
     if (const auto found = drafted.find(rest.ids[i]); found != drafted.end())
       rest.probabilities[i] = std::max(rest.probabilities[i] - found->second, 0.0);
-  // A rejected draft has p < q, so p > q for a different id. The sum is 0 only by rounding.
+  // A rejected draft has p < q, so p > q for a different id. The sum can be 0 only because of
+  // rounding.
   if (std::accumulate(rest.probabilities.begin(), rest.probabilities.end(), 0.0) <= 0)
     return {draw(p, random), false};
   normalise(rest.probabilities);

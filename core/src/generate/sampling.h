@@ -19,7 +19,7 @@ class Random {
   std::mt19937_64 engine_;
 };
 
-/// The possible next tokens. All others have probability 0.
+/// The possible next tokens. All other tokens have probability 0.
 struct Distribution {
   std::vector<int32_t> ids;
   std::vector<double> probabilities;  ///< probabilities of `ids`; their sum is 1
@@ -33,9 +33,9 @@ Distribution distribution(std::span<const float> logits, std::span<const int32_t
 
 int32_t draw(const Distribution& from, Random& random);
 
-/// Verifies `draft`, drawn from q. Accepts it with probability min(1, p / q), otherwise draws a
-/// token from max(p - q, 0), so that the result is distributed as p (Leviathan et al., arXiv
-/// 2211.17192, appendix A.1). Returns {token, whether the draft was accepted}.
+/// Verifies `draft`, which was drawn from q. Accepts it with probability min(1, p / q), otherwise
+/// draws a token from max(p - q, 0), so that the result is distributed as p (Leviathan et al.,
+/// arXiv 2211.17192, appendix A.1). Returns {token, whether the draft was accepted}.
 std::pair<int32_t, bool> judge(int32_t draft, const Distribution& p, const Distribution& q,
                                Random& random);
 

@@ -4,7 +4,7 @@
 namespace dsv3 {
 namespace {
 
-/// Number of bytes at the end of `text` that are an incomplete UTF-8 character.
+/// Number of bytes in an incomplete UTF-8 character at the end of `text`.
 size_t open_character(const std::string& text) {
   for (size_t back = 1; back <= std::min<size_t>(3, text.size()); ++back) {
     const auto byte = static_cast<unsigned char>(text[text.size() - back]);
@@ -48,7 +48,7 @@ std::string TextStream::add(int32_t id) {
   size_t back = open_character(held_);
   for (const std::string& stop : stops_) back = std::max(back, open_stop(held_, stop));
   std::string certain = held_.substr(0, held_.size() - back);
-  // Does not split the character before a possible stop string.
+  // Avoids splitting the character before a possible stop string.
   certain.resize(certain.size() - open_character(certain));
   held_.erase(0, certain.size());
   return valid_utf8(certain);

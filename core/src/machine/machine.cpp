@@ -33,7 +33,7 @@ void assign(Experiment& experiment, const char* key, T& field, const V& value,
   experiment.resolved.set(std::string("train.") + key, value, {label});
 }
 
-/// Replaces `auto` in the fields of `train` by the values of `chosen`.
+/// Replaces `auto` in the fields of `train` with the values in `chosen`.
 void assign_automatic(Experiment& experiment, const TrainOptions& chosen) {
   constexpr const char* kLabel = "this machine";
   TrainOptions& train = experiment.train;
@@ -98,7 +98,7 @@ int64_t peak_memory_bytes() {
 
 void resolve_machine(Experiment& experiment) {
   TrainOptions machine;
-  const bool asks_for_gpu = experiment.train.device == "cuda";  // preflight checks that it exists
+  const bool asks_for_gpu = experiment.train.device == "cuda";  // preflight checks that one exists
   const at::Device device = asks_for_gpu ? at::Device(at::kCUDA, 0) : device_of(experiment.train);
   machine.device = device.is_cuda() ? "cuda" : "cpu";
   machine.precision = automatic_precision(device);

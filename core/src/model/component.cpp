@@ -31,8 +31,9 @@ at::Tensor ParameterStore::add(std::string name, at::IntArrayRef sizes, const Pa
   require_new(*this, name);
   const int64_t rows = sizes.empty() ? 1 : c10::multiply_integers(sizes.slice(0, sizes.size() - 1));
   if (spec.matrices < 1 || rows % spec.matrices != 0)
-    throw Error("'" + name + "' has " + std::to_string(rows) + " rows, which cannot form " +
-                    std::to_string(spec.matrices) + " equal matrices",
+    throw Error("'" + name + "' has " + std::to_string(rows) +
+                    " rows, which cannot be divided into " + std::to_string(spec.matrices) +
+                    " matrices of equal size",
                 ExitCode::plugin);
   at::Tensor tensor = at::empty(sizes, at::TensorOptions().dtype(dtype).device(device));
   tensor.set_requires_grad(true);

@@ -1,4 +1,5 @@
-// Generation: a model's outputs for new tokens after those in its caches.
+// Extends sequences during generation: computes a model's outputs for new tokens that follow those
+// in its caches.
 #include <numeric>
 
 #include <ATen/ATen.h>

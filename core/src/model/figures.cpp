@@ -10,7 +10,7 @@
 namespace dsv3 {
 namespace {
 
-/// The row of the table in which a parameter is counted.
+/// The table row in which a parameter is counted.
 std::string part_of(const Parameter& parameter, int64_t layers) {
   const std::string& name = parameter.name;
   if (parameter.spec.role == Role::embedding) return "embedding";
@@ -39,7 +39,8 @@ int64_t saved_values(const Model& model, const Experiment& experiment) {
   }
   if (experiment.model.recompute == "full")
     sum = int64_t(model.attention().size()) * hidden + largest;
-  return sum + 2 * hidden * (1 + experiment.mtp.depth);  // final norm's input and dx of each head
+  return sum +
+         2 * hidden * (1 + experiment.mtp.depth);  // the final norm's input and the dx of each head
 }
 
 }  // namespace
@@ -48,7 +49,7 @@ ModelFigures figures(const Model& model, const Experiment& experiment) {
   ModelFigures result;
   for (const char* name : {"embedding", "attention", "feed_forward", "norms", "head", "mtp"})
     result.parts.push_back({.name = name});
-  double multiplied = 0;  // parameters that are multiplied with tokens
+  double multiplied = 0;  // number of parameters that tokens are multiplied with
   for (const Parameter& parameter : model.store().parameters()) {
     const std::string name = part_of(parameter, experiment.model.layers);
     const int64_t count = parameter.tensor.numel();

@@ -1,5 +1,5 @@
-// A model's computations: training loss, validation loss, logits. The order of enter and leave is a
-// contract with strategies (docs/strategies.md).
+// A model's computations: training loss, validation loss, logits. The order of the enter and leave
+// calls is part of the contract with strategies (docs/strategies.md).
 #include <limits>
 
 #include <ATen/ATen.h>
@@ -17,7 +17,7 @@ namespace {
 /// maximum size of the fp32 logits in token_losses: 64 MiB
 constexpr int64_t kLogitsAtOnce = int64_t{16} << 20;
 
-/// The micro-batch on the device, in the form that layers receive.
+/// Moves a micro-batch to the device, in the form that layers expect.
 Sequence sequence_of(const Batch& batch, at::Device device) {
   const int64_t rows = batch.tokens.size(0), length = batch.tokens.size(1) - 1;
   Sequence seq;
@@ -34,7 +34,8 @@ Sequence sequence_of(const Batch& batch, at::Device device) {
   return seq;
 }
 
-/// Inputs of MTP module `ahead` - 1: the tokens `ahead` positions later, zeros after the row's end.
+/// Inputs of MTP module `ahead` - 1: the tokens `ahead` positions later, with zeros past the end of
+/// the row.
 at::Tensor tokens_ahead(const at::Tensor& tokens, int64_t ahead) {
   const int64_t length = tokens.size(1) - 1, count = std::max<int64_t>(length + 1 - ahead, 0);
   if (count == length) return tokens.narrow(1, ahead, length);

@@ -9,7 +9,7 @@
 namespace dsv3 {
 namespace {
 
-/// FNV-1a, so that every name has its own range of counters.
+/// FNV-1a hash, which gives every parameter name its own range of counters.
 uint64_t hash_of(const std::string& name) {
   uint64_t hash = 14695981039346656037ull;
   for (const unsigned char c : name) hash = (hash ^ c) * 1099511628211ull;
@@ -25,8 +25,8 @@ inline void normal_pair(uint32_t a, uint32_t b, float* out) {
   out[1] = radius * std::sin(angle);
 }
 
-/// Fills elements [begin, end) of the parameter. One counter of Philox 4x32 with ten rounds (Salmon
-/// et al., "Parallel random numbers: as easy as 1, 2, 3") gives four elements.
+/// Fills elements [begin, end) of the parameter. Each counter of Philox 4x32 with ten rounds
+/// (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3") generates four elements.
 void fill_normal(float* out, int64_t begin, int64_t end, uint64_t stream, uint64_t seed,
                  float std) {
   for (int64_t group = begin / 4; group * 4 < end; ++group) {

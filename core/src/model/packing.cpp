@@ -25,8 +25,8 @@ at::Tensor runs_of(const at::Tensor& document_ids) {
 at::Tensor positions_of(const at::Tensor& document_ids) {
   const at::Tensor index =
       at::arange(document_ids.size(1), document_ids.options()).expand_as(document_ids);
-  // The index of each document's first token, elsewhere 0. The maximum so far is the start of the
-  // current document.
+  // `starts` is the index of each document's first token and 0 elsewhere, so that its running
+  // maximum is the start of the current document.
   const at::Tensor starts = index * changes_of(document_ids);
   return index - std::get<0>(starts.cummax(1));
 }
@@ -42,7 +42,7 @@ at::Tensor shifted_targets(const at::Tensor& tokens, const at::Tensor& document_
                            int64_t depth) {
   const int64_t length = tokens.size(1) - 1, ahead = depth + 1;
   at::Tensor targets = at::full({tokens.size(0), length}, -1, tokens.options());
-  const int64_t count = length + 1 - ahead;  // positions whose target is in the row
+  const int64_t count = length + 1 - ahead;  // number of positions whose target is in the row
   if (count <= 0) return targets;
   at::Tensor inside = tokens.narrow(1, ahead, count);
   if (document_ids.defined()) {

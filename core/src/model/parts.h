@@ -115,7 +115,8 @@ struct Model::Parts {
   /// Returns {hidden after its final norm} and, if `need_raw`, the hidden before the norm.
   Tensors mtp_hidden(size_t k, const at::Tensor& tokens, at::Tensor hidden, const Sequence& seq,
                      bool need_raw) const;
-  /// Calls `use`, which computes `outputs` from `inputs`, between enter and leave of the head.
+  /// Calls `use`, which computes `outputs` from `inputs`, between the strategy's enter and leave
+  /// calls for the head.
   void with_head(TensorRefs inputs, TensorRefs outputs, const std::function<void()>& use) const;
   /// fp32 logits for x [.., D], the output of the final norm.
   at::Tensor project(const at::Tensor& x) const;

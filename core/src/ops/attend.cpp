@@ -75,7 +75,7 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   const int64_t queries = q.size(1), keys = k.size(1);
   const bool cached = queries != keys;
   TORCH_CHECK(!cached || (seq.cache && queries < keys), "attend: ", queries, " queries and ", keys,
-              " keys differ without a KvCache");
+              " keys, which may differ only with a KvCache");
   if (reference_ops())
     return plain(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seq.mask, scale)
         .transpose(1, 2);

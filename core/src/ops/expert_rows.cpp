@@ -1,4 +1,5 @@
-// gather_rows and sum_rows are each other's backward. Both write each element once, in fixed order.
+// gather_rows and sum_rows are each other's backward operation. Both write each element once, in a
+// fixed order.
 #include <cstring>
 
 #include <ATen/ATen.h>

@@ -1,6 +1,6 @@
-// One GEMM per group of rows, which writes directly to a slice of the result. On a CPU each GEMM
-// runs on one thread and the groups are spread over the threads, because many small GEMMs cannot
-// use several threads well.
+// Runs one GEMM per group of rows, which writes directly to a slice of the result. On a CPU each
+// GEMM runs on one thread and the groups are spread over the threads, because many small GEMMs
+// cannot use several threads well.
 #include <algorithm>
 #include <atomic>
 
@@ -29,8 +29,8 @@ std::vector<Task> groups_of(const at::Tensor& ends) {
   return groups;
 }
 
-// Splits groups into pieces of about 256 rows, to balance the work of large groups. The pieces
-// depend on the groups only, so results are bit-identical for any number of threads.
+// Splits groups into pieces of about 256 rows, to balance the work between threads. The pieces
+// depend only on the groups, so results are bit-identical for any number of threads.
 std::vector<Task> pieces_of(const std::vector<Task>& groups) {
   std::vector<Task> pieces;
   for (const Task& group : groups) {

@@ -1,7 +1,7 @@
 // Shared by the fused operators: conditions for the CPU loops, dispatch by type, and short vectors
 // in the compiler's vector extension, so that one source serves every instruction set. Kernels are
 // marked DSV3_CLONES: the loader picks AVX-512, AVX2 or baseline code. This does not work with
-// ThreadSanitizer, which is not initialised when the loader picks.
+// ThreadSanitizer, which is not yet initialised at that time.
 #pragma once
 
 #include <cmath>
@@ -17,12 +17,13 @@
 #else
 #define DSV3_CLONES
 #endif
-// Everything that a kernel calls must be inlined into it, otherwise it runs baseline code.
+// Everything that a kernel calls must be inlined into it. Otherwise it runs baseline code.
 #define DSV3_ALWAYS_INLINE __attribute__((always_inline))
 #define DSV3_INLINE inline DSV3_ALWAYS_INLINE
 
 // GCC warns about the calling convention of vectors, which is irrelevant between inlined functions.
-// Parameters are references because vectors by value cause a note that no pragma silences.
+// Parameters are references, because passing vectors by value causes a compiler note that no pragma
+// silences.
 #pragma GCC diagnostic ignored "-Wpsabi"
 
 namespace dsv3::simd {
@@ -171,7 +172,7 @@ namespace dsv3 {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// True if the fused CPU loops support `tensor`.
+/// Whether the fused CPU loops support `tensor`.
 inline bool fused_on_cpu(const at::Tensor& tensor) {
   const at::ScalarType type = tensor.scalar_type();
   return tensor.is_cpu() && !reference_ops() &&

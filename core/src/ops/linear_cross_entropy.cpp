@@ -37,7 +37,7 @@ struct LinearCrossEntropyBackward final : torch::autograd::Node {
     if (!grad.defined()) return {at::Tensor(), at::Tensor()};
     if (!dx.defined() && !dw.defined())
       throw Error("backward of linear_cross_entropy ran twice; its gradients are not saved");
-    // Reading the value saves two passes on a CPU. On other devices it would synchronise.
+    // Reading the value saves two passes on a CPU. On other devices, reading it would synchronise.
     const bool unchanged = grad.is_cpu() && grad.item<double>() == 1;
     for (at::Tensor* tensor : {&dx, &dw})
       if (tensor->defined() && !unchanged) tensor->mul_(grad);
@@ -74,7 +74,8 @@ DSV3_INLINE float largest_of(const T* row, int64_t size) {
   return largest;
 }
 
-/// Largest value of a row and the sum of exp(value - largest). A NaN in the row makes the sum NaN.
+/// The largest value in a row and the sum of exp(value - largest). A NaN in the row makes the sum
+/// NaN.
 struct Stats {
   float largest, sum;
 };
@@ -128,7 +129,7 @@ struct Job {
 };
 
 /// Returns two scalars for a chunk: {loss with z and scale, plain loss}. Overwrites logits [R, V]
-/// with their gradient. Works for any device and dtype, with LibTorch's operators.
+/// with their gradient. Uses LibTorch's operators, so it works for any device and dtype.
 std::pair<at::Tensor, at::Tensor> chunk_by_operators(at::Tensor& logits, const at::Tensor& targets,
                                                      const Job& job) {
   at::Tensor wide = logits.to(job.type);
@@ -146,8 +147,9 @@ std::pair<at::Tensor, at::Tensor> chunk_by_operators(at::Tensor& logits, const a
   return {loss, entropy.sum()};
 }
 
-/// The same in float64, for contiguous fp32 or bf16 logits on the CPU and valid targets only. Makes
-/// two passes over a row, which stays in the cache, and a third one that writes the gradient.
+/// Like chunk_by_operators(), but sums in float64. Only for contiguous fp32 or bf16 logits on the
+/// CPU and valid targets. Makes two passes over each row, which stays in the CPU cache, and a third
+/// one that writes the gradient.
 template <class T>
 std::pair<at::Tensor, at::Tensor> chunk_by_rows(at::Tensor& logits, const at::Tensor& targets,
                                                 const Job& job) {
@@ -191,7 +193,8 @@ void add_to(at::Tensor& sum, const at::Tensor& value) {
   sum = sum.defined() ? sum + value : value;
 }
 
-/// Adds a chunk's part to `dw` [V, D]. If `widen`, the sum of low-precision products is in fp32.
+/// Adds a chunk's contribution to `dw` [V, D]. If `widen`, low-precision products are summed in
+/// fp32.
 void add_weight_gradient(at::Tensor& dw, const at::Tensor& dlogits, const at::Tensor& x,
                          bool widen) {
   if (dw.defined() && !widen) {
@@ -225,7 +228,7 @@ void check(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targ
       targets.dim() == 1 && targets.size(0) == x.size(0) && targets.scalar_type() == at::kLong,
       "linear_cross_entropy: targets must be int64 [N]");
   if (!targets.is_cpu() || targets.numel() == 0)
-    return;  // the kernels of other devices check their indices
+    return;  // the kernels for other devices check their indices
   const int64_t largest = targets.max().item<int64_t>();
   if (largest >= weight.size(0))
     throw Error("target " + std::to_string(largest) + " is outside the vocabulary of " +
@@ -261,14 +264,15 @@ Result compute(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& 
     }
     if (job.need_dw) add_weight_gradient(dw, part, x_part, widen);
   }
-  logits.reset();  // frees it before dw may be cast
+  logits.reset();  // frees the memory before dw is cast
   if (job.need_dw) result.dw = dw.defined() ? dw.to(type) : at::zeros_like(weight);
   for (at::Tensor* sum : {&result.loss, &result.plain})
     *sum = sum->defined() ? sum->to(job.type) : at::zeros({}, x.options().dtype(job.type));
   return result;
 }
 
-/// Skips rows without a target. On the CPU only, because other devices would have to synchronise.
+/// Skips rows without a target, but only on the CPU, because other devices would have to
+/// synchronise.
 Result compute_valid(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
                      const Job& job) {
   if (!x.is_cpu()) return compute(x, weight, targets, job);

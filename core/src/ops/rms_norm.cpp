@@ -1,4 +1,5 @@
-// RMSNorm in one pass forward and one backward. Saves x and rsqrt(mean(x^2) + eps) of each row.
+// RMSNorm with one pass over the data in forward and one in backward. Saves x and rsqrt(mean(x^2) +
+// eps) of each row.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
@@ -111,7 +112,7 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
     const at::Tensor& rstd = saved[2];
     const at::Tensor dy = grads[0].contiguous();
     const int64_t count = rows.size(0), size = rows.size(1), stride = rows.stride(0);
-    // Blocks of rows depend only on the shape and their sums are added in order, so the weight's
+    // The row blocks depend only on the shape and their sums are added in order, so the weight's
     // gradient is bit-identical for any number of threads.
     const int64_t block = std::max<int64_t>(32, (count + 63) / 64);
     const int64_t blocks = (count + block - 1) / block;

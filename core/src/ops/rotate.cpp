@@ -1,4 +1,4 @@
-// Rotation of feature pairs by position-dependent angles. Backward rotates by the negative angles.
+// Rotates feature pairs by position-dependent angles. Backward rotates by the negative angles.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 

@@ -1,4 +1,5 @@
-// silu(gate) * up, in one pass forward and one backward. Saves only its inputs.
+// silu(gate) * up, with one pass over the data in forward and one in backward. Saves only its
+// inputs.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 

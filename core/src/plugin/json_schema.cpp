@@ -1,6 +1,6 @@
-// Expresses the checker's rules as a JSON schema, as far as that language can. Only `dsv3-run
-// --check` checks conditions between options, the assignment of layers to components, and values
-// from other files.
+// Expresses the checker's rules as a JSON schema, as far as JSON Schema allows. Only `dsv3-run
+// --check` also checks conditions between options, the assignment of layers to components, and
+// values from other files.
 #include <algorithm>
 #include <map>
 #include <optional>
@@ -105,19 +105,20 @@ Json core_property(const std::string& key) {
                {{{"type", "integer"}, {"minimum", 0}},
                 {{"type", "string"}, {"pattern", R"(^[0-9]+(-[0-9]*)?$)"}},
                 reference()}}};
-    schema["description"] = "its layers, from 0: 3, 0-1, or 2- up to the last";
+    schema["description"] =
+        "layers that use the component, numbered from 0: 3, 0-1, or 2- (up to the last)";
   } else if (key == "role") {
     const Json role = or_reference(one_of_words(config::role_words()));
     schema = {
         {"anyOf",
          {role, {{"type", "array"}, {"items", role}, {"minItems", 1}, {"uniqueItems", true}}}}};
     schema["description"] =
-        "parameters of these roles; the first group that matches owns a parameter";
+        "roles of the group's parameters; a parameter belongs to the first matching group";
   } else {
     static const std::map<std::string, std::string> meanings{
-        {"match", "parameters whose full name matches this regular expression"},
-        {"name", "the group's name in metrics; default: from plugin and roles"},
-        {"library", "the plugin's library, instead of the one in the registries"}};
+        {"match", "regular expression for the full names of the group's parameters"},
+        {"name", "group name in metrics; default: derived from plugin and roles"},
+        {"library", "library that contains the plugin, instead of the one in the registries"}};
     if (const auto found = meanings.find(key); found != meanings.end())
       schema["description"] = found->second;
   }
@@ -129,14 +130,15 @@ Json component_properties(Kind kind, Json options) {
   return options;
 }
 
-// A name of plugins or aliases; `optimizer: muon` is an alias although there is a plugin muon.
+// The name of a plugin or an alias. `optimizer: muon` is an alias although there is also a plugin
+// named muon.
 struct Named {
   std::string name, summary = "short form";
   const Schema* schema = nullptr;  // null = unknown, or its library cannot be loaded
   bool is_plugin = false;
-  bool is_list = false;  // an alias of several components
+  bool is_list = false;  // an alias for several components
 
-  // Whether it may be the value of `plugin:`.
+  // Whether the name may be the value of `plugin:`.
   bool is_component() const { return is_plugin || !is_list; }
 };
 
@@ -162,7 +164,8 @@ class Writer {
  private:
   Json& definition(const std::string& name) { return out_.schema["definitions"][name]; }
 
-  // A plugin's schema. Null if the plugin is unknown or cannot be loaded, which is recorded.
+  // Returns a plugin's schema. Returns null if the plugin is unknown or cannot be loaded, and
+  // records that.
   const Schema* schema_of_plugin(Kind kind, const std::string& name) {
     try {
       const Registration* found = plugins_.find_if_known(kind, name);
@@ -198,7 +201,7 @@ class Writer {
     return known->second;
   }
 
-  // The short form `kind: NAME`. In a list, a name must mean one component.
+  // The short form `kind: NAME`. In a list, a name must stand for a single component.
   Json short_form(Kind kind, bool in_list) {
     Names words;
     for (const Named& component : named(kind))
@@ -217,8 +220,8 @@ class Writer {
     return {{"description", "the component's name"}, {"anyOf", choices}};
   }
 
-  // Options of a component whose plugin is set in a base file. The schema cannot see which plugin
-  // it is, so it allows the options of every plugin of the kind.
+  // Options for a component whose plugin is set in a base file. The schema cannot determine which
+  // plugin that is, so it allows the options of every plugin of the kind.
   Json inherited_options(Kind kind) {
     std::map<std::string, std::set<Json>> meanings;
     bool complete = true;
@@ -264,7 +267,8 @@ class Writer {
         {"allOf", rules}};
   }
 
-  // A slot's value. Uses if-then instead of anyOf, so that editors report the errors inside.
+  // Adds the schema of a slot's value. Uses if-then instead of anyOf, so that editors report the
+  // errors inside.
   void add_slot(const Slot& slot) {
     add_component(slot.kind);
     const std::string kind = kind_name(slot.kind);
@@ -279,7 +283,7 @@ class Writer {
                          {"then", short_form(slot.kind, true)},
                          {"else", component}};
       rules.push_back({{"if", {{"type", "array"}}}, {"then", {{"items", item}}}});
-      // {0: {...}} changes elements of the list in an extended file.
+      // {0: {...}} changes elements of a list from an extended file.
       const Json indices = {{"minProperties", 1}, {"propertyNames", {{"pattern", "^[0-9]+$"}}}};
       rules.push_back(
           {{"if", {{"type", "object"}}},
@@ -301,7 +305,7 @@ class Writer {
       section["properties"].update(properties_of(schema));
     }
     Json& top = out_.schema["properties"];
-    // Same check as in TopOptions.
+    // The same check as in TopOptions.
     top["name"]["anyOf"] = {
         {{"type", "string"}, {"pattern", "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"}},
         {{"type", {"number", "boolean"}}},
@@ -311,7 +315,7 @@ class Writer {
     top["train"]["not"] = {{"required", {"steps", "tokens"}}};
   }
 
-  // Presets of conventions set options of sections and of any plugin.
+  // Convention presets may set options of sections and of any plugin.
   void add_conventions() {
     Json properties = Json::object();
     const auto add = [&](const std::string& prefix, const Schema& schema) {
@@ -339,8 +343,9 @@ class Writer {
   void add_files() {
     Json& top = out_.schema["properties"];
     top["dsv3"] = {{"enum", {1, "1"}}, {"description", "version of the experiment format"}};
-    top["extends"] = {{"description", "files that this one extends, relative to its folder"},
-                      {"anyOf", {text(), {{"type", "array"}, {"items", text()}}}}};
+    top["extends"] = {
+        {"description", "files that this file extends; paths are relative to its folder"},
+        {"anyOf", {text(), {{"type", "array"}, {"items", text()}}}}};
   }
 
   // Keys that are required in a file without `extends`.

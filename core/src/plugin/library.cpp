@@ -79,8 +79,8 @@ void run_static_initialisers(const std::filesystem::path& path) {
       "', which it needs; define it, or link the library that does with dsv3_add_plugin(LINK ...)");
 }
 
-// Opens the library and never closes it: a plugin's LibTorch objects, exceptions and threads may
-// outlive every use that could be counted, even main. The caller must hold the lock.
+// Opens the library and never closes it, because a plugin's LibTorch objects, exceptions and
+// threads may outlive every reference to the library, and even main. The caller must hold the lock.
 const boost::dll::shared_library& open(const Stamp& stamp, const std::filesystem::path& path) {
   using boost::dll::load_mode::type;
   static auto& opened = *new std::deque<boost::dll::shared_library>;
@@ -107,7 +107,8 @@ std::vector<Registration> collect(const boost::dll::shared_library& handle, cons
   return registrar.registrations();
 }
 
-// The library must register exactly what its build declared, which registries are generated from.
+// The library must register exactly the components that its build declared, because registries are
+// generated from that declaration.
 void check_provides(const std::vector<Registration>& registrations, const Stamp& stamp,
                     const std::filesystem::path& path) {
   std::set<std::string> registered;
@@ -148,12 +149,13 @@ std::unique_ptr<Library> load(const std::filesystem::path& path) {
   return library;
 }
 
-// All libraries of the process, loaded or failed. Failures are final, because a second dlopen of a
-// file whose static initialisers threw returns the half-initialised library without an error.
+// All libraries that the process has loaded or failed to load. Failures are final, because a second
+// dlopen of a file whose static initialisers threw returns the half-initialised library without an
+// error.
 struct Libraries {
   struct Entry {
     std::unique_ptr<Library> library;
-    std::string error;  // if the library could not be loaded
+    std::string error;  // set if the library could not be loaded
   };
   std::mutex mutex;
   std::map<std::filesystem::path, Entry> by_path;

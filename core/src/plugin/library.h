@@ -1,5 +1,5 @@
-// The plugin libraries of this process. Each is loaded once, checked before any of its code runs,
-// and never unloaded.
+// Loads the plugin libraries of this process. Each is loaded once, checked before any of its code
+// runs, and never unloaded.
 #pragma once
 
 #include <filesystem>
@@ -12,7 +12,7 @@
 
 namespace dsv3 {
 
-/// A library that passed every check.
+/// A plugin library that has passed all checks.
 struct Library {
   std::filesystem::path path;  ///< canonical
   std::string sha256;
@@ -23,15 +23,15 @@ struct Library {
   const Registration* find(Kind kind, const std::string& name) const;
 };
 
-/// Loads `path`, or returns what an earlier call loaded. Throws dsv3::Error (ExitCode::plugin) with
-/// the plugin and the file. For a file that failed before, throws the same error without opening
-/// it. The result exists until the process ends. Thread-safe.
+/// Loads `path`, or returns what an earlier call loaded. Throws a dsv3::Error (ExitCode::plugin)
+/// that names the plugin and the file. If the file failed to load before, throws the same error
+/// again without opening it. The result exists until the process ends. Thread-safe.
 const Library& load_library(const std::filesystem::path& path);
 
-/// The library that registered the component. Thread-safe.
+/// Returns the library that registered the component. Thread-safe.
 const Library& library_of(const Registration& registration);
 
-/// All libraries in order of loading. Thread-safe.
+/// Returns all libraries in the order in which they were loaded. Thread-safe.
 std::vector<const Library*> libraries();
 
 /// Formats "kind/name, kind/name", or "nothing".

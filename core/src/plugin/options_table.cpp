@@ -96,7 +96,7 @@ std::string as_text(const std::vector<Row>& rows) {
 }  // namespace
 
 std::string options_table(const Schema& schema, bool markdown) {
-  if (schema.options.empty()) return "It takes no options.\n";
+  if (schema.options.empty()) return "This plugin has no options.\n";
   std::vector<Row> rows{{"option", "type", "default", "unit", "values", "meaning"}};
   bool has_units = false;
   for (const OptionSpec& spec : schema.options) {

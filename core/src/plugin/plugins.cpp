@@ -29,7 +29,7 @@ std::vector<Path> toml_files(const Path& folder) {
   return files;
 }
 
-// The registry files in one path of a search level.
+// Returns the registry files at one plugin path.
 std::vector<Path> registry_files(const Path& path) {
   if (!std::filesystem::exists(path))
     fail("plugin path " + path.string() + " does not exist; correct or remove it");
@@ -39,12 +39,13 @@ std::vector<Path> registry_files(const Path& path) {
     files = toml_files(path / "registries");
   if (files.empty())
     fail("plugin path " + path.string() +
-         " contains no registry (*.toml or registries/*.toml); give the prefix that the plugin is "
-         "installed in, or its build folder");
+         " contains no registry (*.toml or registries/*.toml); pass the prefix in which the plugin "
+         "is installed, or its build folder");
   return files;
 }
 
-// The first match in search order. Two on one level are an error, because the choice is arbitrary.
+// Returns the first match in search order. Two matches on one level are an error, because choosing
+// one would be arbitrary.
 template <class Entry>
 const Entry* lookup(const std::vector<Entry>& entries, Kind kind, const std::string& name) {
   const Entry* found = nullptr;
@@ -75,11 +76,11 @@ const Registration& load_entry(const PluginEntry& entry) {
     for (const Path& path : library_candidates(entry.registry, entry.library_text))
       tried.push_back(path.string());
     fail("library " + entry.library_text + " of " + kind_name(entry.kind) + " '" + entry.name +
-         "' not found; looked for " + comma_list(tried) + "; named in " + entry.registry.string() +
+         "' not found; looked for " + comma_list(tried) + "; listed in " + entry.registry.string() +
          "; build it, or correct the registry");
   }
   return in_library(load_library(entry.library), entry.kind, entry.name,
-                    "; named in " + entry.registry.string());
+                    "; listed in " + entry.registry.string());
 }
 
 }  // namespace
@@ -110,7 +111,7 @@ SearchLevels plugin_search_levels(const std::vector<std::string>& command_line,
 
 Plugins::Plugins(SearchLevels levels) : levels_(std::move(levels)) {
   for (size_t level = 0; level < levels_.size(); ++level) {
-    std::set<Path> seen;  // the same file twice on a level is not a conflict
+    std::set<Path> seen;  // listing the same file twice on a level is not a conflict
     for (Path& path : levels_[level]) {
       path = std::filesystem::absolute(path).lexically_normal();
       for (const Path& file : registry_files(path)) {

@@ -55,8 +55,8 @@ class Reader {
     const toml::node* format = root.get("registry");
     if (!format || format->value<int64_t>() != 1)
       fail((format ? *format : root).source(),
-           "not a registry of format 1, the format that this dsv3 reads; write `registry = 1` at "
-           "the top, or use the dsv3 that it was written for");
+           "not a registry in format 1, which this dsv3 reads; write `registry = 1` at "
+           "the top, or use the dsv3 version that it was written for");
     Registry registry;
     for (const auto* table : tables(root, "plugin")) registry.plugins.push_back(plugin(*table));
     for (const auto* table : tables(root, "alias")) registry.aliases.push_back(alias(*table));
@@ -168,7 +168,7 @@ Kind kind_from_name(const std::string& name) {
     if (name == row.name) return row.kind;
     names.emplace_back(row.name);
   }
-  throw Error("unknown kind of component '" + name + "'; " + suggestion(name, names, "known kinds"),
+  throw Error("unknown component kind '" + name + "'; " + suggestion(name, names, "known kinds"),
               ExitCode::usage);
 }
 

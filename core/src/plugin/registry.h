@@ -19,8 +19,9 @@ struct Registry {
 /// Reads one registry file. Throws dsv3::Error (ExitCode::plugin) as "file:line:col: error: ...".
 Registry read_registry(const std::filesystem::path& file);
 
-/// Possible paths of a library listed in a registry, in search order: next to the registry, in
-/// ../lib/dsv3/plugins from it (an installation), in this dsv3's plugin folder.
+/// Returns the possible paths of a library listed in a registry, in search order: next to the
+/// registry, in ../lib/dsv3/plugins relative to the registry (an installation), and in this dsv3's
+/// plugin folder.
 std::vector<std::filesystem::path> library_candidates(const std::filesystem::path& registry,
                                                       const std::string& library);
 

@@ -29,16 +29,18 @@ constexpr Elf64_Half kMachine = EM_AARCH64;
 }
 
 [[noreturn]] void fail_damaged() {
-  fail("damaged: the file is cut off or its headers are wrong; build or copy it again");
+  fail("damaged: the file is truncated or its headers are invalid; build or copy it again");
 }
 
-// `size` bytes at `offset`. The sum cannot overflow, as both are checked against the file size.
+// Returns `size` bytes at `offset`. Both are checked against the file size, so their sum cannot
+// overflow.
 std::string_view slice(std::string_view file, uint64_t offset, uint64_t size) {
   if (offset > file.size() || size > file.size() - offset) fail_damaged();
   return file.substr(offset, size);
 }
 
-// Element `index` of a table. As index < 65536 and sizeof(T) is small, only `table` can overflow.
+// Reads element `index` of the table at offset `table`. Because index < 65536 and sizeof(T) is
+// small, the sum can overflow only if `table` is too large.
 template <class T>
 T read_entry(std::string_view file, uint64_t table, uint64_t index) {
   if (table > file.size()) fail_damaged();
@@ -49,7 +51,7 @@ T read_entry(std::string_view file, uint64_t table, uint64_t index) {
 
 Elf64_Ehdr read_header(std::string_view file) {
   if (!file.starts_with(ELFMAG))
-    fail("not a shared library (not an ELF file); give the .so that dsv3_add_plugin() builds");
+    fail("not a shared library (not an ELF file); pass the .so that dsv3_add_plugin() builds");
   const auto header = read_entry<Elf64_Ehdr>(file, 0, 0);
   constexpr auto order = std::endian::native == std::endian::little ? ELFDATA2LSB : ELFDATA2MSB;
   if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_ident[EI_DATA] != order ||
@@ -62,7 +64,7 @@ Elf64_Ehdr read_header(std::string_view file) {
   return header;
 }
 
-// The file must contain all segments that the dynamic loader maps.
+// Requires the file to contain all segments that the dynamic loader maps.
 void check_segments(std::string_view file, const Elf64_Ehdr& header) {
   for (uint64_t i = 0; i < header.e_phnum; ++i) {
     const auto segment = read_entry<Elf64_Phdr>(file, header.e_phoff, i);
@@ -70,8 +72,9 @@ void check_segments(std::string_view file, const Elf64_Ehdr& header) {
   }
 }
 
-// Bytes of section `name` in a 64-bit shared library for this machine; nullopt if there is none.
-// Fails if `file` is not such a library or is truncated, which would crash the dynamic loader.
+// Returns the bytes of section `name` in a 64-bit shared library for this machine; nullopt if there
+// is none. Fails if `file` is not such a library or is truncated, which would crash the dynamic
+// loader.
 std::optional<std::string_view> elf_section(std::string_view file, std::string_view name) {
   const Elf64_Ehdr header = read_header(file);
   check_segments(file, header);
@@ -99,7 +102,7 @@ std::vector<std::string> split(std::string_view text, std::string_view separator
   }
 }
 
-// The text of a StampNote; empty if the bytes are not one.
+// Returns the text of a StampNote; empty if the bytes are not one.
 std::string_view note_text(std::string_view note) {
   constexpr size_t kHeader = 3 * sizeof(uint32_t) + 8;  // owner size, text size, type, owner
   uint32_t owner_size, size;

@@ -13,14 +13,15 @@ struct Stamp {
   std::vector<std::string> provides;  ///< "kind/name"
 };
 
-/// The stamp in the bytes of a shared library. Throws dsv3::Error (ExitCode::plugin) with only the
-/// reason: not a library for this machine, damaged, or not a dsv3 plugin. Safe for arbitrary bytes.
+/// Reads the stamp from the bytes of a shared library. Throws a dsv3::Error (ExitCode::plugin) that
+/// contains only the reason: not a library for this machine, damaged, or not a dsv3 plugin. Safe
+/// for arbitrary bytes.
 Stamp read_stamp(std::string_view file);
 
 /// The stamp of this libdsv3; name, version and provides are empty.
 Stamp host_stamp();
 
-/// One line for each field that makes the plugin incompatible; empty = compatible.
+/// Returns one line for each field that makes the plugin incompatible; empty = compatible.
 std::vector<std::string> stamp_differences(const Stamp& plugin, const Stamp& host);
 
 }  // namespace dsv3

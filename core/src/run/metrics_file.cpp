@@ -20,7 +20,8 @@ std::string first_metric(const Event& event) {
   return event.metrics.empty() ? std::string() : event.metrics.front().first;
 }
 
-/// Step and first metric of a line; nullopt if it is not a complete line that dsv3 wrote.
+/// Returns the step and the first metric in a line; nullopt if it is not a complete line that dsv3
+/// wrote.
 std::optional<std::pair<int64_t, std::string>> parse(std::string_view text) {
   auto json = nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) return {};
@@ -30,7 +31,7 @@ std::optional<std::pair<int64_t, std::string>> parse(std::string_view text) {
   return std::pair(step, std::string());
 }
 
-/// The last line of `text`, complete (with its newline) or torn.
+/// Returns the last line of `text`, complete (with its newline) or torn.
 std::string_view last_line(std::string_view text) {
   size_t newline = text.size() < 2 ? std::string_view::npos : text.rfind('\n', text.size() - 2);
   return newline == std::string_view::npos ? text : text.substr(newline + 1);

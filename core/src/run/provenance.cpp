@@ -15,11 +15,11 @@
 namespace dsv3 {
 namespace {
 
-/// The output of `git -C folder ARGUMENTS`; nullopt if it fails or git is not installed.
+/// Returns the output of `git -C folder ARGUMENTS`; nullopt if it fails or git is not installed.
 std::optional<std::string> git(const std::filesystem::path& folder, const char* arguments) {
   std::string quoted;
   for (const char c : folder.string()) quoted += c == '\'' ? "'\\''" : std::string(1, c);
-  // Runs no hooks of the repository and takes no locks in it.
+  // These flags keep git from running the repository's hooks and from taking locks in it.
   const std::string command = "git --no-optional-locks -c core.fsmonitor=false -C '" + quoted +
                               "' " + arguments + " </dev/null 2>/dev/null";
   std::FILE* pipe = ::popen(command.c_str(), "re");
@@ -42,7 +42,7 @@ Json git_state(const std::filesystem::path& folder) {
           {"dirty", changes ? Json(!changes->empty()) : Json()}};
 }
 
-/// The value of the first "key : value" line in /proc/cpuinfo; empty if there is none.
+/// Returns the value of the first "key : value" line in /proc/cpuinfo; empty if there is none.
 std::string cpuinfo(const std::string& key) {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {
@@ -54,7 +54,7 @@ std::string cpuinfo(const std::string& key) {
   return "";
 }
 
-/// The CPU features that affect the choice of kernels.
+/// Returns the CPU features that affect the choice of kernels.
 Json cpu_features() {
   constexpr std::array relevant{"avx2",     "avx512f",  "avx512_vnni", "avx512_bf16",
                                 "amx_tile", "amx_int8", "amx_bf16",    "amx_fp16"};

@@ -39,7 +39,8 @@ std::string random_name() {
               ExitCode::usage);
 }
 
-/// Suggests up to three runs in `output` whose names resemble `name`, as a sentence; empty = none.
+/// Returns a sentence that suggests up to three runs in `output` whose names resemble `name`; empty
+/// = none.
 std::string similar_runs(const stdfs::path& output, const std::string& name) {
   std::vector<std::pair<int, std::string>> found;
   std::error_code error;
@@ -57,7 +58,7 @@ std::string similar_runs(const stdfs::path& output, const std::string& name) {
   return text.empty() ? text : text + "?";
 }
 
-/// Creates the folder of run folders. Returns the new folders, innermost first.
+/// Creates the folder in which run folders are created. Returns the new folders, innermost first.
 std::vector<stdfs::path> create_output(const stdfs::path& output) {
   std::vector<stdfs::path> missing;
   std::error_code ignored;
@@ -68,7 +69,7 @@ std::vector<stdfs::path> create_output(const stdfs::path& output) {
   return missing;
 }
 
-/// Creates a run's folder durably. Returns false if it already exists.
+/// Creates a run folder and syncs it to disk. Returns false if it already exists.
 bool create_run(const stdfs::path& path) {
   if (!fs::make_folder(path)) return false;
   fs::sync_folder(path.parent_path());
@@ -100,7 +101,7 @@ int take_lock(const stdfs::path& folder) {
                     (size > 0 ? owner : "another process") + "; wait for it to end, or stop it",
                 ExitCode::usage);
   }
-  // Used only in the message above, so errors do not matter.
+  // The owner is used only in the message above, so errors are ignored.
   std::string owner = "process " + std::to_string(::getpid()) + " on " + host_name();
   if (::ftruncate(fd, 0) == 0) {
     [[maybe_unused]] ssize_t written = ::pwrite(fd, owner.data(), owner.size(), 0);

@@ -42,7 +42,7 @@ void ConfigReader::require(const std::string& name, const std::vector<Json>& all
   if (found.is_null() || std::find(allowed.begin(), allowed.end(), found) != allowed.end()) return;
   std::string text;
   for (const Json& one : allowed) text += (text.empty() ? "" : " or ") + one.dump();
-  mistake("\"" + name + "\" is " + found.dump() + ", but dsv3 computes with " + text + " only");
+  mistake("\"" + name + "\" is " + found.dump() + ", but dsv3 supports only " + text);
 }
 
 void ConfigReader::finish() const {
@@ -59,7 +59,7 @@ void ConfigReader::finish() const {
 
 namespace {
 
-/// A number in a map, or `missing` if the field is missing or null.
+/// Reads a number from a map. Returns `missing` if the field is absent or null.
 double number_of(const Json& map, const char* key, double missing, ConfigReader& reader) {
   const auto found = map.find(key);
   if (found == map.end() || found->is_null()) return missing;
@@ -80,7 +80,8 @@ void read_yarn(const Json& map, int64_t length, RopeParameters& rope, ConfigRead
   rope.original_length = static_cast<int64_t>(
       number_of(map, "original_max_position_embeddings", double(length), reader));
   if (map.contains("truncate") && map["truncate"] != true)
-    reader.mistake("\"truncate\" in the rope parameters is not true, which dsv3 cannot express");
+    reader.mistake(
+        "\"truncate\" in the rope parameters must be true; dsv3 does not support other values");
   if (map.contains("attention_factor") && !map["attention_factor"].is_null())
     reader.mistake(
         "\"attention_factor\" in the rope parameters is not supported; dsv3 computes it "

@@ -4,8 +4,8 @@
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/flat.h>
 
-// One clone per processor generation, chosen when the library is loaded. ThreadSanitizer is not
-// initialised by then.
+// The compiler builds one clone per processor generation, and the loader picks one when it loads
+// the library. ThreadSanitizer is not initialised at that time.
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
 #define DSV3_CPU_CLONES \
   __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))

@@ -47,9 +47,9 @@ std::shared_ptr<Position> position_of(const LayerContext& context, const std::st
   try {
     return context.make_position(rotary_dim);
   } catch (const Error& error) {
-    throw Error(
-        option + " gives a rotary width of " + std::to_string(rotary_dim) + ": " + error.what(),
-        error.code());
+    throw Error(option + " results in a rotary width of " + std::to_string(rotary_dim) + ": " +
+                    error.what(),
+                error.code());
   }
 }
 

@@ -1,4 +1,4 @@
-// The only source file that depends on the rows of the table of kinds.
+// The only source file that depends on the rows of the kind table.
 #include <dsv3/sdk/kinds.h>
 
 namespace dsv3 {

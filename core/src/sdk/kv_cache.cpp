@@ -22,8 +22,8 @@ KvCache::KvCache(int64_t rows, int64_t values, at::ScalarType dtype, at::Device 
 }
 
 void KvCache::expect(const std::vector<int64_t>& counts) {
-  TORCH_CHECK(counts.size() == rows_.size(), "KvCache: ", counts.size(),
-              " counts of new tokens for ", rows_.size(), " rows");
+  TORCH_CHECK(counts.size() == rows_.size(), "KvCache: ", counts.size(), " new-token counts for ",
+              rows_.size(), " rows");
   counts_ = counts;
 }
 

@@ -22,7 +22,7 @@ using Hook = std::function<int(Call, const Path&)>;
 std::mutex hook_mutex;
 Hook hook;  // guarded by hook_mutex
 
-/// The errno with which the call must fail, or 0.
+/// Returns the errno with which the fault hook makes the call fail, or 0.
 int fault(Call call, const Path& path) {
   std::unique_lock lock(hook_mutex);
   const Hook current = hook;
@@ -38,7 +38,7 @@ auto retried(const F& make) {
   return result;
 }
 
-/// Makes a system call that writes, unless the fault hook makes it fail.
+/// Runs a system call that writes, unless the fault hook makes it fail.
 template <class F>
 auto system_call(Call call, const Path& path, const F& make) {
   return retried([&] {
@@ -77,13 +77,12 @@ Path parent_of(const Path& path) {
   }
   if (error == EROFS || error == EACCES || error == EPERM)
     text +=
-        ". Make it writable for user " + std::to_string(::geteuid()) + " or name another folder";
-  if (error == EFBIG)
-    text += ". The shell or the file system limits the size of files: see ulimit -f";
+        ". Make it writable for user " + std::to_string(::geteuid()) + " or choose another folder";
+  if (error == EFBIG) text += ". The shell or the file system limits file sizes: see ulimit -f";
   throw Error(text);
 }
 
-/// Opens a file for reading. `action` describes what could not be done in an error message.
+/// Opens a file for reading. `action` is the action that failed, for error messages.
 struct Descriptor {
   explicit Descriptor(const Path& path, const char* action = "read", int flags = 0)
       : number(retried([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | flags); })) {
@@ -101,7 +100,7 @@ uint64_t size_of(const Descriptor& file, const Path& path) {
   return static_cast<uint64_t>(info.st_size);
 }
 
-/// The entries of a folder; none if it does not exist.
+/// Returns the entries of a folder; none if it does not exist.
 std::vector<Path> entries_of(const Path& folder) {
   std::vector<Path> entries;
   std::error_code error;
@@ -220,7 +219,7 @@ void make_folders(const Path& path) {
     sync_folder(parent);
   } else if (!std::filesystem::is_directory(path, ignored)) {
     throw Error("cannot create folder " + path.string() +
-                ": a file with that name exists. Move it or name another folder");
+                ": a file with that name exists. Move it or choose another folder");
   }
 }
 

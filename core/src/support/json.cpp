@@ -19,11 +19,11 @@ constexpr int kMaxDepth = 64;
                        const std::string& what) {
   std::string_view before = text.substr(0, std::min(offset, text.size()));
   auto line = std::count(before.begin(), before.end(), '\n') + 1;
-  size_t column = before.size() - (before.rfind('\n') + 1) + 1;  // npos + 1 = 0
+  size_t column = before.size() - (before.rfind('\n') + 1) + 1;  // npos + 1 is 0 on the first line
   throw Error(origin + ":" + std::to_string(line) + ":" + std::to_string(column) + ": " + what);
 }
 
-/// Start of the string whose closing quote is the byte before `end`.
+/// Returns the start of the string whose closing quote is the byte before `end`.
 size_t start_of_string(std::string_view text, size_t end) {
   size_t quote = end - 1;
   while (quote > 0) {

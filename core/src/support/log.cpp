@@ -31,7 +31,7 @@ std::unique_ptr<spdlog::logger> make_logger(spdlog::sink_ptr sink) {
   return logger;
 }
 
-// The sinks have no locks, because `mutex` also protects the progress hooks.
+// The sinks need no locks, because `mutex` also protects the progress hooks.
 struct Logging {
   std::mutex mutex;
   std::unique_ptr<spdlog::logger> terminal, file;

@@ -31,13 +31,14 @@ auto with_prefix(const std::string& prefix, const F& f, const Arguments&... argu
   }
 }
 
-/// Size of a tensor in bytes. Throws a message to which callers prepend the file and the tensor.
+/// Returns a tensor's size in bytes. Throws an error to whose message callers prepend the file and
+/// the tensor.
 uint64_t bytes_of(const std::string& dtype, const std::vector<int64_t>& shape) {
   uint64_t size = element_size(dtype);
   if (size == 0) throw Error("unknown dtype '" + dtype + "'");
   bool overflow = false;
   for (int64_t n : shape) {
-    if (n < 0) throw Error("negative size in the shape");
+    if (n < 0) throw Error("negative dimension in the shape");
     overflow |= __builtin_mul_overflow(size, static_cast<uint64_t>(n), &size);
   }
   if (overflow) throw Error("shape is too large");
@@ -69,11 +70,12 @@ Entry entry_from(const std::string& name, const Json& json) {
   const Json& offsets = field(json, "data_offsets");
   if (!dtype.is_string()) throw Error("dtype is not a string");
   if (!shape.is_array()) throw Error("shape is not a list");
-  if (!offsets.is_array() || offsets.size() != 2) throw Error("data_offsets are not two numbers");
+  if (!offsets.is_array() || offsets.size() != 2)
+    throw Error("data_offsets is not a pair of numbers");
   entry.view.dtype = dtype.get<std::string>();
   for (const Json& n : shape) {
     if (!n.is_number_unsigned() || n.get<uint64_t>() > INT64_MAX)
-      throw Error("a size in the shape is not a non-negative integer");
+      throw Error("a dimension in the shape is not a non-negative integer");
     entry.view.shape.push_back(n.get<int64_t>());
   }
   entry.begin = offset_from(offsets[0]);

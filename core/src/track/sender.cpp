@@ -41,7 +41,7 @@ Event parse_event(const std::string& line, int64_t id) {
   return event;
 }
 
-/// Sends to one tracker: its thread, its position in the journal, and the retries.
+/// Sends events to one tracker: runs its thread, stores its position in the journal, and retries.
 class TrackerSender::Worker {
  public:
   Worker(NamedTracker tracker, const RunInfo& run, std::filesystem::path journal)
@@ -77,7 +77,8 @@ class TrackerSender::Worker {
   void join() { thread_.join(); }
 
  private:
-  /// After a power cut, acknowledged lines may be missing. They will be delivered again.
+  /// Continues after the last acknowledged line, or at the end of the journal if a power cut
+  /// removed acknowledged lines. Their replacements will be delivered.
   void load_offset() {
     if (!std::filesystem::exists(offset_file_)) return;
     const auto acknowledged = read_json(offset_file_).at("lines").get<int64_t>();
@@ -109,7 +110,8 @@ class TrackerSender::Worker {
     attempt("finish", [this] { call(*tracker_.tracker, "finish", &Tracker::finish, status_); });
   }
 
-  /// Reads up to kEventsPerCall whole lines after the acknowledged ones. Sets `end` to their end.
+  /// Reads up to kEventsPerCall whole lines after the acknowledged ones. Sets `end` to the offset
+  /// after the last of them.
   std::vector<Event> read_events(int64_t& end) const {
     std::vector<Event> events;
     std::ifstream file(journal_, std::ios::binary);
@@ -148,7 +150,7 @@ class TrackerSender::Worker {
   }
 
   /// Calls `action` until it succeeds, with capped exponential backoff. Returns false if the
-  /// deadline of finish() came first.
+  /// deadline set by finish() passes first.
   template <class Action>
   bool attempt(const char* what, Action action) {
     double wait = kFirstRetry;
@@ -174,10 +176,11 @@ class TrackerSender::Worker {
       wake_.wait_until(lock, until,
                        [&] { return finishing_ && (Clock::now() >= until || deadline_ < until); });
       if (finishing_ && Clock::now() >= std::min(until, deadline_) && deadline_ < until) {
-        log::warning("tracker '" + tracker_.name +
-                     "' has not received all metrics, which will be sent from metrics.jsonl when "
-                     "the run resumes: " +
-                     cause);
+        log::warning(
+            "tracker '" + tracker_.name +
+            "' has not received all metrics; the rest will be sent from metrics.jsonl when "
+            "the run resumes: " +
+            cause);
         return false;
       }
     }

@@ -16,7 +16,7 @@ struct NamedTracker {
 
 /// metrics.jsonl is the journal. Each tracker reads it from the line after the last one that it
 /// acknowledged, which is stored in <run folder>/trackers/<name>.json. So a killed run loses
-/// nothing and a failing tracker catches up.
+/// nothing, and a tracker that fails catches up later.
 class TrackerSender {
  public:
   /// Starts one thread per tracker. `journal` need not exist yet.

@@ -27,7 +27,8 @@ int64_t activation_bytes(const Experiment& experiment, const ModelFigures& figur
                          int64_t micro_batch, bool recompute) {
   const int64_t element = compute_dtype(experiment.train) == at::kBFloat16 ? 2 : 4;
   const int64_t blocks = experiment.model.layers + experiment.mtp.depth;
-  // With recomputation, every block saves only its input, and one block at a time has all values.
+  // With recomputation, each block saves only its input, and only one block at a time has all of
+  // its values.
   const int64_t values =
       recompute ? blocks * experiment.model.hidden + figures.saved_values_per_token / blocks
                 : figures.saved_values_per_token;
@@ -74,8 +75,8 @@ void print_memory(const Memory& memory, bool recompute) {
              recompute ? "recomputed" : "saved", format_bytes(memory.total()));
 }
 
-/// Cache size per token during generation. Each of DeepSeek-V3's 61 layers caches 576 values, where
-/// multi-head attention with 128 heads of 128 would cache 32,768.
+/// Prints the cache size per token during generation. Each of DeepSeek-V3's 61 layers caches 576
+/// values, whereas multi-head attention with 128 heads of 128 would cache 32,768.
 void print_cache(const Model& model, const Experiment& experiment) {
   int64_t least = INT64_MAX, most = 0, all = 0;
   for (int64_t i = 0; i < experiment.model.layers; ++i) {  // MTP modules are not included
@@ -104,7 +105,7 @@ void print_fit(const Experiment& experiment, const ModelFigures& figures, Memory
       if (experiment.train.batch % rows != 0) continue;
       memory.activations = activation_bytes(experiment, figures, rows, recompute);
       if (memory.total() > limit) continue;
-      fmt::print("fits           no, but yes with train.micro_batch={}{}: {} of {}\n", rows,
+      fmt::print("fits           no, but would fit with train.micro_batch={}{}: {} of {}\n", rows,
                  recompute ? " model.recompute=full" : "", format_bytes(memory.total()), size);
       return;
     }
@@ -112,7 +113,7 @@ void print_fit(const Experiment& experiment, const ModelFigures& figures, Memory
              format_bytes(memory.total() - memory.activations), size);
 }
 
-/// A dry run reads the tokenizer only for `model.vocab: auto`.
+/// A dry run reads the tokenizer only if `model.vocab` is auto.
 int64_t vocab_for_dry_run(const Experiment& experiment, Plugins& plugins) {
   if (experiment.model.vocab) return *experiment.model.vocab;
   try {

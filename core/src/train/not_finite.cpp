@@ -17,12 +17,12 @@ bool finite(at::TensorList tensors) {
   return std::all_of(tensors.begin(), tensors.end(), [](const auto& t) { return finite(t); });
 }
 
-/// Stores the first module that returns a non-finite value, in forward or backward.
+/// Finds the first module that returns a non-finite value, in forward or backward.
 class FirstModule final : public Watch {
  public:
   void passed(const std::string& name, at::TensorList inputs, at::TensorList outputs) override {
     if (found_.empty() && !finite(outputs)) found_ = "output of " + name;
-    // In backward the output comes first.
+    // Backward computes the gradient of the output first.
     check_gradients(outputs, "gradient of the output of " + name);
     check_gradients(inputs, "gradient of the input of " + name);
   }
@@ -54,7 +54,8 @@ std::string first_module(Model& model, Strategy& strategy, std::span<const Batch
   return first.found();
 }
 
-/// Finds the last declared non-finite parameter, which comes first in backward.
+/// Finds the non-finite parameter that was declared last, because backward computes its gradient
+/// first.
 class FirstParameter {
  public:
   explicit FirstParameter(const ParameterStore& store) {

@@ -50,10 +50,10 @@ std::string condition(const OptimizerGroup& group) {
   for (const std::string& role : group.roles) text += (text.empty() ? "role " : " or ") + role;
   if (!group.match.empty())
     text += std::string(text.empty() ? "" : ", ") + "name matching '" + group.match + "'";
-  return text.empty() ? "every role and name" : text;
+  return text.empty() ? "all parameters" : text;
 }
 
-/// The regular expression in the group's `match`. An empty one matches every name.
+/// Compiles the regular expression in the group's `match`. An empty one matches every name.
 std::regex pattern_of(const OptimizerGroup& group) try {
   return std::regex(group.match);
 } catch (const std::regex_error& error) {
@@ -69,7 +69,7 @@ bool matches(const OptimizerGroup& group, const std::regex& pattern, const Param
          std::regex_search(parameter.name, pattern);
 }
 
-/// The first few names, and the number of the remaining ones.
+/// Lists the first few names and the number of remaining ones.
 std::string name_list(const std::vector<Parameter>& parameters) {
   constexpr size_t kShown = 10;
   std::string text;
@@ -149,10 +149,10 @@ void OptimizerSet::check(const std::vector<Parameter>& unowned,
       if (owned.parameter.tensor.dim() < 2) vectors.push_back(owned.parameter);
     }
     if (!owns && matched[i])
-      add(label + " owns no parameter: all it matches (" + condition(member.spec) +
+      add(label + " owns no parameters: everything it matches (" + condition(member.spec) +
           ") belongs to earlier groups; move it before them, or remove it");
     if (!owns && !matched[i])
-      add(label + " owns no parameter: none has " + condition(member.spec) +
+      add(label + " owns no parameters: none has " + condition(member.spec) +
           "; correct its condition, or remove the group");
     if (whole_matrices(*member.optimizer) && !vectors.empty())
       add(label + ": '" + member.spec.component.plugin +
@@ -190,7 +190,7 @@ std::vector<GroupSpec> OptimizerSet::specs() const {
 
 void OptimizerSet::bind(Strategy& strategy) {
   states_.clear();
-  // State is on the device of the values, where updates happen.
+  // Optimizer state is stored on the device of the values, because updates run there.
   std::map<std::string, at::Device> devices;
   for (const OwnedTensor& owned : checked::owned(strategy))
     devices.emplace(owned.range.name, owned.value.device());

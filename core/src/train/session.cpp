@@ -1,4 +1,4 @@
-// Starts and resumes runs: from a request to a run folder, a trainer and the files of the run.
+// Starts and resumes runs: turns a request into a run folder, a trainer and the run's files.
 #include <set>
 
 #include <dsv3/runtime/compare.h>
@@ -70,7 +70,7 @@ void with_starting_model(const std::string& from, Plugins& plugins, const F& f) 
   }
 }
 
-/// While this object exists, a crash is reported in the run's status.json.
+/// While this object exists, crashes are reported in the run's status.json.
 class CrashesInFolder {
  public:
   explicit CrashesInFolder(const RunFolder& folder) { report_crashes_to(folder.status()); }
@@ -85,8 +85,9 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
   std::unique_ptr<Trainer> trainer;
   bool started = false;
   try {
-    // The settings allow a run to resume without its first command. With --from they are written
-    // only after the weights are saved, or the run would resume with different weights.
+    // With these settings, the run can be resumed without its first command. With --from they are
+    // written only after the weights have been saved, because otherwise the run would resume with
+    // different weights.
     if (request.from.empty() && !std::filesystem::exists(folder.config()))
       fs::write_atomically(folder.config(), experiment.resolved.yaml());
     folder.write_status("running", std::nullopt, 0, "");

@@ -1,4 +1,4 @@
-// The training loop and all that one step uses.
+// The training loop and everything that a step uses.
 #pragma once
 
 #include <optional>
@@ -21,13 +21,13 @@ namespace dsv3 {
 /// determined. `tokenizer` may be null.
 int64_t vocab_of(const Experiment& experiment, const Tokenizer* tokenizer);
 
-/// The libraries of an experiment's components, in order of loading. Excludes unused ones, such as
-/// that of a plugin replaced by an override.
+/// Returns the libraries of an experiment's components, in the order in which they were loaded.
+/// Excludes unused ones, such as that of a plugin replaced by an override.
 std::vector<LoadedLibrary> libraries_of(const Experiment& experiment, const Plugins& plugins);
 
-/// Returns a sentence with the first module, in order of computation, that has a non-finite output
-/// or gradient, and the first such parameter, going back from the loss; empty if everything is
-/// finite in a second run. Call it between the step's last backward and Strategy::end_step(), on
+/// Returns a sentence that names the first module, in order of computation, that has a non-finite
+/// output or gradient, and the first such parameter, going back from the loss; empty if everything
+/// is finite in a second run. Call it between the step's last backward and Strategy::end_step(), on
 /// all ranks. It repeats the step's forward passes without counting tokens. With `backward`, it
 /// also repeats the backward passes if the forward passes are finite, invalidating gradients.
 std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet& optimizers,
@@ -47,7 +47,8 @@ class Trainer {
  public:
   Trainer(Experiment experiment, Plugins& plugins, RunFolder& folder, bool quiet);
 
-  /// Resumes from a verified checkpoint. The next step is bit-identical.
+  /// Resumes from a verified checkpoint. The next step is bit-identical to that of an uninterrupted
+  /// run.
   void restore(const StoredCheckpoint& checkpoint);
   /// Starts a new run with the weights and buffers of another one and saves them as step 0.
   void start_from(const StoredModel& stored);
@@ -57,12 +58,13 @@ class Trainer {
   int64_t step() const { return step_; }
   /// sha256 over all initial values, in order of declaration.
   const std::string& init_hash() const { return init_hash_; }
-  /// Hash of all rows trained on so far, in order: independent of the micro-batch.
+  /// Hash of all rows trained on so far, in order. Does not depend on the micro-batch.
   const std::string& data_hash() const { return data_hash_; }
 
  private:
   StepResult train_step();
-  /// Runs a step's forward and backward. Returns summed total, main and MTP loss [3] on the device.
+  /// Runs a step's forward and backward passes. Returns the summed total, main and MTP loss [3] on
+  /// the device.
   at::Tensor run_micro_batches(std::span<const Batch> batches, const LossScale& scale);
   LossScale scale_of(const at::Tensor& targets) const;
   void hash_rows(const Batch& batch);
@@ -100,7 +102,7 @@ class Trainer {
   ModelFigures figures_;
 
   int64_t micro_batch_ = 0, accumulate_ = 0, total_steps_ = 0;
-  int64_t step_ = 0, updates_ = 0, tokens_ = 0;  // updates_: steps that were not skipped
+  int64_t step_ = 0, updates_ = 0, tokens_ = 0;  // updates_: number of steps that were not skipped
   double lr_factor_ = 0;
   /// Metric name and token counts per expert in the last step.
   std::vector<std::pair<std::string, at::Tensor>> loads_;

@@ -1,4 +1,4 @@
-// The reports of a run: its start, its metrics and its samples.
+// Reports a run's start, metrics and samples.
 #include <cmath>
 #include <fmt/format.h>
 

@@ -19,18 +19,18 @@ struct MhaOptions {
   double rotary_share = 1;
 
   static void describe(dsv3::OptionSchema<MhaOptions>& s) {
-    s.add("heads", &MhaOptions::heads, "query heads").min(1);
+    s.add("heads", &MhaOptions::heads, "number of query heads").min(1);
     s.add("kv_heads", &MhaOptions::kv_heads,
-          "key and value heads; 1 = multi-query, fewer than heads = grouped-query")
+          "number of key-value heads; 1 = multi-query, fewer than heads = grouped-query")
         .min(0)
         .word("heads", 0);
     s.add("head_dim", &MhaOptions::head_dim, "features per head; auto = hidden / heads")
         .min(0)
         .word("auto", 0);
-    s.add("qk_norm", &MhaOptions::qk_norm, "RMSNorm over the features of each query and key head");
-    s.add(
-         "rotary_share", &MhaOptions::rotary_share,
-         "share of each head's features, starting with the first, that the position plugin rotates")
+    s.add("qk_norm", &MhaOptions::qk_norm, "apply RMSNorm to each query and key head");
+    s.add("rotary_share", &MhaOptions::rotary_share,
+          "fraction of each head's features, starting with the first, that the position plugin "
+          "rotates")
         .min(0)
         .max(1);
   }

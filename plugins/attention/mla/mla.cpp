@@ -24,32 +24,31 @@ struct MlaOptions {
   std::string decode = "absorbed";
 
   static void describe(dsv3::OptionSchema<MlaOptions>& s) {
-    s.add("heads", &MlaOptions::heads, "attention heads").min(1);
+    s.add("heads", &MlaOptions::heads, "number of attention heads").min(1);
     s.add("q_lora_rank", &MlaOptions::q_lora_rank,
           "width of the query latent; 0 = a plain query projection")
         .min(0)
         .word("none", 0);
     s.add("kv_lora_rank", &MlaOptions::kv_lora_rank, "width of the key-value latent").min(1);
     s.add("qk_nope_dim", &MlaOptions::qk_nope_dim,
-          "query and key features per head that are not rotated")
+          "number of query and key features per head that are not rotated")
         .min(1);
     s.add("qk_rope_dim", &MlaOptions::qk_rope_dim,
-          "query features per head, and key features shared by all heads, that are rotated")
+          "number of rotated features in each query head and in the key that all heads share")
         .min(1);
-    s.add("v_dim", &MlaOptions::v_dim, "value features per head").min(1);
+    s.add("v_dim", &MlaOptions::v_dim, "number of value features per head").min(1);
     // transformers always uses this value; other implementations use the model's eps.
-    s.add("latent_norm_eps", &MlaOptions::latent_norm_eps, "eps of the RMSNorm of the latents")
+    s.add("latent_norm_eps", &MlaOptions::latent_norm_eps, "eps in the RMSNorm of the latents")
         .min(0)
         .convention();
-    s.add(
-         "muon_split", &MlaOptions::muon_split,
-         "how matrix optimizers see q_b (or q) and kv_b: whole = one matrix, per_head = one matrix "
-         "per head")
+    s.add("muon_split", &MlaOptions::muon_split,
+          "how matrix optimizers treat q_b (or q) and kv_b: whole = one matrix, per_head = one "
+          "matrix per head")
         .choices({"whole", "per_head"})
         .convention();
     s.add("decode", &MlaOptions::decode,
-          "generation from the cache: absorbed attends to the latents, naive recomputes keys and "
-          "values")
+          "attention during generation: absorbed attends to the cached latents, naive recomputes "
+          "keys and values from them")
         .choices({"absorbed", "naive"});
   }
 };
@@ -107,12 +106,12 @@ at::Tensor Mla::queries(const at::Tensor& x) const {
   return q.view({x.size(0), x.size(1), o_.heads, qk_dim()});
 }
 
-// Computes keys and values of all heads. q [B, T, H, nope + rope], latent [B, S, kv_lora],
-// k_rope [B, S, 1, rope] -> [B, T, H, v].
+// Computes keys and values of all heads and attends to them. q [B, T, H, nope + rope], latent [B,
+// S, kv_lora], k_rope [B, S, 1, rope] -> [B, T, H, v].
 at::Tensor Mla::expanded(const at::Tensor& q, const at::Tensor& latent, const at::Tensor& k_rope,
                          const dsv3::Sequence& seq) const {
   const int64_t batch = latent.size(0), length = latent.size(1);
-  // One split instead of two slices, because its backward is one concatenation.
+  // One split instead of two slices, because the backward of a split is a single concatenation.
   const std::vector<at::Tensor> kv = kv_b_(latent)
                                          .view({batch, length, o_.heads, o_.qk_nope_dim + o_.v_dim})
                                          .split_with_sizes({o_.qk_nope_dim, o_.v_dim}, -1);
@@ -131,10 +130,10 @@ at::Tensor Mla::cached(const at::Tensor& q, const dsv3::Sequence& seq) const {
   });
 }
 
-// Computes the same as expanded(), but without keys or values: kv_b's key half W_k is applied to
-// the queries and its value half W_v to the result, and all heads attend to the cached [latent |
-// rotated k_rope] as one shared key:
-//   q_nope . (W_k c) = (W_k^T q_nope) . c,   sum_s p_s (W_v c_s) = W_v (sum_s p_s c_s).
+// Computes the same as expanded(), but without computing keys or values: kv_b's key half W_k is
+// applied to the queries and its value half W_v to the result, and all heads attend to the cached
+// [latent | rotated k_rope] as one shared key. The result is the same because
+// q_nope . (W_k c) = (W_k^T q_nope) . c and sum_s p_s (W_v c_s) = W_v (sum_s p_s c_s).
 at::Tensor Mla::absorbed(const at::Tensor& q, const dsv3::Sequence& seq) const {
   const int64_t batch = q.size(0), length = q.size(1);
   const std::vector<at::Tensor> weight =

@@ -13,7 +13,7 @@ namespace {
 
 enum Stream : uint64_t { kRules = 1, kTrain, kValidation };
 
-constexpr uint64_t kFraction = uint64_t{1} << 32;  // probabilities are compared in 32 bits
+constexpr uint64_t kFraction = uint64_t{1} << 32;  // probabilities are compared as 32-bit integers
 
 }  // namespace
 
@@ -59,7 +59,8 @@ Batch SyntheticData::next() {
   if (ends) batch.document_ids = at::zeros({B, width}, at::kLong);
   for (int64_t i = 0; i < B; ++i) {
     if (ends && first + i >= options_.validation_rows)
-      batch.document_ids[i].fill_(-1);  // every rank returns a batch, even if it is all padding
+      // Every rank returns a batch, even if it contains only padding.
+      batch.document_ids[i].fill_(-1);
     else
       fill(first + i, batch.tokens.mutable_data_ptr<int64_t>() + i * width);
   }

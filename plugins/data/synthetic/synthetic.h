@@ -16,8 +16,10 @@ struct SyntheticOptions {
     s.add("symbols", &SyntheticOptions::symbols,
           "number of distinct token ids, spread over the vocabulary")
         .min(2);
-    s.add("noise", &SyntheticOptions::noise, "share of tokens drawn at random").min(0).max(1);
-    s.add("validation_rows", &SyntheticOptions::validation_rows, "rows of the validation stream")
+    s.add("noise", &SyntheticOptions::noise, "fraction of tokens that are drawn at random")
+        .min(0)
+        .max(1);
+    s.add("validation_rows", &SyntheticOptions::validation_rows, "number of validation rows")
         .min(1);
   }
 };
@@ -40,7 +42,7 @@ class SyntheticData final : public Data {
   SyntheticOptions options_;
   DataContext context_;
   int64_t spread_;    // id = symbol * spread_
-  int64_t rows_ = 0;  // returned by all ranks
+  int64_t rows_ = 0;  // number of rows returned by all ranks
 };
 
 }  // namespace dsv3::plugins

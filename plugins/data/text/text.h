@@ -15,20 +15,22 @@ struct TextOptions {
 
   static void describe(OptionSchema<TextOptions>& s) {
     s.add("path", &TextOptions::path, "a .txt or .jsonl file, or a folder of them").input_path();
-    s.add("paths", &TextOptions::paths, "several files or folders, read in this order after `path`")
+    s.add("paths", &TextOptions::paths,
+          "additional files or folders, read in this order after `path`")
         .input_path();
     s.needs_tokenizer();
-    s.add("documents", &TextOptions::documents, "where a document of a .txt file ends")
+    s.add("documents", &TextOptions::documents, "what separates the documents in a .txt file")
         .choices({"blank_line", "line", "file"});
-    s.add("field", &TextOptions::field, "field of a .jsonl line that holds the text");
+    s.add("field", &TextOptions::field,
+          "JSON field that contains the text in each line of a .jsonl file");
     s.check([](const TextOptions& o) {
       return o.path.empty() && o.paths.empty() ? "data/text needs `path` or `paths`" : "";
     });
   }
 };
 
-/// Documents of one split of text files. Caches tokens in memory up to a limit; documents beyond it
-/// are tokenised again in every epoch.
+/// The documents in one split of a set of text files. Caches tokens in memory up to a limit.
+/// Documents beyond it are tokenised again in every epoch.
 class TextDocuments final : public Documents {
  public:
   TextDocuments(const TextOptions& options, const DataContext& context);
@@ -43,12 +45,12 @@ class TextDocuments final : public Documents {
 
   TextFiles files_;
   std::shared_ptr<const Tokenizer> tokenizer_;
-  std::vector<size_t> indices_;  // documents of this split, as indices into files_.documents()
+  std::vector<size_t> indices_;  // documents in this split, as indices into files_.documents()
   std::string fingerprint_;
   std::vector<std::vector<int32_t>> cache_;
   std::vector<bool> cached_;
   int64_t cached_tokens_ = 0;
-  int64_t current_ = -1;  // document in current_tokens_, which did not fit into the cache
+  int64_t current_ = -1;  // document in current_tokens_, which is not cached
   std::vector<int32_t> current_tokens_;
   std::string buffer_;
 };

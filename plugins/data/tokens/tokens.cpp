@@ -74,7 +74,7 @@ void TokenDocuments::check_header(const TokenFile& file, const DataContext& cont
     throw Error(file.path() + " ends documents with id " + std::to_string(header.eos) +
                     ", but the experiment's tokenizer ends them with " +
                     std::to_string(context.tokenizer->eos_id()) +
-                    "; set the tokenizer's option eos",
+                    "; set the tokenizer's `eos` option to match",
                 ExitCode::data);
 }
 

@@ -1,4 +1,4 @@
-// Prepared token files: dsv3 shards, and .bin files of llm.c and nanoGPT.
+// Prepared token files: dsv3 shards, and .bin files from llm.c and nanoGPT.
 #pragma once
 
 #include <dsv3/sdk/documents.h>
@@ -20,21 +20,22 @@ struct TokensOptions {
           "a file of token ids, or a folder of .tokens and .bin files")
         .input_path();
     s.add("paths", &TokensOptions::paths,
-          "several files or folders, read in this order after `path`")
+          "additional files or folders, read in this order after `path`")
         .input_path();
     s.add("validation_path", &TokensOptions::validation_path,
           "file or folder for validation; `path` and `paths` are then used for training only")
         .input_path();
     s.add("format", &TokensOptions::format,
-          "auto = dsv3 for .tokens, else llmc by its magic number, else raw16 (uint16, nanoGPT)")
+          "file format; auto = dsv3 for .tokens files, llmc for files with its magic number, "
+          "otherwise raw16 (uint16, nanoGPT)")
         .choices({"auto", "dsv3", "llmc", "raw16"});
     s.add("eos", &TokensOptions::eos,
-          "id that ends a document, for files without this information; none = one document per "
+          "id that ends a document, for files that do not specify it; none = one document per "
           "file")
         .min(-1)
         .word("none", -1);
     s.add("split", &TokensOptions::split,
-          "held-out set: document = documents by their hash, shard = the last files")
+          "how to choose the held-out set: document = documents by hash, shard = the last files")
         .choices({"document", "shard"});
     s.check([](const TokensOptions& o) {
       return o.path.empty() && o.paths.empty() ? "data/tokens needs `path` or `paths`" : "";
@@ -42,7 +43,7 @@ struct TokensOptions {
   }
 };
 
-/// Documents of one split of token files.
+/// The documents in one split of a set of token files.
 class TokenDocuments final : public Documents {
  public:
   TokenDocuments(const TokensOptions& options, const DataContext& context);

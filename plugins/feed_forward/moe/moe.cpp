@@ -39,18 +39,19 @@ std::string conflict(const MoeOptions& o) {
 }
 
 void MoeOptions::describe(dsv3::OptionSchema<MoeOptions>& s) {
-  s.add("routed", &MoeOptions::routed, "routed experts").min(1);
-  s.add("top_k", &MoeOptions::top_k, "routed experts per token").min(1);
+  s.add("routed", &MoeOptions::routed, "number of routed experts").min(1);
+  s.add("top_k", &MoeOptions::top_k, "number of routed experts per token").min(1);
   s.add("shared", &MoeOptions::shared,
-        "shared experts that every token uses, built as one expert of width shared * hidden; 0 = "
-        "none")
+        "number of shared experts, which every token uses, built as one expert of width shared * "
+        "hidden; 0 = none")
       .min(0);
   s.add("hidden", &MoeOptions::hidden, "inner width of each expert").min(1);
-  s.add("groups", &MoeOptions::groups, "groups of experts; 1 = routing is not limited by group")
+  s.add("groups", &MoeOptions::groups,
+        "number of expert groups; 1 = routing is not limited by group")
       .min(1);
-  s.add("topk_groups", &MoeOptions::topk_groups, "groups that a token may use").min(1);
+  s.add("topk_groups", &MoeOptions::topk_groups, "number of groups that a token may use").min(1);
   s.add("group_score", &MoeOptions::group_score,
-        "score of a group: top2_sum = sum of its two best experts (DeepSeek-V3), max = its best "
+        "group score: top2_sum = sum of the group's two best experts (DeepSeek-V3), max = its best "
         "expert (DeepSeek-V2)")
       .choices({"top2_sum", "max"})
       .convention();
@@ -61,11 +62,13 @@ void MoeOptions::describe(dsv3::OptionSchema<MoeOptions>& s) {
   s.add("bias_rate", &MoeOptions::bias_rate, "change of the routing bias per step; 0 = no bias")
       .min(0);
   s.add("bias_update", &MoeOptions::bias_update,
-        "sign = DeepSeek-V3's rule, centered = the same minus the mean change, as in torchtitan")
+        "how to change the bias: sign = as in DeepSeek-V3, centered = minus the mean change, as in "
+        "torchtitan")
       .choices({"sign", "centered"})
       .convention();
   s.add("bias_until", &MoeOptions::bias_until,
-        "share of training after which the bias is constant; DeepSeek-V3 stopped near the end")
+        "fraction of the training steps after which the bias is constant; DeepSeek-V3 stopped near "
+        "the end")
       .min(0)
       .max(1);
   s.add("balance_alpha", &MoeOptions::balance_alpha,
@@ -95,7 +98,7 @@ class Moe final : public dsv3::FeedForward {
   at::Tensor bias_;     // [E] fp32, used for choosing experts only
   at::Tensor gate_up_;  // [E, 2F, D]
   at::Tensor down_;     // [E, D, F]
-  at::Tensor counts_;   // int64 [E] tokens since the last step
+  at::Tensor counts_;   // int64 [E], tokens per expert since the last step
   dsv3::Linear shared_gate_up_, shared_down_;
 };
 

@@ -6,24 +6,24 @@
 
 namespace moe {
 
-/// How experts are chosen.
+/// Determines how experts are chosen.
 struct RoutingRule {
   int64_t top_k = 0;
   int64_t groups = 1;       ///< number of equally sized groups of experts
   int64_t topk_groups = 1;  ///< number of groups that a token may use
   bool normalize = true;    ///< whether a token's weights add up to `scale`
   double scale = 1;
-  int64_t group_best = 2;  ///< a group's score is the sum of this many best biased scores
+  int64_t group_best = 2;  ///< number of best biased scores that are added up to a group's score
 };
 
 struct Routing {
   at::Tensor scores;   ///< [N, E] sigmoid of the logits, fp32 or float64
   at::Tensor chosen;   ///< int64 [N, k]
-  at::Tensor weights;  ///< [N, k] from the chosen experts' scores, differentiable
+  at::Tensor weights;  ///< [N, k], computed from the chosen experts' scores, differentiable
 };
 
-/// int64 [N, k]: the experts with the highest `biased` [N, E] scores, from the groups with the
-/// highest group scores.
+/// Chooses the experts with the highest `biased` [N, E] scores, from the groups with the highest
+/// group scores. Returns int64 [N, k].
 at::Tensor choose(const at::Tensor& biased, const RoutingRule& rule);
 
 /// Routes tokens by `logits` [N, E]. `bias` [E] affects only which experts are chosen.
@@ -33,8 +33,8 @@ Routing route(const at::Tensor& logits, const at::Tensor& bias, const RoutingRul
 /// row, f_i = E / (k T) * tokens that chose i, P_i = mean over tokens of score_i / sum_j score_j.
 at::Tensor balance_loss(const Routing& routing, int64_t rows);
 
-/// Change of the bias in one step, [E] float64, for `counts` tokens per expert: +rate for experts
-/// below the mean, -rate for those above. `centered` subtracts the mean change.
+/// The change of the bias in one step, [E] float64, for `counts` tokens per expert: +rate for
+/// experts below the mean, -rate for those above it. `centered` subtracts the mean change.
 at::Tensor bias_change(const at::Tensor& counts, double rate, bool centered);
 
 }  // namespace moe

@@ -21,7 +21,7 @@ int64_t dense_width(const ModelDescription& model, size_t layer) {
   return model.shapes.at("layers." + std::to_string(layer) + ".feed_forward.gate_up.weight")[0] / 2;
 }
 
-/// Whether two components have equal values for the options `keys`.
+/// Whether two components have the same plugin and equal values for the options `keys`.
 bool same(const ComponentDescription& a, const ComponentDescription& b,
           const std::vector<std::string>& keys) {
   return a.plugin == b.plugin && std::all_of(keys.begin(), keys.end(), [&](const std::string& key) {
@@ -46,7 +46,7 @@ class Obstacles {
     feed_forward();
     if (m_.position.plugin != "rope" && m_.position.plugin != "yarn")
       add("model.position is " + m_.position.plugin +
-          ", but the architecture supports rope and yarn");
+          ", but the architecture supports only rope and yarn");
     if (m_.norm_place != "pre")
       add("model.norm.place is " + m_.norm_place + ", but the architecture uses pre");
     if (m_.mtp_depth > 0 && m_.mtp_concat != "embedding_first")
@@ -65,7 +65,7 @@ class Obstacles {
     for (const ComponentDescription& layer : m_.attention)
       if (!same(layer, m_.attention.front(), kMlaKeys))
         return add(
-            "layers have attention of different sizes, but the architecture has one size for all");
+            "attention layers have different sizes, but the architecture has one size for all");
     if (m_.attention.front().option<double>("latent_norm_eps") != 1e-6)
       add("attention mla: latent_norm_eps is not 1e-6, which the architecture requires");
   }
@@ -279,7 +279,7 @@ ModelDescription DeepseekV3::describe(const Json& config) const {
   model.sequence = reader.integer("max_position_embeddings");
   reader.require("hidden_act", {"silu"});
   reader.require("pretraining_tp", {1});
-  reader.ignore("output_router_logits");  // affects only what the forward pass returns
+  reader.ignore("output_router_logits");  // affects only which values the forward pass returns
   reader.ignore("aux_loss_alpha");        // training only, like seq_aux
   reader.ignore("seq_aux");
   const ComponentDescription attention = read_attention(reader), moe = read_mixture(reader);
@@ -289,9 +289,8 @@ ModelDescription DeepseekV3::describe(const Json& config) const {
   model.position = position_of(dsv3::read_rope(reader, model.sequence), interleaved);
   if (first_moe >= model.layers && first_moe < model.layers + model.mtp_depth)
     reader.mistake(
-        "\"first_k_dense_replace\" makes all layers dense and MTP modules mixtures, but in dsv3 "
-        "MTP "
-        "modules have the components of the last layer");
+        "\"first_k_dense_replace\" makes all layers dense but not the MTP modules; in dsv3, MTP "
+        "modules have the same components as the last layer");
   reader.finish();
   for (int64_t layer = 0; layer < model.layers; ++layer) {
     model.attention.push_back(attention);

@@ -64,8 +64,8 @@ class Places {
     add(stored + "o_proj.weight", {m_.hidden, s_.heads * s_.v}, source + "o.weight");
   }
 
-  /// Adds the names of gated unit `index`. Parameter `gate_up` holds several units, each with gate
-  /// stacked above up.
+  /// Adds the names of gated unit `index`. Parameter `gate_up` contains several units, each with
+  /// gate stacked above up.
   void gated(const std::string& stored, const std::string& source, const std::string& gate_up,
              const std::string& down, int64_t inner, int64_t index) {
     add(stored + "gate_proj.weight", {inner, m_.hidden}, source + gate_up, 2 * inner * index);

@@ -1,4 +1,5 @@
-// The names of tensors in DeepSeek-V3's checkpoints, and where their values are in a model.
+// The names of the tensors in DeepSeek-V3's checkpoints, and the locations of their values in a
+// model.
 #pragma once
 
 #include <vector>

@@ -57,7 +57,7 @@ std::vector<std::string> obstacles_of(const ModelDescription& model) {
     add("position yarn: mscale_all_dim is not 0, but the architecture does not scale the softmax");
   if (model.position.plugin != "rope" && model.position.plugin != "yarn")
     add("model.position is " + model.position.plugin +
-        ", but the architecture supports rope and yarn");
+        ", but the architecture supports only rope and yarn");
   if (model.norm_place != "pre")
     add("model.norm.place is " + model.norm_place + ", but the architecture uses pre");
   if (model.mtp_depth > 0)
@@ -65,8 +65,8 @@ std::vector<std::string> obstacles_of(const ModelDescription& model) {
   return obstacles;
 }
 
-/// Row order of the rotated projections: the architecture pairs feature j of a head with j + R/2,
-/// the interleaved layout pairs 2j with 2j + 1.
+/// Returns the row order of the rotated projections: the architecture pairs feature j of a head
+/// with j + R/2, whereas the interleaved layout pairs 2j with 2j + 1.
 std::vector<int64_t> half_split_rows(int64_t heads, int64_t head_dim) {
   std::vector<int64_t> rows;
   for (int64_t head = 0; head < heads; ++head)

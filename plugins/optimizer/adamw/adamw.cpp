@@ -1,4 +1,4 @@
-// AdamW as torch.optim.AdamW defines it.
+// AdamW as defined by torch.optim.AdamW.
 #include <cmath>
 
 #include <ATen/ATen.h>
@@ -14,12 +14,13 @@ namespace {
 struct AdamWOptions {
   double lr = 3e-4, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
   static void describe(dsv3::OptionSchema<AdamWOptions>& s) {
-    s.add("lr", &AdamWOptions::lr, "learning rate before the schedule's factor").min(0);
-    s.add("beta1", &AdamWOptions::beta1, "decay of the first moment").min(0).max(1);
-    s.add("beta2", &AdamWOptions::beta2, "decay of the second moment").min(0).max(1);
-    s.add("eps", &AdamWOptions::eps, "added to the square root of the second moment").min(0);
+    s.add("lr", &AdamWOptions::lr, "base learning rate, which the schedule scales").min(0);
+    s.add("beta1", &AdamWOptions::beta1, "decay rate of the first moment").min(0).max(1);
+    s.add("beta2", &AdamWOptions::beta2, "decay rate of the second moment").min(0).max(1);
+    s.add("eps", &AdamWOptions::eps, "constant added to the square root of the second moment")
+        .min(0);
     s.add("weight_decay", &AdamWOptions::weight_decay,
-          "decoupled decay: weights shrink by lr * weight_decay per update")
+          "decoupled weight decay: weights shrink by lr * weight_decay per update")
         .min(0);
     s.check([](const AdamWOptions& o) {
       return o.beta1 < 1 && o.beta2 < 1 ? "" : "beta1 and beta2 must be below 1";

@@ -1,4 +1,4 @@
-// AdamW on plain arrays: decay, both moments and the update in one pass over memory.
+// AdamW on plain arrays: weight decay, both moments and the update in one pass over memory.
 #pragma once
 
 #include <cstdint>

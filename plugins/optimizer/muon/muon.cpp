@@ -1,4 +1,4 @@
-// Muon as torch.optim.Muon defines it, over batches of matrices of the same shape.
+// Muon as defined by torch.optim.Muon, on batches of matrices with the same shape.
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -19,19 +19,20 @@ struct MuonOptions {
   int64_t ns_steps = 5;
   std::string momentum_form = "ema", scale = "original", ns_dtype = "auto";
   static void describe(dsv3::OptionSchema<MuonOptions>& s) {
-    s.add("lr", &MuonOptions::lr, "learning rate before the schedule's factor").min(0);
-    s.add("momentum", &MuonOptions::momentum, "decay of the momentum").min(0).max(1);
+    s.add("lr", &MuonOptions::lr, "base learning rate, which the schedule scales").min(0);
+    s.add("momentum", &MuonOptions::momentum, "momentum decay rate").min(0).max(1);
     // A convention: implementations compute the update direction differently, although the option
     // name and the optimizer state are the same.
     s.add("nesterov", &MuonOptions::nesterov,
-          "Nesterov momentum: mix the gradient into the momentum")
+          "use Nesterov momentum: mix the gradient into the momentum")
         .convention();
     s.add("weight_decay", &MuonOptions::weight_decay,
-          "decoupled decay: weights shrink by lr * weight_decay per update")
+          "decoupled weight decay: weights shrink by lr * weight_decay per update")
         .min(0);
-    s.add("ns_steps", &MuonOptions::ns_steps, "Newton-Schulz iterations").min(1).max(99);
+    s.add("ns_steps", &MuonOptions::ns_steps, "number of Newton-Schulz iterations").min(1).max(99);
     s.add("ns_dtype", &MuonOptions::ns_dtype,
-          "dtype of the iterations; auto = bf16 on CUDA and on CPUs with AMX, else fp32")
+          "dtype of the Newton-Schulz iterations; auto = bf16 on CUDA and on CPUs with AMX, else "
+          "fp32")
         .choices({"auto", "bf16", "fp32"});
     s.add("scale", &MuonOptions::scale,
           "factor applied to the learning rate: original = sqrt(max(1, rows/cols)), "
@@ -39,20 +40,21 @@ struct MuonOptions {
         .choices({"original", "match_rms_adamw", "spectral"})
         .convention();
     s.add("momentum_form", &MuonOptions::momentum_form,
-          "ema: B = momentum B + (1 - momentum) G, sum: B = momentum B + G")
+          "update of the momentum buffer B with the gradient G; ema: B = momentum B + (1 - "
+          "momentum) G, sum: B = momentum B + G")
         .choices({"ema", "sum"})
         .convention();
     s.check([](const MuonOptions& o) { return o.momentum < 1 ? "" : "momentum must be below 1"; });
   }
 };
 
-/// Bytes of matrices to orthogonalise in one batch: enough to occupy a GPU, or about the size of a
-/// CPU's caches.
+/// Size in bytes of the matrices to orthogonalise in one batch: enough to occupy a GPU, or about
+/// the size of a CPU's caches.
 int64_t workspace(const at::Device& device) {
   return device.is_cpu() ? int64_t(32) << 20 : int64_t(256) << 20;
 }
 
-/// Without AMX, oneDNN's bf16 products are slower than fp32 products (1.6 times in a measurement),
+/// Without AMX, oneDNN's bf16 matrix products are slower than in fp32 (1.6 times in a measurement),
 /// even with AVX512-BF16.
 bool bf16_is_faster(const at::Device& device) {
   if (!device.is_cpu()) return true;
@@ -97,8 +99,8 @@ class Muon final : public dsv3::Optimizer {
     return bf16 ? at::kBFloat16 : at::kFloat;
   }
 
-  /// Updates matrices of the same shape: their momentum one by one, then their orthogonalisation as
-  /// a batch.
+  /// Updates matrices of the same shape. Updates their momentum one by one and then orthogonalises
+  /// them as a batch.
   void step_batch(std::span<const dsv3::Slice* const> slices, at::ScalarType dtype,
                   double lr_factor) const {
     const at::Tensor& first = slices.front()->value;

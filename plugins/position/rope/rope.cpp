@@ -12,7 +12,7 @@ struct RopeOptions {
   static void describe(dsv3::OptionSchema<RopeOptions>& s) {
     s.add("theta", &RopeOptions::theta, "base of the geometric series of wavelengths").min(1);
     s.add("layout", &RopeOptions::layout,
-          "features that form pairs: interleaved = (0,1),(2,3).. as in DeepSeek, half = (0,R/2).. "
+          "which features form pairs: interleaved = (0,1),(2,3).. as in DeepSeek, half = (0,R/2).. "
           "as in Llama")
         .choices({"interleaved", "half"})
         .convention();

@@ -33,13 +33,13 @@ struct YarnOptions {
           "pairs with fewer rotations than this are slowed down by the full factor")
         .min(1e-3);
     s.add("mscale", &YarnOptions::mscale,
-          "attention temperature in cosines and sines; 0 = as in the paper")
+          "attention temperature applied to cosines and sines; 0 = as in the paper")
         .min(0);
     s.add("mscale_all_dim", &YarnOptions::mscale_all_dim,
-          "attention temperature in the softmax scale; 0 = none")
+          "attention temperature applied to the softmax scale; 0 = none")
         .min(0);
     s.add("layout", &YarnOptions::layout,
-          "features that form pairs: interleaved = (0,1),(2,3).. as in DeepSeek, half = (0,R/2).. "
+          "which features form pairs: interleaved = (0,1),(2,3).. as in DeepSeek, half = (0,R/2).. "
           "as in Llama")
         .choices({"interleaved", "half"})
         .convention();

@@ -12,7 +12,7 @@ struct CosineOptions {
   int64_t warmup = 0;
   double min_ratio = 0.1;
   static void describe(dsv3::OptionSchema<CosineOptions>& s) {
-    s.add("warmup", &CosineOptions::warmup, "steps of linear warm-up").min(0);
+    s.add("warmup", &CosineOptions::warmup, "number of linear warm-up steps").min(0);
     s.add("min_ratio", &CosineOptions::min_ratio,
           "factor applied to the learning rate in the last step")
         .min(0)

@@ -13,17 +13,16 @@ struct WsdOptions {
   double decay = 0.2, min_ratio = 0.0;
   std::string shape = "linear";
   static void describe(dsv3::OptionSchema<WsdOptions>& s) {
-    s.add("warmup", &WsdOptions::warmup, "steps of linear warm-up").min(0);
+    s.add("warmup", &WsdOptions::warmup, "number of linear warm-up steps").min(0);
     s.add("decay", &WsdOptions::decay,
-          "share of the steps, at the end of the run, during which the rate decays")
+          "fraction of the steps, at the end of the run, in which the learning rate decays")
         .min(0)
         .max(1);
     s.add("min_ratio", &WsdOptions::min_ratio,
           "factor applied to the learning rate in the last step")
         .min(0)
         .max(1);
-    s.add("shape", &WsdOptions::shape,
-          "shape of the decay: linear, cosine, or sqrt = 1 - sqrt(progress)")
+    s.add("shape", &WsdOptions::shape, "decay shape: linear, cosine, or sqrt = 1 - sqrt(progress)")
         .choices({"linear", "cosine", "sqrt"});
   }
 };

@@ -1,4 +1,4 @@
-// Keeps everything on one device. The reference implementation for other strategies.
+// Keeps everything on one device. Serves as the reference implementation for other strategies.
 #include <cmath>
 #include <set>
 
@@ -20,8 +20,7 @@ using dsv3::UnitParam;
 using dsv3::UnitSpec;
 using dsv3::UpdateTensor;
 
-/// One unit. Its parameters are views of `master`, or of `compute` if the compute dtype is not
-/// fp32.
+/// A unit. Its parameters are views of `master`, or of `compute` if the compute dtype is not fp32.
 struct Unit {
   UnitSpec spec;
   FlatLayout layout;
@@ -67,14 +66,14 @@ class Single final : public dsv3::Strategy {
 
   void ready(const std::vector<GroupSpec>& groups) override { groups_ = groups; }
 
-  /// Allocates gradients here, so that models that only evaluate or generate have none.
+  /// Gradients are allocated here, so that models that only evaluate or generate have none.
   void begin_microbatch(bool) override {
     for (Unit& unit : units_) {
       if (unit.grad.defined()) continue;
       unit.grad = at::zeros_like(unit.master);
       for (size_t i = 0; i < unit.spec.params.size(); ++i)
-        // autograd adds to an existing gradient in place and in its dtype, so it is fp32 for bf16
-        // parameters, too.
+        // Autograd adds to an existing gradient in place and in that gradient's dtype, so gradients
+        // are fp32 even for bf16 parameters.
         unit.spec.params[i].tensor.mutable_grad() = unit.layout.view(unit.grad, i);
     }
   }

@@ -11,7 +11,7 @@ uint64_t edge(uint32_t node, char byte) {
   return uint64_t{node} << 8 | static_cast<uint8_t>(byte);
 }
 
-/// The last character of `text`, which is valid UTF-8.
+/// Size of the last character in `text`, which must be valid UTF-8.
 size_t last_character_size(std::string_view text) {
   size_t size = 1;
   while ((static_cast<uint8_t>(text[text.size() - size]) & 0xC0) == 0x80) ++size;

@@ -22,7 +22,7 @@ struct AddedToken {
   bool special = false;
 };
 
-/// Finds tokens: the leftmost match, and the longest of those.
+/// Finds the leftmost token in a text and, if several start there, the longest of them.
 class AddedTokens {
  public:
   AddedTokens();

@@ -19,10 +19,9 @@ struct BpeOptions {
     s.add("file", &BpeOptions::file, "a Hugging Face tokenizer.json with byte-level BPE")
         .required()
         .input_path();
-    s.add(
-        "eos", &BpeOptions::eos,
-        "text of the token between documents; empty = the first of <|endoftext|>, <|end_of_text|>, "
-        "<｜end▁of▁sentence｜>, </s> that the file has");
+    s.add("eos", &BpeOptions::eos,
+          "token between documents; empty = the first of <|endoftext|>, <|end_of_text|>, "
+          "<｜end▁of▁sentence｜>, </s> that the file contains");
   }
 };
 
@@ -58,7 +57,7 @@ class Bpe final : public Tokenizer {
   bpe::AddedTokens normalized_tokens_;  // found after it
   int32_t eos_;
   mutable std::mutex mutex_;
-  // Guarded by mutex_. At most one per thread that has encoded.
+  // Guarded by mutex_. At most one per thread that has called encode().
   mutable std::vector<std::unique_ptr<Scratch>> idle_;
 };
 

@@ -1,4 +1,4 @@
-// Byte-pair merging of one word.
+// Byte-pair merging within one word.
 #pragma once
 
 #include <array>

@@ -1,4 +1,4 @@
-// Unicode normalisation of a tokenizer.json.
+// Unicode normalisation, as specified in a tokenizer.json.
 #pragma once
 
 #include <string>
@@ -13,7 +13,7 @@ enum class Form { nfc = 1, nfd, nfkc, nfkd };
 struct Normalizer {
   std::vector<Form> forms;
 
-  /// Takes and returns valid UTF-8. `buffer` holds the result if it differs from `text`.
+  /// Accepts and returns valid UTF-8. `buffer` stores the result if it differs from `text`.
   std::string_view operator()(std::string_view text, std::string& buffer) const;
 };
 

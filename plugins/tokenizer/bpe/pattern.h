@@ -1,8 +1,7 @@
-// Regular expressions of a tokenizer.json, matched with PCRE2.
-//
-// tokenizer.json contains expressions in Oniguruma's (Ruby) dialect. Constructs that PCRE2 spells
-// differently are rewritten (\s, \w, scripts). Constructs that cannot be translated are rejected.
-// Character properties are those of PCRE2's Unicode version (14 in PCRE2 10.42).
+// The regular expressions in a tokenizer.json, matched with PCRE2. tokenizer.json contains
+// expressions in Oniguruma's (Ruby) dialect. Constructs that PCRE2 spells differently are rewritten
+// (\s, \w, scripts). Constructs that cannot be translated are rejected. Character properties are
+// those of PCRE2's Unicode version (14 in PCRE2 10.42).
 #pragma once
 
 #include <memory>
@@ -11,8 +10,8 @@
 
 namespace dsv3::bpe {
 
-/// Rewrites `pattern` for PCRE2. Throws dsv3::Error that names `where` (a path in the JSON) and the
-/// construct.
+/// Rewrites `pattern` for PCRE2. Throws a dsv3::Error that names `where` (a path in the JSON) and
+/// the construct.
 std::string to_pcre2(std::string_view pattern, const std::string& where);
 
 /// Buffers for matching. Not thread-safe: use one per thread.
@@ -37,11 +36,12 @@ struct Span {
 /// A compiled expression that never matches the empty string. Thread-safe.
 class Pattern {
  public:
-  /// `expression` is in PCRE2's syntax. Throws dsv3::Error that names `where`.
+  /// `expression` is in PCRE2's syntax. Throws a dsv3::Error that names `where`.
   Pattern(const std::string& expression, const std::string& where);
   static Pattern literal(const std::string& text, const std::string& where);
 
-  /// Finds the first match in valid UTF-8 `text` at or after byte `from`; returns false if none.
+  /// Finds the first match in valid UTF-8 `text` at or after byte `from`. Returns false if there is
+  /// none.
   bool find(std::string_view text, size_t from, Span& match, MatchScratch& scratch) const;
 
  private:

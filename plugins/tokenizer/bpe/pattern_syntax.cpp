@@ -10,8 +10,8 @@
 namespace dsv3::bpe {
 namespace {
 
-// White_Space and Oniguruma's word characters, as members of a class. PCRE2's \s also contains
-// U+180E, and its \w does not contain marks.
+// White_Space and Oniguruma's word characters, as members of a character class. PCRE2's \s also
+// contains U+180E, and its \w does not contain marks.
 constexpr const char* kSpace = "\\p{White_Space}";
 constexpr const char* kNoSpace = "\\P{White_Space}";
 // Oniguruma's \w, determined from the `tokenizers` wheel: alphabetic characters (letters, letter
@@ -77,7 +77,7 @@ class Rewriter {
     copy();
   }
 
-  /// ?, *, + and their lazy and possessive forms.
+  /// Copies ?, * or + and its lazy and possessive forms.
   void quantifier() {
     copy();
     if (peek() == '?' || peek() == '+') copy();
@@ -168,8 +168,8 @@ class Rewriter {
            std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isxdigit(c); });
   }
 
-  /// General categories mean the same in both dialects. A script name means Script in Oniguruma,
-  /// but Script_Extensions in PCRE2's short form.
+  /// General categories have the same meaning in both dialects. A script name means Script in
+  /// Oniguruma, but Script_Extensions in PCRE2's short form.
   void property() {
     const size_t close = in_.find('}', at_);
     if (peek(2) != '{' || close == in_.npos) reject(std::string(in_.substr(at_, 3)), "property");

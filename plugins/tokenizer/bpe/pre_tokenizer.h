@@ -1,4 +1,4 @@
-// Splits text into words, within which merges apply: Split, Digits and ByteLevel of a
+// Splits text into words, within which merges apply. Implements Split, Digits and ByteLevel from
 // tokenizer.json.
 #pragma once
 

@@ -27,7 +27,7 @@ class Field {
     throw Error(path_ + ": " + what, ExitCode::data);
   }
 
-  /// Throws if the value is not an object or has keys other than these.
+  /// Throws if the value is not an object or has keys other than `keys`.
   void known(std::initializer_list<const char*> keys) const {
     if (!value_.is_object()) fail("expected an object");
     for (const auto& item : value_.items())
@@ -157,8 +157,8 @@ bool read_pre_tokenizer(const Field& field, PreTokenizer& out) {
                         "' is not supported; supported: Split, Digits, ByteLevel, Sequence");
 }
 
-/// Accepts post-processors that do not affect encode(): they change offsets, or add tokens around
-/// the text on request.
+/// Accepts only post-processors that do not affect encode(): they change offsets, or add tokens
+/// around the text on request.
 void check_post_processor(const Field& field) {
   if (field.is_null()) return;
   const std::string type = field.at("type").string();
@@ -182,7 +182,7 @@ void put(Definition& d, int32_t id, std::string bytes) {
   d.bytes[id] = std::move(bytes);
 }
 
-constexpr size_t kMaxGaps = 1 << 16;  // ids that a vocabulary may omit
+constexpr size_t kMaxGaps = 1 << 16;  // maximum number of ids that a vocabulary may omit
 
 void read_vocab(const Field& field, Definition& d) {
   if (!field.value().is_object() || field.value().empty())
@@ -248,7 +248,7 @@ Json read_merges(const Field& field, Definition& d) {
   return pairs;
 }
 
-/// Checks that ids are those of the vocabulary or follow it consecutively.
+/// Checks that the ids of added tokens are in the vocabulary or follow it consecutively.
 void read_added(const Field& list, Definition& d, size_t vocab_size) {
   if (list.is_null()) return;
   int32_t next = static_cast<int32_t>(vocab_size);

@@ -1,5 +1,5 @@
 // Reads a Hugging Face tokenizer.json. Anything that this plugin does not support is an error with
-// the path in the JSON, and nothing is ignored silently.
+// the path in the JSON. Nothing is ignored silently.
 #pragma once
 
 #include <string>
@@ -16,17 +16,17 @@ namespace dsv3::bpe {
 struct Definition {
   /// Maps the bytes of a token to its id, to encode words that are tokens (ignore_merges).
   std::unordered_map<std::string, int32_t> vocab;
-  std::vector<std::string> bytes;                    ///< by id; "" for unused ids
-  std::unordered_map<std::string, int32_t> by_text;  ///< all ids by text in the file
+  std::vector<std::string> bytes;                    ///< indexed by id; "" for unused ids
+  std::unordered_map<std::string, int32_t> by_text;  ///< all ids, keyed by their text in the file
   Merges merges;
   bool ignore_merges = false;
   Normalizer normalizer;
   PreTokenizer pre_tokenizer;
   std::vector<AddedToken> added;
-  std::string digest;  ///< SHA-256 of all of the above
+  std::string digest;  ///< SHA-256 of all fields above
 };
 
-/// Throws dsv3::Error (ExitCode::data) with `file` and the path in it.
+/// Throws a dsv3::Error (ExitCode::data) that contains `file` and the path in the JSON.
 Definition read_tokenizer_json(const std::string& file);
 
 }  // namespace dsv3::bpe

@@ -7,10 +7,10 @@
 
 namespace dsv3::bpe {
 
-/// Bytes of the valid character at the start of `text`; 0 = none (invalid or truncated bytes,
-/// surrogates, above 10FFFF).
+/// Size in bytes of the valid character at the start of `text`; 0 = none (invalid or truncated
+/// bytes, surrogates, above 10FFFF).
 size_t character_size(std::string_view text);
-/// Bytes of the longest valid prefix of `text`.
+/// Size in bytes of the longest valid prefix of `text`.
 size_t valid_prefix(std::string_view text);
 /// The first code point of valid `text`.
 uint32_t code_point(std::string_view text);
@@ -19,10 +19,11 @@ void append_utf8(std::string& text, uint32_t code_point);
 /// Unicode's White_Space.
 bool is_white_space(uint32_t code_point);
 
-/// The printable character of a byte in vocabularies: the byte itself if it is printable in
-/// Latin-1, else U+0100 and up in order (GPT-2's bytes_to_unicode).
+/// The printable character that represents a byte in vocabularies: the byte itself if it is
+/// printable in Latin-1, else U+0100 and up in order (GPT-2's bytes_to_unicode).
 uint32_t byte_character(uint8_t byte);
-/// Bytes of a vocabulary entry. Returns false if it contains a character outside the alphabet.
+/// Converts a vocabulary entry to bytes. Returns false if it contains a character outside the
+/// alphabet.
 bool bytes_of_token(std::string_view token, std::string& bytes);
 
 }  // namespace dsv3::bpe

@@ -59,7 +59,7 @@ std::string byte_character(int byte) {
 
 }  // namespace
 
-// A byte-level BPE without merges.
+// Exports the tokenizer as a byte-level BPE without merges.
 std::map<std::string, std::string> Bytes::files() const {
   Json vocab = Json::object();
   for (int byte = 0; byte < kEos; ++byte) vocab[byte_character(byte)] = byte;

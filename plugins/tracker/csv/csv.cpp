@@ -13,9 +13,9 @@ namespace {
 struct CsvOptions {
   std::string file = "metrics.csv";
   static void describe(dsv3::OptionSchema<CsvOptions>& s) {
-    s.add("file", &CsvOptions::file, "name of the table in the run folder");
+    s.add("file", &CsvOptions::file, "name of the CSV file in the run folder");
     s.check([](const CsvOptions& o) -> std::string {
-      // None of the run's own files has this extension.
+      // No file that the run itself writes has this extension.
       const std::filesystem::path name(o.file);
       if (name.extension() == ".csv" && !name.has_parent_path()) return "";
       return "file must be a file name that ends in .csv, without a folder, not '" + o.file + "'";
@@ -56,8 +56,8 @@ class CsvTracker final : public dsv3::Tracker {
   void finish(dsv3::RunStatus) override { writer_.reset(); }
 
  private:
-  /// Removes rows of event `next` and later, which were written, perhaps incompletely, but not
-  /// acknowledged before a crash. The core delivers them again.
+  /// Removes the rows of event `next` and later. They were written, perhaps incompletely, but not
+  /// acknowledged before a crash, so the core delivers them again.
   void open(int64_t next) {
     uintmax_t size = 0;
     if (std::ifstream file(path_); file) {

@@ -1,4 +1,4 @@
-// Includes the working component. Its registration function is not called.
+// Includes the working component and renames its registration function, which is never called.
 #define dsv3_register_plugin working_attention
 #include "../../../tools/templates/plugin/attention/plugin.cpp"
 #undef dsv3_register_plugin
@@ -36,7 +36,7 @@ class Faulty final : public dsv3::Attention {
 }  // namespace
 
 void register_attention(dsv3::Registrar& registrar) {
-  registrar.attention<Faulty>("faulty", "Attention with a configurable fault");
+  registrar.attention<Faulty>("faulty", "Attention layer with a configurable fault");
 }
 
 }  // namespace faulty

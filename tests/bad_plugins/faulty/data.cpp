@@ -1,4 +1,4 @@
-// Includes the working component. Its registration function is not called.
+// Includes the working component and renames its registration function, which is never called.
 #define dsv3_register_plugin working_data
 #include "../../../plugins/data/synthetic/synthetic.cpp"
 #undef dsv3_register_plugin
@@ -43,7 +43,7 @@ class Faulty final : public dsv3::Data {
 }  // namespace
 
 void register_data(dsv3::Registrar& registrar) {
-  registrar.data<Faulty>("faulty", "Data with a configurable fault");
+  registrar.data<Faulty>("faulty", "Data source with a configurable fault");
 }
 
 }  // namespace faulty

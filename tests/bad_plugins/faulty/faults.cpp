@@ -22,7 +22,7 @@ namespace {
   throw std::runtime_error("broken on purpose");
 }
 
-// The compiler must neither remove this nor see that it is null.
+// Volatile, so that the compiler cannot see that it is null and optimise the write away.
 int* volatile nowhere = nullptr;
 std::vector<char*> leaked;
 
@@ -49,7 +49,7 @@ void fork_once() {
 const std::map<std::string, void (*)()>& faults_of_all_kinds() {
   static const std::map<std::string, void (*)()> all = {
       {"throws", fail},
-      {"throws_error", [] { throw dsv3::Error("its file is gone", dsv3::ExitCode::data); }},
+      {"throws_error", [] { throw dsv3::Error("file not found", dsv3::ExitCode::data); }},
       {"throws_a_number", [] { throw 7; }},
       {"out_of_memory",
        [] { leaked.push_back(new char[std::numeric_limits<int64_t>::max() / 2]); }},

@@ -1,6 +1,6 @@
-// Components that fail as option `fault` specifies. Each wraps a working component, that of the
-// plugin template if the kind has a template. Faults that any kind can have are here; faults of one
-// kind are in that kind's file.
+// Components with a fault that the option `fault` selects. Each one wraps a working component: the
+// one from the plugin template if its kind has a template. Faults that apply to every kind are
+// implemented in faults.cpp, and faults specific to one kind in the file of that kind.
 #pragma once
 
 #include <cstdint>
@@ -17,24 +17,23 @@ struct FaultyOptions {
   std::string fault = "none";
   int64_t after = 0;
   static void describe(dsv3::OptionSchema<FaultyOptions>& s) {
-    s.add("fault", &FaultyOptions::fault, "which fault the component has");
-    s.add("after", &FaultyOptions::after, "calls that succeed before the fault").min(0);
+    s.add("fault", &FaultyOptions::fault, "fault to simulate");
+    s.add("after", &FaultyOptions::after, "number of calls that succeed before the fault").min(0);
   }
 };
 
 class Fault {
  public:
-  /// Called in a component's constructor.
+  /// Runs the fault if it belongs in the component's constructor.
   explicit Fault(const FaultyOptions& options);
-  /// Called in its destructor.
+  /// Runs the fault if it belongs in the component's destructor.
   ~Fault();
   Fault(const Fault&) = delete;
   Fault& operator=(const Fault&) = delete;
 
-  /// Called where the component does its work: counts the call, and runs a fault that any kind can
-  /// have.
+  /// Counts a call to the component, and runs the fault if it applies to every kind.
   void work();
-  /// Whether the fault `name` of this kind is selected and `after` calls of work() have succeeded.
+  /// Whether the kind-specific fault `name` is selected and `after` calls to work() have succeeded.
   bool is(const char* name) const { return due() && fault_ == name; }
 
  private:
@@ -44,7 +43,7 @@ class Fault {
   int64_t after_, calls_ = 0;
 };
 
-/// Returns y, or the invalid result for input x that the fault selects.
+/// Returns y, or an invalid result for input x if the fault selects one.
 at::Tensor spoiled(const Fault& fault, const at::Tensor& x, at::Tensor y);
 
 void register_attention(dsv3::Registrar& registrar);

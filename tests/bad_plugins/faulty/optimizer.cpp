@@ -1,4 +1,4 @@
-// Includes the working component. Its registration function is not called.
+// Includes the working component and renames its registration function, which is never called.
 #define dsv3_register_plugin working_optimizer
 #include "../../../tools/templates/plugin/optimizer/plugin.cpp"
 #undef dsv3_register_plugin
@@ -43,7 +43,7 @@ class Faulty final : public dsv3::Optimizer {
 }  // namespace
 
 void register_optimizer(dsv3::Registrar& registrar) {
-  registrar.optimizer<Faulty>("faulty", "An optimizer with a configurable fault");
+  registrar.optimizer<Faulty>("faulty", "Optimizer with a configurable fault");
 }
 
 }  // namespace faulty

@@ -1,4 +1,4 @@
-// Includes the working component. Its registration function is not called.
+// Includes the working component and renames its registration function, which is never called.
 #define dsv3_register_plugin working_position
 #include "../../../tools/templates/plugin/position/plugin.cpp"
 #undef dsv3_register_plugin
@@ -37,7 +37,7 @@ class Faulty final : public dsv3::Position {
 }  // namespace
 
 void register_position(dsv3::Registrar& registrar) {
-  registrar.position<Faulty>("faulty", "Positions with a configurable fault");
+  registrar.position<Faulty>("faulty", "Positional encoding with a configurable fault");
 }
 
 }  // namespace faulty

@@ -1,4 +1,4 @@
-// Includes the working component. Its registration function is not called.
+// Includes the working component and renames its registration function, which is never called.
 #define dsv3_register_plugin working_schedule
 #include "../../../tools/templates/plugin/schedule/plugin.cpp"
 #undef dsv3_register_plugin
@@ -34,7 +34,7 @@ class Faulty final : public dsv3::Schedule {
 }  // namespace
 
 void register_schedule(dsv3::Registrar& registrar) {
-  registrar.schedule<Faulty>("faulty", "A schedule with a configurable fault");
+  registrar.schedule<Faulty>("faulty", "Schedule with a configurable fault");
 }
 
 }  // namespace faulty

@@ -1,4 +1,4 @@
-// Includes the working component. Its registration function is not called.
+// Includes the working component and renames its registration function, which is never called.
 #define dsv3_register_plugin working_strategy
 #include "../../../tools/templates/plugin/strategy/plugin.cpp"
 #undef dsv3_register_plugin
@@ -71,7 +71,7 @@ class Faulty final : public dsv3::Strategy {
 }  // namespace
 
 void register_strategy(dsv3::Registrar& registrar) {
-  registrar.strategy<Faulty>("faulty", "A strategy with a configurable fault");
+  registrar.strategy<Faulty>("faulty", "Strategy with a configurable fault");
 }
 
 }  // namespace faulty

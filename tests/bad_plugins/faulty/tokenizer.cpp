@@ -1,4 +1,4 @@
-// Includes the working component. Its registration function is not called.
+// Includes the working component and renames its registration function, which is never called.
 #define dsv3_register_plugin working_tokenizer
 #include "../../../tools/templates/plugin/tokenizer/plugin.cpp"
 #undef dsv3_register_plugin
@@ -40,7 +40,7 @@ class Faulty final : public dsv3::Tokenizer {
 }  // namespace
 
 void register_tokenizer(dsv3::Registrar& registrar) {
-  registrar.tokenizer<Faulty>("faulty", "A tokenizer with a configurable fault");
+  registrar.tokenizer<Faulty>("faulty", "Tokenizer with a configurable fault");
 }
 
 }  // namespace faulty

@@ -1,4 +1,4 @@
-// Includes the working component. Its registration function is not called.
+// Includes the working component and renames its registration function, which is never called.
 #define dsv3_register_plugin working_tracker
 #include "../../../tools/templates/plugin/tracker/plugin.cpp"
 #undef dsv3_register_plugin
@@ -39,7 +39,7 @@ class Faulty final : public dsv3::Tracker {
 }  // namespace
 
 void register_tracker(dsv3::Registrar& registrar) {
-  registrar.tracker<Faulty>("faulty", "A tracker with a configurable fault");
+  registrar.tracker<Faulty>("faulty", "Tracker with a configurable fault");
 }
 
 }  // namespace faulty

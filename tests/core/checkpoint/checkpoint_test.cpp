@@ -210,7 +210,7 @@ TEST_CASE_METHOD(Fixture,
   REQUIRE(names_in(checkpoints) == std::vector<std::string>{"step-5"});
 }
 
-TEST_CASE_METHOD(Fixture, "temporary files from killed saves are removed, but no other files") {
+TEST_CASE_METHOD(Fixture, "only temporary files from killed saves are removed") {
   std::filesystem::create_directories(checkpoints / "step-9.tmp-0123abcd/sub");
   put(checkpoints / "step-9.tmp-0123abcd/sub/file", "x");
   put(checkpoints / "notes.txt", "mine");

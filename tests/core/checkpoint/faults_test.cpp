@@ -1,5 +1,5 @@
-// Fails every system call of a save in turn, or kills the process there. The newest complete
-// checkpoint always loads.
+// Fails each system call of a save in turn, or kills the process at that call, and checks that the
+// newest complete checkpoint still loads.
 #include <cerrno>
 #include <csignal>
 #include <sys/resource.h>
@@ -30,8 +30,8 @@ struct Hooked {
 
 constexpr int kKilled = 99;
 
-/// A run that has saved steps 1 and 2 and was killed once during a save. With keep_best 1, saving
-/// step 3 writes, renames, and then deletes step 2.
+/// A run that has saved steps 1 and 2 and was once killed during a save. With keep_best 1, saving
+/// step 3 writes a folder, renames it, and then deletes step 2.
 struct Run {
   TemporaryFolder folder;
   std::filesystem::path checkpoints = folder / "checkpoints";
@@ -45,8 +45,8 @@ struct Run {
     put(checkpoints / "step-9.tmp-0123abcd/rank-00000.safetensors", "torn");
   }
 
-  /// Checks the folder after a fault while saving step 3. Step 2 or 3 loads intact and step 1 is
-  /// still the best. The next save succeeds and leaves only checkpoints.
+  /// Checks the folder after a fault while saving step 3. Step 2 or 3 must load intact, and step 1
+  /// must still be the best. The next save must succeed and leave only checkpoints.
   void check(bool three_must_be_there) {
     auto newest = store.newest();
     REQUIRE(newest);
@@ -76,7 +76,7 @@ int in_child(F&& work) {
   return WEXITSTATUS(status);
 }
 
-/// The name without the nonce of a temporary name, e.g. "step-3.tmp".
+/// Returns the file name, without the random suffix if it is a temporary one, e.g. "step-3.tmp".
 std::string short_name(const fs::Path& path) {
   const std::string name = path.filename().string();
   const size_t temporary = name.find(".tmp-");
@@ -109,8 +109,9 @@ const Fate kFates[] = {{"all unsynced changes lost", PowerCut::Unsynced::lost, 0
                        {"mixed 5", PowerCut::Unsynced::random, 5},
                        {"mixed 6", PowerCut::Unsynced::random, 6}};
 
-/// Saves step 3 in a child until its n-th system call, or to the end, and replaces the run's
-/// checkpoints by the content of the disk at that point. Syncs of `not_synced` do nothing.
+/// Saves step 3 in a child process, with a power cut at the n-th system call or at the end, and
+/// replaces the run's checkpoints with those that survive on the disk. Syncs of `not_synced` are
+/// ignored.
 void save_until_power_cut(Run& run, int n, const Fate& fate, const std::string& not_synced = "-") {
   TemporaryFolder disk;
   in_child([&] {
@@ -156,7 +157,7 @@ TEST_CASE("a save syncs its files before it renames their folder") {
   REQUIRE(position(Call::sync, "checkpoints") < position(Call::rename, "step-2.tmp"));
 }
 
-TEST_CASE("after a kill at any system call of a save, a checkpoint loads") {
+TEST_CASE("a checkpoint loads after a kill at any system call of a save") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   REQUIRE(calls > 15);
   for (int n = 1; n <= calls + 1; ++n) {
@@ -175,10 +176,10 @@ TEST_CASE("after a kill at any system call of a save, a checkpoint loads") {
   }
 }
 
-TEST_CASE("a failing system call in a save loses nothing and is reported") {
+TEST_CASE("a failed system call in a save is reported and loses no data") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   int failed = 0, warned = 0;
-  for (bool for_good : {false, true}) {  // one call fails, or it and all later ones
+  for (bool for_good : {false, true}) {  // only one call fails, or all later calls as well
     for (int error : {ENOSPC, EIO, EDQUOT}) {
       for (int n = 1; n <= calls; ++n) {
         INFO("call " << n << " fails with " << std::strerror(error)
@@ -218,10 +219,10 @@ TEST_CASE("a failing system call in a save loses nothing and is reported") {
     }
   }
   REQUIRE(failed > 20);
-  REQUIRE(warned > 8);  // leftovers and old checkpoints that could not be deleted
+  REQUIRE(warned > 8);  // about temporary files and old checkpoints that could not be deleted
 }
 
-TEST_CASE("after a power cut at any system call of a save, a checkpoint loads") {
+TEST_CASE("a checkpoint loads after a power cut at any system call of a save") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   for (int n = 1; n <= calls + 1; ++n) {
     for (const Fate& fate : kFates) {
@@ -233,7 +234,7 @@ TEST_CASE("after a power cut at any system call of a save, a checkpoint loads") 
   }
 }
 
-TEST_CASE("every sync of a save is needed: a power cut exposes a missing sync") {
+TEST_CASE("every sync in a save is needed: without it, a power cut loses the checkpoint") {
   for (const char* name :
        {"rank-00000.safetensors", "manifest.json", "step-3.tmp", "checkpoints"}) {
     INFO("no sync of " << name);
@@ -249,7 +250,7 @@ TEST_CASE("every sync of a save is needed: a power cut exposes a missing sync") 
   }
 }
 
-TEST_CASE("an interrupted system call of a save is retried") {
+TEST_CASE("a save retries interrupted system calls") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   for (int n = 1; n <= calls; ++n) {
     INFO("call " << n << " is interrupted");
@@ -265,7 +266,7 @@ TEST_CASE("an interrupted system call of a save is retried") {
   }
 }
 
-TEST_CASE("a write that is cut short at any byte loses nothing and is reported") {
+TEST_CASE("a write cut short at any byte is reported and loses no data") {
   Run whole;
   whole.store.save(whole.three.content);
   uint64_t largest = 0;
@@ -273,9 +274,9 @@ TEST_CASE("a write that is cut short at any byte loses nothing and is reported")
     largest = std::max<uint64_t>(largest,
                                  std::filesystem::file_size(whole.checkpoints / "step-3" / name));
   for (uint64_t limit = 0; limit < largest; limit += 7) {
-    INFO("no file may be larger than " << limit << " bytes");
+    INFO("file size limit: " << limit << " bytes");
     Run run;
-    // The kernel writes what fits and then fails with EFBIG: a real short write.
+    // The kernel writes what fits and then fails with EFBIG, so the short write is real.
     int code = in_child([&] {
       std::signal(SIGXFSZ, SIG_IGN);
       const rlimit files{limit, limit};
@@ -295,7 +296,7 @@ TEST_CASE("a write that is cut short at any byte loses nothing and is reported")
   }
 }
 
-TEST_CASE("replacing a damaged checkpoint survives kills and failures at any call") {
+TEST_CASE("replacing a damaged checkpoint survives kills and failures at any system call") {
   auto damage = [](Run& run) { put(run.checkpoints / "step-2/rank-00000.safetensors", "damaged"); };
   for (bool dies : {true, false}) {
     for (int n = 1;; ++n) {

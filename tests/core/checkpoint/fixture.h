@@ -1,4 +1,4 @@
-// Shared by the checkpoint tests: small checkpoint contents, and captured log lines.
+// Helpers for the checkpoint tests: small checkpoints and captured log lines.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +21,7 @@ struct LogCapture {
   std::vector<std::string> lines;
 };
 
-/// Content that depends on step and loss.
+/// Checkpoint content that depends on the step and the loss.
 struct TestContent {
   std::vector<float> weight{1, 2, 3, 4, 5, 6};
   std::string random = "0123456789";
@@ -40,7 +40,7 @@ struct TestContent {
   TestContent(const TestContent&) = delete;
 };
 
-/// Whether the tensors on disk equal those in the content.
+/// Whether the tensors on disk match the expected content.
 inline bool holds(const dsv3::StoredCheckpoint& stored, const TestContent& expected) {
   dsv3::safetensors::File file(stored.folder / "rank-00000.safetensors");
   if (file.tensors().size() != expected.content.tensors.size()) return false;

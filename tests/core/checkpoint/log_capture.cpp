@@ -1,4 +1,4 @@
-// Replaces libdsv3's logging in this executable, so that tests see what is logged.
+// Replaces libdsv3's logging in this executable, so that tests can check the log.
 #include <dsv3/sdk/log.h>
 
 #include "core/checkpoint/fixture.h"

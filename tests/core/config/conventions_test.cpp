@@ -1,4 +1,4 @@
-// Options whose meaning differs between implementations, and presets of their values.
+// Conventions (options for choices on which implementations differ), and presets that set them.
 #include <catch2/catch.hpp>
 
 #include <dsv3/runtime/compare.h>
@@ -48,7 +48,7 @@ TEST_CASE("a preset sets options that the experiment does not set") {
   CHECK(megatron.optimizer[1].component.options.at("nesterov") == OptionValue(false));
 }
 
-TEST_CASE("values of the experiment override those of a preset") {
+TEST_CASE("values in the experiment override those in a preset") {
   fake::Folder folder;
   const auto file = with_preset(folder, kTitan);
   const Experiment e = fake::load(
@@ -58,12 +58,12 @@ TEST_CASE("values of the experiment override those of a preset") {
   CHECK(e.mtp.input == "normed");
   CHECK(e.conventions.at("feed_forward.moe.centring") == "none");
   CHECK(e.conventions.at("feed_forward.moe.centring (layers 2-3)") == "mean");
-  // The last layer takes precedence, in either spelling.
+  // The last configuration layer takes precedence, in either spelling.
   CHECK(fake::load(file, {"conventions.model.mtp.input=normed"}).mtp.input == "normed");
   CHECK(fake::load(file, {"conventions={model.mtp.input: normed}"}).mtp.input == "normed");
 }
 
-TEST_CASE("a preset is the origin of its values") {
+TEST_CASE("values from a preset have the preset as their origin") {
   fake::Folder folder;
   const Experiment e =
       fake::load(with_preset(folder, kTitan), {"model.mtp.concat=embedding_first"});
@@ -86,7 +86,7 @@ TEST_CASE("a resolved experiment with a preset round-trips") {
   }
 }
 
-TEST_CASE("a run of an older version, which had a `conventions` key, loads") {
+TEST_CASE("a run from an older version with a `conventions` key loads") {
   fake::Folder folder;
   fake::Catalog catalog;
   dsv3::ExperimentRequest request;
@@ -99,7 +99,7 @@ TEST_CASE("a run of an older version, which had a `conventions` key, loads") {
   CHECK_THROWS_AS(load_experiment(request, catalog), dsv3::ConfigError);
 }
 
-TEST_CASE("a comparison lists every value that a preset changed as a factor") {
+TEST_CASE("a comparison lists every value changed by a preset as a factor") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   const dsv3::Comparison difference =

@@ -1,4 +1,4 @@
-// How programs print errors: below an error with a file position, they show the source line.
+// How programs print errors: an error with a file position is followed by the source line.
 #include <catch2/catch.hpp>
 
 #include <dsv3/runtime/compare.h>
@@ -20,10 +20,10 @@ TEST_CASE("an error with a file position shows the source line with a caret unde
   CHECK(error_text(file + ":3:2: error: a\n  requested by " + file + ":1:1") ==
         file + ":3:2: error: a\n  3 |  last: 1\n    |  ^~~~\n  requested by " + file +
             ":1:1\n  1 | dsv3: 1\n    | ^~~~");
-  // With two positions, the caret marks the last one, which belongs to the cause.
+  // If there are two positions, the caret marks the last one, which belongs to the cause.
   CHECK(error_text("a (" + file + ":2:1): b (" + file + ":1:7): c") ==
         "error: a (" + file + ":2:1): b (" + file + ":1:7): c\n  1 | dsv3: 1\n    |       ^");
-  // The caret is in the right column even after a two-byte character.
+  // The caret is in the correct column even after a two-byte character.
   CHECK(error_text(file + ":2:35: error: a").ends_with("| " + std::string(33, ' ') + "^"));
 }
 
@@ -37,7 +37,7 @@ TEST_CASE("a message without a file position is unchanged") {
         file + ":1", file + ":0:1: y", file + ":1:0: y", file + ":7:1: y",
         folder.path().string() + ":1:1: y", std::string("hub: http://localhost:8080/a:1")})
     CHECK(error_text(text) == "error: " + text);
-  // Blocks, lists and notes that the checker has already formatted.
+  // Text that the checker has already formatted is unchanged: blocks, lists and notes.
   for (const std::string& text :
        {file + ":1:1: error: y\n  1 | dsv3: 1\n    | ^~~~\n  note: first at " + file + ":1:1",
         std::string("a:1:1: error: y\n  b: 1 (") + file + ":1:1)",
@@ -45,7 +45,7 @@ TEST_CASE("a message without a file position is unchanged") {
     CHECK(error_text(text) == text);
 }
 
-TEST_CASE("differences() returns all keys on which two resolved experiments differ") {
+TEST_CASE("differences() returns all keys in which two resolved experiments differ") {
   const auto found = dsv3::differences(
       dsv3::read_resolved("dsv3: 1\nmodel:\n  hidden: 32\n  attention:\n    plugin: mla\n    "
                           "heads: 2\noptimizer:\n  - "

@@ -62,12 +62,12 @@ const Invalid kInvalid[] = {
     {"strategy: single", "attention: mha", "note: did you mean model.attention?"},
     {"strategy: single", "", "error: strategy is not set"},
     {"strategy: single", "strategy: {stage: 1}", "error: strategy has no plugin"},
-    {"strategy: single", "strategy: [single]", "error: strategy must be one component"},
+    {"strategy: single", "strategy: [single]", "error: strategy must be a single component"},
     {"strategy: single", "strategy: {plugin: zero, stage: 4}", "must be at most 3"},
     {"layers: 1-3", "layers: 2-3", "error: model.feed_forward leaves out layer 1\n"},
-    {"layers: 1-3", "layers: 0-3", "error: model.feed_forward names layer 0 twice"},
+    {"layers: 1-3", "layers: 0-3", "error: model.feed_forward includes layer 0 twice"},
     {"layers: 1-3", "layers: 1-4",
-     "error: model.feed_forward names layer 4, which the model does not have"},
+     "error: model.feed_forward includes layer 4, which the model does not have"},
     {"layers: 1-3", "layers: 1-2", "error: model.feed_forward leaves out layer 3\n"},
     {"layers: 1-3", "layers: 3-1", "must be a layer or a range, got '3-1'"},
     {"layers: 1-3, ", "", "has no `layers`"},
@@ -91,12 +91,12 @@ const Invalid kInvalid[] = {
     {"name: tiny", "name: ${model}", "error: 'model' is not a single value"},
     {"name: tiny", "name: ${model", "error: '${' without '}'"},
     {"dsv3: 1\n", "", "error: the key 'dsv3' is missing"},
-    {"dsv3: 1", "dsv3: 2", "this dsv3 reads experiments of format 1"},
+    {"dsv3: 1", "dsv3: 2", "unsupported experiment format; this dsv3 reads format 1"},
     {"dsv3: 1", "dsv3: 1\nextends: none.yaml", "none.yaml': no such file"},
     {"dsv3: 1", "dsv3: 1\nextends: e.yaml", "e.yaml:2:10: error: a file cannot extend itself"},
     {"dsv3: 1", "dsv3: 1\nplugin_paths: [x]", "error: 'plugin_paths' is a machine default"},
     {"hidden: 64", "conventions: torchtitan",
-     "e.yaml:4:16: error: 'model.conventions' is no longer a key"},
+     "e.yaml:4:16: error: 'model.conventions' is no longer supported"},
     {"hidden: 64", "conventions: torchtitan", "extends: conventions/torchtitan.yaml"},
     {"hidden: 64", "conventions: deepseek", "note: remove it: the defaults are DeepSeek's"},
     {"dsv3: 1", "dsv3: 1\nconventions: 3", "'conventions' must be a map"},
@@ -112,7 +112,7 @@ const Invalid kInvalid[] = {
 
 }  // namespace
 
-TEST_CASE("every invalid experiment is rejected with its message") {
+TEST_CASE("every invalid experiment is rejected with the expected message") {
   fake::Folder folder;
   REQUIRE(fake::errors_of(folder.write("good.yaml", fake::kExperiment)) == "");
   for (const Invalid& invalid : kInvalid) {
@@ -182,7 +182,7 @@ TEST_CASE("the layer that changes the plugin may set only its options") {
   const std::string note = "'kv_lora_rank' is an option of 'mla', not of 'mha'";
   CHECK(has(fake::errors_of(file, {"attention=mha", "model.attention.kv_lora_rank=3"}), note));
   CHECK(has(fake::errors_of(file, {"model.attention.kv_lora_rank=3", "attention=mha"}), note));
-  // A key that no plugin has is an error, with or without a change of plugin.
+  // A key that no plugin has is an error, whether or not the plugin changes.
   const auto typo =
       folder.write("typo.yaml", replaced(fake::kExperiment, "kv_lora_rank", "kv_rank"));
   CHECK(has(fake::errors_of(typo, {"attention=mha"}), "unknown key 'kv_rank'"));
@@ -200,7 +200,7 @@ TEST_CASE("a library that cannot be loaded is reported with the loader's error")
   }
 }
 
-TEST_CASE("no error message contains a secret from the environment") {
+TEST_CASE("error messages never contain secrets from the environment") {
   fake::Folder folder;
   ::setenv("DSV3_TEST_SECRET", "hunter2", 1);
   const auto file = folder.write(
@@ -210,7 +210,7 @@ TEST_CASE("no error message contains a secret from the environment") {
   CHECK_FALSE(has(error, "hunter2"));
 }
 
-TEST_CASE("missing and unreadable files are named") {
+TEST_CASE("errors for missing and unreadable files name the file") {
   CHECK(has(fake::errors_of("/nowhere/e.yaml"), "cannot read '/nowhere/e.yaml': no such file"));
   CHECK(has(fake::errors_of("/"), "cannot read '/': not a file"));
 }

@@ -20,7 +20,7 @@ struct Mla {
   static void describe(dsv3::OptionSchema<Mla>& s) {
     s.add("heads", &Mla::heads, "attention heads").min(1);
     s.add("kv_lora_rank", &Mla::kv_lora_rank, "rank").min(1);
-    s.add("qk_rope_dim", &Mla::qk_rope_dim, "features that are rotated").min(2);
+    s.add("qk_rope_dim", &Mla::qk_rope_dim, "number of rotated features").min(2);
     s.add("init_scale", &Mla::init_scale, "scale");
     s.check([](const Mla& o) -> std::string {
       return o.qk_rope_dim % 2 ? "qk_rope_dim must be even" : "";
@@ -32,7 +32,7 @@ struct Mha {
   bool qk_norm = false;
   static void describe(dsv3::OptionSchema<Mha>& s) {
     s.add("heads", &Mha::heads, "attention heads").min(1);
-    s.add("kv_heads", &Mha::kv_heads, "heads of keys and values").min(1).word("heads", 0);
+    s.add("kv_heads", &Mha::kv_heads, "number of key and value heads").min(1).word("heads", 0);
     s.add("qk_norm", &Mha::qk_norm, "norm");
   }
 };
@@ -161,7 +161,7 @@ class Catalog final : public dsv3::Catalog {
   }
 };
 
-/// A folder that the test removes.
+/// A temporary folder that is removed at the end of the test.
 class Folder {
  public:
   Folder() {
@@ -177,7 +177,7 @@ class Folder {
     return path_ / name;
   }
   const std::filesystem::path& path() const { return path_; }
-  /// Removes this folder's name from `text`.
+  /// Removes this folder's path from `text`.
   std::string shorten(std::string text) const {
     const std::string prefix = path_.string() + "/";
     for (size_t at; (at = text.find(prefix)) != text.npos;) text.erase(at, prefix.size());
@@ -188,7 +188,7 @@ class Folder {
   std::filesystem::path path_;
 };
 
-/// A whole experiment that uses every section.
+/// A complete experiment that uses every section.
 inline const char* kExperiment = R"(dsv3: 1
 name: tiny
 model:

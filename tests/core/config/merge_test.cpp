@@ -1,4 +1,5 @@
-// Layers, short forms, changes to plugins, references, and the text of the resolved experiment.
+// Merging configuration layers, short forms, plugin changes, references, and the resolved
+// experiment's text.
 #include <catch2/catch.hpp>
 
 #include "fake.h"
@@ -23,7 +24,7 @@ std::string joined(const std::vector<std::string>& lines) {
 
 }  // namespace
 
-TEST_CASE("every value of an experiment has its option's type") {
+TEST_CASE("every value in an experiment has its option's type") {
   fake::Folder folder;
   const Experiment e = fake::load(folder.write("e.yaml", fake::kExperiment));
   CHECK(e.name == "tiny");
@@ -148,7 +149,8 @@ samples: {prompts: [c]}
   CHECK_THROWS_AS(load_experiment(request, catalog), dsv3::ConfigError);
 }
 
-TEST_CASE("changing a plugin keeps options that the new plugin has and reports dropped ones") {
+TEST_CASE(
+    "changing a plugin keeps the options that the new plugin has and reports those it drops") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   for (const std::string word :
@@ -207,7 +209,7 @@ TEST_CASE("aliases expand to YAML") {
   CHECK(value(muon.optimizer[0].component, "lr") == dsv3::OptionValue(3e-4));
   CHECK(value(muon.optimizer[1].component, "lr") == dsv3::OptionValue(0.25));
   CHECK(muon.optimizer[1].component.plugin == "muon");
-  // If a plugin has the alias's name, `plugin:` selects the plugin.
+  // If a plugin and an alias have the same name, `plugin:` selects the plugin.
   CHECK(fake::load(file, {"optimizer={plugin: muon, lr: 1}"}).optimizer.size() == 1);
   const Experiment zero = fake::load(file, {"strategy=deepspeed_stage_2"});
   CHECK(zero.strategy.plugin == "zero");
@@ -280,7 +282,7 @@ TEST_CASE("references that expand exponentially are rejected") {
   CHECK(has(fake::errors_of(file, {prompts("x")}), "references expand to more than 65536 bytes"));
 }
 
-TEST_CASE("a command-line value is taken literally") {
+TEST_CASE("command-line values are taken literally") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   for (const std::string path :
@@ -307,7 +309,7 @@ TEST_CASE("a command-line value is taken literally") {
   CHECK(has(fake::errors_of(file, {"data.path="}), "'path' in data (plugin 'text') has no value"));
 }
 
-TEST_CASE("settings made by a program are type-checked") {
+TEST_CASE("settings passed by a program are type-checked") {
   fake::Folder folder;
   fake::Catalog catalog;
   dsv3::ExperimentRequest request;
@@ -321,7 +323,7 @@ TEST_CASE("settings made by a program are type-checked") {
                       {"optimizer", "adamw", "p"},
                       {"optimizer.lr", int64_t{1}, "p"},
                       {"optimizer.betas", std::vector<double>{0.5, 0.25}, "p"}};
-  // The experiment's attention is a map, so its elements cannot be set.
+  // The experiment's attention is a map, so it has no elements to set.
   CHECK_THROWS_AS(load_experiment(request, catalog), dsv3::ConfigError);
   std::string text = fake::kExperiment;
   const std::string attention = "  attention: {plugin: mla, heads: 4, kv_lora_rank: 16}\n";

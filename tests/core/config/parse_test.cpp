@@ -52,13 +52,13 @@ TEST_CASE("values record their position and whether they were quoted") {
   CHECK(find_path(root, "b.c.2") == nullptr);
 }
 
-TEST_CASE("an alias is a copy") {
+TEST_CASE("an alias expands to a copy of the anchored value") {
   Parsed parsed("a: &x {p: 1}\nb: *x\n");
   REQUIRE(parsed.errors() == "");
   CHECK(find_path(*parsed.node, "b.p")->text == "1");
 }
 
-TEST_CASE("exceeding any limit is an error with a position") {
+TEST_CASE("every exceeded limit is an error with a position") {
   CHECK(errors_of("a: 1\nb: 2\na: 3\n") ==
         "f.yaml:3:1: error: duplicate key 'a'\n"
         "  3 | a: 3\n"
@@ -66,10 +66,10 @@ TEST_CASE("exceeding any limit is an error with a position") {
         "  note: first given at f.yaml:1:1");
   CHECK(has(errors_of("x: &x {a: 1}\ny:\n  <<: *x\n"), "f.yaml:3:3: error: merge keys '<<'"));
   CHECK(errors_of("'<<': 1\n") == "");
-  CHECK(has(errors_of("&x\n- *x\n"), "an alias that contains itself"));
+  CHECK(has(errors_of("&x\n- *x\n"), "an alias must not contain itself"));
   CHECK(has(errors_of("a: !!int 3\n"), "f.yaml:1:4: error: tags such as"));
   CHECK(has(errors_of("a: 1\n---\nb: 2\n"), "more than one YAML document"));
-  CHECK(has(errors_of("[a]: 1\n"), "a key must be text"));
+  CHECK(has(errors_of("[a]: 1\n"), "a key must be a string"));
   CHECK(has(errors_of("a: [1, 2\nb: 3\n"), "f.yaml:1:4: error: not valid YAML"));
   CHECK(has(errors_of("a: *nowhere\n"), "f.yaml:1:4: error: not valid YAML"));
 

@@ -11,7 +11,7 @@ using dsv3::OptionValues;
 
 namespace {
 
-// The options of a component, defaults included.
+// Returns a component's options, including the defaults.
 OptionValues complete(const ComponentSpec& spec) {
   OptionValues values = spec.options;
   fake::Catalog catalog;
@@ -98,7 +98,7 @@ TEST_CASE("a resolved experiment loads as the same experiment") {
   }
 }
 
-TEST_CASE("a run's experiment accepts further settings") {
+TEST_CASE("a run's stored experiment accepts further settings") {
   fake::Folder folder;
   const Experiment first =
       fake::load(folder.write("e.yaml", fake::kExperiment), {"train.tokens=1e6"});
@@ -119,7 +119,7 @@ TEST_CASE("a resolved experiment contains every default") {
     CHECK(e.resolved.yaml().find(line) != std::string::npos);
 }
 
-TEST_CASE("truncated and damaged files are read or rejected without a crash") {
+TEST_CASE("truncated and damaged files are loaded or rejected without a crash") {
   fake::Folder folder;
   const std::string whole = std::string(fake::kExperiment) + "extra: &a [1, {b: *a2}]\n";
   std::mt19937 random(7);
@@ -131,5 +131,5 @@ TEST_CASE("truncated and damaged files are read or rejected without a crash") {
           static_cast<char>("{}[]:,&*!|>'\"%@`#-? \n\t\0\xff$"[random() % 26]);
     rejected += !fake::errors_of(folder.write("e.yaml", text)).empty();
   }
-  CHECK(rejected > 1000);  // the files that load lost only comments and the end
+  CHECK(rejected > 1000);  // the other files still load, e.g. if only the end was lost
 }

@@ -11,7 +11,7 @@
 
 #include <dsv3/sdk/documents.h>
 
-/// Documents of the given lengths; token `offset` of document `index` is 1000 * (index + 1) +
+/// Documents of the given lengths. Token `offset` of document `index` is 1000 * (index + 1) +
 /// offset, so every token identifies its document and offset.
 class NumberedDocuments final : public dsv3::Documents {
  public:
@@ -55,21 +55,21 @@ inline bool append_rows(const dsv3::Batch& batch, std::vector<Row>& rows) {
   return true;
 }
 
-/// The rows of the next `calls` batches, fewer at the end of the stream.
+/// Returns the rows of the next `calls` batches, or fewer at the end of the stream.
 inline std::vector<Row> read_rows(dsv3::Data& data, int64_t calls) {
   std::vector<Row> rows;
   for (int64_t call = 0; call < calls && append_rows(data.next(), rows); ++call) continue;
   return rows;
 }
 
-/// The token stream that consecutive rows were packed from, split where the document id changes,
-/// without padding.
+/// Restores the documents from consecutive rows: joins the tokens, removes the padding, and splits
+/// where the document id changes.
 inline std::vector<std::vector<int64_t>> documents_of(const std::vector<Row>& rows) {
   std::vector<std::vector<int64_t>> documents;
   int64_t previous_id = -1;
   for (size_t i = 0; i < rows.size(); ++i) {
     const size_t length = rows[i].size() / 2;
-    // The last token of a row is the first of the next one.
+    // The last token of a row is also the first token of the next row.
     for (size_t t = 0; t < length - (i + 1 < rows.size() ? 1 : 0); ++t) {
       const int64_t id = rows[i][length + t];
       if (id < 0) continue;

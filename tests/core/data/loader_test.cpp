@@ -1,4 +1,5 @@
-// A loader thread returns the same batches as loading without it, and its errors reach the caller.
+// Loading in a separate thread returns the same batches as loading in the calling thread and passes
+// errors on to the caller.
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -33,13 +34,13 @@ dsv3::DataContext counter_context() {
   return {.split = Split::validation, .micro_batch = 1, .sequence = 1};
 }
 
-/// Returns numbers up to `end`, then ends or throws.
+/// A data source that counts up to `end`, then ends the stream or throws.
 class Counter final : public dsv3::Data {
  public:
   explicit Counter(int64_t end, bool fails = false) : end_(end), fails_(fails) {}
   Batch next() override {
     calls += 1;
-    if (number_ == end_ && fails_) throw dsv3::Error("the disk is gone", dsv3::ExitCode::data);
+    if (number_ == end_ && fails_) throw dsv3::Error("disk removed", dsv3::ExitCode::data);
     if (number_ == end_) return {};
     return {at::full({1, 2}, number_++, at::kLong), {}};
   }
@@ -58,7 +59,7 @@ int64_t number_of(const Batch& batch) {
 
 }  // namespace
 
-TEST_CASE("a loader returns the batches and states of its data") {
+TEST_CASE("a loader returns the batches and states of its data source") {
   for (const Split split : {Split::train, Split::validation}) {
     for (const int64_t depth : {0, 1, 4}) {
       const auto direct = packed(split);
@@ -80,7 +81,7 @@ TEST_CASE("a loader loads at most `depth` batches ahead") {
   Loader loader(counter, counter_context(), 3);
   CHECK(counter->calls == 0);
   CHECK(number_of(loader.next()) == 0);
-  // Three batches are queued, and a fourth has been loaded but does not fit into the queue.
+  // Three batches are in the queue, and a fourth has been loaded but does not fit.
   for (int tries = 0; counter->calls < 5 && tries < 1000; ++tries)
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -88,7 +89,7 @@ TEST_CASE("a loader loads at most `depth` batches ahead") {
   CHECK(loader.state() == 1);
 }
 
-TEST_CASE("an error in the data plugin reaches the caller after the batches before it") {
+TEST_CASE("an error in the data plugin reaches the caller after the preceding batches") {
   for (const int64_t depth : {0, 1, 4}) {
     Loader loader(std::make_shared<Counter>(3, true), counter_context(), depth);
     for (int64_t number = 0; number < 3; ++number) CHECK(number_of(loader.next()) == number);
@@ -98,7 +99,7 @@ TEST_CASE("an error in the data plugin reaches the caller after the batches befo
         FAIL("nothing was thrown");
       } catch (const dsv3::Error& error) {
         CHECK(error.code() == dsv3::ExitCode::data);
-        CHECK(std::string(error.what()) == "the disk is gone");
+        CHECK(std::string(error.what()) == "disk removed");
       }
     }
     CHECK(loader.state() == 3);
@@ -109,7 +110,7 @@ TEST_CASE("an error in the data plugin reaches the caller after the batches befo
   }
 }
 
-TEST_CASE("next() returns the end of the stream until a state is loaded") {
+TEST_CASE("after the end of the stream, next() returns no batch until a state is loaded") {
   for (const int64_t depth : {0, 2}) {
     Loader loader(std::make_shared<Counter>(2), counter_context(), depth);
     CHECK(number_of(loader.next()) == 0);
@@ -120,7 +121,7 @@ TEST_CASE("next() returns the end of the stream until a state is loaded") {
   }
 }
 
-TEST_CASE("loading a state drops batches that were loaded ahead") {
+TEST_CASE("loading a state drops the batches loaded ahead") {
   Loader loader(packed(Split::train), packed_context(Split::train), 4);
   std::vector<Row> skipped, expected, actual;
   append_rows(loader.next(), skipped);

@@ -1,4 +1,4 @@
-// Packed rows: the content of a stream, resuming, and the order of rows across ranks.
+// Packed streams: their content, how they resume, and the row order across ranks.
 #include <algorithm>
 #include <numeric>
 #include <set>
@@ -29,7 +29,7 @@ std::vector<int64_t> whole_document(int64_t document) {
   return tokens;
 }
 
-/// Calls the ranks in turn until they have returned `count` rows of the global stream.
+/// Reads from the ranks in turn until they have returned `count` rows of the global stream.
 std::vector<Row> global_rows(std::vector<std::unique_ptr<PackedStream>>& ranks, size_t count) {
   std::vector<Row> rows;
   while (rows.size() < count)
@@ -62,7 +62,7 @@ dsv3::ExitCode code_of(const std::function<void()>& action) {
 
 }  // namespace
 
-TEST_CASE("every training epoch contains every token of every document once and in order") {
+TEST_CASE("every training epoch contains all tokens of all documents once and in order") {
   const int64_t total = std::accumulate(kLengths.begin(), kLengths.end(), int64_t{0});
   const int64_t sequence = GENERATE(1, 6, 50);
   const int64_t micro_batch = GENERATE(1, 3);
@@ -86,14 +86,14 @@ TEST_CASE("every training epoch contains every token of every document once and 
   CHECK(orders[1] != orders[2]);
 }
 
-TEST_CASE("validation is one pass over every document, padded to whole batches") {
+TEST_CASE("validation is one pass over all documents, padded to whole batches") {
   for (const int64_t micro_batch : {1, 4}) {
     PackedStream stream(numbered(), stream_context(Split::validation, micro_batch, 8));
     const auto rows = read_rows(stream, 1000);
     CHECK_FALSE(stream.next().tokens.defined());
     CHECK(rows.size() % size_t(micro_batch) == 0);
     auto documents = documents_of(rows);
-    // A document of one token at the end of the stream has no target, so it does not start a row.
+    // A one-token document at the end of the stream has no target, so it does not start a row.
     REQUIRE(documents.size() >= kLengths.size() - 1);
     std::set<int64_t> found;
     for (const auto& document : documents) {
@@ -104,7 +104,7 @@ TEST_CASE("validation is one pass over every document, padded to whole batches")
   }
 }
 
-TEST_CASE("the seed changes the order of training but not of validation") {
+TEST_CASE("the seed changes the order of training rows but not of validation rows") {
   for (const Split split : {Split::train, Split::validation}) {
     auto context = stream_context(split, 2, 8);
     PackedStream stream(numbered(), context), same(numbered(), context);
@@ -131,7 +131,7 @@ TEST_CASE("a stream resumed from its saved state continues unchanged") {
   }
 }
 
-TEST_CASE("the global order of rows does not depend on ranks and micro-batch") {
+TEST_CASE("the global row order does not depend on the number of ranks or the micro-batch size") {
   constexpr size_t kRows = 60;
   auto single = make_ranks(1, 1);
   const auto expected = global_rows(single, kRows);
@@ -143,7 +143,7 @@ TEST_CASE("the global order of rows does not depend on ranks and micro-batch") {
   }
 }
 
-TEST_CASE("a saved state resumes with different ranks and micro-batches") {
+TEST_CASE("a saved state can be resumed with a different number of ranks or micro-batch size") {
   auto single = make_ranks(1, 4);
   global_rows(single, 12);
   const nlohmann::json state = single[0]->state();
@@ -180,10 +180,10 @@ TEST_CASE("a state with different documents, a different seed or no position is 
   }
   CHECK(rejected(nlohmann::json(7)));
   CHECK(rejected(nlohmann::json()));
-  CHECK(stream.state() == state);  // a rejected state changes nothing
+  CHECK(stream.state() == state);  // a rejected state leaves the stream unchanged
 }
 
-TEST_CASE("too little text for one row is an error that states the counts") {
+TEST_CASE("text too short for one row is an error that states the counts") {
   const auto few = std::make_shared<NumberedDocuments>(std::vector<int64_t>{3, 3});
   CHECK_NOTHROW(PackedStream(few, stream_context(Split::train, 1, 5)));
   CHECK_THROWS_WITH(PackedStream(few, stream_context(Split::train, 1, 6)),
@@ -224,7 +224,7 @@ TEST_CASE("text files assign each document to exactly one split") {
     for (const std::string& text : expected) tokens += text.size() + 1;  // the end-of-text id
     auto documents = documents_of(read_rows(*data, int64_t(tokens / 16) + 1));
     REQUIRE(documents.size() >= expected.size());
-    documents.resize(expected.size());  // the other documents belong to the next epoch
+    documents.resize(expected.size());  // the remaining documents belong to the next epoch
     std::multiset<std::string> found;
     for (auto& document : documents) {
       CHECK(document.back() == context.tokenizer->eos_id());

@@ -1,4 +1,4 @@
-// Selection of held-out documents, and the order of an epoch.
+// Selection of held-out documents, and the document order within an epoch.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -28,7 +28,7 @@ TEST_CASE("hashes and random bits are the same on every machine and in every ver
   CHECK(dsv3::random_bits({1, 2, 3}) == 0x1072deca7455826u);
 }
 
-TEST_CASE("the hash of a document depends on its length and on every byte") {
+TEST_CASE("a document's hash depends on its length and on every byte") {
   std::set<uint64_t> found;
   size_t texts = 0;
   for (size_t length = 0; length < 40; ++length) {
@@ -45,7 +45,7 @@ TEST_CASE("the hash of a document depends on its length and on every byte") {
   CHECK(found.size() == texts);
 }
 
-TEST_CASE("the share of held-out documents is as requested") {
+TEST_CASE("the requested fraction of documents is held out") {
   const auto all = hashes(20'000);
   for (const double share : {0.001, 0.01, 0.1, 0.5, 0.9}) {
     const auto count = std::count_if(all.begin(), all.end(),
@@ -60,13 +60,13 @@ TEST_CASE("the share of held-out documents is as requested") {
   }
 }
 
-TEST_CASE("the held-out set of a larger share is a superset of that of a smaller one") {
+TEST_CASE("a larger fraction holds out a superset of the documents of a smaller fraction") {
   for (const uint64_t hash : hashes(2000))
     for (const double share : {0.01, 0.1, 0.4})
       if (dsv3::held_out(hash, share)) CHECK(dsv3::held_out(hash, share * 1.5));
 }
 
-TEST_CASE("a permutation contains every position exactly once and depends on seed and epoch") {
+TEST_CASE("a permutation contains every index exactly once and depends on seed and epoch") {
   for (const uint64_t count : {1, 2, 3, 4, 5, 17, 64, 1000, 4097}) {
     std::vector<uint64_t> order;
     const dsv3::Permutation permutation(count, 3, 1);
@@ -86,7 +86,7 @@ TEST_CASE("a permutation contains every position exactly once and depends on see
 }
 
 TEST_CASE("a permutation spreads neighbours") {
-  // The mean distance of two random positions is a third of the count.
+  // The mean distance between two random indices is a third of the count.
   constexpr uint64_t kCount = 10'000;
   const dsv3::Permutation permutation(kCount, 1, 0);
   double distance = 0;

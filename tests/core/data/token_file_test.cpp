@@ -57,7 +57,7 @@ std::string with(std::string bytes, size_t offset, T value) {
   return bytes;
 }
 
-/// The same with a correct header checksum, so that the next check is reached.
+/// Also updates the header checksum, so that the checks after it are reached.
 template <class T>
 std::string resealed(const std::string& bytes, size_t offset, T value) {
   const std::string changed = with(bytes, offset, value);
@@ -101,7 +101,7 @@ TEST_CASE("ids above 65,535 are stored in four bytes and round-trip") {
   CHECK(tokens_of(file, {0, 2, 0}) == std::vector<int64_t>{65'536, 2'000'000'000});
 }
 
-TEST_CASE("all damage to a shard's header is reported") {
+TEST_CASE("any damage to a shard's header is reported") {
   TemporaryFolder folder;
   const std::string bytes = get(write_shard(folder, 2));
   CHECK(error_of(folder, bytes).empty());
@@ -160,7 +160,7 @@ TEST_CASE("llm.c files and raw ids are split at the end-of-text id") {
   CHECK_THAT(error_of(folder, ids, "raw.bin", "parquet"), Catch::Contains("use auto"));
 }
 
-TEST_CASE("a folder's token files are read in order of their names") {
+TEST_CASE("a folder's token files are read in name order") {
   TemporaryFolder folder;
   write_shard(folder, 2, "b.tokens");
   write_shard(folder, 2, "a.tokens");
@@ -171,7 +171,7 @@ TEST_CASE("a folder's token files are read in order of their names") {
   CHECK_THROWS_AS(dsv3::token_files_in((folder / "missing").string()), dsv3::Error);
 }
 
-TEST_CASE("prepared shards contain the documents of the text in order") {
+TEST_CASE("prepared shards contain the text's documents in order") {
   TemporaryFolder folder;
   std::vector<std::string> texts;
   std::string corpus;

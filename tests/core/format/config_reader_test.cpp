@@ -1,4 +1,4 @@
-// Fields of config.json: no field is ignored, and every error is reported.
+// Reading config.json: no field is ignored, and all errors are reported.
 #include <catch2/catch.hpp>
 
 #include <dsv3/sdk/config_reader.h>
@@ -75,9 +75,8 @@ TEST_CASE("a field with a required value may be absent, but must not have a diff
   CHECK(mistakes({{"act", "silu"}}, silu).empty());
   CHECK(mistakes(Json::object(), silu).empty());
   CHECK(mistakes({{"act", nullptr}}, silu).empty());
-  CHECK_THAT(
-      mistakes({{"act", "gelu"}}, silu),
-      Catch::Contains("\"act\" is \"gelu\", but dsv3 computes with \"silu\" or \"swish\" only"));
+  CHECK_THAT(mistakes({{"act", "gelu"}}, silu),
+             Catch::Contains("\"act\" is \"gelu\", but dsv3 supports only \"silu\" or \"swish\""));
 }
 
 TEST_CASE("both spellings of the RoPE settings give the same result") {

@@ -1,4 +1,4 @@
-// Weight files of Hugging Face folders, and conventions of stored models.
+// Weight files in Hugging Face folders, and conventions of stored models.
 #include "format/folder.h"
 
 #include <ATen/ATen.h>
@@ -16,7 +16,7 @@ using dsv3::Json;
 
 namespace {
 
-/// Writes a safetensors file with scalars of these names.
+/// Writes a safetensors file with one scalar per name.
 void put_tensors(const std::filesystem::path& file, const std::vector<std::string>& names) {
   static const float one = 1;
   std::map<std::string, dsv3::safetensors::View> views;
@@ -28,7 +28,7 @@ void put_index(const TemporaryFolder& folder, const Json& map) {
   put(folder / "model.safetensors.index.json", Json{{"weight_map", map}}.dump());
 }
 
-/// The error message from opening, without the folder's name, or "" if it opens.
+/// The error message from opening the folder, without the folder's name, or "" if it opens.
 std::string error_of(const TemporaryFolder& folder) {
   try {
     FolderTensors tensors(folder.path());
@@ -110,7 +110,7 @@ TEST_CASE("rows of a tensor place") {
   CHECK(at::equal(dsv3::select_rows(source, place, 3).flatten(), at::tensor({4, 5, 6}, at::kLong)));
 }
 
-TEST_CASE("a model with different conventions is rejected, with advice on what to set") {
+TEST_CASE("a model with different conventions is rejected, and the error states what to set") {
   TemporaryFolder folder;
   dsv3::Experiment experiment;
   experiment.conventions = {{"position.rope.layout", "half"}, {"model.mtp.input", "normed"}};

@@ -1,5 +1,6 @@
-// Compares counts with probabilities. Seeds are fixed, so tests are never flaky. Correct code
-// exceeds the bound with a probability below 1e-6 per seed; wrong code exceeds it by far.
+// Chi-square test of observed counts against probabilities. Seeds are fixed, so tests are never
+// flaky. For a given seed, correct code exceeds the bound with a probability below 1e-6; wrong code
+// exceeds it by a wide margin.
 #pragma once
 
 #include <cmath>
@@ -10,7 +11,8 @@
 namespace dsv3::test {
 
 /// Checks that Pearson's statistic is below its mean plus 6 standard deviations (df + 6 sqrt(2 df)
-/// + 12; the last term is for the tail of small df). Merges outcomes expected less than 5 times.
+/// + 12, where the last term allows for the heavier tail at small df). Merges outcomes with an
+/// expected count below 5.
 template <class Outcome>
 void check_counts(const std::map<Outcome, int64_t>& counts,
                   const std::map<Outcome, double>& probabilities, int64_t total) {
@@ -32,7 +34,7 @@ void check_counts(const std::map<Outcome, int64_t>& counts,
       add(expected, observed);
     }
   }
-  CHECK(seen == total);  // no outcome of probability 0 occurred
+  CHECK(seen == total);  // no outcome with probability 0 occurred
   if (rare_expected >= 5) add(rare_expected, rare_seen);
   REQUIRE(cells > 1);
   const double df = double(cells - 1);

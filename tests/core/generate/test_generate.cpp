@@ -19,7 +19,7 @@ std::unique_ptr<Model> model_of(int64_t depth, const std::string& input = "norme
   Experiment experiment = tiny_experiment();
   experiment.mtp.depth = depth;
   experiment.mtp.input = input;
-  // float64, so that rounding does not decide between two tokens.
+  // float64, so that rounding does not change which token is selected.
   auto model = std::make_unique<Model>(experiment, vocab, tiny_factory(), at::kCPU, at::kDouble);
   model->initialise(3);
   return model;
@@ -54,7 +54,7 @@ Ids greedy(Model& model, Ids text, int64_t tokens, const Sampling& sampling) {
 }
 
 TEST_CASE(
-    "greedy output equals that of full forward passes, with and without cache and speculation") {
+    "greedy output matches that of full forward passes, with and without cache and speculation") {
   const int64_t depth = GENERATE(0, 1, 2);
   const auto model = model_of(depth, GENERATE("normed", "raw"));
   GenerateOptions options;
@@ -78,7 +78,7 @@ TEST_CASE(
   CHECK(ids_of(generate(*model, prompts_of(kTexts), options)) == expected);
 }
 
-TEST_CASE("a continuation does not depend on the rest of the batch") {
+TEST_CASE("a continuation does not depend on the other prompts in the batch") {
   const auto model = model_of(2);
   GenerateOptions options;
   options.tokens = 12;
@@ -99,7 +99,7 @@ TEST_CASE("a continuation does not depend on the rest of the batch") {
   CHECK(actual == alone);
 }
 
-/// Exact probabilities of all continuations of `text` by `tokens` ids.
+/// Computes the exact probabilities of all continuations of `text` by `tokens` ids.
 void continuations(Model& model, const Ids& text, size_t start, size_t tokens,
                    const Sampling& sampling, double chance, std::map<Ids, double>& out) {
   if (text.size() == start + tokens) {
@@ -154,10 +154,10 @@ TEST_CASE("the cache holds each sequence's tokens and no padding") {
     CHECK(stats.cache_tokens <= 18 + 5 * 6);
   } else {
     CHECK(stats.mtp_cache_bytes == 0);
-    CHECK(stats.cache_tokens == 18 + 5 * 6);  // a sequence's last token is never an input
+    CHECK(stats.cache_tokens == 18 + 5 * 6);  // the model never reads a sequence's last token
     CHECK(stats.forwards == 7);
   }
-  // 2 layers, keys and values of 12 features, float64
+  // 2 layers, 12 features each for keys and values, float64
   CHECK(stats.cache_bytes == stats.cache_tokens * 2 * 24 * 8);
 }
 
@@ -224,7 +224,7 @@ TEST_CASE("invalid prompts and options are rejected") {
   rejected({{}}, {}, "the prompt is empty");
   rejected({{1}, {}}, {}, "prompt 2 is empty");
   rejected({{1}, {2, 23}}, {},
-           "prompt 2 contains id 23, which is not one of the model's ids 0 to 22");
+           "prompt 2 contains id 23, which is outside the model's vocabulary, 0 to 22");
   rejected({{-1}}, {}, "id -1");
   rejected({{1}}, {.tokens = 0}, "new tokens");
   rejected({{1}}, {.batch = 0}, "batch must");

@@ -23,7 +23,7 @@ std::map<int32_t, double> of(const std::vector<float>& logits, const std::vector
   return probabilities;
 }
 
-/// The softmax of `scores`, by id.
+/// Returns the softmax of `scores`, keyed by id.
 std::map<int32_t, double> softmax(const std::map<int32_t, double>& scores) {
   double sum = 0;
   std::map<int32_t, double> result;
@@ -45,7 +45,7 @@ void check_equal(const std::map<int32_t, double>& actual,
 const std::vector<float> kLogits{1.0f, -2.0f, 3.0f, 0.5f, 2.0f};
 const Sampling kPlain{.temperature = 1, .top_k = 0, .top_p = 1, .repetition_penalty = 1};
 
-TEST_CASE("sampling is softmax by default") {
+TEST_CASE("the default sampling distribution is the softmax of the logits") {
   check_equal(of(kLogits, {2}, kPlain), softmax({{0, 1}, {1, -2}, {2, 3}, {3, 0.5}, {4, 2}}));
 }
 
@@ -55,10 +55,10 @@ TEST_CASE("temperature divides the logits, and 0 selects the most likely token")
   check_equal(of(kLogits, {}, sampling), softmax({{0, 2}, {1, -4}, {2, 6}, {3, 1}, {4, 4}}));
   sampling.temperature = 0;
   check_equal(of(kLogits, {}, sampling), {{2, 1}});
-  check_equal(of({1, 7, 7}, {}, sampling), {{1, 1}});  // of equal logits, the first
+  check_equal(of({1, 7, 7}, {}, sampling), {{1, 1}});  // the first of two equal logits
 }
 
-TEST_CASE("the repetition penalty counts an id once, and affects greedy choices") {
+TEST_CASE("the repetition penalty applies once per id and affects greedy choices") {
   Sampling sampling = kPlain;
   sampling.repetition_penalty = 2;
   check_equal(of(kLogits, {1, 2, 2, 2}, sampling),
@@ -76,7 +76,7 @@ TEST_CASE("top_k keeps k tokens") {
   CHECK(of(kLogits, {}, sampling).size() == 5);
 }
 
-TEST_CASE("top_p keeps the most likely tokens until their probabilities reach it") {
+TEST_CASE("top_p keeps the most likely tokens until their total probability reaches it") {
   Sampling sampling = kPlain;
   // softmax: 0.63, 0.23, 0.09, 0.05, 0.004
   sampling.top_p = 0.6;
@@ -130,13 +130,13 @@ TEST_CASE("a verified draft is distributed as p, whatever distribution q it was 
       ++counts[id];
     }
     check_counts<int32_t>(counts, {{0, 0.1}, {1, 0.2}, {2, 0.3}, {3, 0.4}}, 20000);
-    double overlap = 0;  // the probability of acceptance is the sum of min(p, q)
+    double overlap = 0;  // the acceptance probability is the sum of min(p, q)
     for (const int32_t id : q.ids) overlap += std::min(p.of(id), q.of(id));
     CHECK(std::abs(double(accepted) / 20000 - overlap) < 0.02);
   }
 }
 
-TEST_CASE("greedy drafts are accepted if correct and otherwise replaced by the correct token") {
+TEST_CASE("greedy drafts are accepted if correct and otherwise replaced with the correct token") {
   Random random(1);
   const Distribution p{{4}, {1}}, wrong{{3}, {1}};
   for (int i = 0; i < 100; ++i) {

@@ -6,7 +6,7 @@
 namespace dsv3::test {
 namespace {
 
-/// A tokenizer whose ids are bytes.
+/// A tokenizer with one id per byte.
 class Bytes final : public Tokenizer {
  public:
   std::vector<int32_t> encode(std::string_view text) const override {
@@ -56,7 +56,7 @@ TEST_CASE("only complete characters are returned") {
 TEST_CASE("a stop string ends the text and is not returned") {
   CHECK(stream("one\n\ntwo", {"\n\n"}).pieces == Pieces{"o", "n", "e"});
   CHECK(stream("one\n\ntwo", {"\n\n"}).stopped);
-  // Characters that may start a stop string are held back until this is decided.
+  // Characters that may start a stop string are held back until it is clear whether they do.
   const Streamed other = stream("a\nb<e<en", {"\n\n", "<end>"});
   CHECK(other.pieces == Pieces{"a", "\nb", "<e", "<en"});
   CHECK_FALSE(other.stopped);

@@ -63,8 +63,8 @@ std::atomic<int>& shared_counter() {
   for (;;) ::pause();
 }
 
-/// From now on, `path` can grow by `more` bytes, and no other file can become longer than it: the
-/// kernel writes what fits and kills the process at the next write.
+/// Lets `path` grow by at most `more` bytes, and no other file beyond that size. The kernel writes
+/// what fits and kills the process at the next write.
 void limit_file(const fs::Path& path, uint64_t more) {
   std::error_code missing;
   const uintmax_t size = std::filesystem::file_size(path, missing);
@@ -74,7 +74,7 @@ void limit_file(const fs::Path& path, uint64_t more) {
   ::setrlimit(RLIMIT_FSIZE, &files);
 }
 
-/// Sets the hook that counts this process's system calls and kills it at the requested one.
+/// Installs a hook that counts this process's system calls and kills it at the requested one.
 void arrange(const std::optional<Death>& death, const fs::Path& run, std::atomic<int>& calls) {
   // Never deleted, because the hook uses it until the process ends.
   PowerCut* disk =
@@ -89,7 +89,7 @@ void arrange(const std::optional<Death>& death, const fs::Path& run, std::atomic
       if (call == fs::Call::write) limit_file(path, death->bytes);
       return 0;
     }
-    // Other threads run until the process is dead. They must not simulate a second power cut.
+    // Other threads run until the process dies, and must not simulate a second power cut.
     if (disk && number > death->call)
       for (;;) ::pause();
     if (disk) disk->cut(run.parent_path().string() + "-left", death->unsynced, death->seed);
@@ -104,7 +104,7 @@ std::string Death::text() const {
     case before_call:
       return "killed before system call " + std::to_string(call);
     case torn_write:
-      return "a write from system call " + std::to_string(call) + " on is torn after " +
+      return "writes from system call " + std::to_string(call) + " on are torn after " +
              std::to_string(bytes) + " bytes";
     case moment:
       return "killed after " + std::to_string(seconds) + " s";
@@ -139,7 +139,7 @@ Ending TinyExperiment::train(const std::string& name, const std::optional<Death>
   static std::atomic<int>& calls = shared_counter();
   calls = 0;
   const auto terminal = folder_ / "terminal.txt";
-  put(terminal, "");  // a child may die before it opens the file
+  put(terminal, "");  // the child may die before it creates the file
   const auto begin = Clock::now();
   const pid_t child = ::fork();
   if (child == 0) {

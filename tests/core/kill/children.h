@@ -30,20 +30,21 @@ struct Death {
   std::string text() const;
 };
 
-/// How a child ended.
+/// How a child process ended.
 struct Ending {
   bool killed = false;
   int code = 0;   ///< exit code of a child that exited on its own
   int calls = 0;  ///< number of system calls that wrote to disk
   double seconds = 0;
-  std::string output;  ///< on its terminal
+  std::string output;  ///< captured from stderr
 };
 
-/// A tiny experiment with every part of a DeepSeek-V3-style model, in its own folder.
+/// A tiny experiment with every component of a DeepSeek-V3-style model, in a temporary folder.
 class TinyExperiment {
  public:
   TinyExperiment();
-  /// Starts the run `name`, or resumes it if it exists; dies as requested.
+  /// Starts the run `name`, or resumes it if it exists, in a child process that is killed as
+  /// requested.
   Ending train(const std::string& name, const std::optional<Death>& death = {});
   std::filesystem::path run(const std::string& name) const { return folder_ / "runs" / name; }
 

@@ -43,7 +43,7 @@ bool inside_a_save(const std::filesystem::path& run) {
   return false;
 }
 
-/// The number after the last occurrence of `words` in `text`; -1 = not found.
+/// Returns the number after the last occurrence of `words` in `text`, or -1 if there is none.
 int64_t last_number(const std::string& text, const std::string& words) {
   const size_t at = text.rfind(words);
   return at == std::string::npos ? -1 : std::atoll(text.c_str() + at + words.size());
@@ -56,7 +56,7 @@ int64_t threads() {
 
 }  // namespace
 
-TEST_CASE("a run killed at any point resumes to bit-identical results") {
+TEST_CASE("a run killed at any point can be resumed with bit-identical results") {
   TinyExperiment tiny;
   REQUIRE(threads() == 1);
   const Ending unkilled = tiny.train("unkilled");
@@ -81,7 +81,7 @@ TEST_CASE("a run killed at any point resumes to bit-identical results") {
     killed += first.killed;
     saving += inside_a_save(run);
     std::string output = first.output;
-    if (random() % 4 == 0) {  // a resumed run may be killed as well
+    if (random() % 4 == 0) {  // sometimes kills the resumed run as well
       const Death second = any_death(random, unkilled);
       UNSCOPED_INFO("then " << second.text());
       const Ending more = tiny.train("run", second);

@@ -1,4 +1,4 @@
-// The files that a run leaves, without the parts that differ from run to run.
+// The output files of a run, without the parts that differ from run to run.
 #pragma once
 
 #include <filesystem>
@@ -9,15 +9,17 @@
 struct LeftBehind {
   std::vector<std::string> metrics;      ///< lines of metrics.jsonl, without times and rates
   std::vector<std::string> checkpoints;  ///< names of checkpoint folders
-  std::string samples;                   ///< files of samples, with their names
-  std::string tensors, state;            ///< file and manifest state of the newest checkpoint
-  std::string status, hashes;            ///< state, exit code and step; initial weights and data
+  std::string samples;                   ///< names and content of the sample files
+  std::string tensors;                   ///< tensor file of the newest checkpoint
+  std::string state;                     ///< state in the manifest of the newest checkpoint
+  std::string status;                    ///< final state, exit code and step
+  std::string hashes;                    ///< hashes of the initial weights and the data
 
   explicit LeftBehind(const std::filesystem::path& run);
-  /// The first part in which `other` differs; empty = they are identical.
+  /// Describes the first difference from `other`; empty = there is none.
   std::string difference(const LeftBehind& other) const;
 };
 
-/// The first inconsistency in a finished run: temporary files that were left, or values of
-/// metrics.jsonl that metrics.csv lacks or contains twice; empty = none.
+/// Describes the first inconsistency in a finished run: leftover temporary files, or values in
+/// metrics.jsonl that metrics.csv lacks or contains twice. Empty = there is none.
 std::string fault_in(const std::filesystem::path& run);

@@ -1,5 +1,5 @@
 // Compares attention layers with plain formulas, and tests that every attention layer is causal,
-// separates documents, and computes the same with and without a cache.
+// separates documents, and computes the same results with and without a cache.
 #include <cmath>
 
 #include <catch2/catch.hpp>
@@ -68,7 +68,7 @@ at::Tensor norm_formula(const at::Tensor& x, const at::Tensor& weight, double ep
   return x / (x.pow(2).mean(-1, true) + eps).sqrt() * weight;
 }
 
-// q, k [T, R], one head: interleaved rope at theta 10000.
+// Interleaved RoPE with theta 10000 for one head, x [T, R].
 at::Tensor rope_formula(const at::Tensor& x) {
   std::vector<at::Tensor> out;
   for (int64_t t = 0; t < x.size(0); ++t)
@@ -156,7 +156,7 @@ TEST_CASE("attention is causal: later tokens do not affect earlier results") {
   CHECK_FALSE(at::equal(y.narrow(1, 7, 5), z.narrow(1, 7, 5)));
 }
 
-TEST_CASE("documents in a row are computed separately") {
+TEST_CASE("documents in the same row do not affect each other") {
   const Variant& variant = variants()[GENERATE(0, 1, 2, 3, 4)];
   const Layer layer(variant);
   const at::Tensor x = normal({1, 11, kHidden}, 54);
@@ -173,7 +173,7 @@ TEST_CASE("documents in a row are computed separately") {
   }
 }
 
-TEST_CASE("generation from a cache equals one full forward pass") {
+TEST_CASE("results with a cache equal those of one full forward pass") {
   const Variant& variant = variants()[GENERATE(0, 1, 2, 3, 4)];
   const Layer layer(variant);
   const at::NoGradGuard no_grad;
@@ -181,7 +181,8 @@ TEST_CASE("generation from a cache equals one full forward pass") {
   const at::Tensor whole = layer(x, test::sequence(2, 9));
 
   dsv3::KvCache cache(2, layer.attention->cache_values_per_token(), at::kDouble, at::kCPU);
-  // The error of new tokens of both rows, compared with full forward passes.
+  // Appends `counts` tokens to the two rows. Returns their error compared with the full forward
+  // pass.
   const auto error = [&](const std::vector<int64_t>& counts) {
     std::vector<at::Tensor> tokens, positions, expected_rows;
     for (int64_t row = 0; row < 2; ++row) {
@@ -200,7 +201,7 @@ TEST_CASE("generation from a cache equals one full forward pass") {
   CHECK(error({2, 4}) < 1e-12);
   CHECK(error({1, 1}) < 1e-12);
   CHECK(error({3, 2}) < 1e-12);
-  // Rejected drafts: tokens are removed and appended again.
+  // As after rejected drafts, removes tokens and appends them again.
   cache.truncate(0, 4);
   cache.truncate(1, 6);
   CHECK(error({2, 0}) < 1e-12);
@@ -286,7 +287,7 @@ TEST_CASE("mha reports an invalid number of heads") {
       Catch::Contains("kv_heads (3) does not divide heads (4)"));
 }
 
-TEST_CASE("a cache holds rows of any length without padding") {
+TEST_CASE("a cache stores rows of different lengths without padding") {
   dsv3::KvCache cache(3, 2, at::kFloat, at::kCPU);
   std::vector<at::Tensor> rows(3);
   const auto add = [&](const std::vector<int64_t>& counts, uint64_t seed) {
@@ -300,7 +301,7 @@ TEST_CASE("a cache holds rows of any length without padding") {
     int64_t total = 0;
     std::vector<at::Tensor> seen;
     for (const at::Tensor& row : rows) total += row.size(0);
-    // Every row receives its values and its part of q.
+    // The function is called with each row's values and its part of q.
     const at::Tensor q = at::cat(parts).unsqueeze(0);
     const at::Tensor joined =
         cache.each_row(q, [&](const at::Tensor& row_q, const at::Tensor& all) {

@@ -1,4 +1,4 @@
-// Compares feed-forward layers with plain loops, and tests the balancing of experts.
+// Compares feed-forward layers with plain loops, and tests expert load balancing.
 #include <catch2/catch.hpp>
 
 #include "../../../plugins/feed_forward/moe/routing.h"
@@ -93,7 +93,7 @@ TEST_CASE("swiglu's automatic width is 8/3 of the model's, rounded up") {
   CHECK(layer.context.store->parameters()[0].spec.matrices == 2);
 }
 
-TEST_CASE("moe equals a weighted sum over a loop of experts") {
+TEST_CASE("moe equals the weighted sum of experts computed in a loop") {
   const bool normalize = GENERATE(true, false);
   const int64_t shared = GENERATE(1, 0);
   const int64_t top_k = GENERATE(1, 3);
@@ -154,7 +154,7 @@ TEST_CASE(
   }
   const std::vector<at::Tensor> inputs = {x, layer.weight("router")};
   const at::Tensor zero = at::zeros_like(x);
-  // The upstream gradient is zero, so only the auxiliary loss has gradients.
+  // The upstream gradient is zero, so all gradients come from the auxiliary loss.
   const auto actual = test::gradients(layer(x, seq), inputs, zero);
   const auto expected_grads =
       test::gradients(expected * 0.3 * seq.aux_scale, inputs, at::ones({}, at::kDouble));
@@ -183,7 +183,7 @@ TEST_CASE("tokens do not affect each other") {
   at::Tensor other = x.clone();
   other[0].narrow(0, 4, 5).copy_(normal({5, kHidden}, 77, at::kFloat));
   const at::Tensor y = layer(x, test::sequence(1, 9)), z = layer(other, test::sequence(1, 9));
-  // Group sizes differ, and products may be blocked differently, so results are not bit-identical.
+  // Group sizes differ, so matrix products may be blocked differently and are not bit-identical.
   CHECK(difference(z[0].narrow(0, 0, 4), y[0].narrow(0, 0, 4)) < 1e-6);
 }
 
@@ -192,7 +192,7 @@ TEST_CASE("moe in fp32 and bf16 agrees with float64") {
   const dsv3::Sequence seq = test::sequence(2, 8);
   const Layer wide("moe", moe_options()), single("moe", moe_options(), at::kFloat);
   CHECK(difference(single(x.to(at::kFloat), seq), wide(x, seq)) < 1e-5);
-  // bf16 rounds x and weights, so a bias makes both sides choose the same experts.
+  // bf16 rounds x and the weights, so a bias ensures that both models choose the same experts.
   const Layer half("moe", moe_options(), at::kBFloat16);
   const at::Tensor bias = at::arange(kExperts, at::kFloat);
   wide.bias().copy_(bias);
@@ -202,7 +202,7 @@ TEST_CASE("moe in fp32 and bf16 agrees with float64") {
   CHECK(difference(y, wide(x, seq)) < 5e-2);
 }
 
-TEST_CASE("tokens are counted in training, but not when recomputing") {
+TEST_CASE("tokens are counted in training but not during recomputation") {
   const Layer layer("moe", moe_options());
   const at::Tensor x = normal({2, 4, kHidden}, 79);
   dsv3::Sequence seq = test::sequence(2, 4);
@@ -216,7 +216,7 @@ TEST_CASE("tokens are counted in training, but not when recomputing") {
   CHECK(layer.ffn->step_counts().scalar_type() == at::kLong);
 }
 
-TEST_CASE("the bias moves towards experts below the mean") {
+TEST_CASE("the bias rises for experts below the mean load and falls for those above it") {
   const at::Tensor counts = at::tensor({9, 5, 5, 1, 5, 5, 5, 5}, at::kLong);  // mean 5
   const auto moved = [&](const OptionValues& options, double progress) {
     const Layer layer("moe", moe_options(options));
@@ -235,31 +235,34 @@ TEST_CASE("the bias moves towards experts below the mean") {
 }
 
 TEST_CASE("bias changes are exact for large counts and can be centred") {
-  // A difference of one token in 40 million, which fp32 cannot represent.
+  // The counts differ by one token in 40 million, which fp32 cannot represent.
   const at::Tensor counts = at::tensor({40000001, 39999999, 40000000, 40000000}, at::kLong);
   CHECK(at::equal(moe::bias_change(counts, 1.0, false),
                   at::tensor({-1.0, 1.0, 0.0, 0.0}, at::kDouble)));
-  const at::Tensor skewed = at::tensor({10, 0, 0, 0}, at::kLong);  // -1 1 1 1, mean 0.5
+  // Before centring, the changes are -1 1 1 1 with a mean of 0.5.
+  const at::Tensor skewed = at::tensor({10, 0, 0, 0}, at::kLong);
   CHECK(at::equal(moe::bias_change(skewed, 1.0, true),
                   at::tensor({-1.5, 0.5, 0.5, 0.5}, at::kDouble)));
 }
 
-TEST_CASE("groups are chosen by their two best experts, and other groups are excluded") {
+TEST_CASE("groups are chosen by their two best experts, and the other groups are excluded") {
   moe::RoutingRule rule;
   rule.top_k = 3;
   rule.groups = 4;
   rule.topk_groups = 2;
-  // Sums of two: 1.1, 1.4, 1.0, 1.5. Group 2 is excluded although it contains the best expert.
+  // Sums of the two best scores: 1.1, 1.4, 1.0, 1.5. Group 2 is excluded although it contains the
+  // best expert.
   const at::Tensor biased =
       at::tensor({0.6, 0.5, 0.8, 0.6, 0.95, 0.05, 0.7, 0.8}, at::kDouble).unsqueeze(0);
   const auto sorted = [](const at::Tensor& chosen) { return std::get<0>(chosen.sort(1)); };
   CHECK(
       at::equal(sorted(moe::choose(biased, rule)), at::tensor({2, 6, 7}, at::kLong).unsqueeze(0)));
-  // If all scores are negative, an excluded group filled with 0 would win.
+  // If all scores are negative, an excluded group would win if its scores were set to 0.
   const at::Tensor negative = biased - 10;
   CHECK(at::equal(sorted(moe::choose(negative, rule)),
                   at::tensor({2, 6, 7}, at::kLong).unsqueeze(0)));
-  // By their best expert, groups 2 and 3 (0.95, 0.8). Group 1 also has 0.8, so it is lowered.
+  // Judged by one expert, groups 2 and 3 are the best (0.95, 0.8). Group 1 would tie at 0.8, so its
+  // scores are lowered.
   rule.group_best = 1;
   const at::Tensor lowered = biased - at::tensor({0.0, 0.0, 0.1, 0.1, 0.0, 0.0, 0.0, 0.0});
   CHECK(
@@ -269,7 +272,7 @@ TEST_CASE("groups are chosen by their two best experts, and other groups are exc
       at::equal(sorted(moe::choose(biased, rule)), at::tensor({2, 4, 7}, at::kLong).unsqueeze(0)));
 }
 
-TEST_CASE("the bias affects the choice but not the weights") {
+TEST_CASE("the bias affects the choice of experts but not their weights") {
   moe::RoutingRule rule;
   rule.top_k = 2;
   rule.scale = 3;
@@ -283,7 +286,7 @@ TEST_CASE("the bias affects the choice but not the weights") {
         1e-12);
 }
 
-TEST_CASE("moe declares roles, matrices and active shares") {
+TEST_CASE("moe declares roles, matrix counts and active fractions") {
   const Layer layer("moe", moe_options());
   struct Fact {
     dsv3::Role role;
@@ -318,7 +321,7 @@ TEST_CASE("moe rejects conflicting options") {
             "moe", {{"routed", int64_t{8}}, {"groups", int64_t{4}}, {"top_k", int64_t{3}}}) != "");
 }
 
-TEST_CASE("layers do not use the global generator") {
+TEST_CASE("layers do not use torch's global random generator") {
   const at::Tensor before = at::detail::getDefaultCPUGenerator().get_state();
   const Layer layer("moe", moe_options());
   layer(normal({2, 4, kHidden}, 80), test::sequence(2, 4)).sum().backward();

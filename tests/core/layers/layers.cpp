@@ -5,7 +5,7 @@
 
 #include <dsv3/sdk/plugin.h>
 
-// Includes the plugins, with a different registration function name for each.
+// Includes the plugins and gives each registration function a different name.
 #define dsv3_register_plugin register_mha
 #include "../../../plugins/attention/mha/mha.cpp"
 #undef dsv3_register_plugin
@@ -45,7 +45,7 @@ const dsv3::Registration& registration(const std::string& name) {
   throw std::logic_error("unknown component " + name);
 }
 
-// Rejects unknown keys. Otherwise, a test with a typo would silently use the default.
+// Rejects unknown keys. Otherwise, a test with a misspelled key would silently use the default.
 const OptionValues& known(const dsv3::Registration& component, const OptionValues& values) {
   for (const auto& [key, value] : values)
     if (!component.schema->find(key))

@@ -20,10 +20,10 @@ std::shared_ptr<dsv3::Attention> make_attention(const std::string& name, const O
 std::shared_ptr<dsv3::FeedForward> make_feed_forward(const std::string& name,
                                                      const OptionValues& values,
                                                      const dsv3::LayerContext& context);
-/// The first error message of the component's option checks, or "".
+/// The first error message from the component's option checks, or "" if they pass.
 std::string option_conflict(const std::string& name, const OptionValues& values);
 
-/// A context of width `hidden` with rope positions and a new parameter store.
+/// A context with width `hidden`, rope positions and a new parameter store.
 dsv3::LayerContext context(int64_t hidden, at::ScalarType dtype = at::kDouble,
                            at::Device device = at::kCPU);
 
@@ -37,24 +37,24 @@ at::Tensor buffer(const dsv3::ParameterStore& store, const std::string& name);
 /// Reproducible normal values, drawn without torch's global generator.
 at::Tensor normal(at::IntArrayRef sizes, uint64_t seed, at::ScalarType dtype = at::kDouble);
 
-/// A training micro-batch of `batch` rows of one document of `length` tokens.
+/// A training micro-batch with `batch` rows, each containing one document of `length` tokens.
 dsv3::Sequence sequence(int64_t batch, int64_t length);
 
-/// The largest difference, relative to the largest value of `expected`.
+/// The largest difference, relative to the largest value in `expected`.
 double difference(const at::Tensor& actual, const at::Tensor& expected);
 
-/// Gradients of sum(y * direction) with respect to `inputs`. The default direction has fixed
-/// values.
+/// Gradients of sum(y * direction) with respect to `inputs`. The default direction is a fixed
+/// pseudo-random tensor.
 std::vector<at::Tensor> gradients(const at::Tensor& y, const std::vector<at::Tensor>& inputs,
                                   const at::Tensor& direction = {});
 
-/// The largest difference between the gradients of sum(function() * fixed values) and central
-/// differences, relative to the largest gradient, over at most about `samples` elements of every
-/// input. Inputs must be float64.
+/// Compares the gradients of sum(function() * fixed values) with central differences, for at most
+/// about `samples` elements of every input. Returns the largest difference, relative to the largest
+/// gradient. Inputs must be float64.
 double gradient_error(const std::function<at::Tensor()>& function,
                       const std::vector<at::Tensor>& inputs, int64_t samples = 40);
 
-/// Enables reference operators for a scope.
+/// Enables the reference operators during its lifetime.
 struct ReferenceOps {
   ReferenceOps() { dsv3::use_reference_ops(true); }
   ~ReferenceOps() { dsv3::use_reference_ops(false); }

@@ -19,7 +19,8 @@ double bound(at::ScalarType dtype) {
   return dtype == at::kFloat ? 2e-6 : 2e-2;
 }
 
-// A leaf of `dtype` with the values of `wide`, and a float64 leaf with the same rounded values.
+// Returns a leaf of `dtype` with the values of `wide`, and a float64 leaf with the same rounded
+// values.
 std::pair<at::Tensor, at::Tensor> leaves(const at::Tensor& wide, at::ScalarType dtype) {
   const at::Tensor narrow = wide.to(dtype);
   return {narrow.detach().clone().requires_grad_(),
@@ -41,7 +42,7 @@ at::Tensor rms_formula(const at::Tensor& x, const at::Tensor& weight, double eps
 TEST_CASE("swiglu is silu(gate) * up") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16, at::kDouble);
   const int64_t size =
-      GENERATE(5, 32, 83);  // less than, exactly and more than a multiple of the vector width
+      GENERATE(5, 32, 83);  // less than, equal to and more than a multiple of the vector width
   const auto [x, wide] = leaves(normal({3, 7, 2 * size}, 1) * 3, dtype);
   const at::Tensor y = dsv3::swiglu(x), expected = silu_formula(wide);
   CHECK(y.scalar_type() == dtype);
@@ -269,7 +270,7 @@ TEST_CASE("grouped_linear splits large groups and is bit-identical for any numbe
   for (int i = 0; i < 3; ++i) CHECK(at::equal(runs[0][i], runs[1][i]));
 }
 
-TEST_CASE("rows go to their experts and back") {
+TEST_CASE("rows are gathered by expert and summed back per token") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16, at::kDouble);
   const bool reference = GENERATE(false, true);
   const at::Tensor chosen = at::tensor({2, 0, 0, 3, 2, 3, 0, 2}, at::kLong).view({4, 2});
@@ -291,7 +292,7 @@ TEST_CASE("rows go to their experts and back") {
   dsv3::use_reference_ops(false);
 }
 
-TEST_CASE("operators pass float64 central differences") {
+TEST_CASE("gradients of operators agree with float64 central differences") {
   const at::Tensor x = normal({3, 4, 12}, 40).requires_grad_(),
                    w = normal({12}, 41).requires_grad_();
   const at::Tensor row_weights = normal({12}, 42).requires_grad_();

@@ -57,7 +57,7 @@ TEST_CASE("rope rotates by position * theta^(-2i/R)") {
   CHECK(difference(bq, rq) < 2e-2);
 }
 
-TEST_CASE("scores depend only on the distance") {
+TEST_CASE("scores depend only on the distance between query and key") {
   const std::string name = GENERATE("rope", "yarn");
   const auto position = test::make_position(name, {}, 8);
   const at::Tensor q = normal({1, 1, 1, 8}, 3), k = normal({1, 1, 1, 8}, 4);
@@ -69,9 +69,10 @@ TEST_CASE("scores depend only on the distance") {
   CHECK(score(7, 3) != Approx(score(8, 3)).epsilon(1e-3));
 }
 
-// DeepSeek-V3's settings: 64 features, theta 10000, 4096 tokens extended 40 times. By hand, with 32
-// rotations: 64 ln(4096 / (32 * 2 pi)) / (2 ln 10000) = 10.47 -> 10, with 1 rotation: 22.51 -> 23.
-TEST_CASE("yarn keeps fast pairs, slows down slow pairs, and interpolates in between") {
+// DeepSeek-V3's settings: 64 features, theta 10000, 4096 tokens extended 40 times. The ramp starts
+// at 64 ln(4096 / (32 * 2 pi)) / (2 ln 10000) = 10.47 -> 10 for 32 rotations and, by the same
+// formula for 1 rotation, ends at 22.51 -> 23.
+TEST_CASE("yarn leaves fast pairs unchanged, slows down slow pairs, and interpolates in between") {
   const auto yarn = test::make_position("yarn", {}, 64);
   std::vector<double> frequencies = plain_frequencies(64, 10000);
   for (int i = 0; i < 32; ++i) {
@@ -119,7 +120,7 @@ TEST_CASE("position none does not change queries and keys") {
   CHECK(at::equal(none->rotate(q, q, at::arange(2).unsqueeze(0)).first, q));
 }
 
-TEST_CASE("rotation needs an even number of features") {
+TEST_CASE("rotation requires an even number of features") {
   CHECK_THROWS_AS(test::make_position("rope", {}, 7), dsv3::Error);
   CHECK_THROWS_AS(test::make_position("yarn", {}, 0), dsv3::Error);
 }

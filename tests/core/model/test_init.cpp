@@ -21,7 +21,7 @@ double correlation(const at::Tensor& a, const at::Tensor& b) {
          (a.std().item<double>() * b.std().item<double>());
 }
 
-TEST_CASE("initial values are normal with the given standard deviation") {
+TEST_CASE("initial values are normally distributed with the given standard deviation") {
   const int64_t count = 1 << 20;
   const at::Tensor values = normal(count, "layers.0.attention.q.weight", 1, 0.02) / 0.02;
   CHECK(std::abs(values.mean().item<double>()) < 5 / std::sqrt(double(count)));
@@ -37,7 +37,7 @@ TEST_CASE("initial values are normal with the given standard deviation") {
   CHECK(at::isfinite(values).all().item<bool>());
 }
 
-TEST_CASE("initial values of different names, seeds and indices are uncorrelated") {
+TEST_CASE("initial values for different names, seeds and indices are uncorrelated") {
   const int64_t count = 1 << 18;
   const double bound = 5 / std::sqrt(double(count));
   const at::Tensor a = normal(count, "a.weight", 1);
@@ -75,7 +75,7 @@ TEST_CASE("initial values are the same for any shape, stride or dtype") {
   CHECK(at::equal(normal(60, "w", 3, 1, 0, at::kDouble), flat.to(at::kDouble)));
 }
 
-TEST_CASE("initialise supports zeros, ones, the default deviation and the meta device") {
+TEST_CASE("initialise supports zeros, ones, the default standard deviation and the meta device") {
   at::Tensor tensor = at::full({5}, 7.0f);
   initialise(tensor, "w", Init::zeros(), 1, 1);
   CHECK(tensor.abs().sum().item<float>() == 0);

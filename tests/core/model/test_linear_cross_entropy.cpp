@@ -75,7 +75,7 @@ TEST_CASE("linear_cross_entropy equals its definition") {
   CHECK(actual.loss == Approx(expected.loss).epsilon(1e-6).margin(1e-6));
   CHECK(actual.plain == Approx(expected.plain).epsilon(1e-6).margin(1e-6));
   if (vocab == 1 && z == 0) {
-    CHECK(actual.dw.abs().max().item<double>() < 1e-6);  // a vocabulary of one: no gradient
+    CHECK(actual.dw.abs().max().item<double>() < 1e-6);  // zero for a vocabulary of one token
   } else {
     CHECK(relative(actual.dx, expected.dx) < 2e-6);
     CHECK(relative(actual.dw, expected.dw) < 2e-6);
@@ -108,7 +108,7 @@ TEST_CASE("linear_cross_entropy in bf16 is as accurate as bf16") {
 }
 
 TEST_CASE("many chunks in bf16 are as accurate as one") {
-  // Every row adds the same small gradient, and a bf16 sum would stop growing after 256 of them.
+  // Every row adds the same small gradient. A bf16 sum would stop growing after 256 rows.
   const int64_t rows = 1024;
   Case c;
   c.x = at::ones({rows, 4}, at::kBFloat16).set_requires_grad(true);
@@ -118,7 +118,7 @@ TEST_CASE("many chunks in bf16 are as accurate as one") {
   CHECK(actual.dw[0][0].item<double>() == Approx(-0.5 * double(rows)));
 }
 
-TEST_CASE("linear_cross_entropy without a target is zero") {
+TEST_CASE("linear_cross_entropy without targets is zero") {
   const at::ScalarType dtype = GENERATE(at::kFloat, at::kDouble, at::kBFloat16);
   Case c = make_case(6, 4, 11, dtype);
   c.targets.fill_(-1);

@@ -106,10 +106,10 @@ TEST_CASE("a tied head uses the embedding and sums both gradients") {
   CHECK(at::allclose(gradients(*tied).at("embedding.weight"), sum, 1e-5, 1e-7));
 }
 
-TEST_CASE("documents in a row do not affect each other") {
+TEST_CASE("documents in the same row do not affect each other") {
   Experiment experiment = tiny_experiment();
   const auto model = tiny_model(experiment);
-  LossScale one;  // a divisor of 1, so that the losses are sums and rows can be compared
+  LossScale one;  // divides by 1, so that losses are sums and rows can be compared
   one.sequences = 1 << 30;
   Batch joined;
   joined.tokens = at::tensor({4, 9, 2, 7, 7, 1, 15, 3, 20}, at::kLong).view({1, 9});
@@ -148,7 +148,7 @@ TEST_CASE("a micro-batch without targets has zero loss instead of NaN") {
   CHECK(model->evaluate(batch) == std::pair<double, int64_t>{0, 0});
 }
 
-/// The next `counts` tokens of each row of `text` [B, T] after those in `caches`.
+/// The next counts[b] tokens of each row b of `text` [B, T], after those that are in `caches`.
 NewTokens next_of(const at::Tensor& text, const std::vector<KvCache>& caches,
                   const std::vector<int64_t>& counts) {
   NewTokens added;
@@ -168,7 +168,7 @@ TEST_CASE("cached generation computes the same logits as a full forward pass") {
   const at::Tensor expected = model->logits(text);  // [2, 9, V]
   REQUIRE(expected.sizes() == at::IntArrayRef({2, 9, tiny_vocab}));
   std::vector<KvCache> caches = model->make_caches(2);
-  REQUIRE(caches.size() == 4);  // the last two are those of the MTP modules
+  REQUIRE(caches.size() == 4);  // the last two belong to the MTP modules
   for (const std::vector<int64_t>& counts :
        std::vector<std::vector<int64_t>>{{4, 2}, {1, 1}, {0, 3}, {3, 1}, {1, 2}}) {
     const std::vector<int64_t> lengths = caches.front().lengths();
@@ -194,7 +194,8 @@ TEST_CASE("MTP modules with caches compute the same logits as a full forward pas
   std::vector<KvCache> caches = model->make_caches(2);
   at::Tensor hidden = model->extend(next_of(text, caches, {9, 9}), caches).hidden;
   for (int64_t k = 0; k < 2; ++k) {
-    // The positions of both rows that have an input token, in two parts of different sizes.
+    // Passes the positions that have an input token, in two parts of different sizes for the two
+    // rows.
     const int64_t count = 8 - k;
     std::vector<at::Tensor> actual[2];
     std::vector<at::Tensor> next[2];

@@ -25,14 +25,14 @@ Rows rows_of(const at::Tensor& tensor) {
   return rows;
 }
 
-/// Whether all ids from position a to position b are equal.
+/// Whether all ids from position a to position b are the same.
 bool same_document(const std::vector<int64_t>& ids, size_t a, size_t b) {
   for (size_t t = std::min(a, b); t < std::max(a, b); ++t)
     if (ids[t] != ids[t + 1]) return false;
   return true;
 }
 
-// Documents of one token, a repeated id, padding at the end and in the middle.
+// One-token documents, a repeated id, and padding at the end and in the middle of a row.
 const Rows some_ids = {{3, 3, 3, 3, 3, 3},    {0, 1, 1, 2, 2, 2},       {5, 5, 6, 5, 5, 7},
                        {4, 4, 4, -1, -1, -1}, {-1, -1, -1, -1, -1, -1}, {8, -1, 9, 9, 9, 9}};
 
@@ -47,7 +47,7 @@ TEST_CASE("positions restart in each document") {
   }
 }
 
-TEST_CASE("a query attends only to earlier tokens of its document") {
+TEST_CASE("a query attends only to its document, up to its own position") {
   const at::Tensor mask = attention_mask(tensor_of(some_ids));
   REQUIRE(mask.sizes() == at::IntArrayRef({6, 1, 6, 6}));
   REQUIRE(mask.scalar_type() == at::kBool);

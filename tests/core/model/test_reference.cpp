@@ -14,7 +14,7 @@ class SlowModel {
   SlowModel(const Model& model, const Experiment& experiment)
       : model_(model), experiment_(experiment), named_(values(model)) {}
 
-  /// Main and weighted MTP loss of one row with one document.
+  /// Sum of the main loss and the weighted MTP loss for one row with one document.
   at::Tensor loss(const at::Tensor& tokens, const LossScale& scale) {
     const int64_t length = tokens.size(0) - 1;
     Sequence seq;
@@ -66,7 +66,7 @@ class SlowModel {
     return x + (position == "pre" ? y : norm(name + "feed_forward_post_norm", y));
   }
 
-  /// Sum over positions of -log p(token `ahead` later).
+  /// Sums -log p of the token `ahead` positions later over all positions.
   at::Tensor entropy(const at::Tensor& x, const at::Tensor& tokens, int64_t ahead) {
     at::Tensor sum = at::zeros({}, at::kDouble);
     for (int64_t i = 0; i + ahead < tokens.size(0); ++i) {

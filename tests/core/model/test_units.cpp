@@ -1,4 +1,4 @@
-// How a model calls its strategy, and the units, names and counts of its parameters.
+// How a model calls its strategy, and the units, names and number of its parameters.
 #include <algorithm>
 #include <cstring>
 
@@ -23,7 +23,7 @@ struct Callback final : torch::autograd::Node {
   }
 };
 
-/// Adds an autograd node to the tensors that runs `call` in backward.
+/// Attaches an autograd node to the tensors. The node runs `call` in the backward pass.
 void attach(TensorRefs tensors, std::function<void()> call) {
   variable_list inputs;
   for (at::Tensor* tensor : tensors)
@@ -40,7 +40,7 @@ void attach(TensorRefs tensors, std::function<void()> call) {
   }
 }
 
-/// Sets parameters to NaN except between enter and leave, in forward and in backward.
+/// Sets parameters to NaN except between enter and leave, in the forward and the backward pass.
 class PoisonStrategy final : public Strategy {
  public:
   int adopt(UnitSpec spec) override {
@@ -61,7 +61,8 @@ class PoisonStrategy final : public Strategy {
     log_.push_back("leave " + units_[unit].spec.name);
     close(unit);
     if (!units_[unit].spec.needed_in_backward) return;
-    // The embedding's enter has no inputs, so no autograd node can close it.
+    // The embedding's enter has no inputs, so no autograd node closes the embedding in the backward
+    // pass.
     attach(outputs, [this, unit] { open(unit); });
   }
   void backward(at::TensorList roots, at::TensorList) override {
@@ -86,7 +87,7 @@ class PoisonStrategy final : public Strategy {
     std::vector<at::Tensor> values;
     int uses = 0;
   };
-  // Bypasses autograd's version counters, as refilling a storage does.
+  // Bypasses autograd's version counters, like a strategy that refills a storage.
   static void copy(const at::Tensor& to, const at::Tensor& from) {
     std::memcpy(to.data_ptr(), from.data_ptr(), from.nbytes());
   }
@@ -255,7 +256,7 @@ TEST_CASE("a name cannot be declared twice") {
                       Catch::Contains("3 rows"));
 }
 
-TEST_CASE("roles are spelled as in experiments") {
+TEST_CASE("role names are those used in experiments") {
   CHECK(std::string(role_name(Role::matrix)) == "matrix");
   CHECK(std::string(role_name(Role::embedding)) == "embedding");
   CHECK(std::string(role_name(Role::head)) == "head");

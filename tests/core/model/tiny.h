@@ -45,7 +45,7 @@ inline std::unique_ptr<Model> tiny_model(const Experiment& experiment, uint64_t 
   return model;
 }
 
-/// Rows with several documents and padding, [4, 9].
+/// Rows [4, 9] with several documents and padding.
 inline Batch tiny_batch() {
   Batch batch;
   batch.tokens = at::arange(36, at::kLong).view({4, 9}).mul(7).add(3).remainder(tiny_vocab);
@@ -87,7 +87,7 @@ inline Named values(const Model& model) {
   return result;
 }
 
-/// Largest difference between two sets, relative to the largest entry of the tensor.
+/// Largest difference between two sets of tensors, relative to the largest value in each tensor.
 inline double largest_difference(const Named& a, const Named& b) {
   double worst = 0;
   for (const auto& [name, tensor] : a) {

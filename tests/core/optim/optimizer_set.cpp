@@ -12,7 +12,8 @@ namespace {
 
 using Catch::Contains;
 
-/// Adds `amount` times the learning rate factor to every value and counts updates in its state.
+/// Adds `amount` times the learning-rate factor to every value. Its state sums the gradients and
+/// counts the updates.
 class Adder final : public Optimizer {
  public:
   Adder(bool whole, double amount) : whole_(whole), amount_(amount) {}
@@ -98,7 +99,7 @@ std::shared_ptr<Strategy> single_with(const std::vector<Parameter>& parameters,
   return strategy;
 }
 
-TEST_CASE("the first group that matches owns a parameter") {
+TEST_CASE("a parameter belongs to the first group that matches it") {
   const auto parameters = some_parameters();
   const OptimizerSet set({member("experts", {"matrix", "head"}, "experts|^head"),
                           member("matrices", {"matrix"}, "", true), member("rest", {}, "")},
@@ -116,21 +117,21 @@ TEST_CASE("empty groups and unowned parameters are reported together") {
       error_of({member("a", {"matrix"}, ""), member("b", {"matrix"}, "q"),
                 member("c", {"router", "bias"}, ""), member("d", {"head"}, "heat")});
   CHECK_THAT(text, Contains("run.yaml:7:3"));
-  CHECK_THAT(text, Contains("'b' owns no parameter: all it matches"));
-  CHECK_THAT(text, Contains("'c' owns no parameter: none has role router or bias"));
+  CHECK_THAT(text, Contains("'b' owns no parameters: everything it matches"));
+  CHECK_THAT(text, Contains("'c' owns no parameters: none has role router or bias"));
   CHECK_THAT(text, Contains("'d'") && Contains("role head, name matching 'heat'"));
   CHECK_THAT(text, Contains("no optimizer group matches") && Contains("embedding.weight") &&
                        Contains("layers.0.norm.weight (role norm)") && Contains("head.weight"));
   CHECK_THAT(text, !Contains("attention.q"));
 }
 
-TEST_CASE("invalid expressions and vectors for matrix optimizers are errors") {
+TEST_CASE("invalid regular expressions, and vectors in a matrix optimizer's group, are errors") {
   CHECK_THAT(error_of({member("a", {}, "lay(ers")}), Contains("'lay(ers' is not a regular"));
   CHECK_THAT(error_of({member("m", {}, "", true)}),
              Contains("works on matrices") && Contains("layers.0.norm.weight"));
 }
 
-TEST_CASE("the plan lists groups, learning rates and counts, and on request every parameter") {
+TEST_CASE("the plan lists groups, learning rates and counts, and optionally every parameter") {
   const OptimizerSet set(
       {member("muon", {"matrix"}, "", true, 0.02), member("adamw", {}, "", false, 3e-4)},
       some_parameters());
@@ -143,14 +144,15 @@ TEST_CASE("the plan lists groups, learning rates and counts, and on request ever
         std::vector<std::pair<std::string, double>>{{"muon", 0.01}, {"adamw", 1.5e-4}});
 }
 
-TEST_CASE("steps update every matrix and vector with its own state") {
+TEST_CASE("a step updates every matrix and vector with its own state") {
   const auto parameters = some_parameters();
   OptimizerSet set({member("m", {"matrix"}, "", true, 2), member("r", {}, "", false, 3)},
                    parameters);
   const int64_t before = set.state_bytes();
   const auto strategy = single_with(parameters, set);
   set.bind(*strategy);
-  // One fp32 per element, and a counter for each of 1 + 6 matrices and 3 other tensors.
+  // One fp32 value per element, and one int64 counter for each of 1 + 6 matrices and 3 other
+  // tensors.
   CHECK(set.state_bytes() == 4 * (40 + 16 + 4 + 96 + 40) + 8 * 10);
   CHECK(before == set.state_bytes());
   strategy->begin_microbatch(true);
@@ -171,7 +173,7 @@ TEST_CASE("steps update every matrix and vector with its own state") {
   CHECK(views.count("optimizer/updates/layers.1.experts.up.weight/80") == 1);
 }
 
-/// Applies two updates with synthetic gradients to `parameters`, numbered from `first`.
+/// Applies updates `first` and `first` + 1, with synthetic gradients, to `parameters`.
 void train(Strategy& strategy, OptimizerSet& set, const std::vector<Parameter>& parameters,
            int64_t first) {
   for (int64_t update = first; update < first + 2; ++update) {
@@ -219,7 +221,7 @@ TEST_CASE("a loaded run continues bit-identically") {
   CHECK_FALSE(at::equal(unbroken.parameters[0].tensor, third.parameters[0].tensor));
 }
 
-TEST_CASE("missing state and state of the wrong shape or dtype are reported by name") {
+TEST_CASE("missing state and state with the wrong shape or dtype are reported by name") {
   Run run;
   TensorViews views;
   const auto saved = run.set.save(views);

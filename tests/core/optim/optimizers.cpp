@@ -16,7 +16,7 @@ std::shared_ptr<Optimizer> optimizer(const std::string& name, const OptionValues
   return make_built<Optimizer>(Kind::optimizer, name, options);
 }
 
-/// Parameter values with their state, as the core stores them.
+/// Parameter values and their optimizer state, as stored by the core.
 struct Slices {
   std::vector<at::Tensor> values;
   std::vector<std::vector<at::Tensor>> state;
@@ -99,8 +99,8 @@ TEST_CASE("values stay finite with zero and extreme gradients") {
   if (size == 0) CHECK(difference(slices.values[0], start * std::pow(0.95, 3)) < 1e-6);
 }
 
-/// Muon's direction for a gradient: with momentum 0 and values of 0, the new values are -ratio
-/// times the direction.
+/// Muon's update direction for a gradient, multiplied by the scale ratio. With momentum 0 and
+/// initial values of 0, this is the negative of the new values.
 at::Tensor direction(const at::Tensor& grad, OptionValues options = {}) {
   options.insert({{"lr", 1.0},
                   {"momentum", 0.0},
@@ -130,7 +130,7 @@ TEST_CASE("muon applies the Newton-Schulz polynomial to the singular values") {
   CHECK(difference(direction(grad, {{"scale", "match_rms_adamw"}}), expected * rms_ratio) < 2e-5);
 }
 
-TEST_CASE("muon's direction is nearly orthogonal, also in bf16") {
+TEST_CASE("muon's direction is nearly orthogonal, even in bf16") {
   const std::string dtype = GENERATE("fp32", "bf16");
   const at::Tensor actual = direction(random({48, 32}, 7), {{"ns_dtype", dtype}});
   const at::Tensor s = at::linalg_svdvals(actual / std::sqrt(48.0 / 32.0));
@@ -138,7 +138,7 @@ TEST_CASE("muon's direction is nearly orthogonal, also in bf16") {
   CHECK(s.max().item<float>() < 1.3);
 }
 
-TEST_CASE("muon updates the matrices of a batch independently") {
+TEST_CASE("muon updates the matrices in a batch independently") {
   const auto muon = optimizer("muon", {{"ns_dtype", "fp32"}});
   std::vector<at::Tensor> start, grads;
   for (int i = 0; i < 5; ++i) {
@@ -158,7 +158,8 @@ TEST_CASE("muon updates the matrices of a batch independently") {
   }
 }
 
-TEST_CASE("muon's two momentum forms have the same direction and scaled buffers") {
+TEST_CASE(
+    "muon's two momentum forms have the same direction, and buffers that differ by a factor") {
   const bool nesterov = GENERATE(false, true);
   const auto ema = optimizer("muon", {{"ns_dtype", "fp32"}, {"nesterov", nesterov}});
   const auto sum =
@@ -170,8 +171,8 @@ TEST_CASE("muon's two momentum forms have the same direction and scaled buffers"
     b.step(*sum, {random({6, 8}, 40 + t)}, t);
   }
   CHECK(difference(a.state[0][0], b.state[0][0] * 0.05) < 1e-6);
-  // Nesterov adds the gradient with the same weight as in the buffer only in the ema form: g (1 -
-  // mu) + mu B.
+  // The directions match only if Nesterov in the ema form weights the gradient as its buffer does:
+  // g (1 - mu) + mu B.
   CHECK(difference(a.values[0], b.values[0]) < 1e-5);
 }
 

@@ -22,7 +22,7 @@ TEST_CASE("every schedule warms up linearly to the full rate") {
   CHECK(schedule(name, {})->factor(1, 100) > 0.99);
 }
 
-TEST_CASE("a run shorter than its warm-up has no jump and no NaN") {
+TEST_CASE("schedules have no jump and no NaN in a run shorter than the warm-up") {
   const std::string name = GENERATE("constant", "cosine", "wsd");
   const auto tested = schedule(name, {{"warmup", int64_t(100)}});
   CHECK(tested->factor(50, 50) == Approx(0.5));
@@ -30,7 +30,7 @@ TEST_CASE("a run shorter than its warm-up has no jump and no NaN") {
   CHECK(std::isfinite(tested->factor(101, 100)));
 }
 
-TEST_CASE("a warm-up longer than the run is reported as a problem of the option") {
+TEST_CASE("a warm-up longer than the run is reported as a problem with the option") {
   const std::string name = GENERATE("constant", "cosine", "wsd");
   const auto tested = schedule(name, {{"warmup", int64_t(100)}});
   CHECK(tested->problem(100).empty());
@@ -39,7 +39,7 @@ TEST_CASE("a warm-up longer than the run is reported as a problem of the option"
         "train.tokens");
 }
 
-TEST_CASE("constant does not change") {
+TEST_CASE("the constant schedule does not change") {
   const auto tested = schedule("constant", {});
   CHECK(tested->factor(1, 10) == 1);
   CHECK(tested->factor(10, 10) == 1);
@@ -47,7 +47,7 @@ TEST_CASE("constant does not change") {
 
 TEST_CASE("cosine falls to min_ratio at the last step") {
   const auto tested = schedule("cosine", {{"warmup", int64_t(20)}, {"min_ratio", 0.2}});
-  CHECK(tested->factor(60, 100) == Approx(0.6));  // half way: the mean of 1 and 0.2
+  CHECK(tested->factor(60, 100) == Approx(0.6));  // halfway: the mean of 1 and 0.2
   CHECK(tested->factor(40, 100) == Approx(0.2 + 0.8 * (1 + std::sqrt(0.5)) / 2));
   CHECK(tested->factor(100, 100) == Approx(0.2));
   CHECK(tested->factor(1000, 100) == Approx(0.2));

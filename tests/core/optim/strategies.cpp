@@ -1,4 +1,5 @@
-// Tests that `single` is bit-identical to plain autograd, and the flat-buffer strategy to `single`.
+// Tests that `single` is bit-identical to plain autograd, and that the flat-buffer strategy is
+// bit-identical to `single`.
 #include <cmath>
 #include <limits>
 
@@ -60,7 +61,7 @@ TEST_CASE("fp32 parameters are the master values, aligned to 64 bytes") {
   }
 }
 
-TEST_CASE("gradients, their norm and updates equal plain autograd") {
+TEST_CASE("gradients, their norm and updates equal those of plain autograd") {
   const auto single = strategy("single");
   const at::Tensor a = random({4, 3}, 1), b = random({4}, 2), unused = random({5}, 3);
   const at::Tensor plain_a = a.clone().set_requires_grad(true);
@@ -142,7 +143,7 @@ TEST_CASE("bf16 parameters are computed in bf16, but gradients and updates are f
   tested->leave(unit, {});
 }
 
-TEST_CASE("matrices are passed to the optimizer one by one and cover the parameter") {
+TEST_CASE("matrices are passed to the optimizer one by one and cover the whole parameter") {
   const auto single = strategy("single");
   UnitParam experts = param("experts", random({3, 4, 5}, 1), 1);
   experts.matrices = 6;
@@ -168,7 +169,7 @@ TEST_CASE("matrices are passed to the optimizer one by one and cover the paramet
   CHECK_THROWS_WITH(update_ranges(vector, true), Catch::Contains("'vector'"));
 }
 
-TEST_CASE("the norm is summed in float64 and is not finite if a gradient is not") {
+TEST_CASE("the norm is summed in float64 and is not finite if any gradient is not") {
   const auto single = strategy("single");
   const int64_t n = 200'001;
   const at::Tensor w = random({n}, 4);
@@ -226,7 +227,7 @@ ComponentSpec component(Kind kind, const std::string& name, const OptionValues& 
   return spec;
 }
 
-/// A small model with a dense layer, two layers of experts, and MTP.
+/// A small model with a dense layer, two MoE layers, and MTP.
 Experiment small_experiment(const std::string& recompute, bool tied) {
   Experiment experiment;
   experiment.model.hidden = 16;
@@ -273,10 +274,10 @@ Batch batch_of(int64_t rows, int64_t seed) {
   return batch;
 }
 
-/// Results of three steps of two micro-batches each.
+/// Results of three steps with two micro-batches each.
 struct Trace {
   std::vector<double> numbers;      // losses, norms, validation
-  std::vector<at::Tensor> tensors;  // values, and counts of tokens per expert
+  std::vector<at::Tensor> tensors;  // number of tokens per expert, and final parameter values
 };
 
 Trace train(const std::shared_ptr<Strategy>& strategy, const Experiment& experiment) {
@@ -329,7 +330,7 @@ TEST_CASE("training is bit-identical if parameters are freed between uses") {
   CHECK(expected.numbers.back() != expected.numbers[3]);  // the model has learned
 }
 
-TEST_CASE("the flat strategy detects uses of parameters outside enter and leave") {
+TEST_CASE("the flat strategy detects parameter use outside enter and leave") {
   const auto flat = strategy("flat", at::kFloat);
   const at::Tensor w = at::full({2}, 2.0), x = at::ones({2}).set_requires_grad(true);
   const int unit = flat->adopt({"unit", {param("w", w)}});
@@ -350,9 +351,9 @@ TEST_CASE("the flat strategy detects uses of parameters outside enter and leave"
   SECTION("a graph that bypasses leave is rejected") {
     CHECK_THROWS_WITH(flat->backward({(input * 3).sum()}), Catch::Contains("'unit'"));
   }
-  SECTION("an enter without leave is rejected") {
+  SECTION("enter without leave is rejected") {
     flat->enter(unit, {});
-    CHECK_THROWS_WITH(flat->backward({y}), Catch::Contains("still entered"));
+    CHECK_THROWS_WITH(flat->backward({y}), Catch::Contains("has not been left"));
   }
 }
 

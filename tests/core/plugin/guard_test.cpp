@@ -1,4 +1,4 @@
-// Every call of a loaded component is recorded, named in errors, and checked.
+// Every call to a loaded component is recorded, named in errors, and checked.
 #include <dlfcn.h>
 #include <future>
 #include <link.h>
@@ -46,7 +46,7 @@ int inherited(const Base& object, const char* vtable) {
   REQUIRE(symbol);
   void* const* of_object = *reinterpret_cast<void* const* const*>(&object) - 2;
   const size_t entries = symbol->st_size / sizeof(void*);
-  REQUIRE(entries > 4);  // offset, type, two destructors, and the methods of the kind
+  REQUIRE(entries > 4);  // offset, type information, two destructors, and the kind's methods
   int same = 0;
   for (size_t i = 2; i < entries; ++i) same += of_object[i] == of_base[i];
   return same;
@@ -64,7 +64,7 @@ dsv3::LayerContext layer(const std::string& position_fault = "none") {
   return context;
 }
 
-// Runs autograd as any strategy does, or on another thread as for a GPU if `on_a_thread`.
+// Runs autograd as any strategy does. If `on_a_thread`, runs it on another thread, as for a GPU.
 class PlainBackward final : public dsv3::Strategy {
  public:
   explicit PlainBackward(bool on_a_thread = false) : on_a_thread_(on_a_thread) {}
@@ -97,7 +97,7 @@ dsv3::Sequence eight_tokens() {
   return seq;
 }
 
-// Records the component and layer of current_backward when autograd reaches `tensor`.
+// Records the component and layer in current_backward when autograd reaches `tensor`.
 std::string& noted_at(const at::Tensor& tensor, std::string& note) {
   tensor.register_hook([&note](const at::Tensor&) {
     const dsv3::Callee* callee = dsv3::current_backward.callee;
@@ -127,7 +127,7 @@ TEST_CASE("errors name the call, and its record is cleared afterwards") {
         "schedule 'faulty' (factor) at step 12, " + origin + ": broken on purpose");
   const auto other = faulty<dsv3::Schedule>("throws_error");
   CHECK_THAT(error_of([&] { factor(*other); }, dsv3::ExitCode::data),
-             Contains("at step 12") && Contains("its file is gone"));
+             Contains("at step 12") && Contains("file not found"));
   dsv3::current_step.number = -1;
   CHECK(dsv3::CallRecord::current() == nullptr);
 }
@@ -165,10 +165,10 @@ TEST_CASE("an error in a positional encoding names the layer whose attention cal
                  Contains("returned an undefined tensor for k"));
 }
 
-TEST_CASE("an error in backward names the component whose forward created the node") {
+TEST_CASE("an error in the backward pass names the component whose forward pass created the node") {
   PlainBackward strategy(GENERATE(false, true));
   const at::Tensor x = at::ones({1, 8, 16}).requires_grad_() * 1;
-  SECTION("a feed-forward") {
+  SECTION("a feed-forward layer") {
     const auto layers = faulty<dsv3::FeedForward>("backward_throws", layer());
     const at::Tensor y = dsv3::checked::forward(*layers, x, eight_tokens());
     CHECK_THAT(error_of([&] { dsv3::checked::backward(strategy, {y.sum()}); }),
@@ -184,7 +184,7 @@ TEST_CASE("an error in backward names the component whose forward created the no
   CHECK(dsv3::current_backward.callee == nullptr);
 }
 
-TEST_CASE("current_backward is cleared where the component's forward began") {
+TEST_CASE("current_backward is cleared when the backward pass leaves the component") {
   PlainBackward strategy;
   std::string before, after;
   const at::Tensor leaf = at::ones({1, 8, 16}).requires_grad_();
@@ -194,7 +194,7 @@ TEST_CASE("current_backward is cleared where the component's forward began") {
   noted_at(root, before);
   noted_at(norm, after);
   std::string inside;
-  noted_at(y, inside);  // this hook runs after the one that enters the component
+  noted_at(y, inside);  // this hook runs after the one that sets current_backward
   dsv3::checked::backward(strategy, {(x + root).sum()});
   CHECK(before == "none");
   CHECK(inside == "attention 'faulty' 1");

@@ -1,4 +1,4 @@
-// Loading: every fault has its own error, and none of them breaks the process.
+// Loading plugins: every fault has its own error message, and none of them ends the process.
 #include <dsv3/sdk/stamp.h>
 #include <dsv3/support/sha256.h>
 
@@ -86,14 +86,14 @@ TEST_CASE("each fault of a library has its own error message") {
       {"no_entry_point", "registers no component; define DSV3_PLUGIN(registrar)"},
       {"missing_symbol", "no loaded library defines 'defined_nowhere()', which it needs"},
   }));
-#ifdef __SANITIZE_THREAD__  // an exception must not escape from its dlopen
+#ifdef __SANITIZE_THREAD__  // exceptions cannot pass through ThreadSanitizer's dlopen
   if (fixture == "throws_statically") return;
 #endif
   const std::string error = load_error(library(fixture));
   CHECK_THAT(error, Contains(library(fixture).string()));
   CHECK_THAT(error, Contains(text));
   CHECK_THAT(error, Contains("requested by nano.yaml:5:13"));
-  SECTION("the same error is reported without a second attempt") {
+  SECTION("a second request reports the same error without loading again") {
     CHECK(load_error(library(fixture)) == error);
   }
   check_good_still_works();

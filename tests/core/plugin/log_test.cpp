@@ -1,4 +1,4 @@
-// Log lines: levels, the log file and its rotation, and the hooks of a progress display.
+// Log lines: levels, the log file and its rotation, and hooks for a progress display.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -10,7 +10,7 @@ using Catch::Matchers::Contains;
 
 namespace {
 
-// Sends stderr to a file for one scope.
+// Redirects stderr to a file during its lifetime.
 class CapturedStderr {
  public:
   explicit CapturedStderr(std::filesystem::path path) : path_(std::move(path)), saved_(::dup(2)) {
@@ -49,7 +49,7 @@ TEST_CASE("the terminal shows lines at or above the log level, and the file cont
                                           Contains("error four\n") && !Contains("five"));
 }
 
-TEST_CASE("the log file is rotated at 10 MiB, and the two previous files remain") {
+TEST_CASE("the log file is rotated at 10 MiB, and the two previous files are retained") {
   TemporaryFolder folder;
   const CapturedStderr terminal(folder / "stderr");
   dsv3::open_log_file(folder / "run.log");

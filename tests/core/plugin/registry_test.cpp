@@ -1,4 +1,4 @@
-// The committed registry and READMEs agree with those that the build generates.
+// The committed registry and READMEs match those that the build generates.
 #include "fixtures.h"
 
 using Catch::Matchers::Contains;

@@ -1,4 +1,4 @@
-// Registries: search order, conflicts, short forms, errors in the files.
+// Registries: search order, conflicts, short forms, and errors in registry files.
 #include <cstdlib>
 
 #include "fixtures.h"
@@ -9,7 +9,7 @@ using dsv3::Plugins;
 
 namespace {
 
-// Writes a registry that maps schedule/<name> to a fixture's library.
+// Returns a registry entry that maps schedule/<name> to a fixture's library.
 std::string entry(const std::string& name, const std::string& library_path,
                   const std::string& version = "1.0.0") {
   return "[[plugin]]\nkind = \"schedule\"\nname = \"" + name + "\"\nlibrary = \"" + library_path +
@@ -17,7 +17,7 @@ std::string entry(const std::string& name, const std::string& library_path,
 }
 const std::string head = "registry = 1\nset = \"test\"\n";
 
-// Sets an environment variable for one scope.
+// Sets an environment variable during its lifetime.
 class Environment {
  public:
   Environment(const char* name, const std::string& value) : name_(name) {
@@ -31,7 +31,7 @@ class Environment {
 
 }  // namespace
 
-TEST_CASE("the first level that has a name takes precedence") {
+TEST_CASE("the first search level that contains a name takes precedence") {
   TemporaryFolder folder;
   std::filesystem::create_directories(folder / "a");
   std::filesystem::create_directories(folder / "b");
@@ -43,12 +43,13 @@ TEST_CASE("the first level that has a name takes precedence") {
   CHECK(plugins.find_entry(Kind::schedule, "halving")->version == "2.0.0");
   CHECK(plugins.find(schedule("halving")).name == "halving");
   CHECK(plugins.find_if_known(Kind::schedule, "nothing") == nullptr);
-  SECTION("`library:` takes precedence over all levels") {
+  SECTION("`library:` takes precedence over all search levels") {
     CHECK(plugins.find(schedule("twin", library("twin").string())).name == "twin");
   }
 }
 
-TEST_CASE("the default levels: command line, config.yaml, environment, own prefix") {
+TEST_CASE(
+    "the default search levels: command line, config.yaml, environment, installation prefix") {
   TemporaryFolder folder;
   const auto made = [&](const char* name) {
     std::filesystem::create_directories(folder / name);
@@ -69,7 +70,7 @@ TEST_CASE("the default levels: command line, config.yaml, environment, own prefi
              Contains("plugin_paths of config.yaml names " + a + "/gone, which does not exist"));
 }
 
-TEST_CASE("two matches on one level are an error that names both once the name is requested") {
+TEST_CASE("requesting a name with two matches at one search level is an error that names both") {
   TemporaryFolder folder;
   put(folder / "one.toml",
       head + entry("halving", library("good").string()) + entry("alone", "x.so"));
@@ -98,7 +99,7 @@ TEST_CASE(
   CHECK_THAT(error_of([&] { plugins.find(schedule("cosine")); }), !Contains("did you mean"));
 }
 
-TEST_CASE("a short form expands to YAML") {
+TEST_CASE("short forms expand to YAML") {
   TemporaryFolder folder;
   put(folder / "a.toml", head +
                              "[[alias]]\nkind = \"optimizer\"\nname = \"muon\"\nyaml = \"\"\"\n- "
@@ -140,7 +141,7 @@ TEST_CASE("the error for a missing library lists every path that was tried") {
   CHECK_THAT(error_of([&] { plugins.find(schedule("lost")); }),
              Contains((folder / "registries/liblost.so").string()) &&
                  Contains((folder / "lib/dsv3/plugins/liblost.so").string()) &&
-                 Contains("named in " + (folder / "registries/r.toml").string()));
+                 Contains("listed in " + (folder / "registries/r.toml").string()));
   SECTION("in an installation, libraries are in lib/dsv3/plugins") {
     std::filesystem::create_directories(folder / "lib/dsv3/plugins");
     std::filesystem::copy_file(library("good"), folder / "lib/dsv3/plugins/libhalving.so");
@@ -154,7 +155,7 @@ TEST_CASE("the error for a registry that contradicts its library names the regis
   put(folder / "r.toml", head + entry("quarters", library("good").string()));
   Plugins plugins({{folder.path()}});
   CHECK_THAT(error_of([&] { plugins.find(schedule("quarters")); }),
-             Contains("has no schedule 'quarters'; it provides schedule/halving; named in " +
+             Contains("has no schedule 'quarters'; it provides schedule/halving; listed in " +
                       (folder / "r.toml").string()));
 }
 

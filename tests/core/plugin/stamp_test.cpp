@@ -60,13 +60,13 @@ TEST_CASE("every truncation of a plugin is rejected") {
 }
 
 TEST_CASE("garbage in headers yields a stamp or an error, never a read out of bounds") {
-  // A heap copy of the exact size, so that sanitizers and valgrind see a read past its end.
   const std::string bytes = get(library("good"));
   std::mt19937 random(7);
   size_t rejected = 0;
-  // ELF header, program headers, and the section headers at the file's end.
+  // The ELF and program headers are at the start of the file, the section headers at its end.
   const size_t tail = std::min<size_t>(bytes.size(), 64 * 40);
   for (int trial = 0; trial < 4000; ++trial) {
+    // A heap copy of the exact size, so that sanitizers and Valgrind detect reads past its end.
     std::vector<char> copy(bytes.begin(), bytes.end());
     for (int flips = 0; flips < 3; ++flips) {
       const size_t at = trial % 2 ? random() % 1024 : copy.size() - 1 - random() % tail;

@@ -1,4 +1,4 @@
-// System calls that fail while status.json or metrics.jsonl is written: existing content stays
+// Fails system calls while status.json or metrics.jsonl is written. Existing content must stay
 // intact.
 #include <cerrno>
 #include <cstring>
@@ -17,7 +17,7 @@ namespace fs = dsv3::fs;
 
 namespace {
 
-/// Runs `work` with its n-th system call failing and returns the number of calls. Errors must name
+/// Runs `work`, fails its n-th system call, and returns the number of calls. Errors must name
 /// `path` and the cause.
 template <class F>
 int with_fault(int n, int error, const std::filesystem::path& path, bool& failed, F&& work) {
@@ -40,7 +40,7 @@ int with_fault(int n, int error, const std::filesystem::path& path, bool& failed
 
 }  // namespace
 
-TEST_CASE("status.json has its old or its new content, whichever call fails") {
+TEST_CASE("status.json has the old or the new content, whichever call fails") {
   for (int error : {ENOSPC, EIO, EDQUOT}) {
     bool failed = true;
     for (int n = 1; failed; ++n) {

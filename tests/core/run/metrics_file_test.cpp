@@ -30,7 +30,7 @@ bool append(MetricsFile& file, Event event) {
   return file.append(event);
 }
 
-/// Steps of the lines; every line must be complete.
+/// Returns the step of each line. Every line must be complete.
 std::vector<int64_t> steps_of(const std::filesystem::path& path) {
   std::vector<int64_t> steps;
   std::string text = get(path);
@@ -112,7 +112,7 @@ TEST_CASE("ids continue when the file is reopened") {
   REQUIRE(steps_of(folder / "m") == Steps{1, 2, 3});
 }
 
-TEST_CASE("a repeated step keeps its first line") {
+TEST_CASE("if a step is repeated, its first line is kept") {
   TemporaryFolder folder;
   {
     MetricsFile file(folder / "m");
@@ -123,7 +123,7 @@ TEST_CASE("a repeated step keeps its first line") {
   MetricsFile file(folder / "m");
   for (int64_t step : {2, 3, 4}) REQUIRE_FALSE(append(file, event(step, 2)));
   REQUIRE(get(folder / "m") == before);
-  // The process was killed between the two lines of step 4.
+  // The first process was killed between the two lines of step 4.
   REQUIRE(append(file, event(4, 2, "val/loss")));
   REQUIRE_FALSE(append(file, event(4, 3, "val/loss")));
   REQUIRE(append(file, event(5, 2)));
@@ -177,7 +177,7 @@ TEST_CASE("each line is one write, and a failed write leaves no trace") {
   REQUIRE_THROWS(append(file, event(2, 1)));
   fs::set_fault_hook({});
   std::string half = dsv3::metrics_line(event(2, 1))
-                         .substr(0, 20);  // a disk that accepted only a part of the line
+                         .substr(0, 20);  // as if the disk had accepted only part of the line
   fs::Writer::append(folder / "m").write(half);
   REQUIRE(append(file, event(2, 1)));
   REQUIRE(steps_of(folder / "m") == Steps{1, 2});

@@ -87,7 +87,7 @@ TEST_CASE("resuming requires an existing name, and similar names are suggested")
   REQUIRE_FALSE(std::filesystem::exists(output / "zzz"));
 }
 
-TEST_CASE("removing a run that never started removes the folders created for it and no others") {
+TEST_CASE("removing a run that never started removes only the folders created for it") {
   TemporaryFolder output;
   std::filesystem::create_directory(output / "mine");
   RunFolder::create(output / "mine/a/b", "first").remove();
@@ -106,7 +106,7 @@ TEST_CASE("open_or_create opens or creates a run") {
 }
 
 TEST_CASE(
-    "only one process at a time can train in a folder, and its lock is released when it ends") {
+    "only one process at a time can train in a folder, and the lock is released when it ends") {
   TemporaryFolder output;
   int ready[2];
   REQUIRE(::pipe(ready) == 0);
@@ -133,7 +133,7 @@ TEST_CASE("opening a run waits for a lock that briefly outlives its holder") {
   pid_t child = ::fork();
   if (child == 0) {
     RunFolder run = RunFolder::create(output.path(), "a");
-    if (::fork() == 0) {  // like a child that git has forked and that has not called exec yet
+    if (::fork() == 0) {  // like a child forked to run git that has not called exec yet
       ::usleep(50'000);
       ::_exit(0);
     }

@@ -14,7 +14,7 @@ using fs::Call;
 
 namespace {
 
-/// Sets a fault hook for one scope.
+/// Sets a fault hook during its lifetime.
 struct Hooked {
   explicit Hooked(std::function<int(Call, const fs::Path&)> hook) {
     fs::set_fault_hook(std::move(hook));
@@ -122,7 +122,7 @@ TEST_CASE("folders are created with their parents and removed with their content
   REQUIRE_THROWS_AS(fs::rename(folder / "other", folder / "moved"), dsv3::Error);
 }
 
-TEST_CASE("mappings contain the file, including an empty one") {
+TEST_CASE("a mapping contains the whole file, even an empty one") {
   TemporaryFolder folder;
   put(folder / "a", "hello");
   fs::Mapping mapping(folder / "a");

@@ -55,7 +55,7 @@ TEST_CASE("errors contain line and column") {
 TEST_CASE("a duplicate key in one object is rejected at its position") {
   REQUIRE(error_of("{\"a\": 1,\n \"b\": {\"a\": 2},\n  \"a\": 3}") ==
           "f.json:3:3: invalid JSON: duplicate key \"a\"");
-  // The same key with different escapes, and with quotes and backslashes in it.
+  // The same key spelled with different escapes, and a key with quotes and backslashes.
   REQUIRE(starts_with(error_of(R"({"a": 1, "\u0061": 2})"), "f.json:1:10: "));
   REQUIRE(starts_with(error_of(R"({"q\\\"": 1, "q\\\"": 2})"), "f.json:1:14: "));
   REQUIRE(error_of(R"({"a": {"x": 1}, "b": {"x": 1}, "c": [{"x": 1}, {"x": 2}]})").empty());

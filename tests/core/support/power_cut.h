@@ -29,21 +29,21 @@ class PowerCut {
     random,    ///< random for every name and file; files may be torn or contain zeros
   };
 
-  /// Everything below `root` counts as synced.
+  /// Everything below `root` initially counts as synced.
   explicit PowerCut(std::filesystem::path root) : root_(std::move(root)) { sync_tree(root_); }
   PowerCut(const PowerCut&) = delete;
   ~PowerCut() {
     for (const auto& [number, inode] : inodes_) ::close(inode.descriptor);
   }
 
-  /// For the fault hook: called before a system call. Thread-safe.
+  /// Records syncs. The fault hook calls this before each system call. Thread-safe.
   void before(dsv3::fs::Call call, const std::filesystem::path& path) {
     if (call != dsv3::fs::Call::sync || !path.string().starts_with(root_.string())) return;
     std::lock_guard lock(mutex_);
     sync(path);
   }
 
-  /// Writes a state of `root` that may survive the power cut to the new folder `into`.
+  /// Simulates the power cut: writes a possible state of `root` after it to the new folder `into`.
   void cut(const std::filesystem::path& into, Unsynced fate, uint64_t seed) {
     std::lock_guard lock(mutex_);
     fate_ = fate;
@@ -126,7 +126,7 @@ class PowerCut {
     if (now == file.content || fate_ == Unsynced::all_data) return now;
     if (fate_ != Unsynced::random || coin()) return file.content;
     if (now.empty() || coin()) return now;
-    // Torn after the synced content, or at any byte if synced content was overwritten.
+    // Tears the file after the synced content, or at any byte if synced content was overwritten.
     const size_t safe = now.starts_with(file.content) ? file.content.size() : 0;
     const size_t whole = safe + random_() % (now.size() - safe);
     return now.substr(0, whole) + std::string(coin() ? 0 : now.size() - whole, '\0');

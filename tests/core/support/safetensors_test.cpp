@@ -108,7 +108,7 @@ TEST_CASE_METHOD(Fixture, "files that follow the format's definition are read") 
   REQUIRE(open("{\"__metadata__\": {\"a\": \"b\"}}", "").empty());
   REQUIRE(open("{" + tensor("t", "F32", "[2]", "[0, 8]") + "}   ", kEight).empty());
   REQUIRE(open("{" + tensor("t", "I64", "[]", "[0, 8]") + "}", kEight).empty());
-  // The header's order may differ from the data's, and empty tensors may be anywhere.
+  // The order in the header may differ from that in the data, and empty tensors may be anywhere.
   REQUIRE(open("{" + tensor("a", "F32", "[1]", "[4, 8]") + "," +
                    tensor("b", "F32", "[1]", "[0, 4]") + "," + tensor("c", "F32", "[0]", "[4, 4]") +
                    "}",
@@ -165,7 +165,7 @@ TEST_CASE_METHOD(Fixture, "tensors that do not match their bytes are rejected") 
   REQUIRE_FALSE(one("F32", "[2]", "[0, 8, 8]").empty());
   REQUIRE_FALSE(one("F32", "[2]", "[-8, 0]").empty());
   REQUIRE_FALSE(one("F32", "[2]", "[0, 8.0]").empty());
-  // Shapes whose product overflows to 8 bytes or to 0.
+  // The sizes of these shapes overflow to 8 bytes and to 0.
   REQUIRE(has(one("F32", "[4611686018427387906]", "[0, 8]"), "too large"));
   REQUIRE(has(one("U8", "[4294967296, 4294967296]", "[0, 0]"), "too large"));
   REQUIRE_FALSE(one("U8", "[18446744073709551615]", "[0, 8]").empty());
@@ -214,7 +214,8 @@ TEST_CASE_METHOD(Fixture, "flipped bits in a header never cause reads outside th
         REQUIRE(copy == kEight.substr(0, view.size));
         total += view.size;
       }
-      // The tensors cover the data; only a name or a dtype of equal size changed.
+      // The tensors cover the data. The flip changed only a name, or a dtype to one of the same
+      // size.
       REQUIRE(total == 8);
     }
   }

@@ -1,5 +1,5 @@
-// Measures the cost of training steps with components loaded from plugins and with the same classes
-// linked into this program, in alternation. Prints JSON.
+// Measures training steps, alternately with components loaded from plugins and with the same
+// classes linked into this program. Prints JSON.
 #include <cstdlib>
 #include <ctime>
 #include <iostream>
@@ -14,7 +14,7 @@
 #include <dsv3/sdk/plugin.h>
 #include <dsv3/support/json.h>
 
-// Includes the plugins, with a different registration function name for each.
+// Includes the plugins' sources and gives each registration function a different name.
 #define dsv3_register_plugin register_mla
 #include "../../../plugins/attention/mla/mla.cpp"
 #undef dsv3_register_plugin
@@ -151,9 +151,9 @@ dsv3::Batch synthetic_batch(const dsv3::Experiment& e) {
   return batch;
 }
 
-// The addresses of a side's tensors affect its speed more than how it is linked. So every block
-// builds both sides, in alternating order. Returns a list of [loaded, linked] times of two steps
-// each, measured in the order loaded, linked, linked, loaded, in which drift cancels.
+// The addresses of a side's tensors affect its speed more than the way it is linked. So every block
+// builds both sides again, in alternating order. Returns a list of [loaded, linked] times of two
+// steps each. The order loaded, linked, linked, loaded cancels drift.
 dsv3::Json block(const dsv3::Experiment& e, dsv3::Plugins& plugins, int rounds, bool loaded_first) {
   const dsv3::StrategyContext context{dsv3::local_communicator(), at::kCPU, at::kFloat};
   Side loaded, linked;

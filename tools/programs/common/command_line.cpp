@@ -23,7 +23,8 @@ void add_declared_flags(const CLI::App& command, std::map<std::string, std::stri
     add_declared_flags(*subcommand, declared);
 }
 
-/// The arguments with each flag spelled as it was declared, in reverse order as CLI11 expects them.
+/// Returns the arguments in reverse order, as CLI11 expects them, with each flag spelled as it was
+/// declared.
 std::vector<std::string> reversed_words(const CLI::App& app, int argc, char** argv) {
   std::map<std::string, std::string> declared;
   add_declared_flags(app, declared);
@@ -76,7 +77,7 @@ std::string invalid_value(const CLI::App& command, const std::string& text) {
   if (matches("(\\S+): (.*) not in \\{(.*)\\}"))
     return "invalid value '" + m.str(2) + "' for " + m.str(1) + "; expected " + m.str(3);
   if (matches("(\\S+): Value (.*) not in range (\\S+) to (\\S+)")) {
-    // An upper bound with an exponent is the largest double.
+    // For a range without an upper bound, CLI11 prints the largest double, which has an exponent.
     const bool positive = m.str(4).find('e') != std::string::npos;
     return "invalid value '" + m.str(2) + "' for " + m.str(1) + "; expected " +
            (positive ? "a positive number" : m.str(3) + " to " + m.str(4));

@@ -1,4 +1,4 @@
-// Reading the command line, for both programs.
+// Command-line parsing for both programs.
 #pragma once
 
 #include <string>
@@ -12,6 +12,6 @@ void add_version_flag(CLI::App& app);
 std::string kebab_case(std::string flag);
 
 /// Parses the command line. Flags may be typed with '-' or '_'. Throws CLI::Success for --help and
-/// --version, dsv3::Error for a usage error; `hint` is added to
-/// messages about unknown flags and commands of `app` itself, not of its subcommands.
+/// --version, and dsv3::Error for a usage error. Appends `hint` to messages about unknown flags and
+/// commands of `app` itself, but not of its subcommands.
 void parse_command_line(CLI::App& app, int argc, char** argv, const std::string& hint = "");

@@ -1,4 +1,4 @@
-// The command line of `dsv3-run`, in its own header because `dsv3 completion` uses it as well.
+// Command line of `dsv3-run`, in a separate header because `dsv3 completion` uses it, too.
 #pragma once
 
 #include <string>
@@ -18,8 +18,9 @@ struct Arguments {
 inline void declare(CLI::App& app, Arguments& a) {
   app.add_option("FILE", a.words, "Experiment file, followed by key=value overrides")
       ->type_name("FILE key=value ...");
-  app.add_flag("--check", a.check,
-               "Check everything that needs no training: configuration, components, paths, device");
+  app.add_flag(
+      "--check", a.check,
+      "Check everything that does not require training: configuration, components, paths, device");
   app.add_flag(
       "--config-only", a.config_only,
       "With --check: skip data, tokenizer files and the GPU, which may be on a different machine");
@@ -27,21 +28,22 @@ inline void declare(CLI::App& app, Arguments& a) {
                "Print the merged experiment with the origin of every value");
   app.add_flag("--dry-run", a.dry_run,
                "Estimate parameters, FLOPs, memory and time without writing anything");
-  app.add_option("--gpu-memory", a.gpu_memory,
-                 "With --dry-run: estimate whether and how the run fits into this much, e.g. 8G")
+  app.add_option(
+         "--gpu-memory", a.gpu_memory,
+         "With --dry-run: estimate whether and how the run fits into this much memory, e.g. 8G")
       ->type_name("SIZE");
   app.add_flag(
       "--debug", a.debug,
-      "Train 50 steps on 4 x 256 synthetic tokens at a constant learning rate; opens no data and "
-      "no tokenizer");
+      "Train 50 steps on 4 x 256 synthetic tokens at a constant learning rate, without opening "
+      "data or a tokenizer");
   app.add_option("--run_name", a.run_name, "Name of a new run")->type_name("NAME");
   app.add_option("--run_id", a.run_id, "Resume this run")->type_name("RUN");
   app.add_option("--resume", a.resume,
                  "auto: resume the run named by --run_name if it exists, else start it")
       ->check(CLI::IsMember({"auto"}));
-  app.add_option("--from", a.from, "Start a new run with the weights of this checkpoint or run")
+  app.add_option("--from", a.from, "Start a new run with the weights from this checkpoint or run")
       ->type_name("PATH");
-  app.add_option("--output", a.output, "Folder for run folders")
+  app.add_option("--output", a.output, "Folder that contains the run folders")
       ->type_name("DIR")
       ->check([](const std::string& folder) {
         return std::string(folder.empty() ? "expected the name of a folder" : "");

@@ -22,8 +22,8 @@ namespace {
 using dsv3::Error;
 using dsv3::ExitCode;
 
-/// config.yaml of the command line, the current folder, or the source tree that contains this
-/// program.
+/// Returns the config.yaml given on the command line, else the one in the current folder, else the
+/// one in the source tree that contains this program.
 std::filesystem::path machine_config(const Arguments& a) {
   if (!a.config.empty()) return a.config;
   const auto program = std::filesystem::read_symlink("/proc/self/exe");
@@ -65,7 +65,7 @@ std::vector<dsv3::Setting> debug_settings() {
       {"train.sequence", int64_t{256}},
       {"train.log_every", int64_t{1}},
       {"validation.every", int64_t{0}},
-      // The experiment's own schedule may warm up for longer than these steps.
+      // The experiment's schedule may warm up for more than these 50 steps.
       {"schedule.plugin", "constant"},
       {"schedule.warmup", int64_t{0}},
       {"validation.batches", int64_t{1}},

@@ -40,7 +40,7 @@ dsv3::ExperimentRequest request_of(const std::string& what, const std::string& c
   return request;
 }
 
-// The last line of a run's metrics that has `key`.
+// Returns the last line of a run's metrics that contains `key`.
 std::optional<double> last_metric(const std::string& run, const std::string& key) {
   std::ifstream file(stdfs::path(run) / "metrics.jsonl");
   std::optional<double> last;
@@ -57,7 +57,7 @@ struct MetricPair {
   double a, b;
 };
 
-// The metrics that both runs recorded.
+// Lists the metrics that both runs recorded.
 std::vector<MetricPair> metrics_of(const CompareArguments& arguments) {
   std::vector<MetricPair> pairs;
   for (const char* name : {"val/loss", "train/loss", "step"}) {
@@ -138,7 +138,7 @@ void compare(const CompareArguments& arguments) {
 void add_compare_commands(CLI::App& app, int&) {
   const auto arguments = std::make_shared<CompareArguments>();
   CLI::App* command = app.add_subcommand(
-      "compare", "Show how two experiments or runs differ, and whether in one factor only");
+      "compare", "Show how two experiments or runs differ, and whether in only one factor");
   command->add_option("A", arguments->a, "Experiment file or run folder")
       ->required()
       ->type_name("PATH");

@@ -42,7 +42,7 @@ struct Choice {
 struct Command {
   std::string path;
   std::vector<Choice> choices;
-  std::string positional;  // what a shell offers for its arguments
+  std::string positional;  // what a shell offers for the command's arguments
 };
 
 void collect(const CLI::App& app, const std::string& path, std::vector<Command>& out) {
@@ -230,7 +230,7 @@ void print_components(const PluginOptions& options) {
 void add_completion_commands(CLI::App& app, int&) {
   const auto plugins = std::make_shared<PluginOptions>();
   CLI::App* group =
-      app.add_subcommand("completion", "Print a script that completes dsv3 and dsv3-run");
+      app.add_subcommand("completion", "Print a shell completion script for dsv3 and dsv3-run");
   group->require_subcommand(1);
   const auto add_script = [&](const char* shell, const char* use, auto generate) {
     group->add_subcommand(shell, std::string("For ") + shell + ": " + use)

@@ -16,7 +16,7 @@ struct PrepareArguments {
   PluginOptions plugins;
 };
 
-/// `name` is `bytes`, or a tokenizer.json for the bpe plugin.
+/// `name` is `bytes`, or the path of a tokenizer.json for the bpe plugin.
 std::shared_ptr<const dsv3::Tokenizer> open_tokenizer(const std::string& name,
                                                       dsv3::Plugins& plugins) {
   dsv3::ComponentSpec spec;
@@ -62,10 +62,12 @@ void add_data_commands(CLI::App& app, int&) {
   command->add_option("--shard-tokens", request.shard_tokens, "Tokens per shard")
       ->capture_default_str()
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
-  command->add_option("--field", request.format.field, "Field of a .jsonl line that holds the text")
+  command
+      ->add_option("--field", request.format.field,
+                   "Name of the .jsonl field that contains the text")
       ->capture_default_str();
   command
-      ->add_option("--documents", request.format.documents, "What ends a document in a .txt file")
+      ->add_option("--documents", request.format.documents, "Where a document ends in a .txt file")
       ->capture_default_str()
       ->check(CLI::IsMember({"blank_line", "line", "file"}));
   arguments->plugins.add_to(*command);

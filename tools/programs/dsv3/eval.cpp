@@ -60,7 +60,7 @@ void check(const CLI::App& command, const dsv3::EvalRequest& request) {
     if (command.count(option) > 0)
       throw dsv3::Error(std::string(option) +
                             " requires --text, --shards or --choices; without them, eval "
-                            "repeats the run's own validation unchanged",
+                            "repeats the run's validation unchanged",
                         dsv3::ExitCode::usage);
 }
 
@@ -73,8 +73,8 @@ void add_eval_commands(CLI::App& app, int&) {
   request.model.keep_threads = true;
   CLI::App* command = app.add_subcommand(
       "eval",
-      "Measure a model's loss, bits per byte and multiple-choice accuracy; by default its loss "
-      "on the validation split of its run");
+      "Measure a model's loss, bits per byte and multiple-choice accuracy; by default, the loss "
+      "on its run's validation split");
   command->add_option("MODEL", a->model, "Run folder, checkpoint or Hugging Face folder")
       ->required()
       ->type_name("PATH");
@@ -85,21 +85,25 @@ void add_eval_commands(CLI::App& app, int&) {
   command->add_option("--choices", request.choices, "Questions in HellaSwag's format (.jsonl)")
       ->type_name("FILE");
   command
-      ->add_option("--documents", request.format.documents, "What ends a document in a .txt file")
+      ->add_option("--documents", request.format.documents, "Where a document ends in a .txt file")
       ->capture_default_str()
       ->check(CLI::IsMember({"blank_line", "line", "file"}));
-  command->add_option("--field", request.format.field, "Field of a .jsonl line that holds the text")
+  command
+      ->add_option("--field", request.format.field,
+                   "Name of the .jsonl field that contains the text")
       ->capture_default_str();
-  command->add_option("--sequence", request.sequence, "Longest input in tokens [the experiment's]")
+  command
+      ->add_option("--sequence", request.sequence,
+                   "Maximum input length in tokens [the experiment's]")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
-  command->add_option("--batch", request.batch, "Rows per forward pass")
+  command->add_option("--batch", request.batch, "Number of rows per forward pass")
       ->capture_default_str()
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
   command
       ->add_option("--limit", request.limit,
-                   "Documents or questions to read from each source [all]")
+                   "Maximum number of documents or questions from each source [all]")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
-  command->add_option("--device", request.model.device, "Device to compute on [as in training]")
+  command->add_option("--device", request.model.device, "Device to run on [as in training]")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   command->add_option("--precision", request.model.precision, "Compute dtype [as in training]")
       ->check(CLI::IsMember({"auto", "fp32", "bf16"}));

@@ -47,8 +47,8 @@ std::vector<std::string> lines_of(std::istream& in) {
   return lines;
 }
 
-/// The prompts: --prompt, the lines of --prompt-file, else standard input as one prompt (with --ids
-/// one per line).
+/// Returns the prompts in --prompt and --prompt-file, which has one per line. If there are none,
+/// reads standard input as one prompt, or with --ids as one prompt per line.
 std::vector<std::string> read_prompts(const Arguments& a) {
   std::vector<std::string> prompts = a.prompts;
   if (!a.prompt_file.empty()) {
@@ -77,7 +77,7 @@ std::vector<int32_t> parse_ids(const std::string& text) {
   std::vector<int32_t> ids;
   for (const Json& id : json) {
     if (!id.is_number_integer() || id < 0 || id > INT32_MAX)
-      reject("invalid token id " + id.dump() + " in a prompt; ids are integers from 0");
+      reject("invalid token id " + id.dump() + " in a prompt; ids are non-negative integers");
     ids.push_back(id.get<int32_t>());
   }
   return ids;
@@ -108,7 +108,7 @@ class Printer {
     return !streams_[i].stopped();
   }
 
-  /// Prints all completed continuations, in the order of the prompts.
+  /// Prints the completed continuations that are next in prompt order.
   void done(size_t i, const dsv3::Continuation& text) {
     if (tokenizer_) add(i, streams_[i].finish());
     done_[i] = text;
@@ -184,9 +184,8 @@ void run(Arguments& a) {
   dsv3::GenerateOptions& options = a.options;
   options.cache = !a.no_cache;
   const bool can = loaded.model->mtp_depth() > 0 && options.cache;
-  if (a.speculate && !can)
-    reject(a.no_cache ? "--speculate requires the cache; remove --no-cache"
-                      : a.path + " has no MTP modules, which --speculate requires");
+  if (a.speculate && a.no_cache) reject("--speculate requires the cache; remove --no-cache");
+  if (a.speculate && !can) reject(a.path + " has no MTP modules, which --speculate requires");
   options.speculate = a.speculation->count() > 0 ? a.speculate : can;
   if (tokenizer) {
     options.ids = tokenizer->vocab_size();
@@ -194,7 +193,8 @@ void run(Arguments& a) {
   }
   const std::vector<std::string> prompts = read_prompts(a);
   const std::vector<dsv3::Prompt> encoded = encode(a, prompts, loaded);
-  std::optional<Printer> printer;  // nothing is printed before generate() has checked the prompts
+  std::optional<Printer> printer;  // created late, so that generate() checks the prompts before
+                                   // anything is printed
   const auto print = [&]() -> Printer& {
     if (!printer) printer.emplace(a, tokenizer, prompts);
     return *printer;
@@ -220,13 +220,13 @@ void add_options(CLI::App& command, Arguments& a) {
       ->capture_default_str();
   command
       .add_option("--temperature", sampling.temperature,
-                  "Sampling temperature; 0 = always the likeliest token")
+                  "Sampling temperature; 0 = always the most likely token")
       ->capture_default_str();
-  command.add_option("--top-k", sampling.top_k, "Sample from the k likeliest tokens; 0 = all")
+  command.add_option("--top-k", sampling.top_k, "Sample from the k most likely tokens; 0 = all")
       ->capture_default_str();
   command
       .add_option("--top-p", sampling.top_p,
-                  "Sample from the likeliest tokens whose probabilities add up to this")
+                  "Sample from the most likely tokens whose probabilities add up to this")
       ->capture_default_str();
   command
       .add_option("--repetition-penalty", sampling.repetition_penalty,
@@ -244,9 +244,9 @@ void add_options(CLI::App& command, Arguments& a) {
   a.speculation = command.add_flag("--speculate,!--no-speculate", a.speculate,
                                    "Draft tokens with the model's MTP modules [on if it has any]");
   command.add_flag("--no-cache", a.no_cache, "Recompute the whole sequence for every token");
-  command.add_option("--batch", a.options.batch, "Prompts to process at once")
+  command.add_option("--batch", a.options.batch, "Number of prompts to process at once")
       ->capture_default_str();
-  command.add_option("--device", a.model.device, "Device to compute on")
+  command.add_option("--device", a.model.device, "Device to run on")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   command.add_option("--precision", a.model.precision, "Compute dtype")

@@ -10,10 +10,10 @@ namespace {
 
 using dsv3::Json;
 
-/// Values that attention caches per token, summed over the main layers.
+/// Number of values that attention caches per token, summed over the main layers.
 struct Cached {
   int64_t layers = 0, values = 0;
-  double multi_head = 0;  ///< the same for multi-head attention with these heads
+  double multi_head = 0;  ///< the same for multi-head attention with the same heads
   int64_t element_bytes = 0;
 };
 
@@ -23,7 +23,7 @@ Cached cached_of(const dsv3::Model& model) {
   for (int64_t i = 0; i < cached.layers; ++i) {
     const dsv3::Attention& layer = *model.attention()[size_t(i)];
     cached.values += layer.cache_values_per_token();
-    // FLOPs are 2 for each feature of each head's key and value.
+    // attention_flops(1) is 2 FLOPs for each feature of each head's key and value.
     cached.multi_head += layer.attention_flops(1) / 2;
   }
   // A cache has the dtype of the embedding, which is the first parameter.
@@ -82,7 +82,7 @@ std::string as_text(const dsv3::GenerateStats& stats, const Cached& cached) {
             " bytes" +
             (stats.drafts.empty()
                  ? ""
-                 : ", and " + std::to_string(stats.mtp_cache_bytes) + " bytes of MTP modules") +
+                 : ", and " + std::to_string(stats.mtp_cache_bytes) + " bytes for MTP modules") +
             "\n";
   for (size_t k = 0; k < stats.drafts.size(); ++k)
     text += "speculation, depth " + std::to_string(k + 1) + ": " +

@@ -5,5 +5,5 @@
 
 #include <dsv3/runtime/generate.h>
 
-/// Lines of text, or one line of JSON.
+/// Returns lines of text, or one line of JSON.
 std::string describe_stats(const dsv3::GenerateStats& stats, const dsv3::Model& model, bool json);

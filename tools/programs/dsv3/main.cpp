@@ -1,4 +1,4 @@
-// `dsv3`: everything around training: plugins, data, models, generation. `dsv3-run` trains.
+// `dsv3`: commands for plugins, data, models and generation. `dsv3-run` trains.
 #include <csignal>
 #include <exception>
 #include <iostream>

@@ -49,7 +49,7 @@ void add_export(CLI::App& app) {
   command
       ->add_option(
           "--format", a->request.format,
-          "Architecture, a plugin of kind format; by default the first that can express the model")
+          "Architecture, a plugin of kind format; by default, the first that can express the model")
       ->type_name("FORMAT");
   command->add_flag("--no-mtp", a->no_mtp, "Leave out multi-token prediction modules");
   command
@@ -110,7 +110,7 @@ void add_logits(CLI::App& app) {
   command->add_option("MODEL", a->model, "Run folder, checkpoint or Hugging Face folder")
       ->required()
       ->type_name("PATH");
-  command->add_option("--tokens", a->tokens, "JSON file with a list of equally long lists of ids")
+  command->add_option("--tokens", a->tokens, "JSON file with a list of id lists of equal length")
       ->required()
       ->type_name("FILE");
   command
@@ -119,7 +119,7 @@ void add_logits(CLI::App& app) {
                    "mtp_logits [depth, B, T, V]")
       ->required()
       ->type_name("FILE");
-  command->add_option("--device", a->request.model.device, "Device to compute on")
+  command->add_option("--device", a->request.model.device, "Device to run on")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   command->add_option("--precision", a->request.model.precision, "Compute dtype")

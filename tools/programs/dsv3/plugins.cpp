@@ -1,4 +1,4 @@
-// dsv3 plugins list | describe. `check` and `new` are in their own files.
+// dsv3 plugins list | describe. `check` and `new` are in separate files.
 #include <algorithm>
 #include <array>
 #include <filesystem>
@@ -13,7 +13,7 @@
 
 namespace {
 
-// Whether a search finds this entry rather than one of an earlier level.
+// Whether a search finds this entry, rather than one from an earlier level.
 bool wins(const dsv3::Plugins& plugins, const dsv3::PluginEntry& entry) {
   return plugins.find_entry(entry.kind, entry.name) == &entry;
 }
@@ -110,7 +110,7 @@ void add_plugins_commands(CLI::App& app, int& exit_code) {
   CLI::App* group = app.add_subcommand("plugins", "List, describe, check and create plugins");
   group->require_subcommand(1);
 
-  CLI::App* list = group->add_subcommand("list", "List every component and short form");
+  CLI::App* list = group->add_subcommand("list", "List all components and their short forms");
   arguments->plugins.add_to(*list);
   list->add_flag("--json", arguments->json, "Print JSON");
   list->callback([arguments] {
@@ -127,7 +127,7 @@ void add_plugins_commands(CLI::App& app, int& exit_code) {
   one->add_option("component", arguments->component, "KIND/NAME, e.g. attention/mla")
       ->required()
       ->type_name("KIND/NAME");
-  one->add_flag("--markdown", arguments->markdown, "Print only the table of options, for a README");
+  one->add_flag("--markdown", arguments->markdown, "Print only the option table, for a README");
   one->callback([arguments] {
     dsv3::Plugins plugins = arguments->plugins.open();
     describe(arguments->component, arguments->markdown, plugins);

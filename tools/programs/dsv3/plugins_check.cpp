@@ -89,7 +89,7 @@ int check(Arguments& arguments) {
 void add_plugins_check(CLI::App& group, int& exit_code) {
   const auto arguments = std::make_shared<Arguments>();
   CLI::App* command =
-      group.add_subcommand("check", "Run all conformance checks of a plugin's components");
+      group.add_subcommand("check", "Run the conformance checks for a plugin's components");
   command
       ->add_option("plugin", arguments->target,
                    "Library (.so), or KIND/NAME of a registered component")
@@ -107,7 +107,7 @@ void add_plugins_check(CLI::App& group, int& exit_code) {
   command->add_option("--only", arguments->request.only, "Run only this check; may be repeated")
       ->type_name("CHECK")
       ->allow_extra_args(false);
-  command->add_option("--timeout", arguments->time_limit, "Seconds that a check may take")
+  command->add_option("--timeout", arguments->time_limit, "Time limit per check, in seconds")
       ->check(CLI::Range(1, 86400))
       ->type_name("S");
   command->add_flag("--json", arguments->json, "Print JSON");

@@ -26,7 +26,7 @@ struct Request {
   throw dsv3::Error(what, dsv3::ExitCode::usage);
 }
 
-/// The name is used for a file, a CMake target and in experiments.
+/// The name becomes a file name and a CMake target, and is used in experiments.
 void check_name(const std::string& name) {
   const auto lower = [](char c) { return c >= 'a' && c <= 'z'; };
   const bool fits = !name.empty() && lower(name[0]) && name.size() <= 64 &&
@@ -35,12 +35,12 @@ void check_name(const std::string& name) {
                     });
   if (!fits)
     reject("invalid plugin name '" + name +
-           "'; use at most 64 lower-case letters, digits and underscores, a letter first, "
+           "'; use at most 64 lower-case letters, digits and underscores, starting with a letter, "
            "e.g. my_attention");
 }
 
-/// Fills in the template's marks: @NAME@, @KIND@, and @kind:other@, which becomes the new plugin's
-/// name if the plugin is of that kind and `other` if not.
+/// Fills in the template's placeholders: @NAME@, @KIND@, and @kind:other@, which becomes the new
+/// plugin's name if the plugin is of that kind, and `other` otherwise.
 std::string filled(const std::string& text, const Request& request) {
   std::string result;
   size_t from = 0;
@@ -58,7 +58,7 @@ std::string filled(const std::string& text, const Request& request) {
     else if (colon != std::string::npos)
       result += mark.substr(0, colon) == request.kind ? request.name : mark.substr(colon + 1);
     else
-      throw dsv3::Error("unknown mark @" + mark + "@ in a template");
+      throw dsv3::Error("unknown placeholder @" + mark + "@ in a template");
     from = close + 1;
   }
 }
@@ -134,13 +134,14 @@ std::string kinds() {
 void add_plugins_new(CLI::App& group) {
   const auto request = std::make_shared<Request>();
   CLI::App* command =
-      group.add_subcommand("new", "Create a plugin: a folder that builds and trains as it is");
+      group.add_subcommand("new", "Create a folder with a plugin that builds and trains as it is");
   command->add_option("kind", request->kind, "Kind of the component")
       ->required()
       ->type_name(kinds());
   command
       ->add_option("name", request->name, "Name of the component in experiments, and of the folder")
       ->required();
-  command->add_option("--output", request->output, "Parent of the new folder [the current folder]");
+  command->add_option("--output", request->output,
+                      "Parent folder of the new plugin [the current folder]");
   command->callback([request] { write_plugin(*request); });
 }

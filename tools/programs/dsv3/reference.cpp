@@ -1,4 +1,4 @@
-// dsv3 reference: docs/reference.md, from the core's schemas.
+// dsv3 reference: prints docs/reference.md, which is generated from the core's schemas.
 #include <array>
 #include <iostream>
 
@@ -14,9 +14,10 @@ struct Row {
 };
 
 constexpr std::array kStructure{
-    Row{"dsv3", "", "version of the experiment format, 1; required in the file that is run"},
+    Row{"dsv3", "",
+        "version of the experiment format, currently 1; required in the file that is run"},
     Row{"extends", "",
-        "files that this one builds on, relative to its folder; later ones override earlier ones"},
+        "base files, relative to this file's folder; later ones override earlier ones"},
     Row{"model.attention", "", "attention: one component, or a list with `layers`"},
     Row{"model.position", "", "positional encoding: one component"},
     Row{"model.feed_forward", "", "feed-forward: one component, or a list with `layers`"},
@@ -26,7 +27,7 @@ constexpr std::array kStructure{
     Row{"data", "", "training data: one component"},
     Row{"data.tokenizer", "", "tokenizer: one component, or null"},
     Row{"tracker", "", "experiment trackers: one component, a list, or null"},
-    Row{"plugin_paths", "", "config.yaml only: folders of registries, relative to that file"},
+    Row{"plugin_paths", "", "config.yaml only: registry folders, relative to that file"},
 };
 
 constexpr std::array kComponentKeys{
@@ -35,8 +36,8 @@ constexpr std::array kComponentKeys{
         "path of a plugin library that is not in any registry, relative to this file"},
     Row{"layers", "", "attention and feed-forward: `3`, `0-1`, or `2-` to the last layer"},
     Row{"role", "",
-        "optimizer: parameters of these roles: matrix, embedding, head, norm, router, bias"},
-    Row{"match", "", "optimizer: parameters whose full name matches this regular expression"},
+        "optimizer: roles of the group's parameters: matrix, embedding, head, norm, router, bias"},
+    Row{"match", "", "optimizer: regular expression for the full names of the group's parameters"},
     Row{"name", "", "optimizer: name of the group in metrics and checkpoints"},
 };
 
@@ -48,11 +49,11 @@ constexpr std::array kMetrics{
         "cross-entropy of the MTP modules, mean over depths, unweighted; only with MTP"},
     Row{"train/grad_norm", "", "norm of the gradient over all parameters, before clipping"},
     Row{"train/skipped", "steps",
-        "1 for a step that `train.not_finite: skip` skipped; otherwise absent"},
+        "1 for a step skipped by `train.not_finite: skip`; otherwise absent"},
     Row{"train/lr/GROUP", "",
         "learning rate of the optimizer group, including the schedule's factor"},
     Row{"moe/load_max/LAYER", "ratio",
-        "tokens of the layer's busiest expert over the mean of its experts; 1 = balanced"},
+        "tokens of the layer's busiest expert divided by the mean over its experts; 1 = balanced"},
     Row{"val/loss", "nats per target", "cross-entropy of the next token on the held-out set"},
     Row{"throughput/tokens_per_s", "tokens/s",
         "training tokens per second since the last line, without validation, samples and "
@@ -60,7 +61,7 @@ constexpr std::array kMetrics{
     Row{"throughput/mfu", "fraction",
         "model FLOPs utilisation: the model's FLOP/s over the GPU's bf16 peak; known GPUs only"},
     Row{"data/wait_fraction", "fraction",
-        "share of the time since the last line spent waiting for data"},
+        "fraction of the time since the last line that was spent waiting for data"},
     Row{"memory/peak_bytes", "bytes", "peak resident memory of the process since its start"},
 };
 
@@ -83,13 +84,14 @@ void print_reference() {
                "not edit. "
                "`dsv3 reference` prints the same.\n\n## Structure\n\n";
   print_table("key", kStructure, false);
-  std::cout << "\n## Keys of a component\n\nBesides the plugin's own options:\n\n";
+  std::cout << "\n## Component keys\n\nBesides the plugin's own options:\n\n";
   print_table("key", kComponentKeys, false);
   for (const auto& [section, schema] : dsv3::core_sections())
     std::cout << "\n## " << (section.empty() ? "Top level" : "`" + section + "`") << "\n\n"
               << dsv3::options_table(schema, true);
   std::cout
-      << "\n## Metrics\n\nLines of `metrics.jsonl` hold `step`, `tokens` (training tokens so far), "
+      << "\n## Metrics\n\nLines of `metrics.jsonl` contain `step`, `tokens` (training tokens so "
+         "far), "
          "`time` "
          "(seconds since 1970) and, every\n`train.log_every` steps and after a validation:\n\n";
   print_table("metric", kMetrics, true);
@@ -98,6 +100,7 @@ void print_reference() {
 }  // namespace
 
 void add_reference_command(CLI::App& app, int&) {
-  app.add_subcommand("reference", "print every key of the core and every metric as Markdown")
+  app.add_subcommand("reference",
+                     "Print every configuration key of the core and every metric as Markdown")
       ->callback([] { print_reference(); });
 }

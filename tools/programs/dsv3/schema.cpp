@@ -42,7 +42,7 @@ void add_schema_commands(CLI::App& app, int&) {
   schema->add_option("--output", arguments->output, "File to write instead of standard output")
       ->type_name("FILE");
   schema->add_flag("--partial", arguments->partial,
-                   "Require no key, for files that other files extend");
+                   "Make all keys optional, for files that other files extend");
   arguments->plugins.add_to(*schema);
   schema->callback([arguments] { print_schema(*arguments); });
 }

@@ -13,30 +13,30 @@ struct Difference {
   std::string key;                 ///< dotted path: "model.attention.heads"
   std::string a, b;                ///< values as YAML
   std::string a_origin, b_origin;  ///< "file:line:col", "default" ...; empty for an absent key
-  std::string factor;  ///< slot that the key belongs to; empty = none (name, seed, output ...)
+  std::string factor;  ///< factor that the key belongs to; empty = none (name, seed, output ...)
 };
 
 struct Comparison {
-  std::vector<Difference> differences;  ///< in the order of keys
+  std::vector<Difference> differences;  ///< in the order of the experiment's keys
   std::vector<std::string> factors;     ///< without repetitions
   /// "same experiment", "one factor: ...", "3 factors: ...".
   std::string verdict() const;
 };
 
-/// Compares two resolved experiments, including defaults. A different component is one factor
-/// together with all its options. Any other key is its own factor, except keys that only name,
-/// repeat, observe or store a run.
+/// Compares two resolved experiments, including defaults. A replaced component counts as one factor
+/// together with all its options. Every other key is a factor by itself, except keys that only
+/// affect a run's name, seed, monitoring or storage.
 Comparison compare_experiments(const Experiment& a, const Experiment& b);
 
 /// Keys whose values differ between two resolved experiments, without factors.
 std::vector<Difference> differences(const Resolved& a, const Resolved& b);
 
-/// The untyped values of a resolved experiment stored as YAML.
+/// Parses a resolved experiment stored as YAML, without checking the types of its values.
 Resolved read_resolved(const std::string& yaml);
 
 /// Lists the keys below `section` (empty = all) whose values differ between two resolved
-/// experiments, one per line: "\n model.hidden: 32 in the run, 64 now". `in_a` and `in_b` follow
-/// the values.
+/// experiments, one per line: "\n model.hidden: 32 in the run, 64 now". `in_a` and `in_b` are the
+/// suffixes after the values (here "in the run" and "now").
 std::string difference_lines(const Resolved& a, const Resolved& b, const std::string& in_a,
                              const std::string& in_b, const std::string& section = "");
 

@@ -11,7 +11,7 @@
 
 namespace dsv3 {
 
-/// Provides component schemas to the checker. Programs use `Plugins`, tests a table.
+/// Provides component schemas to the checker. Programs use `Plugins`; tests use a table.
 class Catalog {
  public:
   virtual ~Catalog();
@@ -19,7 +19,8 @@ class Catalog {
   virtual const Schema* schema(Kind kind, const std::string& name, const std::string& library) = 0;
   /// YAML that an alias stands for, e.g. optimizer "muon"; empty = no such alias.
   virtual std::string alias(Kind kind, const std::string& name) const = 0;
-  /// Known component names and aliases of the kind, for "did you mean" and for options of siblings.
+  /// Known component names and aliases of the kind, used for "did you mean" and to recognise
+  /// options of other components.
   virtual std::vector<std::string> names(Kind kind) const = 0;
   /// The paths that were searched for names, for error messages.
   virtual std::string searched() const = 0;
@@ -27,12 +28,12 @@ class Catalog {
 
 /// Machine defaults that are needed before plugins can be found.
 struct MachineConfig {
-  std::vector<std::string> plugin_paths;  ///< relative ones resolved against the file's folder
+  std::vector<std::string> plugin_paths;  ///< absolute, or relative to the current folder
   std::string output;                     ///< folder for run folders; empty = not set
   std::string file;                       ///< empty = no file was read
 };
 
-/// All errors of an experiment; what() contains one block for each.
+/// All errors in an experiment. what() contains one block for each.
 class ConfigError : public Error {
  public:
   ConfigError(const std::string& text, int count) : Error(text, ExitCode::usage), count(count) {}
@@ -40,22 +41,22 @@ class ConfigError : public Error {
   int count;
 };
 
-/// A value set by a program rather than by a file or the user's command line.
+/// A value set by a program rather than by a file or the command line.
 struct Setting {
   std::string path;   ///< "data.tokenizer.file"; std::monostate as `value` removes a component
   OptionValue value;  ///< taken literally, so a string may contain any character
   std::string label;  ///< name of the layer, printed as the origin: "--debug", "sweep point"
 };
 
-/// What to load. Layers from the lowest to the highest: defaults, `machine_config`, files that the
-/// experiment extends, the experiment, `settings` (consecutive settings with the same label form
-/// one layer), the command line.
+/// What to load. Layers, from lowest to highest precedence: defaults, `machine_config`, files that
+/// the experiment extends, the experiment, `settings` (consecutive settings with the same label
+/// form one layer), the command line.
 struct ExperimentRequest {
   std::filesystem::path file;
   /// The experiment's YAML if it is stored inside another file, such as a checkpoint's manifest.
   /// Errors then name `file`, and relative paths start at its folder.
   std::string text;
-  bool stored = false;                   ///< a resolved experiment of a run or checkpoint
+  bool stored = false;                   ///< true = a resolved experiment from a run or checkpoint
   std::filesystem::path machine_config;  ///< config.yaml; empty = none
   std::vector<Setting> settings;
   std::vector<std::string> command_line;  ///< key=value, in order
@@ -64,10 +65,11 @@ struct ExperimentRequest {
 /// Reads only the settings needed to find plugins.
 MachineConfig read_machine_config(const std::filesystem::path& file);
 
-/// Reads, merges and checks. Throws ConfigError with every error found.
+/// Reads, merges and checks an experiment. Throws a ConfigError that lists every error.
 Experiment load_experiment(const ExperimentRequest& request, Catalog& catalog);
 
-/// The core's own sections of an experiment by path, outer sections first. "" is the top level.
+/// The experiment sections that the core defines, by path, outer sections first. "" is the top
+/// level.
 const std::vector<std::pair<std::string, Schema>>& core_sections();
 
 }  // namespace dsv3

@@ -24,8 +24,8 @@ struct ExportResult {
 };
 
 /// Writes config.json, generation_config.json, safetensors, the tokenizer's files and dsv3.json.
-/// Removes them again on error. Throws dsv3::Error: ExitCode::usage, with the reason of each
-/// format, when no format can express the model.
+/// Removes them again on error. Throws dsv3::Error (ExitCode::usage) with each format's reasons if
+/// no format can express the model.
 ExportResult export_model(const ExportRequest& request, Plugins& plugins);
 
 /// Writes the model of a Hugging Face folder as a checkpoint, with an experiment.yaml for training

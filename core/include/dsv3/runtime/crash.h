@@ -5,12 +5,13 @@
 
 namespace dsv3 {
 
-/// While such an object exists, a process that crashes with a fault signal (SIGSEGV, SIGBUS,
-/// SIGFPE, SIGILL, SIGABRT), std::terminate, or exit() inside a component prints one line to stderr
-/// with the component, the optimizer step, the component's origin and its library, and writes the
-/// same message to the run's status.json. The signal keeps its effect (core dump, exit status).
-/// exit() and quick_exit() end with ExitCode::plugin instead of their argument. _exit() cannot be
-/// intercepted. Construct it in main, on the thread that trains, before plugins are loaded.
+/// While an object of this class exists, a process that crashes with a fault signal (SIGSEGV,
+/// SIGBUS, SIGFPE, SIGILL, SIGABRT), std::terminate, or exit() inside a component prints one line
+/// to stderr with the component, the optimizer step, the component's origin and its library, and
+/// writes the same message to the run's status.json. The signal keeps its effect (core dump, exit
+/// status). exit() and quick_exit() then use ExitCode::plugin instead of the exit code passed to
+/// them. _exit() cannot be intercepted. Construct it in main, on the thread that trains, before
+/// plugins are loaded.
 class CrashReports {
  public:
   CrashReports();

@@ -17,24 +17,24 @@
 
 namespace dsv3 {
 
-/// Reads batches from a Data on its own thread. Only one thread may use a Loader.
+/// Reads batches from a Data on a background thread. Only one thread may use a Loader.
 class Loader {
  public:
-  /// `context`: what `data` was constructed with; every batch is checked against it. `depth`:
-  /// number of batches to load ahead; 0 = load in next(), without a thread (validation).
+  /// `context`: the context that `data` was constructed with; every batch is checked against it.
+  /// `depth`: number of batches to load ahead; 0 = load in next(), without a thread (validation).
   Loader(std::shared_ptr<Data> data, DataContext context, int64_t depth = 4);
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;
 
-  /// Returns the next batch. At the end of the stream and in every later call its tokens are
-  /// undefined. If the Data threw, returns the batches before the error first, then throws the same
-  /// error in every call until load_state().
+  /// Returns the next batch, or a batch with undefined tokens at the end of the stream and in every
+  /// later call. If the Data threw, first returns the batches before the error, then throws the
+  /// same error in every call until load_state().
   Batch next();
-  /// The position after the last batch that next() returned; batches loaded ahead do not count.
+  /// The position after the last batch that next() returned. Does not include batches loaded ahead.
   const Json& state() const { return state_; }
-  /// Continues from a saved position. Drops batches loaded ahead and pending errors.
+  /// Resumes from a saved position. Drops batches loaded ahead and pending errors.
   void load_state(const Json& state);
-  /// Seconds that next() has waited since construction.
+  /// Total seconds that next() has spent waiting since construction.
   double wait_seconds() const { return wait_seconds_; }
 
  private:
@@ -62,7 +62,7 @@ class Loader {
 
 /// Arguments of `dsv3 data prepare`.
 struct PrepareRequest {
-  std::vector<std::string> inputs;  ///< text files and folders of them
+  std::vector<std::string> inputs;  ///< text files, and folders of text files
   TextFormat format;
   std::filesystem::path out;  ///< folder to create; must not exist or must be empty
   int64_t shard_tokens =
@@ -75,10 +75,10 @@ struct PrepareResult {
   uint64_t text_bytes = 0;
 };
 
-/// Tokenizes text into shards that the `tokens` data plugin reads. It writes a temporary folder
-/// next to `out` and renames it, so the result is complete or absent. Documents keep their order
-/// and the hash that splits them, so training on shards sees the same rows as training on the text.
-/// Throws dsv3::Error (ExitCode::data).
+/// Tokenizes text into shards that the `tokens` data plugin reads. Writes to a temporary folder
+/// next to `out` and renames it, so the result is either complete or absent. The shards preserve
+/// the order of documents and the hashes that select the validation split, so training on shards
+/// uses the same rows as training on the text. Throws dsv3::Error (ExitCode::data).
 PrepareResult prepare_tokens(const PrepareRequest& request);
 
 /// Describes a token file, or each token file in a folder, one per line. Throws for damaged files.

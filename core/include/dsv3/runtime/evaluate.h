@@ -6,13 +6,13 @@
 
 namespace dsv3 {
 
-/// Arguments of `dsv3 eval`. Without text, shards and choices, it evaluates on the validation split
+/// Arguments of `dsv3 eval`. Without text, shards or choices, it evaluates on the validation split
 /// of the experiment that trained the model, exactly as training does.
 struct EvalRequest {
   LoadRequest model;
-  std::vector<std::string> text;     ///< text files and folders of them, one score each
-  std::vector<std::string> shards;   ///< token files and folders of them, one score each
-  std::vector<std::string> choices;  ///< .jsonl files in HellaSwag's format, one score each
+  std::vector<std::string> text;     ///< text files, and folders of text files; one score each
+  std::vector<std::string> shards;   ///< token files, and folders of token files; one score each
+  std::vector<std::string> choices;  ///< .jsonl files in HellaSwag's format; one score each
   TextFormat format;                 ///< of `text`
   int64_t sequence = 0;              ///< T, maximum input length in tokens; 0 = the experiment's
   int64_t batch = 8;                 ///< rows of T tokens per forward pass
@@ -21,7 +21,7 @@ struct EvalRequest {
 
 /// Cross-entropy on documents. As in training, a document consists of its tokens followed by the
 /// end-of-text id, cut into windows of T predictions. Each window starts with the last token of the
-/// previous one, which is all that it sees of it. So every token after a document's first is
+/// previous window, without any earlier context. So every token after a document's first is
 /// predicted once, and a document's loss depends only on the document and T. (The validation split
 /// is one pass over packed rows, as in training.)
 struct TextScore {
@@ -29,8 +29,8 @@ struct TextScore {
   std::optional<int64_t> documents;  ///< absent for packed rows
   int64_t tokens = 0;                ///< predicted tokens, including end-of-text ids
   double nats = 0;                   ///< their cross-entropy
-  /// Bytes of the predicted text: the whole document except for its first token. End-of-text ids
-  /// have no bytes. Absent without a tokenizer.
+  /// Number of bytes in the predicted text, which is the whole document except its first token.
+  /// End-of-text ids have no bytes. Absent without a tokenizer.
   std::optional<int64_t> bytes;
   double text_nats = 0;  ///< cross-entropy of the predicted tokens without end-of-text ids
 
@@ -41,9 +41,10 @@ struct TextScore {
 /// One question and the likelihoods of its endings.
 struct Question {
   int64_t label = 0;
-  std::vector<double> log_likelihoods;  ///< nats of each ending after the context
+  std::vector<double> log_likelihoods;  ///< log-likelihood of each ending given the context, in
+                                        ///< nats
   std::vector<int64_t> bytes;           ///< length of each ending, without the space before it
-  /// Index of the most likely ending. `normalised`: by log-likelihood per byte.
+  /// Index of the most likely ending. If `normalised`, compares log-likelihoods per byte.
   size_t choice(bool normalised) const;
 };
 
@@ -51,7 +52,7 @@ struct ChoiceScore {
   std::string source;
   std::vector<Question> questions;
   int64_t truncated =
-      0;  ///< number of endings whose context was truncated at its start to fit T tokens
+      0;  ///< number of endings whose context was truncated at the start to fit into T tokens
   double accuracy(bool normalised) const;
 };
 
@@ -63,8 +64,8 @@ struct Evaluation {
   std::vector<ChoiceScore> choices = {};
 };
 
-/// Throws dsv3::Error: ExitCode::data for invalid, missing or empty inputs and for ids outside the
-/// vocabulary, ExitCode::usage if text is given but the model has no tokenizer.
+/// Throws dsv3::Error, with ExitCode::data for invalid, missing or empty inputs and for ids outside
+/// the vocabulary, and with ExitCode::usage if text is given but the model has no tokenizer.
 Evaluation evaluate(const EvalRequest& request, Plugins& plugins);
 
 /// The whole evaluation as one JSON object. Non-finite numbers are written as by number_to_json.
@@ -76,10 +77,10 @@ struct LogitsRequest {
   std::filesystem::path out;     ///< safetensors to write
 };
 
-/// Writes a model's `logits` fp32 [B, T, V] and, when it has MTP modules, `mtp_logits` fp32 [depth,
+/// Writes a model's `logits` fp32 [B, T, V] and, if it has MTP modules, `mtp_logits` fp32 [depth,
 /// B, T, V]: module k's logits at position t predict token t + k + 2; they are NaN at the last k +
 /// 1 positions of a row, whose input tokens are unknown. Returns a description of the shapes.
-/// Throws dsv3::Error: ExitCode::usage for ids outside the vocabulary.
+/// Throws dsv3::Error (ExitCode::usage) for ids outside the vocabulary.
 std::string write_logits(const LogitsRequest& request, Plugins& plugins);
 
 }  // namespace dsv3

@@ -12,15 +12,16 @@
 
 namespace dsv3 {
 
-/// The origin of a value: a position in a file, or a layer such as "command line" or "default".
+/// The origin of a value: a location in a file, or a layer such as "command line" or "default".
 struct Origin {
   std::string source;        ///< file name, or the layer's label
   int line = 0, column = 0;  ///< 1-based; line 0 = not in a file
-  /// Text of a layer that is not a file, such as "train.steps=7". `column` refers to it.
+  /// Source text of a layer that is not a file, such as "train.steps=7". `column` refers to it.
   std::string setting = {};
 
   std::string text() const;       ///< "file:line:col" or the label
-  std::string full_text() const;  ///< the same, or "command line: train.steps=7"
+  std::string full_text() const;  ///< like text(), but with the setting if there is one: "command
+                                  ///< line: train.steps=7"
 };
 
 /// One value of a resolved experiment, which includes defaults.
@@ -29,7 +30,8 @@ struct ResolvedValue {
   OptionValue value;  ///< std::monostate = unset
   Origin origin;
   /// YAML to write in place of the value: a keyword such as `auto`, or text with ${env:NAME},
-  /// because an environment variable is never stored or printed. Empty = write the value itself.
+  /// because the values of environment variables are never stored or printed. Empty = write the
+  /// value itself.
   std::string written = {};
 
   /// The value on one line, as YAML.
@@ -44,22 +46,22 @@ struct Resolved {
   const ResolvedValue* find(const std::string& path) const;
   /// Replaces the value at `path`, which must exist.
   void set(const std::string& path, OptionValue value, Origin origin);
-  /// YAML that loads as an equal experiment. With `origins`, each value has a comment with its
-  /// origin.
+  /// YAML that loads as an identical experiment. With `origins`, each value is followed by a
+  /// comment with its origin.
   std::string yaml(bool origins = false) const;
 };
 
-/// A named component with checked options.
+/// A component's name and checked options.
 struct ComponentSpec {
   Kind kind = Kind::attention;
   std::string plugin;
   OptionValues options;  ///< only those that the experiment sets; the plugin provides the defaults
   std::string library;   ///< absolute path from `library:`, otherwise empty
-  Origin origin;         ///< position of the plugin's name
+  Origin origin;         ///< source location of the plugin's name
   std::string path;      ///< path in the experiment: "model.attention", "optimizer.1"
 };
 
-/// A component for layers first..last (inclusive). MTP modules repeat the last layer's.
+/// A component for layers first..last (inclusive). MTP modules use the last layer's component.
 struct LayerRange {
   int64_t first = 0, last = 0;
   ComponentSpec component;
@@ -80,7 +82,8 @@ struct NormOptions {
 };
 struct LossOptions {
   double z = 0;                  ///< weight of log(Z)^2
-  std::optional<int64_t> chunk;  ///< rows of logits in memory at once; unset = the operator chooses
+  std::optional<int64_t> chunk;  ///< number of rows of logits in memory at once; unset = chosen by
+                                 ///< the operator
   static void describe(OptionSchema<LossOptions>& s);
 };
 struct InitOptions {
@@ -90,16 +93,16 @@ struct InitOptions {
 struct MtpOptions {
   int64_t depth = 0;
   double weight = 0.3;
-  std::string input = "normed";  ///< hidden states after (normed) or before (raw) their final norm
+  std::string input = "normed";  ///< hidden states after (normed) or before (raw) the final norm
   std::string concat = "embedding_first";  ///< embedding_first | hidden_first
   std::string denominator =
-      "main";  ///< number of valid targets that divides a depth's loss: main | own
+      "main";  ///< whose number of valid targets divides a depth's loss: main | own
   static void describe(OptionSchema<MtpOptions>& s);
 };
 struct TrainOptions {
-  std::optional<int64_t> steps, tokens;  ///< exactly one is set
+  std::optional<int64_t> steps, tokens;  ///< exactly one of them is set
   int64_t batch = 8;
-  std::optional<int64_t> micro_batch;  ///< unset = a rank's whole share of the batch
+  std::optional<int64_t> micro_batch;  ///< unset = all rows of the batch on a rank
   int64_t sequence = 256;
   double clip = 1.0;               ///< 0 = off
   std::string precision = "auto";  ///< auto | fp32 | bf16
@@ -131,7 +134,8 @@ struct CheckpointOptions {
   static void describe(OptionSchema<CheckpointOptions>& s);
 };
 
-/// One optimizer group, in the experiment's order. The first group that matches owns a parameter.
+/// One optimizer group, in the experiment's order. A parameter belongs to the first group that
+/// matches it.
 struct OptimizerGroup {
   std::string name;                ///< unique; by default derived from plugin and roles
   std::vector<std::string> roles;  ///< empty = every role
@@ -156,18 +160,19 @@ struct Experiment {
   SamplesOptions samples;
   CheckpointOptions checkpoint;
   std::vector<ComponentSpec> tracker;
-  /// Components of kinds without a field above.
+  /// Components of kinds that have no field above.
   std::map<Kind, std::vector<ComponentSpec>> others;
-  std::string output = "runs";  ///< machine default: folder of run folders
+  std::string output = "runs";  ///< machine default: folder that contains the run folders
   std::string log_level = "info";
-  std::string hub_endpoint;  ///< machine default: address of the hub
+  std::string hub_endpoint;  ///< machine default: URL of the Hugging Face hub
   /// "<kind>.<plugin>.<option>" or the core's path -> value, including defaults:
-  /// "position.rope.layout" -> "interleaved", "model.norm.place" -> "pre". For a second component
-  /// of the same plugin with a different value, the key also contains its position:
+  /// "position.rope.layout" -> "interleaved", "model.norm.place" -> "pre". If another component of
+  /// the same plugin has a different value, its key also contains the layers:
   /// "feed_forward.moe.score (layers 2-11)".
   std::map<std::string, std::string> conventions;
   Resolved resolved;               ///< the merged experiment, including the plugins' defaults
-  std::vector<std::string> notes;  ///< such as options dropped when a layer changed a plugin
+  std::vector<std::string> notes;  ///< e.g. about options dropped because a layer changed the
+                                   ///< plugin
 
   /// The origin of the resolved value at `path`, such as "train.steps" or "optimizer.0.lr";
   /// "default" for a path without a value.

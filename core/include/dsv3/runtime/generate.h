@@ -10,8 +10,9 @@ namespace dsv3 {
 /// Sampling settings, applied in this order: repetition penalty, temperature, top_k, top_p.
 struct Sampling {
   double temperature = 0.8;  ///< 0 = always the most likely token
-  int64_t top_k = 50;        ///< only the k most likely tokens; 0 = all
-  double top_p = 1;  ///< only the most likely tokens whose probabilities add up to this value
+  int64_t top_k = 50;        ///< sample from the k most likely tokens; 0 = all
+  double top_p = 1;  ///< sample from the most likely tokens whose probabilities add up to this
+                     ///< value
   /// Divides positive logits of ids that have occurred, and multiplies negative ones; 1 = no
   /// penalty.
   double repetition_penalty = 1;
@@ -27,13 +28,13 @@ enum class StopReason { length, stop_id, callback };
 struct Continuation {
   std::vector<int32_t> ids;
   StopReason reason = StopReason::length;
-  int32_t stop_id = -1;  ///< the stop id that ended it, or -1
+  int32_t stop_id = -1;  ///< stop id that ended the continuation, or -1
 };
 
 struct GenerateOptions {
   Sampling sampling;
   int64_t tokens = 64;                 ///< maximum number of new ids per prompt
-  std::vector<int32_t> stop_ids = {};  ///< end the continuation and are not part of it
+  std::vector<int32_t> stop_ids = {};  ///< ids that end the continuation and are not part of it
   int64_t ids = 0;                     ///< sample only ids below this; 0 = the model's vocabulary
   bool speculate = false;              ///< draft with the model's MTP modules, if it has any
   bool cache = true;                   ///< false: recompute the whole sequence for every token
@@ -47,15 +48,16 @@ struct GenerateOptions {
 
 struct GenerateStats {
   int64_t prompt_tokens = 0, new_tokens = 0;
-  int64_t forwards = 0;       ///< forward passes of the main model, excluding prompts
-  double prompt_seconds = 0;  ///< processing prompts
-  double seconds = 0;         ///< producing new tokens
-  int64_t cache_tokens = 0;   ///< largest number of tokens in the main layers' caches
-  int64_t cache_bytes = 0;  ///< bytes of these tokens in all layers: tokens * values * element size
-  int64_t mtp_cache_bytes = 0;  ///< bytes in the caches of the MTP modules at that time
-  /// Verified drafts per MTP depth. Drafts after a rejected one are not verified.
+  int64_t forwards = 0;         ///< forward passes of the main model, excluding prompts
+  double prompt_seconds = 0;    ///< processing prompts
+  double seconds = 0;           ///< producing new tokens
+  int64_t cache_tokens = 0;     ///< largest number of tokens in the main layers' caches
+  int64_t cache_bytes = 0;      ///< size of these tokens in all layers, in bytes: tokens * values *
+                                ///< element size
+  int64_t mtp_cache_bytes = 0;  ///< size of the MTP modules' caches at that time, in bytes
+  /// Number of verified drafts per MTP depth. Drafts after a rejected one are not verified.
   std::vector<int64_t> drafts;
-  std::vector<int64_t> accepted;  ///< verified drafts that were accepted
+  std::vector<int64_t> accepted;  ///< number of verified drafts that were accepted
 };
 
 struct Generation {
@@ -63,19 +65,20 @@ struct Generation {
   GenerateStats stats;
 };
 
-/// Continues all `prompts`. Speculation does not change the distribution of the continuations
-/// (Leviathan et al., arXiv 2211.17192), nor the continuations themselves when temperature is 0.
-/// Throws dsv3::Error (ExitCode::usage) for an empty prompt, invalid ids and invalid options.
+/// Continues all `prompts`. Speculative decoding does not change the distribution of the
+/// continuations (Leviathan et al., arXiv 2211.17192), nor the continuations themselves when
+/// temperature is 0. Throws dsv3::Error (ExitCode::usage) for an empty prompt, invalid ids and
+/// invalid options.
 Generation generate(Model& model, const std::vector<Prompt>& prompts,
                     const GenerateOptions& options);
 
-/// Incremental detokenization: valid UTF-8 (U+FFFD replaces other bytes) in whole characters, and
-/// nothing from a stop string onwards.
+/// Incremental detokenization. Returns only complete UTF-8 characters, with U+FFFD for other bytes,
+/// and nothing from a stop string on.
 class TextStream {
  public:
   /// Stores a reference to `tokenizer`. Throws dsv3::Error for an empty stop string.
   TextStream(const Tokenizer& tokenizer, std::vector<std::string> stops);
-  /// Adds a token and returns the text that later tokens cannot change.
+  /// Adds a token and returns the new text that later tokens cannot change.
   std::string add(int32_t id);
   /// Whether a stop string was found.
   bool stopped() const { return stopped_; }

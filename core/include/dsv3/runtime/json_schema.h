@@ -14,8 +14,9 @@ struct JsonSchema {
   std::vector<std::string> skipped;  ///< one line for each plugin that could not be loaded
 };
 
-/// The schema of the core's sections and of the options of every plugin that `plugins` finds; loads
-/// all of them. `partial`: for a base file of other experiments, where any key may be missing.
+/// Returns a schema of the core's sections and the options of every plugin that `plugins` finds.
+/// Loads all these plugins. With `partial`, any key may be missing, as in a base file that other
+/// experiments extend.
 JsonSchema experiment_schema(Plugins& plugins, bool partial);
 
 }  // namespace dsv3

@@ -1,4 +1,4 @@
-// Destinations of log lines. Programs configure them; log lines are written with dsv3/sdk/log.h.
+// Log destinations. Programs configure them; log lines are written with dsv3/sdk/log.h.
 #pragma once
 
 #include <filesystem>
@@ -20,14 +20,14 @@ void close_log_file();
 /// dsv3::Error (ExitCode::usage) for other names.
 void set_log_level(const std::string& name);
 
-/// Hooks for a one-line progress display. `before` clears it before a log line is written, `after`
-/// redraws it. They are called on the thread that logs, one line at a time, and must not log. Pass
-/// {} to remove the hooks.
+/// Hooks for a one-line progress display. `before` clears the display before a log line is written,
+/// and `after` redraws it. They are called on the thread that logs, one line at a time, and must
+/// not log. Pass {} to remove the hooks.
 void set_progress_hooks(std::function<void()> before, std::function<void()> after);
 
-/// Formats an error as programs print it: with the prefix "error: ", unless it is a checker's
-/// message, which contains "error: " after its own positions. Each line with a position,
-/// FILE:LINE:COLUMN, is followed by that line of the file with a caret.
+/// Formats an error as programs print it: with the prefix "error: ", unless it is a configuration
+/// error, which already contains "error: " after each location. Adds the source line and a caret
+/// below each line that contains a location, FILE:LINE:COLUMN.
 std::string error_text(const std::string& what);
 
 }  // namespace dsv3

@@ -7,11 +7,11 @@
 
 namespace dsv3 {
 
-/// Replaces `auto` in train.device, train.precision and train.threads by this machine's values, so
-/// that a resumed run uses the same ones.
+/// Replaces `auto` in train.device, train.precision and train.threads with this machine's values,
+/// so that a resumed run uses the same ones.
 void resolve_machine(Experiment& experiment);
 
-/// Replaces `auto` in the device, precision and threads of `experiment` by the values of `run`.
+/// Replaces `auto` in the device, precision and threads of `experiment` with the values from `run`.
 void resolve_machine_as(Experiment& experiment, const Experiment& run);
 
 /// Changes train.device and train.precision. An empty argument leaves a setting unchanged. `label`

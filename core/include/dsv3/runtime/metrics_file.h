@@ -10,7 +10,7 @@
 namespace dsv3 {
 
 /// Formats an event as a line, including the newline: {"step": 10, "tokens": 81920, "time":
-/// 1764000000.123, "train/loss": 5.1, ...}. Numbers read back as the same double. NaN and
+/// 1764000000.123, "train/loss": 5.1, ...}. Parsing a number returns the same double. NaN and
 /// infinities are written as by number_to_json.
 std::string metrics_line(const Event& event);
 
@@ -22,9 +22,9 @@ class MetricsFile {
   explicit MetricsFile(std::filesystem::path path);
 
   /// Appends a line and sets `event.id` to its number, from 0. Returns false and writes nothing if
-  /// a resumed run repeats a step whose line exists: for steps before the last one, and at the last
-  /// step for events whose first metric the file has (training and validation may each write a line
-  /// for the same step).
+  /// a resumed run repeats an event that is already in the file. An event is a repetition if its
+  /// step is before the last one, or if it is at the last step and one of that step's lines starts
+  /// with the same metric (training and validation may each write a line for the same step).
   bool append(Event& event);
   /// Calls fsync. Call it before a checkpoint is saved, so that no line is lost in a power cut.
   void sync();
@@ -36,9 +36,10 @@ class MetricsFile {
   void reopen();
 
   std::filesystem::path path_;
-  std::optional<fs::Writer> writer_;  // empty after a failed write: reopen() removes its torn line
+  std::optional<fs::Writer> writer_;  // empty after a failed write, until reopen() removes the torn
+                                      // line
   int64_t last_step_ = -1, lines_ = 0;
-  std::set<std::string> at_last_step_;  // first metrics of the last step's lines
+  std::set<std::string> at_last_step_;  // first metric of each line for the last step
 };
 
 }  // namespace dsv3

@@ -10,24 +10,26 @@
 
 namespace dsv3 {
 
-/// Divisors for the loss of a training micro-batch, equal for all micro-batches of a step.
+/// Divisors for the loss of a training micro-batch, identical for all micro-batches of a step.
 struct LossScale {
-  double main_targets = 1;  ///< valid main targets of the step, over all ranks and micro-batches
-  std::vector<double> mtp_targets;  ///< valid targets of each MTP depth
+  double main_targets = 1;  ///< number of valid main targets in the step, over all ranks and
+                            ///< micro-batches
+  std::vector<double> mtp_targets;  ///< number of valid targets at each MTP depth
   int64_t sequences = 1;            ///< number of rows in the step
 };
 
 /// Number of valid targets in one micro-batch: for the main model, then for each MTP depth.
 std::vector<int64_t> count_targets(const Batch& batch, int64_t mtp_depth);
 
-/// Cross-entropy sums over one micro-batch, divided as in LossDivisors; fp32 scalars on device.
+/// Cross-entropy sums over one micro-batch, divided as described in LossScale; fp32 scalars on
+/// device.
 struct LossParts {
   at::Tensor total;  ///< differentiable: main + weighted MTP (+ z)
   at::Tensor main;   ///< detached, without z
   at::Tensor mtp;    ///< detached mean over depths, unweighted; undefined without MTP
 };
 
-/// New tokens of a batch of sequences, row by row, without padding.
+/// New tokens for a batch of sequences, row by row, without padding.
 struct NewTokens {
   std::vector<int64_t> tokens;     ///< N
   std::vector<int64_t> counts;     ///< number of new tokens in each row, may be 0; their sum is N
@@ -41,7 +43,7 @@ struct Extended {
                       ///< `mtp.input`; undefined if there is no next module
 };
 
-/// Creates a model's components: from plugins in a run, from other classes in tests. Layers from
+/// Creates a model's components: from plugins in a run, from test classes in tests. Layers from
 /// `dims.layers` on belong to MTP modules, which use the last layer's components.
 struct ModelFactory {
   std::function<std::shared_ptr<Attention>(const LayerContext&)> attention;
@@ -67,16 +69,18 @@ class Model {
              const std::function<int(const Parameter&)>& group_of);
 
   /// Forward pass of one training micro-batch up to the loss. If `recompute`, layers do not count
-  /// the batch's tokens, because an earlier forward counted them.
+  /// the batch's tokens, because an earlier forward pass already counted them.
   LossParts loss(const Batch& batch, const LossScale& scale, bool recompute = false);
-  /// Returns the sum of the main cross-entropy over valid targets and their number. No grad.
+  /// Returns the sum of the main cross-entropy over valid targets and the number of valid targets.
+  /// No grad.
   std::pair<double, int64_t> evaluate(const Batch& batch);
-  /// Generation, no grad: appends new tokens to the rows of `caches` (from make_caches), at
-  /// positions after the tokens that a row contains. Does not change the caches of MTP modules.
+  /// Appends new tokens during generation to the rows of `caches` (from make_caches), at the
+  /// positions after each row's existing tokens. Does not change the caches of MTP modules. No
+  /// grad.
   Extended extend(const NewTokens& added, std::vector<KvCache>& caches);
-  /// Generation with MTP module `module` (0 is the first) and its cache: computes the logits of
-  /// token t + module + 2 from token t + module + 1 and `hidden` [N, D] at position t, which comes
-  /// from the previous module (from extend() for the first).
+  /// Appends new tokens during generation to the cache of MTP module `module` (0 is the first).
+  /// Computes the logits of token t + module + 2 from token t + module + 1 and `hidden` [N, D] at
+  /// position t, which comes from the previous module (from extend() for the first). No grad.
   Extended extend_mtp(size_t module, const NewTokens& added, const at::Tensor& hidden,
                       std::vector<KvCache>& caches);
   /// fp32 [B, T] on the host: cross-entropy in nats of `targets` int64 [B, T] (0 where the target
@@ -95,7 +99,7 @@ class Model {
   const std::vector<std::shared_ptr<FeedForward>>& feed_forward() const;  ///< MTP modules last
   int64_t vocab() const;
   int64_t mtp_depth() const;
-  /// Units in the order of adopt(), for estimates.
+  /// Units in the order in which adopt() passes them, for estimates.
   std::vector<UnitSpec> units(const std::function<int(const Parameter&)>& group_of) const;
 
   struct Parts;  ///< internal to core/src/model
@@ -106,7 +110,7 @@ class Model {
 
 /// Fills `tensor` (any device, fp32 or wider) with initial values that depend only on seed, name
 /// and element index (Philox counters). `tensor` contains the parameter's elements from `first` on,
-/// so that a shard gets the same values as in the whole parameter.
+/// so that a shard gets the same values as the corresponding part of the whole parameter.
 void initialise(at::Tensor& tensor, const std::string& name, const Init& init, double default_std,
                 uint64_t seed, int64_t first = 0);
 
@@ -118,7 +122,8 @@ struct ModelFigures {
     double active = 0;
   };
   std::vector<Part> parts;  ///< embedding, attention, feed_forward, norms, head, mtp
-  int64_t total = 0, total_without_embeddings = 0;  ///< "without" also excludes head and MTP
+  int64_t total = 0, total_without_embeddings = 0;  ///< "without_embeddings" also excludes the head
+                                                    ///< and MTP
   double active = 0, active_without_embeddings = 0;
   double flops_per_token = 0;  ///< forward + backward, non-causal attention
   double flops_per_token_causal = 0;

@@ -1,5 +1,5 @@
-// The optimizers of a run: the group that owns each parameter, optimizer state, and checkpointing
-// of state and weights.
+// A run's optimizers: the group that owns each parameter, optimizer state, and checkpointing of
+// state and weights.
 #pragma once
 
 #include <dsv3/runtime/plugins.h>
@@ -10,42 +10,42 @@
 
 namespace dsv3 {
 
-/// An optimizer group of the experiment and its optimizer.
+/// An optimizer group of the experiment with its optimizer.
 struct OptimizerMember {
   OptimizerGroup spec;
   std::shared_ptr<Optimizer> optimizer;
 };
 
-/// Tensors of a checkpoint by key.
+/// A checkpoint's tensors by key.
 using TensorViews = std::map<std::string, safetensors::View>;
 
 class OptimizerSet {
  public:
   /// Creates the experiment's optimizers and assigns each parameter to the first group whose roles
   /// include its role and whose `match`, if set, is found in its full name. Throws dsv3::Error
-  /// (ExitCode::usage), naming groups and parameters, if a group owns no parameter, no group owns a
-  /// parameter, or an optimizer for matrices owns a vector.
+  /// (ExitCode::usage), naming groups and parameters, if a group owns no parameters, a parameter
+  /// belongs to no group, or an optimizer for matrices owns a vector.
   OptimizerSet(const Experiment& experiment, Plugins& plugins, const ParameterStore& store);
-  /// As above, with existing optimizers.
+  /// Like the constructor above, but with existing optimizers.
   OptimizerSet(std::vector<OptimizerMember> members, const std::vector<Parameter>& parameters);
 
   /// Index of the group that owns `parameter`.
   int group_of(const Parameter& parameter) const;
   /// Describes the optimizer that updates a parameter: "optimizer 'adamw' (nano.yaml:15:5)".
   std::string owner_of(const std::string& parameter) const;
-  /// The groups, in the form that Strategy::ready() takes.
+  /// The groups in the form that Strategy::ready() expects.
   std::vector<GroupSpec> specs() const;
 
   /// Creates zeroed state for every range that `strategy` updates on this rank. Call it after
   /// Strategy::ready().
   void bind(Strategy& strategy);
-  /// Applies one update to all groups. `update` counts from 1; `factor` is the schedule's.
+  /// Applies one update to all groups. `update` counts from 1; `factor` comes from the schedule.
   void step(Strategy& strategy, int64_t update, double factor);
 
-  /// The name of each group and its learning rate times `factor`.
+  /// Each group's name and its learning rate times `factor`.
   std::vector<std::pair<std::string, double>> learning_rates(double factor) const;
-  /// A table of the groups: optimizer, learning rate, tensors and parameters. With `verbose`, also
-  /// a line for every parameter: optimizer, learning rate, shape and matrices.
+  /// A table of the groups: optimizer, learning rate, tensors and parameters. With `verbose`, the
+  /// table also has a line for every parameter: optimizer, learning rate, shape and matrices.
   std::string plan(bool verbose = false) const;
   /// Bytes of optimizer state: on this rank after bind(), on a single rank before it.
   int64_t state_bytes() const;
@@ -53,8 +53,8 @@ class OptimizerSet {
   /// Adds the state as "optimizer/<slot>/<parameter>", or ".../<first element>" for a piece of a
   /// parameter. The views point into the returned tensors, which must outlive them.
   [[nodiscard]] std::vector<at::Tensor> save(TensorViews& views) const;
-  /// Overwrites the state of all ranges, bit for bit. Throws dsv3::Error (ExitCode::checkpoint)
-  /// when one is missing or has a different shape or dtype. Ignores other keys.
+  /// Overwrites the state of all ranges, bit for bit. Throws dsv3::Error (ExitCode::checkpoint) if
+  /// one is missing or has a different shape or dtype. Ignores other keys.
   void load(const TensorViews& views);
 
  private:
@@ -71,11 +71,11 @@ class OptimizerSet {
   };
   using RangeKey = std::pair<std::string, int64_t>;  // parameter, first element
 
-  /// Throws when groups and parameters do not match.
+  /// Throws if groups and parameters do not match.
   void check(const std::vector<Parameter>& unowned, const std::vector<bool>& matched) const;
 
   std::vector<OptimizerMember> members_;
-  std::vector<Owned> owned_;             // in order of declaration
+  std::vector<Owned> owned_;             // in declaration order
   std::map<std::string, int> group_of_;  // by parameter name
   std::map<RangeKey, State> states_;
 };

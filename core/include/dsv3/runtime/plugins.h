@@ -15,7 +15,7 @@
 
 namespace dsv3 {
 
-/// One [[plugin]] of a registry.
+/// One [[plugin]] entry in a registry.
 struct PluginEntry {
   Kind kind;
   std::string name, version, status, summary, docs;
@@ -25,7 +25,7 @@ struct PluginEntry {
   size_t level = 0;                ///< index of the search level
 };
 
-/// One [[alias]]: a short form for YAML, e.g. `optimizer: muon`.
+/// One [[alias]] entry: a short form for YAML, e.g. `optimizer: muon`.
 struct Alias {
   Kind kind;
   std::string name;
@@ -36,12 +36,12 @@ struct Alias {
 
 /// A loaded library, as recorded in a run's provenance.
 struct LoadedLibrary {
-  std::string name, version;   ///< name and version in the stamp
+  std::string name, version;   ///< name and version from the stamp
   std::filesystem::path path;  ///< canonical
   std::string sha256;          ///< SHA-256 of the file at load time
 };
 
-/// Folders of registries in search order.
+/// Registry folders in search order.
 using SearchLevels = std::vector<std::vector<std::filesystem::path>>;
 
 /// The default levels: --plugin-path, the paths in config.yaml, DSV3_PLUGIN_PATH (`:` between
@@ -50,24 +50,25 @@ SearchLevels plugin_search_levels(const std::vector<std::string>& command_line,
                                   const std::vector<std::string>& machine_config);
 
 /// Registries in search order, and their libraries. Libraries are never unloaded, and a process
-/// tries to load each only once.
+/// tries to load each library only once.
 class Plugins final : public Catalog {
  public:
   /// Each path is a registry file, a folder of registries (*.toml), or an installation prefix (a
   /// folder with registries/*.toml). The first level that contains a name wins. Two matches on one
   /// level are an error when that name is requested. Throws dsv3::Error (ExitCode::plugin) for a
-  /// path that does not exist and, with file:line:col, for a registry that cannot be read.
+  /// path that does not exist and for a registry that cannot be read; the latter error contains
+  /// file:line:col.
   explicit Plugins(SearchLevels levels);
 
-  /// Finds the component of `spec` and loads its library if necessary. `spec.library` precedes
-  /// every registry. Throws dsv3::Error (ExitCode::plugin): with a suggestion for an unknown name,
-  /// and with every differing stamp field for a library that cannot be loaded.
+  /// Finds the component for `spec` and loads its library if necessary. `spec.library` takes
+  /// precedence over all registries. Throws dsv3::Error (ExitCode::plugin): with a suggestion for
+  /// an unknown name, and with every differing stamp field for a library that cannot be loaded.
   const Registration& find(const ComponentSpec& spec);
-  /// As above, without a YAML position; null = no registry has the name.
+  /// As above, but without a YAML location for errors. Null = no registry has the name.
   const Registration* find_if_known(Kind kind, const std::string& name);
-  /// Null = no such alias.
+  /// Returns null if there is no such alias.
   const Alias* find_alias(Kind kind, const std::string& name) const;
-  /// The component's registry entry; loads nothing. Null = unknown.
+  /// Returns the component's registry entry, or null if it is unknown. Loads nothing.
   const PluginEntry* find_entry(Kind kind, const std::string& name) const;
 
   const std::vector<PluginEntry>& entries() const { return entries_; }
@@ -88,14 +89,15 @@ class Plugins final : public Catalog {
   std::vector<Alias> aliases_;
 };
 
-/// All plugin libraries that this process has loaded, in order of loading.
+/// All plugin libraries that this process has loaded, in load order.
 std::vector<LoadedLibrary> loaded_libraries();
 
 /// Formats the options as a table (key, type, default, allowed values, description): aligned text,
 /// or Markdown for plugins' READMEs.
 std::string options_table(const Schema& schema, bool markdown);
 
-/// An error thrown by the constructor of `spec`'s component, with component and position added.
+/// An error thrown by the constructor of `spec`'s component, with the component and its location
+/// added.
 class ConstructorError : public Error {
  public:
   ConstructorError(ComponentSpec component, const Error& cause);
@@ -108,13 +110,13 @@ class ConstructorError : public Error {
 Kind kind_from_name(const std::string& name);
 
 /// Implements `make` for every kind. `construct` calls the constructor. `module` and `layer` locate
-/// the component in the model; they are empty and -1 outside of layers.
+/// the component in the model; outside layers, they are empty and -1.
 std::shared_ptr<Pluggable> make_component(
     Plugins& plugins, const ComponentSpec& spec, const std::string& module, int64_t layer,
     const std::function<std::shared_ptr<Pluggable>(const Registration&)>& construct);
 
-/// Constructs the component `spec`. Errors from its constructor and from every later `call` become
-/// a dsv3::Error with component, origin, step and library. Several threads may use a tokenizer.
+/// Constructs the component `spec`. Errors from its constructor and every later `call` become a
+/// dsv3::Error that names component, origin, step and library. Several threads may use a tokenizer.
 template <class Interface>
 std::shared_ptr<Interface> make(Plugins& plugins, const ComponentSpec& spec,
                                 const ContextOf<Interface>& context = {}) {

@@ -1,4 +1,5 @@
-// The location of this dsv3. Its files are found relative to this folder, so it can be moved.
+// Locates this build or installation of dsv3. Files are found relative to it, so that it can be
+// moved.
 #pragma once
 
 #include <filesystem>

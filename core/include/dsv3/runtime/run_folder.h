@@ -1,4 +1,4 @@
-// The folder of one run: its name, its files, and the lock that keeps other processes out.
+// A run's folder: its name, its files, and the lock that keeps other processes out.
 #pragma once
 
 #include <filesystem>
@@ -13,11 +13,12 @@ namespace dsv3 {
 /// When, where and how a run was started, for provenance.json: {"time", "command", "directory",
 /// "host", "pid", "dsv3", "libtorch", "compiler", "git": {"folder", "commit", "dirty"} or null,
 /// "threads", "cpu": {"model", "cores", "capability", "features"}}. A run can be reproduced bit for
-/// bit only with equal threads and capability. `source` is the folder whose git commit is recorded;
-/// only tracked files make it dirty. Never throws: a value that cannot be determined is null.
+/// bit only with the same threads and capability. `source` is the folder whose git commit is
+/// recorded; only tracked files make it dirty. Never throws: a value that cannot be determined is
+/// null.
 Json provenance(const std::vector<std::string>& command, const std::filesystem::path& source);
 
-/// Whether `name` is a valid name of a run: [A-Za-z0-9._-]{1,128}, but not "." or "..".
+/// Whether `name` is a valid run name: [A-Za-z0-9._-]{1,128}, but not "." or "..".
 bool is_run_name(const std::string& name);
 /// Throws dsv3::Error (ExitCode::usage) for any other name.
 void check_run_name(const std::string& name);
@@ -27,7 +28,7 @@ void check_run_name(const std::string& name);
 /// dsv3::Error, with ExitCode::usage if the user chose the wrong folder.
 class RunFolder {
  public:
-  /// Creates the run OUTPUT/NAME; throws when it exists. An empty name is replaced by an unused
+  /// Creates the run OUTPUT/NAME; throws if it exists. An empty name is replaced by an unused
   /// random one such as amber-falcon-217.
   static RunFolder create(const std::filesystem::path& output, const std::string& name);
   /// Throws if create() would throw for this name. Creates nothing.
@@ -63,7 +64,7 @@ class RunFolder {
   void write_status(const std::string& state, std::optional<int> exit_code, int64_t step,
                     const std::string& message) const;
 
-  /// Removes a run that never started, and the empty folders above it that were created for it.
+  /// Removes a run that never started, and the empty parent folders that were created for it.
   void remove();
 
  private:

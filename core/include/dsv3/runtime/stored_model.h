@@ -14,39 +14,41 @@ struct StoredModel {
   std::filesystem::path path;  ///< the checkpoint's folder, or the Hugging Face folder
   ExperimentRequest source;    ///< the experiment that builds the model
   std::optional<Experiment>
-      experiment;  ///< the same for a Hugging Face folder, as the values of its settings
+      experiment;  ///< only for a Hugging Face folder: the experiment loaded from `source`
   /// As in Experiment::conventions; for a checkpoint, those it was saved with.
   std::map<std::string, std::string> conventions;
-  /// Tokenizer::digest() of tokenizers with the ids the model was trained on; empty = unknown.
+  /// Tokenizer::digest() of every tokenizer that produces the ids the model was trained on; empty =
+  /// unknown.
   std::set<std::string> tokenizers;
-  int64_t step = 0;  ///< optimizer steps of its training; 0 = unknown
-  /// For a Hugging Face folder and a checkpoint imported from one: the stored dtype, e.g. "BF16",
-  /// by the name of the stored tensor.
+  int64_t step = 0;  ///< number of optimizer steps it was trained for; 0 = unknown
+  /// For a Hugging Face folder and a checkpoint imported from one: stored dtypes such as "BF16", by
+  /// tensor name.
   std::map<std::string, std::string> dtypes;
   /// fp32 "model/<parameter>" and "buffer/<buffer>", and all other tensors of a checkpoint.
   std::map<std::string, safetensors::View> tensors;
   std::shared_ptr<const void> memory;  ///< owns the memory of the views
 
-  /// The settings of its experiment.
+  /// The values of the model's experiment.
   Resolved resolved() const;
-  /// Its experiment, overridden by `settings`.
+  /// The model's experiment, with `settings` as overrides.
   Experiment load(Plugins& plugins, const std::vector<Setting>& settings = {}) const;
 };
 
 /// Finds a model at `path`: a checkpoint folder (manifest.json), a run folder (its newest
 /// checkpoint), or a Hugging Face folder (config.json). Throws dsv3::Error (ExitCode::checkpoint)
-/// for anything else and for damaged files, ExitCode::usage for a Hugging Face model that dsv3
-/// cannot express. `tokenizer`: a tokenizer.json to use instead of a Hugging Face folder's own.
+/// for anything else and for damaged files, and with ExitCode::usage for a Hugging Face model that
+/// dsv3 cannot express. `tokenizer`: a tokenizer.json to use instead of a Hugging Face folder's
+/// own.
 StoredModel open_stored_model(const std::filesystem::path& path, Plugins& plugins,
                               const std::filesystem::path& tokenizer = {});
 
-/// Whether `tokenizer` may be the one that the model was trained with.
+/// Whether the model may have been trained with `tokenizer`.
 bool fits(const Tokenizer& tokenizer, const StoredModel& stored);
 
-/// The model of a verified checkpoint.
+/// Returns the model in a verified checkpoint.
 StoredModel stored_model_of(const StoredCheckpoint& checkpoint);
 
-/// How to load a model. Empty device or precision: as in the model's experiment.
+/// How to load a model. An empty device or precision means the one in the model's experiment.
 struct LoadRequest {
   std::filesystem::path path;
   std::string device = "auto";     ///< auto | cpu | cuda
@@ -62,10 +64,11 @@ struct LoadedModel {
   Experiment experiment;
   at::Device device = at::kCPU;
   std::unique_ptr<Model> model;
-  std::shared_ptr<const Tokenizer> tokenizer;  ///< null: the model has none
+  std::shared_ptr<const Tokenizer> tokenizer;  ///< null = the model has none
 };
 
-/// Throws dsv3::Error with the model's path. Does not change torch's thread count.
+/// Loads a model. Errors are dsv3::Error and contain the model's path. Does not change torch's
+/// thread count.
 LoadedModel load_model(const LoadRequest& request, Plugins& plugins);
 
 /// The conventions that differ, one per line; "" if none differ. With `advice`, each line also
@@ -75,14 +78,15 @@ std::string convention_differences(const std::map<std::string, std::string>& sto
                                    bool advice = false);
 
 /// Throws dsv3::Error (ExitCode::checkpoint) unless `experiment` has the conventions of `stored`.
-/// The error contains the file that sets them and a fix. Conventions of optimizers count only with
-/// `optimizers`, because a run that loads only weights may use a different optimizer.
+/// The error names the file that sets them and a fix. Optimizer conventions are compared only if
+/// `optimizers` is set, because a run that loads only weights may use a different optimizer.
 void require_conventions(const StoredModel& stored, const Experiment& experiment, bool optimizers);
 
-/// The file with a stored model's settings: manifest.json or config.json.
+/// The file that contains a stored model's settings: manifest.json or config.json.
 std::filesystem::path settings_file(const StoredModel& stored);
 
-/// Loads the parameters and buffers of `model`, plain tensors on one device, from `stored`.
+/// Loads the parameters and buffers of `model` from `stored`. They must be plain tensors on one
+/// device.
 void load_weights(Model& model, const StoredModel& stored);
 
 }  // namespace dsv3

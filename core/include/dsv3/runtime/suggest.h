@@ -6,10 +6,12 @@
 
 namespace dsv3 {
 
-/// The number of insertions, deletions and replacements that turn `a` into `b`.
+/// The Levenshtein distance between `a` and `b`: the minimum number of insertions, deletions and
+/// replacements.
 int edit_distance(const std::string& a, const std::string& b);
 
-/// The closest name in `known` within 2 edits (3 for names of 8 letters or more); empty = none.
+/// The closest name in `known` within 1 edit (2 if `word` has 4 letters or more, 3 if it has 8 or
+/// more); empty = none.
 std::string nearest(const std::string& word, const std::vector<std::string>& known);
 
 /// "did you mean 'NEAREST'?"; empty = no known name is similar.

@@ -6,14 +6,14 @@
 
 namespace dsv3 {
 
-/// The command line of `dsv3-run`.
+/// Arguments of `dsv3-run`.
 struct RunRequest {
   ExperimentRequest experiment;
   std::string run_name;              ///< name of a new run; empty = a random one
   std::string run_id;                ///< run folder to resume
   bool resume_auto = false;          ///< with run_name: resume the run if it exists
   std::filesystem::path from;        ///< start a new run with the weights of this model
-  std::filesystem::path output;      ///< folder of run folders; empty = the experiment's
+  std::filesystem::path output;      ///< folder for run folders; empty = the experiment's
   std::vector<std::string> command;  ///< argv, for provenance
   bool quiet = false;                ///< no progress display
 };
@@ -21,15 +21,14 @@ struct RunRequest {
 /// Trains. Returns the exit code of a run that finished or was stopped: 0, 75 or 130.
 int train(const RunRequest& request, Plugins& plugins);
 
-/// What `preflight` checks: only the configuration, or also whether its files and its GPU exist.
+/// What `preflight` checks: only the configuration, or also that its files and its GPU exist.
 enum class PreflightScope { configuration = 1, everything };
 
-/// Checks everything that needs no training: builds layers, optimizers, schedule and strategy on
-/// the meta device, reads the tokenizer, and looks for input paths and the device. Does not
-/// construct data and trackers, which may open files and connections. Writes nothing. Throws one
-/// dsv3::Error that lists every problem with its location and a fix, first those of the
-/// configuration (ExitCode::usage), then missing inputs (ExitCode::data if there are no other
-/// problems).
+/// Checks everything that can be checked without training: builds layers, optimizers, schedule and
+/// strategy on the meta device, reads the tokenizer, and looks for input paths and the device. Does
+/// not construct data or trackers, which may open files and connections. Writes nothing. Throws one
+/// dsv3::Error that lists every problem with its location and a fix: first configuration errors
+/// (ExitCode::usage), then missing inputs (ExitCode::data if there are no other problems).
 void preflight(const Experiment& experiment, Plugins& plugins, PreflightScope scope);
 
 /// Checks everything about the request that needs no training: its experiment by `preflight`, the
@@ -37,7 +36,7 @@ void preflight(const Experiment& experiment, Plugins& plugins, PreflightScope sc
 /// experiment. Throws dsv3::Error.
 Experiment check(const RunRequest& request, Plugins& plugins, PreflightScope scope);
 
-/// Prints parameters, FLOPs, memory and time of the experiment without allocating its model. With
+/// Prints the experiment's parameters, FLOPs, memory and time without allocating its model. With
 /// `memory_limit` (bytes), also prints whether it fits and which settings would make it fit.
 void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64_t> memory_limit);
 

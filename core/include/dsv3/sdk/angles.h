@@ -1,4 +1,4 @@
-// Tables of rotary angles, for position plugins.
+// Tables of rotary angles for position plugins.
 #pragma once
 
 #include <mutex>
@@ -17,8 +17,8 @@ class Angles {
   /// `frequencies` are in radians per token, one for each feature pair. Cosines and sines are
   /// multiplied by `scale`. The table starts with `positions` rows.
   Angles(std::vector<double> frequencies, double scale, int64_t positions);
-  /// {cos, sin} at `positions` int64 [B, T], each [B, T, pairs], in float64 when `dtype` is
-  /// float64, else in fp32.
+  /// {cos, sin} at `positions` int64 [B, T], each [B, T, pairs], in float64 if `dtype` is float64,
+  /// else in fp32.
   std::pair<at::Tensor, at::Tensor> at(const at::Tensor& positions, at::ScalarType dtype) const;
   const std::vector<double>& frequencies() const { return frequencies_; }
 

@@ -23,10 +23,10 @@ class Communicator {
   virtual void barrier() = 0;
 };
 
-/// Returns a communicator with one rank, this process.
+/// Returns a communicator whose only rank is this process.
 std::shared_ptr<Communicator> local_communicator();
 
-/// The groups that a layer may use; null = no such parallelism.
+/// The groups that a layer may use; null = parallelism of this type is off.
 struct ParallelContext {
   std::shared_ptr<Communicator> data, expert, tensor, context;
 };

@@ -1,4 +1,4 @@
-// Base class of everything with parameters. Components declare parameters instead of creating
+// Base class of all components with parameters. Components declare parameters instead of creating
 // torch::nn modules, so that the core knows their roles, initial values, matrices and sharding,
 // also on the meta device.
 #pragma once
@@ -32,19 +32,19 @@ struct Init {
   static Init ones() { return {Kind::ones, 0}; }
 };
 
-/// What the core must know about a parameter.
+/// Properties of a parameter that the core needs.
 struct ParamSpec {
   Role role = Role::matrix;
   Init init = {};
-  /// The contiguous tensor holds this many matrices, [matrices, rows, last dim]: [E, 2F, D] with
-  /// gate and up stacked is 2E. Optimizers such as Muon work matrix by matrix.
+  /// The contiguous tensor consists of this many matrices, [matrices, rows, last dim], e.g. 2E for
+  /// [E, 2F, D] with gate and up stacked. Optimizers such as Muon work matrix by matrix.
   int64_t matrices = 1;
-  double active = 1;               ///< share used per token: top_k / experts for routed experts
+  double active = 1;               ///< fraction used per token: top_k / experts for routed experts
   bool keep_fp32 = false;          ///< not cast to the compute dtype
-  std::string replicas = "world";  ///< mesh group whose ranks hold the same values
+  std::string replicas = "world";  ///< mesh group whose ranks have the same values
 };
 
-/// A declared parameter. `tensor` is the handle that the component computes with.
+/// A declared parameter. `tensor` is the handle that the component uses in computations.
 struct Parameter {
   std::string name;  ///< full name, e.g. layers.3.attention.q_a.weight
   at::Tensor tensor;
@@ -73,7 +73,7 @@ class ParameterStore {
   std::vector<Buffer> buffers_;
 };
 
-/// Sizes that all layers share.
+/// Sizes that are the same for all layers.
 struct ModelDims {
   int64_t hidden = 0;    ///< D, width of the residual stream
   int64_t sequence = 0;  ///< T, longest training sequence in tokens
@@ -81,7 +81,7 @@ struct ModelDims {
   double norm_eps = 1e-6;
 };
 
-/// What a layer's component is built with.
+/// Arguments of a layer component's constructor, besides its options.
 struct LayerContext {
   ModelDims dims;
   int64_t layer = 0;                  ///< MTP module k is layer `dims.layers + k`
@@ -90,13 +90,13 @@ struct LayerContext {
   at::Device device = at::kCPU;       ///< meta in a dry run
   ParallelContext parallel;
   std::shared_ptr<ParameterStore> store;
-  /// Creates the experiment's position plugin for `rotary_dim` features per head (MLA: its rope
-  /// part; MHA: head_dim).
+  /// Creates the experiment's position plugin for `rotary_dim` features per head (qk_rope_dim in
+  /// MLA, head_dim in MHA).
   std::function<std::shared_ptr<Position>(int64_t rotary_dim)> make_position;
 };
 
-/// `context.make_position(rotary_dim)`; an error starts with `option`, the attention's option that
-/// decided the width, so that it is reported there.
+/// Calls `context.make_position(rotary_dim)`. Prefixes an error with `option`, the attention option
+/// that determined the width, so that the error is reported at that option.
 std::shared_ptr<Position> position_of(const LayerContext& context, const std::string& option,
                                       int64_t rotary_dim);
 
@@ -107,8 +107,7 @@ class Component : public Pluggable {
   Component(const Component&) = delete;
   Component& operator=(const Component&) = delete;
 
-  /// Declares a parameter "<prefix>.<name>". The core fills in its initial values before the first
-  /// use.
+  /// Declares a parameter "<prefix>.<name>". The core initialises it before the first use.
   at::Tensor parameter(const std::string& name, at::IntArrayRef sizes, const ParamSpec& spec);
   /// Declares a buffer "<prefix>.<name>" and fills it with `init` (zeros or ones).
   at::Tensor buffer(const std::string& name, at::IntArrayRef sizes, at::ScalarType dtype,

@@ -1,4 +1,4 @@
-// Reads a Hugging Face config.json for formats, so that no field is ignored silently.
+// Config reader for formats: reads a Hugging Face config.json without silently ignoring a field.
 #pragma once
 
 #include <cstdint>
@@ -11,22 +11,22 @@
 
 namespace dsv3 {
 
-/// Reads the fields of a config.json one by one and collects all errors in it.
+/// Reads the fields of a config.json one by one and collects all errors.
 class ConfigReader {
  public:
   explicit ConfigReader(const nlohmann::json& config) : config_(config) {}
 
-  /// The field's value. If it is missing or has the wrong type, records an error and returns 0.
-  /// With a default, the field may be missing or null.
+  /// Returns the field's value. If it is missing or has the wrong type, records an error and
+  /// returns 0. With a default, the field may be missing or null.
   int64_t integer(const std::string& name, std::optional<int64_t> missing = std::nullopt);
   double number(const std::string& name, std::optional<double> missing = std::nullopt);
   bool boolean(const std::string& name, std::optional<bool> missing = std::nullopt);
-  /// The field's value of any type; null if the field is missing.
+  /// Returns the field's value of any type, or null if the field is missing.
   nlohmann::json value(const std::string& name);
   /// The field may be missing or null. Otherwise it must be one of `allowed`, the only values that
   /// dsv3 supports.
   void require(const std::string& name, const std::vector<nlohmann::json>& allowed);
-  /// Accepts the field, which has no effect on the model.
+  /// Marks the field as read. It has no effect on the model.
   void ignore(const std::string& name) { seen_.insert(name); }
   /// Records an error.
   void mistake(const std::string& text) { mistakes_.push_back(text); }
@@ -43,7 +43,7 @@ class ConfigReader {
   std::vector<std::string> mistakes_;
 };
 
-/// The value of `rope_type` or `type` for YaRN in config.json.
+/// The `rope_type` or `type` of YaRN in config.json.
 inline constexpr const char* kYarnType = "yarn";
 
 /// RoPE in config.json: `rope_theta` and `rope_scaling` up to transformers 4, `rope_parameters`
@@ -56,10 +56,9 @@ struct RopeParameters {
   int64_t original_length = 0;
 };
 
-/// Reads either spelling. `length` is max_position_embeddings, the default of YaRN's original
-/// length.
+/// Reads either form. `length` is max_position_embeddings, the default of YaRN's original length.
 RopeParameters read_rope(ConfigReader& reader, int64_t length);
-/// Writes the spelling of transformers 4, which every version and engine reads.
+/// Writes the transformers 4 form, which every version and engine can read.
 void write_rope(nlohmann::json& config, const RopeParameters& rope);
 
 }  // namespace dsv3

@@ -1,4 +1,4 @@
-// Interface of data plugins: an endless (training) or finite (validation) stream of packed rows.
+// Interface for data plugins: an endless (training) or finite (validation) stream of packed rows.
 #pragma once
 
 #include <memory>
@@ -13,17 +13,19 @@ namespace dsv3 {
 
 enum class Split { train = 1, validation };
 
-/// One micro-batch. `tokens` is undefined after the end of the (validation) stream.
+/// One micro-batch. `tokens` is undefined after the end of a validation stream.
 struct Batch {
-  /// int64 [B, T + 1], on the host; row k + 1 of a document starts with row k's last token.
+  /// int64 [B, T + 1], on the host; the last token of a row is also the first token of the
+  /// document's next row.
   at::Tensor tokens;
-  /// int64 [B, T + 1], different for different documents, -1 = padding; undefined: one per row.
+  /// int64 [B, T + 1]. Each document has a different id; -1 = padding. Undefined = one document per
+  /// row.
   at::Tensor document_ids;
 };
 
 /// What a data plugin receives besides its options. The global stream of rows does not depend on
-/// rank, world or micro_batch: call k of rank r returns its rows from (k * world + r) *
-/// micro_batch.
+/// rank, world or micro_batch: the k-th call of next() on rank r returns the rows that start at
+/// index (k * world + r) * micro_batch.
 struct DataContext {
   Split split = Split::train;
   int64_t rank = 0, world = 1;
@@ -31,16 +33,16 @@ struct DataContext {
   int64_t sequence = 0;         ///< T
   uint64_t seed = 0;            ///< determines only the order of the documents
   int64_t vocab = 0;            ///< ids must be below this
-  double validation_share = 0;  ///< share of documents in the held-out set, see held_out()
-  std::shared_ptr<const Tokenizer> tokenizer;  ///< null if the experiment names none
+  double validation_share = 0;  ///< fraction of documents in the held-out set, see held_out()
+  std::shared_ptr<const Tokenizer> tokenizer;  ///< null if the experiment has none
 };
 
 class Data : public Pluggable {
  public:
   ~Data() override;
   virtual Batch next() = 0;
-  /// The position after the last next(), sufficient to resume on any world size and micro-batch.
-  /// Small: it holds no tokens.
+  /// The position after the last next(), which is sufficient to resume with any world size and
+  /// micro-batch. It is small and contains no tokens.
   virtual nlohmann::json state() const = 0;
   virtual void load_state(const nlohmann::json& state) = 0;
 };

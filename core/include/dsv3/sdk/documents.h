@@ -1,5 +1,5 @@
-// Shared by data plugins that read documents: the validation split, the order of documents, and
-// packing into rows. A plugin implements Documents and passes it to PackedStream, which is a Data.
+// Helpers for data plugins that read documents: the validation split, document order, and packing
+// into rows. A plugin implements Documents and passes it to PackedStream, which is a Data.
 #pragma once
 
 #include <initializer_list>
@@ -8,14 +8,14 @@
 
 namespace dsv3 {
 
-/// 64 random bits that depend on `words` only (a counter-based generator).
+/// Returns 64 random bits that depend only on `words` (a counter-based generator).
 uint64_t random_bits(std::initializer_list<uint64_t> words);
 
-/// Hash of a document's bytes, equal on every machine and in every version.
+/// Hash of a document's bytes, identical on every machine and in every version.
 uint64_t document_hash(std::string_view bytes);
 
-/// Whether a document is in the held-out set. Depends on its hash only, so adding or removing other
-/// documents never moves it, and a larger share selects a superset.
+/// Whether a document is in the held-out set. Depends only on its hash, so adding or removing other
+/// documents never moves it, and a larger validation share selects a superset.
 bool held_out(uint64_t hash, double validation_share);
 
 /// A random permutation of 0 .. count-1 for (seed, epoch), computed element by element.
@@ -28,16 +28,16 @@ class Permutation {
   uint64_t count_, half_bits_, key_;
 };
 
-/// The documents of one split, by index. Not thread-safe.
+/// The documents in one split, by index. Not thread-safe.
 class Documents {
  public:
   virtual ~Documents();
   virtual int64_t count() const = 0;
-  /// Number of tokens of a document, including its end-of-text id.
+  /// Number of tokens in a document, including its end-of-text id.
   virtual int64_t length(int64_t document) = 0;
   /// Copies tokens offset .. offset + out.size() of a document.
   virtual void read(int64_t document, int64_t offset, std::span<int64_t> out) = 0;
-  /// Changes when any document changes; compared when a stream is resumed from a state.
+  /// Changes if any document changes. Compared with the saved fingerprint when a stream is resumed.
   virtual std::string fingerprint() const = 0;
   /// Where the documents come from, for error messages.
   virtual std::string source() const = 0;
@@ -45,13 +45,14 @@ class Documents {
 
 /// Documents packed without gaps: row n of the token stream s is s[n T .. n T + T], so a row's last
 /// token is the next row's first. Training is endless, with a new permutation of the documents from
-/// (seed, epoch) in each epoch. Validation is one pass in a fixed order that depends on the number
-/// of documents only. Its rows have at least one target and are padded with token 0 and document id
-/// -1; rows of padding give every rank the same number of batches.
+/// (seed, epoch) in each epoch. Validation is one pass in a fixed order that depends only on the
+/// number of documents. The end is padded with token 0 and document id -1, by whole rows if
+/// necessary, so that every rank returns the same number of batches.
 class PackedStream : public Data {
  public:
-  /// Throws dsv3::Error (ExitCode::data) with the numbers if the text does not fill one training
-  /// row or has no validation target. A validation stream of share 0 is empty.
+  /// Throws dsv3::Error (ExitCode::data) with the token counts if the text does not fill one
+  /// training row or contains no validation target. With a validation share of 0, the validation
+  /// stream is empty.
   PackedStream(std::shared_ptr<Documents> documents, const DataContext& context);
   Batch next() override;
   nlohmann::json state() const override;
@@ -59,7 +60,8 @@ class PackedStream : public Data {
 
  private:
   struct Cursor {
-    int64_t epoch = 0, position = 0, offset = 0;  // position: in the epoch's order
+    int64_t epoch = 0, position = 0, offset = 0;  // `position` is an index in the epoch's document
+                                                  // order
   };
   bool training() const { return context_.split == Split::train; }
   int64_t document_at(const Cursor& at);
@@ -68,8 +70,8 @@ class PackedStream : public Data {
 
   std::shared_ptr<Documents> documents_;
   DataContext context_;
-  Cursor cursor_;     // of the first row that no rank has returned
-  int64_t rows_ = 0;  // rows returned by all ranks
+  Cursor cursor_;     // start of the first row that no rank has returned
+  int64_t rows_ = 0;  // number of rows returned by all ranks together
   int64_t order_epoch_ = 0;
   Permutation order_;
 };

@@ -6,9 +6,9 @@
 
 namespace dsv3 {
 
-/// Exit code of a program that this kind of error ends.
+/// Exit code of a program that ends with an error of this kind.
 enum class ExitCode : int {
-  failed = 1,        ///< anything not named below
+  failed = 1,        ///< any other error
   usage = 2,         ///< command line or experiment file
   plugin = 3,        ///< a plugin cannot be found, loaded or constructed
   data = 4,          ///< input text, token shards, tokenizer files
@@ -26,7 +26,7 @@ class Error : public std::runtime_error {
  public:
   explicit Error(const std::string& what, ExitCode code = ExitCode::failed)
       : std::runtime_error(what), code_(code) {}
-  ~Error() override;  // out of line: the type's key function lives in libdsv3
+  ~Error() override;  // out of line, so that the type's key function is in libdsv3
 
   ExitCode code() const { return code_; }
 

@@ -1,11 +1,11 @@
-// Interface of feed-forward plugins, dense or mixture of experts.
+// Interface for feed-forward plugins, dense or mixture of experts.
 #pragma once
 
 #include <dsv3/sdk/attention.h>
 
 namespace dsv3 {
 
-/// Data of an optimizer step that was applied.
+/// Information about an optimizer step that was applied.
 struct StepEnd {
   at::Tensor counts;    ///< this layer's step_counts(), summed over micro-batches and ranks
   double progress = 0;  ///< step / total steps, in (0, 1]
@@ -21,12 +21,12 @@ class FeedForward : public Component {
   /// only if seq.training and not seq.recompute. The core reduces the counts of all layers in one
   /// call and zeroes them after every step.
   virtual at::Tensor step_counts() { return {}; }
-  /// Name of the metric "largest of step_counts() / their mean", e.g. "moe/load_max", to which the
+  /// Name of the metric max(step_counts()) / mean(step_counts()), e.g. "moe/load_max", to which the
   /// core appends "/<layer>"; empty = no metric.
   virtual std::string load_metric() const { return {}; }
-  /// Called after an optimizer step that was not skipped.
+  /// Called after every optimizer step that was not skipped.
   virtual void on_step_end(const StepEnd&) {}
-  /// Values per token saved between forward and backward, for memory estimates.
+  /// Number of values per token saved between forward and backward, for memory estimates.
   virtual int64_t saved_values_per_token() const = 0;
 };
 

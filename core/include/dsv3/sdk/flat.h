@@ -10,7 +10,7 @@ namespace dsv3 {
 class FlatLayout {
  public:
   explicit FlatLayout(const std::vector<UnitParam>& params);
-  /// Elements of the whole buffer, including padding.
+  /// Number of elements in the whole buffer, including padding.
   int64_t size() const { return size_; }
   /// Parameter `index` inside `flat` [size()], as a view of the parameter's shape.
   at::Tensor view(const at::Tensor& flat, size_t index) const;
@@ -24,19 +24,20 @@ class FlatLayout {
   int64_t size_ = 0;
 };
 
-/// The whole of a parameter as one range.
+/// A whole parameter as one range.
 Range whole_range(const UnitParam& param);
 
-/// The ranges of a parameter, held whole by one rank, that an optimizer receives: one per matrix
-/// for optimizers of whole matrices, else one. Throws dsv3::Error for a vector if `whole_matrices`.
+/// The ranges that an optimizer receives for a parameter that is not sharded: one range per matrix
+/// for optimizers that need whole matrices, else a single range. Throws dsv3::Error for a vector if
+/// `whole_matrices`.
 std::vector<Range> update_ranges(const UnitParam& param, bool whole_matrices);
 
-/// The piece `range` of a contiguous `tensor` of the range's box: [rows, cols] for a whole matrix,
-/// else [n].
+/// Returns the part of `tensor` that `range` describes: [rows, cols] for a whole matrix, else [n].
+/// `tensor` is contiguous and contains the range's box.
 at::Tensor piece_of(const at::Tensor& tensor, const Range& range, bool whole_matrices);
 
-/// Sum of the squares of all elements, in float64. It is finite exactly if all elements are, since
-/// fp32 squares cannot overflow it. Bit-identical for any number of threads.
+/// Sum of the squares of all elements, in float64. It is finite if and only if all elements are,
+/// since squares of fp32 values cannot overflow it. Bit-identical for any number of threads.
 double sum_of_squares(const at::Tensor& tensor);
 
 }  // namespace dsv3

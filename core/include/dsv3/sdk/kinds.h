@@ -13,12 +13,12 @@
 #endif
 
 /// One row per kind:
-///   ROW(kind, interface, context, path, how many, may be left out, keys)
-/// `kind` is the name in experiments, folders and registries, and of Registrar's method. Components
-/// derive from `interface` and are constructed from (options, context), or from the options alone
-/// when the context is NoContext. `path` is where components of this kind are in an experiment; ""
-/// = nowhere. `keys` are the keys of a component's map that the core reads itself, besides `plugin`
-/// and `library`.
+///   ROW(kind, interface, context, path, one or list, required or optional, keys)
+/// `kind` is the name in experiments, folders and registries, and of the Registrar's method.
+/// Components derive from `interface` and are constructed from (options, context), or from the
+/// options alone if the context is NoContext. `path` is the section of an experiment that
+/// configures components of this kind; "" = none. `keys` are the keys in a component's map that the
+/// core itself reads, in addition to `plugin` and `library`.
 #define DSV3_KINDS(ROW)                                                                        \
   ROW(attention, Attention, LayerContext, "model.attention", list, required, "layers")         \
   ROW(feed_forward, FeedForward, LayerContext, "model.feed_forward", list, required, "layers") \
@@ -38,7 +38,7 @@ namespace dsv3 {
 struct NoContext {};
 
 #define DSV3_KIND_ENUMERATOR(kind, ...) kind,
-/// The kinds of component.
+/// Component kinds.
 enum class Kind { DSV3_KINDS(DSV3_KIND_ENUMERATOR) };
 #undef DSV3_KIND_ENUMERATOR
 
@@ -48,7 +48,7 @@ enum class Kind { DSV3_KINDS(DSV3_KIND_ENUMERATOR) };
 DSV3_KINDS(DSV3_KIND_CLASSES)
 #undef DSV3_KIND_CLASSES
 
-/// Kind and context that belong to an interface.
+/// The kind and context of an interface.
 template <class Interface>
 struct KindTraits;
 #define DSV3_KIND_TRAITS(kind_, Interface, Context_, ...) \
@@ -63,12 +63,12 @@ DSV3_KINDS(DSV3_KIND_TRAITS)
 template <class Interface>
 using ContextOf = typename KindTraits<Interface>::Context;
 
-/// The data of a row of the table.
+/// One row of the table.
 struct KindRow {
   Kind kind;
   const char* name;       ///< "attention", "feed_forward", ...
-  std::string_view path;  ///< in an experiment, e.g. "model.attention"; empty: not in experiments
-  bool list;              ///< an experiment may have several
+  std::string_view path;  ///< in an experiment, e.g. "model.attention"; empty = not in experiments
+  bool list;              ///< an experiment may have several components of this kind
   bool optional;          ///< may be absent from an experiment
   std::string_view keys;  ///< space-separated keys that the core itself reads
 };

@@ -1,5 +1,5 @@
-// Operators that components share. Each has a plain reference in LibTorch calls, which tests
-// compare it with.
+// Operators that components share. Each also has a plain LibTorch implementation, which tests use
+// as the reference.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,9 +13,9 @@ struct Sequence;
 /// `seq.aux_scale` as `scale`.
 at::Tensor add_loss(const at::Tensor& y, const at::Tensor& aux, double scale);
 
-/// silu(gate) * up, saving only its inputs. `gate_up` is [..., 2F], gate first; the result is
-/// [..., F]. `row_weights` (fp32, or float64 with float64) multiplies the rows of the result, e.g.
-/// by a mixture's expert weights.
+/// silu(gate) * up, saving only its inputs. `gate_up` is [..., 2F], gate first; the result is [...,
+/// F]. `row_weights` (fp32, or float64 with float64) multiplies the rows of the result, e.g. by the
+/// expert weights in a mixture of experts.
 at::Tensor swiglu(const at::Tensor& gate_up, const at::Tensor& row_weights = {});
 
 /// RMSNorm as defined by dsv3::RmsNorm. x is [..., D], weight [D].
@@ -35,25 +35,25 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                   const Sequence& seq, double scale);
 
 /// Grouped GEMM: rows of x [N, K], sorted by group, times weight [E, M, K] transposed -> [N, M].
-/// `ends` int32 [E], on x's device, holds the cumulative ends of the groups.
+/// `ends` int32 [E], on x's device, contains the end row of each group.
 at::Tensor grouped_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& ends);
 
-/// Sum over counted positions of the cross-entropy of softmax(x W^T), without holding all logits at
-/// once. x [N, D], weight [V, D], targets int64 [N] with -1 = not counted. `z_weight` adds
-/// z_weight * log(Z)^2 to each counted position. `scale` multiplies the differentiable sum; pass
-/// divisors here, where they are free, because dividing the loss costs a pass over [V, D]. `chunk`
-/// is the number of rows whose logits are held at once, 0 = chosen by size and device. Returns two
-/// fp32 scalars (float64 if x is float64): {scaled loss sum to differentiate, plain cross-entropy
-/// sum without z and scale (no gradient)}, both 0 without counted positions. Not differentiable
-/// twice.
+/// Sum over counted positions of the cross-entropy of softmax(x W^T), without having all logits in
+/// memory at once. x [N, D], weight [V, D], targets int64 [N] with -1 = not counted. `z_weight`
+/// adds z_weight * log(Z)^2 to each counted position. `scale` multiplies the differentiable sum;
+/// pass divisors here, where they are free, because dividing the loss costs a pass over [V, D].
+/// `chunk` is the number of rows whose logits are in memory at once; 0 = chosen by size and device.
+/// Returns two fp32 scalars (float64 if x is float64): {scaled loss sum to differentiate, plain
+/// cross-entropy sum without z and scale (no gradient)}, both 0 if no position is counted. Not
+/// differentiable twice.
 std::pair<at::Tensor, at::Tensor> linear_cross_entropy(const at::Tensor& x,
                                                        const at::Tensor& weight,
                                                        const at::Tensor& targets,
                                                        double z_weight = 0, double scale = 1,
                                                        int64_t chunk = 0);
 
-/// Makes every operator above take its plain LibTorch path (`ops: reference` in an experiment).
-/// Process-wide.
+/// Makes every operator above use its plain LibTorch implementation (`ops: reference` in an
+/// experiment). Process-wide.
 void use_reference_ops(bool on);
 bool reference_ops();
 

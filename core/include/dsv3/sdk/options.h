@@ -1,4 +1,4 @@
-// Declares a component's options once, next to the struct that holds them. The core checks an
+// Component options, declared once, next to the struct that stores them. The core checks an
 // experiment's values against the declarations before it builds anything.
 #pragma once
 
@@ -20,12 +20,12 @@ namespace dsv3 {
 /// Types of options. Enumerators start at 1 so that 0 is never a valid type.
 enum class OptionType { boolean = 1, integer, number, string, integers, numbers, strings };
 
-/// A checked value. Its alternatives have the order of `OptionType`; std::monostate means "unset",
-/// which only an option with a std::optional member may be.
+/// A checked value. Its alternatives are in the order of `OptionType`. std::monostate means
+/// "unset", which is allowed only for options with a std::optional member.
 using OptionValue = std::variant<bool, int64_t, double, std::string, std::vector<int64_t>,
                                  std::vector<double>, std::vector<std::string>, std::monostate>;
 
-/// Checked values by key. Absent keys have the default of the options struct.
+/// Checked values by key. Absent keys have the options struct's default.
 using OptionValues = std::map<std::string, OptionValue>;
 
 /// One option, type-erased.
@@ -37,19 +37,23 @@ struct OptionSpec {
   OptionValue default_value;  ///< from a default-constructed options struct
   bool required = false;
   bool optional = false;   ///< the member is a std::optional
-  std::string unset_word;  ///< sets an optional option to nullopt, e.g. `auto`; empty = none
+  std::string unset_word;  ///< keyword that sets an optional option to nullopt, e.g. `auto`; empty
+                           ///< = none
   std::optional<double> min, max;                      ///< inclusive; numbers and integers only
   std::vector<std::string> choices;                    ///< strings only; empty = any
-  std::vector<std::pair<std::string, int64_t>> words;  ///< integers only, e.g. `none`
-  bool input_path = false;  ///< strings only: names files or folders that must exist
-  bool convention = false;  ///< differs between implementations; saved and compared
+  std::vector<std::pair<std::string, int64_t>> words;  ///< integers only: keywords and their
+                                                       ///< values, e.g. `none`
+  bool input_path = false;  ///< strings only: paths of files or folders that must exist
+  bool convention = false;  ///< implementations differ in this option; its value is saved and
+                            ///< compared
   std::function<void(void* options, const OptionValue&)> store;
 };
 
 /// All options of one component, type-erased. Built by OptionSchema<T>.
 struct Schema {
   std::vector<OptionSpec> options;
-  /// Checks of several options on the filled struct. They return an error message or "".
+  /// Checks that involve several options, called with the filled struct. They return an error
+  /// message or "".
   std::vector<std::function<std::string(const void* options)>> checks;
   /// Returns a default-constructed options struct, for `store` and `checks`.
   std::function<std::shared_ptr<void>()> make;
@@ -94,11 +98,11 @@ class OptionRef {
   }
   OptionRef& unit(std::string name) { return set(spec_.unit, name); }
   /// The string, or each string of the list, names an existing file or folder that the component
-  /// reads. `dsv3-run --check` reports a missing one without opening any; relative paths start at
-  /// the current folder, and "" counts as not set.
+  /// reads. `dsv3-run --check` reports a missing path but opens nothing. Relative paths start at
+  /// the current folder; "" counts as not set.
   OptionRef& input_path() { return set(spec_.input_path, true); }
   /// Implementations differ on this option: checkpoints save its value, and loading a checkpoint
-  /// under another value is an error.
+  /// with a different value is an error.
   OptionRef& convention() { return set(spec_.convention, true); }
 
  private:
@@ -143,7 +147,8 @@ class OptionSchema {
     return OptionRef(schema_.options.back());
   }
 
-  /// Adds a check of several options. `check` returns an error message, or "" if they are valid.
+  /// Adds a check that involves several options. `check` returns an error message, or "" if they
+  /// are valid.
   void check(std::function<std::string(const T&)> check) {
     schema_.checks.push_back([check = std::move(check)](const void* options) {
       return check(*static_cast<const T*>(options));
@@ -172,7 +177,7 @@ class OptionSchema {
   Schema schema_;
 };
 
-/// The schema that `T::describe` builds.
+/// Returns the schema that `T::describe` builds.
 template <class T>
 Schema schema_of() {
   OptionSchema<T> builder;
@@ -180,7 +185,7 @@ Schema schema_of() {
   return builder.take();
 }
 
-/// A `T` filled with checked values.
+/// Returns a `T` filled with checked values.
 template <class T>
 T options_from(const Schema& schema, const OptionValues& values) {
   T options{};
@@ -189,7 +194,7 @@ T options_from(const Schema& schema, const OptionValues& values) {
   return options;
 }
 
-/// Options of a component that has none.
+/// Options of a component that has no options.
 struct NoOptions {
   static void describe(OptionSchema<NoOptions>&) {}
 };

@@ -1,4 +1,4 @@
-// The macro that every plugin library uses once. Include this file and the header of the kind.
+// Defines the macro that every plugin library uses once. Include this file and the kind's header.
 #pragma once
 
 #include <dsv3/sdk/error.h>

@@ -1,4 +1,4 @@
-// Interface of positional encodings.
+// Interface for positional encodings.
 #pragma once
 
 #include <utility>
@@ -11,7 +11,7 @@ namespace dsv3 {
 
 /// What a position plugin receives besides its options.
 struct PositionContext {
-  int64_t rotary_dim = 0;  ///< R, features to rotate per head
+  int64_t rotary_dim = 0;  ///< R, number of features to rotate per head
   int64_t sequence = 0;    ///< training length in tokens
 };
 
@@ -22,7 +22,7 @@ class Position : public Pluggable {
   /// and dtypes.
   virtual std::pair<at::Tensor, at::Tensor> rotate(const at::Tensor& q, const at::Tensor& k,
                                                    const at::Tensor& positions) const = 0;
-  /// Factor on the softmax scale qk_dim^-0.5 (YaRN's mscale).
+  /// Factor applied to the softmax scale qk_dim^-0.5 (YaRN's mscale).
   virtual double softmax_scale() const { return 1.0; }
 };
 

@@ -1,4 +1,4 @@
-// What a plugin registers: for each component its kind, name, summary, options and constructor.
+// What a plugin registers: each component's kind, name, summary, options and constructor.
 #pragma once
 
 #include <any>
@@ -26,8 +26,7 @@ struct Registration {
   std::any factory;  ///< Factory<Interface> of the kind
 };
 
-/// Constructs the registered component as its plugin does. Throws dsv3::Error if it is of a
-/// different kind.
+/// Constructs a registered component. Throws dsv3::Error if it is of a different kind.
 template <class Interface>
 std::shared_ptr<Interface> construct(const Registration& registration, const OptionValues& options,
                                      const ContextOf<Interface>& context = {}) {

@@ -1,5 +1,5 @@
-// The stamp of a plugin library: what it was built with, readable without loading it.
-// dsv3_add_plugin compiles one into every plugin; other code does not need this header.
+// A plugin library's stamp: what it was built with, readable without loading it. dsv3_add_plugin
+// compiles one into every plugin; other code does not need this header.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +49,8 @@
 #define DSV3_STAMP_TEXT_(x) #x
 #define DSV3_STAMP_TEXT(x) DSV3_STAMP_TEXT_(x)
 
-/// The stamp as one string literal of `key=value` pairs. `provides` is "kind/name,kind/name".
+/// A plugin library's stamp as a string literal of `key=value` pairs. `provides` is
+/// "kind/name,kind/name".
 #define DSV3_STAMP(name, version, provides)                                               \
   "@dsv3-plugin@ sdk=" DSV3_STAMP_SDK "; headers=" DSV3_STAMP_HEADERS                     \
   "; cxx_abi=" DSV3_STAMP_CXX_ABI "; glibcxx_debug=" DSV3_STAMP_GLIBCXX_DEBUG             \
@@ -74,7 +75,7 @@ struct StampNote {
 
 }  // namespace dsv3
 
-/// Defines the note of this library.
+/// Defines the library's note.
 #define DSV3_STAMP_NOTE(name, version, provides)                                     \
   __attribute__((section(".note.dsv3"), used)) alignas(                              \
       4) static const ::dsv3::StampNote<sizeof(DSV3_STAMP(name, version, provides))> \

@@ -1,4 +1,4 @@
-// Interface of tokenizers.
+// Interface for tokenizers.
 #pragma once
 
 #include <cstdint>
@@ -16,19 +16,20 @@ namespace dsv3 {
 class Tokenizer : public Pluggable {
  public:
   ~Tokenizer() override;
-  /// Ids of `text` (any bytes), without an end-of-text id.
+  /// Returns the ids of `text` (any bytes), without an end-of-text id.
   virtual std::vector<int32_t> encode(std::string_view text) const = 0;
-  /// Concatenated bytes of `ids`; the ends may cut a UTF-8 character.
+  /// Returns the concatenated bytes of `ids`, which may start or end within a UTF-8 character.
   virtual std::string decode(std::span<const int32_t> ids) const = 0;
-  /// Bytes of one id; the text of a special token.
+  /// Returns the bytes of one id. For a special token, this is its text.
   virtual std::string token_bytes(int32_t id) const = 0;
   virtual int64_t vocab_size() const = 0;
-  /// Id between documents; -1 = none.
+  /// End-of-text id, which separates documents; -1 = none.
   virtual int32_t eos_id() const = 0;
-  /// Hex digest of everything that determines the ids: equal digests mean equal ids for every text.
+  /// Hex digest of everything that determines the ids: equal digests mean identical ids for every
+  /// text.
   virtual std::string digest() const = 0;
-  /// Files, by name, from which Hugging Face's libraries load the same tokenizer (tokenizer.json,
-  /// tokenizer_config.json), for exports; empty = none.
+  /// Files for exports, by name, from which Hugging Face's libraries load the same tokenizer
+  /// (tokenizer.json, tokenizer_config.json); empty = none.
   virtual std::map<std::string, std::string> files() const { return {}; }
 };
 

@@ -1,4 +1,4 @@
-// Interface of trackers, which receive the metrics of metrics.jsonl.
+// Interface for trackers, which receive the metrics in metrics.jsonl.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace dsv3 {
 struct RunInfo {
   std::string name;        ///< name of the run and of its folder
   std::string folder;      ///< absolute path of the run folder
-  std::string experiment;  ///< name in the experiment file
+  std::string experiment;  ///< name of the experiment in its file
   std::string config;      ///< resolved experiment, YAML
   bool resumed = false;
 };
@@ -38,7 +38,8 @@ class RetryAfter : public Error {
   double seconds;
 };
 
-/// Thrown by deliver() if event `index` of the span can never be accepted. Those before it were.
+/// Thrown by deliver() if event `index` of the span can never be accepted. The events before it
+/// were accepted.
 class Rejected : public Error {
  public:
   Rejected(const std::string& what, size_t index) : Error(what), index(index) {}

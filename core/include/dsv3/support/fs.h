@@ -1,4 +1,4 @@
-// File access of the core: atomic and synced writes, and errors that name the file.
+// File access for the core: atomic and synced writes, and errors that name the file.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace dsv3::fs {
 
 using Path = std::filesystem::path;
 
-/// A system call that writes; the fault hook is called before it.
+/// A system call that writes. The fault hook is called before each of them.
 enum class Call { open = 1, write, sync, rename, mkdir, remove };
 
 /// Tests only: sets a hook that runs before each writing system call (for rename, with the new
@@ -19,9 +19,9 @@ enum class Call { open = 1, write, sync, rename, mkdir, remove };
 /// not return. Pass {} to remove it.
 void set_fault_hook(std::function<int(Call, const Path&)> hook);
 
-/// A file being written, without buffering: one write() is one write(2) unless the system writes
-/// less. Errors throw dsv3::Error with the path, the cause and, for a full disk, the needed and
-/// free bytes.
+/// A file being written, without buffering: one write() is one write(2), except for short writes.
+/// Errors throw dsv3::Error with the path, the cause and, for a full disk, the needed and free
+/// bytes.
 class Writer {
  public:
   explicit Writer(const Path& path);  ///< creates or truncates
@@ -40,17 +40,17 @@ class Writer {
   int fd_ = -1;
 };
 
-/// The whole file. Throws if it cannot be read or is larger than `limit` bytes.
+/// Returns the file's content. Throws if it cannot be read or is larger than `limit` bytes.
 std::string read(const Path& path, uint64_t limit = UINT64_MAX);
 /// Passes the file's bytes to `use` in order, in pieces of at most 1 MiB; throws like read().
 void read_pieces(const Path& path, const std::function<void(std::string_view)>& use,
                  uint64_t limit = UINT64_MAX);
-/// Writes to a temporary file beside `path`, fsyncs, renames it to `path` and fsyncs the folder.
+/// Writes to a temporary file next to `path`, fsyncs, renames it to `path` and fsyncs the folder.
 void write_atomically(const Path& path, std::string_view content);
-/// An unused name beside `path`: "<path>.tmp-<8 random hex digits>".
+/// Returns an unused name next to `path`: "<path>.tmp-<8 random hex digits>".
 Path temporary_name(const Path& path);
-/// Removes files and folders with such names that killed processes left in `folder`. No other
-/// process may be writing there.
+/// Removes the temporary files and folders that killed processes left in `folder`. No other process
+/// may be writing there.
 void remove_temporaries(const Path& folder);
 /// Creates one folder; returns false if the path already exists.
 bool make_folder(const Path& path);
@@ -58,11 +58,11 @@ bool make_folder(const Path& path);
 void make_folders(const Path& path);
 void rename(const Path& from, const Path& to);
 void sync_folder(const Path& path);
-/// Removes a file or a folder with its content, without following links. Does nothing if the path
-/// does not exist.
+/// Removes a file, or a folder with its content, without following symbolic links. Does nothing if
+/// the path does not exist.
 void remove_all(const Path& path);
 
-/// A read-only mapping of a whole regular file, which must not shrink meanwhile.
+/// A read-only mapping of a whole regular file, which must not shrink while it is mapped.
 class Mapping {
  public:
   explicit Mapping(const Path& path);

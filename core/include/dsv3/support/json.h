@@ -1,4 +1,4 @@
-// JSON parsing with limits, and errors with line and column.
+// JSON parser with limits on size and depth. Errors contain line and column.
 #pragma once
 
 #include <filesystem>
@@ -17,8 +17,8 @@ Json parse_json(std::string_view text, const std::string& origin);
 /// Parses a file of at most 256 MiB.
 Json read_json(const std::filesystem::path& path);
 
-/// A number. NaN and infinities, which JSON cannot represent, become "NaN", "Infinity" and
-/// "-Infinity", as in metrics.jsonl.
+/// Converts a number to JSON. NaN and infinities, which JSON cannot represent, become "NaN",
+/// "Infinity" and "-Infinity", as in metrics.jsonl.
 Json number_to_json(double value);
 /// Throws dsv3::Error if `value` is neither a number nor one of these strings.
 double number_from_json(const Json& value);

@@ -1,4 +1,4 @@
-// The safetensors file format, without LibTorch: names, dtypes, shapes and bytes.
+// The safetensors file format (names, dtypes, shapes and bytes), without LibTorch.
 #pragma once
 
 #include <map>
@@ -17,7 +17,7 @@ struct View {
   uint64_t size = 0;
 };
 
-/// Bytes per element of `dtype`; 0 = unknown dtype.
+/// Size of an element of `dtype` in bytes; 0 = unknown dtype.
 uint64_t element_size(std::string_view dtype);
 
 /// Size and digest of a written file, for a manifest.
@@ -30,10 +30,10 @@ struct Written {
 Written write(const std::filesystem::path& path, const std::map<std::string, View>& tensors,
               const std::map<std::string, std::string>& metadata = {});
 
-/// A mapped file. The constructor makes all checks of the reference implementation: header size (at
-/// most 100 MB), JSON, no duplicate keys, known dtypes, size = shape x dtype without overflow,
-/// offsets contiguous from 0 to the end of the file. Throws dsv3::Error (ExitCode::checkpoint) that
-/// names the file and the tensor.
+/// A mapped file. The constructor performs all checks of the reference implementation: header size
+/// (at most 100 MB), JSON, no duplicate keys, known dtypes, size = shape x dtype without overflow,
+/// offsets contiguous from 0 to the end of the file. Throws a dsv3::Error (ExitCode::checkpoint)
+/// that names the file and the tensor.
 class File {
  public:
   explicit File(const std::filesystem::path& path);

@@ -1,5 +1,5 @@
-// Text files as documents: .txt split at blank lines, lines or files, and .jsonl with one document
-// per line.
+// Splits text files into documents: .txt files at blank lines, at every line, or not at all; .jsonl
+// files into one document per line.
 #pragma once
 
 #include <vector>
@@ -10,9 +10,9 @@ namespace dsv3 {
 
 /// How files are split into documents.
 struct TextFormat {
-  /// Where a .txt document ends: "blank_line" (a line of white space only), "line", or "file".
+  /// Where a .txt document ends: "blank_line" (a whitespace-only line), "line", or "file".
   std::string documents = "blank_line";
-  std::string field = "text";  ///< field of a .jsonl line that holds the text
+  std::string field = "text";  ///< field that contains the text in each line of a .jsonl file
 };
 
 /// Memory-mapped files split into documents. Thread-safe after construction.
@@ -20,18 +20,19 @@ class TextFiles {
  public:
   struct Document {
     uint32_t file = 0;
-    uint64_t begin = 0, size = 0;  ///< bytes of the file; for .jsonl the whole line
+    uint64_t begin = 0, size = 0;  ///< byte range in the file; for .jsonl, the whole line
     uint64_t hash = 0;             ///< document_hash of these bytes
   };
 
-  /// `paths` are files, and folders whose .txt and .jsonl files are read recursively in order of
-  /// their names. A .txt document does not include its final line end; byte order marks and
-  /// documents of white space only are skipped. Throws dsv3::Error (ExitCode::data) with the path
-  /// if it is missing, unreadable, empty, or of a compressed or binary format.
+  /// `paths` are text files, and folders whose .txt and .jsonl files are read recursively in name
+  /// order. A .txt document does not include its final newline. Skips byte-order marks and
+  /// whitespace-only documents. Throws a dsv3::Error (ExitCode::data) that names the path if it is
+  /// missing, unreadable, empty, compressed or binary.
   TextFiles(const std::vector<std::string>& paths, const TextFormat& format);
 
   const std::vector<Document>& documents() const { return documents_; }
-  /// The text; `buffer` holds it if it must be decoded. Throws with file and line on invalid JSON.
+  /// Returns the document's text, decoded into `buffer` if necessary. Invalid JSON throws an error
+  /// with file and line.
   std::string_view text(const Document& document, std::string& buffer) const;
   uint64_t bytes() const { return bytes_; }  ///< of all documents
   /// The paths as given, for error messages.

@@ -1,11 +1,17 @@
 // Files of token ids: dsv3's shards, llm.c's .bin, and raw uint16 as nanoGPT writes it.
 //
-// A dsv3 shard (.tokens, little endian) is a header of 256 bytes, the ids (uint16 or uint32, padded
-// with zeros to 8 bytes), and a table with a uint64 end (in tokens) and a uint64 hash (of the text)
-// for each document.
-//   0 char[8] "dsv3tok"   8 u32 version = 1   12 u32 bytes per id   16 u64 tokens   24 u64
-//   documents 32 u64 vocab   40 i64 end-of-text id or -1   48 char[64] tokenizer digest   248 u64
-//   hash of bytes 0-247
+// A dsv3 shard (.tokens, little endian) consists of a 256-byte header, the ids (uint16 or uint32,
+// padded with zeros to a multiple of 8 bytes), and a table with a uint64 end (in tokens) and a
+// uint64 hash (of the text) for each document. The header:
+//     0  char[8]   "dsv3tok"
+//     8  u32       version = 1
+//    12  u32       bytes per id
+//    16  u64       tokens
+//    24  u64       documents
+//    32  u64       vocab
+//    40  i64       end-of-text id or -1
+//    48  char[64]  tokenizer digest
+//   248  u64       hash of bytes 0-247
 #pragma once
 
 #include <span>
@@ -58,13 +64,13 @@ class TokenFile {
   const char* table_ = nullptr;
 };
 
-/// `path` itself, or the .tokens and .bin files of the folder `path` in order of their names.
+/// `path` itself, or the .tokens and .bin files of the folder `path` in name order.
 std::vector<std::string> token_files_in(const std::string& path);
 
-/// A shard in memory, written with one call.
+/// Collects a shard in memory and writes it with a single call.
 class TokenShard {
  public:
-  /// `header` holds vocab, eos, tokenizer and id_bytes.
+  /// `header` must contain vocab, eos, tokenizer and id_bytes.
   explicit TokenShard(TokenHeader header) : header_(std::move(header)) {}
   void add(std::span<const int32_t> document, uint64_t hash);
   const TokenHeader& header() const { return header_; }

@@ -12,7 +12,8 @@
 
 namespace {
 
-// Member initialisers are the defaults; `describe` declares the options of an experiment.
+// Member initialisers are the default values. `describe` declares the options that an experiment
+// can set.
 struct Options {
   int64_t heads = 4;
   static void describe(dsv3::OptionSchema<Options>& s) {
@@ -24,7 +25,7 @@ class SelfAttention final : public dsv3::Attention {
  public:
   using Options = ::Options;
 
-  // Declares parameters without filling them: this also runs on the meta device.
+  // Declares parameters but does not initialise them, because this also runs on the meta device.
   SelfAttention(const Options& options, const dsv3::LayerContext& context)
       : Attention(context), heads_(options.heads) {
     const int64_t hidden = context.dims.hidden;
@@ -61,12 +62,12 @@ class SelfAttention final : public dsv3::Attention {
     }));
   }
 
-  // Scores and their product with the values, with 2 FLOPs per multiply-add.
+  // FLOPs for the scores and their product with the values; a multiply-add counts as 2.
   double attention_flops(int64_t seq) const override {
     return 4.0 * static_cast<double>(seq * heads_ * head_dim_);
   }
   int64_t cache_values_per_token() const override { return 2 * heads_ * head_dim_; }
-  // Saves x, q, k, v, the result, and one log-sum-exp per head.
+  // Counts x, q, k, v, the result, and one log-sum-exp per head.
   int64_t saved_values_per_token(int64_t) const override {
     return context().dims.hidden + 4 * heads_ * head_dim_ + heads_;
   }

@@ -1,4 +1,4 @@
-// data/@NAME@: every line of a text file is a document. All tokens are in memory.
+// data/@NAME@: every line of a text file is a document. All tokens are kept in memory.
 #include <algorithm>
 
 #include <dsv3/sdk/documents.h>
@@ -10,7 +10,7 @@ namespace {
 struct Options {
   std::string path;
   static void describe(dsv3::OptionSchema<Options>& s) {
-    s.add("path", &Options::path, "a .txt file, or a folder of them").required();
+    s.add("path", &Options::path, "a .txt file or a folder of .txt files").required();
   }
 };
 
@@ -30,8 +30,8 @@ class Lines final : public dsv3::Documents {
     uint64_t hash = dsv3::document_hash(context.tokenizer->digest());
     std::string buffer;
     for (const auto& line : files.documents()) {
-      // The hash of a line decides whether it is in the held-out set, so adding lines does not move
-      // others.
+      // A line's hash decides whether it is in the held-out set, so adding lines does not move
+      // other lines.
       const bool validation = dsv3::held_out(line.hash, context.validation_share);
       if (validation != (context.split == dsv3::Split::validation)) continue;
       hash = dsv3::random_bits({hash, line.hash});

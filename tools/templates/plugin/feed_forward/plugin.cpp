@@ -1,4 +1,4 @@
-// feed_forward/@NAME@: down(gelu(gate(x)) * up(x)), GEGLU of Shazeer, arXiv 2002.05202.
+// feed_forward/@NAME@: down(gelu(gate(x)) * up(x)), the GEGLU of Shazeer (arXiv 2002.05202).
 #include <ATen/ATen.h>
 
 #include <dsv3/sdk/feed_forward.h>
@@ -21,7 +21,7 @@ class GatedMlp final : public dsv3::FeedForward {
  public:
   using Options = ::Options;
 
-  // Declares parameters without filling them: this also runs on the meta device.
+  // Declares parameters but does not initialise them, because this also runs on the meta device.
   GatedMlp(const Options& options, const dsv3::LayerContext& context) : FeedForward(context) {
     const int64_t width = context.dims.hidden;
     hidden_ = options.hidden > 0 ? options.hidden : 3 * width;
@@ -30,12 +30,12 @@ class GatedMlp final : public dsv3::FeedForward {
     down_ = dsv3::Linear(*this, "down", hidden_, width);
   }
 
-  // Works token by token, so documents cannot affect each other.
+  // Processes each token separately, so documents cannot affect each other.
   at::Tensor forward(const at::Tensor& x, const dsv3::Sequence&) override {
     return down_(at::gelu(gate_(x)) * up_(x));
   }
 
-  // Saves x, gate, its gelu, up, and their product.
+  // Counts x, gate, gelu(gate), up, and their product.
   int64_t saved_values_per_token() const override { return context().dims.hidden + 4 * hidden_; }
 
  private:

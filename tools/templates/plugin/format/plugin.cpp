@@ -15,7 +15,7 @@ int64_t integer(const ComponentDescription& component, const std::string& key) {
   return std::get<int64_t>(component.options.at(key));
 }
 
-/// Inner width of `layer`; for `hidden: auto`, from the parameter's shape.
+/// Inner width of `layer`. For `hidden: auto`, it comes from the parameter's shape.
 int64_t inner_width(const ModelDescription& model, size_t layer) {
   const int64_t width = integer(model.feed_forward[layer], "hidden");
   if (width > 0) return width;
@@ -27,7 +27,7 @@ class Architecture final : public dsv3::Format {
   using Options = dsv3::NoOptions;
   explicit Architecture(const Options&) {}
 
-  // Must name everything that the architecture cannot express, otherwise a different model is
+  // Must list everything that the architecture cannot express. Otherwise a different model is
   // written.
   std::vector<std::string> obstacles(const ModelDescription& model) const override {
     std::vector<std::string> obstacles;
@@ -44,7 +44,7 @@ class Architecture final : public dsv3::Format {
       require(heads == integer(model.attention[0], "heads") &&
                   inner_width(model, layer) == inner_width(model, 0),
               "layers have different sizes");
-      require(kv_heads == 0 || kv_heads == heads, "attention mha: kv_heads is not heads");
+      require(kv_heads == 0 || kv_heads == heads, "attention mha: kv_heads differs from heads");
       require(head_dim == 0 || head_dim * heads == model.hidden,
               "attention mha: head_dim is not auto");
       require(!std::get<bool>(attention.options.at("qk_norm")), "attention mha: qk_norm is on");
@@ -98,7 +98,7 @@ class Architecture final : public dsv3::Format {
                                           {"qk_norm", false},
                                           {"rotary_share", 1.0}}};
     const ComponentDescription dense{"swiglu", {{"hidden", reader.integer("inner_width")}}};
-    reader.finish();  // throws with all errors and all fields that were not read
+    reader.finish();  // throws an error that lists all problems and all fields that were not read
     model.attention.assign(size_t(model.layers), attention);
     model.feed_forward.assign(size_t(model.layers), dense);
     return model;
@@ -124,7 +124,7 @@ class Architecture final : public dsv3::Format {
       for (const char* part : {"q", "k", "v", "o"})
         add(stored + part, {width, width}, source + "attention." + part + ".weight");
       add(stored + "norm_f", {width}, source + "feed_forward_norm.weight");
-      // The model stacks gate above up in one parameter; the folder stores two tensors.
+      // The model stacks gate and up in one parameter; the folder stores two tensors.
       add(stored + "gate", {inner, width}, source + "feed_forward.gate_up.weight");
       add(stored + "up", {inner, width}, source + "feed_forward.gate_up.weight", inner);
       add(stored + "down", {width, inner}, source + "feed_forward.down.weight");
@@ -134,7 +134,7 @@ class Architecture final : public dsv3::Format {
     return places;
   }
 
-  // `dsv3 plugins check` writes and reads these.
+  // `dsv3 plugins check` writes and reads these models.
   std::vector<Json> examples() const override {
     const Json small{{"vocabulary", 31}, {"width", 16},       {"depth", 2},      {"heads", 4},
                      {"context", 64},    {"inner_width", 24}, {"norm_eps", 1e-5}};

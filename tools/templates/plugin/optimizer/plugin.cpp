@@ -9,11 +9,11 @@ namespace {
 struct Options {
   double lr = 1e-4, beta1 = 0.9, beta2 = 0.99, weight_decay = 0.1;
   static void describe(dsv3::OptionSchema<Options>& s) {
-    s.add("lr", &Options::lr, "learning rate before the schedule's factor").min(0);
-    s.add("beta1", &Options::beta1, "share of the momentum in the update direction").min(0).max(1);
-    s.add("beta2", &Options::beta2, "decay of the momentum").min(0).max(1);
+    s.add("lr", &Options::lr, "base learning rate, which the schedule scales").min(0);
+    s.add("beta1", &Options::beta1, "weight of the momentum in the update direction").min(0).max(1);
+    s.add("beta2", &Options::beta2, "momentum decay").min(0).max(1);
     s.add("weight_decay", &Options::weight_decay,
-          "decoupled decay: weights shrink by lr * weight_decay per update")
+          "decoupled weight decay: weights shrink by lr * weight_decay per update")
         .min(0);
   }
 };
@@ -26,12 +26,12 @@ class Lion final : public dsv3::Optimizer {
   // Updates are element-wise, so slices may be flat pieces of any length and state can be sharded.
   bool whole_matrices() const override { return false; }
   double lr() const override { return o_.lr; }
-  // The core stores, saves and loads the state. It starts as zeros.
+  // The core stores, saves and loads the state. It is initially zero.
   std::vector<dsv3::StateSlot> slots() const override {
     return {{"momentum", dsv3::StateSlot::Like::value, at::kFloat}};
   }
 
-  // Called several times per step with disjoint slices; has no state between calls.
+  // Called several times per step with disjoint slices; keeps no state between calls.
   void step(std::span<const dsv3::Slice> slices, const dsv3::OptimStep& step) override {
     const double lr = o_.lr * step.lr_factor;
     for (const dsv3::Slice& slice : slices) {

@@ -1,4 +1,5 @@
-// position/@NAME@: rotary position embedding (Su et al., arXiv 2104.09864), with Llama's pairs.
+// position/@NAME@: rotary position embedding (Su et al., arXiv 2104.09864), with Llama's feature
+// pairs.
 #include <dsv3/sdk/angles.h>
 #include <dsv3/sdk/ops.h>
 #include <dsv3/sdk/plugin.h>

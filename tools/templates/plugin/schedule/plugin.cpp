@@ -10,7 +10,7 @@ namespace {
 struct Options {
   int64_t warmup = 100;
   static void describe(dsv3::OptionSchema<Options>& s) {
-    s.add("warmup", &Options::warmup, "steps of linear warm-up").min(0);
+    s.add("warmup", &Options::warmup, "number of linear warm-up steps").min(0);
   }
 };
 
@@ -19,11 +19,10 @@ class InverseSqrt final : public dsv3::Schedule {
   using Options = ::Options;
   explicit InverseSqrt(const Options& options) : o_(options) {}
 
-  // Depends on the step only, so resuming needs no state.
+  // Depends only on the step, so resuming needs no state.
   double factor(int64_t step, int64_t) const override {
     if (step < o_.warmup) return double(step) / double(o_.warmup);
-    return std::sqrt(double(std::max<int64_t>(o_.warmup, 1)) /
-                     double(std::max<int64_t>(step, 1)));
+    return std::sqrt(double(std::max<int64_t>(o_.warmup, 1)) / double(std::max<int64_t>(step, 1)));
   }
 
  private:

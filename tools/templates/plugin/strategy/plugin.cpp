@@ -1,4 +1,4 @@
-// strategy/@NAME@: one device, with an fp32 master and gradient for every parameter.
+// strategy/@NAME@: one device, with an fp32 master value and gradient for every parameter.
 #include <cmath>
 #include <set>
 
@@ -12,9 +12,9 @@
 namespace {
 
 struct Resident {
-  dsv3::UnitParam param;  // param.tensor is what the component computes with
+  dsv3::UnitParam param;  // the component computes with param.tensor
   at::Tensor master;      // fp32
-  at::Tensor grad;        // fp32; undefined until the first training forward
+  at::Tensor grad;        // fp32; undefined until the first forward pass in training
 };
 
 class OneDevice final : public dsv3::Strategy {
@@ -37,8 +37,8 @@ class OneDevice final : public dsv3::Strategy {
       Resident resident{std::move(param), {}, {}};
       resident.master = at::empty(resident.param.tensor.sizes(), options);
       resident.master.copy_(resident.param.tensor.detach());
-      resident.param.tensor.set_data(is_copied(resident.param) ? resident.master.to(context_.compute_dtype)
-                                                       : resident.master);
+      resident.param.tensor.set_data(
+          is_copied(resident.param) ? resident.master.to(context_.compute_dtype) : resident.master);
       resident.param.tensor.set_requires_grad(true);
       parameters_.push_back(std::move(resident));
     }
@@ -47,7 +47,8 @@ class OneDevice final : public dsv3::Strategy {
 
   void ready(const std::vector<dsv3::GroupSpec>& groups) override { groups_ = groups; }
 
-  // autograd adds to an existing gradient in place, so it is fp32 for bf16 parameters, too.
+  // autograd accumulates into an existing gradient in place, so the gradient is fp32 even for bf16
+  // parameters.
   void begin_microbatch(bool) override {
     for (Resident& resident : parameters_) {
       if (resident.grad.defined()) continue;
@@ -76,8 +77,7 @@ class OneDevice final : public dsv3::Strategy {
       if (resident.grad.defined()) resident.grad.mul_(factor);
   }
 
-  void update(int group,
-              const std::function<void(std::span<dsv3::UpdateTensor>)>& fn) override {
+  void update(int group, const std::function<void(std::span<dsv3::UpdateTensor>)>& fn) override {
     const bool whole = groups_.at(group).whole_matrices;
     std::vector<dsv3::UpdateTensor> tensors;
     for (const Resident& resident : parameters_) {
@@ -113,7 +113,7 @@ class OneDevice final : public dsv3::Strategy {
     return tensors;
   }
 
-  // Copies the masters to the tensors that components compute with.
+  // Copies the master values to the tensors that components compute with.
   void loaded() override {
     for (Resident& resident : parameters_)
       if (is_copied(resident.param)) resident.param.tensor.detach().copy_(resident.master);

@@ -1,4 +1,4 @@
-// tokenizer/@NAME@: ids 0-255 are the bytes, followed by pairs of bytes and the end of text.
+// tokenizer/@NAME@: ids 0-255 are single bytes, followed by byte pairs and the end-of-text id.
 #include <algorithm>
 #include <set>
 
@@ -11,12 +11,12 @@ namespace {
 struct Options {
   std::vector<std::string> pairs = {"e ", "th", "t ", "s ", "d ", "in", "er", "an"};
   static void describe(dsv3::OptionSchema<Options>& s) {
-    s.add("pairs", &Options::pairs, "pairs of bytes that have their own id");
+    s.add("pairs", &Options::pairs, "byte pairs that have a separate id");
     s.check([](const Options& o) -> std::string {
       for (const std::string& pair : o.pairs)
         if (pair.size() != 2) return "pairs must be two bytes long, not '" + pair + "'";
       if (std::set<std::string>(o.pairs.begin(), o.pairs.end()).size() != o.pairs.size())
-        return "pairs contains a pair twice";
+        return "pairs contains a duplicate";
       return "";
     });
   }
@@ -27,7 +27,7 @@ class Pairs final : public dsv3::Tokenizer {
   using Options = ::Options;
   Pairs(const Options& options, const dsv3::TokenizerContext&) : pairs_(options.pairs) {}
 
-  // Reads from the left: a pair if one matches, else a byte. Accepts any bytes.
+  // Encodes from left to right: a pair if one matches, else a byte. Accepts any bytes.
   std::vector<int32_t> encode(std::string_view text) const override {
     std::vector<int32_t> ids;
     for (size_t i = 0; i < text.size();) {
@@ -50,7 +50,8 @@ class Pairs final : public dsv3::Tokenizer {
 
   std::string token_bytes(int32_t id) const override {
     if (id < 0 || id > eos_id())
-      throw dsv3::Error("token id " + std::to_string(id) + " is outside the vocabulary of tokenizer/@NAME@ (0 to " +
+      throw dsv3::Error("token id " + std::to_string(id) +
+                            " is outside the vocabulary of tokenizer/@NAME@ (0 to " +
                             std::to_string(eos_id()) + ")",
                         dsv3::ExitCode::data);
     if (id == eos_id()) return "<|endoftext|>";
@@ -60,7 +61,7 @@ class Pairs final : public dsv3::Tokenizer {
   int64_t vocab_size() const override { return eos_id() + 1; }
   int32_t eos_id() const override { return 256 + static_cast<int32_t>(pairs_.size()); }
 
-  // Must change with everything that decides the ids: the rule's version and the options.
+  // Must change with everything that determines the ids: the algorithm's version and the options.
   std::string digest() const override {
     std::string all = "tokenizer/@NAME@ 1:";
     for (const std::string& pair : pairs_) all += pair;

@@ -1,4 +1,4 @@
-// tracker/@NAME@: one JSON object per event, in a file of the run folder.
+// tracker/@NAME@: one JSON object per event, in a file in the run folder.
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -19,7 +19,7 @@ struct Options {
   }
 };
 
-// JSON has no NaN or infinity.
+// JSON cannot represent NaN or infinity.
 nlohmann::json value_of(double value) {
   if (std::isfinite(value)) return value;
   return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
@@ -55,7 +55,8 @@ class JsonLines final : public dsv3::Tracker {
   void finish(dsv3::RunStatus) override { writer_.reset(); }
 
  private:
-  // Removes the lines of events from `next` on, which the core delivers again after a failure.
+  // Removes the lines of events with ids from `next` on, which the core delivers again after a
+  // failure.
   void open(int64_t next) {
     writer_.reset();
     uintmax_t size = 0;
@@ -70,7 +71,7 @@ class JsonLines final : public dsv3::Tracker {
 
   std::filesystem::path path_;
   std::optional<dsv3::fs::Writer> writer_;
-  int64_t next_ = -1;  // id after the last event in the file
+  int64_t next_ = -1;  // id that follows the last event in the file
 };
 
 }  // namespace
