@@ -27,8 +27,8 @@ INPUTS = {
              "correct the path or create it (relative paths start at the current folder"),
     "tokenizer": ("{plugin: bytes}", "{plugin: bpe, file: no.json}", "no.json",
                   "data.tokenizer.file: no such file or folder: no.json", "correct the path or create it"),
-    "GPU": ("threads: 1", "threads: 1, device: cuda", "cuda", "train.device is cuda, but no usable NVIDIA GPU was found",
-            "check nvidia-smi"),
+    "GPU": ("threads: 1", "threads: 1, device: cuda", "cuda", "train.device is cuda, but no NVIDIA driver was found",
+            "install the driver so that nvidia-smi lists the GPU"),
 }
 HEADING = "missing or unusable inputs:\n"
 

@@ -186,7 +186,7 @@ def test_print_config_names_every_layer(tmp_path):
                  "  seed: 3  # command line: train.seed=3", "    plugin: mha  # command line: attention=mha",
                  "  recompute: none  # default"):
         assert line in out.splitlines(), line
-    assert all("  # " in line or line.endswith(":") or line.endswith("-") for line in out.splitlines())
+    assert all("  # " in line or line.endswith(":") or line.endswith("-") for line in out.splitlines()[1:])
 
 
 def with_conventions(folder, preset):

@@ -101,6 +101,8 @@ void TrainOptions::describe(OptionSchema<TrainOptions>& s) {
   s.add("not_finite", &TrainOptions::not_finite,
         "what to do after a step with NaN or infinite gradients")
       .choices({"stop", "skip"});
+  s.add("deterministic", &TrainOptions::deterministic,
+        "on a GPU, use only kernels that repeat bit for bit; a CPU always does");
   s.check([](const TrainOptions& o) -> std::string {
     if (!o.micro_batch || o.batch % *o.micro_batch == 0) return "";
     return "batch (" + std::to_string(o.batch) + ") must be a multiple of micro_batch (" +

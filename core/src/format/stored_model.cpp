@@ -204,6 +204,7 @@ LoadedModel load_model(const LoadRequest& request, Plugins& plugins) {
                 ExitCode::checkpoint);
   if (request.with_tokenizer) loaded.tokenizer = tokenizer_of(stored, loaded.experiment, plugins);
   loaded.device = device_of(loaded.experiment.train);
+  choose_determinism(loaded.experiment.train, loaded.device);
   loaded.model = std::make_unique<Model>(loaded.experiment, vocab_of(stored),
                                          factory_of(loaded.experiment, plugins), loaded.device);
   load_weights(*loaded.model, stored);

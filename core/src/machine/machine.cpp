@@ -1,29 +1,91 @@
 #include "machine/machine.h"
 
-#include <array>
+#include <charconv>
+#include <cstdlib>
+#include <cstring>
 #include <dlfcn.h>
-#include <filesystem>
 #include <fstream>
-#include <string>
-#include <unistd.h>
 
 #include <ATen/Parallel.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <dsv3/runtime/machine.h>
 #include <dsv3/sdk/error.h>
+#include <dsv3/sdk/log.h>
 
 namespace dsv3 {
 namespace {
 
-/// The name of the first GPU, such as "NVIDIA H100 80GB HBM3", from the driver's files.
-std::string gpu_name() {
-  std::error_code missing;
-  for (const auto& gpu : std::filesystem::directory_iterator("/proc/driver/nvidia/gpus", missing)) {
-    std::ifstream file(gpu.path() / "information");
-    for (std::string line; std::getline(file, line);)
-      if (line.starts_with("Model:")) return line.substr(line.find_first_not_of(" \t", 6));
+/// First compute capability, as 10 * major + minor, of LibTorch built with CUDA 13 or newer.
+constexpr int kCuda13Capability = 75;
+
+/// CUDA version of LibTorch's CUDA library; 0 = unknown.
+int libtorch_cuda_version() {
+  try {
+    return int(at::detail::getCUDAHooks().versionCUDART());
+  } catch (const c10::Error&) {
+    return 0;
   }
-  return {};
+}
+
+/// Loads LibTorch's CUDA library if there is a GPU. Returns why LibTorch cannot use a GPU, then ";
+/// " and what to do about it; empty = it can.
+std::string load_cuda() {
+  const GpuDriver& driver = gpu_driver();
+  if (!driver.problem.empty()) return driver.problem;
+  const std::string gpu = "GPU '" + driver.gpus.front().name + "'";
+  if (!dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL))
+    return gpu + " cannot be used, because LibTorch's CUDA libraries do not load: " + dlerror() +
+           "; install them with `tools/dev setup --cuda`";
+  const bool usable = at::globalContext().hasCUDA();
+  const int version = libtorch_cuda_version();
+  if (driver.cuda_version > 0 && driver.cuda_version / 1000 < version / 1000)
+    return gpu + " cannot be used: its driver supports CUDA " +
+           cuda_version_text(driver.cuda_version) + ", and LibTorch needs " +
+           cuda_version_text(version) + "; update the NVIDIA driver";
+  if (!usable)
+    return gpu + " cannot be used: LibTorch's CUDA library finds no GPU; check nvidia-smi";
+  return "";
+}
+
+/// The same, loaded once per process.
+const std::string& gpu_problem() {
+  static const std::string problem = load_cuda();
+  return problem;
+}
+
+int local_rank() {
+  const char* text = std::getenv("LOCAL_RANK");
+  if (!text || !*text) return 0;
+  int rank = -1;
+  const char* end = text + std::strlen(text);
+  if (std::from_chars(text, end, rank).ptr != end || rank < 0)
+    throw Error("the environment variable LOCAL_RANK is '" + std::string(text) +
+                    "', not the number of a GPU; unset it, or set it to 0 for the first GPU",
+                ExitCode::usage);
+  return rank;
+}
+
+/// The GPU of this process. Throws if it does not exist or LibTorch does not support it.
+at::Device local_gpu() {
+  const int rank = local_rank();
+  const std::vector<Gpu>& gpus = gpu_driver().gpus;
+  if (rank >= int(gpus.size()))
+    throw Error("LOCAL_RANK is " + std::to_string(rank) + ", but only " +
+                    std::to_string(gpus.size()) +
+                    " GPU(s) are visible; start at most one rank per GPU, or check "
+                    "CUDA_VISIBLE_DEVICES",
+                ExitCode::data);
+  const Gpu& gpu = gpus[size_t(rank)];
+  if (libtorch_cuda_version() >= 13000 && gpu.major * 10 + gpu.minor < kCuda13Capability)
+    throw Error("GPU '" + gpu.name + "' cannot be used: its compute capability is " +
+                    gpu.capability() +
+                    ", and LibTorch's build for CUDA 13 needs 7.5 (Turing) or newer; set "
+                    "train.device=cpu",
+                ExitCode::data);
+  return at::Device(at::kCUDA, c10::DeviceIndex(rank));
 }
 
 template <class T, class V>
@@ -46,24 +108,37 @@ void assign_automatic(Experiment& experiment, const TrainOptions& chosen) {
 
 }  // namespace
 
-bool load_cuda() {
-  static const bool loaded = [] {
-    if (access("/dev/nvidiactl", R_OK) != 0) return false;
-    if (!dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL)) return false;
-    return at::globalContext().hasCUDA();
-  }();
-  return loaded;
-}
-
 at::Device device_of(const TrainOptions& train) {
   if (train.device == "cpu") return at::kCPU;
-  if (load_cuda()) return at::Device(at::kCUDA, 0);
-  if (train.device == "cuda")
-    throw Error(
-        "train.device is cuda, but no usable NVIDIA GPU was found; check nvidia-smi and that "
-        "LibTorch's CUDA libraries are installed, or set train.device=cpu",
-        ExitCode::usage);
-  return at::kCPU;
+  const bool any = !gpu_driver().gpus.empty();
+  if (train.device == "auto" && !any) return at::kCPU;
+  if (const std::string& problem = gpu_problem(); !problem.empty())
+    throw Error((any ? "" : "train.device is cuda, but ") + problem + ", or set train.device=cpu",
+                ExitCode::data);
+  const at::Device device = local_gpu();
+  // Code that names no index, in LibTorch or a plugin, then uses this GPU too.
+  if (device.index() > 0) c10::impl::VirtualGuardImpl(at::kCUDA).setDevice(device);
+  return device;
+}
+
+const Gpu* gpu_of(at::Device device) {
+  const std::vector<Gpu>& gpus = gpu_driver().gpus;
+  const size_t index = size_t(device.has_index() ? device.index() : 0);
+  return device.is_cuda() && index < gpus.size() ? &gpus[index] : nullptr;
+}
+
+void choose_determinism(const TrainOptions& train, at::Device device) {
+  if (!train.deterministic || !device.is_cuda()) return;
+  // cuBLAS reads it when it starts. LibTorch throws if the user has set a value that is not
+  // deterministic.
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
+  at::Context& context = at::globalContext();
+  context.setDeterministicAlgorithms(true, /*warn_only=*/false);
+  // Only helps to find reads of uninitialized memory, at the price of a pass over each new tensor.
+  context.setDeterministicFillUninitializedMemory(false);
+  context.setDeterministicCuDNN(true);
+  context.setBenchmarkCuDNN(false);
+  context.setSDPUseCuDNN(false);  // cuDNN's attention has no deterministic backward
 }
 
 const char* automatic_precision(at::Device device) {
@@ -75,21 +150,16 @@ at::ScalarType compute_dtype(const TrainOptions& train) {
 }
 
 double peak_flops(at::Device device) {
-  if (!device.is_cuda()) return 0;
-  struct Peak {
-    const char* name;
-    double flops;
-  };
-  constexpr std::array kPeaks{Peak{"H100 PCIe", 756e12}, Peak{"H100", 989e12},
-                              Peak{"H200", 989e12},      Peak{"H800", 989e12},
-                              Peak{"A100", 312e12},      Peak{"B200", 2250e12}};
-  const std::string name = gpu_name();
-  for (const Peak& peak : kPeaks)
-    if (name.find(peak.name) != std::string::npos) return peak.flops;
-  return 0;
+  const Gpu* gpu = gpu_of(device);
+  return gpu ? peak_flops_of(gpu->name) : 0;
 }
 
-int64_t peak_memory_bytes() {
+int64_t peak_memory_bytes(at::Device device) {
+  if (device.is_cuda()) {
+    using c10::CachingAllocator::StatType;
+    const auto stats = c10::getDeviceAllocator(at::kCUDA)->getDeviceStats(device.index());
+    return stats.allocated_bytes[size_t(StatType::AGGREGATE)].peak;
+  }
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);)
     if (line.starts_with("VmHWM:")) return std::stoll(line.substr(6)) * 1024;
@@ -98,10 +168,14 @@ int64_t peak_memory_bytes() {
 
 void resolve_machine(Experiment& experiment) {
   TrainOptions machine;
-  const bool asks_for_gpu = experiment.train.device == "cuda";  // preflight checks that one exists
-  const at::Device device = asks_for_gpu ? at::Device(at::kCUDA, 0) : device_of(experiment.train);
-  machine.device = device.is_cuda() ? "cuda" : "cpu";
-  machine.precision = automatic_precision(device);
+  const GpuDriver& driver = gpu_driver();
+  if (experiment.train.device == "auto" && driver.failed)
+    log::warning("training on the CPU, because " + driver.problem);
+  // Whether LibTorch can use the GPU is checked by device_of, with an error instead of the CPU.
+  const bool gpu = experiment.train.device == "cuda" ||
+                   (experiment.train.device == "auto" && !driver.gpus.empty());
+  machine.device = gpu ? "cuda" : "cpu";
+  machine.precision = automatic_precision(gpu ? at::kCUDA : at::kCPU);
   machine.threads = at::get_num_threads();
   assign_automatic(experiment, machine);
 }

@@ -35,12 +35,10 @@ int64_t activation_bytes(const Experiment& experiment, const ModelFigures& figur
   return micro_batch * experiment.train.sequence * values * element + kLogitsChunk;
 }
 
-/// FLOP/s of this machine: nominal for known GPUs, otherwise measured with a matmul of about 20 ms;
-/// 0 = the experiment runs on a GPU, but the machine has none.
+/// FLOP/s of this machine: nominal for GPUs, measured with a matmul of about 20 ms for CPUs; 0 =
+/// the experiment runs on a GPU, and the machine has none or one whose peak is unknown.
 double matmul_rate(const Experiment& experiment) {
-  if (experiment.train.device == "cuda" && !load_cuda()) return 0;
-  const at::Device device = device_of(experiment.train);
-  if (const double peak = peak_flops(device); peak > 0) return peak;
+  if (experiment.train.device == "cuda") return peak_flops(at::kCUDA);
   const at::Tensor a = at::ones({768, 768}, compute_dtype(experiment.train));
   at::mm(a, a);
   double best = 1e9;
@@ -163,7 +161,7 @@ void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64
                format_duration(tokens * figures.flops_per_token / (rate * kUtilisation)),
                100 * kUtilisation, format_count(rate));
   else
-    fmt::print("time           unknown: this machine has no usable NVIDIA GPU\n");
+    fmt::print("time           unknown: this machine has no GPU whose peak is known\n");
   fmt::print("{}", optimizers.plan());
 }
 

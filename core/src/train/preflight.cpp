@@ -49,11 +49,13 @@ class Preflight {
       add(configuration_, experiment_.data.origin,
           label_of(experiment_.data) + "needs a tokenizer; add `tokenizer: {plugin: bytes}` or " +
               "another tokenizer to `data`");
-    if (inputs_too_ && experiment_.train.device == "cuda") {
+    if (inputs_too_) {
       try {
         device_of(experiment_.train);
       } catch (const Error& error) {
-        add(inputs_, experiment_.origin("train.device"), error.what());
+        Origin origin = experiment_.origin("train.device");
+        if (origin.source == "default") origin.source = "train.device: auto";
+        add(inputs_, origin, error.what());
       }
     }
     if (configuration_.empty() && inputs_.empty()) return;

@@ -9,6 +9,7 @@
 #include <dsv3/support/fs.h>
 
 #include "call/call.h"
+#include "run/gpu_provenance.h"
 #include "train/trainer.h"
 
 namespace dsv3 {
@@ -44,6 +45,7 @@ void write_start(const RunRequest& request, const RunFolder& folder, const Exper
   if (!request.experiment.file.empty())
     fs::write_atomically(folder.experiment(), fs::read(request.experiment.file));
   Json origin = provenance(request.command, std::filesystem::current_path());
+  if (trainer.device().is_cuda()) origin["gpu"] = gpu_provenance(trainer.device());
   origin["init_hash"] = trainer.init_hash();
   origin["plugins"] = Json::array();
   for (const LoadedLibrary& library : libraries_of(experiment, plugins))

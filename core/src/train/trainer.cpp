@@ -59,6 +59,7 @@ Trainer::Trainer(Experiment experiment, Plugins& plugins, RunFolder& folder, boo
       checkpoints_(folder.checkpoints(), experiment_.checkpoint.keep_best),
       metrics_(folder.metrics()),
       progress_(quiet) {
+  choose_determinism(experiment_.train, device_);
   at::set_num_threads(int(experiment_.train.threads.value()));
   use_reference_ops(experiment_.train.ops == "reference");
   total_steps_ = total_steps(experiment_);

@@ -56,6 +56,7 @@ class Trainer {
   int run(bool resumed);
 
   int64_t step() const { return step_; }
+  at::Device device() const { return device_; }
   /// sha256 over all initial values, in order of declaration.
   const std::string& init_hash() const { return init_hash_; }
   /// Hash of all rows trained on so far, in order. Does not depend on the micro-batch.

@@ -22,6 +22,10 @@ void Trainer::announce() const {
       "{} steps of {} x {} tokens, micro-batch {}, {} accumulation step(s), {} on {}, {} thread(s)",
       total_steps_, train.batch, train.sequence, micro_batch_, accumulate_, train.precision,
       device_.str(), train.threads.value()));
+  if (const Gpu* gpu = gpu_of(device_))
+    log::info(fmt::format("{}: {}, {}, compute capability {}{}", device_.str(), gpu->name,
+                          format_bytes(double(gpu->memory_bytes)), gpu->capability(),
+                          peak_flops(device_) > 0 ? "" : ", peak unknown, so no MFU is reported"));
   log::info(optimizers_->plan());
   log::debug(optimizers_->plan(true));
   log::info("run folder " + folder_.path().string() +
@@ -60,7 +64,7 @@ void Trainer::record(const StepResult* result, std::optional<double> val_loss) {
     if (const double peak = peak_flops(device_); peak > 0)
       line.mfu = line.tokens_per_s * figures_.flops_per_token / peak;
     line.wait_fraction = (loader_->wait_seconds() - logged_wait_) / std::max(elapsed, 1e-9);
-    line.memory_bytes = peak_memory_bytes();
+    line.memory_bytes = peak_memory_bytes(device_);
     if (!logged) return progress_.show(line, false);
     add("train/loss", result->loss);
     add("train/main_loss", result->main_loss);

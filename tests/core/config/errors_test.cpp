@@ -83,7 +83,7 @@ const Invalid kInvalid[] = {
     {"validation: {every: 10}", "validation: 10",
      "error: 'validation' must be a map of keys and values"},
     {"depth: 1", "input: norm", "must be one of normed, raw"},
-    {"name: tiny", "name: ../tiny", "name must be 1 to 128 letters"},
+    {"name: tiny", "name: ../tiny", "name must consist of 1 to 128 letters"},
     {"name: tiny", "name: ${nam}", "error: 'nam' is not set in this experiment"},
     {"name: tiny", "name: ${env:DSV3_NOT_SET}",
      "error: environment variable 'DSV3_NOT_SET' is not set"},

@@ -92,10 +92,10 @@ TEST_CASE("an index that does not match the files is rejected") {
   CHECK(error_of(folder).empty());
   for (const char* name : {"../one.safetensors", "/etc/passwd", ""}) {
     put_index(folder, {{"a", name}});
-    CHECK_THAT(error_of(folder), Catch::Contains("is not a plain file name"));
+    CHECK_THAT(error_of(folder), Catch::Contains("must be a plain file name"));
   }
   put_index(folder, {{"a", 3}});
-  CHECK_THAT(error_of(folder), Catch::Contains("is not a plain file name"));
+  CHECK_THAT(error_of(folder), Catch::Contains("must be a plain file name"));
 }
 
 TEST_CASE("rows of a tensor place") {

@@ -62,7 +62,8 @@ constexpr std::array kMetrics{
         "model FLOPs utilisation: the model's FLOP/s over the GPU's bf16 peak; known GPUs only"},
     Row{"data/wait_fraction", "fraction",
         "fraction of the time since the last line that was spent waiting for data"},
-    Row{"memory/peak_bytes", "bytes", "peak resident memory of the process since its start"},
+    Row{"memory/peak_bytes", "bytes",
+        "peak since the process started: on a GPU, memory of tensors; on a CPU, resident memory"},
 };
 
 template <size_t N>

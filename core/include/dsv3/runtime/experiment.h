@@ -112,6 +112,7 @@ struct TrainOptions {
   std::string device = "auto";      ///< auto | cpu | cuda
   std::string ops = "fused";        ///< fused | reference
   std::string not_finite = "stop";  ///< stop | skip
+  bool deterministic = false;       ///< on a GPU, only kernels that repeat bit for bit
   static void describe(OptionSchema<TrainOptions>& s);
 };
 struct ValidationOptions {

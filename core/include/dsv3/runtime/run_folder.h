@@ -13,9 +13,9 @@ namespace dsv3 {
 /// When, where and how a run was started, for provenance.json: {"time", "command", "directory",
 /// "host", "pid", "dsv3", "libtorch", "compiler", "git": {"folder", "commit", "dirty"} or null,
 /// "threads", "cpu": {"model", "cores", "capability", "features"}}. A run can be reproduced bit for
-/// bit only with the same threads and capability. `source` is the folder whose git commit is
-/// recorded; only tracked files make it dirty. Never throws: a value that cannot be determined is
-/// null.
+/// bit only with the same threads and capability, and on a GPU only with the same "gpu" (see
+/// gpu_provenance.h), which the caller adds. `source` is the folder whose git commit is recorded;
+/// only tracked files make it dirty. Never throws: a value that cannot be determined is null.
 Json provenance(const std::vector<std::string>& command, const std::filesystem::path& source);
 
 /// Whether `name` is a valid run name: [A-Za-z0-9._-]{1,128}, but not "." or "..".

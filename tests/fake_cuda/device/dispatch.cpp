@@ -1,0 +1,202 @@
+// Operators with a CUDA kernel run the CPU's kernel on twins of their arguments. All others throw,
+// as they do on CUDA.
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/as_strided_native.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include "dry.h"
+#include "memory.h"
+#include "statistics.h"
+#include "twins.h"
+
+namespace fake_cuda {
+namespace {
+
+using at::Tensor;
+using Stack = torch::jit::Stack;
+using Values = std::vector<c10::IValue>;
+
+std::string name_of(const c10::OperatorHandle& operation) {
+  const c10::OperatorName& name = operation.schema().operator_name();
+  return name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;
+}
+
+std::string base_of(const std::string& name) {
+  return name.substr(0, name.find('.'));
+}
+
+/// Whether the CUDA implementation waits for the device, usually to learn the size of its result.
+bool waits(const std::string& name, const Values& arguments) {
+  static const std::set<std::string> always{"aten::nonzero",
+                                            "aten::masked_select",
+                                            "aten::_unique",
+                                            "aten::_unique2",
+                                            "aten::equal",
+                                            "aten::unique_dim",
+                                            "aten::unique_consecutive",
+                                            "aten::bincount",
+                                            "aten::histc",
+                                            "aten::is_nonzero",
+                                            "aten::unique_dim_consecutive"};
+  const std::string base = base_of(name);
+  if (always.contains(base)) return true;
+  if (name == "aten::repeat_interleave.Tensor") return arguments.back().isNone();
+  if (base == "aten::index" || base == "aten::index_put_" || base == "aten::_index_put_impl_") {
+    for (const c10::IValue& index : arguments[1].toListRef())  // masks become indices
+      if (index.isTensor() && (index.toTensor().scalar_type() == at::kBool ||
+                               index.toTensor().scalar_type() == at::kByte))
+        return true;
+  }
+  return false;
+}
+
+/// Whether CUDA accepts CPU tensors among the arguments of this operator: it copies indices.
+bool copies_host_indices(const std::string& name) {
+  const std::string base = base_of(name);
+  return base == "aten::index" || base == "aten::index_put_" || base == "aten::_index_put_impl_";
+}
+
+class Call {
+ public:
+  Call(const c10::OperatorHandle& operation, Stack* stack)
+      : operation_(operation), stack_(stack), name_(name_of(operation)) {
+    const size_t count = operation.schema().arguments().size();
+    arguments_.assign(stack->end() - std::ptrdiff_t(count), stack->end());
+    torch::jit::drop(*stack, count);
+  }
+
+  void run() {
+    for (const c10::IValue& argument : arguments_) stack_->push_back(with_twins(argument));
+    const c10::OptionalDeviceGuard guard(device_);
+    if (waits(name_, arguments_)) count_wait(name_);
+    if (dry())
+      run_dry(operation_, name_, arguments_, stack_);
+    else
+      operation_.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack_);
+    const size_t count = operation_.schema().returns().size();
+    Values results(stack_->end() - std::ptrdiff_t(count), stack_->end());
+    torch::jit::drop(*stack_, count);
+    for (c10::IValue& result : results) result = without_twins(result);
+    count_operator(name_, arguments_, results);
+    for (c10::IValue& result : results) stack_->push_back(std::move(result));
+  }
+
+ private:
+  Tensor twin_of(const Tensor& tensor, bool in_list) {
+    if (tensor.defined() && tensor.is_cpu()) {
+      const bool is_number = tensor.dim() == 0 && !in_list;  // passed to the kernel by value
+      TORCH_CHECK(is_number || copies_host_indices(name_),
+                  "Expected all tensors to be on the same device, but found at least two devices, "
+                  "cuda:0 and cpu! (",
+                  name_, ")");
+      if (!is_number) count_wait(name_ + " copies an index from the host");
+      return dry() && !is_number ? tensor.to(at::kMeta) : tensor;
+    }
+    if (tensor.defined() && tensor.is_cuda()) {
+      if (!device_) device_ = tensor.device();
+      TORCH_CHECK(*device_ == tensor.device(),
+                  "Expected all tensors to be on the same device, but found at least two devices, ",
+                  *device_, " and ", tensor.device(), "! (", name_, ")");
+    }
+    const Tensor host = twin(tensor);
+    if (tensor.defined()) twins_.emplace_back(tensor, host);
+    return host;
+  }
+
+  c10::IValue with_twins(const c10::IValue& value) {
+    if (value.isTensor()) {
+      if (!value.toTensor().defined()) return value;
+      return twin_of(value.toTensor(), false);
+    }
+    if (value.isTensorList()) {
+      c10::List<Tensor> list;
+      for (const Tensor& tensor : value.toTensorVector()) list.push_back(twin_of(tensor, true));
+      return list;
+    }
+    if (value.isOptionalTensorList()) {
+      c10::List<std::optional<Tensor>> list;
+      for (const std::optional<Tensor>& tensor : value.toOptionalTensorVector())
+        list.push_back(tensor ? std::optional(twin_of(*tensor, true)) : std::nullopt);
+      return list;
+    }
+    if (value.isDevice()) device_ = value.toDevice();
+    if (value.isDevice()) return c10::Device(dry() ? at::kMeta : at::kCPU);
+    if (value.isGenerator()) return {};
+    return value;
+  }
+
+  c10::IValue without_twins(const c10::IValue& value) {
+    if (value.isTensor()) return device_tensor(value.toTensor());
+    if (!value.isTensorList()) return value;
+    c10::List<Tensor> list;
+    for (const Tensor& tensor : value.toTensorVector()) list.push_back(device_tensor(tensor));
+    return list;
+  }
+
+  /// The device tensor of a result: an argument, a view of one, or a new tensor.
+  Tensor device_tensor(const Tensor& result) {
+    if (!result.defined()) return result;
+    for (const auto& [tensor, host] : twins_) {
+      if (result.is_same(host)) {
+        adopt_size(tensor, host);
+        return tensor;
+      }
+      if (result.numel() > 0 && result.is_alias_of(host))
+        return at::native::as_strided_tensorimpl(tensor, result.sizes(), result.strides(),
+                                                 result.storage_offset());
+    }
+    return to_device(result);
+  }
+
+  /// Gives the argument `tensor` the sizes to which the kernel resized its twin.
+  static void adopt_size(const Tensor& tensor, const Tensor& host) {
+    if (host.sizes() == tensor.sizes() && host.strides() == tensor.strides()) return;
+    const Tensor fresh = to_device(host);
+    c10::TensorImpl* impl = tensor.unsafeGetTensorImpl();
+    impl->set_storage_keep_dtype(fresh.storage());
+    impl->set_sizes_and_strides(fresh.sizes(), fresh.strides(), 0);
+  }
+
+  const c10::OperatorHandle& operation_;
+  Stack* stack_;
+  std::string name_;
+  Values arguments_;
+  std::optional<c10::Device> device_;             // of the results
+  std::vector<std::pair<Tensor, Tensor>> twins_;  // device tensor, twin
+};
+
+void run_on_twins(const c10::OperatorHandle& operation, Stack* stack) {
+  Call(operation, stack).run();
+}
+
+void reject(const c10::OperatorHandle& operation, Stack*) {
+  TORCH_CHECK_NOT_IMPLEMENTED(false, "Could not run '", operation.schema().operator_name(),
+                              "' with arguments from the 'CUDA' backend: LibTorch has no CUDA "
+                              "kernel for it");
+}
+
+/// Written by cuda_ops.py, without the operators that other files implement.
+constexpr const char* kCudaOperators[] = {
+#define X(name) name,
+#include "cuda_ops.inc"
+#undef X
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(_, CUDA, library) {
+  library.fallback(torch::CppFunction::makeFromBoxedFunction<&reject>());
+}
+
+TORCH_LIBRARY_IMPL(aten, CUDA, library) {
+  for (const char* name : kCudaOperators)
+    library.impl(name, torch::CppFunction::makeFromBoxedFunction<&run_on_twins>());
+}
+
+}  // namespace fake_cuda

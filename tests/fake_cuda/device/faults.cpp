@@ -1,0 +1,69 @@
+#include "faults.h"
+
+#include <array>
+#include <csignal>
+#include <dlfcn.h>
+#include <execinfo.h>
+#include <unistd.h>
+
+#include "memory.h"
+
+namespace fake_cuda {
+namespace {
+
+using Sigaction = int (*)(int, const struct sigaction*, struct sigaction*);
+
+/// The program's own handler.
+struct sigaction program_handler {};
+
+Sigaction libc_sigaction() {
+  static const auto function = reinterpret_cast<Sigaction>(dlsym(RTLD_NEXT, "sigaction"));
+  return function;
+}
+
+void on_fault(int signal, siginfo_t* info, void* context) {
+  if (on_device(info->si_addr)) {
+    constexpr char kText[] = "fake_cuda: host code accesses device memory:\n";
+    (void)!write(STDERR_FILENO, kText, sizeof kText - 1);
+    std::array<void*, 40> frames{};
+    backtrace_symbols_fd(frames.data(), backtrace(frames.data(), int(frames.size())),
+                         STDERR_FILENO);
+  }
+  if (program_handler.sa_flags & SA_SIGINFO) {
+    if (program_handler.sa_sigaction) return program_handler.sa_sigaction(signal, info, context);
+  } else if (program_handler.sa_handler != SIG_DFL && program_handler.sa_handler != SIG_IGN) {
+    return program_handler.sa_handler(signal);
+  }
+  std::signal(signal, SIG_DFL);  // the access is repeated and ends the process
+}
+
+int install(const struct sigaction& wanted) {
+  program_handler = wanted;
+  struct sigaction installed = wanted;
+  installed.sa_sigaction = &on_fault;
+  installed.sa_flags |= SA_SIGINFO;
+  return libc_sigaction()(SIGSEGV, &installed, nullptr);
+}
+
+}  // namespace
+
+void report_faults() {
+  struct sigaction current {};
+  libc_sigaction()(SIGSEGV, nullptr, &current);
+  if ((current.sa_flags & SA_SIGINFO) && current.sa_sigaction == &on_fault) return;
+  install(current);
+}
+
+}  // namespace fake_cuda
+
+/// Replaces libc's function, so that the program's handler runs after the report.
+extern "C" __attribute__((visibility("default"))) int sigaction(int signal,
+                                                                const struct sigaction* action,
+                                                                struct sigaction* old) {
+  using namespace fake_cuda;
+  if (signal != SIGSEGV) return libc_sigaction()(signal, action, old);
+  const struct sigaction previous = program_handler;
+  const int result = action ? install(*action) : 0;
+  if (old) *old = previous;
+  return result;
+}
