@@ -134,14 +134,14 @@ class FlatStrategy final : public Strategy {
     }
   }
 
-  double grad_norm() override {
-    double sum = 0;
-    for (const Unit& unit : units_) sum += sum_of_squares(unit.reduced);
-    return std::sqrt(sum);
+  at::Tensor grad_norm() override {
+    std::vector<at::Tensor> grads;
+    for (const Unit& unit : units_) grads.push_back(unit.reduced);
+    return norm_of(grads, at::kCPU);
   }
 
-  void scale_grads(double factor) override {
-    for (Unit& unit : units_) unit.reduced.mul_(factor);
+  void scale_grads(const at::Tensor& factor) override {
+    for (Unit& unit : units_) scale_gradient(unit.reduced, factor);
   }
 
   void update(int group, const std::function<void(std::span<UpdateTensor>)>& fn) override {

@@ -110,7 +110,7 @@ void fill(const ParameterStore& store) {
 Sequence one_document(int64_t batch, int64_t length, bool training) {
   return {.positions = at::arange(length).expand({batch, length}).contiguous(),
           .document_ids = {},
-          .mask = {},
+          .packing = nullptr,
           .training = training,
           .aux_scale = 1.0 / double(batch)};
 }
@@ -121,7 +121,7 @@ Sequence packed(int64_t batch, int64_t length, const std::vector<int64_t>& start
   Sequence seq = one_document(batch, length);
   seq.document_ids = ids;
   seq.positions = positions_of(ids);
-  seq.mask = attention_mask(ids);
+  seq.packing = packing_of(ids);
   return seq;
 }
 

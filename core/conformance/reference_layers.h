@@ -37,7 +37,7 @@ class ReferenceAttention final : public ProjectedAttention {
     const at::Tensor q = projections_[0](x);
     const at::Tensor keys_values = at::cat({projections_[1](x), projections_[2](x)}, -1);
     if (!seq.cache)
-      return projections_[3](mix(q, keys_values, seq.positions, seq.positions, seq.mask));
+      return projections_[3](mix(q, keys_values, seq.positions, seq.positions, seq.mask()));
     seq.cache->append(keys_values);
     const at::Tensor placed = at::cat({q, seq.positions.unsqueeze(2).to(q.scalar_type())}, -1);
     return projections_[3](

@@ -38,6 +38,7 @@ struct OneUnit {
       for (UpdateTensor& tensor : tensors) change(tensor);
     });
   }
+  double norm() { return checked->grad_norm().item<double>(); }
   void require_gradient(double expected, const std::string& what) {
     at::Tensor gradient;
     update([&](UpdateTensor& tensor) { gradient = tensor.grad.clone(); });
@@ -94,16 +95,17 @@ void strategy_checks(const AddCheck& check) {
   check("gradients", "accumulates gradients and computes their norm", [](const Subject& subject) {
     OneUnit one(subject);
     one.backward(3);
-    require(std::abs(one.checked->grad_norm() - 3 * std::sqrt(3.0)) < 1e-6, "grad_norm() is wrong");
-    one.checked->scale_grads(0.5);
+    require(std::abs(one.norm() - 3 * std::sqrt(3.0)) < 1e-6, "grad_norm() is wrong");
+    one.checked->scale_grads(at::full({}, 0.5, at::kDouble));
     one.require_gradient(1.5, "a gradient after scale_grads(0.5)");
     one.backward(1);
     one.require_gradient(1,
                          "the gradient in the next step (end_step() must clear the previous one)");
     for (const double bad : {std::numeric_limits<double>::quiet_NaN(), HUGE_VAL}) {
       one.backward(bad);
-      require(!std::isfinite(one.checked->grad_norm()),
-              "grad_norm() is finite although a gradient is not");
+      require(!std::isfinite(one.norm()), "grad_norm() is finite although a gradient is not");
+      one.checked->scale_grads(at::zeros({}, at::kDouble));
+      one.require_gradient(0, "a gradient that is not finite after scale_grads(0)");
       one.checked->end_step();
     }
     one.backward(2);

@@ -130,7 +130,7 @@ Trained train_under(const std::shared_ptr<Strategy>& strategy, const Experiment&
   Trained trained;
   for (int64_t step = 0; step < steps; ++step) {
     trained.losses.push_back(accumulate(model, step, micro, strategy.get()));
-    trained.norms.push_back(strategy->grad_norm());
+    trained.norms.push_back(strategy->grad_norm().item<double>());
     strategy->update(0, [](std::span<UpdateTensor> tensors) {
       const at::NoGradGuard no_grad;
       for (UpdateTensor& tensor : tensors) tensor.value.sub_(tensor.grad, kLearningRate);

@@ -130,10 +130,15 @@ void backward(Strategy& strategy, at::TensorList roots) {
   leave_backward();
 }
 
-double grad_norm(Strategy& strategy) {
-  return call(strategy, "grad_norm", [](Strategy& s) {
-    const double norm = s.grad_norm();
-    if (norm < 0) fail("grad_norm() is " + std::to_string(norm));
+at::Tensor grad_norm(Strategy& strategy, at::Device device) {
+  return call(strategy, "grad_norm", [&](Strategy& s) {
+    const at::Tensor norm = s.grad_norm();
+    if (!norm.defined() || norm.dim() != 0 || norm.scalar_type() != at::kDouble ||
+        norm.device() != device)
+      fail("grad_norm() is " + (norm.defined() ? described(norm) : "undefined") +
+           "; it must be a float64 scalar on " + device.str());
+    if (norm.is_cpu() && norm.item<double>() < 0)
+      fail("grad_norm() is " + std::to_string(norm.item<double>()));
     return norm;
   });
 }

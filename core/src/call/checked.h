@@ -65,7 +65,7 @@ at::Tensor step_counts(FeedForward& feed_forward);
 int adopt(Strategy& strategy, UnitSpec unit, int unit_index);
 /// Attributes an error in an autograd node to the component whose forward pass created the node.
 void backward(Strategy& strategy, at::TensorList roots);
-double grad_norm(Strategy& strategy);
+at::Tensor grad_norm(Strategy& strategy, at::Device device);
 void update(Strategy& strategy, int group, const std::function<void(std::span<UpdateTensor>)>& fn);
 std::vector<OwnedTensor> owned(Strategy& strategy);
 

@@ -9,6 +9,7 @@
 #include <dsv3/sdk/packing.h>
 
 #include "call/checked.h"
+#include "model/device_batch.h"
 #include "model/parts.h"
 
 namespace dsv3 {
@@ -16,23 +17,6 @@ namespace {
 
 /// maximum size of the fp32 logits in token_losses: 64 MiB
 constexpr int64_t kLogitsAtOnce = int64_t{16} << 20;
-
-/// Moves a micro-batch to the device, in the form that layers expect.
-Sequence sequence_of(const Batch& batch, at::Device device) {
-  const int64_t rows = batch.tokens.size(0), length = batch.tokens.size(1) - 1;
-  Sequence seq;
-  if (batch.document_ids.defined()) {
-    const at::Tensor ids = batch.document_ids.narrow(1, 0, length);
-    const at::Tensor mask = attention_mask(ids);
-    if (mask.defined()) seq.mask = mask.to(device);
-    seq.positions = positions_of(ids).to(device);
-    seq.document_ids = ids.to(device);
-  } else {
-    seq.positions = at::arange(length, at::TensorOptions().dtype(at::kLong).device(device))
-                        .expand({rows, length});
-  }
-  return seq;
-}
 
 /// Inputs of MTP module `ahead` - 1: the tokens `ahead` positions later, with zeros past the end of
 /// the row.
@@ -132,8 +116,8 @@ namespace {
 
 /// Hidden states [B, T, D] of the main model for `batch`'s first T tokens.
 at::Tensor hidden_of(const Model::Parts& parts, const Batch& batch) {
-  const at::Tensor tokens = batch.tokens.narrow(1, 0, batch.tokens.size(1) - 1);
-  return parts.hidden(tokens.to(parts.device), sequence_of(batch, parts.device));
+  const DeviceBatch moved = to_device(batch, 0, parts.device);
+  return parts.hidden(moved.tokens.narrow(1, 0, moved.tokens.size(1) - 1), moved.seq);
 }
 
 }  // namespace
@@ -143,8 +127,9 @@ LossParts Model::loss(const Batch& batch, const LossScale& scale, bool recompute
   const MtpOptions& mtp = parts.experiment.mtp;
   const size_t depth = parts.mtp.size();
   const bool normed = mtp.input == "normed";
-  const at::Tensor tokens = batch.tokens.to(parts.device);  // [B, T + 1]
-  Sequence seq = sequence_of(batch, parts.device);
+  DeviceBatch moved = to_device(batch, int64_t(depth) + 1, parts.device);
+  const at::Tensor& tokens = moved.tokens;  // [B, T + 1]
+  Sequence& seq = moved.seq;
   seq.training = true;
   seq.recompute = recompute;
   seq.aux_scale = 1.0 / double(std::max<int64_t>(scale.sequences, 1));
@@ -152,8 +137,7 @@ LossParts Model::loss(const Batch& batch, const LossScale& scale, bool recompute
   // {loss * factor / divisor, plain / divisor} for the tokens `ahead` + 1 positions after x.
   const auto entropy = [&](const at::Tensor& x, int64_t ahead, double factor, double divisor) {
     divisor = std::max(divisor, 1.0);  // 0 instead of NaN if there is no valid target
-    const at::Tensor targets =
-        shifted_targets(batch.tokens, batch.document_ids, ahead).reshape(-1).to(parts.device);
+    const at::Tensor& targets = moved.targets[ahead];
     const LossOptions& options = parts.experiment.loss;
     const auto [loss, plain] =
         linear_cross_entropy(x.reshape({-1, x.size(-1)}), parts.head, targets, options.z,
@@ -196,16 +180,16 @@ LossParts Model::loss(const Batch& batch, const LossScale& scale, bool recompute
 std::pair<double, int64_t> Model::evaluate(const Batch& batch) {
   const at::NoGradGuard no_grad;
   const Parts& parts = *parts_;
-  at::Tensor x = hidden_of(parts, batch);
-  const at::Tensor targets = shifted_targets(batch.tokens, batch.document_ids, 0).reshape(-1);
+  const DeviceBatch moved = to_device(batch, 1, parts.device);
+  at::Tensor x = parts.hidden(moved.tokens.narrow(1, 0, moved.tokens.size(1) - 1), moved.seq);
   at::Tensor sum;
   parts.with_head({&x}, {&sum}, [&] {
     x = parts.final_norm(x);
-    sum = linear_cross_entropy(x.reshape({-1, x.size(-1)}), parts.head, targets.to(parts.device), 0,
-                               1, parts.experiment.loss.chunk.value_or(0))
+    sum = linear_cross_entropy(x.reshape({-1, x.size(-1)}), parts.head, moved.targets[0], 0, 1,
+                               parts.experiment.loss.chunk.value_or(0))
               .second;
   });
-  return {sum.item<double>(), targets.ge(0).sum().item<int64_t>()};
+  return {sum.item<double>(), count_targets(batch, 0)[0]};
 }
 
 at::Tensor Model::token_losses(const Batch& batch, const at::Tensor& targets) {
@@ -249,7 +233,7 @@ at::Tensor Model::mtp_logits(const at::Tensor& tokens) {
   // Appends a placeholder token for rows [B, T + 1] as in training. Its logits become NaN below.
   Batch batch;
   batch.tokens = at::cat({tokens, at::zeros_like(tokens.narrow(1, 0, 1))}, 1).to(parts.device);
-  const Sequence seq = sequence_of(batch, parts.device);
+  const Sequence seq = to_device(batch, 0, parts.device).seq;
   at::Tensor hidden = hidden_of(parts, batch);
   if (normed) parts.with_head({&hidden}, {&hidden}, [&] { hidden = parts.final_norm(hidden); });
   std::vector<at::Tensor> logits;

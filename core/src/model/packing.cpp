@@ -1,6 +1,9 @@
 #include <ATen/ATen.h>
 
+#include <dsv3/sdk/attention.h>
 #include <dsv3/sdk/packing.h>
+
+#include "model/device_batch.h"
 
 namespace dsv3 {
 namespace {
@@ -22,6 +25,22 @@ at::Tensor runs_of(const at::Tensor& document_ids) {
 
 }  // namespace
 
+std::pair<at::Tensor, int64_t> document_boundaries(const at::Tensor& document_ids) {
+  const int64_t rows = document_ids.size(0), length = document_ids.size(1);
+  const at::Tensor ids = document_ids.contiguous();
+  const int64_t* const id = ids.const_data_ptr<int64_t>();
+  std::vector<int64_t> starts;
+  int64_t longest = 0;
+  const auto add = [&](int64_t start) {
+    if (!starts.empty()) longest = std::max(longest, start - starts.back());
+    starts.push_back(start);
+  };
+  for (int64_t i = 0; i < rows * length; ++i)
+    if (i % length == 0 || id[i] != id[i - 1]) add(i);
+  add(rows * length);
+  return {at::tensor(starts, at::kLong), longest};
+}
+
 at::Tensor positions_of(const at::Tensor& document_ids) {
   const at::Tensor index =
       at::arange(document_ids.size(1), document_ids.options()).expand_as(document_ids);
@@ -31,11 +50,31 @@ at::Tensor positions_of(const at::Tensor& document_ids) {
   return index - std::get<0>(starts.cummax(1));
 }
 
-at::Tensor attention_mask(const at::Tensor& document_ids) {
-  const at::Tensor runs = runs_of(document_ids);
-  if (runs.numel() == 0 || runs.select(1, -1).max().item<int64_t>() == 0) return {};
-  const at::Tensor same = runs.unsqueeze(2).eq(runs.unsqueeze(1));  // [B, T, T]
-  return same.tril_().unsqueeze(1);
+Packing::Packing(at::Tensor mask) : mask_(std::move(mask)) {}
+
+Packing::Packing(at::Tensor document_ids, at::Tensor boundaries, int64_t longest)
+    : document_ids_(std::move(document_ids)),
+      boundaries_(std::move(boundaries)),
+      longest_(longest) {}
+
+at::Tensor Packing::mask() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!mask_.defined()) {
+    const at::Tensor runs = runs_of(document_ids_);
+    const at::Tensor same = runs.unsqueeze(2).eq(runs.unsqueeze(1));  // [B, T, T]
+    mask_ = same.tril_().unsqueeze(1);
+  }
+  return mask_;
+}
+
+std::shared_ptr<const Packing> packing_of(const at::Tensor& document_ids) {
+  const auto [boundaries, longest] = document_boundaries(document_ids);
+  if (boundaries.size(0) <= document_ids.size(0) + 1) return nullptr;
+  return std::make_shared<Packing>(document_ids, boundaries.to(at::kInt), longest);
+}
+
+at::Tensor Sequence::mask() const {
+  return packing ? packing->mask() : at::Tensor();
 }
 
 at::Tensor shifted_targets(const at::Tensor& tokens, const at::Tensor& document_ids,

@@ -12,8 +12,7 @@ namespace dsv3 {
 namespace {
 
 at::Tensor outer(const at::Tensor& positions, const std::vector<double>& frequencies) {
-  const at::Tensor rates = at::tensor(frequencies, at::kDouble).to(positions.device());
-  return positions.to(at::kDouble).unsqueeze(-1) * rates;
+  return positions.to(at::kDouble).unsqueeze(-1) * at::tensor(frequencies, at::kDouble);
 }
 
 }  // namespace
@@ -32,14 +31,24 @@ std::pair<at::Tensor, at::Tensor> Angles::table(int64_t positions) const {
   return {cos_, sin_};
 }
 
+std::pair<at::Tensor, at::Tensor> Angles::on_device(const at::Tensor& positions,
+                                                    at::ScalarType dtype) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  Recent& recent = recent_;
+  if (recent.positions.is_same(positions) && recent.cos.scalar_type() == dtype)
+    return {recent.cos, recent.sin};
+  if (!rates_.defined() || rates_.device() != positions.device())
+    rates_ = at::tensor(frequencies_, at::kDouble).to(positions.device());
+  const at::Tensor angles = positions.to(at::kDouble).unsqueeze(-1) * rates_;
+  recent = {positions, (angles.cos() * scale_).to(dtype), (angles.sin() * scale_).to(dtype)};
+  return {recent.cos, recent.sin};
+}
+
 std::pair<at::Tensor, at::Tensor> Angles::at(const at::Tensor& positions,
                                              at::ScalarType dtype) const {
   const at::NoGradGuard no_grad;
   const at::ScalarType math = math_type(dtype);
-  if (!positions.is_cpu()) {
-    const at::Tensor angles = outer(positions, frequencies_);
-    return {(angles.cos() * scale_).to(math), (angles.sin() * scale_).to(math)};
-  }
+  if (!positions.is_cpu()) return on_device(positions, math);
   const auto [cos, sin] = table(positions.numel() ? positions.max().item<int64_t>() + 1 : 1);
   const at::Tensor rows = positions.reshape({-1});
   std::vector<int64_t> shape = positions.sizes().vec();

@@ -3,6 +3,7 @@
 
 #include <dsv3/sdk/attention.h>
 #include <dsv3/sdk/ops.h>
+#include <dsv3/sdk/packing.h>
 
 #include "ops/kernels.h"
 
@@ -48,6 +49,31 @@ at::Tensor fused(at::Tensor q, at::Tensor k, at::Tensor v, const at::Tensor& mas
   return out.narrow(3, 0, value_dim);
 }
 
+// Attention within documents that share rows, by a kernel that reads their boundaries instead of a
+// mask. q [B, T, H, Dk], k [B, T, Hk, Dk], v [B, T, Hk, Dv] -> [B, T, H, Dv].
+at::Tensor within_documents(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                            const Packing& packing, double scale) {
+  const int64_t width = std::max(q.size(3), v.size(3));
+  const auto rows = [&](const at::Tensor& x) {  // [B * T, H, width]; the kernel needs equal widths
+    const at::Tensor flat = x.reshape({-1, x.size(2), x.size(3)});
+    return x.size(3) == width ? flat : at::constant_pad_nd(flat, {0, width - x.size(3)});
+  };
+  const at::Tensor out = std::get<0>(at::_flash_attention_forward(
+      rows(q), rows(k), rows(v), packing.boundaries(), packing.boundaries(), packing.longest(),
+      packing.longest(), /*dropout_p=*/0.0, /*is_causal=*/true, /*return_debug_mask=*/false,
+      scale));
+  return out.narrow(2, 0, v.size(3)).view({q.size(0), q.size(1), q.size(2), v.size(3)});
+}
+
+// Whether within_documents() supports these tensors.
+bool has_kernel_for_documents(const at::Tensor& q, const at::Tensor& v, const Sequence& seq) {
+  constexpr int64_t kWidest = 256;
+  const int64_t width = std::max(q.size(3), v.size(3));
+  const bool half = q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kHalf;
+  return q.is_cuda() && half && width <= kWidest && width % 8 == 0 && seq.packing &&
+         seq.packing->boundaries().defined();
+}
+
 // Decoding: the query heads that share a key head become rows of one matrix product. q [B, T, H,
 // Dk] -> [B, Hk, T * G, Dk], mask [1, 1, T, S] -> [1, 1, T * G, S].
 at::Tensor decode(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
@@ -77,11 +103,12 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   TORCH_CHECK(!cached || (seq.cache && queries < keys), "attend: ", queries, " queries and ", keys,
               " keys, which may differ only with a KvCache");
   if (reference_ops())
-    return plain(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seq.mask, scale)
+    return plain(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seq.mask(), scale)
         .transpose(1, 2);
   if (cached) return decode(q, k, v, scale);
-  return fused(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seq.mask,
-               !seq.mask.defined(), scale)
+  if (has_kernel_for_documents(q, v, seq)) return within_documents(q, k, v, *seq.packing, scale);
+  return fused(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seq.mask(), !seq.packing,
+               scale)
       .transpose(1, 2);
 }
 

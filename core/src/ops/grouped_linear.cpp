@@ -3,11 +3,13 @@
 // cannot use several threads well.
 #include <algorithm>
 #include <atomic>
+#include <mutex>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 
+#include <dsv3/sdk/log.h>
 #include <dsv3/sdk/ops.h>
 
 #include "ops/kernels.h"
@@ -61,7 +63,7 @@ void run(const std::vector<Task>& tasks, bool on_cpu, const Body& body) {
 at::Tensor products(const at::Tensor& x, const at::Tensor& matrices,
                     const std::vector<Task>& groups) {
   at::Tensor y = at::empty({x.size(0), matrices.size(2)}, x.options());
-  run(pieces_of(groups), x.is_cpu(), [&](const Task& task) {
+  run(x.is_cpu() ? pieces_of(groups) : groups, x.is_cpu(), [&](const Task& task) {
     at::Tensor out = y.narrow(0, task.begin, task.size);
     at::mm_out(out, x.narrow(0, task.begin, task.size), matrices.select(0, task.group));
   });
@@ -121,6 +123,20 @@ at::Tensor plain(const at::Tensor& x, const at::Tensor& weight, const at::Tensor
   return at::cat(parts);
 }
 
+// Whether _grouped_mm supports the weight [E, M, K]: its rows must be multiples of 16 bytes. It is
+// the only kernel that does not read `ends` on the host.
+bool has_aligned_rows(const at::Tensor& weight) {
+  if (weight.size(1) % 8 == 0 && weight.size(2) % 8 == 0) return true;
+  static std::once_flag warned;
+  std::call_once(warned, [&] {
+    log::warning(
+        "the experts' layers of " + std::to_string(weight.size(2)) + " x " +
+        std::to_string(weight.size(1)) +
+        " are slow on a GPU; make model.hidden and the experts' hidden size multiples of 8");
+  });
+  return false;
+}
+
 }  // namespace
 
 at::Tensor grouped_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& ends) {
@@ -129,8 +145,7 @@ at::Tensor grouped_linear(const at::Tensor& x, const at::Tensor& weight, const a
               "grouped_linear: x ", x.sizes(), ", weight ", weight.sizes(), " and ends ",
               ends.sizes(), " are incompatible");
   if (reference_ops()) return plain(x, weight, ends);
-  // The only kernel that does not read `ends` on the host.
-  if (x.is_cuda() && x.scalar_type() == at::kBFloat16)
+  if (x.is_cuda() && x.scalar_type() == at::kBFloat16 && has_aligned_rows(weight))
     return at::_grouped_mm(x.contiguous(), weight.transpose(1, 2), ends);
   return GroupedLinearFunction::apply(x.contiguous(), weight, ends);
 }

@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
@@ -49,6 +51,12 @@ double sum_on_cpu(const float* x, int64_t n) {
   return sum;
 }
 
+double sum_of_squares(const at::Tensor& tensor) {
+  if (tensor.scalar_type() == at::kFloat && tensor.is_contiguous())
+    return sum_on_cpu(tensor.const_data_ptr<float>(), tensor.numel());
+  return tensor.to(at::kDouble).square().sum().item<double>();
+}
+
 }  // namespace
 
 FlatLayout::FlatLayout(const std::vector<UnitParam>& params) {
@@ -96,10 +104,25 @@ at::Tensor piece_of(const at::Tensor& tensor, const Range& range, bool whole_mat
   return whole_matrices ? flat.view({-1, range.box_shape.back()}) : flat;
 }
 
-double sum_of_squares(const at::Tensor& tensor) {
-  if (tensor.is_cpu() && tensor.scalar_type() == at::kFloat && tensor.is_contiguous())
-    return sum_on_cpu(tensor.const_data_ptr<float>(), tensor.numel());
-  return tensor.to(at::kDouble).square().sum().item<double>();
+at::Tensor norm_of(at::TensorList tensors, at::Device device) {
+  const auto options = at::TensorOptions().dtype(at::kDouble).device(device);
+  if (device.is_cpu()) {
+    double sum = 0;
+    for (const at::Tensor& tensor : tensors)
+      if (tensor.defined()) sum += sum_of_squares(tensor);
+    return at::full({}, std::sqrt(sum), options);
+  }
+  std::vector<at::Tensor> norms;
+  for (const at::Tensor& tensor : tensors)
+    if (tensor.defined())
+      norms.push_back(at::linalg_vector_norm(tensor, 2, std::nullopt, false, at::kDouble));
+  return norms.empty() ? at::zeros({}, options) : at::linalg_vector_norm(at::stack(norms), 2);
+}
+
+void scale_gradient(const at::Tensor& gradient, const at::Tensor& factor) {
+  gradient.mul_(factor);
+  if (!gradient.is_cpu() || factor.item<double>() == 0)
+    gradient.masked_fill_(factor.eq(0), 0);  // 0 * NaN is NaN
 }
 
 }  // namespace dsv3

@@ -82,14 +82,14 @@ std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet
     FirstParameter value(model.store()), gradient(model.store());
     for (const OwnedTensor& owned : checked::owned(strategy))
       value.check(owned.range.name, owned.value);
-    for (size_t group = 0; group < optimizers.specs().size(); ++group)
-      checked::update(strategy, static_cast<int>(group), [&](std::span<UpdateTensor> tensors) {
-        for (const UpdateTensor& tensor : tensors) gradient.check(tensor.range.name, tensor.grad);
-      });
     if (!value.found().empty())
       add("parameter " + value.found() + " was not finite before the step; it is updated by " +
           optimizers.owner_of(value.found()));
     const std::string module = first_module(model, strategy, batches, scale, backward);
+    for (size_t group = 0; group < optimizers.specs().size(); ++group)
+      checked::update(strategy, static_cast<int>(group), [&](std::span<UpdateTensor> tensors) {
+        for (const UpdateTensor& tensor : tensors) gradient.check(tensor.range.name, tensor.grad);
+      });
     if (!module.empty()) add("first non-finite value: " + module);
     if (!gradient.found().empty())
       add("first parameter with a non-finite gradient, going back from the loss: " +

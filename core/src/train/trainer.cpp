@@ -5,7 +5,9 @@
 #include <csignal>
 #include <unistd.h>
 
+#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <dsv3/sdk/log.h>
 #include <dsv3/sdk/ops.h>
@@ -49,7 +51,40 @@ class SignalGuard {
   std::array<struct sigaction, kSignals.size()> previous_;
 };
 
+/// The elements of a float64 vector on the host.
+std::vector<double> numbers_of(const at::Tensor& host) {
+  return {host.const_data_ptr<double>(), host.const_data_ptr<double>() + host.numel()};
+}
+
+/// `values`: total, main and MTP loss, gradient norm, load ratios.
+StepResult result_of(int64_t step, const std::vector<double>& values) {
+  return {.step = step,
+          .loss = values[0],
+          .main_loss = values[1],
+          .mtp_loss = values[2],
+          .grad_norm = values[3],
+          .loads = {values.begin() + 4, values.end()}};
+}
+
 }  // namespace
+
+PendingStep::PendingStep(int64_t number, const at::Tensor& device_values,
+                         std::vector<Batch> step_batches, LossScale loss_scale)
+    : step(number),
+      batches(std::move(step_batches)),
+      scale(std::move(loss_scale)),
+      values_(at::empty(device_values.sizes(),
+                        at::TensorOptions().dtype(at::kDouble).pinned_memory(true))),
+      copied_(device_values.device().type()) {
+  values_.copy_(device_values, /*non_blocking=*/true);
+  const c10::impl::VirtualGuardImpl guard(device_values.device().type());
+  copied_.record(guard.getStream(device_values.device()));
+}
+
+std::vector<double> PendingStep::read() const {
+  copied_.synchronize();
+  return numbers_of(values_);
+}
 
 Trainer::Trainer(Experiment experiment, Plugins& plugins, RunFolder& folder, bool quiet)
     : experiment_(std::move(experiment)),
@@ -105,18 +140,20 @@ int Trainer::run(bool resumed) {
   mark_interval();
   while (step_ < total_steps_) {
     current_step.number = step_ + 1;
-    const StepResult result = train_step();
+    train_step();
     current_step.finished = ++step_;
     const bool last = step_ == total_steps_;
     const int stop = last ? 0 : int(requested_code);
+    const bool saves = last || stop != 0 || due(experiment_.checkpoint.every);
+    if (saves || is_logged(step_)) finish_step();
     std::optional<double> val_loss;
     const double trained = seconds_now();
     if (last || due(experiment_.validation.every)) val_loss = validate();
     logged_seconds_ += seconds_now() - trained;  // excluded, because rates cover training only
-    record(&result, val_loss);
+    record(&result_, val_loss);
     const double recorded = seconds_now();
     if (due(experiment_.samples.every) || (last && experiment_.samples.every > 0)) write_samples();
-    if (last || stop != 0 || due(experiment_.checkpoint.every)) save(val_loss);
+    if (saves) save(val_loss);
     logged_seconds_ += seconds_now() - recorded;
     if (stop != 0) {
       log::info("stopped by a signal at step " + std::to_string(step_) + "; resume with --run_id " +
@@ -129,7 +166,13 @@ int Trainer::run(bool resumed) {
   return 0;
 }
 
-StepResult Trainer::train_step() {
+bool Trainer::is_logged(int64_t step) const {
+  const auto is_due = [step](int64_t every) { return every > 0 && step % every == 0; };
+  return step == total_steps_ || is_due(experiment_.train.log_every) ||
+         is_due(experiment_.validation.every);
+}
+
+void Trainer::train_step() {
   std::vector<Batch> batches(static_cast<size_t>(accumulate_));
   at::Tensor targets = at::zeros({1 + experiment_.mtp.depth}, at::kLong);
   for (Batch& batch : batches) {
@@ -140,30 +183,66 @@ StepResult Trainer::train_step() {
   world_->all_reduce_sum(targets);
   const LossScale scale = scale_of(targets);
 
-  at::Tensor sums = run_micro_batches(batches, scale);
-  StepResult result;
-  result.grad_norm = checked::grad_norm(*strategy_);
-  sums = sums.cpu();
-  result.loss = sums[0].item<double>();
-  result.main_loss = sums[1].item<double>();
-  result.mtp_loss = sums[2].item<double>();
-  result.skipped = !std::isfinite(result.grad_norm) || !std::isfinite(result.loss);
+  const at::Tensor sums = run_micro_batches(batches, scale);
+  const at::Tensor norm = checked::grad_norm(*strategy_, device_);
+  const at::Tensor values = at::cat({sums.to(at::kDouble), norm.view({1})});
   lr_factor_ = checked::number(*schedule_, "factor", &Schedule::factor, step_ + 1, total_steps_);
+  if (device_.is_cpu() || experiment_.train.not_finite == "skip") {
+    update_if_finite(values, batches, scale);
+    if (is_logged(step_ + 1)) result_.loads = numbers_of(load_ratios().cpu());
+  } else {
+    update_on_device(values);
+    const at::Tensor all = is_logged(step_ + 1) ? at::cat({values, load_ratios()}) : values;
+    PendingStep pending(step_ + 1, all, std::move(batches), scale);
+    if (pending_)
+      finish_step();  // the step before this one, so that the GPU never runs out of work
+    pending_.emplace(std::move(pending));
+  }
+  tokens_ += experiment_.train.batch * experiment_.train.sequence;
+}
+
+void Trainer::update_if_finite(const at::Tensor& values, std::span<const Batch> batches,
+                               const LossScale& scale) {
+  result_ = result_of(step_ + 1, numbers_of(values.cpu()));
+  const bool skipped = result_.skipped = !result_.is_finite();
   std::string cause;
-  if (result.skipped) {
+  if (skipped) {
     const bool stops = experiment_.train.not_finite != "skip" && world_->size() == 1;
     cause = find_not_finite(*model_, *strategy_, *optimizers_, batches, scale, stops);
   } else {
     const double clip = experiment_.train.clip;
-    if (clip > 0 && result.grad_norm > clip)
-      call(*strategy_, "scale_grads", &Strategy::scale_grads, clip / (result.grad_norm + 1e-6));
+    if (clip > 0 && result_.grad_norm > clip)
+      call(*strategy_, "scale_grads", &Strategy::scale_grads,
+           at::full({}, clip / (result_.grad_norm + 1e-6), values.options()));
     optimizers_->step(*strategy_, ++updates_, lr_factor_);
   }
   call(*strategy_, "end_step", &Strategy::end_step);
-  end_feed_forward_step(result.skipped);
-  tokens_ += experiment_.train.batch * experiment_.train.sequence;
-  if (result.skipped) report_not_finite(result, cause);
-  return result;
+  end_feed_forward_step(skipped);
+  if (skipped) report_not_finite(result_, cause);
+}
+
+void Trainer::update_on_device(const at::Tensor& values) {
+  const at::Tensor norm = values[3], one = at::ones_like(norm);
+  const double clip = experiment_.train.clip;
+  const at::Tensor factor = clip > 0 ? at::where(norm.gt(clip), clip / (norm + 1e-6), one) : one;
+  // If a value is not finite, finish_step() stops the run. Until then the parameters stay finite,
+  // for the search for the cause.
+  call(*strategy_, "scale_grads", &Strategy::scale_grads,
+       at::where(values.isfinite().all(), factor, at::zeros_like(norm)));
+  optimizers_->step(*strategy_, ++updates_, lr_factor_);
+  call(*strategy_, "end_step", &Strategy::end_step);
+  end_feed_forward_step(false);
+}
+
+void Trainer::finish_step() {
+  if (!pending_) return;
+  const PendingStep pending = std::move(*pending_);
+  pending_.reset();
+  result_ = result_of(pending.step, pending.read());
+  if (result_.is_finite()) return;
+  const std::string cause = find_not_finite(*model_, *strategy_, *optimizers_, pending.batches,
+                                            pending.scale, world_->size() == 1);
+  report_not_finite(result_, cause);
 }
 
 at::Tensor Trainer::run_micro_batches(std::span<const Batch> batches, const LossScale& scale) {
@@ -205,12 +284,12 @@ LossScale Trainer::scale_of(const at::Tensor& targets) const {
 
 void Trainer::report_not_finite(const StepResult& result, const std::string& cause) const {
   const auto text = [](double value) { return std::isnan(value) ? "NaN" : c10::str(value); };
-  std::string what = c10::str("step ", step_ + 1, " is not finite: loss ", text(result.loss),
+  std::string what = c10::str("step ", result.step, " is not finite: loss ", text(result.loss),
                               ", gradient norm ", text(result.grad_norm));
   if (!cause.empty()) what += "; " + cause;
   if (experiment_.train.not_finite == "skip") return log::warning(what + "; skipped the update");
   throw Error(what +
-                  ". No parameter was updated and the newest checkpoint is intact. Lower the "
+                  ". The newest checkpoint is intact. Lower the "
                   "learning rate, lengthen the warm-up, or set train.not_finite=skip",
               ExitCode::not_finite);
 }
@@ -237,6 +316,16 @@ void Trainer::end_feed_forward_step(bool skipped) {
     if (!metric.empty()) loads_.emplace_back(metric + "/" + std::to_string(layers[i]), sum);
     if (!skipped) call(layer, "on_step_end", &FeedForward::on_step_end, StepEnd{sum, progress});
   }
+}
+
+at::Tensor Trainer::load_ratios() const {
+  std::vector<at::Tensor> ratios;
+  for (const auto& [name, counts] : loads_) {
+    const at::Tensor loads = counts.to(at::kDouble);
+    ratios.push_back(loads.max() / loads.mean().clamp_min(1e-12));
+  }
+  return ratios.empty() ? at::empty({0}, at::TensorOptions().dtype(at::kDouble).device(device_))
+                        : at::stack(ratios);
 }
 
 std::optional<double> Trainer::validate() {

@@ -1,8 +1,11 @@
 // The training loop and everything that a step uses.
 #pragma once
 
+#include <cmath>
 #include <optional>
 #include <span>
+
+#include <c10/core/Event.h>
 
 #include <dsv3/runtime/data.h>
 #include <dsv3/runtime/metrics_file.h>
@@ -35,11 +38,32 @@ std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet
 
 /// Losses and norms of one optimizer step.
 struct StepResult {
+  int64_t step = 0;
   double loss = 0;  ///< main + weighted MTP (+ z), mean over valid targets
   double main_loss = 0;
-  double mtp_loss = 0;   ///< mean over depths, unweighted; 0 without MTP
-  double grad_norm = 0;  ///< before clipping
-  bool skipped = false;  ///< not finite, with `not_finite: skip`
+  double mtp_loss = 0;        ///< mean over depths, unweighted; 0 without MTP
+  double grad_norm = 0;       ///< before clipping
+  std::vector<double> loads;  ///< per layer that counts tokens: maximum / mean; logged steps only
+  bool skipped = false;       ///< not finite, with `not_finite: skip`
+
+  bool is_finite() const { return std::isfinite(loss) && std::isfinite(grad_norm); }
+};
+
+/// A step whose values a GPU has not computed yet.
+class PendingStep {
+ public:
+  /// `values` float64, on the device; see StepResult.
+  PendingStep(int64_t step, const at::Tensor& values, std::vector<Batch> batches, LossScale scale);
+  /// Waits for the values.
+  std::vector<double> read() const;
+
+  int64_t step;
+  std::vector<Batch> batches;
+  LossScale scale;
+
+ private:
+  at::Tensor values_;  // pinned
+  c10::Event copied_;
 };
 
 /// One run from its first to its last step. Call `run` only once.
@@ -63,7 +87,20 @@ class Trainer {
   const std::string& data_hash() const { return data_hash_; }
 
  private:
-  StepResult train_step();
+  /// Trains one step. On a GPU it does not wait for the result, unless `not_finite` is skip; the
+  /// next step or finish_step() reads it.
+  void train_step();
+  /// Updates the parameters if `values` (total, main and MTP loss, gradient norm) are finite.
+  void update_if_finite(const at::Tensor& values, std::span<const Batch> batches,
+                        const LossScale& scale);
+  /// Updates the parameters without reading `values`, with gradients of 0 if they are not finite.
+  void update_on_device(const at::Tensor& values);
+  /// Waits for the pending step, if any, and stores its result. Throws if it is not finite.
+  void finish_step();
+  /// Whether metrics are recorded after `step`.
+  bool is_logged(int64_t step) const;
+  /// Largest by mean token count per layer in `loads_`, float64 on the device.
+  at::Tensor load_ratios() const;
   /// Runs a step's forward and backward passes. Returns the summed total, main and MTP loss [3] on
   /// the device.
   at::Tensor run_micro_batches(std::span<const Batch> batches, const LossScale& scale);
@@ -105,6 +142,8 @@ class Trainer {
   int64_t micro_batch_ = 0, accumulate_ = 0, total_steps_ = 0;
   int64_t step_ = 0, updates_ = 0, tokens_ = 0;  // updates_: number of steps that were not skipped
   double lr_factor_ = 0;
+  StepResult result_;  ///< the newest known one
+  std::optional<PendingStep> pending_;
   /// Metric name and token counts per expert in the last step.
   std::vector<std::pair<std::string, at::Tensor>> loads_;
   double logged_seconds_ = 0, logged_wait_ = 0;  // values at the last logged step

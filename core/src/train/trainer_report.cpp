@@ -45,8 +45,7 @@ void Trainer::start_trackers(bool resumed) {
 }
 
 void Trainer::record(const StepResult* result, std::optional<double> val_loss) {
-  const bool logged =
-      !result || val_loss || step_ == total_steps_ || due(experiment_.train.log_every);
+  const bool logged = !result || is_logged(step_);
   const double now = seconds_now(), elapsed = now - logged_seconds_;
   Event event{.step = step_, .tokens = tokens_, .time = wall_seconds(), .metrics = {}};
   const auto add = [&event](const std::string& name, double value) {
@@ -73,10 +72,7 @@ void Trainer::record(const StepResult* result, std::optional<double> val_loss) {
     if (result->skipped) add("train/skipped", 1);
     for (const auto& [group, lr] : optimizers_->learning_rates(lr_factor_))
       add("train/lr/" + group, lr);
-    for (const auto& [name, counts] : loads_) {
-      const at::Tensor loads = counts.to(at::kDouble);
-      add(name, (loads.max() / loads.mean().clamp_min(1e-12)).item<double>());
-    }
+    for (size_t i = 0; i < loads_.size(); ++i) add(loads_[i].first, result->loads.at(i));
   }
   if (val_loss) add("val/loss", *val_loss);
   if (result) {

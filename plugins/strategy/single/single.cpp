@@ -1,5 +1,4 @@
 // Keeps everything on one device. Serves as the reference implementation for other strategies.
-#include <cmath>
 #include <set>
 
 #include <ATen/ATen.h>
@@ -85,16 +84,15 @@ class Single final : public dsv3::Strategy {
     torch::autograd::backward(roots.vec(), grads.vec());
   }
 
-  double grad_norm() override {
-    double sum = 0;
-    for (const Unit& unit : units_)
-      if (unit.grad.defined()) sum += dsv3::sum_of_squares(unit.grad);
-    return std::sqrt(sum);
+  at::Tensor grad_norm() override {
+    std::vector<at::Tensor> grads;
+    for (const Unit& unit : units_) grads.push_back(unit.grad);
+    return dsv3::norm_of(grads, context_.device);
   }
 
-  void scale_grads(double factor) override {
-    for (Unit& unit : units_)
-      if (unit.grad.defined()) unit.grad.mul_(factor);
+  void scale_grads(const at::Tensor& factor) override {
+    for (const Unit& unit : units_)
+      if (unit.grad.defined()) dsv3::scale_gradient(unit.grad, factor);
   }
 
   void update(int group, const std::function<void(std::span<UpdateTensor>)>& fn) override {

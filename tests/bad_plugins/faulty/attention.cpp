@@ -3,6 +3,8 @@
 #include "../../../tools/templates/plugin/attention/plugin.cpp"
 #undef dsv3_register_plugin
 
+#include <dsv3/sdk/packing.h>
+
 #include "faults.h"
 
 namespace faulty {
@@ -18,7 +20,8 @@ class Faulty final : public dsv3::Attention {
     fault_.work();
     dsv3::Sequence used = seq;
     if (fault_.is("looks_ahead") && !seq.cache)
-      used.mask = at::ones({x.size(0), 1, x.size(1), x.size(1)}, at::kBool);
+      used.packing = std::make_shared<dsv3::Packing>(
+          at::ones({x.size(0), 1, x.size(1), x.size(1)}, at::kBool));
     if (fault_.is("forgets_cache")) used.cache = nullptr;
     return spoiled(fault_, x, working_.forward(x, used));
   }

@@ -32,12 +32,12 @@ class Faulty final : public dsv3::Strategy {
     if (fault_.is("backward_throws")) throw std::runtime_error("broken on purpose");
     working_.backward(roots, grads);
   }
-  double grad_norm() override {
-    if (fault_.is("norm_negative")) return -1;
-    if (fault_.is("forgets_gradients")) working_.scale_grads(0);
+  at::Tensor grad_norm() override {
+    if (fault_.is("norm_negative")) return at::full({}, -1.0, at::kDouble);
+    if (fault_.is("forgets_gradients")) working_.scale_grads(at::zeros({}, at::kDouble));
     return working_.grad_norm();
   }
-  void scale_grads(double factor) override { working_.scale_grads(factor); }
+  void scale_grads(const at::Tensor& factor) override { working_.scale_grads(factor); }
   void update(int group, const std::function<void(std::span<dsv3::UpdateTensor>)>& fn) override {
     working_.update(group, [&](std::span<dsv3::UpdateTensor> tensors) {
       for (dsv3::UpdateTensor& each : tensors)

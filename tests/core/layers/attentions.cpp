@@ -163,7 +163,7 @@ TEST_CASE("documents in the same row do not affect each other") {
   dsv3::Sequence packed = test::sequence(1, 11);
   packed.document_ids = at::tensor({0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 2}, at::kLong).unsqueeze(0);
   packed.positions = dsv3::positions_of(packed.document_ids);
-  packed.mask = dsv3::attention_mask(packed.document_ids);
+  packed.packing = dsv3::packing_of(packed.document_ids);
   const at::Tensor y = layer(x, packed);
   int64_t begin = 0;
   for (const int64_t length : {4, 6, 1}) {

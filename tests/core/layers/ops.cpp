@@ -4,6 +4,7 @@
 #include <catch2/catch.hpp>
 
 #include <dsv3/sdk/expert_rows.h>
+#include <dsv3/sdk/packing.h>
 
 #include "layers.h"
 
@@ -203,7 +204,10 @@ TEST_CASE("attend respects the mask") {
   const at::Tensor documents =
       at::tensor({0, 0, 1, 1, 1, 2, 0, 0, 0, 0, 0, 1}, at::kLong).view({2, 6});
   dsv3::Sequence seq = test::sequence(2, 6);
-  seq.mask = (documents.unsqueeze(2) == documents.unsqueeze(1)).tril().unsqueeze(1);
+  const at::Tensor mask = (documents.unsqueeze(2) == documents.unsqueeze(1)).tril().unsqueeze(1);
+  seq.packing =
+      GENERATE_COPY(dsv3::packing_of(documents), std::make_shared<const dsv3::Packing>(mask));
+  CHECK(at::equal(seq.mask(), mask));
   const auto may = [&](int64_t b, int64_t t, int64_t s) {
     return s <= t && documents[b][t].item<int64_t>() == documents[b][s].item<int64_t>();
   };

@@ -48,7 +48,7 @@ TEST_CASE("positions restart in each document") {
 }
 
 TEST_CASE("a query attends only to its document, up to its own position") {
-  const at::Tensor mask = attention_mask(tensor_of(some_ids));
+  const at::Tensor mask = packing_of(tensor_of(some_ids))->mask();
   REQUIRE(mask.sizes() == at::IntArrayRef({6, 1, 6, 6}));
   REQUIRE(mask.scalar_type() == at::kBool);
   for (size_t b = 0; b < some_ids.size(); ++b)
@@ -58,8 +58,10 @@ TEST_CASE("a query attends only to its document, up to its own position") {
 }
 
 TEST_CASE("rows of one document need no mask") {
-  CHECK_FALSE(attention_mask(tensor_of({{1, 1, 1}, {2, 2, 2}})).defined());
-  CHECK(attention_mask(tensor_of({{1, 1, 1}, {2, 2, 3}})).defined());
+  CHECK(packing_of(tensor_of({{1, 1, 1}, {2, 2, 2}})) == nullptr);
+  const auto packing = packing_of(tensor_of({{1, 1, 1}, {1, 1, 3}}));  // a new row ends a document
+  CHECK(at::equal(packing->boundaries(), at::tensor({0, 3, 5, 6}, at::kInt)));
+  CHECK(packing->longest() == 3);
 }
 
 TEST_CASE("targets never cross documents, padding or the row's end") {

@@ -70,8 +70,8 @@ class PoisonStrategy final : public Strategy {
   }
   void ready(const std::vector<GroupSpec>&) override {}
   void begin_microbatch(bool) override {}
-  double grad_norm() override { return 0; }
-  void scale_grads(double) override {}
+  at::Tensor grad_norm() override { return at::zeros({}, at::kDouble); }
+  void scale_grads(const at::Tensor&) override {}
   void update(int, const std::function<void(std::span<UpdateTensor>)>&) override {}
   void end_step() override {}
   std::vector<Range> update_ranges(int) const override { return {}; }

@@ -77,8 +77,8 @@ class PlainBackward final : public dsv3::Strategy {
     if (!on_a_thread_) return torch::autograd::backward(roots.vec());
     std::async(std::launch::async, [&] { torch::autograd::backward(roots.vec()); }).get();
   }
-  double grad_norm() override { return 0; }
-  void scale_grads(double) override {}
+  at::Tensor grad_norm() override { return at::zeros({}, at::kDouble); }
+  void scale_grads(const at::Tensor&) override {}
   void update(int, const std::function<void(std::span<dsv3::UpdateTensor>)>&) override {}
   void end_step() override {}
   std::vector<dsv3::Range> update_ranges(int) const override { return {}; }

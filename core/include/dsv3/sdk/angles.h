@@ -24,12 +24,22 @@ class Angles {
 
  private:
   std::pair<at::Tensor, at::Tensor> table(int64_t positions) const;
+  std::pair<at::Tensor, at::Tensor> on_device(const at::Tensor& positions,
+                                              at::ScalarType dtype) const;
+
+  /// The last result for positions that are not on the CPU. All layers of a micro-batch pass the
+  /// same tensor.
+  struct Recent {
+    at::Tensor positions, cos, sin;
+  };
 
   std::vector<double> frequencies_;
   double scale_;
   int64_t initial_size_;
   mutable std::mutex mutex_;
   mutable at::Tensor cos_, sin_;  // float64 [positions, pairs]; replaced, never modified
+  mutable at::Tensor rates_;      // frequencies on the device, float64 [pairs]
+  mutable Recent recent_;
 };
 
 /// RoPE's frequencies theta^(-2i / rotary_dim) (Su et al., arXiv 2104.09864). Throws dsv3::Error if

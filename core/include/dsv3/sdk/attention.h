@@ -44,11 +44,14 @@ class KvCache {
   bool fresh_ = true;
 };
 
+class Packing;
+
 /// What layers receive with a micro-batch. Cheap to copy.
 struct Sequence {
   at::Tensor positions;     ///< int64 [B, T]; restart at 0 in each document
   at::Tensor document_ids;  ///< int64 [B, T]; undefined = one document per row
-  at::Tensor mask;          ///< bool [B, 1, T, T], true = may attend; undefined = plain causal mask
+  /// Documents in the same row; null = plain causal attention.
+  std::shared_ptr<const Packing> packing;
   /// Set during generation. Then B is 1, T is the number of new tokens in all rows, row by row, and
   /// `positions` continue after each row's cached tokens.
   KvCache* cache = nullptr;
@@ -57,6 +60,10 @@ struct Sequence {
                            ///< tokens
   double aux_scale = 0;    ///< 1 / number of sequences in the whole step (all micro-batches, all
                            ///< ranks)
+
+  /// bool [B, 1, T, T], true = may attend; undefined = plain causal mask. dsv3::attend does without
+  /// this mask where a kernel can.
+  at::Tensor mask() const;
 };
 
 class Attention : public Component {

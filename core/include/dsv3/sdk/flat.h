@@ -36,8 +36,12 @@ std::vector<Range> update_ranges(const UnitParam& param, bool whole_matrices);
 /// `tensor` is contiguous and contains the range's box.
 at::Tensor piece_of(const at::Tensor& tensor, const Range& range, bool whole_matrices);
 
-/// Sum of the squares of all elements, in float64. It is finite if and only if all elements are,
-/// since squares of fp32 values cannot overflow it. Bit-identical for any number of threads.
-double sum_of_squares(const at::Tensor& tensor);
+/// Norm of all elements of `tensors`, as a float64 scalar on their device. Finite if and only if
+/// all elements are, because squares of fp32 values cannot overflow float64. Bit-identical for any
+/// number of threads. Undefined tensors are ignored. Does not wait for a GPU.
+at::Tensor norm_of(at::TensorList tensors, at::Device device);
+
+/// Implements Strategy::scale_grads for one fp32 tensor.
+void scale_gradient(const at::Tensor& gradient, const at::Tensor& factor);
 
 }  // namespace dsv3

@@ -1,6 +1,9 @@
 // Packs documents into rows: positions, masks, targets.
 #pragma once
 
+#include <memory>
+#include <mutex>
+
 #include <ATen/core/Tensor.h>
 
 namespace dsv3 {
@@ -8,10 +11,33 @@ namespace dsv3 {
 /// int64 [B, T] positions that restart at 0 where `document_ids` [B, T] changes.
 at::Tensor positions_of(const at::Tensor& document_ids);
 
-/// bool [B, 1, T, T], true where a query may attend to a key: in the same document and not later.
-/// Undefined if every row of `document_ids` [B, T] is one document, so that attention can use plain
-/// causal masking.
-at::Tensor attention_mask(const at::Tensor& document_ids);
+/// Documents that share rows, so that tokens attend only within their document.
+class Packing {
+ public:
+  /// An arbitrary mask: bool [B, 1, T, T] (or a shape that broadcasts to it), true = may attend.
+  explicit Packing(at::Tensor mask);
+  /// `document_ids` int64 [B, T], on the model's device. `boundaries` int32 [documents + 1], same
+  /// device: offsets of all documents in the flattened rows, then B * T. `longest`: number of
+  /// tokens in the longest document.
+  Packing(at::Tensor document_ids, at::Tensor boundaries, int64_t longest);
+
+  /// bool [B, 1, T, T], true where a query may attend to a key: in the same document and not later.
+  /// Built at its first use. Thread-safe.
+  at::Tensor mask() const;
+  /// Undefined for an arbitrary mask.
+  const at::Tensor& boundaries() const { return boundaries_; }
+  int64_t longest() const { return longest_; }
+
+ private:
+  at::Tensor document_ids_, boundaries_;
+  int64_t longest_ = 0;
+  mutable std::mutex mutex_;
+  mutable at::Tensor mask_;
+};
+
+/// The packing of rows on the host, from `document_ids` int64 [B, T]. Null if every row is one
+/// document, so that attention can use plain causal masking.
+std::shared_ptr<const Packing> packing_of(const at::Tensor& document_ids);
 
 /// int64 [B, T] targets `depth` + 1 tokens ahead (depth 0 is the main model) of inputs
 /// tokens[:, :T]; -1 where that token is outside the row, in another document, or padding. tokens

@@ -82,10 +82,13 @@ class Strategy : public Pluggable {
   virtual void leave(int unit, TensorRefs outputs) = 0;
   /// C. Computes gradients and sums them over replicas. May throw ExitCode::peer_lost.
   virtual void backward(at::TensorList roots, at::TensorList grads = {}) = 0;
-  /// C. Called after the last micro-batch. Returns the global gradient norm, identical on all
-  /// ranks. It is not finite if any gradient is not.
-  virtual double grad_norm() = 0;
-  virtual void scale_grads(double factor) = 0;
+  /// C. Called after the last micro-batch. Returns the global gradient norm as a float64 scalar on
+  /// the device, which the host need not wait for. Identical on all ranks. It is not finite if any
+  /// gradient is not.
+  virtual at::Tensor grad_norm() = 0;
+  /// Multiplies all gradients by `factor`, a float64 scalar on the device. A factor of 0 sets them
+  /// to 0 even if they are not finite.
+  virtual void scale_grads(const at::Tensor& factor) = 0;
   /// C. Calls fn zero or more times with disjoint tensors. fn updates values in place, stores no
   /// reference and calls no collective.
   virtual void update(int group, const std::function<void(std::span<UpdateTensor>)>& fn) = 0;

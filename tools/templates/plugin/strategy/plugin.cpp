@@ -65,16 +65,15 @@ class OneDevice final : public dsv3::Strategy {
     torch::autograd::backward(roots.vec(), grads.vec());
   }
 
-  double grad_norm() override {
-    double sum = 0;
-    for (const Resident& resident : parameters_)
-      if (resident.grad.defined()) sum += dsv3::sum_of_squares(resident.grad);
-    return std::sqrt(sum);
+  at::Tensor grad_norm() override {
+    std::vector<at::Tensor> grads;
+    for (const Resident& resident : parameters_) grads.push_back(resident.grad);
+    return dsv3::norm_of(grads, context_.device);
   }
 
-  void scale_grads(double factor) override {
+  void scale_grads(const at::Tensor& factor) override {
     for (Resident& resident : parameters_)
-      if (resident.grad.defined()) resident.grad.mul_(factor);
+      if (resident.grad.defined()) dsv3::scale_gradient(resident.grad, factor);
   }
 
   void update(int group, const std::function<void(std::span<dsv3::UpdateTensor>)>& fn) override {
