@@ -15,7 +15,7 @@ CPP = {".cpp", ".h", ".cu"}
 
 
 class Passage:
-    """One comment or message. `pieces` are (line, text) pairs in order."""
+    """A comment or message. `pieces` are (line, text) pairs in order."""
 
     def __init__(self, path, kind, pieces):
         self.path, self.kind = path, kind
@@ -27,7 +27,7 @@ class Passage:
         self.line = self._lines[0]
 
     def line_at(self, offset):
-        """The number of the source line that contains `text[offset]`."""
+        """Returns the number of the source line that contains `text[offset]`."""
         return self._lines[bisect.bisect_right(self._starts, offset) - 1]
 
     def __repr__(self):
@@ -35,7 +35,7 @@ class Passage:
 
 
 def passages(path):
-    """All passages in a source file, in line order."""
+    """Returns all passages in a source file, in line order."""
     text = path.read_text(errors="replace")
     language = path.with_suffix("").suffix if path.suffix == ".in" else path.suffix
     if path.name == "CMakeLists.txt":
@@ -73,7 +73,7 @@ def _unescape(text):
 
 
 def _cpp(path, text):
-    text = _DIGIT_SEPARATOR.sub("_", text)  # 1'000 is a number, not the start of a character
+    text = _DIGIT_SEPARATOR.sub("_", text)  # the quote in 1'000 does not start a character literal
     line_of = _line_counter(text)
     comments, literals = [], []
     for token in _CPP_TOKEN.finditer(text):
@@ -120,7 +120,7 @@ def _joined_comments(comments, clean):
 
 
 def _joined_literals(literals, code):
-    """Merges literals that one expression concatenates; a computed part becomes a {placeholder}."""
+    """Merges literals that one expression concatenates; replaces computed parts with {placeholders}."""
     pieces, end = [], None
     for start, stop, parts in literals:
         line = parts[0][0]
@@ -138,12 +138,12 @@ def _joined_literals(literals, code):
 
 
 def _completed(pieces, code, end):
-    """Marks a message whose last part is computed."""
+    """Appends {...} to a message that ends with a computed part."""
     return pieces + ([(pieces[-1][0], "{...}")] if re.match(r"\s*\+", code[end:end + 200]) else [])
 
 
 def _concatenation(code):
-    """The expression between two literals, or None if they belong to different messages.
+    """Returns the expression between two literals, or None if they belong to different messages.
 
     `+ name +` joins literals, and so do `+ (many ?` and `:`, which choose between them. A comma or semicolon separates
     them.
@@ -194,7 +194,7 @@ def _is_concatenation(node):
 
 
 def _rendered(node):
-    """The text of a string expression, with {placeholders} for the computed parts."""
+    """Returns the text of a string expression, with {placeholders} for the computed parts."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):

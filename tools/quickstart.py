@@ -58,7 +58,7 @@ def train_tokenizer(chapters):
 
 
 def unigram_entropy(tokenizer, chapters):
-    """Return (tokens, nats per token) of all documents, each followed by the end-of-text token."""
+    """Return the token count and the unigram entropy in nats per token, with an end-of-text token per document."""
     counts = collections.Counter()
     for encoding in tokenizer.encode_batch(chapters):
         counts.update(encoding.ids)
@@ -77,7 +77,7 @@ def write_atomically(path, text):
 
 
 def is_done(folder):
-    """Check the files against the digests in about.json, which is written last."""
+    """Return whether the files match the digests in about.json, which is written last."""
     try:
         about = json.loads((folder / "about.json").read_text())
         return about["recipe"] == RECIPE and all(

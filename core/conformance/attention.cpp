@@ -17,40 +17,41 @@ void attention_checks(const AddCheck& check) {
       other.narrow(1, changed, 1).add_(1);
       const at::Tensor z = layer(other);
       require_equal(z.narrow(1, 0, changed), y.narrow(1, 0, changed),
-                    "the output before changed token " + std::to_string(changed));
+                    "the output for tokens before changed token " + std::to_string(changed));
       require(difference(z.narrow(1, changed, 1), y.narrow(1, changed, 1)) > 1e-4,
-              "an output does not depend on its own token");
+              "a token's output does not depend on the token itself");
       if (changed + 1 < kLength)
         require(difference(z.narrow(1, changed + 1, 1), y.narrow(1, changed + 1, 1)) > 1e-7,
-                "an output does not depend on the previous token");
+                "a token's output does not depend on the previous token");
     }
   });
-  check("documents", "isolates packed documents, bit for bit", [](const Subject& subject) {
-    const Layer layer(subject, at::kFloat);
-    const at::Tensor x = normal({2, kLength, kHidden}, 22, at::kFloat);
-    const Sequence seq = packed(2, kLength, {5, 9});
-    at::Tensor other = x.clone();
-    other.narrow(1, 0, 5).add_(1);
-    other.narrow(1, 9, 3).sub_(2);
-    require_equal(layer(other, seq).narrow(1, 5, 4), layer(x, seq).narrow(1, 5, 4),
-                  "a document's output after changing the row's other documents");
-    const Layer wide(subject, at::kDouble);
-    const at::Tensor x64 = x.to(at::kDouble);
-    require_close(
-        wide(x64, seq).narrow(1, 5, 4), wide(x64.narrow(1, 5, 4)), 1e-9,
-        "the output for a document packed after another, compared with the document alone,");
-  });
-  check("rows", "isolates the rows of a batch, bit for bit", [](const Subject& subject) {
+  check("documents", "isolates packed documents from each other, bit for bit",
+        [](const Subject& subject) {
+          const Layer layer(subject, at::kFloat);
+          const at::Tensor x = normal({2, kLength, kHidden}, 22, at::kFloat);
+          const Sequence seq = packed(2, kLength, {5, 9});
+          at::Tensor other = x.clone();
+          other.narrow(1, 0, 5).add_(1);
+          other.narrow(1, 9, 3).sub_(2);
+          require_equal(layer(other, seq).narrow(1, 5, 4), layer(x, seq).narrow(1, 5, 4),
+                        "a document's output after changing the other documents in its row");
+          const Layer wide(subject, at::kDouble);
+          const at::Tensor x64 = x.to(at::kDouble);
+          require_close(wide(x64, seq).narrow(1, 5, 4), wide(x64.narrow(1, 5, 4)), 1e-9,
+                        "the output for a document packed after another, compared with the output "
+                        "for the document alone,");
+        });
+  check("rows", "isolates batch rows from each other, bit for bit", [](const Subject& subject) {
     const Layer layer(subject, at::kFloat);
     const at::Tensor x = normal({3, kLength, kHidden}, 23, at::kFloat);
     at::Tensor other = x.clone();
     other.narrow(0, 1, 1).add_(1);
     const at::Tensor y = layer(x), z = layer(other);
     for (const int64_t row : {0, 2})
-      require_equal(z[row], y[row], "a row's output after changing another row of the batch");
+      require_equal(z[row], y[row], "a row's output after changing another row in the batch");
   });
-  // Decodes two sequences with a cache: prefixes of different lengths, then zero to three new
-  // tokens per sequence and step. Some cached tokens are removed in between.
+  // Decodes two sequences with a cache: first prefixes of different lengths, then up to three
+  // tokens per sequence in each step. Some cached tokens are removed in between.
   check("cache", "returns the same output with and without a cache", [](const Subject& subject) {
     const Layer layer(subject, at::kDouble);
     const int64_t width = layer.layer->cache_values_per_token();
@@ -78,7 +79,7 @@ void attention_checks(const AddCheck& check) {
         require(cache.lengths()[row] == held[row] + counts[row],
                 "it does not append every token to the cache exactly once");
     };
-    feed({4, 6}, "reading two sequences into a cache");
+    feed({4, 6}, "prefilling a cache with two sequences");
     feed({1, 1}, "decoding one token with a cache");
     feed({3, 1}, "decoding three tokens of one row at once with a cache");
     cache.truncate(0, 6);

@@ -31,13 +31,14 @@ using OnResult = std::function<void(const Result&)>;
 constexpr size_t kLongestMessage = 1 << 16;        // bytes
 constexpr rlim_t kMemoryLimit = rlim_t{12} << 30;  // address-space limit per child, in bytes
 
-// One packet per message, so that no message sent before a crash is lost.
+// Sends each message as one packet, so that messages sent before a crash are not lost.
 void send(int report, const Json& message) {
   const std::string text = message.dump(-1, ' ', false, Json::error_handler_t::replace);
   if (::send(report, text.data(), text.size(), 0) < 0) ::_exit(1);
 }
 
-// Truncates `text` so that its message fits into kLongestMessage even if JSON escapes every byte.
+// Truncates `text` so that the message that contains it fits into kLongestMessage bytes, even if
+// JSON escapes every byte.
 std::string cut(const std::string& text) {
   return text.substr(0, kLongestMessage / 8);
 }
@@ -51,7 +52,7 @@ class OneComponent final : public Catalog {
   std::string searched() const override { return ""; }
 };
 
-// Parses `key=value` settings and checks them as in an experiment.
+// Parses `key=value` settings and checks them like options in an experiment.
 OptionValues options_of(const Registration& component, const std::vector<std::string>& settings) {
   const std::string name = kind_name(component.kind) + ("/" + component.name);
   config::Diagnostics diagnostics;
@@ -73,14 +74,14 @@ OptionValues options_of(const Registration& component, const std::vector<std::st
   return values;
 }
 
-// Returns the checks of a kind that `only` names, or all of them if `only` is empty.
+// Returns the checks for `kind` whose names are in `only`, or all checks for it if `only` is empty.
 std::vector<Check> chosen_checks(Kind kind, const std::vector<std::string>& only) {
   std::vector<Check> chosen = checks(kind);
   std::vector<std::string> known;
   for (const Check& check : chosen) known.push_back(check.name);
   for (const std::string& name : only)
     if (std::ranges::find(known, name) == known.end())
-      throw Error(c10::str("unknown check '", name, "' of ", kind_name(kind),
+      throw Error(c10::str("unknown check '", name, "' for ", kind_name(kind),
                            "; known: ", c10::Join(", ", known)),
                   ExitCode::usage);
   if (!only.empty())
@@ -98,12 +99,12 @@ const Registration& component_of(const Library& library, const std::string& comp
               ExitCode::usage);
 }
 
-// LibTorch starts threads and allocates memory on first use. Triggers that before the first check,
-// so that it is not attributed to the component.
+// Makes LibTorch start its threads and allocate its internal memory now, so that neither is
+// attributed to the component.
 void warm_up() {
   at::set_num_threads(1);
 #ifdef __SANITIZE_THREAD__
-  std::thread([] {}).join();  // the sanitizer starts an extra thread together with the first one
+  std::thread([] {}).join();  // with the first thread, ThreadSanitizer starts another one
 #endif
   const at::Tensor x = at::ones({4, 4}).requires_grad_();
   torch::autograd::backward({x.mm(x).sum()}, {});
@@ -122,8 +123,8 @@ void run(const Check& check, const Subject& subject, int report) {
   send(report, {{"error", cut(error)}});
 }
 
-// Entry point of the child process. Runs the component's checks from index `first` on and sends
-// messages to the socket `report`. If the request names no component, only loads the library.
+// Entry point of the child process. Runs the component's checks, starting at index `first`, and
+// sends messages to the socket `report`. If `request.component` is empty, only loads the library.
 void run_child(const Request& request, size_t first, int report) {
   try {
     const Library& library = load_library(request.library);
@@ -176,7 +177,8 @@ class Child {
   Child& operator=(const Child&) = delete;
   ~Child() {
     ::kill(-pid_, SIGKILL);
-    while (::waitpid(-1, nullptr, 0) > 0) {  // this process inherits the child's orphans
+    while (::waitpid(-1, nullptr, 0) > 0) {  // orphaned grandchildren become children of this
+                                             // process
     }
     ::close(report_);
   }
@@ -238,7 +240,8 @@ class Child {
   bool ended_ = false;
 };
 
-// Runs the checks, with a new child after each crash. Returns the number of failed checks.
+// Runs the checks and starts a new child process after each crash. Returns the number of failed
+// checks.
 int check_component(const Request& request, const OnResult& on_result) {
   int broken = 0;
   const auto report = [&](const std::string& check, const std::string& promise,
@@ -263,7 +266,7 @@ int check_component(const Request& request, const OnResult& on_result) {
         report("process", "lets the process exit and leaves no child processes running", error);
         return broken;
       } else if (message.contains("error")) {
-        if (begun.is_null()) {  // crashed between checks or before the first one
+        if (begun.is_null()) {  // the child crashed between checks or before the first one
           report("process", "does not terminate the process", message["error"]);
           return broken;
         }
@@ -281,10 +284,11 @@ int check_library(const Request& original, const OnResult& on_result) {
   Request request = original;
   if (!std::filesystem::is_regular_file(request.library))
     throw Error("plugin library not found: " + request.library.string(), ExitCode::plugin);
-  // The parent creates this folder and removes it, because a child may crash.
+  // The parent process creates and removes this folder, because a child that crashes cannot clean
+  // up.
   std::string folder = std::filesystem::temp_directory_path() / "dsv3-check-XXXXXX";
   if (!::mkdtemp(folder.data()))
-    throw system_error("cannot create a temporary folder " + folder +
+    throw system_error("cannot create temporary folder " + folder +
                        " (set TMPDIR to a writable folder)");
   const std::shared_ptr<void> removal(nullptr, [&](void*) {
     std::error_code ignored;

@@ -1,5 +1,5 @@
-// Runs the conformance checks of plugins in child processes. A component that crashes, hangs or
-// exits is reported and does not end this process.
+// Runs conformance checks on plugins in child processes. A component that crashes, hangs or exits
+// is reported and does not end the calling process.
 #pragma once
 
 #include <chrono>
@@ -11,26 +11,26 @@ namespace dsv3::conformance {
 
 struct Request {
   std::filesystem::path library;
-  std::string component;                 ///< KIND/NAME; empty = all components of the library
+  std::string component;                 ///< KIND/NAME; empty = all components in the library
   std::vector<std::string> options;      ///< key=value options of the component
-  std::vector<std::string> only;         ///< names of checks; empty = all
+  std::vector<std::string> only;         ///< names of the checks to run; empty = all
   std::chrono::seconds time_limit{120};  ///< per check
-  SearchLevels levels;                   ///< search paths for plugins of other kinds
+  SearchLevels levels;                   ///< search paths for other plugins that a check needs
   std::filesystem::path folder;  ///< folder that components may write to; set by check_library
 };
 
 /// The outcome of one check.
 struct Result {
-  std::string component;  ///< KIND/NAME; empty = the library as a whole
+  std::string component;  ///< KIND/NAME; empty if the check applies to the whole library
   std::string check, promise;
   bool kept = false;
   std::string text;  ///< why the check failed
 };
 
-/// Runs every check. Each component runs in a separate process, and a process that crashes is
-/// replaced. `on_result` is called as results arrive. Returns the number of failed checks. Throws
-/// dsv3::Error for an invalid request, such as a missing file, an unknown component or invalid
-/// options.
+/// Runs the requested checks. Each component runs in a separate process, and a process that crashes
+/// is replaced. `on_result` is called as results arrive. Returns the number of failed checks.
+/// Throws dsv3::Error for an invalid request, such as a missing file, an unknown component or
+/// invalid options.
 int check_library(const Request& request, const std::function<void(const Result&)>& on_result);
 
 }  // namespace dsv3::conformance

@@ -13,7 +13,8 @@ namespace {
 
 constexpr int64_t kLength = 16, kVocab = 257;
 
-// One token per byte and an end-of-text id, so that the checks need no tokenizer plugin.
+// A tokenizer with one token per byte and an end-of-text id, so that the checks need no tokenizer
+// plugin.
 class ByteTokenizer final : public Tokenizer {
  public:
   std::vector<int32_t> encode(std::string_view text) const override {
@@ -41,7 +42,7 @@ DataContext context(Split split = Split::train, int64_t world = 1, int64_t micro
           .sequence = kLength,
           .seed = 1,
           .vocab = kVocab,
-          .validation_share = 0.5,  // large, because the checked data may consist of only a few
+          .validation_share = 0.5,  // large, because the data under test may have only a few
                                     // documents
           .tokenizer = std::make_shared<ByteTokenizer>()};
 }
@@ -51,13 +52,13 @@ DataContext context(Split split = Split::train, int64_t world = 1, int64_t micro
 using Row = std::vector<int64_t>;
 
 std::vector<Row> rows_of(const Batch& batch, const DataContext& of) {
-  require(batch.tokens.defined(), "next() returns an undefined batch in a training stream");
+  require(batch.tokens.defined(), "next() returns a batch without tokens in a training stream");
   const std::vector<int64_t> sizes{of.micro_batch, of.sequence + 1};
   require(batch.tokens.sizes() == sizes && batch.tokens.scalar_type() == at::kLong &&
               batch.tokens.device().is_cpu(),
           "tokens are not int64 [micro_batch, sequence + 1] on the CPU");
   require(batch.tokens.ge(0).all().item<bool>() && batch.tokens.lt(of.vocab).all().item<bool>(),
-          "a token is outside the range 0 .. ", of.vocab - 1);
+          "a token id is outside the range 0 .. ", of.vocab - 1);
   const bool has_ids = batch.document_ids.defined();
   require(!has_ids || (batch.document_ids.sizes() == sizes &&
                        batch.document_ids.scalar_type() == at::kLong),
@@ -80,7 +81,7 @@ std::vector<Row> rows_of(const Batch& batch, const DataContext& of) {
   return rows;
 }
 
-// The streams of all ranks in a run.
+// The data streams of all ranks in a run.
 struct Streams {
   /// Creates a stream for each rank from 0 to `of.world` - 1; `of.rank` is ignored.
   Streams(const Subject& subject, DataContext of) : context(of) {
@@ -118,19 +119,23 @@ void require_rows(const std::vector<Row>& actual, const std::vector<Row>& expect
 }  // namespace
 
 void data_checks(const AddCheck& check) {
-  check("batches", "returns valid tokens, identical for the same seed", [](const Subject& subject) {
-    const std::vector<Row> rows = Streams(subject, context()).read(80);
-    require(std::set<Row>(rows.begin(), rows.end()).size() > 1,
-            "the first 80 rows of the training stream are identical");
-    require_rows(Streams(subject, context()).read(80), rows, "a second stream with the same seed");
-  });
-  check("ranks", "orders rows independently of rank and micro-batch", [](const Subject& subject) {
-    const std::vector<Row> expected = Streams(subject, context()).read(64);
-    for (const auto& [world, micro] :
-         {std::pair<int64_t, int64_t>{2, 4}, {4, 4}, {1, 1}, {2, 2}, {4, 1}, {1, 8}})
-      require_rows(Streams(subject, context(Split::train, world, micro)).read(64), expected,
-                   c10::str("the global stream (ranks: ", world, ", micro-batch: ", micro, ")"));
-  });
+  check("batches", "returns valid tokens and repeats them for the same seed",
+        [](const Subject& subject) {
+          const std::vector<Row> rows = Streams(subject, context()).read(80);
+          require(std::set<Row>(rows.begin(), rows.end()).size() > 1,
+                  "the first 80 rows of the training stream are identical");
+          require_rows(Streams(subject, context()).read(80), rows,
+                       "a second stream with the same seed");
+        });
+  check("ranks", "orders rows independently of world size and micro-batch size",
+        [](const Subject& subject) {
+          const std::vector<Row> expected = Streams(subject, context()).read(64);
+          for (const auto& [world, micro] :
+               {std::pair<int64_t, int64_t>{2, 4}, {4, 4}, {1, 1}, {2, 2}, {4, 1}, {1, 8}})
+            require_rows(
+                Streams(subject, context(Split::train, world, micro)).read(64), expected,
+                c10::str("the global stream (ranks: ", world, ", micro-batch: ", micro, ")"));
+        });
   check("resume", "resumes from saved state on any number of ranks", [](const Subject& subject) {
     for (const int64_t batches : {0, 1, 7, 30}) {
       Streams straight(subject, context());
@@ -148,19 +153,20 @@ void data_checks(const AddCheck& check) {
       }
     }
   });
-  check("validation", "returns the same finite stream each time", [](const Subject& subject) {
-    constexpr size_t kMost = 400'000;
-    DataContext of = context(Split::validation);
-    const std::vector<Row> rows = Streams(subject, of).read(kMost);
-    require(rows.size() < kMost, "the validation stream does not end");
-    require_rows(Streams(subject, of).read(kMost), rows,
-                 "a second pass over the validation stream");
-    of.seed = 2;
-    require_rows(Streams(subject, of).read(kMost), rows,
-                 "the validation stream with a different seed");
-    Streams(subject, context(Split::validation, 2))
-        .read(kMost);  // all ranks must reach the end in the same step
-  });
+  check("validation", "returns the same finite validation stream each time",
+        [](const Subject& subject) {
+          constexpr size_t kMost = 400'000;
+          DataContext of = context(Split::validation);
+          const std::vector<Row> rows = Streams(subject, of).read(kMost);
+          require(rows.size() < kMost, "the validation stream does not end");
+          require_rows(Streams(subject, of).read(kMost), rows,
+                       "a second pass over the validation stream");
+          of.seed = 2;
+          require_rows(Streams(subject, of).read(kMost), rows,
+                       "the validation stream with a different seed");
+          Streams(subject, context(Split::validation, 2))
+              .read(kMost);  // all ranks must reach the end in the same step
+        });
   check("memory", "frees its memory", [](const Subject& subject) {
     Streams streams(subject, context());
     streams.read(800);

@@ -6,8 +6,9 @@ namespace dsv3::conformance {
 void feed_forward_checks(const AddCheck& check) {
   using Layer = LayerUnderTest<FeedForward>;
   cheap_layer_checks<FeedForward>(check);
-  // Kernels may group tokens differently, which changes the rounding of a mixture of experts, so
-  // the bound is 1e-6 of the largest value. A changed routing choice would differ far more.
+  // Kernels for a mixture of experts may group tokens differently, which changes rounding. The
+  // bound is therefore 1e-6 of the largest value. A different routing decision would change the
+  // output far more.
   check("tokens", "processes each token independently of the others", [](const Subject& subject) {
     const Layer layer(subject, at::kFloat);
     const at::Tensor x = normal({2, kLength, kHidden}, 30, at::kFloat);
@@ -16,9 +17,9 @@ void feed_forward_checks(const AddCheck& check) {
     other[1].add_(normal({kLength, kHidden}, 31, at::kFloat));
     other[0].narrow(0, 0, 5).sub_(2);
     require_close(layer(other)[0].narrow(0, 5, kLength - 5), y[0].narrow(0, 5, kLength - 5), 1e-6,
-                  "an output after changing other tokens");
+                  "a token's output after changing other tokens");
     require_close(layer(x.narrow(0, 1, 1).narrow(1, 3, 1)), y.narrow(0, 1, 1).narrow(1, 3, 1), 1e-6,
-                  "the output for a single token, compared with the same token among others,");
+                  "the output for a token by itself, compared with its output in a batch,");
   });
   check("counts", "counts each token once, and only in training", [](const Subject& subject) {
     const Layer layer(subject, at::kFloat);
@@ -38,7 +39,7 @@ void feed_forward_checks(const AddCheck& check) {
     };
     require_twice("step_counts() does not add up over micro-batches");
     seq.recompute = true;
-    require_twice("the recomputed forward pass of a block counts tokens again");
+    require_twice("a recomputed forward pass (seq.recompute) counts tokens again");
     seq.recompute = seq.training = false;
     require_twice("a forward pass in validation counts tokens");
     counts().zero_();
@@ -107,7 +108,7 @@ void feed_forward_checks(const AddCheck& check) {
     const at::Tensor in_training = layer(x, seq);
     seq.training = false;
     require_close(layer(x, seq), in_training, 1e-12,
-                  "the output in validation, compared with training,");
+                  "the output in validation, compared with the output in training,");
   });
   costly_layer_checks<FeedForward>(check);
 }

@@ -1,7 +1,8 @@
-// A single-rank strategy that treats parameters as sharded strategies do: a unit's values exist
-// only between enter and leave, in the forward and the backward pass, and its gradients are moved
-// out as soon as its backward pass ends. Code that reads values or accumulates gradients at any
-// other time encounters NaN or unmapped memory. Training is bit-identical to `single`.
+// A single-rank strategy that treats parameters as sharded strategies do. The values of a unit (for
+// example, the parameters of one block) exist only between enter() and leave(), in the forward and
+// the backward pass. Its gradients are moved to a separate buffer as soon as its backward pass
+// ends. Code that reads values or accumulates gradients at any other time encounters NaN or
+// unmapped memory. Training is bit-identical to training with the `single` strategy.
 #pragma once
 
 #include <cmath>
@@ -19,7 +20,7 @@
 
 namespace dsv3::conformance {
 
-/// Calls `call`, then passes gradients through unchanged.
+/// An autograd node that calls `call` in the backward pass and passes gradients through unchanged.
 struct Gate final : torch::autograd::Node {
   std::function<void()> call;
   torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {
@@ -28,7 +29,7 @@ struct Gate final : torch::autograd::Node {
   }
 };
 
-/// Inserts one gate after all differentiable tensors, if there are any.
+/// Inserts one Gate after all differentiable tensors in `tensors`, if there are any.
 inline void insert_gate(TensorRefs tensors, std::function<void()> call) {
   if (!at::GradMode::is_enabled()) return;
   std::vector<at::Tensor*> refs;
@@ -52,7 +53,8 @@ inline void insert_gate(TensorRefs tensors, std::function<void()> call) {
 struct FlatOptions {
   std::string freed = "nan";
   static void describe(OptionSchema<FlatOptions>& s) {
-    s.add("freed", &FlatOptions::freed, "state of a unit's values between leave and enter")
+    s.add("freed", &FlatOptions::freed,
+          "parameter memory between uses: filled with NaN, or unmapped")
         .choices({"nan", "unmapped"});
   }
 };
@@ -90,7 +92,7 @@ class FlatStrategy final : public Strategy {
   void begin_microbatch(bool) override {
     for (Unit& unit : units_) {
       if (unit.uses != 0)
-        throw Error("unit '" + unit.spec.name + "' was entered more often than it was left");
+        throw Error("enter() was called more often than leave() for unit '" + unit.spec.name + "'");
       unit.pending = 0;
     }
   }
@@ -109,8 +111,8 @@ class FlatStrategy final : public Strategy {
   void leave(int index, TensorRefs outputs) override {
     insert_gate(outputs, [this, index] {
       Unit& unit = units_[index];
-      // Counts a use even if the values are not needed, because the gate inserted by enter() ends
-      // one.
+      // Counts a use even if the backward pass does not need the values, because the gate that
+      // enter() inserted ends one.
       if (unit.spec.needed_in_backward)
         open(unit);
       else
@@ -123,10 +125,10 @@ class FlatStrategy final : public Strategy {
   void backward(at::TensorList roots, at::TensorList grads) override {
     for (const Unit& unit : units_)
       if (unit.uses != 0)
-        throw Error("unit '" + unit.spec.name + "' has not been left when backward begins");
+        throw Error("backward() was called before leave() for unit '" + unit.spec.name + "'");
     torch::autograd::backward(roots.vec(), grads.vec());
-    // No gate ends the use of units whose enter() had no differentiable input (the embedding) or
-    // that do not affect the loss.
+    // No gate has ended the use of a unit whose enter() received no differentiable input (the
+    // embedding), or of a unit that does not affect the loss.
     for (Unit& unit : units_) {
       if (unit.accumulating) reduce(unit);
       if (unit.uses != 0) release(unit);
@@ -199,13 +201,13 @@ class FlatStrategy final : public Strategy {
     FlatLayout layout;
     at::Tensor master = {};  // fp32, never freed
     std::vector<at::Tensor> buffers =
-        {};  // storage that parameters view, in fp32 and the compute dtype; freed between uses
-    at::Tensor reduced = {};    // fp32 sum of finished micro-batches
+        {};  // storage of the parameter views, in fp32 and in the compute dtype; freed between uses
+    at::Tensor reduced = {};    // fp32 gradient sum over finished micro-batches
     at::Tensor grad = {};       // autograd accumulates here; NaN outside the unit's backward pass
-    int uses = 0;               // number of current uses of the values
+    int uses = 0;               // number of uses that have not ended
     int pending = 0;            // number of enter() calls in this micro-batch whose backward pass
                                 // has not run yet
-    bool accumulating = false;  // whether `grad` is in use
+    bool accumulating = false;  // whether autograd is accumulating into `grad`
   };
 
   void open(Unit& unit) {
@@ -218,8 +220,8 @@ class FlatStrategy final : public Strategy {
 
   void close(Unit& unit) {
     if (unit.uses == 0)
-      throw Error("unit '" + unit.spec.name +
-                  "' was left, or its backward ended, without being entered");
+      throw Error("leave() was called, or a backward pass ended, before enter() for unit '" +
+                  unit.spec.name + "'");
     if (--unit.uses == 0) release(unit);
   }
 
@@ -239,8 +241,8 @@ class FlatStrategy final : public Strategy {
     storage->set_nbytes(bytes);
   }
 
-  // Starts from the sum of earlier micro-batches instead of zero. Additions then happen in the same
-  // order as in `single`, even if a parameter receives several gradients.
+  // Starts from the gradient sum of earlier micro-batches instead of zero. Additions then happen in
+  // the same order as in the `single` strategy, even if a parameter receives several gradients.
   void begin_gradients(Unit& unit) {
     if (unit.accumulating) return;
     unit.grad.copy_(unit.reduced);

@@ -46,7 +46,7 @@ at::Tensor rows_in(const TensorPlace& place) {
   return index.defined() ? index : at::arange(place.first_row, place.first_row + rows_of(place));
 }
 
-/// A model built as in an experiment, with its description.
+/// A model built from an experiment, with its description.
 struct Built {
   Built(const ModelDescription& requested, Plugins& plugins)
       : experiment(experiment_of(requested, "example", {}, {}, plugins)),
@@ -61,7 +61,8 @@ struct Built {
     for (const Buffer& buffer : model.store().buffers()) add(buffer.name, buffer.tensor);
   }
 
-  /// Throws a Violation unless `places` covers every value exactly once and nothing else.
+  /// Throws a Violation unless `places` stores every parameter and buffer value exactly once and
+  /// refers to no other tensors.
   void require_whole(const std::vector<TensorPlace>& places) const {
     std::map<std::string, int64_t> stored;
     for (const TensorPlace& place : places) {
@@ -80,11 +81,11 @@ struct Built {
   Experiment experiment;
   Model model;
   ModelDescription description;
-  /// Every parameter and buffer as [rows, columns], sharing the model's memory.
+  /// All parameters and buffers, viewed as [rows, columns].
   std::map<std::string, at::Tensor> values;
 };
 
-/// Writes a model and reads it back as the core does, but only in memory.
+/// Exports a model and imports it again as the core does, but only in memory.
 void require_way_back(const Format& format, const ModelDescription& requested, Plugins& plugins,
                       const std::string& when) {
   Built before(requested, plugins);
@@ -129,7 +130,8 @@ Components components_of(ModelDescription& model) {
   return all;
 }
 
-/// Calls `use` with `model` and with one variant for every choice of every convention.
+/// Calls `use` with `model`, and with one variant for each choice of each option that is a
+/// convention.
 void vary(ModelDescription model, Plugins& plugins,
           const std::function<void(const ModelDescription&, const std::string&)>& use) {
   use(model, "as in examples()");
@@ -160,7 +162,8 @@ void format_checks(const AddCheck& check) {
                   int64_t(model.feed_forward.size()) == model.layers,
               "describe() does not return a component for each layer");
       const std::vector<std::string> obstacles = format->obstacles(model);
-      require(obstacles.empty(), "it reads a model that obstacles() rejects: ", obstacles);
+      require(obstacles.empty(),
+              "describe() returns a model that obstacles() rejects: ", obstacles);
       const Json config = format->config(model, {1, 2});
       require(config.value("model_type", "") == subject.component.name,
               "config() writes a model_type that is not the plugin's name");
@@ -213,7 +216,8 @@ void format_checks(const AddCheck& check) {
       }
     }
   });
-  // A format may permute values for a convention, but the model's outputs must stay the same.
+  // A format may permute weights for its own layout, for example for RoPE pairing, but the model's
+  // outputs must stay the same.
   check("way_back", "preserves a model's outputs", [](const Subject& subject) {
     const auto format = construct<Format>(subject);
     Plugins plugins(subject.levels);

@@ -13,22 +13,25 @@ namespace dsv3::conformance {
 
 constexpr int64_t kHidden = 32, kLength = 12;
 
-/// Reproducible, normally distributed values. Does not advance torch's global generator.
+/// Returns reproducible, normally distributed values. Does not advance torch's global generator.
 at::Tensor normal(at::IntArrayRef sizes, uint64_t seed, at::ScalarType dtype = at::kDouble);
 
-/// Context of layer 1 of 2, with a plain rotary position encoding and a new, empty parameter store.
+/// Returns the context of layer 1 of 2, with a plain rotary position encoding and a new, empty
+/// parameter store.
 LayerContext layer_context(at::ScalarType dtype, at::Device device = at::kCPU);
 
-/// Fills parameters with values around 0 (norms around 1) that depend only on names and shapes.
+/// Fills parameters with random values around 0 (around 1 for norm weights) that depend only on the
+/// parameters' names and shapes.
 void fill(const ParameterStore& store);
 
-/// Rows with one document each.
+/// Describes a batch in which each row is a single document.
 Sequence one_document(int64_t batch, int64_t length, bool training = true);
-/// Rows of packed documents that start at 0 and at each index in `starts`.
+/// Describes a batch whose rows contain packed documents, starting at 0 and at each index in
+/// `starts`.
 Sequence packed(int64_t batch, int64_t length, const std::vector<int64_t>& starts);
 
-/// Largest difference relative to the largest value of `expected`; infinity if shapes differ or a
-/// value is not finite.
+/// Returns the largest absolute difference divided by the largest absolute value in `expected`, or
+/// infinity if shapes differ or a value is not finite.
 double difference(const at::Tensor& actual, const at::Tensor& expected);
 
 /// Throws a Violation unless `tensor` is on the CPU, finite, and has these sizes and this dtype.
@@ -43,41 +46,43 @@ void require_close(const at::Tensor& actual, const at::Tensor& expected, double 
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
-/// Gradients of sum(y * fixed values) with respect to `inputs`; zeros for an input that y does not
-/// depend on.
+/// Returns the gradients of sum(y * w), where w is a fixed random tensor, with respect to `inputs`.
+/// They are zero for an input that y does not depend on.
 std::vector<at::Tensor> gradients(const at::Tensor& y, const NamedTensors& inputs);
 
-/// Throws a Violation unless autograd agrees with central differences on some elements of each of
-/// the float64 `inputs`.
+/// Throws a Violation unless autograd agrees with central differences for a sample of elements of
+/// each input. `inputs` must be float64.
 void require_gradients(const std::function<at::Tensor()>& function, const NamedTensors& inputs);
 
-/// Size of the tensors that the result of `body` keeps alive, in bytes, without the result itself.
+/// Returns the number of bytes that `body` allocates and that stay alive with its result, excluding
+/// the result itself.
 int64_t bytes_saved(const std::function<at::Tensor()>& body);
 
-/// Number of FLOPs in the matrix products in `body`; a multiply-add counts as 2.
+/// Returns the number of FLOPs performed by matrix products in `body`. A multiply-add counts as 2.
 double product_flops(const std::function<void()>& body);
 
 /// Throws a Violation if declared parameters are invalid or differ on the meta device.
 void require_declarations(const std::function<void(const LayerContext&)>& build);
 
-// A tiny model trained by hand and by a strategy, for the checks that compare the two.
+// A tiny model that is trained both with plain autograd and under a strategy, for checks that
+// compare the two.
 
 constexpr int64_t kVocab = 29, kRows = 4, kSequence = 12, kMtpDepth = 1;
 
-/// Two layers and one MTP module.
+/// Returns an experiment with two layers and one MTP module.
 Experiment tiny_experiment(const std::string& recompute = "none", bool tied_head = true);
 
-/// Reference layers, except for the subject if it is a layer's component.
+/// Creates reference layers, with `subject` in place of the component of its kind.
 ModelFactory tiny_factory(const Subject* subject = nullptr);
 
-/// Rows with several documents each; different in every step.
+/// Returns a batch of packed documents, a different one for every step.
 Batch tiny_batch(int64_t step);
 
 struct Trained {
   std::vector<double> losses, norms;
   std::map<std::string, at::Tensor> parameters;  ///< after the last step
-  std::map<std::string, at::Tensor> gradients;   ///< in the last step; only from train_plainly
-  std::vector<at::Tensor> counts;  ///< step_counts() after all steps; only from train_plainly
+  std::map<std::string, at::Tensor> gradients;   ///< in the last step; set only by train_plainly()
+  std::vector<at::Tensor> counts;  ///< step_counts() after all steps; set only by train_plainly()
 };
 /// Runs `steps` steps of gradient descent with plain autograd, in micro-batches of `micro` rows.
 Trained train_plainly(const Experiment& experiment, const ModelFactory& factory, int64_t steps,
@@ -86,16 +91,16 @@ Trained train_plainly(const Experiment& experiment, const ModelFactory& factory,
 Trained train_under(const std::shared_ptr<Strategy>& strategy, const Experiment& experiment,
                     const ModelFactory& factory, int64_t steps, int64_t micro);
 
-/// Throws a Violation if the relative difference of losses, norms, parameters or gradients (only
-/// from train_plainly) exceeds `bound`, or if counts differ at all.
+/// Throws a Violation if the relative difference between losses, norms, parameters or gradients
+/// (only from train_plainly) exceeds `bound`, or if counts differ at all.
 void require_same(const Trained& actual, const Trained& expected, double bound,
                   const std::string& what);
 
-/// Adds the check that a model with the subject (attention, feed_forward or position) trains
-/// identically with recomputation, different micro-batches, and under a strategy.
+/// Adds a check that a model with the component under test (attention, feed_forward or position)
+/// trains identically with recomputation, with different micro-batch sizes, and under a strategy.
 void model_check(const AddCheck& check);
 
-/// The subject as a layer (attention or feed-forward), with initialised parameters.
+/// The attention or feed-forward layer under test, with initialised parameters.
 template <class Layer>
 struct LayerUnderTest {
   LayerUnderTest(const Subject& subject, at::ScalarType dtype)
@@ -118,7 +123,7 @@ struct LayerUnderTest {
       all.emplace_back(parameter.name, parameter.tensor);
     return all;
   }
-  /// Gradients of the result with respect to inputs(x).
+  /// Returns the gradients of forward()'s result with respect to inputs(x).
   std::vector<at::Tensor> gradients(const at::Tensor& x, const Sequence& seq) const {
     return conformance::gradients(layer->forward(x, seq), inputs(x));
   }
@@ -137,7 +142,7 @@ struct LayerUnderTest {
   std::shared_ptr<Layer> layer;
 };
 
-/// Checks that apply to all layers and run before the checks for a specific kind.
+/// Adds the checks that apply to all layers and run before those for a specific kind.
 template <class Layer>
 void cheap_layer_checks(const AddCheck& check) {
   check("declarations", "declares valid parameters on CPU and meta", [](const Subject& subject) {
@@ -151,13 +156,15 @@ void cheap_layer_checks(const AddCheck& check) {
                      dtype, "forward's result");
     }
   });
-  check("inputs", "modifies no input or parameter and keeps no input", [](const Subject& subject) {
-    const LayerUnderTest<Layer> layer(subject, at::kFloat);
-    const at::Tensor x = normal({2, kLength, kHidden}, 12, at::kFloat), original = x.clone();
-    layer.require_parameters_unchanged("forward", [&] { layer(x); });
-    require(x.use_count() == 1, "it keeps a reference to its input after the result is freed");
-    require_equal(x, original, "the input after forward");
-  });
+  check("inputs", "modifies no inputs or parameters and retains no inputs",
+        [](const Subject& subject) {
+          const LayerUnderTest<Layer> layer(subject, at::kFloat);
+          const at::Tensor x = normal({2, kLength, kHidden}, 12, at::kFloat), original = x.clone();
+          layer.require_parameters_unchanged("forward", [&] { layer(x); });
+          require(x.use_count() == 1,
+                  "it keeps a reference to its input after the result is freed");
+          require_equal(x, original, "the input after forward");
+        });
   check("determinism", "returns bit-identical results when repeated", [](const Subject& subject) {
     const auto run = [&] {
       const LayerUnderTest<Layer> layer(subject, at::kFloat);
@@ -172,29 +179,30 @@ void cheap_layer_checks(const AddCheck& check) {
   });
 }
 
-/// Checks that apply to all layers and run after the checks for a specific kind.
+/// Adds the checks that apply to all layers and run after those for a specific kind.
 template <class Layer>
 void costly_layer_checks(const AddCheck& check) {
-  check("gradients", "has gradients that match central differences", [](const Subject& subject) {
-    const LayerUnderTest<Layer> layer(subject, at::kDouble);
-    const at::Tensor x = normal({1, 6, kHidden}, 9).requires_grad_();
-    Sequence seq = one_document(1, 6);
-    seq.aux_scale = 0;  // central differences of the result do not include auxiliary losses
-    require_gradients([&] { return layer(x, seq); }, layer.inputs(x));
-  });
+  check("gradients", "computes gradients that match central differences",
+        [](const Subject& subject) {
+          const LayerUnderTest<Layer> layer(subject, at::kDouble);
+          const at::Tensor x = normal({1, 6, kHidden}, 9).requires_grad_();
+          Sequence seq = one_document(1, 6);
+          seq.aux_scale = 0;  // central differences of the result do not include auxiliary losses
+          require_gradients([&] { return layer(x, seq); }, layer.inputs(x));
+        });
   check("recompute", "recomputes bit-identical results", [](const Subject& subject) {
     const LayerUnderTest<Layer> layer(subject, at::kFloat);
     const at::Tensor x = normal({2, kLength, kHidden}, 10, at::kFloat);
     Sequence seq = packed(2, kLength, {5});
     const at::Tensor first = layer(x, seq);
     seq.recompute = true;
-    require_equal(layer(x, seq), first, "the forward pass of a recomputed block");
+    require_equal(layer(x, seq), first, "the output of a recomputed forward pass");
   });
   check("saved_values", "declares saved_values_per_token() correctly", [](const Subject& subject) {
     constexpr int64_t kBatch = 4, kRow = 64;
     const LayerUnderTest<Layer> layer(subject, at::kFloat);
     const at::Tensor x = normal({kBatch, kRow, kHidden}, 26, at::kFloat).requires_grad_();
-    layer(x);  // fills tables and caches
+    layer(x);  // warm-up: fills tables and caches
     const double measured = double(bytes_saved([&] { return layer(x); })) / (4.0 * kBatch * kRow);
     double declared = 0;
     if constexpr (std::is_same_v<Layer, Attention>)

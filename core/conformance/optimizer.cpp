@@ -10,7 +10,7 @@
 namespace dsv3::conformance {
 namespace {
 
-// One parameter with its state, stored as in the core, and the optimizer that updates it.
+// A parameter, its state as the core stores it, and the optimizer that updates it.
 struct Updated {
   Updated(const Subject& subject, uint64_t seed)
       : Updated(construct<Optimizer>(subject), "w", seed) {}
@@ -82,7 +82,7 @@ void optimizer_checks(const AddCheck& check) {
     require(change(0).abs().max().item<double>() == 0, "a step with lr_factor 0 changes values");
     const at::Tensor full = change(1);
     require(full.abs().max().item<double>() > 0, "a step changes nothing");
-    // The bound allows for the rounding of values that are far larger than their change.
+    // The bound allows for rounding, because the values are far larger than their changes.
     require_close(change(0.5) * 2, full, 2e-2, "twice the change made with lr_factor 0.5");
   });
   check("descent", "descends a quadratic", [](const Subject& subject) {
@@ -104,45 +104,49 @@ void optimizer_checks(const AddCheck& check) {
     }
   });
   // The core may pass all slices in one call or one by one, in any order.
-  check("pure", "updates bit-identically in any grouping and order", [](const Subject& subject) {
-    const auto together = construct<Optimizer>(subject), apart = construct<Optimizer>(subject);
-    std::vector<Updated> a, b;
-    for (uint64_t i = 0; i < 3; ++i) {
-      a.emplace_back(together, "w" + std::to_string(i), i);
-      b.emplace_back(apart, "w" + std::to_string(i), i);
-    }
-    for (int64_t update = 1; update <= 3; ++update) {
-      std::vector<Slice> slices;
-      for (Updated& parameter : a) slices.push_back(parameter.slice(parameter.gradient(update)));
-      together->step(slices, {update, 1});
-      for (size_t i = b.size(); i-- > 0;) b[i].step(update);
-    }
-    for (size_t i = 0; i < a.size(); ++i)
-      require_equal(
-          b[i].value, a[i].value,
-          "a parameter updated in a separate call, compared with one call for all parameters,");
-  });
+  check(
+      "pure", "computes bit-identical updates for any grouping and order of slices",
+      [](const Subject& subject) {
+        const auto together = construct<Optimizer>(subject), apart = construct<Optimizer>(subject);
+        std::vector<Updated> a, b;
+        for (uint64_t i = 0; i < 3; ++i) {
+          a.emplace_back(together, "w" + std::to_string(i), i);
+          b.emplace_back(apart, "w" + std::to_string(i), i);
+        }
+        for (int64_t update = 1; update <= 3; ++update) {
+          std::vector<Slice> slices;
+          for (Updated& parameter : a)
+            slices.push_back(parameter.slice(parameter.gradient(update)));
+          together->step(slices, {update, 1});
+          for (size_t i = b.size(); i-- > 0;) b[i].step(update);
+        }
+        for (size_t i = 0; i < a.size(); ++i)
+          require_equal(
+              b[i].value, a[i].value,
+              "a parameter updated in a separate call, compared with one call for all parameters,");
+      });
   // Sharded strategies pass pieces of parameters.
-  check("pieces", "updates pieces of a parameter like the whole", [](const Subject& subject) {
-    Updated whole(subject, 5);
-    if (whole.optimizer->whole_matrices()) return;
-    const int64_t cut = 37, size = whole.value.numel();
-    const auto piece = [&](int64_t begin, int64_t end) {
-      Range range = whole.range;
-      range.begin = begin;
-      range.end = end;
-      return Updated(whole.optimizer, range, whole.value.slice(0, begin, end).clone());
-    };
-    Updated first = piece(0, cut), second = piece(cut, size);
-    for (int64_t update = 1; update <= 4; ++update) {
-      const at::Tensor grad = whole.gradient(update);
-      first.step(grad.narrow(0, 0, cut), update);
-      second.step(grad.narrow(0, cut, size - cut), update);
-      whole.step(grad, update);
-    }
-    require_close(at::cat({first.value, second.value}), whole.value, 1e-6,
-                  "a parameter updated in two pieces, compared with one piece,");
-  });
+  check("pieces", "updates pieces of a parameter like the whole parameter",
+        [](const Subject& subject) {
+          Updated whole(subject, 5);
+          if (whole.optimizer->whole_matrices()) return;
+          const int64_t cut = 37, size = whole.value.numel();
+          const auto piece = [&](int64_t begin, int64_t end) {
+            Range range = whole.range;
+            range.begin = begin;
+            range.end = end;
+            return Updated(whole.optimizer, range, whole.value.slice(0, begin, end).clone());
+          };
+          Updated first = piece(0, cut), second = piece(cut, size);
+          for (int64_t update = 1; update <= 4; ++update) {
+            const at::Tensor grad = whole.gradient(update);
+            first.step(grad.narrow(0, 0, cut), update);
+            second.step(grad.narrow(0, cut, size - cut), update);
+            whole.step(grad, update);
+          }
+          require_close(at::cat({first.value, second.value}), whole.value, 1e-6,
+                        "a parameter updated in two pieces, compared with one piece,");
+        });
   check("resume", "resumes from saved state, bit for bit", [](const Subject& subject) {
     Updated straight(subject, 6), resumed(subject, 7);
     for (int64_t update = 1; update <= 3; ++update) straight.step(update);

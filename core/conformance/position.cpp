@@ -42,7 +42,7 @@ void position_checks(const AddCheck& check) {
     const double scale = rotate.position->softmax_scale();
     require(std::isfinite(scale) && scale > 0, "softmax_scale() is ", scale);
   });
-  check("inputs", "neither modifies nor keeps its arguments", [](const Subject& subject) {
+  check("inputs", "neither modifies nor retains its arguments", [](const Subject& subject) {
     const Rotation rotate(subject);
     const Rotated in = inputs(at::kFloat);
     const Rotated original{in.q.clone(), in.k.clone(), in.positions.clone()};
@@ -53,7 +53,7 @@ void position_checks(const AddCheck& check) {
     require(in.q.use_count() == 1 && in.k.use_count() == 1 && in.positions.use_count() == 1,
             "rotate() keeps a reference to an argument after the result is freed");
   });
-  check("tokens", "rotates each token by its position only", [](const Subject& subject) {
+  check("tokens", "rotates each token according to its position only", [](const Subject& subject) {
     const Rotation rotate(subject);
     const Rotated in = inputs(at::kDouble), out = rotate(in);
     // Tokens may come in any order and rows may have any length: only a token's position matters.
@@ -71,7 +71,7 @@ void position_checks(const AddCheck& check) {
                   "q at positions that restart in a second document");
   });
   // A rotation preserves lengths up to a constant factor and treats q and k alike, so the score of
-  // equal vectors depends only on the distance between their positions.
+  // identical vectors depends only on the distance between their positions.
   check("rotation", "makes scores depend only on relative positions", [](const Subject& subject) {
     const at::Tensor same =
         normal({1, 1, 1, kRotary}, 42).expand({1, kLength, 1, kRotary}).contiguous();
@@ -80,7 +80,7 @@ void position_checks(const AddCheck& check) {
     for (const int64_t distance : {0, 1}) {
       const at::Tensor diagonal = scores.diagonal(distance);
       require_close(diagonal, diagonal[0].expand_as(diagonal), 1e-9,
-                    c10::str("across positions, the score of equal vectors ", distance,
+                    c10::str("across positions, the score of identical vectors ", distance,
                              " position(s) apart"));
     }
   });
@@ -90,7 +90,7 @@ void position_checks(const AddCheck& check) {
     Rotated far = inputs(at::kFloat);
     far.positions.add_(5000);
     require_like(rotate(far).q, far.q.sizes(), at::kFloat, "q far beyond the training length");
-    // Growing the table must not change its values for small positions.
+    // Growing the table of angles must not change its values for small positions.
     require_equal(rotate(near).q, Rotation(subject)(near).q,
                   "q at small positions after a call with large ones");
   });
@@ -99,20 +99,21 @@ void position_checks(const AddCheck& check) {
     const Rotated in = inputs(at::kFloat, 200);
     const at::Tensor expected = Rotation(subject)(in).q;
     for (const Rotated& out : on_four_threads([&] { return rotate(in); }))
-      require_equal(out.q, expected, "q rotated on several threads at once");
+      require_equal(out.q, expected, "q rotated by several threads at once");
   });
-  check("gradients", "has gradients that match central differences", [](const Subject& subject) {
-    const Rotation rotate(subject);
-    Rotated in = inputs(at::kDouble, 4);
-    in.q.requires_grad_();
-    in.k.requires_grad_();
-    require_gradients(
-        [&] {
-          const Rotated out = rotate(in);
-          return at::cat({out.q.flatten(), out.k.flatten()});
-        },
-        {{"q", in.q}, {"k", in.k}});
-  });
+  check("gradients", "computes gradients that match central differences",
+        [](const Subject& subject) {
+          const Rotation rotate(subject);
+          Rotated in = inputs(at::kDouble, 4);
+          in.q.requires_grad_();
+          in.k.requires_grad_();
+          require_gradients(
+              [&] {
+                const Rotated out = rotate(in);
+                return at::cat({out.q.flatten(), out.k.flatten()});
+              },
+              {{"q", in.q}, {"k", in.k}});
+        });
   check("memory", "frees its memory", [](const Subject& subject) {
     const Rotation rotate(subject);
     require_steady_memory([&] {

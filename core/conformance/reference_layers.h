@@ -1,4 +1,4 @@
-// Small layers in plain LibTorch, for models that test a different component.
+// Small reference layers in plain LibTorch, for models in which another component is tested.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,7 @@
 
 namespace dsv3::conformance {
 
-/// Attention base class with q, k, v and o projections of the model's width.
+/// Base class for attention with q, k, v and o projections as wide as the model.
 class ProjectedAttention : public Attention {
  public:
   explicit ProjectedAttention(const LayerContext& context)
@@ -62,7 +62,7 @@ class ReferenceAttention final : public ProjectedAttention {
   }
 };
 
-/// Attention with two heads that uses the position component as plugins do.
+/// Two-head attention that applies the position encoding to q and k, as attention plugins do.
 class RotaryAttention final : public ProjectedAttention {
  public:
   explicit RotaryAttention(const LayerContext& context)
@@ -80,8 +80,8 @@ class RotaryAttention final : public ProjectedAttention {
   std::shared_ptr<Position> position_;
 };
 
-/// A relu^2 feed-forward layer with an auxiliary loss per sequence and a count per neuron, similar
-/// to a mixture of experts.
+/// A relu^2 feed-forward layer with an auxiliary loss per sequence and one count per neuron,
+/// similar to a mixture of experts.
 class ReferenceFeedForward final : public FeedForward {
  public:
   explicit ReferenceFeedForward(const LayerContext& context)

@@ -15,7 +15,7 @@ int64_t size_of(const Range& range) {
   return range.end - range.begin;
 }
 
-// One unit with w = 2 and loss = slope * sum(w), so the gradient is `slope`.
+// A model with one parameter w = [2, 2, 2] and loss = slope * sum(w), so the gradient is `slope`.
 struct OneUnit {
   explicit OneUnit(const Subject& subject, at::ScalarType dtype = at::kFloat)
       : checked(strategy(subject, dtype)) {
@@ -111,7 +111,7 @@ void strategy_checks(const AddCheck& check) {
     one.backward(2);
     one.require_gradient(2, "the gradient after a step that was skipped because of NaN");
   });
-  check("master", "keeps fp32 master values with bf16 compute", [](const Subject& subject) {
+  check("master", "keeps fp32 master values when computing in bf16", [](const Subject& subject) {
     OneUnit one(subject, at::kBFloat16);
     for (int step = 0; step < 10; ++step) {
       one.backward(1);
@@ -120,11 +120,11 @@ void strategy_checks(const AddCheck& check) {
     }
     const auto owned = one.checked->owned();
     require(owned.size() == 1 && owned[0].value.scalar_type() == at::kFloat,
-            "with bf16 compute, master values are not fp32");
+            "master values are not fp32 when computing in bf16");
     require_close(owned[0].value.flatten(), at::full({3}, 2 - 1e-3), 1e-6,
                   "master values after ten updates that are too small for bf16");
   });
-  check("load", "computes with the loaded values", [](const Subject& subject) {
+  check("load", "uses loaded values in the next forward pass", [](const Subject& subject) {
     Adopted saved(subject, 1), loaded(subject, 2);
     std::map<std::string, at::Tensor> values;
     for (const OwnedTensor& tensor : saved.checked->owned())
@@ -147,21 +147,22 @@ void strategy_checks(const AddCheck& check) {
     const Cost cost = strategy(subject)->estimate(units, 1);
     require(cost.bytes_held >= 4 * values, "estimate() reports ", cost.bytes_held,
             " bytes held, less than the size of ", values, " fp32 parameters");
-    require(cost.bytes_peak >= cost.bytes_held, "estimate() reports a peak below the bytes held");
+    require(cost.bytes_peak >= cost.bytes_held, "estimate() reports a bytes_peak below bytes_held");
     require(cost.bytes_moved_per_step == 0, "estimate() reports network traffic for a single rank");
   });
   // Covers MTP with tied and untied heads.
-  check("training", "trains like autograd, even with recomputation", [](const Subject& subject) {
-    for (const std::string recompute : {"none", "full"})
-      for (const bool tied : {true, false}) {
-        const Experiment experiment = tiny_experiment(recompute, tied);
-        for (const int64_t micro : {4, 1})
-          require_same(train_under(strategy(subject), experiment, tiny_factory(), 3, micro),
-                       train_plainly(experiment, tiny_factory(), 3, micro), 1e-5,
-                       c10::str("against plain autograd (recompute: ", recompute, ", ",
-                                tied ? "tied" : "untied", " head, micro_batch ", micro, ")"));
-      }
-  });
+  check("training", "trains like plain autograd, with and without recomputation",
+        [](const Subject& subject) {
+          for (const std::string recompute : {"none", "full"})
+            for (const bool tied : {true, false}) {
+              const Experiment experiment = tiny_experiment(recompute, tied);
+              for (const int64_t micro : {4, 1})
+                require_same(train_under(strategy(subject), experiment, tiny_factory(), 3, micro),
+                             train_plainly(experiment, tiny_factory(), 3, micro), 1e-5,
+                             c10::str("compared with plain autograd (recompute: ", recompute, ", ",
+                                      tied ? "tied" : "untied", " head, micro_batch ", micro, ")"));
+            }
+        });
 }
 
 }  // namespace dsv3::conformance

@@ -89,7 +89,7 @@ std::vector<Check> checks(Kind kind) {
       {Kind::tokenizer, tokenizer_checks}, {Kind::format, format_checks}};
   std::vector<Check> all;
   const AddCheck add = [&](const auto&... members) { all.push_back({members...}); };
-  // A component's summary and option descriptions are all that users see.
+  // `dsv3 plugins describe` prints the summary and the option descriptions.
   add("schema", "describes itself and its options", [](const Subject& subject) {
     require(!subject.component.summary.empty(), "its registration has no summary");
     for (const OptionSpec& spec : subject.component.schema->options) {

@@ -26,10 +26,10 @@ struct Subject {
   const Registration& component;
   OptionValues options;
   std::string folder;   ///< empty folder that the component may write to
-  SearchLevels levels;  ///< search paths for plugins of other kinds
+  SearchLevels levels;  ///< search paths for other plugins that a check needs
 };
 
-/// One check for a kind of component.
+/// A conformance check for one kind of component.
 struct Check {
   std::string name;     ///< short, e.g. "causality"
   std::string promise;  ///< what the component does, e.g. "frees its memory"
@@ -42,7 +42,7 @@ std::vector<Check> checks(Kind kind);
 /// Adds a Check with these members.
 using AddCheck =
     std::function<void(const char* name, const char* promise, void (*run)(const Subject&))>;
-/// Adds the checks for one kind.
+/// Adds the checks for one kind of component.
 using Suite = void(const AddCheck& check);
 Suite attention_checks, feed_forward_checks, position_checks, optimizer_checks, schedule_checks,
     strategy_checks, tracker_checks, data_checks, tokenizer_checks, format_checks;

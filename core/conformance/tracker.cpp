@@ -1,5 +1,5 @@
-// Conformance checks for trackers. A tracker's service may be unreachable. The tracker then rejects
-// events with RetryAfter, and the core delivers the same events again.
+// Conformance checks for trackers. A tracker's service may be unreachable. The tracker then throws
+// RetryAfter, and the core delivers the same events again.
 #include <cmath>
 #include <limits>
 
@@ -20,8 +20,8 @@ std::vector<Event> events(int64_t first, int64_t count) {
   return list;
 }
 
-// One process's use of a tracker in a run. Calls must succeed or throw RetryAfter or Rejected.
-// Anything else fails the check. If start() is rejected, no events are delivered.
+// Calls a tracker as one training process does. Each call must succeed or throw RetryAfter or
+// Rejected. Anything else fails the check. If start() is rejected, no events are delivered.
 class Session {
  public:
   explicit Session(const Subject& subject, bool resumed = false)
@@ -67,20 +67,21 @@ void tracker_checks(const AddCheck& check) {
     session.deliver({}, " of an empty list");
     session.finish(RunStatus::finished);
   });
-  check("values", "accepts NaN, infinity, odd names and new metrics", [](const Subject& subject) {
-    Session session(subject);
-    std::vector<Event> unusual = events(0, 2);
-    unusual[0].metrics = {{"nan", std::numeric_limits<double>::quiet_NaN()},
-                          {"infinity", HUGE_VAL},
-                          {"tiny", 5e-324},
-                          {"quotes \"and\", commas; caf\xc3\xa9/slash", -1.0}};
-    unusual[1].metrics = {};
-    session.deliver(unusual, " of unusual values");
-    std::vector<Event> late = events(2, 1);
-    late[0].metrics.emplace_back("val/loss", 4.0);
-    session.deliver(late, " of a metric that earlier events did not contain");
-    session.finish(RunStatus::failed);
-  });
+  check("values", "accepts NaN, infinity, unusual names and new metrics",
+        [](const Subject& subject) {
+          Session session(subject);
+          std::vector<Event> unusual = events(0, 2);
+          unusual[0].metrics = {{"nan", std::numeric_limits<double>::quiet_NaN()},
+                                {"infinity", HUGE_VAL},
+                                {"tiny", 5e-324},
+                                {"quotes \"and\", commas; caf\xc3\xa9/slash", -1.0}};
+          unusual[1].metrics = {};
+          session.deliver(unusual, " of unusual values");
+          std::vector<Event> late = events(2, 1);
+          late[0].metrics.emplace_back("val/loss", 4.0);
+          session.deliver(late, " of a metric that earlier events did not contain");
+          session.finish(RunStatus::failed);
+        });
   // The acknowledgement may be lost after the tracker has accepted the events.
   check("repeated", "accepts repeated events", [](const Subject& subject) {
     Session session(subject);

@@ -12,7 +12,7 @@ namespace {
 constexpr double kLearningRate = 0.05;
 constexpr uint64_t kSeed = 3;
 
-/// Sets `factory` to a function that constructs the subject.
+/// Sets `factory` to a function that constructs the component under test.
 template <class Base, class Context>
 void set_factory(std::function<std::shared_ptr<Base>(const Context&)>& factory,
                  const Subject& subject) {
@@ -176,7 +176,7 @@ void model_check(const AddCheck& check) {
       return train_plainly(tiny_experiment(), factory, 1, micro, at::kDouble);
     };
     require_same(in_doubles(1), in_doubles(kRows), 1e-8,
-                 "with four micro-batches of one row instead of one of four");
+                 "with four one-row micro-batches instead of one four-row micro-batch");
     for (const std::string recompute : {"none", "full"}) {
       const Experiment experiment = tiny_experiment(recompute);
       const auto flat = std::make_shared<FlatStrategy>(FlatOptions{}, StrategyContext{});

@@ -1,5 +1,5 @@
-// The precompiled header, which includes what nearly every file that uses tensors needs. It
-// contains no dsv3 headers, so that a change to one of them does not rebuild everything.
+// The precompiled header. It includes what nearly every file that uses tensors needs, but no dsv3
+// headers, so that a change to one of them does not rebuild everything.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// A valid schedule: the factor halves every `steps` steps.
+// A valid schedule plugin. Its learning-rate factor halves every `steps` steps.
 #include <cmath>
 
 #include <dsv3/sdk/plugin.h>

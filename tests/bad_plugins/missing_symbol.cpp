@@ -1,4 +1,4 @@
-// Calls an undefined function. A linker option lets the library link without it.
+// A plugin that calls an undefined function. A linker option permits the undefined symbol.
 #include <dsv3/sdk/plugin.h>
 
 void defined_nowhere();

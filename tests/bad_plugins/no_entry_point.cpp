@@ -1,2 +1,2 @@
-// Has a stamp but no DSV3_PLUGIN.
+// A library with a plugin stamp but without a DSV3_PLUGIN entry point.
 #include <dsv3/sdk/plugin.h>

@@ -1,4 +1,4 @@
-// Registers the same name twice.
+// A plugin that registers the same component name twice.
 #include <dsv3/sdk/plugin.h>
 #include <dsv3/sdk/schedule.h>
 

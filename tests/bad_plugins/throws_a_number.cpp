@@ -1,4 +1,4 @@
-// Throws a value that is not a std::exception in its registration function.
+// A plugin whose registration function throws a value that is not a std::exception.
 #include <dsv3/sdk/plugin.h>
 
 DSV3_PLUGIN(registrar) {

@@ -1,4 +1,4 @@
-// A schedule with a constructor that throws the exception selected by the option `what`.
+// A schedule whose constructor throws the exception selected by the option `what`.
 #include <dsv3/sdk/plugin.h>
 #include <dsv3/sdk/schedule.h>
 

@@ -1,4 +1,4 @@
-// Throws in its registration function.
+// A plugin whose registration function throws an exception.
 #include <dsv3/sdk/plugin.h>
 
 DSV3_PLUGIN(registrar) {

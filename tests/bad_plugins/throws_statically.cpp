@@ -1,4 +1,4 @@
-// Throws in a static initialiser, which runs inside dlopen.
+// A plugin with a static initialiser that throws an exception during dlopen.
 #include <dsv3/sdk/plugin.h>
 
 namespace {

@@ -7,7 +7,7 @@
 
 namespace {
 
-// Defined only in this library. The host has only the definition of its base class.
+// An exception type that only this library defines. The host defines only its base class.
 class TwinError : public dsv3::Error {
  public:
   using dsv3::Error::Error;
@@ -20,7 +20,7 @@ class Twin final : public dsv3::Schedule {
   double factor(int64_t step, int64_t total) const override {
     if (step == 1) throw TwinError("twin", dsv3::ExitCode::data);
     if (step == 2) throw dsv3::RetryAfter("later", 2.5);
-    // The opposite direction: catches an exception from libdsv3 by its base class.
+    // Tests the opposite direction: the plugin catches an exception from libdsv3 by its base class.
     if (step == 3) try {
         const nlohmann::json empty;
         dsv3::ConfigReader reader(empty);

@@ -1,8 +1,8 @@
-"""Rewrites C++ source by matching patterns of tokens.
+"""Rewrites C++ source code by matching token patterns.
 
 A pattern is C++ code in which `$name` matches any expression: balanced tokens without a comma or semicolon outside
-brackets. If a name occurs twice, both occurrences must match the same tokens. Matching ignores whitespace and comments,
-so that patterns still match after the source is reformatted or a variable is renamed.
+brackets. If a pattern contains a name twice, both occurrences must match the same tokens. Matching ignores whitespace
+and comments, so that patterns still match after the source is reformatted or a variable is renamed.
 """
 
 import re
@@ -58,7 +58,7 @@ def rewrite(sources, edits):
     for pattern, replacement in edits:
         found = [(file, *match) for file, text in sources.items() for match in matches(text, pattern, names)]
         places = [f"{file}:{sources[file].count(chr(10), 0, begin) + 1}" for file, begin, *_ in found]
-        assert len(found) == 1, f"pattern must match once but matches {len(found)} times {places}: {pattern}"
+        assert len(found) == 1, f"pattern must match once, but matches at {places}: {pattern}"
         [(file, begin, end, names)] = found
         text = re.sub(r"\$\w+", lambda name: " ".join(names[name[0]]), replacement)
         changed[file] = sources[file] = sources[file][:begin] + text + sources[file][end:]

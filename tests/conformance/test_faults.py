@@ -21,7 +21,7 @@ PREFIX = BUILD / "tests/bad_plugins/prefix"
 LIBRARY = PREFIX / "lib/dsv3/plugins/libdsv3_fixture_faulty.so"
 AT_ONCE = 2  # number of cases run in parallel; each spends most of its time starting programs
 
-# Components of the experiment; the faulty one replaces one of them.
+# Working components for the experiment. Each test replaces one of them with a faulty one.
 PARTS = {
     "attention": "{plugin: mha, heads: 4}",
     "position": "{plugin: rope}",
@@ -61,12 +61,12 @@ RECOMPUTED = ("model.recompute=full",)
 class Fault:
     kind: str
     name: str
-    check: str  # conformance check that finds the fault; "" = run all checks
-    finds: str  # substring of that check's message
-    run: int | None = None  # exit code of dsv3-run (negative for a signal); None = only the check finds the fault
-    does: str = ""  # regex for the call that the error names
-    step: str = ""  # regex for the step in which the call fails; "" = before training
-    says: str = ""  # regex for the rest of the error
+    check: str  # conformance check that detects the fault; "" = run all checks
+    finds: str  # text in the failure message of the conformance check
+    run: int | None = None  # exit code of dsv3-run (negative for a signal); None = only the check detects the fault
+    does: str = ""  # regex for the function named in dsv3-run's error message
+    step: str = ""  # regex for the training step in the error message; "" = before training
+    says: str = ""  # regex for the rest of the error message
     after: int = 0
     settings: tuple = ()  # overrides for dsv3-run
     samples: int = 0
@@ -81,7 +81,7 @@ NO_EXIT = "a component must not end the process"
 UNCHANGED = "shape, dtype and device must not change"
 
 FAULTS = [
-    # Exceptions of different types.
+    # Components that throw exceptions of different types.
     Fault("attention", "throws_in_constructor", "shapes", f"it throws: {PURPOSE}", 3, "layer 0, constructor", "", PURPOSE),
     Fault("attention", "throws", "shapes", f"it throws: {PURPOSE}", 3, "layer 0, forward", "2", PURPOSE, after=2),
     Fault("feed_forward", "throws_error", "shapes", "it throws: file not found", 4, "layer 0, forward", "1", "file not found", after=1),
@@ -122,8 +122,8 @@ FAULTS = [
     Fault("strategy", "masters_in_bf16", "ranges", "fp32", 3, "owned", "", "fp32"),
     Fault("strategy", "gradient_missing", "gradients", "", 3, "update", "1", "fp32"),
     Fault("strategy", "norm_negative", "gradients", "grad_norm() is wrong", 3, "grad_norm", "1", r"grad_norm\(\) is -1"),
-    Fault("data", "id_beyond", "batches", "a token is outside", 4, "next", "0", "returned token id 300"),
-    Fault("data", "id_negative", "batches", "a token is outside", 4, "next", r"\d", "token id -1", after=1),
+    Fault("data", "id_beyond", "batches", "a token id is outside", 4, "next", "0", "returned token id 300"),
+    Fault("data", "id_negative", "batches", "a token id is outside", 4, "next", r"\d", "token id -1", after=1),
     Fault("data", "wrong_dtype", "batches", "int64", 4, "next", "0", "int64"),
     Fault("data", "wrong_shape", "batches", "int64", 4, "next", "0", "must be"),
     Fault("data", "wrong_device", "batches", "", 4, "next", "0", "on meta"),
@@ -140,7 +140,7 @@ FAULTS = [
     Fault("feed_forward", "backward_nan", "", "", 7, "", "1",
           r"first non-finite value: gradient of the input of layers.1.feed_forward \(feed_forward 'faulty', PLACE\)", settings=RECOMPUTED),
     Fault("optimizer", "nan", "descent", "", 7, "", "3", r"parameter \S+ was not finite before the step; it is updated by optimizer 'faulty' \(PLACE\)", after=1),
-    # Faults that end the process.
+    # Faults that terminate the process.
     Fault("attention", "segfault", "shapes", "SIGSEGV", SEGV, "layer 0, forward", "3", after=3),
     Fault("feed_forward", "segfault_in_a_thread", "shapes", "SIGSEGV", SEGV, "layer 0, forward", "0", "on another thread during"),
     Fault("feed_forward", "stack_overflow", "shapes", "SIGSEGV", SEGV, "layer 0, forward", "0"),
@@ -156,12 +156,12 @@ FAULTS = [
     Fault("data", "exit_0", "batches", "terminates the process with exit code 0", 3, "next", r"\d", NO_EXIT, after=2),
     Fault("tracker", "exit_0", "delivery", "terminates the process with exit code 0", 3, "deliver", r"\d", NO_EXIT),
     Fault("optimizer", "quick_exit", "descent", "terminates the process with exit code 0", 3, "step", "1", NO_EXIT),
-    # A failing tracker never stops a run, but the log names it.
+    # A tracker that throws never stops a run. The log names the tracker.
     Fault("tracker", "throws", "delivery", PURPOSE, 0, "deliver", r"\d", PURPOSE),
     Fault("tracker", "start_throws", "delivery", PURPOSE, 0, "start", r"\d", PURPOSE),
     Fault("tracker", "finish_throws", "delivery", PURPOSE, 0, "finish", r"\d", PURPOSE),
-    # Faults that only the conformance suite finds.
-    Fault("attention", "looks_ahead", "causality", "the output before changed token"),
+    # Faults that only the conformance suite detects.
+    Fault("attention", "looks_ahead", "causality", "the output for tokens before changed token"),
     Fault("attention", "keeps_input", "inputs", "reference to its input"),
     Fault("attention", "changes_input", "inputs", "the input after forward"),
     Fault("attention", "grows", "memory", "memory grows by about"),
@@ -178,8 +178,8 @@ FAULTS = [
     Fault("schedule", "hang", "values", "timed out after 8 s"),
     Fault("schedule", "exit_unseen", "values", "it terminates the process with exit code 3"),
     Fault("schedule", "fork", "values", "child processes"),
-    Fault("strategy", "forgets_gradients", "training", "against plain autograd"),
-    Fault("strategy", "forgets_parameters", "training", "against plain autograd"),
+    Fault("strategy", "forgets_gradients", "training", "compared with plain autograd"),
+    Fault("strategy", "forgets_parameters", "training", "compared with plain autograd"),
     Fault("strategy", "keeps_gradients", "gradients", "in the next step"),
     Fault("data", "forgets_its_place", "resume", ""),
     Fault("data", "depends_on_rank", "ranks", "the global stream"),

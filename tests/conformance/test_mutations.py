@@ -1,7 +1,8 @@
 """The conformance suite finds typical bugs: each mutation of a built-in plugin must fail a check.
 
-A mutation rewrites part of a plugin's source (rewrite.py). The result is compiled and linked with the commands that the
-build uses for the plugin. By default, DSV3_TEST_SEED selects a tenth of the mutations. DSV3_TEST_FULL=1 runs all.
+A mutation rewrites part of a plugin's source (rewrite.py). The test compiles and links the result with the commands
+that the build uses for the plugin. By default, it runs a random tenth of the mutations (seed: DSV3_TEST_SEED).
+DSV3_TEST_FULL=1 runs all of them.
 """
 
 import os
@@ -117,7 +118,7 @@ def chosen():
 
 
 def mutated(name):
-    """Return the path and new text of the source file that the mutation changes."""
+    """Return the path of the source file that the mutation changes, and its mutated source."""
     component, edits, _ = MUTATIONS[name]
     sources = {file: file.read_text() for file in sorted((ROOT / "plugins" / component).glob("*.cpp"))}
     [(source, text)] = rewrite(sources, edits).items()

@@ -11,7 +11,7 @@ import pytest
 BUILD = pathlib.Path(os.environ["DSV3_BUILD_DIR"])
 DSV3 = BUILD / "bin" / "dsv3"
 
-# Settings to check. "" selects the defaults, which do not suit the suite's small sizes for every plugin.
+# Option settings to check; "" selects the defaults. Plugins that are not listed are checked with their defaults.
 SETTINGS = {
     "attention/mla": [
         "",
@@ -37,7 +37,7 @@ def cases():
 
 
 def byte_level_tokenizer():
-    """Write a byte-level tokenizer.json like GPT-2's, with the 256 byte tokens and two merges."""
+    """Return the content of a byte-level tokenizer.json like GPT-2's, with the 256 byte tokens and two merges."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters, spare = {}, 256
     for byte in range(256):

@@ -12,7 +12,7 @@ BUILD = pathlib.Path(os.environ.get("DSV3_BUILD_DIR", SOURCE / "build"))
 RUN = BUILD / "bin/dsv3-run"
 SEED = int(os.environ.get("DSV3_TEST_SEED", random.SystemRandom().randrange(10**9)))
 
-# Every component of a DeepSeek-V3-style model, at a size that trains at about a hundred steps per second.
+# An experiment with every component of a DeepSeek-V3-style model. It trains at about a hundred steps per second.
 TINY = """\
 dsv3: 1
 name: tiny
@@ -61,7 +61,7 @@ def dsv3_run(*arguments, cwd, check=0, timeout=300):
 
 
 def metrics(run):
-    """Return the metrics in metrics.jsonl by step. A step's lines are merged."""
+    """Return the metrics in metrics.jsonl, by step. Lines for the same step are merged."""
     by_step = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)

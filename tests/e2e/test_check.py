@@ -38,7 +38,7 @@ def has_gpu():
 
 
 def experiment(folder, *changes):
-    """Write TINY with the changes, and its text file. Return the paths in the folder."""
+    """Write TINY with the changes, and its training text. Return the paths of all files in the folder."""
     make_tiny(folder)
     text = TINY
     for old, new, *_ in changes:
@@ -115,7 +115,7 @@ def test_every_layer_is_built(tmp_path):
     errors = dsv3_run("tiny.yaml", "--check", cwd=tmp_path, check=2).stderr
     for line, column, text in ((9, 39, "heads (3)"), (10, 45, "rotary width of 5"), (11, 39, "heads (5)")):
         assert re.search(rf"tiny\.yaml:{line}:{column}: error: .*{re.escape(text)}", errors), errors
-    assert errors.count(": error: ") == 3  # an MTP module repeats the last layer and thus its errors
+    assert errors.count(": error: ") == 3  # the MTP module, a copy of the last layer, adds no errors
 
 
 def test_places_on_the_command_line(tmp_path):

@@ -1,4 +1,4 @@
-"""`dsv3 data`: training on shards equals training on the text they were prepared from."""
+"""Training on shards from `dsv3 data prepare` gives the same results as training on the text itself."""
 
 import subprocess
 

@@ -149,7 +149,7 @@ def test_unintended_starts_and_resumes_are_rejected(folder, finished):
     (folder / "runs/early").mkdir()  # killed before anything was written
     early = dsv3_run("tiny.yaml", "--run_id", "early", cwd=folder, check=2)
     assert "--run_name early --resume auto" in early.stderr
-    for _ in range(2):  # trains the run, then finds it finished
+    for _ in range(2):  # the first command trains the run, the second finds it finished
         dsv3_run("tiny.yaml", "train.steps=2", "schedule.warmup=0", "--run_name", "auto", "--resume", "auto", cwd=folder)
     assert sorted(metrics(folder / "runs/auto")) == [0, 1, 2]
 

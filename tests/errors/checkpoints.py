@@ -17,9 +17,9 @@ def start_from(checkpoint, *words, file="tiny.yaml"):
 
 
 def rewrite(checkpoint, manifest):
-    """Write the manifest with the digest of its changed content."""
+    """Write the changed manifest with an updated digest."""
     manifest.pop("sha256")
-    # The same format as the program's: sorted keys, no spaces.
+    # dsv3 computes the digest from JSON with sorted keys and no spaces.
     text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
@@ -136,7 +136,7 @@ def from_without_manifest(folder):
 
 @case(5, LAST + "/manifest.json", "digest")
 def from_edited_manifest(folder):
-    """--from with an edited manifest."""
+    """--from with a checkpoint whose manifest was edited."""
     last = trained(folder)
     manifest = json.loads((last / "manifest.json").read_text())
     manifest["step"] = 300
@@ -146,7 +146,7 @@ def from_edited_manifest(folder):
 
 @case(5, GOLDEN)
 def from_broken_manifest(folder):
-    """--from with an incomplete manifest."""
+    """--from with a checkpoint whose manifest is incomplete."""
     manifest = trained(folder) / "manifest.json"
     manifest.write_text(manifest.read_text()[:200])
     return start_from(LAST)

@@ -47,7 +47,7 @@ DSV3_RUN = [
 DSV3 = [
     # name, title, arguments of dsv3, exit code, expected phrases
     ("dsv3_nothing", "dsv3 without a command.", [], 2, "dsv3 --help", "dsv3-run"),
-    ("dsv3_unknown_flag", "A misspelled flag of a dsv3 command.", ["plugins", "check", "mine.so", "--memroy", "4G"], 2,
+    ("dsv3_unknown_flag", "A misspelled flag for a dsv3 command.", ["plugins", "check", "mine.so", "--memroy", "4G"], 2,
      "--memroy", "dsv3 plugins check --help"),
     ("dsv3_too_many", "One argument too many.", ["data", "inspect", "shards", "more"], 2, "more",
      "dsv3 data inspect --help"),

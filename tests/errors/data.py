@@ -24,7 +24,7 @@ def data_missing(folder):
 
 @case(4, "empty.txt", "empty")
 def data_empty_file(folder):
-    """An empty text."""
+    """An empty text file."""
     (folder / "empty.txt").touch()
     return with_data(folder, TEXT % "empty.txt")
 
@@ -39,7 +39,7 @@ def data_empty_folder(folder):
 
 @case(4, "short.txt", "11 tokens", "sequence 48", "49", "train.sequence")
 def data_too_small(folder):
-    """A text file shorter than one row."""
+    """A text file with fewer tokens than one row."""
     (folder / "short.txt").write_text("Too short.\n")
     return with_data(folder, TEXT % "short.txt")
 
@@ -53,7 +53,7 @@ def data_empty_validation_split(folder):
 
 @case(4, "corpus.txt.gz")
 def data_compressed(folder):
-    """A compressed text."""
+    """A compressed text file."""
     (folder / "corpus.txt.gz").write_bytes(b"\x1f\x8b\x08\x00")
     return with_data(folder, TEXT % "corpus.txt.gz")
 
@@ -134,7 +134,7 @@ def tokenizer_missing(folder):
 
 
 def shards(folder, *words):
-    """Prepare shards of the tiny text with several thousand tokens each. Return their paths."""
+    """Prepare shards with several thousand tokens each from the tiny experiment's text. Return their paths."""
     experiment(folder)
     prepare_with(folder, "data", "prepare", "text.txt", "--tokenizer", "bytes", "--output", "shards", "--shard-tokens", "8000",
               program="dsv3")
@@ -205,7 +205,7 @@ def header_hash(content):
 
 @case(4, "shards")
 def shard_missing(folder):
-    """A folder of shards that does not exist."""
+    """A shard folder that does not exist."""
     return with_data(folder, TOKENS % "shards")
 
 

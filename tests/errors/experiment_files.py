@@ -13,7 +13,7 @@ REPLACEMENTS = [
      "tiny.yaml:16:34", "'learning_rate'", "'muon'", "lr, momentum"),
     ("unknown_section", "A section with the wrong name.", "validation:", "evaluation:", "tiny.yaml:21:1",
      "'evaluation'", "'validation'"),
-    ("options_of_another_plugin", "A plugin with options of the plugin that it replaces.", "plugin: mla",
+    ("options_of_another_plugin", "A changed plugin with options of the previous one.", "plugin: mla",
      "plugin: mha", GOLDEN),
     ("key_of_another_section", "A key in the wrong section.", "{steps: 30", "{vocab: 256, steps: 30", "tiny.yaml:20:9",
      "model.vocab"),
@@ -26,7 +26,8 @@ REPLACEMENTS = [
      "integer", "list"),
     ("number_for_section", "A number instead of a section.", "validation: {every: 10, batches: 2, share: 0.1}",
      "validation: 10", "tiny.yaml:21:13", "validation: {KEY: VALUE}"),
-    ("out_of_range", "A share given in percent.", "share: 0.1", "share: 10", "tiny.yaml:21:44", "'share'", "at most 1"),
+    ("out_of_range", "A percentage for validation.share.", "share: 0.1", "share: 10", "tiny.yaml:21:44", "'share'",
+     "at most 1"),
     ("negative_size", "A negative size.", "heads: 2", "heads: -2", "tiny.yaml:8:35", "'heads'", "at least 1", "-2"),
     ("not_a_choice", "A value that is not one of the choices.", "precision: fp32", "precision: fp16",
      "tiny.yaml:20:55", "auto, fp32, bf16", "'fp16'"),
@@ -49,7 +50,7 @@ REPLACEMENTS = [
     ("no_version", "No format version.", HEAD, "", "tiny.yaml:1:1", "'dsv3: 1'"),
     ("future_version", "A later format version.", HEAD, "dsv3: 2\n", "tiny.yaml:1:7", "format 1", "'dsv3: 1'"),
     ("unknown_plugin", "A misspelled plugin.", "plugin: moe", "plugin: mow", GOLDEN),
-    ("plugin_of_another_kind", "A plugin of a different kind.", "schedule: {plugin: cosine, warmup: 5}",
+    ("plugin_of_another_kind", "A plugin of the wrong kind.", "schedule: {plugin: cosine, warmup: 5}",
      "schedule: adamw", "tiny.yaml:17:11", "'adamw'", "optimizer", "constant, cosine, wsd"),
     ("no_plugin", "A component without a plugin.", "{plugin: single}", "{stage: 1}", "tiny.yaml:18:11", "plugin: NAME",
      "single"),
@@ -66,7 +67,7 @@ REPLACEMENTS = [
      "tiny.yaml:20:27", "batch", "micro_batch", "multiple"),
     ("unknown_role", "A misspelled parameter role.", "role: matrix", "role: matrices", "tiny.yaml:16:12",
      "'matrices'", "'matrix'", "embedding"),
-    ("bad_regex", "A match that is not a valid regular expression.", "role: matrix", "match: 'layers.(0'",
+    ("bad_regex", "A `match` that is not a valid regular expression.", "role: matrix", "match: 'layers.(0'",
      "tiny.yaml:16:13", "'match'", "optimizer.1"),
     ("missing_environment", "An environment variable that is not set.", "name: tiny", "name: ${env:EXPERIMENT_NAME}",
      "tiny.yaml:2:7", "EXPERIMENT_NAME=... dsv3-run"),
@@ -113,7 +114,7 @@ def yaml_errors_in_two_files(folder):
 
 @case(2, "sizes.yaml:1:1", "dsv3: 1")
 def yaml_base_is_a_list(folder):
-    """A list in the file that an experiment extends."""
+    """A base file that contains a list."""
     experiment(folder, ("dsv3: 1\n", "dsv3: 1\nextends: sizes.yaml\n"))
     (folder / "sizes.yaml").write_text("- hidden: 32\n- layers: 3\n")
     return dsv3_run(*CHECK)
@@ -195,7 +196,7 @@ def optimizer_muon_for_vectors(folder):
 
 @case(2, GOLDEN)
 def yaml_odd_rope_dim(folder):
-    """An odd rotary dimension, reported by the position plugin inside an attention layer."""
+    """An odd rotary dimension, reported by the positional encoding inside an attention layer."""
     experiment(folder, ("qk_rope_dim: 8", "qk_rope_dim: 7"))
     return dsv3_run("tiny.yaml", "--dry-run")
 

@@ -124,7 +124,7 @@ def changes(before, after):
     new_folders = [name for name in after if name not in before and after[name][0]]
     for name, state in after.items():
         if name.endswith("/lock"):
-            continue  # names the last process that used the run
+            continue  # depends on the last process that used the run
         if before.get(name) == state or any(name.startswith(folder + "/") for folder in new_folders):
             continue
         lines.append(f"{'changed' if name in before else 'new'} {name}{'/' if state[0] else ''}"
@@ -154,7 +154,7 @@ VARIABLE = (
 
 def normalised(text, folder):
     """Replace text that differs between machines, folders and runs with placeholders."""
-    text = LOG_LINE.sub("", text)  # a normal start logs sizes, the plan and steps, which are not part of the error
+    text = LOG_LINE.sub("", text)  # log lines from a normal start are not part of the error
     text = re.sub(r"^(group +optimizer|\w+ +\w+ +[\d.e+-]+ +[\d,]+ +[\d,]+$).*\n", "", text, flags=re.M)
     for path, word in ((folder.resolve(), "FOLDER"), (folder.parent.resolve(), "PARENT"), (BUILD.resolve(), "BUILD"),
                        (BUILD, "BUILD"), (SOURCE, "SOURCE")):

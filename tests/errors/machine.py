@@ -10,7 +10,7 @@ from harness import GOLDEN, case, dsv3, dsv3_run, experiment
 # vanishes with the namespace, so the script lists the files left on it.
 NAMESPACE = r"""
 exec unshare -rm bash -c 'mount -t tmpfs -o "$DISK" none disk || exit 99
-"$@"; code=$?; echo left on the disk: $(find disk -mindepth 1 ! -name lock | sort); exit $code' bash "$@"
+"$@"; code=$?; echo files left on disk: $(find disk -mindepth 1 ! -name lock | sort); exit $code' bash "$@"
 """
 
 
@@ -32,7 +32,7 @@ def on_disk(options, folder, *words, program=dsv3_run):
 
 @case(4, "train.device", "nvidia-smi", "train.device=cpu", needs=has_gpu)
 def machine_without_gpu(folder):
-    """Training on a GPU on a machine that has none."""
+    """Training on a GPU on a machine without one."""
     experiment(folder)
     return dsv3_run("tiny.yaml", "--device", "cuda", "--run_name", "new")
 
@@ -44,7 +44,7 @@ def disk_full_checkpoint(folder):
 
 
 @case(1, "FOLDER/disk/runs/new/config.yaml.tmp-NONCE", "No space left on device", "SPACE free",
-      stdout="left on the disk:",
+      stdout="files left on disk:",
       needs=no_namespaces)
 def disk_full_start(folder):
     """A disk that is full when the run starts."""
@@ -58,13 +58,13 @@ def disk_full_prepare(folder):
                    program=dsv3)
 
 
-@case(1, "FOLDER/disk/new", "Read-only file system", "user 0", stdout="left on the disk:", needs=no_namespaces)
+@case(1, "FOLDER/disk/new", "Read-only file system", "user 0", stdout="files left on disk:", needs=no_namespaces)
 def disk_read_only(folder):
     """Starting a run in a read-only folder."""
     return on_disk("ro", folder, "tiny.yaml", "--output", "disk", "--run_name", "new")
 
 
-@case(1, "FOLDER/disk/shards.tmp-NONCE", "Read-only file system", "user 0", stdout="left on the disk:",
+@case(1, "FOLDER/disk/shards.tmp-NONCE", "Read-only file system", "user 0", stdout="files left on disk:",
       needs=no_namespaces)
 def disk_read_only_prepare(folder):
     """Preparing shards in a read-only folder."""

@@ -34,12 +34,12 @@ FIXTURE_CASES = [
      "schedule 'thrower'", "constructor", "libdsv3_fixture_throws_making.so", "index 7", *BY),
     ("constructor_throws_number", "A constructor that throws a number.", "throws_making", "thrower, what: number", 3,
      GOLDEN),
-    ("provides_mismatch", "A plugin that registers a name that its build does not list.", "broken_word",
+    ("provides_mismatch", "A plugin that registers a component not listed in PROVIDES.", "broken_word",
      "quarters", 3,
      "schedule/halving", "DSV3_PLUGIN", "dsv3_add_plugin(PROVIDES)", "schedule/quarters", *BY),
-    ("registers_twice", "A plugin that registers a name twice.", "registers_twice", "halving", 3,
+    ("registers_twice", "A plugin that registers a component name twice.", "registers_twice", "halving", 3,
      "'fixture_registers_twice'", "schedule/halving", "twice", *BY),
-    ("no_entry_point", "A plugin that registers nothing.", "no_entry_point", "halving", 3,
+    ("no_entry_point", "A plugin that registers no component.", "no_entry_point", "halving", 3,
      "'fixture_no_entry_point'", "DSV3_PLUGIN(registrar)", *BY),
     ("missing_symbol", "A plugin that needs an undefined function.", "missing_symbol", "halving", 3, GOLDEN),
 ]
@@ -57,7 +57,7 @@ for name, title, library, component, exit_code, *phrases in FIXTURE_CASES:
 
 
 def copied_library(folder, name):
-    """Copy a fixture's library into the folder, and write an experiment that uses it. Return the library's path."""
+    """Copy a faulty plugin library into the folder, and write an experiment that uses it. Return the library's path."""
     experiment(folder, ("{plugin: cosine, warmup: 5}", "{plugin: halving, library: mine.so}"))
     shutil.copyfile(FIXTURES / f"lib/dsv3/plugins/libdsv3_fixture_{name}.so", folder / "mine.so")
     return folder / "mine.so"
@@ -169,9 +169,9 @@ summary = "Halves"
 
 REGISTRIES = [
     # name, title, text in the registry, its replacement, expected phrases
-    ("library_missing", "An entry for a library that was not built.", "stable", "stable", GOLDEN),
+    ("library_missing", "A registry entry for a library that was not built.", "stable", "stable", GOLDEN),
     ("unknown_key", "An unknown key.", "summary =", "sumary =", GOLDEN),
-    ("missing_key", "An entry without a library.", 'library = "libhalving.so"\n', "", "FOLDER/mine.toml:2:1",
+    ("missing_key", "A registry entry without a library.", 'library = "libhalving.so"\n', "", "FOLDER/mine.toml:2:1",
      "'library'"),
     ("not_toml", "A registry that is not valid TOML.", '"halving"', "halving", "FOLDER/mine.toml:4:8", "TOML",
      'name = "adamw"'),
@@ -181,7 +181,8 @@ REGISTRIES = [
      "'scheduler'", "'schedule'", "attention"),
     ("other_version", "A registry in a later format version.", "registry = 1", "registry = 2", "FOLDER/mine.toml:1:12",
      "`registry = 1`"),
-    ("single_brackets", "An entry in single brackets.", "[[plugin]]", "[plugin]", "FOLDER/mine.toml:2:1", "[[plugin]]"),
+    ("single_brackets", "A registry entry in single brackets.", "[[plugin]]", "[plugin]",
+     "FOLDER/mine.toml:2:1", "[[plugin]]"),
 ]
 
 

@@ -23,7 +23,7 @@ FIRST_LINE = re.compile(r"(?:HH:MM:SS warning .*\n)*(?:missing or unusable input
 
 @pytest.fixture(scope="session")
 def outcomes(request, tmp_path_factory):
-    """Run all selected cases in parallel, and provide a future for each outcome by the case's name."""
+    """Run all selected cases in parallel. Yield {case name: future of the outcome}."""
     root = tmp_path_factory.mktemp("errors")
     names = [item.callspec.params["name"] for item in request.session.items if hasattr(item, "callspec")]
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
@@ -68,7 +68,7 @@ def test_every_golden_file_has_a_case():
 
 
 def test_print_config_shows_origins(tmp_path):
-    """Every value is followed by its file, line and column, the override that set it, or `default`."""
+    """The origin of a value is a file, line and column, the override that set it, or `default`."""
     experiment(tmp_path)
     done = subprocess.run([BUILD / "bin/dsv3-run", "tiny.yaml", "--print-config", "train.steps=5"], cwd=tmp_path, text=True,
                           capture_output=True)

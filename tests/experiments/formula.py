@@ -34,7 +34,7 @@ class Counts:
 
 
 def mla(s):
-    """Parameters of multi-head latent attention, including its two latent norms."""
+    """Return the parameter count of multi-head latent attention, including its two latent norms."""
     qk = s.nope + s.rope
     if s.q_lora:
         queries = s.hidden * s.q_lora + s.q_lora + s.q_lora * s.heads * qk
@@ -53,7 +53,7 @@ def swiglu(hidden, ffn):
 
 
 def moe(s):
-    """(total, active) parameters of router, routed and shared experts, without the router's bias, which is a buffer."""
+    """Return (total, active) parameter counts of the router and all experts, without the router bias, a buffer."""
     router = s.hidden * s.experts
     expert = swiglu(s.hidden, s.expert_ffn)
     return router + (s.experts + s.shared) * expert, router + (s.top_k + s.shared) * expert

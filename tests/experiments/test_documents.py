@@ -1,4 +1,4 @@
-"""The documentation agrees with the source tree."""
+"""Tests that the documentation matches the source tree."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""docs/model.md: its formulas match the programs' counts, and the files, functions, options and defaults that it
+"""Tests docs/model.md: its formulas match the programs' counts, and the files, functions, options and defaults that it
 mentions exist."""
 
 import re
@@ -14,7 +14,7 @@ BASES = sorted((SOURCE / "experiments/base").glob("*.yaml"))
 
 
 def table(title):
-    """Return the rows of the table with a header that starts with `title`, as lists of cells."""
+    """Return the rows of the table whose header starts with `title`, as lists of cells."""
     lines = TEXT[TEXT.index(f"| {title} |"):].split("\n\n")[0].splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 

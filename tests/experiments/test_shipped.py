@@ -1,5 +1,5 @@
-"""Every shipped experiment passes --check --config-only and --dry-run without its data; parameter counts of the presets
-match the formula."""
+"""Every shipped experiment passes --check --config-only and --dry-run without its data, and the presets' parameter
+counts match the formulas."""
 
 import re
 import resource
@@ -28,8 +28,8 @@ def test_check_and_dry_run(file, tmp_path):
 
 @pytest.mark.parametrize("preset", PRESETS_OF_CONVENTIONS, ids=lambda p: p.stem)
 def test_conventions_are_known(preset, tmp_path):
-    """Every entry in a preset is an option of a built-in plugin, so an experiment with all these plugins has all its
-    values."""
+    """Every convention in a preset is an option of a built-in plugin, so an experiment that uses all these plugins must
+    contain every value of the preset."""
     bases = f"[{SOURCE}/experiments/nano_muon.yaml, {preset}]"
     (tmp_path / "all.yaml").write_text(f"dsv3: 1\nextends: {bases}\n")
     out = dsv3_run("all.yaml", "--print-config", cwd=tmp_path).stdout

@@ -1,4 +1,4 @@
-// Reads, merges and checks an experiment's YAML against a table of fake components.
+// Fuzz target that reads, merges and checks an experiment's YAML with a catalog of fake components.
 #include "core/config/fake.h"
 #include "input.h"
 

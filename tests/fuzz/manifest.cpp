@@ -1,5 +1,5 @@
-// Reads a checkpoint manifest: the input itself, and the input with a corrected digest, because
-// mutations would never produce a correct one.
+// Fuzz target that reads a checkpoint manifest: the input itself, and the input with a corrected
+// digest, because mutations would never produce a correct digest.
 #include "checkpoint/manifest.h"
 
 #include <dsv3/support/json.h>

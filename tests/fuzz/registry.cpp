@@ -1,4 +1,4 @@
-// Reads a registry's TOML.
+// Fuzz target that reads a plugin registry's TOML.
 #include "plugin/registry.h"
 
 #include "input.h"

@@ -1,4 +1,4 @@
-// Reads a safetensors file: its header, and every byte of the tensors it lists.
+// Fuzz target that reads a safetensors file: its header, and every byte of the tensors it lists.
 #include <dsv3/support/safetensors.h>
 
 #include "input.h"

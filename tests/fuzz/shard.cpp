@@ -1,5 +1,5 @@
-// Reads token files in each format. Also reads a dsv3 shard with a corrected checksum, because
-// mutations would never produce a correct one.
+// Fuzz target that reads the input as a token file in each format. Also reads it as a dsv3 shard
+// with a corrected checksum, because mutations would never produce a correct checksum.
 #include <cstring>
 
 #include <dsv3/sdk/documents.h>

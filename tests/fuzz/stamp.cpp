@@ -1,4 +1,4 @@
-// Reads a plugin's stamp: the ELF sections, the note and its text.
+// Fuzz target that reads a plugin's stamp: the ELF sections, the note and its text.
 #include "plugin/stamp.h"
 
 #include "input.h"

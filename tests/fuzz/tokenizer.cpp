@@ -1,9 +1,9 @@
-// Reads a tokenizer.json with the bpe plugin, then encodes and decodes a string with it.
+// Fuzz target that reads a tokenizer.json with the bpe plugin, then encodes and decodes a string.
 #include "bpe.h"
 #include "input.h"
 
-// Key functions of the plugin's base classes. libdsv3 defines them in a file that requires
-// LibTorch.
+// Defines the key functions of the plugin's base classes, because libdsv3 defines them in a file
+// that requires LibTorch.
 dsv3::Tokenizer::~Tokenizer() = default;
 dsv3::Pluggable::~Pluggable() = default;
 

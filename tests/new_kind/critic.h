@@ -1,4 +1,4 @@
-// The interface of the kind `critic`.
+// Interface for `critic` components.
 #pragma once
 
 #include <string>

@@ -1,6 +1,6 @@
-// A new kind requires a row in the table, an interface and plugins, but no change to libdsv3. This
-// program compiles core/src/sdk/kinds.cpp with the row in rows.h, and its kinds() replaces the one
-// in libdsv3.
+// Tests that a new component kind requires a row in the kind table, an interface and plugins, but
+// no change to libdsv3. This program compiles core/src/sdk/kinds.cpp with the row in rows.h, and
+// its kinds() replaces the one in libdsv3.
 #include <fstream>
 
 #include <catch2/catch.hpp>
@@ -53,14 +53,14 @@ dsv3::Experiment load(const std::string& more) {
 
 }  // namespace
 
-TEST_CASE("the new kind is in the table, in registries and in error messages") {
+TEST_CASE("the new kind is available in the kind table, registries and error messages") {
   CHECK(dsv3::kind_from_name("critic") == dsv3::Kind::critic);
   CHECK(dsv3::kinds().back().path == "critic");
   CHECK_THROWS_WITH(dsv3::kind_from_name("critc"), Contains("did you mean 'critic'?"));
   CHECK(plugins().names(dsv3::Kind::critic) == std::vector<std::string>{"strict"});
 }
 
-TEST_CASE("an experiment names components of the new kind, and its options are checked") {
+TEST_CASE("an experiment can use components of the new kind, and their options are checked") {
   const dsv3::Experiment experiment =
       load("critic: [strict, {plugin: strict, tolerance: 2, weight: 3}]\n");
   const auto& critics = experiment.others.at(dsv3::Kind::critic);

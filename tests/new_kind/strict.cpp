@@ -1,4 +1,4 @@
-// The only plugin of the kind `critic`.
+// The only `critic` plugin.
 #include <stdexcept>
 
 #include <dsv3/sdk/plugin.h>
@@ -10,7 +10,7 @@ namespace {
 struct StrictOptions {
   double tolerance = 0.5;
   static void describe(dsv3::OptionSchema<StrictOptions>& s) {
-    s.add("tolerance", &StrictOptions::tolerance, "accepted distance above the target").min(0);
+    s.add("tolerance", &StrictOptions::tolerance, "accepted excess over the target loss").min(0);
   }
 };
 
@@ -31,5 +31,5 @@ class Strict final : public dsv3::Critic {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.critic<Strict>("strict", "Accepts losses near the target");
+  registrar.critic<Strict>("strict", "Accepts losses up to the target plus a tolerance");
 }

@@ -5,7 +5,7 @@ WORST = {}
 
 @pytest.fixture(scope="session")
 def worst():
-    """Record the largest difference of each kind and report it at the end of the session."""
+    """Record the largest difference for each quantity, such as logits, and report it at the end of the session."""
     def note(kind, value, where):
         if value >= WORST.get(kind, (0, ""))[0]:
             WORST[kind] = (value, where)

@@ -6,7 +6,7 @@
 // [B, T + 1] and, if a row can contain several documents, `document_ids` of the same shape. The
 // output file contains
 //   loss/total, loss/main, loss/mtp
-//   grad/NAME: gradient of a stored tensor, under the format's name
+//   grad/NAME: gradient of a stored tensor, under its name in the format
 //   counts/LAYER [E], choices/LAYER [B T, E]: for each layer with experts
 //   after/NAME: value of a buffer after the end of the step
 #include <iostream>

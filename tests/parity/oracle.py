@@ -154,7 +154,7 @@ def gradients(model):
     return stored_all((name, torch.zeros_like(p) if p.grad is None else p.grad) for name, p in model.named_parameters())
 
 
-# ---- rows of packed documents, element by element
+# ---- rows of packed documents, computed element by element
 
 class Rows:
     """Tokens [B, T + 1] and document ids of that shape. Consecutive identical ids are one document; -1 is padding."""
@@ -247,7 +247,7 @@ def bias_change(counts, rate=1e-3):
 
 
 def decoder(model, rows):
-    """Hidden states [B, T, D] after the last layer, before and after the final norm."""
+    """Return the hidden states [B, T, D] after the last layer, before and after the final norm."""
     raw = []
     handle = model.model.norm.register_forward_hook(lambda module, inputs, output: raw.append(inputs[0]))
     normed = model.model(input_ids=rows.inputs, attention_mask=rows.mask, position_ids=rows.positions,

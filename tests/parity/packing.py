@@ -7,7 +7,7 @@ MASK = (1 << 64) - 1
 
 
 def mix(x):
-    """The finaliser of SplitMix64."""
+    """The SplitMix64 finaliser."""
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & MASK
     x = (x ^ x >> 27) * 0x94D049BB133111EB & MASK
     return x ^ x >> 31
@@ -53,7 +53,8 @@ def order(count, seed, epoch):
 
 
 def training_rows(documents, seed, rows, length):
-    """Tokens and document ids [rows, length + 1] of an endless stream. A row's last token is the next row's first."""
+    """Return tokens and document ids [rows, length + 1] from an endless stream. A row's last token is the next row's
+    first token."""
     tokens, ids, epoch = [], [], 0
     while len(tokens) <= rows * length:
         for place, document in enumerate(order(len(documents), seed, epoch)):
@@ -64,7 +65,7 @@ def training_rows(documents, seed, rows, length):
 
 
 def validation_rows(documents, length, multiple):
-    """All rows of one pass, padded to a multiple of `multiple` rows with token 0 and document id -1."""
+    """Return all rows in one pass, padded to a multiple of `multiple` rows with token 0 and document id -1."""
     tokens, ids = [], []
     for place, document in enumerate(order(len(documents), 0, 0)):
         tokens += documents[document]

@@ -83,7 +83,7 @@ class Oracle:
         return torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
 
     def score(self, documents, sequence):
-        """(tokens, bytes, nats per token, bits per byte)"""
+        """Return (tokens, bytes, nats per token, bits per byte)."""
         tokens = size = 0
         nats = text_nats = 0.0
         for text in documents:
@@ -104,8 +104,8 @@ def oracle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Create a folder with a .txt and a .jsonl file. Return it with its documents in order: a single token, and some
-    shorter and longer than a window."""
+    """Create a folder with a .txt and a .jsonl file. Return it and its documents in order. The first document is a
+    single token, and the others are shorter or longer than a window."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = random.Random(2)
     first = ["a", *(sentence(rng, rng.randrange(1, 60)) for _ in range(12))]
@@ -155,7 +155,7 @@ def test_a_model_without_end_of_text_predicts_text_only(oracle, corpus, tmp_path
 
 
 def clean(text):
-    """Clean a text as lm-evaluation-harness does for HellaSwag."""
+    """Clean text as lm-evaluation-harness does for HellaSwag."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
@@ -206,7 +206,7 @@ def test_choices(oracle, tmp_path, sequence, batch, cut):
         right_norm += max(range(len(expected)), key=lambda i: expected[i] / sizes[i]) == label
     assert found["accuracy"] == pytest.approx(right / len(questions))
     assert found["acc_norm"] == pytest.approx(right_norm / len(questions))
-    assert right != right_norm  # otherwise, the test could not distinguish them
+    assert right != right_norm  # otherwise, the test could not distinguish the two accuracies
 
 
 def test_the_table_matches_the_json(oracle, corpus, tmp_path):
@@ -233,7 +233,7 @@ def test_a_runs_own_validation_repeats_bit_for_bit(tmp_path, monkeypatch):
     found = evaluate("runs/a")
     assert step == found["step"] == 6
     assert found["validation"]["loss"] == loss
-    # Every id except the end-of-text id is a byte here.
+    # With the byte tokenizer, every id except the end-of-text id is one byte.
     assert 0 < found["validation"]["bytes"] < found["validation"]["tokens"]
 
 
@@ -291,7 +291,7 @@ def test_errors(oracle, corpus, tmp_path):
 
     small = tmp_path / "small"  # a model with fewer ids than its tokenizer
     save_model(small, oracle.tokenizer, 270)
-    assert "not one of the model's ids 0 to 269" in error(4, small, "--text", text)
+    assert "outside the model's vocabulary, 0 to 269" in error(4, small, "--text", text)
 
     (tmp_path / "bare").mkdir()
     for file in oracle.folder.iterdir():

@@ -35,13 +35,13 @@ def through_dsv3(folder, scratch, *words):
 
 
 def cast(folder, dtype_of):
-    """Cast the tensors of a folder to the dtypes that `dtype_of(name)` returns."""
+    """Cast the tensors in a folder to the dtypes that `dtype_of(name)` returns."""
     for file in folder.glob("*.safetensors"):
         save_file({name: tensor.to(dtype_of(name)).contiguous() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
 
 
 def mixed(name):
-    """A mixture of dtypes; the router's bias is fp32, as in the released model."""
+    """Return different dtypes for different tensors. The router bias is fp32, as in the released DeepSeek-V3."""
     if name.endswith("bias") or name.endswith("norm.weight"):
         return torch.float32
     return torch.float16 if "experts" in name else torch.bfloat16
@@ -103,7 +103,7 @@ def test_trained_models_are_transformers_models(words, flags, worst, tmp_path):
     assert ("lm_head.weight" in stored) == ("model.tied_head=true" not in words)
     for k in range(depth):
         assert stored[f"model.layers.{3 + k}.embed_tokens.weight"] == stored["model.embed_tokens.weight"]
-    # dsv3 reads back what it wrote.
+    # Importing the export and exporting it again does not change the tensors.
     (tmp_path / "again").mkdir()
     assert tensors_of(through_dsv3(tmp_path / "hf", tmp_path / "again")) == stored
 
@@ -111,7 +111,7 @@ def test_trained_models_are_transformers_models(words, flags, worst, tmp_path):
 @pytest.mark.parametrize("layout", ["interleaved", "half"])
 @pytest.mark.parametrize("position", ["rope, theta: 700", "yarn, factor: 4, original_length: 16, mscale: 0, mscale_all_dim: 0"])
 def test_mha_is_llama(position, layout, worst, tmp_path):
-    """Llama pairs rotated features by halves, so the export permutes interleaved ones."""
+    """Llama pairs rotated features by halves, so the export permutes weights with interleaved pairs."""
     run = trained(tmp_path, "model.attention={plugin: mha, heads: 4, kv_heads: 2, head_dim: 12}",
                   f"model.position={{plugin: {position}, layout: {layout}}}", "model.feed_forward={plugin: swiglu, hidden: 48}",
                   "model.mtp.depth=0", "model.norm.eps=1.0e-3")

@@ -72,7 +72,7 @@ def greedy(model, prompts, **options):
 
 
 def spread(texts):
-    """Return the mean number of distinct tokens per text, to detect texts that repeat one token."""
+    """Return the mean number of distinct tokens per continuation, to detect continuations that repeat one token."""
     return sum(len(set(text)) for text in texts) / len(texts)
 
 
@@ -102,7 +102,7 @@ def test_a_hugging_face_folder_is_continued_as_transformers_does(random_model):
     assert actual == expected
     assert generate(folder / "hf", prompts, "--temperature", 0, "--batch", 3)[0] == expected
     assert generate(folder / "hf", prompts, "--temperature", 0, "--no-cache")[0] == expected
-    # The cache holds the prompt and all new tokens except the last, without padding.
+    # The cache contains the prompt and all new tokens except the last, without padding.
     tokens = sum(len(p) + TOKENS - 1 for p in PROMPTS)
     values, layers = (KV_LORA + ROPE, LAYERS) if name != "llama" else (2 * 2 * 8, 2)
     assert stats["cache_tokens"] == tokens
@@ -171,7 +171,7 @@ def test_texts_on_the_terminal(trained):
     assert line["text"] == text
     assert dsv3(*options, "--prompt", "the quick").stdout == "the quick" + text + "\n"
     assert dsv3(*options, input="the quick\n").stdout == "the quick" + text + "\n"
-    # Several prompts have the same continuations, printed separately.
+    # With several prompts, each continuation is the same as with one prompt, and is printed separately.
     several = dsv3(*options, "--prompt", "the quick", "--prompt", "a lazy").stdout
     first, second = several.split("--- 2 of 2 ---\n")
     assert first == "--- 1 of 2 ---\nthe quick" + text + "\n"
@@ -226,5 +226,5 @@ def test_errors(random_model, trained, tmp_path):
     assert "has no MTP modules, which --speculate requires" in error(model, "--ids", "--prompt", "[1]", "--speculate")
     assert "remove --no-cache" in error(run, "--prompt", "a", "--speculate", "--no-cache")
     assert "top_p must be" in error(run, "--prompt", "a", "--top-p", 0)
-    assert "the text may reach 101 tokens, but the model was trained on sequences of 48" in dsv3(
+    assert "the text may reach 101 tokens, but the model was trained with sequence length 48" in dsv3(
         "generate", run, "--prompt", "a", "--tokens", 100).stderr

@@ -20,7 +20,7 @@ def driver(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=oracle.MODELS)
 def case(request, tmp_path_factory):
-    """(name, transformers model, its folder)"""
+    """Return (name, transformers model, its folder)."""
     model = oracle.spread(oracle.make(request.param), request.param)
     return request.param, model, oracle.store(model, tmp_path_factory.mktemp("model"))
 
@@ -36,7 +36,7 @@ def test_logits(case, worst, tmp_path):
 
 
 def alpha_of(name):
-    """Enable the balance loss for every second model."""
+    """Return the weight of the balance loss, which is enabled for every second model."""
     return 0.02 if oracle.MODELS.index(name) % 2 else 0.0
 
 

@@ -34,7 +34,7 @@ class Mtp:
         return x * (x.pow(2).mean(-1, keepdim=True) + self.model.config.rms_norm_eps).rsqrt() * self.own[name]
 
     def forward(self, tokens, hidden, rows, concat):
-        """Hidden states before and after the module's final norm."""
+        """Return the hidden states before and after the module's final norm."""
         parts = [self.norm(self.model.model.embed_tokens(tokens), "enorm.weight"), self.norm(hidden, "hnorm.weight")]
         joined = torch.cat(parts if concat == "embedding_first" else parts[::-1], -1) @ self.own["eh_proj.weight"].T
         angles = self.model.model.rotary_emb(joined, rows.positions)
@@ -73,7 +73,7 @@ class Oracle:
         return folder
 
     def hidden_states(self, rows, source, concat):
-        """Hidden states of the main model and of each module, as passed to the head."""
+        """Return the hidden states of the main model and of each module, as passed to the head."""
         raw, normed = oracle.decoder(self.model, rows)
         ready, fed = [normed], normed if source == "normed" else raw
         for k, module in enumerate(self.modules):
@@ -86,7 +86,7 @@ class Oracle:
         return ready
 
     def losses(self, rows, source, concat, denominator):
-        """(main loss, mean loss of the modules, their weighted sum)"""
+        """Return (main loss, mean loss of the modules, their weighted sum)."""
         ready = self.hidden_states(rows, source, concat)
         main_targets = rows.targets(1)
         count = (main_targets >= 0).sum()
@@ -121,7 +121,7 @@ def driver(tmp_path_factory):
 @pytest.fixture(scope="module", params=[("v3", 1), ("v3", 2), ("plain_query_half_tied", 2), ("all_dense", 1), ("yarn", 2)],
                 ids=lambda case: f"{case[0]}-{case[1]}")
 def case(request, tmp_path_factory):
-    """(name, the oracle, its folder)"""
+    """Return (name, oracle, folder of the stored model)."""
     oracle_model = Oracle(*request.param)
     return request.param[0], oracle_model, oracle_model.store(tmp_path_factory.mktemp("model"))
 

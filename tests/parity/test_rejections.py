@@ -33,7 +33,8 @@ def copy(good, tmp_path):
 
 
 def rejected(folder, code, *pieces):
-    """Assert that import exits with `code`, has all `pieces` in its error, and leaves no files next to the folder."""
+    """Assert that `dsv3 import` exits with `code`, prints one error that contains all `pieces`, and leaves no files
+    next to the folder."""
     before = sorted(p.name for p in folder.parent.iterdir())
     done = oracle.program("dsv3", "import", folder, folder.parent / "checkpoint", check=code)
     assert sorted(p.name for p in folder.parent.iterdir()) == before

@@ -36,7 +36,7 @@ OTHERS = "\\w+|\\s+|[^\\w\\s]|\\p{Han}|\\u3042"
 
 
 def wheel_knows(c: int) -> bool:
-    """Whether the wheel normalises the code point as in Unicode 14. Its older Unicode version treats marks and
+    """Return whether the wheel normalises the code point as in Unicode 14. Its older Unicode version treats marks and
     compatibility forms that were added later as ordinary letters."""
     if unicodedata.decomposition(chr(c)):
         return normalizers.NFKD().normalize_str(chr(c)) == unicodedata.normalize("NFKD", chr(c))
@@ -160,7 +160,7 @@ def llama_3() -> Tokenizer:
 
 
 def others() -> Tokenizer:
-    """Combinations of steps and behaviours that no well-known tokenizer uses."""
+    """A tokenizer with combinations of steps and behaviours that no well-known tokenizer uses."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
@@ -207,11 +207,11 @@ def test_same_ids(make, keeps_text, tmp_path):
     wrong = [(s, o[0], t.ids) for s, o, t in zip(strings, ours, theirs) if o[0] != t.ids]
     assert not wrong, f"seed {SEED}: {len(wrong)} of {STRINGS} differ, first: {wrong[0]!r}"
     if keeps_text:
-        assert all(o[1] for o in ours), f"seed {SEED}: decoding does not return the text"
+        assert all(o[1] for o in ours), f"seed {SEED}: decoding the token ids does not reproduce the original text"
 
 
 def test_real_text_in_one_piece(tmp_path):
-    """Encode long inputs, which use the word cache, and the heap for long words."""
+    """Encode long inputs, to exercise the word cache and the heap that is used for long words."""
     oracle = deepseek_v3()
     path = tmp_path / "tokenizer.json"
     oracle.save(str(path))

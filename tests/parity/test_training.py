@@ -53,7 +53,8 @@ class WithMtp(test_mtp.Oracle):
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    """name -> folder with `hf`, `imported` and the token files, each created once"""
+    """Return a function that maps a model name to its folder with `hf`, `imported` and the token files. It creates each
+    folder once."""
     folders = {}
 
     def make(name):
@@ -79,7 +80,7 @@ def raw(documents):
 
 
 def alpha_of(name):
-    """Enable the balance loss for every second model."""
+    """Return the weight of the balance loss, which is enabled for every second model."""
     return 0.02 if NAMES.index(name) % 2 else 0.0
 
 
@@ -107,7 +108,7 @@ def run_dsv3(name, optimizer, steps, folder, cwd):
 # ---- the PyTorch training loop
 
 def is_adam(name, parameter):
-    """Whether AdamW updates the parameter under `optimizer: muon`, i.e. embedding, head, norms and router."""
+    """Return whether AdamW updates the parameter under `optimizer: muon`, i.e. embedding, head, norms and router."""
     return parameter.dim() < 2 or name.endswith(("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight"))
 
 
@@ -169,7 +170,7 @@ def test_training(name, optimizer, steps, model_folder, worst, tmp_path, monkeyp
     documents = json.loads((folder / "documents.json").read_text())
     tokens, ids = packing.training_rows(documents, SEED, steps * BATCH, LENGTH)
 
-    # torch's Muon iterates in bf16, but dsv3 uses fp32 here.
+    # torch's Muon runs its iteration in bf16. Disable its cast, because dsv3 uses fp32 in this test.
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self.clone())
     model = fresh(name)
     optimizers = Optimizers(optimizer, model.named_parameters())
@@ -197,7 +198,7 @@ def compare_weights(model, checkpoint, folder, worst, where):
     oracle.program("dsv3", "export", checkpoint, folder / "exported")
     ours = load_file(folder / "exported/model.safetensors")
     for key, expected in oracle.stored_all(model.named_parameters()).items():
-        if key != "lm_head.weight" or key in ours:  # a tied head is omitted
+        if key != "lm_head.weight" or key in ours:  # a tied head is not exported
             difference = oracle.relative(ours[key], expected.detach())
             assert worst("weights after a step", difference, f"{where}: {key}") < 1e-4, key
 

@@ -49,7 +49,7 @@ def statements(text):
 
 
 def declared(text):
-    """Functions declared without a body: 'name', or 'Class::name'."""
+    """Return the functions declared without a body, as 'name' or 'Class::name'."""
     names = set()
     for scope, head, ending in statements(blanked(text)):
         if ending != ";" or re.search(r"=\s*(?:0|default|delete)$|^\s*(?:using|friend|typedef|template)\b", head):
@@ -62,7 +62,7 @@ def declared(text):
 
 
 def defined(text):
-    """Functions that a .cpp file defines: 'name', or 'Class::name'."""
+    """Return the functions that a .cpp file defines, as 'name' or 'Class::name'."""
     names = set()
     for scope, head, ending in statements(blanked(text)):
         name = QUALIFIED_BEFORE_PARENTHESIS.search(head)
@@ -91,7 +91,7 @@ class Graph:
 
     @functools.cached_property
     def _definitions(self):
-        """name -> .cpp files that define it."""
+        """Map each function name to the .cpp files that define it."""
         found = collections.defaultdict(set)
         for path in self.files:
             if path.suffix == ".cpp":
@@ -101,7 +101,7 @@ class Graph:
 
     @functools.cache
     def _includes(self, path):
-        """(line, file) for every core file that a file includes directly."""
+        """Return (line, file) for every core file that a file includes directly."""
         found = []
         for match in INCLUDE.finditer(self.text[path]):
             candidates = [self.source / match[1], path.parent / match[1]] if match[1] else [self.public / match[2]]
@@ -115,7 +115,7 @@ class Graph:
 
     @functools.cache
     def _reachable(self, path):
-        """All core files that a file includes, directly or indirectly."""
+        """Return all core files that a file includes, directly or indirectly."""
         found, open_files = set(), [path]
         while open_files:
             for _, file in self._includes(open_files.pop()):
@@ -136,7 +136,7 @@ class Graph:
         return votes
 
     def _owner(self, path):
-        """The folder that a file belongs to; None for a public header without functions defined elsewhere."""
+        """Return the folder that a file belongs to, or None for a public header without functions defined elsewhere."""
         if path.is_relative_to(self.source):
             return self._folder(path)
         if path.parent.name == "sdk":
@@ -147,7 +147,7 @@ class Graph:
         return votes[0][0] if votes else None
 
     def _edges(self):
-        """folder -> folder -> lines 'file:line includes file' that form the edge."""
+        """Return source folder -> target folder -> lines 'file:line includes file' that form the edge."""
         edges = collections.defaultdict(lambda: collections.defaultdict(list))
         for path in self.files:
             source = self.owner[path]
@@ -161,7 +161,7 @@ class Graph:
         return str(path.relative_to(self.source.parents[1]))
 
     def cycles(self):
-        """The shortest cycle through each folder, without duplicates, sorted by length."""
+        """Return the shortest cycle through each folder, without duplicates, sorted by length."""
         found = {}
         for start in sorted(self.edges):
             cycle = self._shortest(start, start)

@@ -12,13 +12,13 @@ NOT_OURS = {".git", ".venv", ".cache", "__pycache__", "runs"}
 
 @functools.cache
 def files():
-    """Paths of all files, relative to ROOT."""
+    """Return the paths of all files, relative to ROOT."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if listed.returncode == 0:
         names = filter(None, listed.stdout.split("\0"))
         return sorted(path for path in map(pathlib.Path, names) if (ROOT / path).is_file())
-    # In an unpacked archive without git, lists all files except builds and environments.
+    # Without git, e.g. in an unpacked archive, list all files except builds and environments.
     found = []
     for folder, folders, names in os.walk(ROOT):
         folders[:] = [f for f in folders if f not in NOT_OURS and not f.startswith("build")]
@@ -27,13 +27,13 @@ def files():
 
 
 def is_script(path):
-    """Whether a file without an extension is a script."""
+    """Return whether a file is a script without an extension."""
     with (ROOT / path).open("rb") as file:
         return not path.suffix and file.read(2) == b"#!"
 
 
 def is_source(path):
-    """Whether a file is a C++, Python, CMake or shell file."""
+    """Return whether a file is a C++, Python, CMake or shell file."""
     return (path.suffix in {".cpp", ".h", ".cu", ".py", ".cmake", ".sh"} or path.name == "CMakeLists.txt"
             or is_script(path))
 

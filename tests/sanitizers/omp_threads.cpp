@@ -29,7 +29,7 @@ void* run(void* argument) {
 
 }  // namespace
 
-// The linker's --wrap calls these instead of libgomp's functions.
+// With the linker option --wrap, these functions are called instead of libgomp's.
 extern "C" {
 
 int __wrap_omp_get_thread_num() {

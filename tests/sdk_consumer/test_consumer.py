@@ -83,7 +83,7 @@ def test_a_new_plugin_builds_and_trains_by_name(prefix, plugins, kind):
 
 
 def test_a_new_format_writes_and_reads_a_trained_model(prefix, plugins):
-    """Run the commands in a plugin's README verbatim."""
+    """Run the commands in the README of a new format plugin verbatim."""
     folder = plugins / "my_format"
     [script] = re.findall(r"^```sh\n(.*?)^```", (folder / "README.md").read_text(), re.M | re.S)
     script = re.sub(r"\bPREFIX\b", str(prefix), script.replace("cmake -S", "cmake -G Ninja -S"))

@@ -1,4 +1,4 @@
-// The plugin libraries of this build, for tests that need real components.
+// Provides this build's plugin libraries to tests that need real components.
 #pragma once
 
 #include <memory>
@@ -8,7 +8,7 @@
 
 namespace dsv3::test {
 
-/// The plugins in the build's registries and in the flat test strategy's registry.
+/// Returns the plugins in the build's registries and in the flat-buffer test strategy's registry.
 inline Plugins& built_plugins() {
   static Plugins plugins({{DSV3_BUILD_DIR}, {DSV3_BUILD_DIR "/tests/plugins/flat"}});
   return plugins;

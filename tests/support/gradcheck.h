@@ -13,8 +13,8 @@ namespace dsv3::test {
 
 using TensorFunction = std::function<std::vector<at::Tensor>(const std::vector<at::Tensor>&)>;
 
-/// Largest |autograd - difference| / (1 + |difference|) over all elements of all inputs that
-/// require a gradient. Weights `fn`'s outputs with fixed random numbers, so that every element
+/// Returns the largest |autograd - difference| / (1 + |difference|) over all elements of all inputs
+/// that require a gradient. Weights `fn`'s outputs with fixed random numbers, so that every element
 /// counts. Expect less than 1e-6 for smooth functions of inputs around 1. Inputs must be float64;
 /// they are modified and restored.
 inline double gradcheck(const TensorFunction& fn, const std::vector<at::Tensor>& inputs,

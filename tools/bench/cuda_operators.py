@@ -1,4 +1,4 @@
-"""Time the CUDA operators that dominate a training step of nano and small, and faster alternatives to them.
+"""Time the CUDA operators that dominate a training step of the nano and small models, and possible replacements.
 
     python tools/bench/cuda_operators.py
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 VOCAB, CHUNK, TOKENS, SEQUENCE = 129280, 4096, 32768, 2048
-# preset: hidden size, heads, routed experts, experts per token, rows of an expert's stacked gate and up matrices
+# preset: hidden size, heads, routed experts, experts per token, rows in an expert's stacked gate and up matrices
 PRESETS = {"nano": (640, 10, 16, 2, 768), "small": (1024, 16, 32, 6, 608)}
 normal = functools.partial(torch.randn, device="cuda", dtype=torch.bfloat16)
 
@@ -38,7 +38,7 @@ def report(name, function, flops=0):
 
 
 def report_training(name, forward, inputs):
-    """Report the forward pass alone, then forward and backward."""
+    """Report the time of the forward pass, then that of forward and backward."""
     gradient = torch.randn_like(forward())
     report(name + ", forward", forward)
     report(name + ", forward and backward", lambda: torch.autograd.grad(forward(), inputs, gradient))
@@ -50,7 +50,7 @@ def ceilings():
     source = normal(1 << 30)
     target = torch.empty_like(source)
     ms = milliseconds(lambda: target.copy_(source), 10)
-    print(f"{'copy, bytes read and written':64} {4 * (1 << 30) / ms / 1e9:8.2f} TB/s")
+    print(f"{'copy, counting bytes read and written':64} {4 * (1 << 30) / ms / 1e9:8.2f} TB/s")
 
 
 def head(preset, hidden):

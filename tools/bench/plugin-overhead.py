@@ -1,4 +1,4 @@
-"""Compare training steps with loaded plugins and with the same classes linked into the program.
+"""Compare the cost of training steps with loaded plugins and with the same classes linked into the program.
 
     tools/dev bench plugin-overhead [--time [--blocks N]] [--rounds N] [--file EXPERIMENT]
 
@@ -21,7 +21,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-LIMIT = 1.001  # loading plugins may cost 0.1 % of a step's time
+LIMIT = 1.001  # loading plugins may add at most 0.1 % to the cost of a step
 EXPERIMENT = """\
 dsv3: 1
 model:
@@ -52,11 +52,11 @@ def interval(blocks, samples=2000):
 
 def judge(low, high):
     if high < LIMIT:
-        print(f"VERDICT loading costs less than 0.1 % of a step: below {LIMIT}")
+        print(f"VERDICT loading plugins costs less than 0.1 % of a step: the ratio is below {LIMIT}")
     elif low > LIMIT:
-        print(f"VERDICT loading costs more than 0.1 % of a step: above {LIMIT}")
+        print(f"VERDICT loading plugins costs more than 0.1 % of a step: the ratio is above {LIMIT}")
     else:
-        print(f"VERDICT inconclusive: the interval contains {LIMIT}")
+        print(f"VERDICT inconclusive: the confidence interval contains {LIMIT}")
 
 
 def compare_instructions(command, rounds, folder):
@@ -94,7 +94,7 @@ def main():
     parser.add_argument("--blocks", type=int, default=20, help="blocks with --time (default 20)")
     parser.add_argument("--rounds", type=int,
                         help="rounds per block, each with two steps per side (default 2; 100 with --time)")
-    parser.add_argument("--file", help="an experiment that uses mla, swiglu, moe, rope, adamw and single")
+    parser.add_argument("--file", help="experiment file; must use mla, swiglu, moe, rope, adamw and single")
     a = parser.parse_args()
     subprocess.run(["ninja", "-C", ROOT / "build", "--quiet", "plugin_overhead"], check=True)
     with tempfile.TemporaryDirectory() as name:

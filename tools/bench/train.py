@@ -1,4 +1,4 @@
-"""Compare the training speed of dsv3 and of transformers' DeepseekV3ForCausalLM, alternating in one run.
+"""Compare the training speed of dsv3 with that of transformers' DeepseekV3ForCausalLM, in alternating rounds.
 
     tools/dev bench train [--shape tiny|nano] [--batch B] [--sequence T] [--steps N] [--rounds R] [--threads N] [--compile]
 
@@ -19,7 +19,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUN = ROOT / "build/bin/dsv3-run"
-WARM_UP = 2  # steps that are not measured
+WARM_UP = 2  # number of steps before the measured ones
 
 # hidden, layers, dense layers, heads, q_lora, kv_lora, nope, rope, v, dense ffn, experts, top_k, shared, expert ffn, vocab
 SHAPES = {
@@ -55,7 +55,7 @@ validation: {{every: 0, batches: 1}}
 
 
 def run_dsv3(shape, a):
-    """Return (tokens/s of each step, peak bytes, seconds from launch to the start of step 1)."""
+    """Return (tokens/s in each step, peak memory in bytes, seconds from launch to the start of step 1)."""
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "bench.yaml"
         file.write_text(experiment(SHAPES[shape], a))
@@ -76,7 +76,7 @@ def run_peer(shape, a, compiled):
 
 
 def peer(a):
-    """Run the transformers side, in a separate process."""
+    """Benchmark transformers. Runs in a separate process."""
     begin = time.time()
     import torch
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
@@ -116,7 +116,7 @@ def main():
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--compile", action="store_true", help="add torch.compile as a third side")
+    parser.add_argument("--compile", action="store_true", help="also measure transformers with torch.compile")
     parser.add_argument("--peer", choices=("eager", "compiled"), help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.peer:

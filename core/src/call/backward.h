@@ -12,22 +12,24 @@
 
 namespace dsv3 {
 
-/// Action name for Strategy::backward. During that call, `current_backward` identifies the
-/// component.
+/// CallRecord::action of Strategy::backward. During that call, `current_backward` identifies the
+/// component that autograd is in.
 extern const char* const kBackward;
 
-/// Process-wide, because only one backward pass runs at a time. Safe to read from a signal handler.
+/// The component that autograd is in. Process-wide, because only one backward pass runs at a time.
+/// Safe to read from a signal handler.
 struct CurrentBackward {
   std::atomic<const Callee*> callee{nullptr};  ///< null = outside any component
   std::atomic<int64_t> layer{-1};
-  std::atomic<const void*> thread{nullptr};  ///< autograd's thread: its &CallRecord::current()
+  std::atomic<const void*> thread{nullptr};  ///< autograd's thread, as &CallRecord::current()
 };
 extern CurrentBackward current_backward;
 
-/// Records that autograd has left all components.
+/// Records that the backward pass no longer runs inside any component.
 void leave_backward() noexcept;
 
-/// Registers the hooks for the forward pass that CallRecord::current() describes.
+/// Registers hooks on the inputs and outputs of the forward pass that CallRecord::current()
+/// describes.
 void mark_forward(at::TensorList inputs, at::TensorList outputs);
 
 }  // namespace dsv3

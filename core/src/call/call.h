@@ -13,11 +13,11 @@
 
 namespace dsv3 {
 
-/// Describes a component in error messages.
+/// A component's description for error messages.
 struct Callee {
-  std::string label;    ///< "attention 'mla'"
-  std::string check;    ///< argument of `dsv3 plugins check`: "attention/mla", or the library
-  std::string origin;   ///< "nano.yaml:5:13"; may be empty
+  std::string label;   ///< "attention 'mla'"
+  std::string check;   ///< argument for `dsv3 plugins check`: "attention/mla" or the library's path
+  std::string origin;  ///< where the component is configured, e.g. "nano.yaml:5:13"; may be empty
   std::string library;  ///< the plugin's file
   std::string module;   ///< "layers.3.attention"; empty if not in a layer
   int64_t layer = -1;   ///< -1 = not in a layer
@@ -45,7 +45,7 @@ class CallRecord {
   static const CallRecord*& current() noexcept;
 };
 
-/// The process's current optimizer step, for messages.
+/// The process's current optimizer step, for error messages.
 struct CurrentStep {
   std::atomic<int64_t> number{-1};   ///< -1 = training has not begun
   std::atomic<int64_t> finished{0};  ///< number of completed steps

@@ -111,7 +111,7 @@ int adopt(Strategy& strategy, UnitSpec unit, int unit_index) {
     const int index = s.adopt(std::move(unit));
     if (index != unit_index)
       fail("adopt() returned index " + std::to_string(index) + " for unit " +
-           std::to_string(unit_index) + "; it must number units in order");
+           std::to_string(unit_index) + "; indices must be consecutive and start at 0");
     return index;
   });
 }

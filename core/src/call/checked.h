@@ -1,6 +1,6 @@
-// Calls to components that also check the results. A result that violates the contract of the
-// component's kind is reported like an exception. The checks only read sizes, dtypes and devices,
-// never values on a GPU.
+// Calls to components that also check the results. A result that violates the component's interface
+// contract is reported like an exception from the component. The checks only read sizes, dtypes and
+// devices, never values on a GPU.
 #pragma once
 
 #include <cmath>
@@ -27,7 +27,7 @@ class Watch {
   /// `name`: "layers.3.feed_forward (feed_forward 'moe', nano.yaml:9:5)".
   virtual void passed(const std::string& name, at::TensorList inputs, at::TensorList outputs) = 0;
 
-  /// The active watch; null in a normal step.
+  /// The active watch; null during normal steps.
   static std::atomic<Watch*> active;
 };
 
@@ -61,7 +61,8 @@ std::pair<at::Tensor, at::Tensor> rotate(const Position& position, const at::Ten
                                          const at::Tensor& k, const at::Tensor& positions);
 at::Tensor step_counts(FeedForward& feed_forward);
 
-/// `unit_index` is the number of units adopted so far, which adopt() must return.
+/// `unit_index` is the number of units that the strategy has adopted so far. adopt() must return
+/// it.
 int adopt(Strategy& strategy, UnitSpec unit, int unit_index);
 /// Attributes an error in an autograd node to the component whose forward pass created the node.
 void backward(Strategy& strategy, at::TensorList roots);
@@ -69,7 +70,7 @@ at::Tensor grad_norm(Strategy& strategy, at::Device device);
 void update(Strategy& strategy, int group, const std::function<void(std::span<UpdateTensor>)>& fn);
 std::vector<OwnedTensor> owned(Strategy& strategy);
 
-/// `context` is what `data` was constructed with.
+/// `data` must have been constructed with `context`.
 Batch next(Data& data, const DataContext& context);
 /// Rethrows RetryAfter and Rejected unchanged, because trackers may throw them.
 void deliver(Tracker& tracker, std::span<const Event> events);

@@ -62,7 +62,8 @@ struct Prepared {
 };
 Prepared prepared;
 
-/// "SIGSEGV in attention 'mla' (layer 3, forward) at step 12, nano.yaml:5:13, plugin /x.so: ..."
+/// Describes a crash: "SIGSEGV in attention 'mla' (layer 3, forward) at step 12, nano.yaml:5:13,
+/// plugin /x.so: ..."
 void describe(Text& text, const char* event, const char* cause) {
   const CallRecord* call = CallRecord::current();
   bool here = call;
@@ -107,7 +108,8 @@ void write_status(const char* message, int exit_code) {
   ::rename(prepared.temporary, prepared.status);
 }
 
-/// Returns false in a child process and if this thread has already reported a crash.
+/// Returns false in a child process, or if this thread has already reported a crash. Never returns
+/// if another thread is reporting one.
 bool may_report() {
   if (::getpid() != prepared.process) return false;
   const pid_t self = ::gettid();
@@ -151,7 +153,8 @@ extern "C" void on_fault(int signal) {
   std::abort();
 }
 
-/// Reports exit() or quick_exit() inside a component and ends the process with ExitCode::plugin.
+/// Reports that a component called exit() or quick_exit(), and ends the process with
+/// ExitCode::plugin.
 void fail_exit(const char* event) {
   if (prepared.ending || !may_report()) return;
   report(event, "a component must not end the process", static_cast<int>(ExitCode::plugin));
@@ -173,7 +176,7 @@ CrashReports::CrashReports() {
   ::gethostname(prepared.host, sizeof prepared.host - 1);
   const stack_t stack{
       .ss_sp = prepared.stack.data(), .ss_flags = 0, .ss_size = prepared.stack.size()};
-  ::sigaltstack(&stack, nullptr);  // the handler needs its own stack after a stack overflow
+  ::sigaltstack(&stack, nullptr);  // a handler for stack overflows needs a separate stack
   struct sigaction action {
   }, present{};
   action.sa_handler = on_fault;

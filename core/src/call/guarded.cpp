@@ -6,7 +6,8 @@
 namespace dsv3 {
 namespace {
 
-/// A wrapper, because attention plugins call position encodings directly.
+/// Wraps a position encoding, because attention plugins call it directly rather than through
+/// `call`.
 class GuardedPosition final : public Position {
  public:
   explicit GuardedPosition(std::shared_ptr<Position> inner) : inner_(std::move(inner)) {}
@@ -28,7 +29,8 @@ class GuardedPosition final : public Position {
   std::shared_ptr<Position> inner_;
 };
 
-/// A wrapper, because data plugins call tokenizers directly, on several threads.
+/// Wraps a tokenizer, because data plugins call it directly rather than through `call`, on several
+/// threads.
 class GuardedTokenizer final : public Tokenizer {
  public:
   explicit GuardedTokenizer(std::shared_ptr<Tokenizer> inner) : inner_(std::move(inner)) {}

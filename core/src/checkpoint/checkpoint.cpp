@@ -73,7 +73,7 @@ void remove_checkpoint(const stdfs::path& folder) {
   fs::remove_all(aside);
 }
 
-/// Removes all but the newest checkpoint and the `keep_best` best ones.
+/// Removes all checkpoints except the newest and the `keep_best` with the lowest validation loss.
 void remove_old(const std::vector<StoredCheckpoint>& all, int64_t newest, int64_t keep_best) {
   std::set<int64_t> retained{newest};
   const std::vector<StoredCheckpoint> best = best_first(all);
@@ -104,7 +104,9 @@ void write_all(const stdfs::path& folder, const CheckpointContent& content) {
 StoredCheckpoint read_stored(const stdfs::path& folder) {
   StoredCheckpoint stored = read_manifest(folder);
   if (auto step = step_of(folder.filename().string()); step && *step != stored.step)
-    throw Error(folder.string() + ": its manifest is for step " + std::to_string(stored.step),
+    throw Error(folder.string() +
+                    ": the folder's name does not match its manifest, which is for step " +
+                    std::to_string(stored.step),
                 ExitCode::checkpoint);
   return stored;
 }

@@ -17,16 +17,16 @@ std::string dtype_name(at::ScalarType dtype);
 /// Inverse of dtype_name; nullopt for unknown names.
 std::optional<at::ScalarType> dtype_from_name(const std::string& name);
 
-/// The last part of a range's key: the parameter's name, followed by "/<first element>" if the
-/// range does not cover the whole parameter.
+/// Last part of the checkpoint key for `range`: the parameter's name, followed by "/<first
+/// element>" if the range does not cover the whole parameter.
 std::string range_key(const Range& range);
 
 /// Adds `tensor` under `key`. Returns the host tensor that owns the view's memory.
 at::Tensor add_view(std::map<std::string, safetensors::View>& views, const std::string& key,
                     const at::Tensor& tensor);
 
-/// Copies the view `key` into `tensor` bit for bit. Throws dsv3::Error (ExitCode::checkpoint) if
-/// the view is missing or has a different shape or dtype.
+/// Copies the stored tensor `key` into `tensor` bit for bit. Throws dsv3::Error
+/// (ExitCode::checkpoint) if it is missing or has a different shape or dtype.
 void copy_view(const std::map<std::string, safetensors::View>& views, const std::string& key,
                const at::Tensor& tensor);
 

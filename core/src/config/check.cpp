@@ -113,7 +113,7 @@ OptionValues Checker::values(const Node* map, const Schema& schema, const Scope&
     } else {
       add_convention(spec, spec.default_value, scope);
       const std::string written = word_of(spec, spec.default_value);
-      // Unset options are recorded only if they have a keyword for it.
+      // Records an unset option only if it has a keyword for that, such as `auto`.
       if (!written.empty() || !std::holds_alternative<std::monostate>(spec.default_value))
         record(path, spec.default_value, Node{}, written);
     }
@@ -203,7 +203,7 @@ std::vector<std::string> Checker::siblings_with(const std::string& key, const Sc
       const Schema* schema = catalog_.schema(*scope.kind, name, "");
       if (schema && schema->find(key)) siblings.push_back(name);
     } catch (const Error&) {
-      // A plugin that cannot be loaded is not an error in this experiment.
+      // Skip plugins that cannot be loaded, because this experiment does not use them.
     }
   }
   return siblings;
@@ -244,7 +244,7 @@ const Schema* Checker::schema(Kind kind, const std::string& name, const std::str
 std::string Checker::known_plugins(Kind kind) {
   const std::vector<std::string> names = catalog_.names(kind);
   const std::string searched = catalog_.searched();
-  return (names.empty() ? "no " + std::string(kind_name(kind)) + " plugin is known"
+  return (names.empty() ? "no " + std::string(kind_name(kind)) + " plugin was found"
                         : "known: " + comma_list(names)) +
          (searched.empty() ? "" : "; looked in: " + searched);
 }

@@ -17,12 +17,13 @@
 
 namespace dsv3::config {
 
-/// The map being checked, for messages and convention keys.
+/// The map being checked. Its fields are used in error messages and to look up convention
+/// overrides.
 struct Scope {
   std::string path;                 ///< "model.attention"; empty = the top level
-  std::vector<std::string> others;  ///< other allowed keys, which are read elsewhere
-  std::string conventions;          ///< prefix of the convention keys
-  std::optional<Kind> kind = {};    ///< of a component
+  std::vector<std::string> others;  ///< other allowed keys, not in the schema; read elsewhere
+  std::string conventions;  ///< prefix of the map's keys in `conventions:`, e.g. "attention.mla"
+  std::optional<Kind> kind = {};  ///< of a component
   std::string plugin = {};
   std::string part = {};  ///< distinguishes components with the same plugin: "layers 2-11"
 
@@ -32,16 +33,16 @@ struct Scope {
 
 class Checker {
  public:
-  /// Resolved values, conventions and notes go to `experiment`.
+  /// Adds resolved values, conventions and notes to `experiment`.
   Checker(const Node& root, Diagnostics& diagnostics, Catalog& catalog, Experiment& experiment);
 
   /// The node at `path`; nullptr = not set.
   const Node* node_at(const std::string& path) const { return find_path(root_, path); }
 
-  /// The map at `path`; nullptr if it is absent or empty. Reports an error for any other node.
+  /// The map at `path`; nullptr if it is absent or empty. Reports an error if it is not a map.
   const Node* section(const std::string& path);
 
-  /// Reads the section `scope.path` into a T.
+  /// Reads the section at `scope.path` into an options struct.
   template <class T>
   T options(const Scope& scope) {
     const Schema schema = schema_of<T>();
@@ -58,28 +59,29 @@ class Checker {
   /// Reads a component and its options.
   ComponentSpec component(const Node& map, Kind kind, const std::string& path,
                           const std::string& part);
-  /// Reads the single component of a slot. A missing component is an error unless the slot is
+  /// Reads the single component configured at `path`. A missing component is an error unless it is
   /// optional; the plugin is then empty.
   ComponentSpec component_at(const std::string& path, Kind kind);
 
-  /// The component maps in a slot, which may be a list. An empty slot is an error unless it is
-  /// optional.
+  /// Returns the maps of the components configured at `path`, which may be a list. Having none is
+  /// an error unless they are optional.
   std::vector<const Node*> components_at(const std::string& path, Kind kind);
-  /// Whether components_at was called for the kind.
+  /// Whether components_at() has been called for `kind`.
   bool has_read(Kind kind) const { return read_.contains(kind); }
 
-  /// Resolves a scalar to a string. `what` describes it in messages. nullopt = an error was
-  /// reported.
+  /// Resolves a scalar to a string. `what` describes it in error messages. Returns nullopt after
+  /// reporting an error.
   std::optional<std::string> word(const Node& node, const std::string& what);
 
-  /// Records a resolved value, which is set by `node` or, if `node` is empty, is a default.
+  /// Records a resolved value and the position of `node`, which set it. An empty `node` means that
+  /// the value is a default.
   void record(const std::string& path, OptionValue value, const Node& node,
               std::string written = "");
 
   /// Reports entries in `conventions:` that belong to no known plugin or section.
   void check_conventions();
 
-  /// Position of a section, or the start of the file for nullptr.
+  /// Source position of a section; nullptr = the start of the file.
   Position position_of(const Node* map) const;
   Diagnostics& diagnostics() { return diagnostics_; }
 
@@ -102,25 +104,25 @@ class Checker {
   Catalog& catalog_;
   Experiment& experiment_;
   Resolver resolver_;
-  std::map<std::string, const Node*> given_conventions_;  // entries in the section `conventions`
-  std::set<std::string> known_conventions_;               // all that have been read so far
-  std::set<Kind> read_;                                   // kinds whose components have been read
-  std::set<std::string> checked_;  // prefixes whose conventions have been checked
+  std::map<std::string, const Node*> given_conventions_;  // the entries in `conventions:`
+  std::set<std::string> known_conventions_;  // keys of all conventions that have been read so far
+  std::set<Kind> read_;                      // kinds whose components have been read
+  std::set<std::string> checked_;  // key prefixes of all sections and components checked so far
 };
 
 /// The valid values for an optimizer group's `role`.
 const std::vector<std::string>& role_words();
 
-/// Reads the components at `path` and their layers, which must cover 0..layers-1 exactly once. Does
-/// not check this if `layers` is 0 (unknown).
+/// Reads the components at `path` and their layers. Checks that each layer in 0..layers-1 has
+/// exactly one component, unless `layers` is 0 (unknown).
 std::vector<LayerRange> layer_ranges(Checker& checker, const std::string& path, Kind kind,
                                      int64_t layers);
 
 /// Reads the optimizer groups and gives them unique names.
 std::vector<OptimizerGroup> optimizer_groups(Checker& checker);
 
-/// Reads the components in a slot that has no extra keys such as `layers` or `role`. Returns none
-/// if the slot is optional and empty.
+/// Reads the components of a kind that has no extra keys such as `layers` or `role`. Returns none
+/// if they are optional and not configured.
 std::vector<ComponentSpec> components(Checker& checker, const Slot& slot);
 
 }  // namespace dsv3::config

@@ -1,4 +1,5 @@
-// Finds the keys whose values differ between two experiments and groups them into factors.
+// Finds the settings that differ between two experiments and groups them into factors, such as a
+// different optimizer.
 #include <algorithm>
 #include <map>
 
@@ -14,8 +15,7 @@ namespace {
 
 using Values = std::vector<ResolvedValue>;
 
-// Keys that only name, repeat, monitor or store a run. They affect neither what is trained nor how
-// fast.
+// Keys for a run's name, seed, monitoring and storage, which do not count as factors.
 constexpr std::string_view kNoFactors[]{"name",
                                         "output",
                                         "train.seed",
@@ -28,7 +28,7 @@ constexpr std::string_view kNoFactors[]{"name",
                                         "hub",
                                         "log"};
 
-// Keys that identify a slot's component and its layers or roles, as opposed to its options.
+// Keys that select a component and its layers or roles, as opposed to its options.
 constexpr std::string_view kIdentity[]{"plugin", "library", "layers", "role", "match"};
 
 bool is_below(std::string_view key, std::string_view path) {
@@ -41,7 +41,8 @@ bool is_no_factor(std::string_view key) {
                              [&](std::string_view path) { return is_below(key, path); });
 }
 
-// Returns the innermost slot that contains `key`; "" = none.
+// Returns the path of the innermost component that contains `key`, e.g. "model.attention"; "" =
+// none.
 std::string_view slot_of(std::string_view key) {
   std::string_view found;
   for (const config::Slot& slot : config::slots())  // inner slots come last
@@ -53,7 +54,7 @@ bool is_identity(const ResolvedValue& value) {
   return std::ranges::count(kIdentity, config::split_last(value.path).second);
 }
 
-// Lists the plugins in the slot at `path` and their layers or roles.
+// Lists the plugins configured at `path` and their layers or roles.
 std::string identity(const Values& values, std::string_view path) {
   std::string text;
   for (const ResolvedValue& value : values)
@@ -70,8 +71,8 @@ std::string plugins_of(const Values& values, std::string_view path) {
   return text.empty() ? "none" : text;
 }
 
-// Maps each slot that has different components to the description of the factor. Slots inside such
-// a component belong to the same factor.
+// Maps the path of each component that differs to a description of the factor. Components nested in
+// it belong to the same factor.
 std::map<std::string_view, std::string> changed_slots(const Values& a, const Values& b) {
   std::map<std::string_view, std::string> changed;
   for (const config::Slot& slot : config::slots()) {
@@ -94,11 +95,11 @@ std::string factor_of(const std::string& key,
                       const std::map<std::string_view, std::string>& changed) {
   if (is_no_factor(key)) return "";
   if (const auto slot = changed.find(slot_of(key)); slot != changed.end()) return slot->second;
-  // Treats the two keys that can set the length of a run as one.
+  // Both keys set the length of a run, so they count as one factor.
   return key == "train.steps" || key == "train.tokens" ? "train.steps or train.tokens" : key;
 }
 
-// Gives a single component and a list with one component the same paths, because they are
+// Gives a single component and a list with one component the same paths, because the two are
 // equivalent.
 Resolved comparable(Resolved resolved) {
   for (const config::Slot& slot : config::slots()) {
@@ -185,7 +186,7 @@ Resolved read_resolved(const std::string& yaml) {
   diagnostics.throw_if_any();
   Resolved resolved;
   if (tree) collect(*tree, "", resolved.values);
-  // A key from older versions. Its effect is already in the values of other keys.
+  // Drop a key from older versions. Other keys already contain its effect.
   std::erase_if(resolved.values,
                 [](const ResolvedValue& value) { return value.path == "model.conventions"; });
   return resolved;

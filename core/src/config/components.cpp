@@ -32,7 +32,7 @@ bool parse_range(const std::string& text, int64_t open_end, int64_t& first, int6
 // The layers of one component.
 struct Placed {
   int64_t first, last;
-  const Node* node;  // for the position in error messages
+  const Node* node;  // for the source position in error messages
 };
 
 std::string range_text(int64_t first, int64_t last) {
@@ -99,7 +99,7 @@ std::vector<std::string> read_roles(Checker& checker, const Node& node, const st
   return roles;
 }
 
-// Reads a string for one of the core's keys from a component's map; empty = not set.
+// Reads the string value of `key` in a component's map; empty = not set.
 std::string read_word(Checker& checker, const Node& map, const std::string& key,
                       const std::string& path) {
   const Entry* entry = map.find(key);

@@ -33,7 +33,7 @@ void check_old_conventions(Checker& checker) {
                         chosen->text + ".yaml"});
 }
 
-// Keys in section `path` that its schema does not contain: `sections` and component slots.
+// Returns the keys in section `path` that its schema does not declare: `sections` and components.
 std::vector<std::string> with_slots(std::string_view path, std::vector<std::string> sections) {
   for (std::string& key : config::slot_keys(path)) sections.push_back(std::move(key));
   return sections;
@@ -53,7 +53,7 @@ void read_model(Checker& checker, Experiment& experiment) {
   experiment.feed_forward = layer_ranges(checker, "model.feed_forward", Kind::feed_forward, layers);
 }
 
-// Reads the components of kinds that have no field in Experiment.
+// Reads all components whose kind has no dedicated field in Experiment.
 void read_others(Checker& checker, Experiment& experiment) {
   for (const config::Slot& slot : config::slots())
     if (!checker.has_read(slot.kind) && (!slot.optional || checker.node_at(std::string(slot.path))))

@@ -1,4 +1,5 @@
-// Collects all errors of an experiment and reports them together, with source lines and carets.
+// Collects all configuration errors in an experiment and reports them together, with source lines
+// and carets.
 #pragma once
 
 #include <string>
@@ -13,11 +14,12 @@ namespace dsv3::config {
 
 class Diagnostics {
  public:
-  /// Registers a text that positions can refer to. `label` is a file name or "command line".
+  /// Registers source text to which positions can refer. `label` is a file name or "command line".
   int add_source(std::string label, std::string text, bool is_file);
   const std::string& text(int source) const { return sources_.at(source).text; }
 
-  /// Adds an error and underlines `length` bytes. Ignores repeated errors and empty notes.
+  /// Adds an error that underlines `length` bytes of the source. Ignores repeated errors and empty
+  /// notes.
   void error(Position at, size_t length, const std::string& message,
              std::vector<std::string> notes = {});
   /// As above, but underlines a scalar's text or the start of any other node.
@@ -30,7 +32,7 @@ class Diagnostics {
   void throw_if_any() const;
 
   Origin origin(Position at) const;
-  /// "file:line:col", "command line" or "default".
+  /// Formats a position as "file:line:col", "command line" or "default".
   std::string place(Position at) const { return origin(at).text(); }
 
  private:

@@ -25,8 +25,7 @@ int number_in(std::string_view text) {
   return error == std::errc() && stop == text.data() + text.size() ? number : 0;
 }
 
-// Finds the last FILE:LINE:COLUMN in a line of an error message, which is the position of the
-// innermost cause.
+// Finds the last FILE:LINE:COLUMN in one line of an error message. It locates the innermost cause.
 std::optional<Origin> last_place(std::string_view text) {
   for (size_t second = text.rfind(':'); second != text.npos && second > 0;
        second = text.rfind(':', second - 1)) {
@@ -49,7 +48,7 @@ size_t word_length(std::string_view line, int column) {
   return std::min(line.find_first_of(" \t,;:=[]{}()\"'#", begin), line.size()) - begin;
 }
 
-// Whether `lines` starts with an excerpt, which has a "^~~~" in its second line.
+// Whether `lines` starts with an excerpt: a source line followed by a line with "^~~~".
 bool starts_with_excerpt(std::string_view lines) {
   const size_t second = lines.find('\n');
   if (second == lines.npos || !lines.starts_with("  ")) return false;

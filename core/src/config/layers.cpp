@@ -42,7 +42,7 @@ std::string long_path(const std::string& path) {
 }
 
 // Builds the tree {a: {b: value}} for the path a.b. `text_length` is the length of the path as
-// written. A short form omits the first keys, which then get its position.
+// written. Keys omitted by a short form get the position of the short form.
 Node tree_at(const std::string& path, size_t text_length, Position at, Node value) {
   const size_t shortened = path.size() - text_length;
   const auto position = [&](size_t begin) {
@@ -63,7 +63,7 @@ Node tree_at(const std::string& path, size_t text_length, Position at, Node valu
 Node read_yaml_text(Diagnostics& diagnostics, const stdfs::path& file, std::string text) {
   const bool binary = text.find('\0') != text.npos;
   const int source = diagnostics.add_source(file.string(), std::move(text), true);
-  // Has no position, so that a file that cannot be read is not also reported as incomplete.
+  // Created without a position, so that an unreadable file is not also reported as incomplete.
   const Node nothing = make_map({});
   if (binary) {
     diagnostics.error({source, 0, 0}, 1, "a binary file, not YAML", {kWhatAnExperimentIs});
@@ -88,7 +88,7 @@ class LayerReader {
       add_file(request.file);
     else
       add_tree(read_yaml_text(diagnostics_, request.file, request.text), request.file);
-    // Errors in a file would cause misleading errors later.
+    // Stop here, because errors in a file would cause misleading errors later.
     diagnostics_.throw_if_any();
     if (request.stored) drop_old_keys();
     for (const Setting& setting : request.settings) add_setting(setting);

@@ -1,5 +1,6 @@
-// The layers of an experiment: config.yaml, the files in `extends`, the experiment file, settings
-// made by the program, and the command line. Options that no layer sets keep their defaults.
+// The configuration layers of an experiment: config.yaml, the files in `extends`, the experiment
+// file, settings made by the program, and the command line. Options that no layer sets keep their
+// defaults.
 #pragma once
 
 #include <filesystem>
@@ -14,23 +15,25 @@
 
 namespace dsv3::config {
 
-/// The settings of one source. Trees are merged in order; later ones may depend on earlier ones.
+/// The settings from one source. Its trees are merged in order, because a later one may depend on
+/// an earlier one.
 struct Layer {
   std::string label;  ///< file name, "command line", "--debug" ...
   std::vector<Node> trees = {};
   bool is_file = false;
 };
 
-/// Reads the layers of `request`, lowest first. Throws ConfigError if a source cannot be read.
+/// Reads the configuration layers for `request`, lowest precedence first. Throws ConfigError if a
+/// source cannot be read.
 std::vector<Layer> read_layers(const ExperimentRequest& request, Diagnostics& diagnostics);
 
-/// Merges all layers into one tree. Reports surprising effects in `notes`.
+/// Merges all layers into one tree. Adds effects that users may not expect to `notes`.
 Node merge_layers(std::vector<Layer> layers, Diagnostics& diagnostics, Catalog& catalog,
                   std::vector<std::string>& notes);
 
 /// Parses the `key=value` in `source`. A value in brackets or braces is a YAML list or map, and a
-/// value in quotes is a YAML string. Anything else is a plain string. nullopt = an error was
-/// reported.
+/// value in quotes is a YAML string. Anything else is a plain string. Returns nullopt after
+/// reporting an error.
 std::optional<Node> parse_setting(Diagnostics& diagnostics, int source);
 
 /// Reads a YAML file as a map. On error, reports it to `diagnostics` and returns an empty map.

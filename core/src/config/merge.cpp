@@ -1,4 +1,4 @@
-// Merges the layers of an experiment, lowest first.
+// Merges an experiment's configuration layers, lowest precedence first.
 #include <algorithm>
 #include <optional>
 
@@ -10,7 +10,7 @@
 namespace dsv3::config {
 namespace {
 
-// Returns {plugin: <name>} with the position of the name.
+// Returns {plugin: <name>} with the source position of the name.
 Node component_of(Node name) {
   Node map = make_map(name.at);
   map.layer = name.layer;
@@ -19,7 +19,7 @@ Node component_of(Node name) {
   return map;
 }
 
-// Sets the position of an alias's content to that of the alias's name.
+// Gives everything that an alias expands to the source position of the alias's name.
 void move_to(Node& node, Position at, int layer) {
   node.at = at;
   node.layer = layer;
@@ -53,11 +53,12 @@ class Merger {
       if (Node* node = find_path(layer, slot.path)) expand_slot(*node, slot.kind, slot.list);
   }
 
-  /// Merges maps and replaces everything else. If a component's plugin changes, its options are
-  /// marked with the old plugin. train.steps and train.tokens replace each other.
+  /// Merges maps and replaces everything else. If a component's plugin changes, its options record
+  /// the old plugin's name. train.steps and train.tokens replace each other.
   void merge(Node& base, Node&& over) { merge(base, std::move(over), ""); }
 
-  /// Turns {0: {...}, 1: {...}}, which sets a component list element by element, into a list.
+  /// Converts {0: {...}, 1: {...}}, which sets the elements of a component list one by one, to a
+  /// list.
   void finish(Node& root) {
     for (const Slot& slot : slots()) {
       Node* node = slot.list ? find_path(root, slot.path) : nullptr;
@@ -93,8 +94,8 @@ class Merger {
     }
   }
 
-  // Expands {plugin: <alias>, ...} to the alias's map. Keys next to `plugin` override it. A plugin
-  // with the same name takes precedence.
+  // Expands {plugin: <alias>, ...} to the alias's map. Keys next to `plugin` override that map. A
+  // plugin with the alias's name takes precedence.
   void expand_map(Node& node, Kind kind) {
     const Entry* plugin = node.find("plugin");
     if (!plugin || !plugin->value.is_scalar() || node.find("library")) return;
@@ -183,9 +184,9 @@ class Merger {
           over.entries.front(),
           path + " is a list of " + std::to_string(base.items.size()) +
               " components; select one by its index",
-          {"it has " + elements(base, path),
-           "write " + path + ".0." + key +
-               "=... on the command line, set the whole list, or set a plugin that replaces it"});
+          {"it has " + elements(base, path), "write " + path + ".0." + key +
+                                                 "=... on the command line, set the whole list, or "
+                                                 "set a plugin that replaces the list"});
     } else {
       base = std::move(over);
     }

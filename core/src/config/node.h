@@ -1,4 +1,5 @@
-// The tree of an experiment file. Every value has a position and the layer that set it.
+// The tree of an experiment file. Every node has a source position and the number of the
+// configuration layer that set it.
 #pragma once
 
 #include <compare>
@@ -12,7 +13,8 @@
 
 namespace dsv3::config {
 
-/// A position in one of Diagnostics' sources. Line and column are 1-based; the column is in bytes.
+/// A position in a source registered with Diagnostics. Line and column are 1-based; the column is
+/// in bytes.
 struct Position {
   int source = -1;  ///< -1 = none (a default)
   int line = 0, column = 0;
@@ -32,7 +34,7 @@ struct Node {
   std::optional<OptionValue>
       value;  ///< a scalar's value if a program set it; `text` is then for display only
   Position at;
-  int layer = 0;  ///< the layer that set it; higher layers have higher numbers
+  int layer = 0;  ///< number of the configuration layer that set it; higher layers take precedence
   std::vector<Node> items;
   std::vector<Entry> entries;  ///< in file order, with unique keys
 
@@ -53,7 +55,8 @@ struct Entry {
   std::string key;
   Position at;
   Node value;
-  /// The plugin this option was written for, if a higher layer changed the plugin.
+  /// The plugin for which this option was written, if a higher configuration layer has changed the
+  /// plugin.
   std::string inherited_from;
 };
 
@@ -68,17 +71,18 @@ Node make_value(const OptionValue& value, Position at);
 const Node* find_path(const Node& root, std::string_view path);
 Node* find_path(Node& root, std::string_view path);
 
-/// The number of nodes, including this one but excluding keys.
+/// The number of nodes in the tree, including `node` but excluding keys.
 size_t count_nodes(const Node& node);
 /// The number of nesting levels; 1 for a scalar.
 int depth_of(const Node& node);
 
-/// Whether `text` is an index in a path, such as "0" or "12".
+/// Whether `text` is a list index, such as "0" or "12".
 bool is_index(std::string_view text);
-/// Whether all keys of a map are indices, as in {0: {...}}, which changes elements of a list.
+/// Whether all keys of a map are list indices. Such a map, e.g. {0: {...}}, changes single elements
+/// of a list.
 bool has_index_keys(const Node& map);
 
-/// Joins "model" and "attention" to "model.attention". Returns the key if the path is empty.
+/// Joins "model" and "attention" into "model.attention". Returns the key if the path is empty.
 std::string join(std::string_view path, std::string_view key);
 /// Inverse of join: splits "model.attention" into "model" and "attention", and "data" into "" and
 /// "data".

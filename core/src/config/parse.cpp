@@ -25,7 +25,7 @@ struct Stop {
   std::vector<std::string> notes = {};
 };
 
-// Rewords yaml-cpp's message and adds a fix.
+// Rewords yaml-cpp's message and adds a suggested fix.
 std::string plain(const std::string& message) {
   if (message == "end of map flow not found") return "'{' without '}'";
   if (message == "end of sequence flow not found") return "'[' without ']'";
@@ -44,8 +44,8 @@ class Builder final : public YAML::EventHandler {
     return {source_, mark.line + 1, mark.column + 1 + (mark.line == 0 ? shift_ : 0)};
   }
 
-  /// yaml-cpp reports an unclosed bracket at a later position. The position of the bracket is
-  /// clearer.
+  /// Returns where to report an error. For an unclosed bracket, this is the bracket itself, whereas
+  /// yaml-cpp reports a later position.
   Position position_of(const YAML::Exception& error) const {
     const bool unclosed = error.msg.find("flow not found") != std::string::npos;
     return unclosed && !stack_.empty() ? stack_.back().node.at : position(error.mark);
@@ -103,7 +103,7 @@ class Builder final : public YAML::EventHandler {
     Node node;
     YAML::anchor_t anchor = 0;
     bool has_key = false;  // a key has been read, so the next event is its value
-    bool skip = false;     // skips the value of a rejected key
+    bool skip = false;     // the key was rejected, so its value must be skipped
     bool is_key = false;   // this list or map is used as a key, which is an error
     std::string key;
     Position key_at;

@@ -16,28 +16,31 @@ void ModelOptions::describe(OptionSchema<ModelOptions>& s) {
       .max(10000)
       .unit("blocks");
   s.add("vocab", &ModelOptions::vocab,
-        "number of rows in embedding and head; auto = the tokenizer's vocabulary size")
+        "number of token ids in the embedding and the head; auto = the tokenizer's vocabulary size")
       .min(1)
       .word("auto")
       .unit("tokens");
   s.add("tied_head", &ModelOptions::tied_head, "use the embedding's weights in the head");
-  s.add("recompute", &ModelOptions::recompute, "activation checkpointing per block")
+  s.add("recompute", &ModelOptions::recompute,
+        "activation checkpointing: full = save only each block's input and recompute its "
+        "activations in the backward pass")
       .choices({"none", "full"});
 }
 
 void NormOptions::describe(OptionSchema<NormOptions>& s) {
   s.add("eps", &NormOptions::eps, "constant added to the mean square in RMSNorm").min(0);
   s.add("place", &NormOptions::place,
-        "position of the norm: before a sublayer, after it (before the residual is added), or both")
+        "where norms are applied: before each sublayer, after it (before the residual is added), "
+        "or both")
       .choices({"pre", "post", "both"})
       .convention();
 }
 
 void LossOptions::describe(OptionSchema<LossOptions>& s) {
-  s.add("z", &LossOptions::z, "weight of the z-loss, log(Z)^2 with the softmax denominator Z")
+  s.add("z", &LossOptions::z, "weight of the z-loss log(Z)^2, where Z is the softmax denominator")
       .min(0);
   s.add("chunk", &LossOptions::chunk,
-        "number of logit rows in memory at once; auto = chosen by the operator")
+        "number of logit rows in memory at once; auto = chosen by the loss operator")
       .min(1)
       .word("auto")
       .unit("rows");
@@ -53,16 +56,20 @@ void MtpOptions::describe(OptionSchema<MtpOptions>& s) {
       .min(0)
       .max(100)
       .unit("modules");
-  s.add("weight", &MtpOptions::weight, "weight of the MTP loss averaged over all depths").min(0);
+  s.add("weight", &MtpOptions::weight,
+        "weight of the MTP loss, averaged over all prediction depths")
+      .min(0);
   s.add("input", &MtpOptions::input,
-        "hidden states passed to a module: after (normed) or before (raw) the final norm")
+        "hidden states passed to an MTP module: after (normed) or before (raw) the final norm")
       .choices({"normed", "raw"})
       .convention();
-  s.add("concat", &MtpOptions::concat, "order of the concatenated inputs of the projection")
+  s.add("concat", &MtpOptions::concat,
+        "order in which the inputs of an MTP module's projection are concatenated")
       .choices({"embedding_first", "hidden_first"})
       .convention();
   s.add("denominator", &MtpOptions::denominator,
-        "number of valid targets by which a depth's loss is divided: the main loss's or its own")
+        "divide each prediction depth's loss by the number of valid targets of the main loss "
+        "(main) or of that depth (own)")
       .choices({"main", "own"})
       .convention();
 }
@@ -80,7 +87,7 @@ void TrainOptions::describe(OptionSchema<TrainOptions>& s) {
       .min(1)
       .unit("sequences");
   s.add("micro_batch", &TrainOptions::micro_batch,
-        "sequences per forward pass on each rank; auto = the rank's whole part of the batch")
+        "sequences per forward pass on each rank; auto = all of the rank's sequences")
       .min(1)
       .word("auto")
       .unit("sequences");
@@ -96,7 +103,7 @@ void TrainOptions::describe(OptionSchema<TrainOptions>& s) {
       .word("auto")
       .unit("threads");
   s.add("device", &TrainOptions::device, "device for training").choices({"auto", "cpu", "cuda"});
-  s.add("ops", &TrainOptions::ops, "fused operators, or their reference implementations")
+  s.add("ops", &TrainOptions::ops, "use fused operators or their reference implementations")
       .choices({"fused", "reference"});
   s.add("not_finite", &TrainOptions::not_finite,
         "what to do after a step with NaN or infinite gradients")
@@ -119,7 +126,7 @@ void ValidationOptions::describe(OptionSchema<ValidationOptions>& s) {
         "number of batches per validation, each with train.batch sequences")
       .min(1)
       .unit("batches");
-  s.add("share", &ValidationOptions::share, "fraction of the documents in the held-out set")
+  s.add("share", &ValidationOptions::share, "fraction of documents held out for validation")
       .min(0)
       .max(1)
       .unit("fraction");

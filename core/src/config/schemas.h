@@ -1,4 +1,4 @@
-// Sections that only the checker uses, and the paths of the core's keys and of components.
+// Options of the sections that only the checker reads, and the paths of core keys and components.
 #pragma once
 
 #include <span>
@@ -25,22 +25,23 @@ struct LogOptions {
   static void describe(OptionSchema<LogOptions>& s);
 };
 
-/// Full paths of the core's options and slots called `key`, e.g. "train.steps".
+/// Full paths of the core options and components with the last key `key`, e.g. "train.steps" for
+/// "steps".
 std::vector<std::string> core_paths_of(const std::string& key);
-/// Paths of the slots whose kind resembles the mistyped `key`; often none.
+/// Paths of the components whose kind resembles the mistyped `key`; often none.
 std::vector<std::string> slots_near(const std::string& key);
 
 /// A component kind and the path at which experiments configure it.
 using Slot = KindRow;
 
-/// All slots, outer ones before inner ones.
+/// All slots, with enclosing slots before nested ones.
 std::span<const Slot> slots();
 
-/// The slot at `path`, or the list slot that contains the element at `path` ("optimizer.0");
+/// The slot at `path`, or the slot whose list contains the element at `path` ("optimizer.0");
 /// nullptr = none.
 const Slot* slot_at(std::string_view path);
 
-/// Last parts of the paths of the slots in `section`: "attention", "position" ... in "model".
+/// Keys of the components in `section`, e.g. "attention" and "position" in "model".
 std::vector<std::string> slot_keys(std::string_view section);
 
 /// Keys that the core itself reads from a component's map, in addition to the plugin's options:

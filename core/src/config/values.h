@@ -18,7 +18,7 @@ namespace dsv3::config {
 struct Text {
   std::string value;
   bool quoted = false;  ///< written in quotes without references, so it is a string, never a number
-  bool environment = false;  ///< contains an environment variable's value: never stored or printed
+  bool environment = false;  ///< contains an environment variable's value; never store or print it
   bool ok = true;            ///< false if an error was reported
 };
 
@@ -43,8 +43,8 @@ class Resolver {
   std::vector<const Node*> open_;
 };
 
-/// Converts `node` to the type of `spec`. `what` describes it in messages: "'heads' in
-/// model.attention". nullopt = an error was reported.
+/// Converts `node` to the type of `spec`. `what` describes it in error messages: "'heads' in
+/// model.attention". Returns nullopt after reporting an error.
 std::optional<OptionValue> convert(const OptionSpec& spec, const Node& node,
                                    const std::string& what, Resolver& resolver);
 
@@ -56,10 +56,10 @@ std::string misfit(const OptionSpec& spec, const OptionValue& value);
 /// any other value.
 std::string reference_yaml(const Node& node, Resolver& resolver);
 
-/// The value as written, for messages: "'thirty-two'", "a list", "a map" or "nothing".
+/// The value as written, for error messages: "'thirty-two'", "a list", "a map" or "nothing".
 std::string shown(const Node& node);
 
-/// "boolean", "list of strings", ...
+/// An option type's name: "boolean", "list of strings", ...
 std::string type_name(OptionType type);
 /// The element type of a list type. A scalar type is returned unchanged.
 OptionType element_type(OptionType type);

@@ -29,7 +29,7 @@ bool is_plain(const std::string& text) {
   if (text.empty() ||
       !(std::isalpha(static_cast<unsigned char>(text[0])) || text[0] == '_' || text[0] == '/'))
     return false;
-  // Some readers interpret these as null or booleans.
+  // Some readers interpret these words as null or booleans.
   std::string lower = text;
   std::ranges::transform(text, lower.begin(), [](unsigned char c) { return std::tolower(c); });
   for (const char* word : {"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
@@ -63,8 +63,8 @@ struct TextOf {
 
 using Iterator = std::vector<ResolvedValue>::const_iterator;
 
-// Appends the values from `first` to `last` as a map or list. Their keys start at byte `begin` of
-// each path. `in_item`: the first key follows "- ".
+// Appends the values in [first, last) as a YAML map or list. Their keys start at byte `begin` of
+// each path. `in_item` means that the first key follows "- ".
 void write(std::string& out, Iterator first, Iterator last, bool origins, size_t begin = 0,
            const std::string& indent = "", bool in_item = false) {
   const auto key_of = [&](const ResolvedValue& value) {
@@ -82,7 +82,8 @@ void write(std::string& out, Iterator first, Iterator last, bool origins, size_t
       if (!is_item) out += "\n";
       write(out, first, end, origins, next, indent + "  ", is_item);
     } else {
-      out += " " + first->yaml() + (origins && key != "dsv3" ? "  # " + first->origin.full_text() : "") + "\n";
+      out += " " + first->yaml() +
+             (origins && key != "dsv3" ? "  # " + first->origin.full_text() : "") + "\n";
     }
     first = end;
   }

@@ -62,8 +62,9 @@ void PackedStream::check_enough() {
                documents_->count() == 1 ? " document of " : " documents of ", documents_->source());
   if (training())
     throw Error(
-        c10::str("too little text for training: ", available, ", but one row with train.sequence ",
-                 context_.sequence, " needs ", needed, " (", share,
+        c10::str("too little text for training: ", available,
+                 ", but one training row with train.sequence ", context_.sequence, " needs ",
+                 needed, " (", share,
                  " of the documents are in the validation split). Provide more text or reduce "
                  "train.sequence"),
         ExitCode::data);
@@ -153,7 +154,7 @@ void PackedStream::load_state(const nlohmann::json& state) {
         c10::str(
             "the text or the tokenizer has changed since the data position was saved: there were ",
             documents, " documents, and ", documents_->source(), " now has ", documents_->count(),
-            " or different ones. Resuming would repeat or skip "
+            ", or their content differs. Resuming would repeat or skip "
             "text: restore the original text, or start a new run from the checkpoint"),
         ExitCode::data);
   if (state.value("seed", uint64_t{0}) != order_seed(context_))

@@ -25,7 +25,7 @@ std::vector<std::vector<int32_t>> encode_group(const TextFiles& files, size_t fi
   return encoded;
 }
 
-/// Writes the shards and their index to `folder`.
+/// Writes token shards and their index to `folder`.
 class ShardWriter {
  public:
   ShardWriter(stdfs::path folder, const Tokenizer& tokenizer, int64_t shard_tokens)

@@ -127,7 +127,7 @@ std::string_view TextFiles::text(const Document& document, std::string& buffer) 
   try {
     line = parse_json(bytes, "line");
   } catch (const Error& error) {
-    // Replaces the "line:1:" in "line:1:COLUMN: ..." with the position in the file.
+    // Replaces the "line:1:" in the parser's "line:1:COLUMN: ..." with the file and line number.
     fail(where() + std::string(error.what()).substr(std::string_view("line:1:").size()) +
          "; correct or remove the line");
   }
@@ -136,7 +136,7 @@ std::string_view TextFiles::text(const Document& document, std::string& buffer) 
   if (it == line.end()) {
     std::string keys;
     for (const auto& item : line.items()) keys += (keys.empty() ? "" : ", ") + item.key();
-    fail(where() + "1: no field '" + field_ + "' in the object, which has: " + keys +
+    fail(where() + "1: no field '" + field_ + "'; the object has only: " + keys +
          "; set `field` to the one that contains the text");
   }
   if (!it->is_string()) fail(where() + "1: field '" + field_ + "' must be a string");

@@ -76,7 +76,7 @@ void TokenFile::open_shard() {
   if (bytes.size() < sizeof(ShardHeader))
     fail(path_,
          std::to_string(bytes.size()) +
-             " bytes are fewer than a shard's header; copy it again, or prepare the data again");
+             " bytes are too few for a shard's header; copy it again, or prepare the data again");
   const auto header = load<ShardHeader>(bytes.data());
   if (std::memcmp(header.magic, ShardHeader().magic, sizeof header.magic) != 0)
     fail(path_, std::string("it does not start with a shard's magic bytes; for another format, ") +
@@ -94,7 +94,8 @@ void TokenFile::open_shard() {
              header.eos,
              std::string(header.tokenizer, strnlen(header.tokenizer, sizeof header.tokenizer))};
   if (header_.id_bytes != 2 && header_.id_bytes != 4)
-    fail(path_, "its header declares ids of " + std::to_string(header_.id_bytes) + " bytes");
+    fail(path_, "its header declares " + std::to_string(header_.id_bytes) +
+                    "-byte ids, but only 2 and 4 bytes are supported; prepare the data again");
   // Divide instead of multiplying, because the counts in a damaged header could overflow.
   const uint64_t room = bytes.size() - sizeof(ShardHeader);
   if (header_.tokens > room / header_.id_bytes || header_.documents > room / 16 ||
@@ -130,7 +131,7 @@ void TokenFile::open_llmc() {
   const uint64_t room = bytes.size() - kLlmcHeaderBytes;
   if (count < 0 || uint64_t(count) * header_.id_bytes != room)
     fail(path_, "its header declares " + std::to_string(count) + " tokens of " +
-                    std::to_string(header_.id_bytes) + " bytes, but " + std::to_string(room) +
+                    std::to_string(header_.id_bytes) + " bytes each, but " + std::to_string(room) +
                     " bytes follow it");
   header_.tokens = count;
   ids_ = bytes.data() + kLlmcHeaderBytes;

@@ -1,4 +1,4 @@
-// Scores multiple-choice questions in HellaSwag's format in the same way as lm-evaluation-harness.
+// Scores multiple-choice questions in HellaSwag's format the same way as lm-evaluation-harness.
 #include "eval/scorer.h"
 
 namespace dsv3::eval {
@@ -6,7 +6,7 @@ namespace {
 
 constexpr const char* kSpaces = " \t\n\v\f\r";
 
-/// A question from one line of the file, cleaned up.
+/// A question read from one line of the file, with its text cleaned up.
 struct Item {
   std::string context;
   std::vector<std::string> endings;
@@ -14,7 +14,7 @@ struct Item {
   std::string where;  // file:line
 };
 
-/// A context followed by one ending. The ending's ids start at `first`.
+/// The token ids of a context followed by one possible ending. The ending starts at index `first`.
 struct Candidate {
   std::vector<int64_t> ids;
   int64_t first = 0;
@@ -30,9 +30,8 @@ void replace_all(std::string& text, std::string_view from, std::string_view to) 
     text.replace(i, from.size(), to);
 }
 
-/// Cleans up the WikiHow half of HellaSwag in the same way as the harness: removes surrounding
-/// white space, "[...]" within a line, and double spaces. Replaces " [title]" with the end of a
-/// sentence.
+/// Cleans up the WikiHow half of HellaSwag like the harness: removes surrounding white space,
+/// "[...]" within a line, and double spaces. Replaces " [title]" with ". ".
 std::string cleaned(std::string text) {
   text.erase(0, std::min(text.find_first_not_of(kSpaces), text.size()));
   text.erase(text.find_last_not_of(kSpaces) + 1);
@@ -106,7 +105,7 @@ Json parse_line(std::string_view line, const std::string& where) {
   try {
     return parse_json(line, "line");
   } catch (const Error& error) {
-    // Replaces the "line:1" in "line:1:COLUMN: ..." with the position in the file.
+    // Replaces the "line:1" in the parser's "line:1:COLUMN: ..." with the file and line number.
     throw Error(where + std::string(error.what()).substr(std::string_view("line:1").size()),
                 ExitCode::data);
   }

@@ -81,7 +81,7 @@ class DocumentSum {
   const Scorer& scorer_;
   TextScore score_;
   at::Tensor tokens_, ids_, ends_;  // ends_: whether each target is an end-of-text id
-  int64_t row_ = 0, column_ = 0;    // start of the next window
+  int64_t row_ = 0, column_ = 0;    // where the next window starts
   int64_t windows_ = 0;
 };
 
@@ -89,7 +89,8 @@ int64_t byte_count(const Tokenizer& tokenizer, int64_t id) {
   return std::ssize(tokenizer.token_bytes(int32_t(id)));
 }
 
-/// Rejects files prepared with a different tokenizer, because their ids stand for different text.
+/// Rejects files prepared with a different tokenizer, because their ids stand for different
+/// strings.
 void check_header(const TokenFile& file, const Tokenizer* tokenizer) {
   const std::string& digest = file.header().tokenizer;
   if (tokenizer && !digest.empty() && digest != tokenizer->digest())

@@ -23,7 +23,7 @@ void add_bytes(TextScore& score, Model& model, const Tokenizer& tokenizer, const
     if (ids[i] >= 0) *score.bytes += std::ssize(tokenizer.token_bytes(int32_t(ids[i])));
 }
 
-/// The loss on the run's validation rows, bit-identical to the loss that the run reported.
+/// Computes the loss on the run's validation rows, bit-identical to the loss that the run reported.
 TextScore score_validation(LoadedModel& loaded, Plugins& plugins) {
   const Experiment& experiment = loaded.experiment;
   if (std::filesystem::exists(loaded.stored.path / "config.json"))

@@ -1,4 +1,4 @@
-// Shared by the implementations of the evaluations.
+// Declarations shared by the evaluations of text, shards and multiple-choice questions.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -7,15 +7,16 @@
 
 namespace dsv3::eval {
 
-/// The model and the limits of an evaluation.
+/// The model to evaluate, and the evaluation's limits.
 struct Scorer {
   Model& model;
   const Tokenizer* tokenizer;  ///< null: the model has none
   int64_t sequence, batch, limit;
 
-  /// Throws if there is no tokenizer. `what` says what needs one, for the message.
+  /// Returns the tokenizer. Throws if there is none; `what` is the name of the input that needs it.
   const Tokenizer& required_tokenizer(const std::string& what) const;
-  /// Throws if the model has no such id. `where` describes where the id comes from.
+  /// Throws if `id` is outside the model's vocabulary. `where` is its source, for the error
+  /// message.
   void check_id(int64_t id, const std::string& where) const;
   bool enough(int64_t done) const { return limit > 0 && done >= limit; }
 };

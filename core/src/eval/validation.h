@@ -6,8 +6,8 @@
 
 namespace dsv3 {
 
-/// Returns `train.micro_batch`, or a rank's whole batch for `auto`. Throws if it does not divide
-/// the batch.
+/// Returns `train.micro_batch`, or for `auto` the number of sequences per rank and step. Throws if
+/// it does not divide that number.
 int64_t micro_batch_of(const TrainOptions& train, int64_t world);
 
 /// Creates a loader that prefetches training batches on a thread and loads validation batches on

@@ -13,8 +13,8 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
-/// Returns the requested format, or the first one that can express the model, with its name. If
-/// there is none, throws an error that lists each format's reasons.
+/// Returns the requested format, or the first one that can express the model, and its name. Throws
+/// an error that lists each format's reasons if none can.
 std::pair<std::string, std::shared_ptr<Format>> choose_format(const std::string& requested,
                                                               const ModelDescription& model,
                                                               Plugins& plugins) {
@@ -69,7 +69,7 @@ Sidecar sidecar_of(const LoadedModel& loaded, const Format& format, const Json& 
   return sidecar;
 }
 
-/// A model's values [rows, columns] by name.
+/// A model's parameters and buffers by name, as matrices [rows, columns].
 using Weights = std::map<std::string, at::Tensor>;
 
 Weights weights_of(const Model& model) {
@@ -177,7 +177,7 @@ std::string dtype_word(at::ScalarType dtype) {
 void write_texts(const stdfs::path& folder, const LoadedModel& loaded, Json config,
                  const std::string& dtype, const TokenIds& ids) {
   config["dtype"] = dtype;
-  config["torch_dtype"] = dtype;  // the key's name before transformers 5
+  config["torch_dtype"] = dtype;  // name of this field before transformers 5
   fs::write_atomically(folder / "config.json", config.dump(2) + "\n");
   Json generation = Json::object();
   if (ids.bos >= 0) generation["bos_token_id"] = ids.bos;
@@ -203,8 +203,8 @@ std::vector<std::string> notes_of(const LoadedModel& loaded, const ModelDescript
   return notes;
 }
 
-/// Returns the folder's tokenizer. Returns null and adds a note if dsv3 cannot read it or the
-/// folder has none.
+/// Returns the folder's tokenizer. If the folder has none or dsv3 cannot read it, adds a note and
+/// returns null.
 std::shared_ptr<const Tokenizer> tokenizer_of(const Experiment& experiment, Plugins& plugins,
                                               std::vector<std::string>& notes) {
   if (experiment.tokenizer.plugin.empty()) {

@@ -89,7 +89,7 @@ std::vector<ComponentDescription*> components_of(const ConventionKey& key,
   return found;
 }
 
-/// Converts a convention's text to the type of its option.
+/// Converts the text of a convention's value to its option's type.
 OptionValue typed_value(const std::string& text, OptionType type) {
   if (type == OptionType::boolean) return text == "true";
   if (type == OptionType::integer) return int64_t(std::stoll(text));

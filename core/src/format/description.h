@@ -8,8 +8,8 @@
 
 namespace dsv3 {
 
-/// The parts of a key in Experiment::conventions: "<kind>.<plugin>.<option>", followed by " (layers
-/// 2-11)" if it applies only to some layers. The parts are empty if the key has a different form.
+/// A parsed key of Experiment::conventions: "<kind>.<plugin>.<option>", followed by " (layers
+/// 2-11)" if it applies only to some layers. All strings are empty if the key has a different form.
 struct ConventionKey {
   std::string kind, plugin, option;
   size_t first_layer = 0, last_layer = SIZE_MAX;
@@ -24,11 +24,11 @@ std::set<std::string> add_shapes(ModelDescription& model, const Experiment& expe
 /// rows.
 ModelDescription describe_model(const Experiment& experiment, int64_t vocab, Plugins& plugins);
 
-/// Whether `model` sets the option that a convention's key (in Experiment::conventions) refers to.
+/// Whether `model` sets the option to which `key`, a key of Experiment::conventions, refers.
 bool set_by_description(const ModelDescription& model, const std::string& key);
-/// Sets the option that a convention's key refers to, unless it already has a value or no component
-/// has it. Ignores keys of the core ("model.norm.place"). Keys for some layers
-/// ("feed_forward.moe.score (layers 2-11)") must come before those for all other layers.
+/// Sets the option to which `key` refers, unless it already has a value or no component has it.
+/// Ignores core keys such as "model.norm.place". Keys for some layers ("feed_forward.moe.score
+/// (layers 2-11)") must come before those for all other layers.
 void set_convention(ModelDescription& model, const std::string& key, const std::string& value,
                     Plugins& plugins);
 

@@ -78,12 +78,14 @@ class Assembly {
       if (!place.copy) put(place);
     for (const auto& [name, piece] : pieces_)
       if (!piece.filled.all().item<bool>())
-        throw Error("the format does not fill all rows of '" + name + "'", ExitCode::plugin);
+        throw Error("the format assigns no values to some rows of '" + name + "'",
+                    ExitCode::plugin);
     for (const TensorPlace& place : places)
       if (place.copy) compare(place);
   }
 
-  /// Adds views with the same names as in a checkpoint, and the tensors that own their memory.
+  /// Adds the tensors to `stored` under the same names as in a checkpoint, and keeps their memory
+  /// alive there.
   void store(StoredModel& stored, const std::set<std::string>& buffers) {
     auto hosts = std::make_shared<std::vector<at::Tensor>>();
     for (auto& [name, piece] : pieces_)
@@ -100,7 +102,8 @@ class Assembly {
     at::Tensor filled;  // bool [rows]
   };
 
-  /// Requires all tensors in `places`, with the right shapes, and no others.
+  /// Requires the folder to contain the tensors in `places` with the right shapes, and no others.
+  /// Copies may be missing.
   void check_files(const std::vector<TensorPlace>& places) const {
     std::vector<std::string> missing, unexpected;
     std::set<std::string> known;
@@ -112,7 +115,7 @@ class Assembly {
       if (!known.contains(name)) unexpected.push_back(name);
     if (!missing.empty()) damaged(folder_, "lacks the tensors " + name_list(missing));
     if (!unexpected.empty())
-      damaged(folder_, "has tensors that config.json's architecture does not have: " +
+      damaged(folder_, "has tensors that are not part of config.json's architecture: " +
                            name_list(unexpected));
     for (const TensorPlace& place : places)
       if (!place.copy) view_of(place);
@@ -157,7 +160,8 @@ class Assembly {
     }
   }
 
-  /// Rejects a copy with different values, which would otherwise be lost silently.
+  /// Rejects a stored copy that differs from its original, because importing the model would
+  /// silently discard the copy.
   void compare(const TensorPlace& place) {
     if (!files_.tensors().contains(place.name)) return;
     const at::Tensor values = values_of(view_of(place), place.name, folder_);
@@ -172,7 +176,8 @@ class Assembly {
   std::map<std::string, Piece> pieces_;
 };
 
-/// By default, transformers declares one MTP module even in a folder that has none.
+/// Whether the folder lacks the weights of all MTP modules that config.json declares. By default,
+/// transformers declares one MTP module even in a folder that has none.
 bool lacks_mtp(const std::vector<TensorPlace>& places, int64_t layers,
                const std::map<std::string, safetensors::View>& tensors) {
   bool any = false;
@@ -209,7 +214,7 @@ ExperimentRequest request_of(ModelDescription model, const std::string& name,
                              const stdfs::path& tokenizer, const Sidecar& sidecar,
                              Plugins& plugins) {
   std::vector<Setting> conventions;
-  // In reverse order, so that keys for some layers come before those for all other layers.
+  // In reverse order, so that conventions for some layers come before those for all other layers.
   for (auto entry = sidecar.conventions.rbegin(); entry != sidecar.conventions.rend(); ++entry)
     if (entry->first.starts_with("model.") && !set_by_description(model, entry->first))
       conventions.push_back({entry->first, entry->second, "dsv3.json of " + name});
@@ -320,7 +325,7 @@ StoredModel read_folder(const stdfs::path& folder, Plugins& plugins,
   ModelDescription model = call(*format, "describe", [&](const Format& f) {
     try {
       return f.describe(without_common_fields(config));
-    } catch (const Error& error) {  // an error in the file, not in the plugin
+    } catch (const Error& error) {  // this is an error in the file, not in the plugin
       throw NamedError(file.string() + ": " + error.what(), error.code());
     }
   });

@@ -11,8 +11,8 @@ namespace dsv3 {
 /// same meaning in every architecture, and those that do not affect a model's values.
 Json without_common_fields(Json config);
 
-/// dsv3.json, which is stored next to an exported config.json for values that config.json cannot
-/// express.
+/// The content of dsv3.json, a file next to an exported config.json with everything that
+/// config.json cannot express.
 struct Sidecar {
   std::map<std::string, std::string> conventions;  ///< see Experiment::conventions; empty = no file
   std::set<std::string> tokenizers;                ///< see StoredModel::tokenizers
@@ -21,7 +21,8 @@ struct Sidecar {
 
 inline constexpr const char* kSidecarName = "dsv3.json";
 
-/// Empty if the folder has no sidecar. Throws dsv3::Error (ExitCode::checkpoint) if it is damaged.
+/// Returns an empty Sidecar if the folder has none. Throws dsv3::Error (ExitCode::checkpoint) if it
+/// is damaged.
 Sidecar read_sidecar(const std::filesystem::path& folder);
 std::string sidecar_text(const Sidecar& sidecar);
 
@@ -55,7 +56,7 @@ class FolderTensors {
 /// for a contiguous range.
 at::Tensor row_index(const TensorPlace& place);
 
-/// Returns the `count` rows of `source` [rows, ...] that `place` refers to.
+/// Returns the `count` rows of `source` [rows, ...] that `place` selects.
 at::Tensor select_rows(const at::Tensor& source, const TensorPlace& place, int64_t count);
 
 }  // namespace dsv3

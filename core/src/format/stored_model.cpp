@@ -12,7 +12,8 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
-/// An imported model may have several tokenizers, which produce the same ids.
+/// Reads a checkpoint's tokenizer digests. An imported model may have several tokenizers, all of
+/// which produce the same ids.
 std::set<std::string> digests_of(const Json& tokenizer) {
   if (tokenizer.is_null()) return {};
   if (tokenizer.is_string()) return {tokenizer.get<std::string>()};
@@ -55,15 +56,16 @@ Experiment experiment_of(const StoredModel& stored, const LoadRequest& request, 
                           request.tokenizer.empty() ? stored.path.string() : "--tokenizer"});
   }
   Experiment experiment = stored.experiment ? *stored.experiment : stored.load(plugins, settings);
-  // The model may have been trained on a different machine.
+  // Override the device and precision, because the model may have been trained on a different
+  // machine.
   set_machine(experiment, request.device, request.precision, "command line");
   if (!request.keep_threads) experiment.train.threads.reset();
   resolve_machine(experiment);
   return experiment;
 }
 
-/// Number of rows in the stored embedding. `model.vocab: auto` would need the tokenizer, which may
-/// be missing.
+/// Number of rows in the stored embedding. Resolving `model.vocab: auto` would need the tokenizer,
+/// which may be missing.
 int64_t vocab_of(const StoredModel& stored) {
   const auto found = stored.tensors.find("model/embedding.weight");
   if (found == stored.tensors.end() || found->second.shape.size() != 2)
@@ -87,7 +89,7 @@ std::shared_ptr<const Tokenizer> tokenizer_of(const StoredModel& stored,
   return tokenizer;
 }
 
-/// Casts the weights that do not need fp32.
+/// Casts all weights to `dtype`, except those that must stay in fp32.
 void cast_weights(Model& model, at::ScalarType dtype) {
   if (dtype == at::kFloat) return;
   for (const Parameter& parameter : model.store().parameters())

@@ -7,13 +7,13 @@
 
 namespace dsv3 {
 
-/// Runs MTP modules and keeps their inputs from one round to the next. Module k computes the logits
-/// of token t + k + 2 from token t + k + 1 and the hidden state of module k - 1 (of the main model
-/// for k = 0) at position t. Its own hidden state at position t is final once token t + k + 1 has
-/// been accepted.
+/// Runs MTP modules and keeps their inputs between rounds of generation. Module k computes the
+/// logits of token t + k + 2 from token t + k + 1 and the hidden state of module k - 1 (of the main
+/// model for k = 0) at position t. Its own hidden state at position t is final once token t + k + 1
+/// has been accepted.
 class Drafter {
  public:
-  /// Stores references to `model` and `caches`.
+  /// Keeps references to `model` and `caches`.
   Drafter(Model& model, std::vector<KvCache>& caches, size_t layers, int64_t rows)
       : model_(model),
         caches_(caches),
@@ -22,13 +22,13 @@ class Drafter {
         inputs_(size_t(rows), std::vector<Input>(depth_)) {}
   size_t depth() const { return depth_; }
 
-  /// Adds the main model's hidden states [n, D] for a row's next positions.
+  /// Appends the main model's hidden states [n, D] for the next positions in a row.
   void add(size_t row, const at::Tensor& hidden) { inputs_[row][0].append(hidden); }
-  /// Runs a module on the new positions of `rows` whose tokens are in `texts` (one entry per cache
-  /// row), except for the last `without` tokens of each row. Returns the logits of the last
-  /// position, [.., V] on the CPU, one for each row in `ran`.
+  /// Runs a module on all new positions of `rows` whose tokens are in `texts` (one entry per cache
+  /// row), except for the last `without` tokens in each row. Returns the logits of the last
+  /// position, [.., V] on the CPU, for each row in `ran`.
   struct Drafted {
-    std::vector<size_t> ran;  ///< rows that had new positions
+    std::vector<size_t> ran;  ///< rows with new positions
     at::Tensor logits;
   };
   Drafted run(size_t module, const std::vector<size_t>& rows,
@@ -62,10 +62,10 @@ class Drafter {
     }
     return result;
   }
-  /// Discards everything that depends on a row's tokens from index `tokens` on. `positions` is the
-  /// number of final positions in the main model.
+  /// Discards everything computed from a row's tokens at index `tokens` and later. `positions` is
+  /// the number of positions for which the main model's hidden states are final.
   void settle(size_t row, int64_t tokens, int64_t positions) {
-    int64_t known = positions;  // number of final positions in the module's input
+    int64_t known = positions;  // number of positions at which the module's input is final
     for (size_t k = 0; k < depth_; ++k) {
       KvCache& cache = caches_[layers_ + k];
       const int64_t final = std::max<int64_t>(tokens - int64_t(k) - 1, 0);
@@ -84,7 +84,7 @@ class Drafter {
   }
 
  private:
-  /// A module's input for one row, at positions [first, first + hidden.size(0)).
+  /// A module's input hidden states in one row, for positions [first, first + hidden.size(0)).
   struct Input {
     int64_t first = 0;
     at::Tensor hidden;
@@ -96,7 +96,7 @@ class Drafter {
       if (!hidden.defined()) return;
       begin = std::clamp(begin, first, end());
       last = std::clamp(last, begin, end());
-      // Cloned, so that the memory of the rest can be freed.
+      // Clone the slice, so that the rest of the memory can be freed.
       hidden = hidden.narrow(0, begin - first, last - begin).clone();
       first = begin;
     }

@@ -37,8 +37,8 @@ void check(const std::vector<Prompt>& prompts, int64_t vocab) {
   }
 }
 
-/// A sequence in progress. The main model's cache contains its tokens except for the last one and
-/// the drafts.
+/// A sequence that is being generated. The main model's cache contains all its tokens except the
+/// last one and the drafts.
 struct Slot {
   size_t prompt;
   Random random;
@@ -92,13 +92,13 @@ class Run {
   }
 
   int64_t cached(size_t s) const { return caches_[0].lengths()[s]; }
-  /// Length of a sequence, excluding drafts.
+  /// Length of a sequence, without drafts.
   size_t known(size_t s) const { return texts_[s].size() - slots_[s]->drafts.size(); }
   int64_t remaining(size_t s) const {
     return options_.tokens - int64_t(result_.texts[slots_[s]->prompt].ids.size());
   }
 
-  /// Adds the next `count` tokens of a sequence that are not yet in the cache.
+  /// Appends the next `count` uncached tokens of a sequence to `added`.
   void add_tokens(NewTokens& added, size_t s, int64_t count) const {
     const auto begin = texts_[s].begin() + cached(s);
     added.counts[s] = count;
@@ -166,7 +166,7 @@ class Run {
                         options_.sampling);
   }
 
-  /// Returns fp32 logits on the CPU for each sequence's last known token and its drafts.
+  /// Returns fp32 logits on the CPU for each sequence's last known token and for its drafts.
   at::Tensor forward(const std::vector<size_t>& active) {
     NewTokens added{{}, std::vector<int64_t>(texts_.size()), {}};
     for (const size_t s : active) add_tokens(added, s, std::ssize(texts_[s]) - cached(s));
@@ -186,8 +186,8 @@ class Run {
     return at::stack(last);
   }
 
-  /// Verifies a sequence's drafts and adds a token. `first` is the sequence's first row in
-  /// `logits`. Returns the first row of the next sequence.
+  /// Verifies a sequence's drafts and adds a token. `first` is the first row for this sequence in
+  /// `logits`. Returns the first row for the next sequence.
   int64_t choose(size_t s, const at::Tensor& logits, int64_t first) {
     Slot& slot = *slots_[s];
     std::vector<int32_t>& text = texts_[s];
@@ -214,8 +214,9 @@ class Run {
     return first + int64_t(drafts) + 1;
   }
 
-  /// Removes rejected drafts from the caches and keeps the first `accepted` tokens of the
-  /// sequence's last forward pass. The sequence's rows in hidden_ start at `first`.
+  /// Removes rejected drafts from the caches and passes the hidden states of the first `accepted`
+  /// tokens in the last forward pass to the drafter. `first` is the sequence's first row in
+  /// hidden_.
   void settle(size_t s, int64_t first, int64_t accepted) {
     const int64_t length = int64_t(texts_[s].size());
     for (size_t i = 0; i < layers_; ++i) caches_[i].truncate(int64_t(s), length);

@@ -22,7 +22,7 @@ size_t open_stop(const std::string& text, const std::string& stop) {
   return 0;
 }
 
-/// Replaces bytes that are not UTF-8, which a model may generate, by U+FFFD.
+/// Replaces bytes that are not valid UTF-8, which a model may generate, with U+FFFD.
 std::string valid_utf8(const std::string& text) {
   return Json::parse(Json(text).dump(-1, ' ', false, Json::error_handler_t::replace));
 }
@@ -48,7 +48,7 @@ std::string TextStream::add(int32_t id) {
   size_t back = open_character(held_);
   for (const std::string& stop : stops_) back = std::max(back, open_stop(held_, stop));
   std::string certain = held_.substr(0, held_.size() - back);
-  // Avoids splitting the character before a possible stop string.
+  // Do not split the character before a possible stop string.
   certain.resize(certain.size() - open_character(certain));
   held_.erase(0, certain.size());
   return valid_utf8(certain);

@@ -16,7 +16,7 @@ at::Tensor on(at::Device device, const std::vector<int64_t>& values) {
   return at::tensor(values, at::kLong).to(device);
 }
 
-/// Announces the new tokens to caches [first, last) and returns their positions.
+/// Prepares caches [first, last) for the new tokens and returns the tokens' positions.
 Sequence expect_tokens(const NewTokens& added, std::vector<KvCache>& caches, size_t first,
                        size_t last, at::Device device) {
   std::vector<int64_t> positions;

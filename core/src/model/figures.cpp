@@ -10,7 +10,7 @@
 namespace dsv3 {
 namespace {
 
-/// The table row in which a parameter is counted.
+/// The row of the parameter table in which a parameter is counted.
 std::string part_of(const Parameter& parameter, int64_t layers) {
   const std::string& name = parameter.name;
   if (parameter.spec.role == Role::embedding) return "embedding";
@@ -26,14 +26,15 @@ int64_t saved_values(const Model& model, const Experiment& experiment) {
   const int64_t sequence = experiment.train.sequence, layers = experiment.model.layers;
   int64_t sum = 0, largest = 0;
   for (size_t i = 0; i < model.attention().size(); ++i) {
-    // Besides the sublayers' values, the inputs of both norms and of both sublayers are saved.
+    // The inputs of both norms and of both sublayers are saved in addition to the sublayers'
+    // values.
     int64_t block = checked::number(*model.attention()[i], "saved_values_per_token",
                                     &Attention::saved_values_per_token, sequence) +
                     checked::number(*model.feed_forward()[i], "saved_values_per_token",
                                     &FeedForward::saved_values_per_token) +
                     4 * hidden;
     if (int64_t(i) >= layers)
-      block += 6 * hidden;  // two more norms, the joined input, the final norm
+      block += 6 * hidden;  // for two more norms, the concatenated input and the final norm
     sum += block;
     largest = std::max(largest, block);
   }

@@ -15,11 +15,11 @@
 namespace dsv3 {
 namespace {
 
-/// maximum size of the fp32 logits in token_losses: 64 MiB
+/// maximum number of fp32 logits that token_losses has in memory at once (64 MiB)
 constexpr int64_t kLogitsAtOnce = int64_t{16} << 20;
 
-/// Inputs of MTP module `ahead` - 1: the tokens `ahead` positions later, with zeros past the end of
-/// the row.
+/// Input tokens of MTP module `ahead` - 1: the tokens `ahead` positions later, with zeros past the
+/// end of the row.
 at::Tensor tokens_ahead(const at::Tensor& tokens, int64_t ahead) {
   const int64_t length = tokens.size(1) - 1, count = std::max<int64_t>(length + 1 - ahead, 0);
   if (count == length) return tokens.narrow(1, ahead, length);
@@ -134,7 +134,8 @@ LossParts Model::loss(const Batch& batch, const LossScale& scale, bool recompute
   seq.recompute = recompute;
   seq.aux_scale = 1.0 / double(std::max<int64_t>(scale.sequences, 1));
 
-  // {loss * factor / divisor, plain / divisor} for the tokens `ahead` + 1 positions after x.
+  // {loss * factor / divisor, plain / divisor} for predicting the token `ahead` + 1 positions after
+  // each position of x.
   const auto entropy = [&](const at::Tensor& x, int64_t ahead, double factor, double divisor) {
     divisor = std::max(divisor, 1.0);  // 0 instead of NaN if there is no valid target
     const at::Tensor& targets = moved.targets[ahead];
@@ -230,7 +231,7 @@ at::Tensor Model::mtp_logits(const at::Tensor& tokens) {
   const Parts& parts = *parts_;
   const int64_t length = tokens.size(1);
   const bool normed = parts.experiment.mtp.input == "normed";
-  // Appends a placeholder token for rows [B, T + 1] as in training. Its logits become NaN below.
+  // Append a placeholder token to get rows [B, T + 1] as in training. Its logits become NaN below.
   Batch batch;
   batch.tokens = at::cat({tokens, at::zeros_like(tokens.narrow(1, 0, 1))}, 1).to(parts.device);
   const Sequence seq = to_device(batch, 0, parts.device).seq;

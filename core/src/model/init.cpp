@@ -9,14 +9,14 @@
 namespace dsv3 {
 namespace {
 
-/// FNV-1a hash, which gives every parameter name its own range of counters.
+/// FNV-1a hash of a parameter's name, which selects the parameter's stream of random numbers.
 uint64_t hash_of(const std::string& name) {
   uint64_t hash = 14695981039346656037ull;
   for (const unsigned char c : name) hash = (hash ^ c) * 1099511628211ull;
   return hash;
 }
 
-/// Box-Muller: two normal numbers from two uniform ones.
+/// Box-Muller transform: two normally distributed numbers from two uniformly distributed ones.
 inline void normal_pair(uint32_t a, uint32_t b, float* out) {
   constexpr float step = 0x1p-32f;
   const float radius = std::sqrt(-2 * std::log((float(a) + 0.5f) * step));

@@ -10,7 +10,7 @@
 namespace dsv3 {
 namespace {
 
-/// Layers with the same rotary width share one position object.
+/// Layers with the same rotary width share one Position object.
 std::function<std::shared_ptr<Position>(int64_t)> shared_positions(const ModelFactory& factory,
                                                                    int64_t sequence) {
   auto positions = std::make_shared<std::map<int64_t, std::shared_ptr<Position>>>();
@@ -114,7 +114,7 @@ Model::Model(const Experiment& experiment, int64_t vocab, const ModelFactory& fa
                               : parts.trunk->parameter("head.weight", {vocab, options.hidden},
                                                        {.role = Role::head});
   });
-  // The backward of an embedding lookup does not read the table.
+  // The backward pass of an embedding lookup does not read the table.
   parts.units.front().needed_in_backward = parts.tied();
 }
 

@@ -8,7 +8,7 @@
 namespace dsv3 {
 namespace {
 
-/// int64 [B, T]: 1 where an id differs from the one before it in the row, else 0.
+/// int64 [B, T]: 1 where a document id differs from the previous one in the row, else 0.
 at::Tensor changes_of(const at::Tensor& document_ids) {
   const int64_t length = document_ids.size(1);
   const at::Tensor changes = at::zeros_like(document_ids);
@@ -18,7 +18,7 @@ at::Tensor changes_of(const at::Tensor& document_ids) {
   return changes;
 }
 
-/// int64 [B, T]: index of the document, counted from 0 in each row.
+/// int64 [B, T]: index of each token's document within its row, from 0.
 at::Tensor runs_of(const at::Tensor& document_ids) {
   return changes_of(document_ids).cumsum(1);
 }

@@ -10,18 +10,18 @@ namespace dsv3 {
 
 using Tensors = std::vector<at::Tensor>;
 
-/// `repeated` is true when backward reruns the function.
+/// `repeated` is true when the backward pass reruns the function.
 using Recomputable = std::function<Tensors(const Tensors& inputs, bool repeated)>;
 
 /// Activation checkpointing: saves the inputs of `fn` instead of its activations and returns
-/// fn(inputs). Backward reruns fn and differentiates it; gradients of fn's parameters accumulate in
-/// this nested backward. Bit-identical to fn(inputs) if fn is deterministic.
+/// fn(inputs). The backward pass reruns fn and differentiates it; gradients of fn's parameters
+/// accumulate in this nested backward pass. Bit-identical to fn(inputs) if fn is deterministic.
 Tensors run_recomputed(Recomputable fn, const Tensors& inputs);
 
 /// One decoder layer: x + attention(norm(x)), then x + feed_forward(norm(x)); `model.norm.place`
-/// moves the norms. Parameters: <prefix>.attention_norm, .attention.*, .feed_forward_norm,
-/// .feed_forward.*, and .attention_post_norm, .feed_forward_post_norm where norms follow the
-/// sublayers.
+/// changes where the norms are. Parameters: <prefix>.attention_norm, .attention.*,
+/// .feed_forward_norm, .feed_forward.*, and .attention_post_norm, .feed_forward_post_norm where
+/// norms follow the sublayers.
 class Block : public Component {
  public:
   /// `context.prefix` is e.g. "layers.3".
@@ -64,7 +64,7 @@ class MtpModule : public Component {
   RmsNorm final_norm_;
 };
 
-/// A unit of the strategy interface: parameters [first, last) of the store.
+/// Parameters [first, last) of the store, which a strategy shards and gathers together.
 struct Unit {
   std::string name;
   size_t first = 0, last = 0;
@@ -72,14 +72,14 @@ struct Unit {
   int index = 0;  ///< what Strategy::adopt returned
 };
 
-/// Owns the parameters outside of layers.
+/// Owns the parameters that belong to no layer.
 class Trunk : public Component {
  public:
   explicit Trunk(const LayerContext& context) : Component(context) {}
 };
 
 struct Model::Parts {
-  Experiment experiment;  // options model, norm, loss, init and mtp
+  Experiment experiment;  // only the options model, norm, loss, init and mtp
   int64_t vocab = 0;
   at::Device device = at::kCPU;
   std::shared_ptr<ParameterStore> store = std::make_shared<ParameterStore>();
@@ -88,7 +88,7 @@ struct Model::Parts {
   std::vector<std::unique_ptr<Block>> blocks;
   std::vector<std::unique_ptr<MtpModule>> mtp;
   RmsNorm final_norm;
-  at::Tensor head;  // [V, D]; the embedding if tied
+  at::Tensor head;  // [V, D]; the embedding if the weights are tied
   std::vector<std::shared_ptr<Attention>> attention;
   std::vector<std::shared_ptr<FeedForward>> feed_forward;
   std::vector<Unit> units;  // embedding, blocks, MTP modules, head
@@ -107,12 +107,13 @@ struct Model::Parts {
 
   /// Embeds tokens [B, T] on the device to [B, T, D].
   at::Tensor embed(const at::Tensor& tokens) const;
-  /// Embedding and all blocks: [B, T] -> [B, T, D] before the norm. `caches`: one per block, or
-  /// null.
+  /// Runs the embedding and all blocks: tokens [B, T] -> hidden states [B, T, D] before the final
+  /// norm. `caches`: one per block, or null.
   at::Tensor hidden(const at::Tensor& tokens, const Sequence& seq,
                     std::vector<KvCache>* caches = nullptr) const;
-  /// Runs MTP module k on the tokens k + 1 ahead [B, T] and the previous `hidden` [B, T, D].
-  /// Returns {hidden after its final norm} and, if `need_raw`, the hidden before the norm.
+  /// Runs MTP module k on tokens [B, T], which are k + 1 positions ahead, and the previous `hidden`
+  /// [B, T, D]. Returns the hidden state after the module's final norm and, if `need_raw`, the one
+  /// before it.
   Tensors mtp_hidden(size_t k, const at::Tensor& tokens, at::Tensor hidden, const Sequence& seq,
                      bool need_raw) const;
   /// Calls `use`, which computes `outputs` from `inputs`, between the strategy's enter and leave

@@ -59,7 +59,7 @@ Tensors run_recomputed(Recomputable fn, const Tensors& inputs) {
     const at::NoGradGuard no_grad;
     outputs = fn(inputs, false);
   }
-  // Adds a node even if no input requires a gradient, because fn's parameters may.
+  // Always add a node, because fn's parameters may require gradients even if no input does.
   std::shared_ptr<RecomputeBackward> node(new RecomputeBackward, torch::autograd::deleteNode);
   node->set_next_edges(torch::autograd::collect_next_edges(inputs));
   for (const at::Tensor& input : inputs) node->saved.emplace_back(input, false);

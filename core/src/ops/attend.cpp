@@ -10,7 +10,7 @@
 namespace dsv3 {
 namespace {
 
-// bool [1, 1, T, S] mask for queries that are the last T of S tokens.
+// bool [1, 1, T, S] causal mask for queries that are the last T of S tokens.
 at::Tensor end_mask(int64_t queries, int64_t keys, const at::Tensor& like) {
   return at::ones({1, 1, queries, keys}, like.options().dtype(at::kBool)).tril_(keys - queries);
 }
@@ -29,9 +29,9 @@ at::Tensor plain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   return at::matmul(weights.to(v.scalar_type()), values);
 }
 
-// Flash attention on a CPU requires equal head dimensions. Zeros appended to q and k do not change
-// the scores, and zeros appended to v add columns that are cut off. This is less work than
-// computing all scores, and its memory is linear in T.
+// Flash attention on a CPU requires q, k and v to have the same head dimension. Zeros appended to q
+// and k do not change the scores, and zeros appended to v add columns that are cut off. This is
+// less work than computing all scores, and its memory is linear in T.
 at::Tensor fused(at::Tensor q, at::Tensor k, at::Tensor v, const at::Tensor& mask, bool causal,
                  double scale) {
   const int64_t key_dim = q.size(3), value_dim = v.size(3);
@@ -74,8 +74,8 @@ bool has_kernel_for_documents(const at::Tensor& q, const at::Tensor& v, const Se
          seq.packing->boundaries().defined();
 }
 
-// Decoding: the query heads that share a key head become rows of one matrix product. q [B, T, H,
-// Dk] -> [B, Hk, T * G, Dk], mask [1, 1, T, S] -> [1, 1, T * G, S].
+// Attention during decoding: the query heads that share a key head become rows of one matrix
+// product. q [B, T, H, Dk] -> [B, Hk, T * G, Dk], mask [1, 1, T, S] -> [1, 1, T * G, S].
 at::Tensor decode(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
   const int64_t batch = q.size(0), length = q.size(1), heads = q.size(2), key_heads = k.size(2);
   const int64_t groups = heads / key_heads;

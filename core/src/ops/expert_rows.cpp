@@ -1,5 +1,5 @@
-// gather_rows and sum_rows are each other's backward operation. Both write each element once, in a
-// fixed order.
+// gather_rows and sum_rows are each other's backward operation. Both write each output element
+// once, in a fixed order.
 #include <cstring>
 
 #include <ATen/ATen.h>
@@ -93,7 +93,7 @@ struct SumFunction : torch::autograd::Function<SumFunction> {
   }
 };
 
-// Stable counting sort: one pass counts, a second one assigns rows.
+// Stable counting sort: the first pass counts each expert's tokens, the second one assigns rows.
 ExpertRows counting_sort(const at::Tensor& chosen, int64_t experts) {
   const at::Tensor flat = chosen.contiguous();
   const int64_t total = flat.numel();

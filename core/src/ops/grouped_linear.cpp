@@ -53,7 +53,7 @@ void run(const std::vector<Task>& tasks, bool on_cpu, const Body& body) {
   }
   std::atomic<size_t> next{0};
   at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
-    // Autograd is enabled in worker threads and would track views of shared tensors.
+    // Autograd is enabled in worker threads and would otherwise track views of shared tensors.
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     for (size_t i; (i = next++) < tasks.size();) body(tasks[i]);
   });
@@ -70,7 +70,7 @@ at::Tensor products(const at::Tensor& x, const at::Tensor& matrices,
   return y;
 }
 
-// dy [N, M] and x [N, K] -> [E, M, K]. If there are few groups, each is split in two along M.
+// dy [N, M] and x [N, K] -> [E, M, K]. If there are few groups, splits each of them in two along M.
 at::Tensor weight_gradient(const at::Tensor& dy, const at::Tensor& x,
                            const std::vector<Task>& groups) {
   const int64_t height = dy.size(1), count = static_cast<int64_t>(groups.size());
@@ -114,7 +114,7 @@ struct GroupedLinearFunction : torch::autograd::Function<GroupedLinearFunction> 
   }
 };
 
-// Per-group products and one concatenation, differentiated by LibTorch.
+// One matrix product per group and a concatenation, differentiated by LibTorch.
 at::Tensor plain(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& ends) {
   std::vector<at::Tensor> parts;
   for (const Task& group : groups_of(ends))

@@ -1,7 +1,7 @@
-// Shared by the fused operators: conditions for the CPU loops, dispatch by type, and short vectors
-// in the compiler's vector extension, so that one source serves every instruction set. Kernels are
-// marked DSV3_CLONES: the loader picks AVX-512, AVX2 or baseline code. This does not work with
-// ThreadSanitizer, which is not yet initialised at that time.
+// Shared by the fused operators: conditions for the CPU loops, dispatch by dtype, and short vectors
+// that use the compiler's vector extension, so that one source serves every instruction set.
+// Kernels are marked DSV3_CLONES: the loader picks AVX-512, AVX2 or baseline code. This does not
+// work with ThreadSanitizer, which is not yet initialised when the loader picks the code.
 #pragma once
 
 #include <cmath>
@@ -17,7 +17,7 @@
 #else
 #define DSV3_CLONES
 #endif
-// Everything that a kernel calls must be inlined into it. Otherwise it runs baseline code.
+// Everything that a kernel calls must be inlined into the kernel, or else baseline code runs.
 #define DSV3_ALWAYS_INLINE __attribute__((always_inline))
 #define DSV3_INLINE inline DSV3_ALWAYS_INLINE
 
@@ -115,7 +115,7 @@ DSV3_INLINE Vec<T> rounded(const Vec<T>& value) {
   return value;
 }
 
-/// Sum of all lanes in a fixed order.
+/// Sum of all lanes, added in a fixed order.
 template <class T>
 DSV3_INLINE Scalar<T> sum(const Vec<T>& lanes) {
   Vec<T> value = lanes;
@@ -138,7 +138,7 @@ DSV3_INLINE Math<float>::Vec exp(const Math<float>::Vec& value) {
   using V = Math<float>::Vec;
   V x = value > 88.0f ? V{} + 88.0f : value;
   x = x < -87.0f ? V{} - 87.0f : x;
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  const float magic = 12582912.0f;  // 1.5 * 2^23; x + magic has round(x) in its low bits
   const V shifted = x * 1.44269504f + magic;
   const V n = shifted - magic;
   const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // x - n ln 2, in two parts
@@ -179,12 +179,12 @@ inline bool fused_on_cpu(const at::Tensor& tensor) {
          (type == at::kFloat || type == at::kBFloat16 || type == at::kDouble);
 }
 
-/// The type in which values of `type` are computed: float64 for float64, else fp32.
+/// The dtype used to compute with values of dtype `type`: float64 for float64, else fp32.
 inline at::ScalarType math_type(at::ScalarType type) {
   return type == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-/// Calls body(T{}) for the type of a tensor that fused_on_cpu() accepts.
+/// Calls body(T{}), where T is the C++ type for a dtype that fused_on_cpu() accepts.
 template <class Body>
 void for_type(at::ScalarType type, const Body& body) {
   if (type == at::kDouble) return body(double{});
@@ -192,7 +192,7 @@ void for_type(at::ScalarType type, const Body& body) {
   body(float{});
 }
 
-/// The smallest number of rows for which another thread is worthwhile.
+/// The smallest number of rows for which using another thread is worthwhile.
 inline int64_t row_grain(int64_t row_size) {
   return std::max<int64_t>(1, (1 << 14) / row_size);
 }

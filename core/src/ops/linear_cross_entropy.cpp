@@ -28,7 +28,8 @@ std::pair<at::Tensor, at::Tensor> reference(const at::Tensor& x, const at::Tenso
   return {loss, at::where(valid, entropy, zero).sum().detach()};
 }
 
-// The forward pass computes the gradients while it has a chunk's logits. Backward returns them.
+// The forward pass computes the gradients while it has a chunk's logits. The backward pass only
+// returns them.
 struct LinearCrossEntropyBackward final : torch::autograd::Node {
   at::Tensor dx, dw;
 
@@ -37,7 +38,8 @@ struct LinearCrossEntropyBackward final : torch::autograd::Node {
     if (!grad.defined()) return {at::Tensor(), at::Tensor()};
     if (!dx.defined() && !dw.defined())
       throw Error("backward of linear_cross_entropy ran twice; its gradients are not saved");
-    // Reading the value saves two passes on a CPU. On other devices, reading it would synchronise.
+    // If the gradient is 1, skipping the multiplication saves two passes on a CPU. On other
+    // devices, reading the value would synchronise.
     const bool unchanged = grad.is_cpu() && grad.item<double>() == 1;
     for (at::Tensor* tensor : {&dx, &dw})
       if (tensor->defined() && !unchanged) tensor->mul_(grad);
@@ -208,8 +210,8 @@ void add_weight_gradient(at::Tensor& dw, const at::Tensor& dlogits, const at::Te
     dw = widen ? product.to(at::kFloat) : product;
 }
 
-/// Number of rows in a chunk; chunks have equal sizes. Every chunk costs a pass over dw, so on the
-/// CPU its logits may take as much memory as dw (D rows), or 64 MiB if that is more.
+/// Number of rows per chunk; all chunks have about the same size. Every chunk costs a pass over dw,
+/// so on the CPU its logits may take as much memory as dw (D rows), or 64 MiB if that is more.
 int64_t chunk_rows(const at::Tensor& x, const at::Tensor& weight, int64_t chunk) {
   const int64_t rows = x.size(0), vocab = weight.size(0);
   if (chunk <= 0) {

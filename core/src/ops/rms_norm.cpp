@@ -1,5 +1,5 @@
-// RMSNorm with one pass over the data in forward and one in backward. Saves x and rsqrt(mean(x^2) +
-// eps) of each row.
+// RMSNorm with one pass over the data in the forward pass and one in the backward pass. Saves x and
+// rsqrt(mean(x^2) + eps) of each row.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
@@ -78,7 +78,7 @@ DSV3_RMS_NORM(double)
 DSV3_RMS_NORM(c10::BFloat16)
 #undef DSV3_RMS_NORM
 
-// x as [N, D] with dense rows: a view where possible, e.g. for slices of a projection.
+// Returns x as [N, D] with dense rows: a view where possible, e.g. for slices of a projection.
 at::Tensor as_rows(const at::Tensor& x) {
   const at::Tensor rows = x.reshape({-1, x.size(-1)});
   return rows.stride(1) == 1 ? rows : rows.contiguous();

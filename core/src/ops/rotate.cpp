@@ -1,4 +1,5 @@
-// Rotates feature pairs by position-dependent angles. Backward rotates by the negative angles.
+// Rotates feature pairs by position-dependent angles. The backward pass rotates by the negative
+// angles.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 

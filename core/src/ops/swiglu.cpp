@@ -1,5 +1,5 @@
-// silu(gate) * up, with one pass over the data in forward and one in backward. Saves only its
-// inputs.
+// silu(gate) * up, with one pass over the data in the forward pass and one in the backward pass.
+// Saves only its inputs.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 

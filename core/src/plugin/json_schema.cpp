@@ -88,7 +88,7 @@ Json to(const std::string& definition) {
   return {{"$ref", "#/definitions/" + definition}};
 }
 
-// The schema of the property at a dotted path; "" = `schema` itself.
+// The schema of the property at a dotted path in `schema`. An empty path returns `schema` itself.
 Json& property_at(Json& schema, const std::string& path) {
   if (path.empty()) return schema;
   const auto [section, key] = config::split_last(path);
@@ -106,7 +106,7 @@ Json core_property(const std::string& key) {
                 {{"type", "string"}, {"pattern", R"(^[0-9]+(-[0-9]*)?$)"}},
                 reference()}}};
     schema["description"] =
-        "layers that use the component, numbered from 0: 3, 0-1, or 2- (up to the last)";
+        "layers that use this component, numbered from 0: 3, 0-1, or 2- (up to the last)";
   } else if (key == "role") {
     const Json role = or_reference(one_of_words(config::role_words()));
     schema = {
@@ -118,7 +118,7 @@ Json core_property(const std::string& key) {
     static const std::map<std::string, std::string> meanings{
         {"match", "regular expression for the full names of the group's parameters"},
         {"name", "group name in metrics; default: derived from plugin and roles"},
-        {"library", "library that contains the plugin, instead of the one in the registries"}};
+        {"library", "plugin library to use instead of the one listed in the registries"}};
     if (const auto found = meanings.find(key); found != meanings.end())
       schema["description"] = found->second;
   }
@@ -164,8 +164,8 @@ class Writer {
  private:
   Json& definition(const std::string& name) { return out_.schema["definitions"][name]; }
 
-  // Returns a plugin's schema. Returns null if the plugin is unknown or cannot be loaded, and
-  // records that.
+  // Returns a plugin's schema. If the plugin cannot be loaded, adds it to the skipped plugins and
+  // returns null. Also returns null if the plugin is unknown.
   const Schema* schema_of_plugin(Kind kind, const std::string& name) {
     try {
       const Registration* found = plugins_.find_if_known(kind, name);
@@ -267,8 +267,8 @@ class Writer {
         {"allOf", rules}};
   }
 
-  // Adds the schema of a slot's value. Uses if-then instead of anyOf, so that editors report the
-  // errors inside.
+  // Adds the schema for the value at a slot's path. Uses if-then instead of anyOf, so that editors
+  // report the errors inside the value.
   void add_slot(const Slot& slot) {
     add_component(slot.kind);
     const std::string kind = kind_name(slot.kind);
@@ -283,7 +283,7 @@ class Writer {
                          {"then", short_form(slot.kind, true)},
                          {"else", component}};
       rules.push_back({{"if", {{"type", "array"}}}, {"then", {{"items", item}}}});
-      // {0: {...}} changes elements of a list from an extended file.
+      // {0: {...}} changes single elements of a list in a file listed in `extends`.
       const Json indices = {{"minProperties", 1}, {"propertyNames", {{"pattern", "^[0-9]+$"}}}};
       rules.push_back(
           {{"if", {{"type", "object"}}},
@@ -305,7 +305,7 @@ class Writer {
       section["properties"].update(properties_of(schema));
     }
     Json& top = out_.schema["properties"];
-    // The same check as in TopOptions.
+    // The same condition that TopOptions checks.
     top["name"]["anyOf"] = {
         {{"type", "string"}, {"pattern", "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"}},
         {{"type", {"number", "boolean"}}},
@@ -328,7 +328,8 @@ class Writer {
         if (component.schema && component.is_plugin)
           add(config::join(kind_name(slot.kind), component.name), *component.schema);
     out_.schema["properties"]["conventions"] = {
-        {"description", "defaults for options whose meaning differs between implementations"},
+        {"description",
+         "defaults for options that differ between implementations of the same architecture"},
         {"type", {"object", "null"}},
         {"properties", properties},
         {"additionalProperties", false}};
@@ -367,7 +368,7 @@ class Writer {
     out_.schema["then"] = whole;
   }
 
-  // Each component sets its plugin and the options that the plugin requires.
+  // Requires each component to set its plugin and the options that the plugin requires.
   Json complete_slot(const Slot& slot) {
     const std::string name = std::string(kind_name(slot.kind)) + ".complete";
     Json rules = Json::array();

@@ -12,7 +12,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/version.h>
 
-// Avoids Boost's own file system library, which would have to be linked.
+// Avoids linking Boost.Filesystem.
 #define BOOST_DLL_USE_STD_FS
 #include <boost/dll/shared_library.hpp>
 
@@ -63,8 +63,8 @@ void check_stamp(const Stamp& stamp, const std::filesystem::path& path) {
        host.sdk + ")), compiler settings and LibTorch " + host.torch);
 }
 
-// dlopen runs the library's static initialisers. It is declared noexcept, so a direct call would
-// end the process if an initialiser throws. The volatile pointer hides the declaration.
+// dlopen runs the library's static initialisers. It is declared noexcept, so calling it directly
+// would end the process if an initialiser threw. The volatile pointer hides the declaration.
 void run_static_initialisers(const std::filesystem::path& path) {
   void* (*volatile open_library)(const char*, int) = &::dlopen;
   if (open_library(path.c_str(), RTLD_NOW | RTLD_LOCAL)) return;
@@ -73,7 +73,7 @@ void run_static_initialisers(const std::filesystem::path& path) {
   constexpr std::string_view kUndefined = "undefined symbol: ";
   if (!cause.starts_with(kUndefined)) fail(cause);
   std::string symbol = cause.substr(kUndefined.size());
-  // The name may be followed by a version in brackets.
+  // The symbol may be followed by a version in brackets.
   fail(
       "no loaded library defines '" + c10::demangle(symbol.substr(0, symbol.find(' ')).c_str()) +
       "', which it needs; define it, or link the library that does with dsv3_add_plugin(LINK ...)");

@@ -1,4 +1,4 @@
-// Loads the plugin libraries of this process. Each is loaded once, checked before any of its code
+// Loads plugin libraries into this process. Each is loaded once, checked before any of its code
 // runs, and never unloaded.
 #pragma once
 
@@ -19,13 +19,13 @@ struct Library {
   Stamp stamp;
   std::vector<Registration> registrations;
 
-  /// Null if the library does not provide the component.
+  /// Returns null if the library does not provide the component.
   const Registration* find(Kind kind, const std::string& name) const;
 };
 
-/// Loads `path`, or returns what an earlier call loaded. Throws a dsv3::Error (ExitCode::plugin)
-/// that names the plugin and the file. If the file failed to load before, throws the same error
-/// again without opening it. The result exists until the process ends. Thread-safe.
+/// Loads the library at `path`, or returns it if it is already loaded. Throws a dsv3::Error
+/// (ExitCode::plugin) that names the plugin and the file. If the file failed to load before, throws
+/// the same error again without opening it. The result exists until the process ends. Thread-safe.
 const Library& load_library(const std::filesystem::path& path);
 
 /// Returns the library that registered the component. Thread-safe.

@@ -13,7 +13,7 @@ namespace {
 
 using Row = std::vector<std::string>;  // the first row is the header
 
-// Shortest text that reads back as the same number: 0.0003, 10000, 1e-6.
+// The shortest text that parses to the same number: 0.0003, 10000, 1e-6.
 std::string number_text(double value) {
   if (std::abs(value) < 1e15 && value == std::floor(value))
     return std::to_string(static_cast<int64_t>(value));

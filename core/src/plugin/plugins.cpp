@@ -44,8 +44,8 @@ std::vector<Path> registry_files(const Path& path) {
   return files;
 }
 
-// Returns the first match in search order. Two matches on one level are an error, because choosing
-// one would be arbitrary.
+// Returns the first match in search order. Two matches at one search level are an error, because
+// choosing one would be arbitrary.
 template <class Entry>
 const Entry* lookup(const std::vector<Entry>& entries, Kind kind, const std::string& name) {
   const Entry* found = nullptr;
@@ -111,7 +111,7 @@ SearchLevels plugin_search_levels(const std::vector<std::string>& command_line,
 
 Plugins::Plugins(SearchLevels levels) : levels_(std::move(levels)) {
   for (size_t level = 0; level < levels_.size(); ++level) {
-    std::set<Path> seen;  // listing the same file twice on a level is not a conflict
+    std::set<Path> seen;  // listing a file twice at one level is not a conflict
     for (Path& path : levels_[level]) {
       path = std::filesystem::absolute(path).lexically_normal();
       for (const Path& file : registry_files(path)) {
@@ -142,8 +142,8 @@ const Registration& Plugins::find(const ComponentSpec& spec) {
 void Plugins::fail_unknown(Kind kind, const std::string& name) const {
   const std::string label = kind_name(kind) + (" '" + name + "'");
   if (find_alias(kind, name))
-    fail(label + " is a short form that must be used alone, `" + kind_name(kind) + ": " + name +
-         "`; there is no plugin with that name; looked in: " + searched());
+    fail(label + " is a short form that must be used alone: write `" + kind_name(kind) + ": " +
+         name + "`; no plugin has that name; looked in: " + searched());
   std::set<std::string> components;
   for (const PluginEntry& entry : entries_)
     if (entry.kind == kind) components.insert(entry.name);
@@ -168,7 +168,8 @@ std::shared_ptr<Pluggable> make_component(
   const Registration& registration = plugins.find(spec);
   const std::string name = kind_name(registration.kind);
   const std::string library = library_of(registration).path.string();
-  // `dsv3 plugins check` finds names only in its own build or installation.
+  // `dsv3 plugins check` resolves names only in its own build or installation, so pass other
+  // libraries by path.
   const PluginEntry* entry = plugins.find_entry(spec.kind, spec.plugin);
   const bool found_by_name =
       spec.library.empty() && entry && entry->registry.parent_path() == own_prefix() / "registries";

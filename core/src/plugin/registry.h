@@ -16,7 +16,8 @@ struct Registry {
   std::vector<Alias> aliases;
 };
 
-/// Reads one registry file. Throws dsv3::Error (ExitCode::plugin) as "file:line:col: error: ...".
+/// Reads one registry file. Throws dsv3::Error (ExitCode::plugin) with a message like
+/// "file:line:col: error: ...".
 Registry read_registry(const std::filesystem::path& file);
 
 /// Returns the possible paths of a library listed in a registry, in search order: next to the

@@ -32,15 +32,15 @@ constexpr Elf64_Half kMachine = EM_AARCH64;
   fail("damaged: the file is truncated or its headers are invalid; build or copy it again");
 }
 
-// Returns `size` bytes at `offset`. Both are checked against the file size, so their sum cannot
-// overflow.
+// Returns the `size` bytes at `offset`. Checks each against the file size first, so that their sum
+// cannot overflow.
 std::string_view slice(std::string_view file, uint64_t offset, uint64_t size) {
   if (offset > file.size() || size > file.size() - offset) fail_damaged();
   return file.substr(offset, size);
 }
 
-// Reads element `index` of the table at offset `table`. Because index < 65536 and sizeof(T) is
-// small, the sum can overflow only if `table` is too large.
+// Reads element `index` of the table at byte `table`. Because index < 65536 and sizeof(T) is small,
+// the sum can overflow only if `table` is too large.
 template <class T>
 T read_entry(std::string_view file, uint64_t table, uint64_t index) {
   if (table > file.size()) fail_damaged();
@@ -64,7 +64,7 @@ Elf64_Ehdr read_header(std::string_view file) {
   return header;
 }
 
-// Requires the file to contain all segments that the dynamic loader maps.
+// Requires the file to contain all segments that the dynamic loader would map.
 void check_segments(std::string_view file, const Elf64_Ehdr& header) {
   for (uint64_t i = 0; i < header.e_phnum; ++i) {
     const auto segment = read_entry<Elf64_Phdr>(file, header.e_phoff, i);
@@ -102,7 +102,7 @@ std::vector<std::string> split(std::string_view text, std::string_view separator
   }
 }
 
-// Returns the text of a StampNote; empty if the bytes are not one.
+// Returns the text in a StampNote; empty if the bytes are not a StampNote.
 std::string_view note_text(std::string_view note) {
   constexpr size_t kHeader = 3 * sizeof(uint32_t) + 8;  // owner size, text size, type, owner
   uint32_t owner_size, size;

@@ -1,4 +1,5 @@
-// Reads a plugin library's stamp without running its code and compares it with this dsv3's.
+// Reads a plugin library's stamp, a record of how it was built, without running the library's code,
+// and compares it with the stamp of this dsv3.
 #pragma once
 
 #include <string>

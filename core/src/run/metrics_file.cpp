@@ -7,7 +7,7 @@
 namespace dsv3 {
 namespace {
 
-/// The shortest decimal that reads back as the same double and looks like a floating-point number.
+/// The shortest decimal that parses to the same double and looks like a floating-point number.
 std::string number_text(double value) {
   if (!std::isfinite(value)) return number_to_json(value).dump();
   char buffer[64];
@@ -31,7 +31,7 @@ std::optional<std::pair<int64_t, std::string>> parse(std::string_view text) {
   return std::pair(step, std::string());
 }
 
-/// Returns the last line of `text`, complete (with its newline) or torn.
+/// Returns the last line in `text`, which is complete (with its newline) or torn.
 std::string_view last_line(std::string_view text) {
   size_t newline = text.size() < 2 ? std::string_view::npos : text.rfind('\n', text.size() - 2);
   return newline == std::string_view::npos ? text : text.substr(newline + 1);
@@ -57,7 +57,8 @@ void MetricsFile::reopen() {
   std::error_code ignored;
   std::string content = std::filesystem::exists(path_, ignored) ? fs::read(path_) : "";
   std::string_view whole = content;
-  // A killed process leaves a torn line; a power cut may also leave blocks of zeros.
+  // Remove incomplete lines: a killed process leaves a torn line, and a power cut may also leave
+  // blocks of zeros.
   while (!whole.empty() && !(whole.ends_with('\n') && parse(last_line(whole))))
     whole.remove_suffix(last_line(whole).size());
   if (whole.size() < content.size()) fs::write_atomically(path_, whole);

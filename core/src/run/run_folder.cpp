@@ -39,8 +39,8 @@ std::string random_name() {
               ExitCode::usage);
 }
 
-/// Returns a sentence that suggests up to three runs in `output` whose names resemble `name`; empty
-/// = none.
+/// Returns a sentence that suggests up to three runs in `output` with names similar to `name`;
+/// empty = none.
 std::string similar_runs(const stdfs::path& output, const std::string& name) {
   std::vector<std::pair<int, std::string>> found;
   std::error_code error;
@@ -58,7 +58,7 @@ std::string similar_runs(const stdfs::path& output, const std::string& name) {
   return text.empty() ? text : text + "?";
 }
 
-/// Creates the folder in which run folders are created. Returns the new folders, innermost first.
+/// Creates `output`, the folder for run folders. Returns the new folders, innermost first.
 std::vector<stdfs::path> create_output(const stdfs::path& output) {
   std::vector<stdfs::path> missing;
   std::error_code ignored;
@@ -101,7 +101,7 @@ int take_lock(const stdfs::path& folder) {
                     (size > 0 ? owner : "another process") + "; wait for it to end, or stop it",
                 ExitCode::usage);
   }
-  // The owner is used only in the message above, so errors are ignored.
+  // The owner only appears in the message above, so errors are ignored.
   std::string owner = "process " + std::to_string(::getpid()) + " on " + host_name();
   if (::ftruncate(fd, 0) == 0) {
     [[maybe_unused]] ssize_t written = ::pwrite(fd, owner.data(), owner.size(), 0);
@@ -163,7 +163,7 @@ RunFolder RunFolder::open_or_create(const stdfs::path& output, const std::string
 RunFolder::RunFolder(stdfs::path path, bool created, std::vector<stdfs::path> created_parents)
     : path_(std::move(path)), created_(created), created_parents_(std::move(created_parents)) {
   lock_ = take_lock(path_);
-  // No other process writes here from now on.
+  // The lock keeps other processes from writing here from now on.
   for (const stdfs::path& folder : {path_, trackers(), samples()}) fs::remove_temporaries(folder);
 }
 

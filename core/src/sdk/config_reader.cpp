@@ -59,12 +59,12 @@ void ConfigReader::finish() const {
 
 namespace {
 
-/// Reads a number from a map. Returns `missing` if the field is absent or null.
+/// Reads a number from a map. Returns `missing` if the key is absent or null.
 double number_of(const Json& map, const char* key, double missing, ConfigReader& reader) {
   const auto found = map.find(key);
   if (found == map.end() || found->is_null()) return missing;
   if (found->is_number()) return found->get<double>();
-  reader.mistake(std::string("\"") + key + "\" in the rope parameters must be a number, but is " +
+  reader.mistake(std::string("\"") + key + "\" in the RoPE parameters must be a number, but is " +
                  found->dump());
   return missing;
 }
@@ -72,7 +72,7 @@ double number_of(const Json& map, const char* key, double missing, ConfigReader&
 void read_yarn(const Json& map, int64_t length, RopeParameters& rope, ConfigReader& reader) {
   rope.yarn = true;
   rope.factor = number_of(map, "factor", 0, reader);
-  if (rope.factor < 1) reader.mistake("YaRN's rope parameters need a \"factor\" of at least 1");
+  if (rope.factor < 1) reader.mistake("the YaRN parameters need a \"factor\" of at least 1");
   rope.beta_fast = number_of(map, "beta_fast", 32, reader);
   rope.beta_slow = number_of(map, "beta_slow", 1, reader);
   rope.mscale = number_of(map, "mscale", 0, reader);
@@ -81,10 +81,10 @@ void read_yarn(const Json& map, int64_t length, RopeParameters& rope, ConfigRead
       number_of(map, "original_max_position_embeddings", double(length), reader));
   if (map.contains("truncate") && map["truncate"] != true)
     reader.mistake(
-        "\"truncate\" in the rope parameters must be true; dsv3 does not support other values");
+        "\"truncate\" in the RoPE parameters must be true; dsv3 does not support other values");
   if (map.contains("attention_factor") && !map["attention_factor"].is_null())
     reader.mistake(
-        "\"attention_factor\" in the rope parameters is not supported; dsv3 computes it "
+        "\"attention_factor\" in the RoPE parameters is not supported; dsv3 computes it "
         "from mscale and factor");
 }
 
@@ -100,7 +100,7 @@ RopeParameters read_rope(ConfigReader& reader, int64_t length) {
     reader.mistake("\"rope_parameters\" and \"rope_scaling\" are both set; remove one");
   if (map.is_null()) map = Json::object();
   if (!map.is_object()) {
-    reader.mistake("the rope parameters must be a map, but are " + map.dump());
+    reader.mistake("the RoPE parameters must be a map, but are " + map.dump());
     return rope;
   }
   rope.theta = number_of(map, "rope_theta", theta > 0 ? theta : 10000, reader);
@@ -113,14 +113,13 @@ RopeParameters read_rope(ConfigReader& reader, int64_t length) {
     known.insert({"factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
                   "original_max_position_embeddings", "truncate", "attention_factor"});
   } else if (type != "default") {
-    reader.mistake("unsupported rope type " + type.dump() + "; use \"default\" or " +
+    reader.mistake("unsupported RoPE type " + type.dump() + "; use \"default\" or " +
                    Json(kYarnType).dump());
     return rope;
   }
   for (const auto& [key, value] : map.items())
     if (!known.contains(key))
-      reader.mistake("unknown key \"" + key + "\" in the rope parameters for rope type " +
-                     type.dump());
+      reader.mistake("unknown key \"" + key + "\" in the RoPE parameters for type " + type.dump());
   return rope;
 }
 

@@ -7,7 +7,7 @@
 #include <dsv3/sdk/flat.h>
 
 // The compiler builds one clone per processor generation, and the loader picks one when it loads
-// the library. ThreadSanitizer is not initialised at that time.
+// the library. ThreadSanitizer does not support this, because it is not initialised at that time.
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
 #define DSV3_CPU_CLONES \
   __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))

@@ -1,5 +1,5 @@
-// Key functions of the SDK's interfaces. They put the type information into libdsv3, so that
-// dynamic_cast and catch work across plugin libraries.
+// Key functions of the SDK's interfaces. Defining them here puts the type information into libdsv3,
+// so that dynamic_cast and catch work across plugin libraries.
 #include <dsv3/sdk/attention.h>
 #include <dsv3/sdk/communicator.h>
 #include <dsv3/sdk/data.h>

@@ -1,4 +1,4 @@
-// The only source file that depends on the rows of the kind table.
+// This is the only source file that depends on the rows of the table of component kinds.
 #include <dsv3/sdk/kinds.h>
 
 namespace dsv3 {

@@ -9,8 +9,8 @@
 namespace dsv3 {
 namespace {
 
-// A full row grows by this many tokens. Copying it every 64 tokens costs little compared with
-// attention, which reads the row for every token.
+// The number of tokens by which a full row grows. Copying the row every 64 tokens costs little
+// compared with attention, which reads it for every token.
 constexpr int64_t kGrowth = 64;
 
 }  // namespace

@@ -22,7 +22,8 @@ using Hook = std::function<int(Call, const Path&)>;
 std::mutex hook_mutex;
 Hook hook;  // guarded by hook_mutex
 
-/// Returns the errno with which the fault hook makes the call fail, or 0.
+/// Asks the fault hook, which tests install, whether the call should fail. Returns the errno to
+/// fail with, or 0.
 int fault(Call call, const Path& path) {
   std::unique_lock lock(hook_mutex);
   const Hook current = hook;
@@ -38,7 +39,7 @@ auto retried(const F& make) {
   return result;
 }
 
-/// Runs a system call that writes, unless the fault hook makes it fail.
+/// Makes a system call that writes, unless the fault hook makes it fail.
 template <class F>
 auto system_call(Call call, const Path& path, const F& make) {
   return retried([&] {
@@ -82,7 +83,7 @@ Path parent_of(const Path& path) {
   throw Error(text);
 }
 
-/// Opens a file for reading. `action` is the action that failed, for error messages.
+/// Opens a file for reading. `action` is the verb in the error message "cannot <action> <path>".
 struct Descriptor {
   explicit Descriptor(const Path& path, const char* action = "read", int flags = 0)
       : number(retried([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | flags); })) {

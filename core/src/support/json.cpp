@@ -23,7 +23,7 @@ constexpr int kMaxDepth = 64;
   throw Error(origin + ":" + std::to_string(line) + ":" + std::to_string(column) + ": " + what);
 }
 
-/// Returns the start of the string whose closing quote is the byte before `end`.
+/// Returns the offset at which the string starts whose closing quote is the byte before `end`.
 size_t start_of_string(std::string_view text, size_t end) {
   size_t quote = end - 1;
   while (quote > 0) {
@@ -49,7 +49,7 @@ Json parse_json(std::string_view text, const std::string& origin) {
   // The parser treats a zero byte as the end of the text.
   if (size_t zero = text.find('\0'); zero != std::string_view::npos)
     fail(text, zero, origin, "invalid JSON: zero byte");
-  const char* reached = text.data();  // the parser's position, which callbacks do not receive
+  const char* reached = text.data();  // the parser's position, which is not passed to callbacks
   const auto count = [&](const char& byte) {
     reached = &byte + 1;
     return byte;

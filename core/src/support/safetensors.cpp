@@ -31,8 +31,8 @@ auto with_prefix(const std::string& prefix, const F& f, const Arguments&... argu
   }
 }
 
-/// Returns a tensor's size in bytes. Throws an error to whose message callers prepend the file and
-/// the tensor.
+/// Returns a tensor's size in bytes. Throws an error whose message lacks the file and the tensor;
+/// callers prepend them.
 uint64_t bytes_of(const std::string& dtype, const std::vector<int64_t>& shape) {
   uint64_t size = element_size(dtype);
   if (size == 0) throw Error("unknown dtype '" + dtype + "'");
@@ -45,7 +45,7 @@ uint64_t bytes_of(const std::string& dtype, const std::vector<int64_t>& shape) {
   return size;
 }
 
-/// A field of a tensor's header entry.
+/// Returns a field in a tensor's header entry.
 const Json& field(const Json& entry, const char* key) {
   if (!entry.contains(key)) throw Error(std::string("missing '") + key + "'");
   return entry[key];
@@ -88,7 +88,7 @@ Entry entry_from(const std::string& name, const Json& json) {
   return entry;
 }
 
-/// The header's JSON, without the size field before it.
+/// The header's JSON text, without the size field before it.
 std::string_view header_of(std::string_view file) {
   if (file.size() < kPrefix) throw Error("it has only " + std::to_string(file.size()) + " bytes");
   uint64_t size = 0;
@@ -112,7 +112,7 @@ std::map<std::string, std::string> metadata_from(const Json& json) {
   return metadata;
 }
 
-/// The tensors of a header, in order of their offsets.
+/// The tensors in a header, sorted by offset.
 std::vector<Entry> entries_from(const Json& header) {
   std::vector<Entry> entries;
   for (const auto& [name, json] : header.items()) {
@@ -135,7 +135,7 @@ void check_offsets(const std::vector<Entry>& entries, uint64_t data_size) {
     end = entry.end;
   }
   if (end != data_size)
-    throw Error("its tensors take " + std::to_string(end) + " bytes, but " +
+    throw Error("its tensors need " + std::to_string(end) + " bytes, but " +
                 std::to_string(data_size) +
                 " follow the header; the file was truncated or never fully written");
 }
@@ -160,7 +160,7 @@ std::string make_header(const std::map<std::string, View>& tensors,
   try {
     text = header.dump();
   } catch (const Json::exception&) {
-    throw Error("a tensor's name or the metadata is not UTF-8");
+    throw Error("a tensor's name or the metadata is not valid UTF-8");
   }
   text.resize((text.size() + 7) / 8 * 8, ' ');
   if (text.size() > kMaxHeader) throw Error("the header would be larger than 100 MB");

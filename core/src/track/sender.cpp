@@ -41,7 +41,8 @@ Event parse_event(const std::string& line, int64_t id) {
   return event;
 }
 
-/// Sends events to one tracker: runs its thread, stores its position in the journal, and retries.
+/// Sends events to one tracker: runs a thread, stores the tracker's offset in the journal, and
+/// retries.
 class TrackerSender::Worker {
  public:
   Worker(NamedTracker tracker, const RunInfo& run, std::filesystem::path journal)
@@ -65,7 +66,7 @@ class TrackerSender::Worker {
     wake_.notify_one();
   }
 
-  /// May be called only once, because the thread then reads these values without the lock.
+  /// Call this only once, because the thread then reads these values without the lock.
   void begin_finish(RunStatus status, Clock::time_point deadline) {
     const std::lock_guard lock(mutex_);
     status_ = status;
@@ -110,8 +111,8 @@ class TrackerSender::Worker {
     attempt("finish", [this] { call(*tracker_.tracker, "finish", &Tracker::finish, status_); });
   }
 
-  /// Reads up to kEventsPerCall whole lines after the acknowledged ones. Sets `end` to the offset
-  /// after the last of them.
+  /// Reads up to kEventsPerCall complete lines after the acknowledged ones. Sets `end` to the
+  /// offset after the last line read.
   std::vector<Event> read_events(int64_t& end) const {
     std::vector<Event> events;
     std::ifstream file(journal_, std::ios::binary);

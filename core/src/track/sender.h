@@ -10,13 +10,13 @@
 namespace dsv3 {
 
 struct NamedTracker {
-  std::string name;  ///< unique in the run; used for the offset file
+  std::string name;  ///< unique in the run; used as the name of the offset file
   std::shared_ptr<Tracker> tracker;
 };
 
-/// metrics.jsonl is the journal. Each tracker reads it from the line after the last one that it
-/// acknowledged, which is stored in <run folder>/trackers/<name>.json. So a killed run loses
-/// nothing, and a tracker that fails catches up later.
+/// Uses metrics.jsonl as a journal. Each tracker reads it from the line after the last one that it
+/// acknowledged, whose number is stored in <run folder>/trackers/<name>.json. So a killed run loses
+/// no metrics, and a tracker that fails catches up later.
 class TrackerSender {
  public:
   /// Starts one thread per tracker. `journal` need not exist yet.
@@ -24,7 +24,7 @@ class TrackerSender {
   ~TrackerSender();
   TrackerSender(const TrackerSender&) = delete;
   TrackerSender& operator=(const TrackerSender&) = delete;
-  /// Call this after appending to the journal.
+  /// Call this after each append to the journal.
   void notify();
   /// Sends the remaining lines for at most `seconds`, then ends the threads. Lines that could not
   /// be sent stay in the journal and are sent when the run resumes.

@@ -14,7 +14,7 @@ struct Memory {
   int64_t weights = 0;  ///< fp32 master and compute copy
   int64_t gradients = 0;
   int64_t optimizer = 0;
-  int64_t activations = 0;  ///< for one micro-batch and one chunk of logits
+  int64_t activations = 0;  ///< for one micro-batch and one chunk of logits in the loss
   int64_t total() const { return weights + gradients + optimizer + activations; }
 };
 
@@ -27,16 +27,16 @@ int64_t activation_bytes(const Experiment& experiment, const ModelFigures& figur
                          int64_t micro_batch, bool recompute) {
   const int64_t element = compute_dtype(experiment.train) == at::kBFloat16 ? 2 : 4;
   const int64_t blocks = experiment.model.layers + experiment.mtp.depth;
-  // With recomputation, each block saves only its input, and only one block at a time has all of
-  // its values.
+  // With recomputation, each block saves only its input, and only one block's values exist at a
+  // time.
   const int64_t values =
       recompute ? blocks * experiment.model.hidden + figures.saved_values_per_token / blocks
                 : figures.saved_values_per_token;
   return micro_batch * experiment.train.sequence * values * element + kLogitsChunk;
 }
 
-/// FLOP/s of this machine: nominal for GPUs, measured with a matmul of about 20 ms for CPUs; 0 =
-/// the experiment runs on a GPU, and the machine has none or one whose peak is unknown.
+/// This machine's FLOP/s: nominal for GPUs, measured with matmuls of about 20 ms for CPUs; 0 = the
+/// experiment runs on a GPU, but the machine has none or one whose peak is unknown.
 double matmul_rate(const Experiment& experiment) {
   if (experiment.train.device == "cuda") return peak_flops(at::kCUDA);
   const at::Tensor a = at::ones({768, 768}, compute_dtype(experiment.train));
@@ -90,7 +90,8 @@ void print_cache(const Model& model, const Experiment& experiment) {
       all * int64_t(c10::elementSize(type)), experiment.model.layers, experiment.train.precision);
 }
 
-/// Prints whether `limit` bytes suffice, and if not, which micro-batch and recomputation would fit.
+/// Prints whether `limit` bytes suffice. If not, prints a micro-batch and recomputation setting
+/// that would fit.
 void print_fit(const Experiment& experiment, const ModelFigures& figures, Memory memory,
                int64_t micro_batch, int64_t limit) {
   const std::string size = format_bytes(limit);

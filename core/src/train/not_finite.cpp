@@ -17,12 +17,12 @@ bool finite(at::TensorList tensors) {
   return std::all_of(tensors.begin(), tensors.end(), [](const auto& t) { return finite(t); });
 }
 
-/// Finds the first module that returns a non-finite value, in forward or backward.
+/// Finds the first module that returns a non-finite value in the forward or backward pass.
 class FirstModule final : public Watch {
  public:
   void passed(const std::string& name, at::TensorList inputs, at::TensorList outputs) override {
     if (found_.empty() && !finite(outputs)) found_ = "output of " + name;
-    // Backward computes the gradient of the output first.
+    // The backward pass computes the gradient of the output first.
     check_gradients(outputs, "gradient of the output of " + name);
     check_gradients(inputs, "gradient of the input of " + name);
   }
@@ -54,8 +54,8 @@ std::string first_module(Model& model, Strategy& strategy, std::span<const Batch
   return first.found();
 }
 
-/// Finds the non-finite parameter that was declared last, because backward computes its gradient
-/// first.
+/// Finds the non-finite parameter that was declared last, because the backward pass computes its
+/// gradient first.
 class FirstParameter {
  public:
   explicit FirstParameter(const ParameterStore& store) {

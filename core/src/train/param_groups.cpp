@@ -27,7 +27,7 @@ std::vector<StateSlot> state_slots(const Optimizer& optimizer) {
     std::set<std::string> names;
     for (const StateSlot& slot : slots)
       if (!names.insert(slot.name).second)
-        throw Error("slots() has two slots named '" + slot.name + "'; give each its own name",
+        throw Error("slots() has two slots named '" + slot.name + "'; slot names must be unique",
                     ExitCode::plugin);
     return slots;
   });
@@ -37,14 +37,14 @@ double base_lr(const Optimizer& optimizer) {
   return checked::number(optimizer, "lr", &Optimizer::lr);
 }
 
-/// "nano.yaml:15:5: error: optimizer group 'adamw'", without the position if it is unknown.
+/// Formats "nano.yaml:15:5: error: optimizer group 'adamw'", without the position if it is unknown.
 std::string group_label(const OptimizerGroup& group) {
   std::string text = "optimizer group '" + group.name + "'";
   const std::string origin = group.component.origin.text();
   return origin.empty() ? text : origin + ": error: " + text;
 }
 
-/// "role norm or bias, name matching 'q_a'"
+/// Formats a group's condition: "role norm or bias, name matching 'q_a'".
 std::string condition(const OptimizerGroup& group) {
   std::string text;
   for (const std::string& role : group.roles) text += (text.empty() ? "role " : " or ") + role;
@@ -122,7 +122,8 @@ OptimizerSet::OptimizerSet(std::vector<OptimizerMember> members,
     for (size_t i = 0; i < patterns.size(); ++i)
       if (matches(members_[i].spec, patterns[i], parameter)) {
         matched[i] = true;
-        group_of_.emplace(parameter.name, int(i));  // the first match wins
+        group_of_.emplace(parameter.name,
+                          int(i));  // the first matching group wins
       }
     if (const auto owner = group_of_.find(parameter.name); owner != group_of_.end())
       owned_.push_back({parameter, owner->second});
@@ -149,10 +150,10 @@ void OptimizerSet::check(const std::vector<Parameter>& unowned,
       if (owned.parameter.tensor.dim() < 2) vectors.push_back(owned.parameter);
     }
     if (!owns && matched[i])
-      add(label + " owns no parameters: everything it matches (" + condition(member.spec) +
-          ") belongs to earlier groups; move it before them, or remove it");
+      add(label + " owns no parameters: all parameters it matches (" + condition(member.spec) +
+          ") belong to earlier groups; move this group before them, or remove it");
     if (!owns && !matched[i])
-      add(label + " owns no parameters: none has " + condition(member.spec) +
+      add(label + " owns no parameters: no parameter has " + condition(member.spec) +
           "; correct its condition, or remove the group");
     if (whole_matrices(*member.optimizer) && !vectors.empty())
       add(label + ": '" + member.spec.component.plugin +
@@ -190,7 +191,7 @@ std::vector<GroupSpec> OptimizerSet::specs() const {
 
 void OptimizerSet::bind(Strategy& strategy) {
   states_.clear();
-  // Optimizer state is stored on the device of the values, because updates run there.
+  // Optimizer state is on the same device as the parameter values, because updates run there.
   std::map<std::string, at::Device> devices;
   for (const OwnedTensor& owned : checked::owned(strategy))
     devices.emplace(owned.range.name, owned.value.device());

@@ -8,17 +8,18 @@
 namespace dsv3 {
 namespace {
 
-/// Rows of the embedding while the vocabulary size is unknown. No other shape depends on it.
+/// Number of rows in the embedding while the vocabulary size is unknown. No other shape depends on
+/// it.
 constexpr int64_t kAnyVocab = 1024;
 
-/// The strings of an option whose value is a string or a list.
+/// The strings in an option's value, which is a string or a list of strings.
 std::vector<std::string> strings_of(const OptionValue& value) {
   if (const auto* text = std::get_if<std::string>(&value)) return {*text};
   if (const auto* list = std::get_if<std::vector<std::string>>(&value)) return *list;
   return {};
 }
 
-/// Why `path` cannot be read; "" = it is readable.
+/// Returns the reason why `path` cannot be read; "" = it is readable.
 std::string why_unreadable(const std::string& path) {
   std::error_code error;
   if (!std::filesystem::exists(path, error)) return "no such file or folder";
@@ -34,7 +35,7 @@ class Preflight {
         plugins_(plugins),
         inputs_too_(scope != PreflightScope::configuration) {}
 
-  /// Throws if there is any problem.
+  /// Throws an error with all problems, if there are any.
   void check() {
     check_model(check_vocab());
     check_schedule();
@@ -65,27 +66,27 @@ class Preflight {
   }
 
  private:
-  /// Appends a block. A problem that several layers have is reported once.
+  /// Appends a block of lines. A problem that several layers share is reported once.
   static void add(std::string& blocks, const std::string& block) {
     if (("\n" + blocks + "\n").find("\n" + block + "\n") != std::string::npos) return;
     blocks += (blocks.empty() ? "" : "\n") + block;
   }
 
-  /// Appends a block in the format of configuration diagnostics. `text` states the problem and
-  /// its cause, then "; " and the fix.
+  /// Appends an error in the format of configuration diagnostics. `text` states the problem and its
+  /// cause, then "; " and the fix.
   static void add(std::string& blocks, const Origin& at, const std::string& text) {
     const size_t end = std::min(text.find("; "), text.size());
     add(blocks, at.text() + ": error: " + text.substr(0, end) + config::excerpt_of(at) +
                     (end < text.size() ? "\n  note: " + text.substr(end + 2) : ""));
   }
 
-  /// The position of the component's `option` or, if that is not set, of the component.
+  /// Where the component's `option` is set or, if it is not set, where the component is.
   Origin origin_of(const ComponentSpec& spec, const std::string& option) const {
     for (const char* element : {".", ".0."})
       if (const Origin at = experiment_.origin(spec.path + element + option);
           at.source != "default")
         return at;
-    // The resolved experiment contains lists as a whole: "paths.1" is in "paths".
+    // The resolved experiment records a list as one value, so "paths.1" is recorded as "paths".
     const size_t dot = option.rfind('.');
     return dot == option.npos ? spec.origin : origin_of(spec, option.substr(0, dot));
   }
@@ -99,7 +100,7 @@ class Preflight {
 
   /// Adds an error about a component's input file. The message contains the position in that file.
   void add_input_problem(const ComponentSpec& spec, const std::string& text) {
-    // check_paths reports a missing file.
+    // A missing file has already been reported by check_paths.
     if (!inputs_too_ || !check_paths(spec)) return;
     Origin at = spec.origin;
     for (const OptionSpec& option : plugins_.find(spec).schema->options)
@@ -111,14 +112,15 @@ class Preflight {
     return std::string(kind_name(spec.kind)) + " '" + spec.plugin + "': ";
   }
 
-  /// Runs `build` and adds errors of constructors as problems. Returns false if there was one.
+  /// Runs `build` and reports errors from component constructors as problems. Returns false if
+  /// there was one.
   template <class Build>
   bool builds(const Build& build) {
     try {
       build();
       return true;
     } catch (const ConstructorError& error) {
-      if (error.code() == ExitCode::plugin) throw;  // not an error in the experiment
+      if (error.code() == ExitCode::plugin) throw;  // the plugin is at fault, not the experiment
       if (error.code() == ExitCode::data)
         add_input_problem(error.spec, error.cause);
       else
@@ -127,8 +129,8 @@ class Preflight {
     }
   }
 
-  /// Adds the input paths that cannot be read. Returns false if the component needs a path that is
-  /// missing or must not be checked.
+  /// Reports the component's input paths that cannot be read. Returns false if one is unreadable or
+  /// if input files must not be checked.
   bool check_paths(const ComponentSpec& spec) {
     bool readable = true;
     for (const OptionSpec& option : plugins_.find(spec).schema->options) {
@@ -152,7 +154,7 @@ class Preflight {
     return readable;
   }
 
-  /// The vocabulary size to build the model with.
+  /// Returns the vocabulary size with which to build the model.
   int64_t check_vocab() {
     std::shared_ptr<const Tokenizer> tokenizer;
     const bool named = !experiment_.tokenizer.plugin.empty();
@@ -171,8 +173,8 @@ class Preflight {
     }
   }
 
-  /// Builds every layer, and optimizers for their parameters. Skips layers that cannot be built, so
-  /// that all are checked.
+  /// Builds every layer, and the optimizers for their parameters. Skips layers that cannot be
+  /// built, so that all layers are checked.
   void check_model(int64_t vocab) {
     bool complete = true;
     ModelFactory factory = factory_of(experiment_, plugins_);
@@ -188,7 +190,7 @@ class Preflight {
     const Model model(experiment_, vocab, factory, at::kMeta);
     for (const OptimizerGroup& group : experiment_.optimizer)
       complete &= builds([&] { make<Optimizer>(plugins_, group.component); });
-    if (!complete) return;  // some parameters are unknown
+    if (!complete) return;  // some parameters are unknown, because their layer could not be built
     try {
       const OptimizerSet optimizers(experiment_, plugins_, model.store());
     } catch (const Error& error) {

@@ -15,7 +15,8 @@
 namespace dsv3 {
 namespace {
 
-/// The experiment that the run in `folder` was started with, changed by settings in `changes`.
+/// Loads the experiment with which the run in `folder` was started and applies the settings in
+/// `changes`.
 Experiment stored_experiment(const RunFolder& folder, Plugins& plugins,
                              const ExperimentRequest& changes = {}) {
   ExperimentRequest request;
@@ -26,7 +27,7 @@ Experiment stored_experiment(const RunFolder& folder, Plugins& plugins,
   return load_experiment(request, plugins);
 }
 
-/// Throws if `requested` has different settings from the run that it resumes.
+/// Throws if the settings in `requested` differ from those of the run to resume.
 void require_same_settings(const RunFolder& folder, const Experiment& stored,
                            Experiment requested) {
   resolve_machine_as(requested, stored);
@@ -61,7 +62,7 @@ const char* state_of(int code) {
   return code == static_cast<int>(ExitCode::interrupted) ? "interrupted" : "preempted";
 }
 
-/// Calls `f` with the model of --from. Errors mention the flag and the path.
+/// Calls `f` with the model passed in --from. Errors mention the flag and the path.
 template <class F>
 void with_starting_model(const std::string& from, Plugins& plugins, const F& f) {
   try {
@@ -87,9 +88,9 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
   std::unique_ptr<Trainer> trainer;
   bool started = false;
   try {
-    // With these settings, the run can be resumed without its first command. With --from they are
-    // written only after the weights have been saved, because otherwise the run would resume with
-    // different weights.
+    // Write the settings first, so that the run can be resumed without its first command. With
+    // --from, write them only after the weights have been saved, because otherwise the run would
+    // resume with different weights.
     if (request.from.empty() && !std::filesystem::exists(folder.config()))
       fs::write_atomically(folder.config(), experiment.resolved.yaml());
     folder.write_status("running", std::nullopt, 0, "");
@@ -125,7 +126,8 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
     const ExitCode code = known ? known->code() : ExitCode::failed;
     const std::string text = current_exception_text();
     try {
-      // If the first step was not reached, removes the folder so that the corrected command works.
+      // If the run failed before the first step, remove its folder so that the corrected command
+      // works.
       if (folder.created() && !started) {
         close_log_file();
         folder.remove();

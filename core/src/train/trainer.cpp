@@ -22,7 +22,7 @@ namespace dsv3 {
 namespace {
 
 constexpr std::array kSignals{SIGTERM, SIGUSR2, SIGINT};
-/// 0 = continue; otherwise the exit code to stop with (preempted or interrupted).
+/// 0 = continue; otherwise the exit code for a stop (preempted or interrupted).
 volatile std::sig_atomic_t requested_code = 0;
 
 extern "C" void on_signal(int signal) {
@@ -149,7 +149,7 @@ int Trainer::run(bool resumed) {
     std::optional<double> val_loss;
     const double trained = seconds_now();
     if (last || due(experiment_.validation.every)) val_loss = validate();
-    logged_seconds_ += seconds_now() - trained;  // excluded, because rates cover training only
+    logged_seconds_ += seconds_now() - trained;  // excludes validation from the training rates
     record(&result_, val_loss);
     const double recorded = seconds_now();
     if (due(experiment_.samples.every) || (last && experiment_.samples.every > 0)) write_samples();
@@ -246,7 +246,7 @@ void Trainer::finish_step() {
 }
 
 at::Tensor Trainer::run_micro_batches(std::span<const Batch> batches, const LossScale& scale) {
-  // Sums stay on the device until all gradients are computed, because reading them synchronises.
+  // Keep sums on the device until all gradients are computed, because reading them synchronises.
   at::Tensor sums = at::zeros({3}, at::TensorOptions().dtype(at::kFloat).device(device_));
   for (size_t m = 0; m < batches.size(); ++m) {
     call(*strategy_, "begin_microbatch", &Strategy::begin_microbatch, m + 1 == batches.size());

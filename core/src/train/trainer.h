@@ -20,19 +20,20 @@
 
 namespace dsv3 {
 
-/// `model.vocab`, or the tokenizer's size for `auto`. Throws if it is too small or cannot be
-/// determined. `tokenizer` may be null.
+/// Returns `model.vocab`, or the tokenizer's vocabulary size for `auto`. Throws if model.vocab is
+/// too small or cannot be determined. `tokenizer` may be null.
 int64_t vocab_of(const Experiment& experiment, const Tokenizer* tokenizer);
 
 /// Returns the libraries of an experiment's components, in the order in which they were loaded.
 /// Excludes unused ones, such as that of a plugin replaced by an override.
 std::vector<LoadedLibrary> libraries_of(const Experiment& experiment, const Plugins& plugins);
 
-/// Returns a sentence that names the first module, in order of computation, that has a non-finite
-/// output or gradient, and the first such parameter, going back from the loss; empty if everything
-/// is finite in a second run. Call it between the step's last backward and Strategy::end_step(), on
-/// all ranks. It repeats the step's forward passes without counting tokens. With `backward`, it
-/// also repeats the backward passes if the forward passes are finite, invalidating gradients.
+/// Finds where non-finite values come from. Returns a sentence that names the first module, in
+/// order of computation, with a non-finite output or gradient, and the parameter whose non-finite
+/// gradient the backward pass computes first. Returns "" if everything is finite in a second run.
+/// Call it on all ranks between the step's last backward pass and Strategy::end_step(). It repeats
+/// the step's forward passes without counting tokens. With `backward`, it also repeats the backward
+/// passes if the forward passes are finite, which invalidates gradients.
 std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet& optimizers,
                             std::span<const Batch> batches, const LossScale& scale, bool backward);
 
@@ -41,10 +42,10 @@ struct StepResult {
   int64_t step = 0;
   double loss = 0;  ///< main + weighted MTP (+ z), mean over valid targets
   double main_loss = 0;
-  double mtp_loss = 0;        ///< mean over depths, unweighted; 0 without MTP
+  double mtp_loss = 0;        ///< mean over prediction depths, unweighted; 0 without MTP
   double grad_norm = 0;       ///< before clipping
   std::vector<double> loads;  ///< per layer that counts tokens: maximum / mean; logged steps only
-  bool skipped = false;       ///< not finite, with `not_finite: skip`
+  bool skipped = false;       ///< the step was not finite and `not_finite` is skip
 
   bool is_finite() const { return std::isfinite(loss) && std::isfinite(grad_norm); }
 };
@@ -66,7 +67,7 @@ class PendingStep {
   c10::Event copied_;
 };
 
-/// One run from its first to its last step. Call `run` only once.
+/// Trains one run from its first to its last step. Call `run` only once.
 class Trainer {
  public:
   Trainer(Experiment experiment, Plugins& plugins, RunFolder& folder, bool quiet);
@@ -81,9 +82,9 @@ class Trainer {
 
   int64_t step() const { return step_; }
   at::Device device() const { return device_; }
-  /// sha256 over all initial values, in order of declaration.
+  /// SHA-256 over all initial values, in declaration order.
   const std::string& init_hash() const { return init_hash_; }
-  /// Hash of all rows trained on so far, in order. Does not depend on the micro-batch.
+  /// Hash of all rows used for training so far, in order. Does not depend on the micro-batch size.
   const std::string& data_hash() const { return data_hash_; }
 
  private:
@@ -101,8 +102,8 @@ class Trainer {
   bool is_logged(int64_t step) const;
   /// Largest by mean token count per layer in `loads_`, float64 on the device.
   at::Tensor load_ratios() const;
-  /// Runs a step's forward and backward passes. Returns the summed total, main and MTP loss [3] on
-  /// the device.
+  /// Runs a step's forward and backward passes. Returns the sums of the total, main and MTP losses
+  /// as [3] on the device.
   at::Tensor run_micro_batches(std::span<const Batch> batches, const LossScale& scale);
   LossScale scale_of(const at::Tensor& targets) const;
   void hash_rows(const Batch& batch);
@@ -142,9 +143,9 @@ class Trainer {
   int64_t micro_batch_ = 0, accumulate_ = 0, total_steps_ = 0;
   int64_t step_ = 0, updates_ = 0, tokens_ = 0;  // updates_: number of steps that were not skipped
   double lr_factor_ = 0;
-  StepResult result_;  ///< the newest known one
+  StepResult result_;  ///< of the last step whose result is known
   std::optional<PendingStep> pending_;
-  /// Metric name and token counts per expert in the last step.
+  /// Name of the metric for expert load and each layer's token counts per expert in the last step.
   std::vector<std::pair<std::string, at::Tensor>> loads_;
   double logged_seconds_ = 0, logged_wait_ = 0;  // values at the last logged step
   int64_t logged_tokens_ = 0;

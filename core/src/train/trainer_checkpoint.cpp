@@ -8,8 +8,8 @@
 namespace dsv3 {
 namespace {
 
-/// Throws an error that lists the settings in which the models differ, or states `cause` if their
-/// settings are identical.
+/// Throws an error that lists the model settings that differ from the checkpoint's, or states
+/// `cause` if they are identical.
 [[noreturn]] void reject_model(const StoredModel& stored, const Experiment& experiment,
                                const std::string& cause) {
   const std::string settings = difference_lines(stored.resolved(), experiment.resolved,
@@ -64,8 +64,8 @@ void Trainer::load_model(const StoredModel& stored) {
 void Trainer::restore(const StoredCheckpoint& checkpoint) {
   const StoredModel stored = stored_model_of(checkpoint);
   load_model(stored);
-  // Checked after the tensors, because if the attention differs, a model mismatch is the better
-  // explanation.
+  // Check conventions after the tensors, because if the attention differs, a model mismatch is the
+  // better explanation.
   require_conventions(stored, experiment_, true);
   optimizers_->load(stored.tensors);
   const Json& state = checkpoint.manifest.at("state");

@@ -64,8 +64,8 @@ MhaOptions resolved(MhaOptions o, int64_t hidden) {
   if (o.heads % o.kv_heads != 0)
     throw dsv3::Error("kv_heads (" + std::to_string(o.kv_heads) + ") does not divide heads (" +
                           heads +
-                          "): each key-value head serves the same number of query heads; "
-                          "choose kv_heads that divide heads",
+                          "): each key-value head serves the same number of query heads; choose "
+                          "kv_heads that divide heads",
                       dsv3::ExitCode::usage);
   if (o.head_dim == 0) {
     if (hidden % o.heads != 0)

@@ -26,7 +26,7 @@ struct MlaOptions {
   static void describe(dsv3::OptionSchema<MlaOptions>& s) {
     s.add("heads", &MlaOptions::heads, "number of attention heads").min(1);
     s.add("q_lora_rank", &MlaOptions::q_lora_rank,
-          "width of the query latent; 0 = a plain query projection")
+          "width of the query latent; 0 = project queries directly, without a latent")
         .min(0)
         .word("none", 0);
     s.add("kv_lora_rank", &MlaOptions::kv_lora_rank, "width of the key-value latent").min(1);
@@ -34,11 +34,13 @@ struct MlaOptions {
           "number of query and key features per head that are not rotated")
         .min(1);
     s.add("qk_rope_dim", &MlaOptions::qk_rope_dim,
-          "number of rotated features in each query head and in the key that all heads share")
+          "number of rotated features in each query head and in the key shared by all heads")
         .min(1);
     s.add("v_dim", &MlaOptions::v_dim, "number of value features per head").min(1);
-    // transformers always uses this value; other implementations use the model's eps.
-    s.add("latent_norm_eps", &MlaOptions::latent_norm_eps, "eps in the RMSNorm of the latents")
+    // A convention, because transformers always uses 1e-6, whereas other implementations use the
+    // model's eps.
+    s.add("latent_norm_eps", &MlaOptions::latent_norm_eps,
+          "eps in the RMSNorm layers of the latents")
         .min(0)
         .convention();
     s.add("muon_split", &MlaOptions::muon_split,
@@ -111,7 +113,8 @@ at::Tensor Mla::queries(const at::Tensor& x) const {
 at::Tensor Mla::expanded(const at::Tensor& q, const at::Tensor& latent, const at::Tensor& k_rope,
                          const dsv3::Sequence& seq) const {
   const int64_t batch = latent.size(0), length = latent.size(1);
-  // One split instead of two slices, because the backward of a split is a single concatenation.
+  // One split instead of two slices, because the backward pass of a split is a single
+  // concatenation.
   const std::vector<at::Tensor> kv = kv_b_(latent)
                                          .view({batch, length, o_.heads, o_.qk_nope_dim + o_.v_dim})
                                          .split_with_sizes({o_.qk_nope_dim, o_.v_dim}, -1);

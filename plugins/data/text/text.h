@@ -30,7 +30,7 @@ struct TextOptions {
 };
 
 /// The documents in one split of a set of text files. Caches tokens in memory up to a limit.
-/// Documents beyond it are tokenised again in every epoch.
+/// Documents beyond the limit are tokenised again in every epoch.
 class TextDocuments final : public Documents {
  public:
   TextDocuments(const TextOptions& options, const DataContext& context);
@@ -50,7 +50,8 @@ class TextDocuments final : public Documents {
   std::vector<std::vector<int32_t>> cache_;
   std::vector<bool> cached_;
   int64_t cached_tokens_ = 0;
-  int64_t current_ = -1;  // document in current_tokens_, which is not cached
+  int64_t current_ =
+      -1;  // document whose tokens are in current_tokens_ because they are not cached
   std::vector<int32_t> current_tokens_;
   std::string buffer_;
 };

@@ -29,13 +29,15 @@ struct TokensOptions {
           "file format; auto = dsv3 for .tokens files, llmc for files with its magic number, "
           "otherwise raw16 (uint16, nanoGPT)")
         .choices({"auto", "dsv3", "llmc", "raw16"});
-    s.add("eos", &TokensOptions::eos,
-          "id that ends a document, for files that do not specify it; none = one document per "
-          "file")
+    s.add(
+         "eos", &TokensOptions::eos,
+         "token id that ends a document, for files that do not specify it; none = one document per "
+         "file")
         .min(-1)
         .word("none", -1);
     s.add("split", &TokensOptions::split,
-          "how to choose the held-out set: document = documents by hash, shard = the last files")
+          "how to choose the held-out set: document = individual documents by hash, shard = the "
+          "last files")
         .choices({"document", "shard"});
     s.check([](const TokensOptions& o) {
       return o.path.empty() && o.paths.empty() ? "data/tokens needs `path` or `paths`" : "";

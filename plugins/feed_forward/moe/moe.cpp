@@ -34,7 +34,7 @@ std::string conflict(const MoeOptions& o) {
   if (o.routed % o.groups != 0) return "routed must be a multiple of groups";
   if (o.topk_groups > o.groups) return "topk_groups must be at most groups";
   if (o.top_k > o.topk_groups * (o.routed / o.groups))
-    return "top_k must be at most the number of experts in topk_groups groups";
+    return "top_k must be at most the number of experts in topk_groups expert groups";
   return "";
 }
 
@@ -46,33 +46,35 @@ void MoeOptions::describe(dsv3::OptionSchema<MoeOptions>& s) {
         "hidden; 0 = none")
       .min(0);
   s.add("hidden", &MoeOptions::hidden, "inner width of each expert").min(1);
-  s.add("groups", &MoeOptions::groups,
-        "number of expert groups; 1 = routing is not limited by group")
+  s.add("groups", &MoeOptions::groups, "number of expert groups; 1 = no group-limited routing")
       .min(1);
-  s.add("topk_groups", &MoeOptions::topk_groups, "number of groups that a token may use").min(1);
+  s.add("topk_groups", &MoeOptions::topk_groups,
+        "number of expert groups to which each token may be routed")
+      .min(1);
   s.add("group_score", &MoeOptions::group_score,
-        "group score: top2_sum = sum of the group's two best experts (DeepSeek-V3), max = its best "
-        "expert (DeepSeek-V2)")
+        "score of an expert group: top2_sum = sum of its two highest expert scores (DeepSeek-V3), "
+        "max = its highest expert score (DeepSeek-V2)")
       .choices({"top2_sum", "max"})
       .convention();
   s.add("normalize", &MoeOptions::normalize, "divide a token's expert weights by their sum");
   s.add("routed_scale", &MoeOptions::routed_scale,
         "factor applied to the weights of routed experts; DeepSeek-V3 uses 2.5")
       .min(0);
-  s.add("bias_rate", &MoeOptions::bias_rate, "change of the routing bias per step; 0 = no bias")
+  s.add("bias_rate", &MoeOptions::bias_rate,
+        "routing-bias update speed, added or subtracted in each step; 0 disables the bias")
       .min(0);
   s.add("bias_update", &MoeOptions::bias_update,
-        "how to change the bias: sign = as in DeepSeek-V3, centered = minus the mean change, as in "
-        "torchtitan")
+        "routing-bias update: sign = fixed size, as in DeepSeek-V3; centered = minus the mean "
+        "update over experts, as in torchtitan")
       .choices({"sign", "centered"})
       .convention();
   s.add("bias_until", &MoeOptions::bias_until,
-        "fraction of the training steps after which the bias is constant; DeepSeek-V3 stopped near "
-        "the end")
+        "fraction of the training steps after which the routing bias stays constant; DeepSeek-V3 "
+        "froze it near the end")
       .min(0)
       .max(1);
   s.add("balance_alpha", &MoeOptions::balance_alpha,
-        "weight of the sequence-wise balance loss; 0 = none")
+        "weight of the sequence-wise load-balancing loss; 0 disables it")
       .min(0);
   s.check(conflict);
 }
@@ -95,7 +97,7 @@ class Moe final : public dsv3::FeedForward {
   MoeOptions o_;
   moe::RoutingRule rule_;
   at::Tensor router_;   // [E, D], fp32 for every compute dtype
-  at::Tensor bias_;     // [E] fp32, used for choosing experts only
+  at::Tensor bias_;     // [E] fp32, affects only which experts are chosen
   at::Tensor gate_up_;  // [E, 2F, D]
   at::Tensor down_;     // [E, D, F]
   at::Tensor counts_;   // int64 [E], tokens per expert since the last step
@@ -118,7 +120,7 @@ Moe::Moe(const MoeOptions& options, const dsv3::LayerContext& context)
 
   dsv3::ParamSpec experts;
   experts.active = static_cast<double>(o_.top_k) / static_cast<double>(o_.routed);
-  experts.matrices = 2 * o_.routed;  // for each expert, gate stacked above up
+  experts.matrices = 2 * o_.routed;  // per expert: gate stacked above up
   gate_up_ = parameter("experts.gate_up.weight", {o_.routed, 2 * o_.hidden, width}, experts);
   experts.matrices = o_.routed;
   down_ = parameter("experts.down.weight", {o_.routed, width, o_.hidden}, experts);
@@ -133,7 +135,7 @@ Moe::Moe(const MoeOptions& options, const dsv3::LayerContext& context)
   counts_ = at::zeros({o_.routed}, at::TensorOptions().dtype(at::kLong).device(context.device));
 }
 
-// Multiplies by the weights between the two GEMMs, where rows are narrowest.
+// Multiplies by the routing weights between the two GEMMs, where rows are narrowest.
 at::Tensor Moe::routed(const at::Tensor& tokens, const moe::Routing& routing,
                        const dsv3::ExpertRows& rows) const {
   const at::Tensor weights = routing.weights.flatten().index_select(0, rows.source);
@@ -165,8 +167,8 @@ void Moe::on_step_end(const dsv3::StepEnd& end) {
   bias_.add_(moe::bias_change(end.counts, o_.bias_rate, o_.bias_update == "centered"));
 }
 
-// Saves x, the scores twice, the shared expert's values, and for each chosen expert the row, gate
-// and up, and their product.
+// Saves x, the router scores twice, the shared expert's values, and for each chosen expert its
+// input row, gate and up, and their product.
 int64_t Moe::saved_values_per_token() const {
   const int64_t width = context().dims.hidden;
   return width + 2 * o_.routed + 3 * o_.shared * o_.hidden + o_.top_k * (width + 3 * o_.hidden);

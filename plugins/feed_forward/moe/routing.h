@@ -1,19 +1,18 @@
-// Chooses the experts of each token and their weights (DeepSeek-V3, arXiv 2412.19437, equations
-// 12-20).
+// Chooses each token's experts and their weights (DeepSeek-V3, arXiv 2412.19437, equations 12-20).
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 namespace moe {
 
-/// Determines how experts are chosen.
+/// Options that determine how experts are chosen.
 struct RoutingRule {
   int64_t top_k = 0;
   int64_t groups = 1;       ///< number of equally sized groups of experts
-  int64_t topk_groups = 1;  ///< number of groups that a token may use
-  bool normalize = true;    ///< whether a token's weights add up to `scale`
+  int64_t topk_groups = 1;  ///< number of groups to which a token may be routed
+  bool normalize = true;    ///< whether a token's weights are scaled to add up to `scale`
   double scale = 1;
-  int64_t group_best = 2;  ///< number of best biased scores that are added up to a group's score
+  int64_t group_best = 2;  ///< a group's score is the sum of this many of its highest biased scores
 };
 
 struct Routing {
@@ -29,12 +28,13 @@ at::Tensor choose(const at::Tensor& biased, const RoutingRule& rule);
 /// Routes tokens by `logits` [N, E]. `bias` [E] affects only which experts are chosen.
 Routing route(const at::Tensor& logits, const at::Tensor& bias, const RoutingRule& rule);
 
-/// Sum over rows and experts of f_i P_i, which the caller multiplies by alpha. With T tokens per
-/// row, f_i = E / (k T) * tokens that chose i, P_i = mean over tokens of score_i / sum_j score_j.
+/// Load-balancing loss: the sum over rows and experts of f_i P_i, which the caller multiplies by
+/// alpha. With T tokens per row, f_i = E / (k T) * tokens that chose i, P_i = mean over tokens of
+/// score_i / sum_j score_j.
 at::Tensor balance_loss(const Routing& routing, int64_t rows);
 
-/// The change of the bias in one step, [E] float64, for `counts` tokens per expert: +rate for
-/// experts below the mean, -rate for those above it. `centered` subtracts the mean change.
+/// The routing-bias update for one step, [E] float64, from `counts` tokens per expert: +rate for
+/// experts below the mean count, -rate for those above it. `centered` subtracts the mean update.
 at::Tensor bias_change(const at::Tensor& counts, double rate, bool centered);
 
 }  // namespace moe

@@ -10,7 +10,7 @@ struct SwigluOptions {
   int64_t hidden = 0;
   static void describe(dsv3::OptionSchema<SwigluOptions>& s) {
     s.add("hidden", &SwigluOptions::hidden,
-          "inner width; auto = 8/3 of the model's width, rounded up to a multiple of 64")
+          "inner width; auto = 8/3 of model.hidden, rounded up to a multiple of 64")
         .min(0)
         .word("auto", 0);
   }

@@ -14,14 +14,14 @@ using dsv3::ComponentDescription;
 using dsv3::ModelDescription;
 using Json = nlohmann::json;
 
-/// The inner width of a dense layer; for `hidden: auto`, from the parameter's shape.
+/// The inner width of a dense layer. For `hidden: auto`, reads it from the parameter's shape.
 int64_t dense_width(const ModelDescription& model, size_t layer) {
   const int64_t width = model.feed_forward[layer].option<int64_t>("hidden");
   if (width > 0) return width;
   return model.shapes.at("layers." + std::to_string(layer) + ".feed_forward.gate_up.weight")[0] / 2;
 }
 
-/// Whether two components have the same plugin and equal values for the options `keys`.
+/// Whether two components have the same plugin and the same values for the options in `keys`.
 bool same(const ComponentDescription& a, const ComponentDescription& b,
           const std::vector<std::string>& keys) {
   return a.plugin == b.plugin && std::all_of(keys.begin(), keys.end(), [&](const std::string& key) {
@@ -36,7 +36,7 @@ const std::vector<std::string> kMoeKeys{"routed",    "top_k",        "shared",
                                         "hidden",    "groups",       "topk_groups",
                                         "normalize", "routed_scale", "group_score"};
 
-/// Collects the parts of a model that the architecture cannot express.
+/// Collects the reasons why the architecture cannot express a model.
 class Obstacles {
  public:
   explicit Obstacles(const ModelDescription& model) : m_(model) {}
@@ -65,9 +65,10 @@ class Obstacles {
     for (const ComponentDescription& layer : m_.attention)
       if (!same(layer, m_.attention.front(), kMlaKeys))
         return add(
-            "attention layers have different sizes, but the architecture has one size for all");
+            "attention layers have different sizes, but the architecture requires the same size in "
+            "all layers");
     if (m_.attention.front().option<double>("latent_norm_eps") != 1e-6)
-      add("attention mla: latent_norm_eps is not 1e-6, which the architecture requires");
+      add("attention mla: latent_norm_eps must be 1e-6 in this architecture");
   }
 
   void feed_forward() {
@@ -76,28 +77,28 @@ class Obstacles {
       ++first_moe;
     for (size_t layer = first_moe; layer < m_.feed_forward.size(); ++layer)
       if (m_.feed_forward[layer].plugin != "moe")
-        return add("model.feed_forward of layer " + std::to_string(layer) + " is " +
+        return add("model.feed_forward in layer " + std::to_string(layer) + " is " +
                    m_.feed_forward[layer].plugin +
-                   ", but the architecture has swiglu layers followed by moe layers");
+                   ", but the architecture requires swiglu layers followed by moe layers");
     for (size_t layer = 0; layer < first_moe; ++layer)
       if (dense_width(m_, layer) != dense_width(m_, 0))
         return add(
-            "dense layers have different widths, but the architecture has one width for all");
+            "dense layers have different widths, but the architecture requires the same width in "
+            "all of them");
     if (first_moe == m_.feed_forward.size()) return;
     const ComponentDescription& moe = m_.feed_forward.back();
     for (size_t layer = first_moe; layer < m_.feed_forward.size(); ++layer)
       if (!same(m_.feed_forward[layer], moe, kMoeKeys))
         return add(
-            "moe layers have different options, but the architecture has one set of options for "
-            "all");
+            "moe layers have different options, but the architecture requires the same options in "
+            "all of them");
     if (moe.option<int64_t>("shared") < 1)
       add("feed_forward moe has no shared expert, but the architecture requires one");
     if (moe.option<int64_t>("groups") > 1 && moe.option<std::string>("group_score") != "top2_sum")
-      add("feed_forward moe: group_score is not top2_sum, which the architecture requires");
+      add("feed_forward moe: group_score must be top2_sum in this architecture");
     if (moe.option<int64_t>("routed") / moe.option<int64_t>("groups") < 2)
-      add("feed_forward moe has groups of one expert, but the architecture scores a group by its "
-          "two "
-          "best experts");
+      add("feed_forward moe has one expert per group, but the architecture scores each group by "
+          "its two best experts");
   }
 
   const ModelDescription& m_;
@@ -125,8 +126,8 @@ Sizes sizes_of(const ModelDescription& model) {
   return sizes;
 }
 
-/// Writes the mixture-of-experts fields. For a dense model, writes valid values that make its MTP
-/// modules dense as well.
+/// Writes the mixture-of-experts fields. For a dense model, writes valid values that also make its
+/// MTP modules dense.
 void write_mixture(Json& config, const ModelDescription& model, const Sizes& sizes) {
   const bool has_experts = sizes.experts > 0;
   const ComponentDescription& moe = model.feed_forward.back();
@@ -279,8 +280,8 @@ ModelDescription DeepseekV3::describe(const Json& config) const {
   model.sequence = reader.integer("max_position_embeddings");
   reader.require("hidden_act", {"silu"});
   reader.require("pretraining_tp", {1});
-  reader.ignore("output_router_logits");  // affects only which values the forward pass returns
-  reader.ignore("aux_loss_alpha");        // training only, like seq_aux
+  reader.ignore("output_router_logits");  // only affects which values the forward pass returns
+  reader.ignore("aux_loss_alpha");        // only affects training, like seq_aux
   reader.ignore("seq_aux");
   const ComponentDescription attention = read_attention(reader), moe = read_mixture(reader);
   const ComponentDescription dense{"swiglu", {{"hidden", reader.integer("intermediate_size")}}};

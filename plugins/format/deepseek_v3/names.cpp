@@ -64,8 +64,8 @@ class Places {
     add(stored + "o_proj.weight", {m_.hidden, s_.heads * s_.v}, source + "o.weight");
   }
 
-  /// Adds the names of gated unit `index`. Parameter `gate_up` contains several units, each with
-  /// gate stacked above up.
+  /// Adds the names of gated unit `index`, e.g. of one expert. Parameter `gate_up` contains several
+  /// units, and in each unit the gate matrix is stacked above the up matrix.
   void gated(const std::string& stored, const std::string& source, const std::string& gate_up,
              const std::string& down, int64_t inner, int64_t index) {
     add(stored + "gate_proj.weight", {inner, m_.hidden}, source + gate_up, 2 * inner * index);
@@ -84,7 +84,7 @@ class Places {
           s_.shared * s_.expert_hidden, 0);
   }
 
-  /// MTP module k is layer N + k, with copies of the embedding and the head.
+  /// MTP module k is stored as layer N + k, with copies of the embedding and the head.
   void mtp(int64_t layer) {
     const std::string stored = "model.layers." + std::to_string(layer) + ".",
                       source = "layers." + std::to_string(layer) + ".";

@@ -1,5 +1,4 @@
-// The names of the tensors in DeepSeek-V3's checkpoints, and the locations of their values in a
-// model.
+// The tensor names in DeepSeek-V3's checkpoints, and where the tensors' values are in a model.
 #pragma once
 
 #include <vector>
@@ -8,7 +7,7 @@
 
 namespace deepseek_v3 {
 
-/// Sizes of a model that the format can express.
+/// The sizes of a model that this format supports.
 struct Sizes {
   int64_t heads = 0, q_lora_rank = 0, kv_lora_rank = 0, nope = 0, rope = 0, v = 0;
   int64_t first_moe = 0;  ///< first layer that is not dense; the number of layers if all are dense
@@ -16,7 +15,7 @@ struct Sizes {
   int64_t experts = 0, expert_hidden = 0, shared = 0;  ///< 0 if no layer has experts
 };
 
-/// All tensors, including those of MTP modules.
+/// All tensors in a checkpoint, including those of MTP modules.
 std::vector<dsv3::TensorPlace> places(const dsv3::ModelDescription& model, const Sizes& sizes);
 
 }  // namespace deepseek_v3

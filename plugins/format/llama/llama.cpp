@@ -15,7 +15,7 @@ struct Sizes {
   bool operator==(const Sizes&) const = default;
 };
 
-/// Sizes of one layer, with `auto` resolved.
+/// The sizes of one layer, with `auto` resolved.
 Sizes sizes_of(const ModelDescription& model, size_t layer) {
   const ComponentDescription &mha = model.attention[layer], &mlp = model.feed_forward[layer];
   Sizes sizes;
@@ -43,16 +43,17 @@ std::vector<std::string> obstacles_of(const ModelDescription& model) {
   for (size_t layer = 0; layer < model.attention.size(); ++layer) {
     const ComponentDescription& mha = model.attention[layer];
     if (mha.option<bool>("qk_norm"))
-      add("attention mha: qk_norm is on, but the architecture has no such norms");
+      add("attention mha: qk_norm is on, but the architecture has no query and key norms");
     if (mha.option<double>("rotary_share") != 1)
-      add("attention mha: rotary_share is not 1, which the architecture requires");
+      add("attention mha: rotary_share must be 1 in this architecture");
     if (!(sizes_of(model, layer) == sizes_of(model, 0)))
-      add("layers have different sizes, but the architecture has one size for all");
+      add("layers have different sizes, but the architecture requires the same sizes in all "
+          "layers");
     if (!obstacles.empty()) break;
   }
   const int64_t heads = model.attention.front().option<int64_t>("heads");
   if (model.hidden % heads != 0)
-    add("model.hidden is not a multiple of heads, which the architecture requires");
+    add("model.hidden must be a multiple of the number of attention heads in this architecture");
   if (model.position.plugin == "yarn" && model.position.option<double>("mscale_all_dim") != 0)
     add("position yarn: mscale_all_dim is not 0, but the architecture does not scale the softmax");
   if (model.position.plugin != "rope" && model.position.plugin != "yarn")
@@ -92,7 +93,7 @@ ComponentDescription position_of(const dsv3::RopeParameters& rope, dsv3::ConfigR
                                 {{"theta", rope.theta}, {"layout", std::string("half")}}};
   if (!rope.yarn) return position;
   if (rope.mscale != 0 || rope.mscale_all_dim != 0)
-    reader.mistake("\"mscale\" in the rope parameters is not supported for this architecture");
+    reader.mistake("\"mscale\" in the RoPE parameters is not supported for this architecture");
   position.options["factor"] = rope.factor;
   position.options["beta_fast"] = rope.beta_fast;
   position.options["beta_slow"] = rope.beta_slow;

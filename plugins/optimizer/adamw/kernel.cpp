@@ -1,7 +1,7 @@
 #include "kernel.h"
 
-// The compiler builds one copy per processor generation. The loader picks one while it loads the
-// library, which is too early for ThreadSanitizer.
+// The compiler builds one copy per processor generation, and the loader picks one when it loads the
+// library. ThreadSanitizer does not support this, because it is not initialised at that time.
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
 #define DSV3_CPU_CLONES \
   __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))

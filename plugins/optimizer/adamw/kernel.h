@@ -5,7 +5,7 @@
 
 namespace dsv3::adamw {
 
-/// Coefficients of one update; see adamw.cpp.
+/// Coefficients for one update; see adamw.cpp.
 struct Coefficients {
   float decay;  ///< 1 - lr * weight_decay
   float beta1;

@@ -21,10 +21,10 @@ struct MuonOptions {
   static void describe(dsv3::OptionSchema<MuonOptions>& s) {
     s.add("lr", &MuonOptions::lr, "base learning rate, which the schedule scales").min(0);
     s.add("momentum", &MuonOptions::momentum, "momentum decay rate").min(0).max(1);
-    // A convention: implementations compute the update direction differently, although the option
-    // name and the optimizer state are the same.
+    // This option is a convention because implementations compute the update direction differently,
+    // although the option name and the optimizer state are the same.
     s.add("nesterov", &MuonOptions::nesterov,
-          "use Nesterov momentum: mix the gradient into the momentum")
+          "use Nesterov momentum: mix the current gradient into the update direction")
         .convention();
     s.add("weight_decay", &MuonOptions::weight_decay,
           "decoupled weight decay: weights shrink by lr * weight_decay per update")
@@ -40,7 +40,7 @@ struct MuonOptions {
         .choices({"original", "match_rms_adamw", "spectral"})
         .convention();
     s.add("momentum_form", &MuonOptions::momentum_form,
-          "update of the momentum buffer B with the gradient G; ema: B = momentum B + (1 - "
+          "how the gradient G updates the momentum buffer B; ema: B = momentum B + (1 - "
           "momentum) G, sum: B = momentum B + G")
         .choices({"ema", "sum"})
         .convention();
@@ -48,14 +48,14 @@ struct MuonOptions {
   }
 };
 
-/// Size in bytes of the matrices to orthogonalise in one batch: enough to occupy a GPU, or about
-/// the size of a CPU's caches.
+/// Total size in bytes of the matrices to orthogonalise in one batch: enough to occupy a GPU, or
+/// about the size of a CPU's caches.
 int64_t workspace(const at::Device& device) {
   return device.is_cpu() ? int64_t(32) << 20 : int64_t(256) << 20;
 }
 
-/// Without AMX, oneDNN's bf16 matrix products are slower than in fp32 (1.6 times in a measurement),
-/// even with AVX512-BF16.
+/// Without AMX, oneDNN's bf16 matrix products are slower than its fp32 ones (by a factor of 1.6 in
+/// a measurement), even with AVX512-BF16.
 bool bf16_is_faster(const at::Device& device) {
   if (!device.is_cpu()) return true;
   static const bool amx = [] {
@@ -100,7 +100,7 @@ class Muon final : public dsv3::Optimizer {
   }
 
   /// Updates matrices of the same shape. Updates their momentum one by one and then orthogonalises
-  /// them as a batch.
+  /// all update directions as a batch.
   void step_batch(std::span<const dsv3::Slice* const> slices, at::ScalarType dtype,
                   double lr_factor) const {
     const at::Tensor& first = slices.front()->value;
@@ -119,7 +119,7 @@ class Muon final : public dsv3::Optimizer {
     }
   }
 
-  /// Updates `buffer` and returns the direction before orthogonalisation.
+  /// Updates the momentum `buffer` and returns the update direction before orthogonalisation.
   at::Tensor momentum(const at::Tensor& buffer, const at::Tensor& grad) const {
     const double mu = options_.momentum;
     if (options_.momentum_form == "ema") {

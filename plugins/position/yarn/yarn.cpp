@@ -21,25 +21,29 @@ struct YarnOptions {
   std::string layout = "interleaved";
 
   static void describe(dsv3::OptionSchema<YarnOptions>& s) {
-    s.add("theta", &YarnOptions::theta, "base of the geometric series of wavelengths").min(1.001);
-    s.add("factor", &YarnOptions::factor, "factor by which the context is extended").min(1);
+    s.add("theta", &YarnOptions::theta, "base of the geometric series of RoPE wavelengths")
+        .min(1.001);
+    s.add("factor", &YarnOptions::factor, "factor by which the context length is extended").min(1);
     s.add("original_length", &YarnOptions::original_length,
           "context length before the extension, in tokens")
         .min(1);
     s.add("beta_fast", &YarnOptions::beta_fast,
-          "pairs with more rotations than this over the original length are unchanged")
+          "feature pairs with more rotations than this over the original context length are "
+          "unchanged")
         .min(1e-3);
     s.add("beta_slow", &YarnOptions::beta_slow,
-          "pairs with fewer rotations than this are slowed down by the full factor")
+          "feature pairs with fewer rotations than this over the original context length are "
+          "slowed down by the full factor")
         .min(1e-3);
     s.add("mscale", &YarnOptions::mscale,
-          "attention temperature applied to cosines and sines; 0 = as in the paper")
+          "attention temperature coefficient for cosines and sines; 0 = as in the paper")
         .min(0);
     s.add("mscale_all_dim", &YarnOptions::mscale_all_dim,
-          "attention temperature applied to the softmax scale; 0 = none")
+          "attention temperature coefficient for the softmax scale; 0 = none")
         .min(0);
     s.add("layout", &YarnOptions::layout,
-          "which features form pairs: interleaved = (0,1),(2,3).. as in DeepSeek, half = (0,R/2).. "
+          "which features are rotated as pairs: interleaved = (0,1),(2,3).. as in DeepSeek, half = "
+          "(0,R/2).. "
           "as in Llama")
         .choices({"interleaved", "half"})
         .convention();
@@ -49,12 +53,12 @@ struct YarnOptions {
   }
 };
 
-// 0.1 m ln(s) + 1: sharpens attention for longer contexts.
+// Attention temperature 0.1 m ln(s) + 1, which sharpens attention for longer contexts.
 double temperature(double factor, double mscale) {
   return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
 }
 
-// Index of the pair that makes `turns` rotations over the original length.
+// Index of the feature pair that makes `turns` rotations over the original context length.
 double pair_with_turns(double turns, int64_t dim, const YarnOptions& o) {
   return dim * std::log(o.original_length / (turns * 2 * std::numbers::pi)) /
          (2 * std::log(o.theta));

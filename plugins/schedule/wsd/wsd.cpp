@@ -15,7 +15,7 @@ struct WsdOptions {
   static void describe(dsv3::OptionSchema<WsdOptions>& s) {
     s.add("warmup", &WsdOptions::warmup, "number of linear warm-up steps").min(0);
     s.add("decay", &WsdOptions::decay,
-          "fraction of the steps, at the end of the run, in which the learning rate decays")
+          "fraction of the run, at its end, in which the learning rate decays")
         .min(0)
         .max(1);
     s.add("min_ratio", &WsdOptions::min_ratio,
@@ -34,7 +34,8 @@ class Wsd final : public dsv3::Schedule {
 
   double factor(int64_t step, int64_t total) const override {
     if (step < options_.warmup) return double(step) / double(options_.warmup);
-    // A warm-up that overlaps the decay shortens the decay, so that the factor never jumps.
+    // If the warm-up overlaps the decay, the decay is shortened, so that the learning rate never
+    // jumps.
     const double start = std::max(double(options_.warmup), double(total) * (1 - options_.decay));
     if (double(step) <= start || start >= double(total)) return 1;
     const double progress = std::min((double(step) - start) / (double(total) - start), 1.0);

@@ -19,12 +19,13 @@ using dsv3::UnitParam;
 using dsv3::UnitSpec;
 using dsv3::UpdateTensor;
 
-/// A unit. Its parameters are views of `master`, or of `compute` if the compute dtype is not fp32.
+/// Parameters that the model passes to adopt() together. They are views of `master`, or of
+/// `compute` if the compute dtype is not fp32.
 struct Unit {
   UnitSpec spec;
   FlatLayout layout;
   at::Tensor master;   // fp32 [layout.size()]
-  at::Tensor compute;  // compute dtype, same layout; undefined if that is fp32
+  at::Tensor compute;  // compute dtype, same layout; undefined if the compute dtype is fp32
   at::Tensor grad;     // fp32, same layout; undefined until the first training forward
 
   at::Tensor master_of(size_t i) const { return layout.view(master, i); }
@@ -65,7 +66,7 @@ class Single final : public dsv3::Strategy {
 
   void ready(const std::vector<GroupSpec>& groups) override { groups_ = groups; }
 
-  /// Gradients are allocated here, so that models that only evaluate or generate have none.
+  /// Allocates the gradients on first use, so that models that only evaluate or generate have none.
   void begin_microbatch(bool) override {
     for (Unit& unit : units_) {
       if (unit.grad.defined()) continue;
@@ -153,7 +154,7 @@ class Single final : public dsv3::Strategy {
     return unit.compute.defined() && !param.keep_fp32;
   }
 
-  /// Copies the masters to the compute copy, in one pass.
+  /// Copies the fp32 master weights to the compute copy, in one pass.
   static void refresh(Unit& unit) {
     if (unit.compute.defined()) unit.compute.copy_(unit.master);
   }

@@ -36,7 +36,8 @@ size_t leading_space_size(std::string_view text) {
 
 }  // namespace
 
-// The word characters of Rust's regex crate, which the reference implementation uses for this.
+// Matches the word characters of Rust's regex crate, which the reference implementation uses for
+// `single_word`.
 AddedTokens::AddedTokens()
     : ends_(1, -1),
       word_("[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}]", "word characters") {}

@@ -1,4 +1,4 @@
-// Tokens that are matched in the text before anything else: special and user-added tokens.
+// Special and user-added tokens, which are matched in the text before anything else.
 #pragma once
 
 #include <array>
@@ -22,14 +22,14 @@ struct AddedToken {
   bool special = false;
 };
 
-/// Finds the leftmost token in a text and, if several start there, the longest of them.
+/// Finds the leftmost added token in a text. If several start at the same byte, finds the longest.
 class AddedTokens {
  public:
   AddedTokens();
   void add(const AddedToken& token, const std::string& content);
   bool empty() const { return tokens_.empty(); }
 
-  /// Calls `piece(text, id)` for consecutive pieces of `text`; id -1 = ordinary text.
+  /// Calls `piece(text, id)` for consecutive pieces of `text`; id -1 means ordinary text.
   void split(std::string_view text, MatchScratch& scratch,
              const std::function<void(std::string_view, int32_t)>& piece) const;
 
@@ -40,7 +40,7 @@ class AddedTokens {
   std::vector<AddedToken> tokens_;
   std::array<bool, 256> starts_{};                   // first bytes of tokens
   std::unordered_map<uint64_t, uint32_t> children_;  // edges of a trie: node << 8 | byte -> node
-  std::vector<int> ends_;  // by node: index of the token that ends there, or -1
+  std::vector<int> ends_;  // index of the token that ends at each node, or -1
   Pattern word_;
 };
 

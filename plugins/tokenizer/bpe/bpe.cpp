@@ -19,7 +19,7 @@ struct ViewHash {
 
 }  // namespace
 
-/// Buffers and cache for one encoding thread.
+/// Buffers and a word cache for one encoding thread.
 struct Bpe::Scratch {
   bpe::SplitScratch split;
   bpe::Merges::Scratch merge;

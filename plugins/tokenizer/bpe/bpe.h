@@ -20,7 +20,7 @@ struct BpeOptions {
         .required()
         .input_path();
     s.add("eos", &BpeOptions::eos,
-          "token between documents; empty = the first of <|endoftext|>, <|end_of_text|>, "
+          "token that separates documents; empty = the first of <|endoftext|>, <|end_of_text|>, "
           "<｜end▁of▁sentence｜>, </s> that the file contains");
   }
 };
@@ -57,7 +57,7 @@ class Bpe final : public Tokenizer {
   bpe::AddedTokens normalized_tokens_;  // found after it
   int32_t eos_;
   mutable std::mutex mutex_;
-  // Guarded by mutex_. At most one per thread that has called encode().
+  // Guarded by mutex_. Contains at most one Scratch per thread that has called encode().
   mutable std::vector<std::unique_ptr<Scratch>> idle_;
 };
 

@@ -92,7 +92,7 @@ void Merges::merge_long(Scratch& s) const {
     const auto [key, id] = s.heap.back();
     s.heap.pop_back();
     const int32_t at = static_cast<int32_t>(key & 0xFFFFFFFF);
-    if (ids[at] < 0 || s.next[at] < 0) continue;  // merged into another symbol, or last in the list
+    if (ids[at] < 0 || s.next[at] < 0) continue;  // already merged, or last in the list
     const int32_t right = s.next[at];
     const Merge* merge = find(ids[at], ids[right]);
     if (!merge || merge->id != id || merge->rank != key >> 32) continue;

@@ -8,7 +8,8 @@
 
 namespace dsv3::bpe {
 
-/// Merges adjacent pairs in order of their rank, and the leftmost of equal pairs first.
+/// Merges adjacent pairs by increasing rank. Of pairs with the same rank, merges the leftmost
+/// first.
 class Merges {
  public:
   struct Merge {
@@ -18,16 +19,16 @@ class Merges {
   struct Scratch {
     std::vector<int32_t> ids, next, previous;
     std::vector<uint32_t> ranks;
-    /// (rank, position) of a pair, and the id of its merge when it was pushed.
+    /// (rank, position in the word) of a pair, and the id of its merged token when it was pushed.
     std::vector<std::pair<uint64_t, int32_t>> heap;
   };
 
-  /// `byte_ids` are the token ids of single bytes.
+  /// `byte_ids` are the token ids of the 256 single bytes.
   void set_byte_ids(const std::array<int32_t, 256>& byte_ids) { byte_ids_ = byte_ids; }
   void reserve(size_t merges);
-  /// A second call for a pair replaces its merge.
+  /// Adding a pair again replaces its merge.
   void set(int32_t left, int32_t right, Merge merge);
-  /// Appends the ids of `word` to `out`.
+  /// Appends the token ids for `word` to `out`.
   void apply(std::string_view word, Scratch& scratch, std::vector<int32_t>& out) const;
 
  private:
@@ -36,7 +37,7 @@ class Merges {
     Merge merge{};
   };
   static constexpr uint64_t kFree = ~uint64_t{0};
-  static constexpr uint32_t kNone = ~uint32_t{0};  // rank of a pair that does not merge
+  static constexpr uint32_t kNone = ~uint32_t{0};  // rank of a pair that cannot be merged
 
   size_t slot_of(uint64_t pair) const;
   const Merge* find(int32_t left, int32_t right) const;
@@ -45,7 +46,7 @@ class Merges {
   void merge_long(Scratch& scratch) const;
 
   std::array<int32_t, 256> byte_ids_{};
-  std::vector<Slot> slots_;  // open addressing; a power of two, at most half full
+  std::vector<Slot> slots_;  // open-addressing hash table; power-of-two size, at most half full
 };
 
 }  // namespace dsv3::bpe

@@ -9,11 +9,11 @@ namespace dsv3::bpe {
 
 enum class Form { nfc = 1, nfd, nfkc, nfkd };
 
-/// Forms that are applied in order.
+/// Applies a list of normalisation forms in order.
 struct Normalizer {
   std::vector<Form> forms;
 
-  /// Accepts and returns valid UTF-8. `buffer` stores the result if it differs from `text`.
+  /// Accepts and returns valid UTF-8. The result is stored in `buffer` if it differs from `text`.
   std::string_view operator()(std::string_view text, std::string& buffer) const;
 };
 

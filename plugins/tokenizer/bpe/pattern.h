@@ -1,7 +1,7 @@
-// The regular expressions in a tokenizer.json, matched with PCRE2. tokenizer.json contains
-// expressions in Oniguruma's (Ruby) dialect. Constructs that PCRE2 spells differently are rewritten
-// (\s, \w, scripts). Constructs that cannot be translated are rejected. Character properties are
-// those of PCRE2's Unicode version (14 in PCRE2 10.42).
+// The regular expressions in a tokenizer.json, matched with PCRE2. They are written in Oniguruma's
+// (Ruby) dialect. Constructs that PCRE2 spells differently are rewritten (\s, \w, scripts).
+// Constructs that cannot be translated are rejected. Character properties are those of PCRE2's
+// Unicode version (14 in PCRE2 10.42).
 #pragma once
 
 #include <memory>
@@ -14,7 +14,7 @@ namespace dsv3::bpe {
 /// the construct.
 std::string to_pcre2(std::string_view pattern, const std::string& where);
 
-/// Buffers for matching. Not thread-safe: use one per thread.
+/// Buffers for matching. Not thread-safe; use one per thread.
 class MatchScratch {
  public:
   MatchScratch();
@@ -28,7 +28,7 @@ class MatchScratch {
   std::unique_ptr<Parts> parts_;
 };
 
-/// A range of bytes.
+/// A byte range.
 struct Span {
   size_t begin = 0, end = 0;
 };

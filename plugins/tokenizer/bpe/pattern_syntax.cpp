@@ -1,4 +1,5 @@
-// Translates Oniguruma's dialect to PCRE2's. Rejects constructs that may differ in meaning.
+// Translates regular expressions from Oniguruma's dialect to PCRE2's. Rejects constructs that may
+// differ in meaning.
 #include <algorithm>
 #include <array>
 
@@ -77,15 +78,15 @@ class Rewriter {
     copy();
   }
 
-  /// Copies ?, * or + and its lazy and possessive forms.
+  /// Copies a quantifier ?, * or + and its lazy and possessive forms.
   void quantifier() {
     copy();
     if (peek() == '?' || peek() == '+') copy();
     after_quantifier();
   }
 
-  /// Parses {n}, {n,} and {n,m}; the last two may be lazy. In Ruby, {,m} is also an interval, and a
-  /// '+' after any interval or a '?' after {n} is a separate quantifier.
+  /// Parses an interval {n}, {n,} or {n,m}; the last two may be lazy. In Ruby, {,m} is also an
+  /// interval, and a '+' after any interval or a '?' after {n} is a separate quantifier.
   void interval() {
     const size_t close = in_.find('}', at_);
     const std::string text(in_.substr(at_, close == in_.npos ? in_.npos : close - at_ + 1));

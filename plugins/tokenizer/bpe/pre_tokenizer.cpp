@@ -5,7 +5,8 @@
 namespace dsv3::bpe {
 namespace {
 
-using Parts = std::vector<std::pair<Span, bool>>;  // ranges that cover the text; true = matched
+/// Ranges that cover the text; true = treated as a match, see Split::invert.
+using Parts = std::vector<std::pair<Span, bool>>;
 
 void find_parts(std::string_view text, const Split& split, MatchScratch& scratch, Parts& parts) {
   parts.clear();
@@ -19,7 +20,7 @@ void find_parts(std::string_view text, const Split& split, MatchScratch& scratch
   if (at < text.size()) parts.push_back({{at, text.size()}, split.invert});
 }
 
-/// Joins a part to the one before it if `joins(matched, previous)`.
+/// Joins a range to the one before it if `joins(matched, previous)` is true.
 template <class Joins>
 void join(Parts& parts, Joins joins) {
   size_t count = 0;

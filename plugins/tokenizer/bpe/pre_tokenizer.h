@@ -1,5 +1,5 @@
-// Splits text into words, within which merges apply. Implements Split, Digits and ByteLevel from
-// tokenizer.json.
+// Splits text into words; merges never cross word boundaries. Implements Split, Digits and
+// ByteLevel from tokenizer.json.
 #pragma once
 
 #include <deque>
@@ -19,7 +19,7 @@ enum class Behavior { isolated = 1, removed, merged_with_previous, merged_with_n
 struct Split {
   Pattern pattern;
   Behavior behavior = Behavior::isolated;
-  bool invert = false;  ///< exchanges the roles of matches and the text between them
+  bool invert = false;  ///< swaps the roles of matches and of the text between them
 };
 
 /// Buffers that one thread reuses between calls.
@@ -31,12 +31,12 @@ struct SplitScratch {
   MatchScratch match;
 };
 
-/// A list of splits, then ByteLevel. ByteLevel's mapping of bytes to characters is skipped, because
-/// merges work on bytes.
+/// Applies a list of splits, then ByteLevel. Skips ByteLevel's mapping of bytes to characters,
+/// because merges work on bytes.
 struct PreTokenizer {
   std::vector<Split> splits;
   bool add_prefix_space = false;    ///< add a space before words that start without one
-  std::optional<Split> byte_level;  ///< ByteLevel's own expression (use_regex)
+  std::optional<Split> byte_level;  ///< ByteLevel's built-in expression (use_regex)
 
   /// Splits valid UTF-8 `text` into scratch.words.
   void operator()(std::string_view text, SplitScratch& scratch) const;

@@ -14,7 +14,7 @@
 namespace dsv3::bpe {
 namespace {
 
-/// A value with its path in the file, for error messages.
+/// A JSON value and its path in the file, for error messages.
 class Field {
  public:
   Field(const Json& value, std::string path) : value_(value), path_(std::move(path)) {}
@@ -27,7 +27,7 @@ class Field {
     throw Error(path_ + ": " + what, ExitCode::data);
   }
 
-  /// Throws if the value is not an object or has keys other than `keys`.
+  /// Throws if the value is not an object or has keys that are not in `keys`.
   void known(std::initializer_list<const char*> keys) const {
     if (!value_.is_object()) fail("expected an object");
     for (const auto& item : value_.items())
@@ -70,7 +70,7 @@ class Field {
     return value_.get<int32_t>();
   }
 
-  /// Throws if the value is not one of null, false, 0 and "".
+  /// Throws unless the value is null, false, 0 or "".
   void off(const std::string& what) const {
     const bool is_off =
         is_null() || value_ == Json(false) || value_ == Json(0) || value_ == Json("");
@@ -124,7 +124,7 @@ Split read_split(const Field& field) {
   field.at("behavior").fail("unknown behavior '" + behavior + "'");
 }
 
-/// Reads one step. Returns true if it is ByteLevel, which must be the last.
+/// Reads one pre-tokenizer. Returns true if it is ByteLevel, which must be the last one.
 bool read_pre_tokenizer(const Field& field, PreTokenizer& out) {
   const std::string type = field.at("type").string();
   if (type == "Split") {
@@ -157,8 +157,8 @@ bool read_pre_tokenizer(const Field& field, PreTokenizer& out) {
                         "' is not supported; supported: Split, Digits, ByteLevel, Sequence");
 }
 
-/// Accepts only post-processors that do not affect encode(): they change offsets, or add tokens
-/// around the text on request.
+/// Accepts only post-processors that do not affect encode(): those that change offsets, or add
+/// tokens around the text on request.
 void check_post_processor(const Field& field) {
   if (field.is_null()) return;
   const std::string type = field.at("type").string();
@@ -182,7 +182,7 @@ void put(Definition& d, int32_t id, std::string bytes) {
   d.bytes[id] = std::move(bytes);
 }
 
-constexpr size_t kMaxGaps = 1 << 16;  // maximum number of ids that a vocabulary may omit
+constexpr size_t kMaxGaps = 1 << 16;  // maximum number of unused ids in a vocabulary
 
 void read_vocab(const Field& field, Definition& d) {
   if (!field.value().is_object() || field.value().empty())
@@ -190,7 +190,7 @@ void read_vocab(const Field& field, Definition& d) {
   std::vector<bool> seen;
   for (const auto& item : field.value().items()) {
     const int32_t id = Field(item.value(), field.path() + "[\"" + item.key() + "\"]").id();
-    // Memory grows with the largest id, so a small file must not contain a huge one.
+    // Memory usage grows with the largest id, so reject a small file with a huge id.
     if (static_cast<size_t>(id) > kMaxGaps + 4 * field.value().size())
       field.fail("id " + std::to_string(id) + " is far above the number of tokens, " +
                  std::to_string(field.value().size()));
@@ -226,7 +226,7 @@ std::pair<std::string, std::string> read_merge(const Field& field) {
   return {text.substr(0, space), text.substr(space + 1)};
 }
 
-/// Returns the merges as written, for the digest.
+/// Returns the merges as written in the file, for the digest.
 Json read_merges(const Field& field, Definition& d) {
   if (!field.value().is_array()) field.fail("expected a list");
   Json pairs = Json::array();
@@ -248,7 +248,7 @@ Json read_merges(const Field& field, Definition& d) {
   return pairs;
 }
 
-/// Checks that the ids of added tokens are in the vocabulary or follow it consecutively.
+/// Checks that the ids of added tokens are in the vocabulary or follow its last id without gaps.
 void read_added(const Field& list, Definition& d, size_t vocab_size) {
   if (list.is_null()) return;
   int32_t next = static_cast<int32_t>(vocab_size);
@@ -289,8 +289,8 @@ Definition read_definition(const Field& root) {
   check_decoder(root.at("decoder"));
 
   const Field model = root.at("model");
-  // unk_token, fuse_unk and byte_fallback are for unknown characters, which do not exist if all 256
-  // bytes have a token.
+  // unk_token, fuse_unk and byte_fallback only affect unknown characters, which do not exist if all
+  // 256 bytes have a token.
   model.known({"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
                "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"});
   if (!model.at("type").is_null() && model.at("type").string() != "BPE")

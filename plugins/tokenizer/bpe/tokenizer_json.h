@@ -1,5 +1,5 @@
-// Reads a Hugging Face tokenizer.json. Anything that this plugin does not support is an error with
-// the path in the JSON. Nothing is ignored silently.
+// Reads a Hugging Face tokenizer.json. Throws an error with the path in the JSON for anything that
+// this plugin does not support, and ignores nothing silently.
 #pragma once
 
 #include <string>
@@ -14,10 +14,12 @@
 namespace dsv3::bpe {
 
 struct Definition {
-  /// Maps the bytes of a token to its id, to encode words that are tokens (ignore_merges).
+  /// Maps the bytes of each token to its id. With ignore_merges, words that are tokens are encoded
+  /// with this map.
   std::unordered_map<std::string, int32_t> vocab;
-  std::vector<std::string> bytes;                    ///< indexed by id; "" for unused ids
-  std::unordered_map<std::string, int32_t> by_text;  ///< all ids, keyed by their text in the file
+  std::vector<std::string> bytes;  ///< indexed by id; "" for unused ids
+  std::unordered_map<std::string, int32_t>
+      by_text;  ///< all ids, keyed by the token's text in the file
   Merges merges;
   bool ignore_merges = false;
   Normalizer normalizer;

@@ -16,7 +16,7 @@ bool is_printable(uint32_t byte) {
 
 struct Alphabet {
   std::array<uint32_t, 256> character;
-  std::array<int, 512> byte;  // -1 = not in the alphabet
+  std::array<int, 512> byte;  // -1 = not in the byte alphabet
   Alphabet() {
     byte.fill(-1);
     uint32_t next = 256;

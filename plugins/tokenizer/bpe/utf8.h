@@ -1,4 +1,4 @@
-// UTF-8: validity, characters, and the byte alphabet of byte-level BPE.
+// UTF-8 validation and decoding, and the byte alphabet of byte-level BPE.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,8 @@
 
 namespace dsv3::bpe {
 
-/// Size in bytes of the valid character at the start of `text`; 0 = none (invalid or truncated
-/// bytes, surrogates, above 10FFFF).
+/// Size in bytes of the valid character at the start of `text`; 0 = none (an invalid or truncated
+/// byte sequence, a surrogate, or a code point above 10FFFF).
 size_t character_size(std::string_view text);
 /// Size in bytes of the longest valid prefix of `text`.
 size_t valid_prefix(std::string_view text);
@@ -22,7 +22,7 @@ bool is_white_space(uint32_t code_point);
 /// The printable character that represents a byte in vocabularies: the byte itself if it is
 /// printable in Latin-1, else U+0100 and up in order (GPT-2's bytes_to_unicode).
 uint32_t byte_character(uint8_t byte);
-/// Converts a vocabulary entry to bytes. Returns false if it contains a character outside the
+/// Converts a vocabulary entry to bytes. Returns false if it contains a character outside the byte
 /// alphabet.
 bool bytes_of_token(std::string_view token, std::string& bytes);
 

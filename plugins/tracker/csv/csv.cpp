@@ -15,7 +15,7 @@ struct CsvOptions {
   static void describe(dsv3::OptionSchema<CsvOptions>& s) {
     s.add("file", &CsvOptions::file, "name of the CSV file in the run folder");
     s.check([](const CsvOptions& o) -> std::string {
-      // No file that the run itself writes has this extension.
+      // Require this extension, because no file that the run itself writes has it.
       const std::filesystem::path name(o.file);
       if (name.extension() == ".csv" && !name.has_parent_path()) return "";
       return "file must be a file name that ends in .csv, without a folder, not '" + o.file + "'";
@@ -56,7 +56,7 @@ class CsvTracker final : public dsv3::Tracker {
   void finish(dsv3::RunStatus) override { writer_.reset(); }
 
  private:
-  /// Removes the rows of event `next` and later. They were written, perhaps incompletely, but not
+  /// Removes the rows of events `next` and later. They were written, perhaps incompletely, but not
   /// acknowledged before a crash, so the core delivers them again.
   void open(int64_t next) {
     uintmax_t size = 0;

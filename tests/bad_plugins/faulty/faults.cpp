@@ -22,7 +22,7 @@ namespace {
   throw std::runtime_error("broken on purpose");
 }
 
-// Volatile, so that the compiler cannot see that it is null and optimise the write away.
+// The pointer is volatile so that the compiler cannot assume that it is null and remove the write.
 int* volatile nowhere = nullptr;
 std::vector<char*> leaked;
 

@@ -1,6 +1,6 @@
-// Components with a fault that the option `fault` selects. Each one wraps a working component: the
-// one from the plugin template if its kind has a template. Faults that apply to every kind are
-// implemented in faults.cpp, and faults specific to one kind in the file of that kind.
+// Faulty components for tests. The option `fault` selects the fault. Each component wraps a working
+// component of the same kind, taken from the plugin template if there is one. Faults that apply to
+// every kind are in faults.cpp, and faults specific to one kind are in that kind's file.
 #pragma once
 
 #include <cstdint>
@@ -24,14 +24,14 @@ struct FaultyOptions {
 
 class Fault {
  public:
-  /// Runs the fault if it belongs in the component's constructor.
+  /// Triggers the selected fault if it is one that occurs in the component's constructor.
   explicit Fault(const FaultyOptions& options);
-  /// Runs the fault if it belongs in the component's destructor.
+  /// Triggers the selected fault if it is one that occurs in the component's destructor.
   ~Fault();
   Fault(const Fault&) = delete;
   Fault& operator=(const Fault&) = delete;
 
-  /// Counts a call to the component, and runs the fault if it applies to every kind.
+  /// Counts a call to the component, and triggers the selected fault if it applies to every kind.
   void work();
   /// Whether the kind-specific fault `name` is selected and `after` calls to work() have succeeded.
   bool is(const char* name) const { return due() && fault_ == name; }
@@ -43,7 +43,8 @@ class Fault {
   int64_t after_, calls_ = 0;
 };
 
-/// Returns y, or an invalid result for input x if the fault selects one.
+/// Returns the component's output `y` for input `x`, or an invalid output if the fault requires
+/// one.
 at::Tensor spoiled(const Fault& fault, const at::Tensor& x, at::Tensor y);
 
 void register_attention(dsv3::Registrar& registrar);

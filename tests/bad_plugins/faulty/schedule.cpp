@@ -1,4 +1,4 @@
-// Includes the working component and renames its registration function, which is never called.
+// Includes a working component's source and renames its registration function to avoid a clash.
 #define dsv3_register_plugin working_schedule
 #include "../../../tools/templates/plugin/schedule/plugin.cpp"
 #undef dsv3_register_plugin

@@ -100,7 +100,7 @@ TEST_CASE_METHOD(Fixture, "a checkpoint with a non-finite loss is never the best
   REQUIRE(std::isnan(*store.newest()->val_loss));
 }
 
-TEST_CASE_METHOD(Fixture, "with keep_best 0 only the newest checkpoint is retained") {
+TEST_CASE_METHOD(Fixture, "keep_best 0 retains only the newest checkpoint") {
   store = CheckpointStore(checkpoints, 0);
   for (int64_t step : {1, 2, 3}) save(step, 1.0);
   REQUIRE(steps() == Steps{3});
@@ -146,7 +146,7 @@ TEST_CASE_METHOD(Fixture, "every kind of damage is reported with the file and th
   REQUIRE(has(error_of(folder), "format 2"));
   put(manifest, good_manifest);
   std::filesystem::rename(folder, checkpoints / "step-6");
-  REQUIRE(has(error_of(checkpoints / "step-6"), "manifest is for step 5"));
+  REQUIRE(has(error_of(checkpoints / "step-6"), "its manifest, which is for step 5"));
   REQUIRE(store.all().empty());
 }
 
@@ -181,7 +181,7 @@ TEST_CASE_METHOD(Fixture, "every flipped bit in a tensor file is detected") {
   }
 }
 
-TEST_CASE_METHOD(Fixture, "a manifest cannot name files outside its folder") {
+TEST_CASE_METHOD(Fixture, "a manifest that names files outside its folder is rejected") {
   save(5);
   auto folder = checkpoints / "step-5";
   dsv3::Json manifest = dsv3::Json::parse(get(folder / "manifest.json"));
@@ -197,7 +197,7 @@ TEST_CASE_METHOD(Fixture, "a manifest cannot name files outside its folder") {
 }
 
 TEST_CASE_METHOD(Fixture,
-                 "saving a step twice keeps an intact checkpoint and replaces a damaged one") {
+                 "saving the same step again replaces its checkpoint only if it is damaged") {
   save(5, 1.5);
   TestContent other(5, 0.5);
   store.save(other.content);
@@ -210,7 +210,7 @@ TEST_CASE_METHOD(Fixture,
   REQUIRE(names_in(checkpoints) == std::vector<std::string>{"step-5"});
 }
 
-TEST_CASE_METHOD(Fixture, "only temporary files from killed saves are removed") {
+TEST_CASE_METHOD(Fixture, "a save removes only temporary folders left by killed saves") {
   std::filesystem::create_directories(checkpoints / "step-9.tmp-0123abcd/sub");
   put(checkpoints / "step-9.tmp-0123abcd/sub/file", "x");
   put(checkpoints / "notes.txt", "mine");

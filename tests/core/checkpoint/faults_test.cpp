@@ -1,5 +1,5 @@
-// Fails each system call of a save in turn, or kills the process at that call, and checks that the
-// newest complete checkpoint still loads.
+// Fails each system call in a checkpoint save in turn, or kills the process at that call, and
+// checks that the newest complete checkpoint still loads.
 #include <cerrno>
 #include <csignal>
 #include <sys/resource.h>
@@ -109,9 +109,9 @@ const Fate kFates[] = {{"all unsynced changes lost", PowerCut::Unsynced::lost, 0
                        {"mixed 5", PowerCut::Unsynced::random, 5},
                        {"mixed 6", PowerCut::Unsynced::random, 6}};
 
-/// Saves step 3 in a child process, with a power cut at the n-th system call or at the end, and
-/// replaces the run's checkpoints with those that survive on the disk. Syncs of `not_synced` are
-/// ignored.
+/// Saves step 3 in a child process, with a simulated power cut at the n-th system call, or at the
+/// end if there are fewer calls. Replaces the run's checkpoints with those that survive the power
+/// cut. The simulated disk ignores syncs of the file or folder `not_synced`.
 void save_until_power_cut(Run& run, int n, const Fate& fate, const std::string& not_synced = "-") {
   TemporaryFolder disk;
   in_child([&] {
@@ -134,7 +134,7 @@ void save_until_power_cut(Run& run, int n, const Fate& fate, const std::string& 
 
 }  // namespace
 
-TEST_CASE("a save syncs its files before it renames their folder") {
+TEST_CASE("a save syncs the checkpoint's files before it renames the folder") {
   auto calls = calls_of_a_save();
   auto position = [&](Call call, const std::string& name) {
     auto at = std::find(calls.begin(), calls.end(), std::pair(call, name));
@@ -157,7 +157,7 @@ TEST_CASE("a save syncs its files before it renames their folder") {
   REQUIRE(position(Call::sync, "checkpoints") < position(Call::rename, "step-2.tmp"));
 }
 
-TEST_CASE("a checkpoint loads after a kill at any system call of a save") {
+TEST_CASE("a checkpoint loads after a process is killed at any system call in a save") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   REQUIRE(calls > 15);
   for (int n = 1; n <= calls + 1; ++n) {
@@ -179,7 +179,7 @@ TEST_CASE("a checkpoint loads after a kill at any system call of a save") {
 TEST_CASE("a failed system call in a save is reported and loses no data") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   int failed = 0, warned = 0;
-  for (bool for_good : {false, true}) {  // only one call fails, or all later calls as well
+  for (bool for_good : {false, true}) {  // either one call fails, or all later calls as well
     for (int error : {ENOSPC, EIO, EDQUOT}) {
       for (int n = 1; n <= calls; ++n) {
         INFO("call " << n << " fails with " << std::strerror(error)
@@ -219,10 +219,11 @@ TEST_CASE("a failed system call in a save is reported and loses no data") {
     }
   }
   REQUIRE(failed > 20);
-  REQUIRE(warned > 8);  // about temporary files and old checkpoints that could not be deleted
+  // Warnings about temporary files and old checkpoints that could not be deleted.
+  REQUIRE(warned > 8);
 }
 
-TEST_CASE("a checkpoint loads after a power cut at any system call of a save") {
+TEST_CASE("a checkpoint loads after a power cut at any system call in a save") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   for (int n = 1; n <= calls + 1; ++n) {
     for (const Fate& fate : kFates) {
@@ -234,7 +235,7 @@ TEST_CASE("a checkpoint loads after a power cut at any system call of a save") {
   }
 }
 
-TEST_CASE("every sync in a save is needed: without it, a power cut loses the checkpoint") {
+TEST_CASE("every sync in a save is needed: if it is skipped, a power cut can lose the checkpoint") {
   for (const char* name :
        {"rank-00000.safetensors", "manifest.json", "step-3.tmp", "checkpoints"}) {
     INFO("no sync of " << name);
@@ -296,7 +297,8 @@ TEST_CASE("a write cut short at any byte is reported and loses no data") {
   }
 }
 
-TEST_CASE("replacing a damaged checkpoint survives kills and failures at any system call") {
+TEST_CASE(
+    "replacing a damaged checkpoint is safe if any system call fails or the process is killed") {
   auto damage = [](Run& run) { put(run.checkpoints / "step-2/rank-00000.safetensors", "damaged"); };
   for (bool dies : {true, false}) {
     for (int n = 1;; ++n) {

@@ -15,7 +15,7 @@ LogCapture::~LogCapture() {
 }
 
 namespace dsv3::log {
-// Has default visibility, so that libdsv3 calls this function instead of its own.
+// Default visibility makes libdsv3 call this function instead of its own log::write().
 __attribute__((visibility("default"))) void write(Level level, const std::string& message) {
   if (capture && level >= Level::warning) capture->lines.push_back(message);
 }

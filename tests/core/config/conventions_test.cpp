@@ -1,4 +1,5 @@
-// Conventions (options for choices on which implementations differ), and presets that set them.
+// Tests conventions (options for details on which implementations differ) and presets that set
+// them.
 #include <catch2/catch.hpp>
 
 #include <dsv3/runtime/compare.h>
@@ -58,12 +59,12 @@ TEST_CASE("values in the experiment override those in a preset") {
   CHECK(e.mtp.input == "normed");
   CHECK(e.conventions.at("feed_forward.moe.centring") == "none");
   CHECK(e.conventions.at("feed_forward.moe.centring (layers 2-3)") == "mean");
-  // The last configuration layer takes precedence, in either spelling.
+  // The command line overrides the preset, in both spellings of the key.
   CHECK(fake::load(file, {"conventions.model.mtp.input=normed"}).mtp.input == "normed");
   CHECK(fake::load(file, {"conventions={model.mtp.input: normed}"}).mtp.input == "normed");
 }
 
-TEST_CASE("values from a preset have the preset as their origin") {
+TEST_CASE("the origin of a value from a preset is the preset file") {
   fake::Folder folder;
   const Experiment e =
       fake::load(with_preset(folder, kTitan), {"model.mtp.concat=embedding_first"});
@@ -74,7 +75,7 @@ TEST_CASE("values from a preset have the preset as their origin") {
   CHECK(has(origins, "    denominator: main  # default\n"));
 }
 
-TEST_CASE("a resolved experiment with a preset round-trips") {
+TEST_CASE("a resolved experiment that extends a preset round-trips through YAML") {
   fake::Folder folder;
   for (const char* preset : {"", kTitan, kMegatron}) {
     const Experiment first = fake::load(with_preset(folder, preset));
@@ -99,7 +100,7 @@ TEST_CASE("a run from an older version with a `conventions` key loads") {
   CHECK_THROWS_AS(load_experiment(request, catalog), dsv3::ConfigError);
 }
 
-TEST_CASE("a comparison lists every value changed by a preset as a factor") {
+TEST_CASE("a comparison lists every value that a preset changes as a factor") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   const dsv3::Comparison difference =

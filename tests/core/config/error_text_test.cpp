@@ -1,4 +1,4 @@
-// How programs print errors: an error with a file position is followed by the source line.
+// Tests how programs print errors: a source location is followed by the source line.
 #include <catch2/catch.hpp>
 
 #include <dsv3/runtime/compare.h>
@@ -8,7 +8,7 @@
 
 using dsv3::error_text;
 
-TEST_CASE("an error with a file position shows the source line with a caret under the token") {
+TEST_CASE("an error with a source location shows the source line with a caret under the token") {
   TemporaryFolder folder;
   const std::string file = (folder / "a.yaml").string();
   put(file, "dsv3: 1\nschedule: {plugin: thrower, x: \xc3\xa9 }\n\tlast: 1");
@@ -20,14 +20,15 @@ TEST_CASE("an error with a file position shows the source line with a caret unde
   CHECK(error_text(file + ":3:2: error: a\n  requested by " + file + ":1:1") ==
         file + ":3:2: error: a\n  3 |  last: 1\n    |  ^~~~\n  requested by " + file +
             ":1:1\n  1 | dsv3: 1\n    | ^~~~");
-  // If there are two positions, the caret marks the last one, which belongs to the cause.
+  // If there are two source locations, the caret marks the last one, because it belongs to the
+  // cause.
   CHECK(error_text("a (" + file + ":2:1): b (" + file + ":1:7): c") ==
         "error: a (" + file + ":2:1): b (" + file + ":1:7): c\n  1 | dsv3: 1\n    |       ^");
   // The caret is in the correct column even after a two-byte character.
   CHECK(error_text(file + ":2:35: error: a").ends_with("| " + std::string(33, ' ') + "^"));
 }
 
-TEST_CASE("a message without a file position is unchanged") {
+TEST_CASE("a message without a source location is unchanged") {
   TemporaryFolder folder;
   const std::string file = (folder / "a.yaml").string();
   put(file, "dsv3: 1\n");
@@ -37,7 +38,8 @@ TEST_CASE("a message without a file position is unchanged") {
         file + ":1", file + ":0:1: y", file + ":1:0: y", file + ":7:1: y",
         folder.path().string() + ":1:1: y", std::string("hub: http://localhost:8080/a:1")})
     CHECK(error_text(text) == "error: " + text);
-  // Text that the checker has already formatted is unchanged: blocks, lists and notes.
+  // Messages that the experiment checker has already formatted are unchanged: source excerpts,
+  // lists and notes.
   for (const std::string& text :
        {file + ":1:1: error: y\n  1 | dsv3: 1\n    | ^~~~\n  note: first at " + file + ":1:1",
         std::string("a:1:1: error: y\n  b: 1 (") + file + ":1:1)",

@@ -176,13 +176,13 @@ TEST_CASE("errors in command-line overrides show the argument") {
   CHECK(has(fake::errors_of(file, {"strategy=muon"}), "unknown strategy plugin 'muon'"));
 }
 
-TEST_CASE("the layer that changes the plugin may set only its options") {
+TEST_CASE("a configuration layer that changes a plugin may set only options of the new plugin") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   const std::string note = "'kv_lora_rank' is an option of 'mla', not of 'mha'";
   CHECK(has(fake::errors_of(file, {"attention=mha", "model.attention.kv_lora_rank=3"}), note));
   CHECK(has(fake::errors_of(file, {"model.attention.kv_lora_rank=3", "attention=mha"}), note));
-  // A key that no plugin has is an error, whether or not the plugin changes.
+  // A key that is not an option of any plugin is an error, whether or not the plugin changes.
   const auto typo =
       folder.write("typo.yaml", replaced(fake::kExperiment, "kv_lora_rank", "kv_rank"));
   CHECK(has(fake::errors_of(typo, {"attention=mha"}), "unknown key 'kv_rank'"));

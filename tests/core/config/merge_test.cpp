@@ -1,5 +1,5 @@
-// Merging configuration layers, short forms, plugin changes, references, and the resolved
-// experiment's text.
+// Tests merging of configuration layers, aliases, plugin changes, references, and the YAML of
+// resolved experiments.
 #include <catch2/catch.hpp>
 
 #include "fake.h"
@@ -24,7 +24,7 @@ std::string joined(const std::vector<std::string>& lines) {
 
 }  // namespace
 
-TEST_CASE("every value in an experiment has its option's type") {
+TEST_CASE("every value in a loaded experiment has the type of its option") {
   fake::Folder folder;
   const Experiment e = fake::load(folder.write("e.yaml", fake::kExperiment));
   CHECK(e.name == "tiny");
@@ -65,7 +65,7 @@ TEST_CASE("every value in an experiment has its option's type") {
                                            {"position.rope.layout", "interleaved"}});
 }
 
-TEST_CASE("numbers") {
+TEST_CASE("values are parsed as numbers, strings or booleans as the option requires") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   CHECK(fake::load(file, {"train.tokens=1e9"}).train.tokens == 1000000000);
@@ -80,7 +80,9 @@ TEST_CASE("numbers") {
   CHECK_FALSE(fake::errors_of(file, {"train.steps=1_000"}).empty());
 }
 
-TEST_CASE("later layers override earlier ones: machine, bases, file, settings, command line") {
+TEST_CASE(
+    "later configuration layers override earlier ones: machine defaults, base files, experiment "
+    "file, settings, command line") {
   fake::Folder folder;
   const auto machine = folder.write("config.yaml", R"(
 plugin_paths: [plugins, /abs]
@@ -172,7 +174,7 @@ TEST_CASE(
   CHECK(fake::load(file, {"tracker=[]"}).tracker.empty());
 }
 
-TEST_CASE("lists of components") {
+TEST_CASE("components in a list can be replaced, or changed by index") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   const Experiment swiglu = fake::load(file, {"feed_forward=swiglu"});
@@ -219,7 +221,7 @@ TEST_CASE("aliases expand to YAML") {
   CHECK(value(three.strategy, "stage") == dsv3::OptionValue(int64_t{3}));
 }
 
-TEST_CASE("a later layer's train.steps or train.tokens replaces an earlier one") {
+TEST_CASE("train.tokens on the command line replaces train.steps in the experiment file") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   const Experiment e = fake::load(file, {"train.tokens=1000"});

@@ -1,4 +1,4 @@
-// YAML parsing: positions, quotes, limits.
+// Tests YAML parsing: source locations, quotes, limits.
 #include <catch2/catch.hpp>
 
 #include <dsv3/runtime/experiment.h>
@@ -35,7 +35,7 @@ bool has(const std::string& text, const std::string& part) {
 
 }  // namespace
 
-TEST_CASE("values record their position and whether they were quoted") {
+TEST_CASE("values record their source location and whether they were quoted") {
   Parsed parsed("a: 1\nb:\n  c: [x, \"2\"]\n  d:\n");
   REQUIRE(parsed.errors() == "");
   const Node& root = *parsed.node;
@@ -58,7 +58,7 @@ TEST_CASE("an alias expands to a copy of the anchored value") {
   CHECK(find_path(*parsed.node, "b.p")->text == "1");
 }
 
-TEST_CASE("every exceeded limit is an error with a position") {
+TEST_CASE("exceeded limits and unsupported YAML features are errors with a source location") {
   CHECK(errors_of("a: 1\nb: 2\na: 3\n") ==
         "f.yaml:3:1: error: duplicate key 'a'\n"
         "  3 | a: 3\n"
@@ -89,7 +89,7 @@ TEST_CASE("every exceeded limit is an error with a position") {
   CHECK(has(errors_of(aliases + "\n- *x"), "more than 100 aliases"));
 }
 
-TEST_CASE("alias bombs use little memory") {
+TEST_CASE("YAML aliases that expand exponentially are rejected") {
   std::string wide = "a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n";
   for (int i = 1; i < 9; ++i) {
     const std::string before = "*a" + std::to_string(i - 1);
@@ -106,7 +106,7 @@ TEST_CASE("alias bombs use little memory") {
   CHECK(has(errors_of(deep), "deeper than 64"));
 }
 
-TEST_CASE("every string round-trips") {
+TEST_CASE("every string round-trips through YAML") {
   const std::string texts[] = {"",
                                "plain",
                                "a b",

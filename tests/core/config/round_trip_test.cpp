@@ -1,4 +1,5 @@
-// A resolved experiment round-trips through YAML. Malformed files never crash the loader.
+// Tests that resolved experiments round-trip through YAML and that malformed files never crash the
+// loader.
 #include <random>
 
 #include <catch2/catch.hpp>
@@ -98,7 +99,7 @@ TEST_CASE("a resolved experiment loads as the same experiment") {
   }
 }
 
-TEST_CASE("a run's stored experiment accepts further settings") {
+TEST_CASE("a run's stored experiment accepts further overrides") {
   fake::Folder folder;
   const Experiment first =
       fake::load(folder.write("e.yaml", fake::kExperiment), {"train.tokens=1e6"});
@@ -131,5 +132,5 @@ TEST_CASE("truncated and damaged files are loaded or rejected without a crash") 
           static_cast<char>("{}[]:,&*!|>'\"%@`#-? \n\t\0\xff$"[random() % 26]);
     rejected += !fake::errors_of(folder.write("e.yaml", text)).empty();
   }
-  CHECK(rejected > 1000);  // the other files still load, e.g. if only the end was lost
+  CHECK(rejected > 1000);  // some damaged files still load, e.g. if only the end is missing
 }

@@ -1,4 +1,4 @@
-// Documents in memory, and reassembly of documents from packed rows.
+// Helpers for data tests: in-memory documents, and reassembly of documents from packed rows.
 #pragma once
 
 #include <memory>
@@ -11,7 +11,7 @@
 
 #include <dsv3/sdk/documents.h>
 
-/// Documents of the given lengths. Token `offset` of document `index` is 1000 * (index + 1) +
+/// Documents with the given lengths. Token `offset` of document `index` is 1000 * (index + 1) +
 /// offset, so every token identifies its document and offset.
 class NumberedDocuments final : public dsv3::Documents {
  public:

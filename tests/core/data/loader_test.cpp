@@ -1,5 +1,5 @@
-// Loading in a separate thread returns the same batches as loading in the calling thread and passes
-// errors on to the caller.
+// Tests that loading in a separate thread returns the same batches as loading in the calling thread
+// and passes errors on to the caller.
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -121,7 +121,7 @@ TEST_CASE("after the end of the stream, next() returns no batch until a state is
   }
 }
 
-TEST_CASE("loading a state drops the batches loaded ahead") {
+TEST_CASE("loading a state discards batches that were loaded ahead") {
   Loader loader(packed(Split::train), packed_context(Split::train), 4);
   std::vector<Row> skipped, expected, actual;
   append_rows(loader.next(), skipped);

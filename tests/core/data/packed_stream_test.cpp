@@ -1,4 +1,4 @@
-// Packed streams: their content, how they resume, and the row order across ranks.
+// Tests the content of packed streams, how they resume, and their row order across ranks.
 #include <algorithm>
 #include <numeric>
 #include <set>
@@ -154,7 +154,8 @@ TEST_CASE("a saved state can be resumed with a different number of ranks or micr
   }
 }
 
-TEST_CASE("a state with different documents, a different seed or no position is rejected") {
+TEST_CASE(
+    "a saved state with different documents, a different seed or an invalid position is rejected") {
   const auto context = stream_context(Split::train, 1, 6);
   PackedStream stream(numbered(), context);
   read_rows(stream, 4);
@@ -183,7 +184,9 @@ TEST_CASE("a state with different documents, a different seed or no position is 
   CHECK(stream.state() == state);  // a rejected state leaves the stream unchanged
 }
 
-TEST_CASE("text too short for one row is an error that states the counts") {
+TEST_CASE(
+    "text with fewer tokens than one row is an error that states the number of tokens and "
+    "documents") {
   const auto few = std::make_shared<NumberedDocuments>(std::vector<int64_t>{3, 3});
   CHECK_NOTHROW(PackedStream(few, stream_context(Split::train, 1, 5)));
   CHECK_THROWS_WITH(PackedStream(few, stream_context(Split::train, 1, 6)),

@@ -1,4 +1,4 @@
-// Selection of held-out documents, and the document order within an epoch.
+// Tests the selection of held-out documents and the document order within an epoch.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -22,7 +22,7 @@ std::vector<uint64_t> hashes(int count) {
 }  // namespace
 
 TEST_CASE("hashes and random bits are the same on every machine and in every version") {
-  // Changing one of these would move documents between the splits of all existing experiments.
+  // Changing these functions would move documents between splits in all existing experiments.
   CHECK(dsv3::document_hash("") == 0xe220a8397b1dcdafu);
   CHECK(dsv3::document_hash("And the LORD said") == 0x9a9321c67593982eu);
   CHECK(dsv3::random_bits({1, 2, 3}) == 0x1072deca7455826u);
@@ -50,7 +50,7 @@ TEST_CASE("the requested fraction of documents is held out") {
   for (const double share : {0.001, 0.01, 0.1, 0.5, 0.9}) {
     const auto count = std::count_if(all.begin(), all.end(),
                                      [&](uint64_t hash) { return dsv3::held_out(hash, share); });
-    // Five standard deviations of the binomial distribution.
+    // The tolerance is five standard deviations of the binomial distribution.
     const double expected = share * double(all.size());
     CHECK(std::abs(double(count) - expected) < 5 * std::sqrt(expected * (1 - share)));
   }
@@ -60,7 +60,7 @@ TEST_CASE("the requested fraction of documents is held out") {
   }
 }
 
-TEST_CASE("a larger fraction holds out a superset of the documents of a smaller fraction") {
+TEST_CASE("the held-out set for a larger fraction contains the one for a smaller fraction") {
   for (const uint64_t hash : hashes(2000))
     for (const double share : {0.01, 0.1, 0.4})
       if (dsv3::held_out(hash, share)) CHECK(dsv3::held_out(hash, share * 1.5));
@@ -85,7 +85,7 @@ TEST_CASE("a permutation contains every index exactly once and depends on seed a
   }
 }
 
-TEST_CASE("a permutation spreads neighbours") {
+TEST_CASE("a permutation moves adjacent indices far apart") {
   // The mean distance between two random indices is a third of the count.
   constexpr uint64_t kCount = 10'000;
   const dsv3::Permutation permutation(kCount, 1, 0);

@@ -1,4 +1,4 @@
-// Token files: writing and reading shards, other formats, and damaged files.
+// Tests token files: writing and reading shards, other formats, and damaged files.
 #include <cstring>
 #include <functional>
 
@@ -37,7 +37,7 @@ std::vector<int64_t> tokens_of(const TokenFile& file, const dsv3::TokenDocument&
   return tokens;
 }
 
-/// The error message from opening `bytes` as `name`, or "" if it opens.
+/// Returns the error message from opening a file `name` that contains `bytes`, or "" if it opens.
 std::string error_of(const TemporaryFolder& folder, const std::string& bytes,
                      const std::string& name = "damaged.tokens",
                      const std::string& format = "auto") {
@@ -57,7 +57,7 @@ std::string with(std::string bytes, size_t offset, T value) {
   return bytes;
 }
 
-/// Also updates the header checksum, so that the checks after it are reached.
+/// Like with(), but also updates the header checksum, so that the checks after the checksum run.
 template <class T>
 std::string resealed(const std::string& bytes, size_t offset, T value) {
   const std::string changed = with(bytes, offset, value);
@@ -116,7 +116,7 @@ TEST_CASE("any damage to a shard's header is reported") {
       CHECK_THAT(error_of(folder, resealed(bytes, count, value)), Catch::Contains("truncated"));
 }
 
-TEST_CASE("a shard of the wrong length is reported") {
+TEST_CASE("a shard with the wrong length is reported") {
   TemporaryFolder folder;
   const std::string bytes = get(write_shard(folder, 2));
   for (size_t size = 0; size < bytes.size(); ++size) {
@@ -135,7 +135,7 @@ TEST_CASE("a document table that does not match the tokens is reported") {
   CHECK_THAT(error_of(folder, with(bytes, table + 48, uint64_t{10})), Catch::Contains("cover"));
 }
 
-TEST_CASE("llm.c files and raw ids are split at the end-of-text id") {
+TEST_CASE("llm.c files and raw id files are split into documents at the end-of-text id") {
   TemporaryFolder folder;
   std::string ids;
   for (const uint16_t id : {3, 4, 9, 5, 9, 6})

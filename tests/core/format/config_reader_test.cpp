@@ -1,4 +1,4 @@
-// Reading config.json: no field is ignored, and all errors are reported.
+// Tests that reading config.json ignores no field and reports all errors.
 #include <catch2/catch.hpp>
 
 #include <dsv3/sdk/config_reader.h>
@@ -10,7 +10,8 @@ using Json = nlohmann::json;
 
 namespace {
 
-/// The error message that `read` or finish() throws, or "" if neither throws.
+/// Calls `read` with a reader for `config`. Returns the error message that finish() throws, or ""
+/// if it throws none.
 template <class Read>
 std::string mistakes(const Json& config, Read read) {
   ConfigReader reader(config);
@@ -37,7 +38,7 @@ std::string rope_mistakes(const Json& config) {
 
 }  // namespace
 
-TEST_CASE("fields are read by type, with defaults for absent and null ones") {
+TEST_CASE("fields are read by type, and defaults replace absent and null fields") {
   const Json config{{"a", 3}, {"b", 2.5}, {"c", true}, {"d", nullptr}, {"e", "word"}, {"f", 4}};
   ConfigReader reader(config);
   CHECK(reader.integer("a") == 3);
@@ -79,7 +80,7 @@ TEST_CASE("a field with a required value may be absent, but must not have a diff
              Catch::Contains("\"act\" is \"gelu\", but dsv3 supports only \"silu\" or \"swish\""));
 }
 
-TEST_CASE("both spellings of the RoPE settings give the same result") {
+TEST_CASE("RoPE settings are read from `rope_scaling` or `rope_parameters` with the same result") {
   CHECK(rope_of(Json::object()).theta == 10000);
   CHECK(rope_of({{"rope_theta", 5000}}).theta == 5000);
   CHECK(rope_of({{"rope_parameters", {{"rope_theta", 5000}, {"rope_type", "default"}}}}).theta ==

@@ -1,4 +1,4 @@
-// Weight files in Hugging Face folders, and conventions of stored models.
+// Tests weight files in Hugging Face folders, and conventions of stored models.
 #include "format/folder.h"
 
 #include <ATen/ATen.h>
@@ -28,7 +28,7 @@ void put_index(const TemporaryFolder& folder, const Json& map) {
   put(folder / "model.safetensors.index.json", Json{{"weight_map", map}}.dump());
 }
 
-/// The error message from opening the folder, without the folder's name, or "" if it opens.
+/// Returns the error message from opening the folder, without the folder's path, or "" if it opens.
 std::string error_of(const TemporaryFolder& folder) {
   try {
     FolderTensors tensors(folder.path());
@@ -98,7 +98,7 @@ TEST_CASE("an index that does not match the files is rejected") {
   CHECK_THAT(error_of(folder), Catch::Contains("must be a plain file name"));
 }
 
-TEST_CASE("rows of a tensor place") {
+TEST_CASE("row_index() and select_rows() select a parameter's rows in a stored tensor") {
   dsv3::TensorPlace place;
   place.first_row = 4;
   CHECK_FALSE(dsv3::row_index(place).defined());

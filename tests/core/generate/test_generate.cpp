@@ -45,7 +45,8 @@ std::vector<float> last_logits(Model& model, const Ids& text) {
   return {row.const_data_ptr<float>(), row.const_data_ptr<float>() + row.numel()};
 }
 
-/// Expected output of `generate` at temperature 0, from full forward passes without a cache.
+/// Returns the expected output of `generate` at temperature 0, computed by full forward passes
+/// without a cache.
 Ids greedy(Model& model, Ids text, int64_t tokens, const Sampling& sampling) {
   const size_t start = text.size();
   for (int64_t i = 0; i < tokens; ++i)
@@ -88,7 +89,7 @@ TEST_CASE("a continuation does not depend on the other prompts in the batch") {
   std::vector<Ids> alone;
   for (const Prompt& prompt : prompts)
     alone.push_back(generate(*model, {prompt}, options).texts[0].ids);
-  CHECK(alone[1] != alone[4]);  // the same prompt with a different seed
+  CHECK(alone[1] != alone[4]);  // prompts 1 and 4 differ only in their seed
   for (const int64_t batch : {2, 3, 5}) {
     options.batch = batch;
     CHECK(ids_of(generate(*model, prompts, options)) == alone);
@@ -142,7 +143,7 @@ TEST_CASE("speculation does not change the output distribution") {
   CHECK(actual.stats.forwards < 3 * total / options.batch);
 }
 
-TEST_CASE("the cache holds each sequence's tokens and no padding") {
+TEST_CASE("the cache stores each sequence's tokens without padding") {
   const auto model = model_of(1);
   GenerateOptions options;
   options.tokens = 7;
@@ -154,7 +155,7 @@ TEST_CASE("the cache holds each sequence's tokens and no padding") {
     CHECK(stats.cache_tokens <= 18 + 5 * 6);
   } else {
     CHECK(stats.mtp_cache_bytes == 0);
-    CHECK(stats.cache_tokens == 18 + 5 * 6);  // the model never reads a sequence's last token
+    CHECK(stats.cache_tokens == 18 + 5 * 6);  // a sequence's last token is never an input
     CHECK(stats.forwards == 7);
   }
   // 2 layers, 12 features each for keys and values, float64
@@ -204,7 +205,7 @@ TEST_CASE("generation ends at a stop id, at the length limit, or when the callba
   }
 }
 
-TEST_CASE("ids at or above a bound are never sampled") {
+TEST_CASE("token ids at or above GenerateOptions::ids are never sampled") {
   const auto model = model_of(2);
   GenerateOptions options;
   options.ids = 4;

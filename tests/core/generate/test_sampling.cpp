@@ -55,7 +55,7 @@ TEST_CASE("temperature divides the logits, and 0 selects the most likely token")
   check_equal(of(kLogits, {}, sampling), softmax({{0, 2}, {1, -4}, {2, 6}, {3, 1}, {4, 4}}));
   sampling.temperature = 0;
   check_equal(of(kLogits, {}, sampling), {{2, 1}});
-  check_equal(of({1, 7, 7}, {}, sampling), {{1, 1}});  // the first of two equal logits
+  check_equal(of({1, 7, 7}, {}, sampling), {{1, 1}});  // the first of two equal logits is selected
 }
 
 TEST_CASE("the repetition penalty applies once per id and affects greedy choices") {
@@ -67,7 +67,7 @@ TEST_CASE("the repetition penalty applies once per id and affects greedy choices
   check_equal(of(kLogits, {2}, sampling), {{4, 1}});
 }
 
-TEST_CASE("top_k keeps k tokens") {
+TEST_CASE("top_k keeps the k most likely tokens") {
   Sampling sampling = kPlain;
   sampling.top_k = 3;
   check_equal(of(kLogits, {}, sampling), softmax({{2, 3}, {4, 2}, {0, 1}}));
@@ -76,7 +76,7 @@ TEST_CASE("top_k keeps k tokens") {
   CHECK(of(kLogits, {}, sampling).size() == 5);
 }
 
-TEST_CASE("top_p keeps the most likely tokens until their total probability reaches it") {
+TEST_CASE("top_p keeps the most likely tokens until their total probability reaches top_p") {
   Sampling sampling = kPlain;
   // softmax: 0.63, 0.23, 0.09, 0.05, 0.004
   sampling.top_p = 0.6;

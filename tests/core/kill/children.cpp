@@ -63,7 +63,7 @@ std::atomic<int>& shared_counter() {
   for (;;) ::pause();
 }
 
-/// Lets `path` grow by at most `more` bytes, and no other file beyond that size. The kernel writes
+/// Limits the size of all files to the current size of `path` plus `more` bytes. The kernel writes
 /// what fits and kills the process at the next write.
 void limit_file(const fs::Path& path, uint64_t more) {
   std::error_code missing;

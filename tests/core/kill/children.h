@@ -16,10 +16,10 @@
 /// How a child process is killed.
 struct Death {
   enum Kind {
-    before_call,  ///< SIGKILL just before the `call`-th writing system call
-    torn_write,   ///< from that call on, no file can grow by more than `bytes`, so a write is torn
+    before_call,  ///< SIGKILL just before the `call`-th system call that writes to disk
+    torn_write,   ///< from that call on, the written file can grow by at most `bytes`
     moment,       ///< SIGKILL after `seconds`
-    power_cut,    ///< before that call, the disk loses all or some unsynced changes
+    power_cut,    ///< power cut before that call: some or all unsynced changes are lost
   };
   Kind kind = before_call;
   int call = 0;
@@ -33,7 +33,7 @@ struct Death {
 /// How a child process ended.
 struct Ending {
   bool killed = false;
-  int code = 0;   ///< exit code of a child that exited on its own
+  int code = 0;   ///< exit code of a child that was not killed
   int calls = 0;  ///< number of system calls that wrote to disk
   double seconds = 0;
   std::string output;  ///< captured from stderr
@@ -44,7 +44,7 @@ class TinyExperiment {
  public:
   TinyExperiment();
   /// Starts the run `name`, or resumes it if it exists, in a child process that is killed as
-  /// requested.
+  /// `death` specifies.
   Ending train(const std::string& name, const std::optional<Death>& death = {});
   std::filesystem::path run(const std::string& name) const { return folder_ / "runs" / name; }
 

@@ -1,5 +1,5 @@
-// Runs that are killed at any point and then resumed are bit-identical to a run that was never
-// killed.
+// Tests that a run that is killed at any point and then resumed is bit-identical to a run that was
+// never killed.
 #include <cstdlib>
 #include <iostream>
 

@@ -1,4 +1,4 @@
-// The output files of a run, without the parts that differ from run to run.
+// A run's output files, without the parts that differ from run to run.
 #pragma once
 
 #include <filesystem>
@@ -10,16 +10,16 @@ struct LeftBehind {
   std::vector<std::string> metrics;      ///< lines of metrics.jsonl, without times and rates
   std::vector<std::string> checkpoints;  ///< names of checkpoint folders
   std::string samples;                   ///< names and content of the sample files
-  std::string tensors;                   ///< tensor file of the newest checkpoint
+  std::string tensors;                   ///< content of the newest checkpoint's tensor file
   std::string state;                     ///< state in the manifest of the newest checkpoint
   std::string status;                    ///< final state, exit code and step
   std::string hashes;                    ///< hashes of the initial weights and the data
 
   explicit LeftBehind(const std::filesystem::path& run);
-  /// Describes the first difference from `other`; empty = there is none.
+  /// Describes the first difference from `other`, or returns "" if there is none.
   std::string difference(const LeftBehind& other) const;
 };
 
 /// Describes the first inconsistency in a finished run: leftover temporary files, or values in
-/// metrics.jsonl that metrics.csv lacks or contains twice. Empty = there is none.
+/// metrics.jsonl that metrics.csv lacks or contains twice. Returns "" if the run is consistent.
 std::string fault_in(const std::filesystem::path& run);

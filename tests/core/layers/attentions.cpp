@@ -1,5 +1,6 @@
-// Compares attention layers with plain formulas, and tests that every attention layer is causal,
-// separates documents, and computes the same results with and without a cache.
+// Compares attention layers with simple implementations of their equations, and tests that every
+// attention layer is causal, separates documents, and computes the same results with and without a
+// cache.
 #include <cmath>
 
 #include <catch2/catch.hpp>
@@ -68,7 +69,7 @@ at::Tensor norm_formula(const at::Tensor& x, const at::Tensor& weight, double ep
   return x / (x.pow(2).mean(-1, true) + eps).sqrt() * weight;
 }
 
-// Interleaved RoPE with theta 10000 for one head, x [T, R].
+// Applies interleaved RoPE with theta 10000 to one head, x [T, R].
 at::Tensor rope_formula(const at::Tensor& x) {
   std::vector<at::Tensor> out;
   for (int64_t t = 0; t < x.size(0); ++t)
@@ -88,7 +89,7 @@ at::Tensor causal_softmax(const at::Tensor& q, const at::Tensor& k, const at::Te
 
 }  // namespace
 
-TEST_CASE("mla follows the formula of its paper") {
+TEST_CASE("MLA matches the equations in the DeepSeek-V2 paper") {
   const bool query_latent = GENERATE(true, false);
   const Layer layer({"mla", query_latent ? kMla : with(kMla, {{"q_lora_rank", int64_t{0}}})});
   const at::Tensor x = normal({2, 5, kHidden}, 50).requires_grad_();
@@ -122,7 +123,7 @@ TEST_CASE("mla follows the formula of its paper") {
     CHECK(difference(actual[i], expected_grads[i]) < 1e-10);
 }
 
-TEST_CASE("mha follows its formula, with shared key heads, norms and partial rotation") {
+TEST_CASE("MHA matches its equations, with shared key heads, norms and partial rotation") {
   const Layer layer({"mha",
                      {{"heads", int64_t{4}},
                       {"kv_heads", int64_t{2}},
@@ -181,8 +182,8 @@ TEST_CASE("results with a cache equal those of one full forward pass") {
   const at::Tensor whole = layer(x, test::sequence(2, 9));
 
   dsv3::KvCache cache(2, layer.attention->cache_values_per_token(), at::kDouble, at::kCPU);
-  // Appends `counts` tokens to the two rows. Returns their error compared with the full forward
-  // pass.
+  // Appends counts[row] tokens to each cached row. Returns how far their outputs differ from the
+  // full forward pass.
   const auto error = [&](const std::vector<int64_t>& counts) {
     std::vector<at::Tensor> tokens, positions, expected_rows;
     for (int64_t row = 0; row < 2; ++row) {
@@ -201,14 +202,14 @@ TEST_CASE("results with a cache equal those of one full forward pass") {
   CHECK(error({2, 4}) < 1e-12);
   CHECK(error({1, 1}) < 1e-12);
   CHECK(error({3, 2}) < 1e-12);
-  // As after rejected drafts, removes tokens and appends them again.
+  // Removes tokens, as after rejected drafts, and appends them again.
   cache.truncate(0, 4);
   cache.truncate(1, 6);
   CHECK(error({2, 0}) < 1e-12);
   CHECK(error({1, 3}) < 1e-12);
 }
 
-TEST_CASE("attention agrees with reference operators, and fp32 and bf16 agree with float64") {
+TEST_CASE("attention matches the reference operators, and fp32 and bf16 match float64") {
   const Variant& variant = variants()[GENERATE(0, 1, 2, 3, 4)];
   const at::Tensor x = normal({2, 10, kHidden}, 56);
   const dsv3::Sequence seq = test::sequence(2, 10);
@@ -220,7 +221,7 @@ TEST_CASE("attention agrees with reference operators, and fp32 and bf16 agree wi
   CHECK(difference(Layer(variant)(x, seq), wide) < 1e-12);
 }
 
-TEST_CASE("gradients of attention agree with central differences") {
+TEST_CASE("attention gradients match central differences") {
   const Variant& variant = variants()[GENERATE(0, 3)];
   const Layer layer(variant);
   const at::Tensor x = normal({1, 4, kHidden}, 57).requires_grad_();
@@ -249,7 +250,7 @@ TEST_CASE("mla declares its matrices, cache size and FLOPs") {
   CHECK(whole.attention->attention_flops(100) == 2.0 * 100 * 3 * (9 + 7));
 }
 
-TEST_CASE("yarn's softmax scale multiplies the scores") {
+TEST_CASE("YaRN's softmax scale multiplies the attention scores") {
   dsv3::LayerContext plain = test::context(kHidden), scaled = test::context(kHidden);
   scaled.make_position = [](int64_t dim) {
     return test::make_position("yarn", {{"factor", 1e6}}, dim);
@@ -258,7 +259,7 @@ TEST_CASE("yarn's softmax scale multiplies the scores") {
              b = test::make_attention("mla", kMla, scaled);
   test::fill(*plain.store);
   test::fill(*scaled.store);
-  // Position 0 does not rotate, so only the scale differs: 2.38^2 = 5.67.
+  // RoPE does not rotate position 0, so only the scale differs: 2.38^2 = 5.67.
   dsv3::Sequence seq = test::sequence(1, 6);
   seq.positions.zero_();
   const double factor = std::pow(0.1 * std::log(1e6) + 1, 2);
@@ -301,7 +302,7 @@ TEST_CASE("a cache stores rows of different lengths without padding") {
     int64_t total = 0;
     std::vector<at::Tensor> seen;
     for (const at::Tensor& row : rows) total += row.size(0);
-    // The function is called with each row's values and its part of q.
+    // each_row() calls the function with each row's cached values and the row's slice of q.
     const at::Tensor q = at::cat(parts).unsqueeze(0);
     const at::Tensor joined =
         cache.each_row(q, [&](const at::Tensor& row_q, const at::Tensor& all) {

@@ -48,7 +48,7 @@ at::Tensor mlp(const at::Tensor& x, const at::Tensor& gate_up, const at::Tensor&
                  gate_up.narrow(0, inner, inner).mv(x));
 }
 
-// Computes one token and one expert at a time, with experts ordered by score + bias.
+// Computes an MoE layer one token and one expert at a time, choosing experts by score + bias.
 at::Tensor moe_formula(const Layer& layer, const at::Tensor& x, int64_t top_k, bool normalize,
                        double scale, bool shared) {
   const at::Tensor tokens = x.reshape({-1, kHidden});
@@ -73,7 +73,7 @@ at::Tensor moe_formula(const Layer& layer, const at::Tensor& x, int64_t top_k, b
 
 }  // namespace
 
-TEST_CASE("the swiglu layer is down(silu(gate x) * up x)") {
+TEST_CASE("the swiglu layer computes down(silu(gate x) * up x)") {
   const Layer layer("swiglu", {{"hidden", kInner}});
   const at::Tensor x = normal({2, 3, kHidden}, 70).requires_grad_();
   std::vector<at::Tensor> rows;
@@ -87,13 +87,13 @@ TEST_CASE("the swiglu layer is down(silu(gate x) * up x)") {
   for (int i = 0; i < 3; ++i) CHECK(difference(actual[i], expected_grads[i]) < 1e-11);
 }
 
-TEST_CASE("swiglu's automatic width is 8/3 of the model's, rounded up") {
+TEST_CASE("swiglu's default width is 8/3 of the model width, rounded up") {
   const Layer layer("swiglu", {});
   CHECK(layer.weight("gate_up").sizes() == at::IntArrayRef({128, kHidden}));
   CHECK(layer.context.store->parameters()[0].spec.matrices == 2);
 }
 
-TEST_CASE("moe equals the weighted sum of experts computed in a loop") {
+TEST_CASE("moe's output equals the weighted sum of its experts, computed in a loop") {
   const bool normalize = GENERATE(true, false);
   const int64_t shared = GENERATE(1, 0);
   const int64_t top_k = GENERATE(1, 3);
@@ -107,8 +107,8 @@ TEST_CASE("moe equals the weighted sum of experts computed in a loop") {
   const at::Tensor y = layer(x, test::sequence(2, 7));
   const at::Tensor expected = moe_formula(layer, x, top_k, normalize, 2.5, shared > 0);
   CHECK(difference(y, expected) < 1e-12);
-  // A single normalised expert has weight 1, so the router's gradient is only rounding error and is
-  // not compared.
+  // With one normalised expert per token, its weight is always 1. The router's gradient is then
+  // only rounding error and is not compared.
   std::vector<at::Tensor> inputs = {x};
   for (const at::Tensor& parameter : layer.parameters())
     if (top_k > 1 || !normalize || !parameter.is_same(layer.weight("router")))
@@ -121,13 +121,14 @@ TEST_CASE("moe equals the weighted sum of experts computed in a loop") {
   CHECK(difference(layer(x, test::sequence(2, 7)), expected) < 1e-12);
 }
 
-TEST_CASE("gradients of moe agree with central differences, including the balance loss") {
+TEST_CASE("moe's gradients, without those of the balance loss, match central differences") {
   const Layer layer("moe", moe_options({{"balance_alpha", 0.5}}));
   const at::Tensor x = normal({2, 3, kHidden}, 73).requires_grad_();
   std::vector<at::Tensor> inputs = layer.parameters();
   inputs.push_back(x);
   dsv3::Sequence seq = test::sequence(2, 3);
-  seq.aux_scale = 0;  // central differences do not include the injected gradient
+  // Central differences cannot measure the gradient that the balance loss injects.
+  seq.aux_scale = 0;
   CHECK(test::gradient_error([&] { return layer(x, seq); }, inputs, 12) < 1e-6);
 }
 
@@ -177,7 +178,7 @@ TEST_CASE("experts without tokens have zero gradients, and one expert may receiv
   for (int64_t e = 0; e < kExperts; ++e) CHECK(grad[e].ne(0).any().item<bool>() == (e == 3));
 }
 
-TEST_CASE("tokens do not affect each other") {
+TEST_CASE("tokens in a moe layer do not affect each other") {
   const Layer layer("moe", moe_options(), at::kFloat);
   const at::Tensor x = normal({1, 9, kHidden}, 76, at::kFloat);
   at::Tensor other = x.clone();
@@ -187,7 +188,7 @@ TEST_CASE("tokens do not affect each other") {
   CHECK(difference(z[0].narrow(0, 0, 4), y[0].narrow(0, 0, 4)) < 1e-6);
 }
 
-TEST_CASE("moe in fp32 and bf16 agrees with float64") {
+TEST_CASE("moe results in fp32 and bf16 match float64") {
   const at::Tensor x = normal({2, 8, kHidden}, 78);
   const dsv3::Sequence seq = test::sequence(2, 8);
   const Layer wide("moe", moe_options()), single("moe", moe_options(), at::kFloat);
@@ -202,7 +203,7 @@ TEST_CASE("moe in fp32 and bf16 agrees with float64") {
   CHECK(difference(y, wide(x, seq)) < 5e-2);
 }
 
-TEST_CASE("tokens are counted in training but not during recomputation") {
+TEST_CASE("moe counts tokens per expert in training but not during recomputation") {
   const Layer layer("moe", moe_options());
   const at::Tensor x = normal({2, 4, kHidden}, 79);
   dsv3::Sequence seq = test::sequence(2, 4);
@@ -216,7 +217,7 @@ TEST_CASE("tokens are counted in training but not during recomputation") {
   CHECK(layer.ffn->step_counts().scalar_type() == at::kLong);
 }
 
-TEST_CASE("the bias rises for experts below the mean load and falls for those above it") {
+TEST_CASE("the routing bias rises for experts below the mean load and falls for those above it") {
   const at::Tensor counts = at::tensor({9, 5, 5, 1, 5, 5, 5, 5}, at::kLong);  // mean 5
   const auto moved = [&](const OptionValues& options, double progress) {
     const Layer layer("moe", moe_options(options));
@@ -234,18 +235,19 @@ TEST_CASE("the bias rises for experts below the mean load and falls for those ab
   CHECK(difference(moved({{"bias_until", 0.9}}, 0.9), sign * 0.001) < 1e-6);
 }
 
-TEST_CASE("bias changes are exact for large counts and can be centred") {
+TEST_CASE("routing-bias updates are exact for large token counts and can be centred") {
   // The counts differ by one token in 40 million, which fp32 cannot represent.
   const at::Tensor counts = at::tensor({40000001, 39999999, 40000000, 40000000}, at::kLong);
   CHECK(at::equal(moe::bias_change(counts, 1.0, false),
                   at::tensor({-1.0, 1.0, 0.0, 0.0}, at::kDouble)));
-  // Before centring, the changes are -1 1 1 1 with a mean of 0.5.
+  // Before centring, the updates are -1, 1, 1, 1 with a mean of 0.5.
   const at::Tensor skewed = at::tensor({10, 0, 0, 0}, at::kLong);
   CHECK(at::equal(moe::bias_change(skewed, 1.0, true),
                   at::tensor({-1.5, 0.5, 0.5, 0.5}, at::kDouble)));
 }
 
-TEST_CASE("groups are chosen by their two best experts, and the other groups are excluded") {
+TEST_CASE(
+    "expert groups are chosen by the sum of their two best scores, and other groups are excluded") {
   moe::RoutingRule rule;
   rule.top_k = 3;
   rule.groups = 4;
@@ -261,7 +263,7 @@ TEST_CASE("groups are chosen by their two best experts, and the other groups are
   const at::Tensor negative = biased - 10;
   CHECK(at::equal(sorted(moe::choose(negative, rule)),
                   at::tensor({2, 6, 7}, at::kLong).unsqueeze(0)));
-  // Judged by one expert, groups 2 and 3 are the best (0.95, 0.8). Group 1 would tie at 0.8, so its
+  // By their best expert alone, groups 2 and 3 win (0.95, 0.8). Group 1 would tie at 0.8, so its
   // scores are lowered.
   rule.group_best = 1;
   const at::Tensor lowered = biased - at::tensor({0.0, 0.0, 0.1, 0.1, 0.0, 0.0, 0.0, 0.0});
@@ -272,7 +274,7 @@ TEST_CASE("groups are chosen by their two best experts, and the other groups are
       at::equal(sorted(moe::choose(biased, rule)), at::tensor({2, 4, 7}, at::kLong).unsqueeze(0)));
 }
 
-TEST_CASE("the bias affects the choice of experts but not their weights") {
+TEST_CASE("the routing bias affects which experts are chosen but not their weights") {
   moe::RoutingRule rule;
   rule.top_k = 2;
   rule.scale = 3;
@@ -286,7 +288,7 @@ TEST_CASE("the bias affects the choice of experts but not their weights") {
         1e-12);
 }
 
-TEST_CASE("moe declares roles, matrix counts and active fractions") {
+TEST_CASE("moe declares the role, matrix count and active fraction of each parameter") {
   const Layer layer("moe", moe_options());
   struct Fact {
     dsv3::Role role;

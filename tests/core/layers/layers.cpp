@@ -5,7 +5,7 @@
 
 #include <dsv3/sdk/plugin.h>
 
-// Includes the plugins and gives each registration function a different name.
+// Includes the plugins' source files, with their registration functions renamed to avoid clashes.
 #define dsv3_register_plugin register_mha
 #include "../../../plugins/attention/mha/mha.cpp"
 #undef dsv3_register_plugin

@@ -23,18 +23,18 @@ std::shared_ptr<dsv3::FeedForward> make_feed_forward(const std::string& name,
 /// The first error message from the component's option checks, or "" if they pass.
 std::string option_conflict(const std::string& name, const OptionValues& values);
 
-/// A context with width `hidden`, rope positions and a new parameter store.
+/// A layer context with width `hidden`, RoPE and a new parameter store.
 dsv3::LayerContext context(int64_t hidden, at::ScalarType dtype = at::kDouble,
                            at::Device device = at::kCPU);
 
-/// Fills the store's parameters with reproducible values around 0 (norms around 1).
+/// Fills the store's parameters with reproducible random values around 0 (around 1 for norms).
 void fill(dsv3::ParameterStore& store, uint64_t seed = 1);
 
 /// The parameter or buffer named `name`.
 at::Tensor parameter(const dsv3::ParameterStore& store, const std::string& name);
 at::Tensor buffer(const dsv3::ParameterStore& store, const std::string& name);
 
-/// Reproducible normal values, drawn without torch's global generator.
+/// Reproducible normally distributed values, drawn without torch's global generator.
 at::Tensor normal(at::IntArrayRef sizes, uint64_t seed, at::ScalarType dtype = at::kDouble);
 
 /// A training micro-batch with `batch` rows, each containing one document of `length` tokens.

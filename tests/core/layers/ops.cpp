@@ -1,4 +1,4 @@
-// Compares operators with plain formulas in every dtype, and their gradients with central
+// Compares operators with simple implementations in every dtype, and their gradients with central
 // differences.
 #include <ATen/Parallel.h>
 #include <catch2/catch.hpp>
@@ -20,8 +20,8 @@ double bound(at::ScalarType dtype) {
   return dtype == at::kFloat ? 2e-6 : 2e-2;
 }
 
-// Returns a leaf of `dtype` with the values of `wide`, and a float64 leaf with the same rounded
-// values.
+// Returns a leaf tensor with the values of `wide` rounded to `dtype`, and a float64 leaf tensor
+// with the same rounded values.
 std::pair<at::Tensor, at::Tensor> leaves(const at::Tensor& wide, at::ScalarType dtype) {
   const at::Tensor narrow = wide.to(dtype);
   return {narrow.detach().clone().requires_grad_(),
@@ -40,10 +40,10 @@ at::Tensor rms_formula(const at::Tensor& x, const at::Tensor& weight, double eps
 
 }  // namespace
 
-TEST_CASE("swiglu is silu(gate) * up") {
+TEST_CASE("swiglu computes silu(gate) * up") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16, at::kDouble);
-  const int64_t size =
-      GENERATE(5, 32, 83);  // less than, equal to and more than a multiple of the vector width
+  // Less than one vector, whole vectors, and whole vectors plus a remainder.
+  const int64_t size = GENERATE(5, 32, 83);
   const auto [x, wide] = leaves(normal({3, 7, 2 * size}, 1) * 3, dtype);
   const at::Tensor y = dsv3::swiglu(x), expected = silu_formula(wide);
   CHECK(y.scalar_type() == dtype);
@@ -52,7 +52,7 @@ TEST_CASE("swiglu is silu(gate) * up") {
   CHECK(difference(dx, dwide) < bound(dtype));
 }
 
-TEST_CASE("swiglu handles extreme gates") {
+TEST_CASE("swiglu handles extreme gate values") {
   const at::Tensor gate = at::tensor({-1e4, -100.0, -20.0, 0.0, 20.0, 100.0, 1e4}, at::kDouble);
   const at::Tensor gate_up = at::cat({gate, at::ones(7, at::kDouble)}).to(at::kFloat);
   const at::Tensor y = dsv3::swiglu(gate_up), expected = at::silu(gate).to(at::kFloat);
@@ -62,7 +62,7 @@ TEST_CASE("swiglu handles extreme gates") {
   CHECK(dsv3::swiglu(at::full({2, 40}, NAN, at::kBFloat16)).isnan().all().item<bool>());
 }
 
-TEST_CASE("swiglu multiplies rows by their weights") {
+TEST_CASE("swiglu multiplies rows by optional row weights") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16, at::kDouble);
   const auto [x, wide] = leaves(normal({9, 46}, 2), dtype);
   const auto math = dtype == at::kDouble ? at::kDouble : at::kFloat;
@@ -74,7 +74,7 @@ TEST_CASE("swiglu multiplies rows by their weights") {
   for (int i = 0; i < 2; ++i) CHECK(difference(actual[i], expected_grads[i]) < bound(dtype));
 }
 
-TEST_CASE("rms_norm is x / sqrt(mean(x^2) + eps) * weight") {
+TEST_CASE("rms_norm computes x / sqrt(mean(x^2) + eps) * weight") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16, at::kDouble);
   const int64_t size = GENERATE(7, 48, 100);
   const auto [x, wide] = leaves(normal({5, 21, size}, 4) * 2, dtype);
@@ -87,7 +87,7 @@ TEST_CASE("rms_norm is x / sqrt(mean(x^2) + eps) * weight") {
   for (int i = 0; i < 2; ++i) CHECK(difference(actual[i], expected_grads[i]) < bound(dtype));
 }
 
-TEST_CASE("rms_norm reads a slice of columns") {
+TEST_CASE("rms_norm supports a non-contiguous slice of columns") {
   const at::Tensor x = normal({2, 40, 30}, 6).requires_grad_();
   const at::Tensor w = normal({20}, 7).requires_grad_();
   const at::Tensor slice = x.narrow(2, 0, 20);
@@ -109,7 +109,7 @@ TEST_CASE("rms_norm is bit-identical for any number of threads") {
   for (int i = 0; i < 2; ++i) CHECK(at::equal(one[i], three[i]));
 }
 
-TEST_CASE("rotate multiplies complex numbers") {
+TEST_CASE("rotate multiplies each feature pair, as a complex number, by cos + i sin") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16, at::kDouble);
   const bool interleaved = GENERATE(true, false);
   const bool by_row = GENERATE(true, false);
@@ -130,7 +130,7 @@ TEST_CASE("rotate multiplies complex numbers") {
   CHECK(difference(gradients(y, {x})[0], gradients(expected, {wide})[0]) < bound(dtype));
 }
 
-TEST_CASE("rotate reads strided heads") {
+TEST_CASE("rotate supports strided heads") {
   const at::Tensor x = normal({2, 3, 4, 10}, 12).requires_grad_();
   const at::Tensor angles = normal({3, 3}, 13);
   const auto run = [&](const at::Tensor& part) {
@@ -145,7 +145,7 @@ TEST_CASE("rotate reads strided heads") {
 
 namespace {
 
-// Computes one head and one query at a time.
+// Computes attention for one head and one query at a time.
 at::Tensor attend_formula(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                           double scale,
                           const std::function<bool(int64_t row, int64_t query, int64_t key)>& may) {
@@ -169,7 +169,7 @@ at::Tensor attend_formula(const at::Tensor& q, const at::Tensor& k, const at::Te
 
 }  // namespace
 
-TEST_CASE("attend is causal attention, for any head dimensions and shared key heads") {
+TEST_CASE("attend computes causal attention for any head dimensions and with shared key heads") {
   const auto [key_dim, value_dim] = GENERATE(std::pair{8, 8}, std::pair{12, 8}, std::pair{4, 8});
   const int64_t key_heads = GENERATE(4, 2, 1);
   const at::Tensor q = normal({2, 6, 4, key_dim}, 20).requires_grad_();
@@ -216,7 +216,7 @@ TEST_CASE("attend respects the mask") {
   CHECK(difference(dsv3::attend(q, k, v, seq, 0.5), attend_formula(q, k, v, 0.5, may)) < 1e-12);
 }
 
-TEST_CASE("attend treats queries as the last tokens of a cached row") {
+TEST_CASE("attend with a cache treats the queries as the last tokens in the row") {
   const int64_t key_heads = GENERATE(4, 2, 1), queries = GENERATE(1, 3), keys = 7;
   dsv3::KvCache cache(1, 1, at::kDouble, at::kCPU);
   dsv3::Sequence seq = test::sequence(1, queries);
@@ -230,7 +230,7 @@ TEST_CASE("attend treats queries as the last tokens of a cached row") {
   CHECK(difference(dsv3::attend(q, k, v, seq, 0.4), attend_formula(q, k, v, 0.4, may)) < 1e-12);
 }
 
-TEST_CASE("grouped_linear multiplies each group by its matrix") {
+TEST_CASE("grouped_linear multiplies each group of rows by the group's matrix") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16, at::kDouble);
   const auto [x, wide] = leaves(normal({10, 6}, 30), dtype);
   const auto [w, wide_w] = leaves(normal({5, 4, 6}, 31), dtype);
@@ -274,7 +274,7 @@ TEST_CASE("grouped_linear splits large groups and is bit-identical for any numbe
   for (int i = 0; i < 3; ++i) CHECK(at::equal(runs[0][i], runs[1][i]));
 }
 
-TEST_CASE("rows are gathered by expert and summed back per token") {
+TEST_CASE("token rows are gathered by expert and expert outputs are summed per token") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16, at::kDouble);
   const bool reference = GENERATE(false, true);
   const at::Tensor chosen = at::tensor({2, 0, 0, 3, 2, 3, 0, 2}, at::kLong).view({4, 2});
@@ -296,7 +296,7 @@ TEST_CASE("rows are gathered by expert and summed back per token") {
   dsv3::use_reference_ops(false);
 }
 
-TEST_CASE("gradients of operators agree with float64 central differences") {
+TEST_CASE("operator gradients match float64 central differences") {
   const at::Tensor x = normal({3, 4, 12}, 40).requires_grad_(),
                    w = normal({12}, 41).requires_grad_();
   const at::Tensor row_weights = normal({12}, 42).requires_grad_();
@@ -304,7 +304,7 @@ TEST_CASE("gradients of operators agree with float64 central differences") {
   CHECK(gradient_error([&] { return dsv3::swiglu(x, row_weights); }, {x, row_weights}) < 1e-7);
 }
 
-TEST_CASE("reference operators agree with the fused ones") {
+TEST_CASE("reference operators match the fused ones") {
   const at::Tensor x = normal({2, 9, 24}, 43, at::kFloat), w = normal({24}, 44, at::kFloat);
   const at::Tensor row_weights = normal({18}, 45, at::kFloat), angles = normal({2, 9, 3}, 46);
   const auto run = [&] {

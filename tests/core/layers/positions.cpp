@@ -1,4 +1,4 @@
-// Compares positional encodings with the formulas of their papers.
+// Compares positional encodings with the equations in their papers.
 #include <cmath>
 
 #include <catch2/catch.hpp>
@@ -57,7 +57,7 @@ TEST_CASE("rope rotates by position * theta^(-2i/R)") {
   CHECK(difference(bq, rq) < 2e-2);
 }
 
-TEST_CASE("scores depend only on the distance between query and key") {
+TEST_CASE("attention scores depend only on the distance between query and key") {
   const std::string name = GENERATE("rope", "yarn");
   const auto position = test::make_position(name, {}, 8);
   const at::Tensor q = normal({1, 1, 1, 8}, 3), k = normal({1, 1, 1, 8}, 4);
@@ -69,10 +69,12 @@ TEST_CASE("scores depend only on the distance between query and key") {
   CHECK(score(7, 3) != Approx(score(8, 3)).epsilon(1e-3));
 }
 
-// DeepSeek-V3's settings: 64 features, theta 10000, 4096 tokens extended 40 times. The ramp starts
-// at 64 ln(4096 / (32 * 2 pi)) / (2 ln 10000) = 10.47 -> 10 for 32 rotations and, by the same
-// formula for 1 rotation, ends at 22.51 -> 23.
-TEST_CASE("yarn leaves fast pairs unchanged, slows down slow pairs, and interpolates in between") {
+// DeepSeek-V3's settings: 64 features, theta 10000, a context of 4096 tokens extended by a factor
+// of 40. YaRN's ramp starts at pair 64 ln(4096 / (32 * 2 pi)) / (2 ln 10000) = 10.47 -> 10 for 32
+// rotations and, by the same formula for 1 rotation, ends at pair 22.51 -> 23.
+TEST_CASE(
+    "yarn keeps high frequencies, divides low frequencies by the factor, and interpolates in "
+    "between") {
   const auto yarn = test::make_position("yarn", {}, 64);
   std::vector<double> frequencies = plain_frequencies(64, 10000);
   for (int i = 0; i < 32; ++i) {
@@ -87,7 +89,9 @@ TEST_CASE("yarn leaves fast pairs unchanged, slows down slow pairs, and interpol
   CHECK(yarn->softmax_scale() == Approx(m * m));
 }
 
-TEST_CASE("yarn applies its attention temperatures") {
+TEST_CASE(
+    "yarn derives the scales of rotated features and attention scores from mscale and "
+    "mscale_all_dim") {
   const double factor = 8;
   const auto m = [&](double s) { return 0.1 * s * std::log(factor) + 1; };
   struct Case {
@@ -98,7 +102,7 @@ TEST_CASE("yarn applies its attention temperatures") {
   const auto yarn = test::make_position(
       "yarn", {{"factor", factor}, {"mscale", one.mscale}, {"mscale_all_dim", one.all_dim}}, 8);
   CHECK(yarn->softmax_scale() == Approx(one.softmax_scale));
-  // Position 0 does not rotate, so only the scale is left.
+  // Position 0 is not rotated, so only the scale changes the features.
   const at::Tensor q = normal({1, 1, 1, 8}, 6);
   CHECK(difference(yarn->rotate(q, q, at::zeros({1, 1}, at::kLong)).first, q * one.angle_scale) <
         1e-12);
@@ -114,7 +118,7 @@ TEST_CASE("yarn with factor 1 equals rope") {
   CHECK(yarn->softmax_scale() == 1);
 }
 
-TEST_CASE("position none does not change queries and keys") {
+TEST_CASE("positional encoding 'none' does not change queries and keys") {
   const auto none = test::make_position("none", {}, 7);
   const at::Tensor q = normal({1, 2, 2, 7}, 8);
   CHECK(at::equal(none->rotate(q, q, at::arange(2).unsqueeze(0)).first, q));
@@ -125,7 +129,7 @@ TEST_CASE("rotation requires an even number of features") {
   CHECK_THROWS_AS(test::make_position("yarn", {}, 0), dsv3::Error);
 }
 
-TEST_CASE("angle tables and direct computation agree") {
+TEST_CASE("rotation angles from the table match those computed directly") {
   const dsv3::Angles angles({1.0, 0.01}, 1.5, 4);
   const at::Tensor positions = at::tensor({0, 3, 4, 100000, 2, 9}, at::kLong).view({2, 3});
   const auto [cos, sin] = angles.at(positions, at::kDouble);

@@ -18,7 +18,7 @@ struct Case {
   at::Tensor x, weight, targets;
 };
 
-/// Reproducible normal values; every third target is missing.
+/// Reproducible normally distributed inputs. If `holes`, every third target is missing.
 Case make_case(int64_t rows, int64_t hidden, int64_t vocab, at::ScalarType dtype,
                bool holes = true) {
   at::Generator generator = at::detail::createCPUGenerator(7);
@@ -44,7 +44,7 @@ Outcome run(const Case& c, double z, double scale, int64_t chunk) {
   return {loss.item<double>(), plain.item<double>(), c.x.grad(), c.weight.grad()};
 }
 
-/// The definition in float64, with log_softmax and autograd.
+/// Computes losses and gradients by definition: in float64, with log_softmax and autograd.
 Outcome by_definition(const Case& c, double z, double scale) {
   const at::Tensor x = c.x.detach().to(at::kDouble).set_requires_grad(true);
   const at::Tensor weight = c.weight.detach().to(at::kDouble).set_requires_grad(true);
@@ -65,7 +65,7 @@ double relative(const at::Tensor& a, const at::Tensor& b) {
   return ((a.to(at::kDouble) - b.to(at::kDouble)).norm() / b.to(at::kDouble).norm()).item<double>();
 }
 
-TEST_CASE("linear_cross_entropy equals its definition") {
+TEST_CASE("linear_cross_entropy matches its definition") {
   const double z = GENERATE(0.0, 0.01);
   const int64_t chunk = GENERATE(0, 1, 5);
   const int64_t vocab = GENERATE(1, 15, 16, 67, 1000);
@@ -75,14 +75,15 @@ TEST_CASE("linear_cross_entropy equals its definition") {
   CHECK(actual.loss == Approx(expected.loss).epsilon(1e-6).margin(1e-6));
   CHECK(actual.plain == Approx(expected.plain).epsilon(1e-6).margin(1e-6));
   if (vocab == 1 && z == 0) {
-    CHECK(actual.dw.abs().max().item<double>() < 1e-6);  // zero for a vocabulary of one token
+    // The gradient is zero for a one-token vocabulary.
+    CHECK(actual.dw.abs().max().item<double>() < 1e-6);
   } else {
     CHECK(relative(actual.dx, expected.dx) < 2e-6);
     CHECK(relative(actual.dw, expected.dw) < 2e-6);
   }
 }
 
-TEST_CASE("linear_cross_entropy passes gradcheck in float64, fused and reference") {
+TEST_CASE("the fused and the reference linear_cross_entropy pass gradcheck in float64") {
   use_reference_ops(GENERATE(false, true));
   const Case c = make_case(7, 4, 9, at::kDouble);
   const double error = test::gradcheck(
@@ -95,7 +96,7 @@ TEST_CASE("linear_cross_entropy passes gradcheck in float64, fused and reference
   CHECK(error < 1e-7);
 }
 
-TEST_CASE("linear_cross_entropy in bf16 is as accurate as bf16") {
+TEST_CASE("linear_cross_entropy in bf16 is accurate to bf16 precision") {
   const int64_t chunk = GENERATE(0, 4);
   const Case c = make_case(32, 16, 300, at::kBFloat16);
   const Outcome expected = by_definition(c, 0, 1);
@@ -107,7 +108,7 @@ TEST_CASE("linear_cross_entropy in bf16 is as accurate as bf16") {
   CHECK(relative(actual.dw, expected.dw) < 1e-2);
 }
 
-TEST_CASE("many chunks in bf16 are as accurate as one") {
+TEST_CASE("linear_cross_entropy in bf16 is as accurate with many chunks as with one") {
   // Every row adds the same small gradient. A bf16 sum would stop growing after 256 rows.
   const int64_t rows = 1024;
   Case c;
@@ -118,7 +119,7 @@ TEST_CASE("many chunks in bf16 are as accurate as one") {
   CHECK(actual.dw[0][0].item<double>() == Approx(-0.5 * double(rows)));
 }
 
-TEST_CASE("linear_cross_entropy without targets is zero") {
+TEST_CASE("linear_cross_entropy returns zero without targets") {
   const at::ScalarType dtype = GENERATE(at::kFloat, at::kDouble, at::kBFloat16);
   Case c = make_case(6, 4, 11, dtype);
   c.targets.fill_(-1);

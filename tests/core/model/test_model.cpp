@@ -25,7 +25,8 @@ Batch rows(const Batch& batch, int64_t first, int64_t count) {
   return {batch.tokens.narrow(0, first, count), batch.document_ids.narrow(0, first, count)};
 }
 
-TEST_CASE("recomputation is bit-identical, including auxiliary losses and counts") {
+TEST_CASE(
+    "results with recomputation are bit-identical, including auxiliary losses and token counts") {
   Experiment experiment = tiny_experiment();
   experiment.model.tied_head = GENERATE(false, true);
   experiment.mtp.input = GENERATE("normed", "raw");
@@ -61,7 +62,7 @@ TEST_CASE("the auxiliary loss contributes to the gradients") {
   CHECK(largest_difference(gradients(*model), with) > 1e-2);
 }
 
-TEST_CASE("four micro-batches of one row equal one micro-batch of four rows") {
+TEST_CASE("four micro-batches of one row give the same result as one micro-batch of four rows") {
   Experiment experiment = tiny_experiment();
   experiment.mtp.denominator = GENERATE("main", "own");
   experiment.model.recompute = GENERATE("none", "full");
@@ -86,7 +87,8 @@ TEST_CASE("four micro-batches of one row equal one micro-batch of four rows") {
     CHECK(at::equal(actual_counts[i], expected_counts[i]));
 }
 
-TEST_CASE("a tied head uses the embedding and sums both gradients") {
+TEST_CASE(
+    "a tied head uses the embedding's weight, and its gradient is the sum of both gradients") {
   Experiment experiment = tiny_experiment();
   const auto untied = tiny_model(experiment);
   experiment.model.tied_head = true;
@@ -109,7 +111,7 @@ TEST_CASE("a tied head uses the embedding and sums both gradients") {
 TEST_CASE("documents in the same row do not affect each other") {
   Experiment experiment = tiny_experiment();
   const auto model = tiny_model(experiment);
-  LossScale one;  // divides by 1, so that losses are sums and rows can be compared
+  LossScale one;  // the loss divisors are 1, so that the losses of the documents can be added
   one.sequences = 1 << 30;
   Batch joined;
   joined.tokens = at::tensor({4, 9, 2, 7, 7, 1, 15, 3, 20}, at::kLong).view({1, 9});
@@ -148,7 +150,8 @@ TEST_CASE("a micro-batch without targets has zero loss instead of NaN") {
   CHECK(model->evaluate(batch) == std::pair<double, int64_t>{0, 0});
 }
 
-/// The next counts[b] tokens of each row b of `text` [B, T], after those that are in `caches`.
+/// Returns the next counts[b] tokens of each row b of `text` [B, T], after those already in
+/// `caches`.
 NewTokens next_of(const at::Tensor& text, const std::vector<KvCache>& caches,
                   const std::vector<int64_t>& counts) {
   NewTokens added;
@@ -194,8 +197,8 @@ TEST_CASE("MTP modules with caches compute the same logits as a full forward pas
   std::vector<KvCache> caches = model->make_caches(2);
   at::Tensor hidden = model->extend(next_of(text, caches, {9, 9}), caches).hidden;
   for (int64_t k = 0; k < 2; ++k) {
-    // Passes the positions that have an input token, in two parts of different sizes for the two
-    // rows.
+    // Passes all positions that have an input token, in two calls. In each call, the two rows
+    // contribute different numbers of positions.
     const int64_t count = 8 - k;
     std::vector<at::Tensor> actual[2];
     std::vector<at::Tensor> next[2];

@@ -32,7 +32,8 @@ bool same_document(const std::vector<int64_t>& ids, size_t a, size_t b) {
   return true;
 }
 
-// One-token documents, a repeated id, and padding at the end and in the middle of a row.
+// Document ids with one-token documents, a repeated id, and padding at the end and in the middle of
+// a row.
 const Rows some_ids = {{3, 3, 3, 3, 3, 3},    {0, 1, 1, 2, 2, 2},       {5, 5, 6, 5, 5, 7},
                        {4, 4, 4, -1, -1, -1}, {-1, -1, -1, -1, -1, -1}, {8, -1, 9, 9, 9, 9}};
 
@@ -47,7 +48,7 @@ TEST_CASE("positions restart in each document") {
   }
 }
 
-TEST_CASE("a query attends only to its document, up to its own position") {
+TEST_CASE("a query attends only to its document and not to later positions") {
   const at::Tensor mask = packing_of(tensor_of(some_ids))->mask();
   REQUIRE(mask.sizes() == at::IntArrayRef({6, 1, 6, 6}));
   REQUIRE(mask.scalar_type() == at::kBool);
@@ -57,14 +58,14 @@ TEST_CASE("a query attends only to its document, up to its own position") {
         CHECK(mask[b][0][q][k].item<bool>() == (k <= q && same_document(some_ids[b], q, k)));
 }
 
-TEST_CASE("rows of one document need no mask") {
+TEST_CASE("rows that contain only one document need no packing") {
   CHECK(packing_of(tensor_of({{1, 1, 1}, {2, 2, 2}})) == nullptr);
   const auto packing = packing_of(tensor_of({{1, 1, 1}, {1, 1, 3}}));  // a new row ends a document
   CHECK(at::equal(packing->boundaries(), at::tensor({0, 3, 5, 6}, at::kInt)));
   CHECK(packing->longest() == 3);
 }
 
-TEST_CASE("targets never cross documents, padding or the row's end") {
+TEST_CASE("targets never cross a document boundary, padding or the end of the row") {
   at::Tensor tokens = at::arange(36, at::kLong).view({6, 6}) + 100;
   for (int64_t depth = 0; depth < 7; ++depth) {
     const Rows actual = rows_of(shifted_targets(tokens, tensor_of(some_ids), depth));

@@ -14,7 +14,7 @@ class SlowModel {
   SlowModel(const Model& model, const Experiment& experiment)
       : model_(model), experiment_(experiment), named_(values(model)) {}
 
-  /// Sum of the main loss and the weighted MTP loss for one row with one document.
+  /// Returns the sum of the main loss and the weighted MTP loss for one row with one document.
   at::Tensor loss(const at::Tensor& tokens, const LossScale& scale) {
     const int64_t length = tokens.size(0) - 1;
     Sequence seq;
@@ -66,7 +66,8 @@ class SlowModel {
     return x + (position == "pre" ? y : norm(name + "feed_forward_post_norm", y));
   }
 
-  /// Sums -log p of the token `ahead` positions later over all positions.
+  /// Returns the sum of -log p over all positions, where p is the probability of the token `ahead`
+  /// positions later.
   at::Tensor entropy(const at::Tensor& x, const at::Tensor& tokens, int64_t ahead) {
     at::Tensor sum = at::zeros({}, at::kDouble);
     for (int64_t i = 0; i + ahead < tokens.size(0); ++i) {
@@ -81,7 +82,7 @@ class SlowModel {
   Named named_;
 };
 
-TEST_CASE("the training loss and its gradients follow the definitions") {
+TEST_CASE("the training loss and its gradients match the reference implementation") {
   Experiment experiment = tiny_experiment();
   experiment.norm.place = GENERATE("pre", "post", "both");
   experiment.mtp.input = GENERATE("normed", "raw");

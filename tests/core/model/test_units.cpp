@@ -1,4 +1,5 @@
-// How a model calls its strategy, and the units, names and number of its parameters.
+// Tests how a model calls its strategy, and how its parameters are named, counted and grouped into
+// units.
 #include <algorithm>
 #include <cstring>
 
@@ -40,7 +41,8 @@ void attach(TensorRefs tensors, std::function<void()> call) {
   }
 }
 
-/// Sets parameters to NaN except between enter and leave, in the forward and the backward pass.
+/// A strategy that sets a unit's parameters to NaN except between enter() and leave(), in the
+/// forward and the backward pass.
 class PoisonStrategy final : public Strategy {
  public:
   int adopt(UnitSpec spec) override {
@@ -61,8 +63,8 @@ class PoisonStrategy final : public Strategy {
     log_.push_back("leave " + units_[unit].spec.name);
     close(unit);
     if (!units_[unit].spec.needed_in_backward) return;
-    // The embedding's enter has no inputs, so no autograd node closes the embedding in the backward
-    // pass.
+    // enter() for the embedding has no inputs, so no autograd node can close the embedding in the
+    // backward pass.
     attach(outputs, [this, unit] { open(unit); });
   }
   void backward(at::TensorList roots, at::TensorList) override {
@@ -109,7 +111,7 @@ class PoisonStrategy final : public Strategy {
   std::vector<std::string> log_;
 };
 
-TEST_CASE("parameters are read only between enter and leave") {
+TEST_CASE("a model reads a unit's parameters only between enter() and leave()") {
   Experiment experiment = tiny_experiment();
   experiment.model.recompute = GENERATE("none", "full");
   experiment.model.tied_head = GENERATE(false, true);
@@ -140,7 +142,7 @@ TEST_CASE("parameters are read only between enter and leave") {
                     plain->extend_mtp(k, added, expected_next.hidden, others).logits));
 }
 
-TEST_CASE("units are entered in the documented order") {
+TEST_CASE("a model enters its parameter units in the documented order") {
   Experiment experiment = tiny_experiment();
   experiment.mtp.depth = 1;
   Model model(experiment, tiny_vocab, tiny_factory(), at::kCPU);
@@ -157,7 +159,7 @@ TEST_CASE("units are entered in the documented order") {
   CHECK(strategy.log() == expected);
 }
 
-TEST_CASE("units contain every parameter once, with the documented names") {
+TEST_CASE("a model's units contain every parameter once, with the documented names") {
   Experiment experiment = tiny_experiment();
   experiment.mtp.depth = 1;
   experiment.norm.place = "both";
@@ -195,7 +197,7 @@ TEST_CASE("units contain every parameter once, with the documented names") {
   CHECK(names == expected);
 }
 
-TEST_CASE("initial values do not depend on the rest of the model") {
+TEST_CASE("a parameter's initial values do not depend on the rest of the model") {
   Experiment small = tiny_experiment(), large = tiny_experiment();
   large.model.layers = 4;
   large.norm.place = "both";
@@ -213,7 +215,7 @@ TEST_CASE("initial values do not depend on the rest of the model") {
   CHECK(shared == 18);
 }
 
-TEST_CASE("parameter and FLOP counts follow the formula") {
+TEST_CASE("parameter and FLOP counts match the formulas") {
   Experiment experiment = tiny_experiment();
   experiment.model.tied_head = GENERATE(false, true);
   experiment.mtp.depth = 1;
@@ -244,7 +246,7 @@ TEST_CASE("parameter and FLOP counts follow the formula") {
   CHECK(figures(model, experiment).saved_values_per_token < actual.saved_values_per_token);
 }
 
-TEST_CASE("a name cannot be declared twice") {
+TEST_CASE("a parameter or buffer name cannot be declared twice") {
   ParameterStore store;
   store.add("a.weight", {2, 2}, {}, at::kFloat, at::kCPU);
   REQUIRE_THROWS_WITH(store.add("a.weight", {3}, {}, at::kFloat, at::kCPU),
@@ -256,7 +258,7 @@ TEST_CASE("a name cannot be declared twice") {
                       Catch::Contains("3 rows"));
 }
 
-TEST_CASE("role names are those used in experiments") {
+TEST_CASE("role_name() returns the role names used in experiment files") {
   CHECK(std::string(role_name(Role::matrix)) == "matrix");
   CHECK(std::string(role_name(Role::embedding)) == "embedding");
   CHECK(std::string(role_name(Role::head)) == "head");

@@ -1,4 +1,4 @@
-// Assignment of parameters to optimizers, and optimizer state in checkpoints.
+// Tests the assignment of parameters to optimizers, and optimizer state in checkpoints.
 #include <ATen/ATen.h>
 #include <catch2/catch.hpp>
 
@@ -12,8 +12,8 @@ namespace {
 
 using Catch::Contains;
 
-/// Adds `amount` times the learning-rate factor to every value. Its state sums the gradients and
-/// counts the updates.
+/// An optimizer that adds `amount` times the learning-rate factor to every value. Its state
+/// contains the sum of the gradients and the number of updates.
 class Adder final : public Optimizer {
  public:
   Adder(bool whole, double amount) : whole_(whole), amount_(amount) {}
@@ -112,13 +112,13 @@ TEST_CASE("a parameter belongs to the first group that matches it") {
   CHECK_THROWS_AS(set.group_of(parameter("other", Role::norm, {2})), Error);
 }
 
-TEST_CASE("empty groups and unowned parameters are reported together") {
+TEST_CASE("groups without parameters and parameters without a group are reported together") {
   const std::string text =
       error_of({member("a", {"matrix"}, ""), member("b", {"matrix"}, "q"),
                 member("c", {"router", "bias"}, ""), member("d", {"head"}, "heat")});
   CHECK_THAT(text, Contains("run.yaml:7:3"));
-  CHECK_THAT(text, Contains("'b' owns no parameters: everything it matches"));
-  CHECK_THAT(text, Contains("'c' owns no parameters: none has role router or bias"));
+  CHECK_THAT(text, Contains("'b' owns no parameters: all parameters it matches"));
+  CHECK_THAT(text, Contains("'c' owns no parameters: no parameter has role router or bias"));
   CHECK_THAT(text, Contains("'d'") && Contains("role head, name matching 'heat'"));
   CHECK_THAT(text, Contains("no optimizer group matches") && Contains("embedding.weight") &&
                        Contains("layers.0.norm.weight (role norm)") && Contains("head.weight"));
@@ -131,7 +131,9 @@ TEST_CASE("invalid regular expressions, and vectors in a matrix optimizer's grou
              Contains("works on matrices") && Contains("layers.0.norm.weight"));
 }
 
-TEST_CASE("the plan lists groups, learning rates and counts, and optionally every parameter") {
+TEST_CASE(
+    "the optimizer plan lists groups, learning rates and parameter counts, and optionally every "
+    "parameter") {
   const OptimizerSet set(
       {member("muon", {"matrix"}, "", true, 0.02), member("adamw", {}, "", false, 3e-4)},
       some_parameters());
@@ -202,7 +204,7 @@ struct Run {
   }
 };
 
-TEST_CASE("a loaded run continues bit-identically") {
+TEST_CASE("training continues bit-identically after loading parameters and optimizer state") {
   Run unbroken, second;
   train(*unbroken.strategy, unbroken.set, unbroken.parameters, 1);
   TensorViews views;
@@ -215,7 +217,7 @@ TEST_CASE("a loaded run continues bit-identically") {
   train(*second.strategy, second.set, second.parameters, 3);
   for (size_t i = 0; i < unbroken.parameters.size(); ++i)
     CHECK(at::equal(unbroken.parameters[i].tensor, second.parameters[i].tensor));
-  Run third;  // without the state, the values must differ
+  Run third;  // without the optimizer state, the values must differ
   load_parameters(*third.strategy, views);
   train(*third.strategy, third.set, third.parameters, 3);
   CHECK_FALSE(at::equal(unbroken.parameters[0].tensor, third.parameters[0].tensor));

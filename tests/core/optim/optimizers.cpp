@@ -1,4 +1,4 @@
-// Compares AdamW and Muon with independent implementations of their definitions.
+// Compares AdamW and Muon with independent implementations of their update rules.
 #include <cmath>
 
 #include <ATen/ATen.h>
@@ -47,7 +47,7 @@ double difference(const at::Tensor& a, const at::Tensor& b) {
   return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
 }
 
-TEST_CASE("adamw follows its formula") {
+TEST_CASE("AdamW matches the update rule in its paper") {
   const int64_t n = 1003;  // not a multiple of any vector width
   const double lr = 1e-2, beta1 = 0.8, beta2 = 0.9, eps = 1e-6, decay = 0.3;
   const auto adamw = optimizer(
@@ -88,7 +88,7 @@ TEST_CASE("adamw is bit-identical for any split of a parameter") {
   CHECK(at::equal(whole.values[0], at::cat(pieces.values)));
 }
 
-TEST_CASE("values stay finite with zero and extreme gradients") {
+TEST_CASE("parameter values stay finite with zero and extreme gradients") {
   const std::string name = GENERATE("adamw", "muon");
   const double size = GENERATE(0.0, 1e-40, 1e-30, 1e-12, 1e15);
   const auto tested = optimizer(name, {{"weight_decay", 0.5}, {"lr", 0.1}});
@@ -113,7 +113,7 @@ at::Tensor direction(const at::Tensor& grad, OptionValues options = {}) {
   return -slices.values[0];
 }
 
-TEST_CASE("muon applies the Newton-Schulz polynomial to the singular values") {
+TEST_CASE("muon applies the Newton-Schulz polynomial to the gradient's singular values") {
   const auto [rows, cols] =
       GENERATE(table<int64_t, int64_t>({{7, 7}, {5, 12}, {12, 5}, {1, 9}, {64, 48}}));
   const at::Tensor grad = random({rows, cols}, 6);
@@ -130,7 +130,7 @@ TEST_CASE("muon applies the Newton-Schulz polynomial to the singular values") {
   CHECK(difference(direction(grad, {{"scale", "match_rms_adamw"}}), expected * rms_ratio) < 2e-5);
 }
 
-TEST_CASE("muon's direction is nearly orthogonal, even in bf16") {
+TEST_CASE("muon's update direction is nearly orthogonal, even in bf16") {
   const std::string dtype = GENERATE("fp32", "bf16");
   const at::Tensor actual = direction(random({48, 32}, 7), {{"ns_dtype", dtype}});
   const at::Tensor s = at::linalg_svdvals(actual / std::sqrt(48.0 / 32.0));
@@ -159,7 +159,8 @@ TEST_CASE("muon updates the matrices in a batch independently") {
 }
 
 TEST_CASE(
-    "muon's two momentum forms have the same direction, and buffers that differ by a factor") {
+    "muon's two momentum forms give the same updates, and their buffers differ by a constant "
+    "factor") {
   const bool nesterov = GENERATE(false, true);
   const auto ema = optimizer("muon", {{"ns_dtype", "fp32"}, {"nesterov", nesterov}});
   const auto sum =
@@ -171,8 +172,8 @@ TEST_CASE(
     b.step(*sum, {random({6, 8}, 40 + t)}, t);
   }
   CHECK(difference(a.state[0][0], b.state[0][0] * 0.05) < 1e-6);
-  // The directions match only if Nesterov in the ema form weights the gradient as its buffer does:
-  // g (1 - mu) + mu B.
+  // The updates match only if the Nesterov term in the ema form weights the gradient as the ema
+  // buffer does: g (1 - mu) + mu B.
   CHECK(difference(a.values[0], b.values[0]) < 1e-5);
 }
 

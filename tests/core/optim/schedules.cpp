@@ -22,7 +22,7 @@ TEST_CASE("every schedule warms up linearly to the full rate") {
   CHECK(schedule(name, {})->factor(1, 100) > 0.99);
 }
 
-TEST_CASE("schedules have no jump and no NaN in a run shorter than the warm-up") {
+TEST_CASE("learning-rate factors neither jump nor become NaN in a run shorter than the warm-up") {
   const std::string name = GENERATE("constant", "cosine", "wsd");
   const auto tested = schedule(name, {{"warmup", int64_t(100)}});
   CHECK(tested->factor(50, 50) == Approx(0.5));
@@ -30,7 +30,7 @@ TEST_CASE("schedules have no jump and no NaN in a run shorter than the warm-up")
   CHECK(std::isfinite(tested->factor(101, 100)));
 }
 
-TEST_CASE("a warm-up longer than the run is reported as a problem with the option") {
+TEST_CASE("problem() reports a warm-up that is longer than the run") {
   const std::string name = GENERATE("constant", "cosine", "wsd");
   const auto tested = schedule(name, {{"warmup", int64_t(100)}});
   CHECK(tested->problem(100).empty());
@@ -39,13 +39,13 @@ TEST_CASE("a warm-up longer than the run is reported as a problem with the optio
         "train.tokens");
 }
 
-TEST_CASE("the constant schedule does not change") {
+TEST_CASE("the constant schedule returns a constant factor") {
   const auto tested = schedule("constant", {});
   CHECK(tested->factor(1, 10) == 1);
   CHECK(tested->factor(10, 10) == 1);
 }
 
-TEST_CASE("cosine falls to min_ratio at the last step") {
+TEST_CASE("the cosine schedule falls to min_ratio at the last step") {
   const auto tested = schedule("cosine", {{"warmup", int64_t(20)}, {"min_ratio", 0.2}});
   CHECK(tested->factor(60, 100) == Approx(0.6));  // halfway: the mean of 1 and 0.2
   CHECK(tested->factor(40, 100) == Approx(0.2 + 0.8 * (1 + std::sqrt(0.5)) / 2));
@@ -55,7 +55,7 @@ TEST_CASE("cosine falls to min_ratio at the last step") {
     CHECK(tested->factor(step + 1, 100) < tested->factor(step, 100));
 }
 
-TEST_CASE("wsd has a plateau and then decays in the configured shape") {
+TEST_CASE("the wsd schedule has a plateau and then decays with the configured shape") {
   const auto [shape, half] = GENERATE(
       table<std::string, double>({{"linear", 0.5}, {"cosine", 0.5}, {"sqrt", 1 - std::sqrt(0.5)}}));
   const auto tested = schedule(

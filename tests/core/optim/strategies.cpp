@@ -1,5 +1,5 @@
-// Tests that `single` is bit-identical to plain autograd, and that the flat-buffer strategy is
-// bit-identical to `single`.
+// Tests that training with the strategy `single` is bit-identical to plain autograd, and that
+// training with the flat-buffer strategy is bit-identical to `single`.
 #include <cmath>
 #include <limits>
 
@@ -106,7 +106,7 @@ TEST_CASE("gradients, their norm and updates equal those of plain autograd") {
   CHECK(single->grad_norm().item<double>() == 0);
 }
 
-TEST_CASE("bf16 parameters are computed in bf16, but gradients and updates are fp32") {
+TEST_CASE("computation uses bf16 parameters, but gradients and updates are fp32") {
   const std::string name = GENERATE("single", "flat");
   const auto tested = strategy(name, at::kBFloat16);
   const at::Tensor w = at::ones({2}), full = at::ones({2});
@@ -129,7 +129,7 @@ TEST_CASE("bf16 parameters are computed in bf16, but gradients and updates are f
     for (UpdateTensor& t : tensors) {
       CHECK(t.value.scalar_type() == at::kFloat);
       CHECK(t.grad[1].item<float>() == (t.range.name == "w" ? 258.25f : 4.0f));
-      t.value.add_(1e-4);  // lost in bf16, exact in fp32
+      t.value.add_(1e-4);  // too small for bf16 but not for fp32
     }
   });
   tested->end_step();
@@ -143,7 +143,8 @@ TEST_CASE("bf16 parameters are computed in bf16, but gradients and updates are f
   tested->leave(unit, {});
 }
 
-TEST_CASE("matrices are passed to the optimizer one by one and cover the whole parameter") {
+TEST_CASE(
+    "a parameter's matrices are passed to the optimizer one by one and cover the whole parameter") {
   const auto single = strategy("single");
   UnitParam experts = param("experts", random({3, 4, 5}, 1), 1);
   experts.matrices = 6;
@@ -169,7 +170,7 @@ TEST_CASE("matrices are passed to the optimizer one by one and cover the whole p
   CHECK_THROWS_WITH(update_ranges(vector, true), Catch::Contains("'vector'"));
 }
 
-TEST_CASE("the norm is summed in float64 and is not finite if any gradient is not") {
+TEST_CASE("the gradient norm is summed in float64 and is non-finite if any gradient is") {
   const auto single = strategy("single");
   const int64_t n = 200'001;
   const at::Tensor w = random({n}, 4);
@@ -189,7 +190,7 @@ TEST_CASE("the norm is summed in float64 and is not finite if any gradient is no
   CHECK(single->grad_norm().item<double>() == 0);
 }
 
-TEST_CASE("single rejects a second rank and a parameter in two units") {
+TEST_CASE("the strategy `single` rejects a second rank and a parameter in two units") {
   struct Two final : Communicator {
     int64_t rank() const override { return 0; }
     int64_t size() const override { return 2; }
@@ -330,7 +331,7 @@ TEST_CASE("training is bit-identical if parameters are freed between uses") {
   CHECK(expected.numbers.back() != expected.numbers[3]);  // the model has learned
 }
 
-TEST_CASE("the flat strategy detects parameter use outside enter and leave") {
+TEST_CASE("the flat-buffer strategy detects parameter use outside enter() and leave()") {
   const auto flat = strategy("flat", at::kFloat);
   const at::Tensor w = at::full({2}, 2.0), x = at::ones({2}).set_requires_grad(true);
   const int unit = flat->adopt({"unit", {param("w", w)}});
@@ -343,17 +344,17 @@ TEST_CASE("the flat strategy detects parameter use outside enter and leave") {
   at::Tensor y = (input * w).sum();
   flat->leave(unit, {&y});
   CHECK(w.isnan().all().item<bool>());
-  SECTION("a second use without enter computes NaN") {
+  SECTION("using a parameter after leave() computes NaN") {
     flat->backward({y});
     CHECK(at::equal(x.grad(), at::full({2}, 2.0)));
     CHECK((input.detach() * w).isnan().all().item<bool>());
   }
-  SECTION("a graph that bypasses leave is rejected") {
+  SECTION("an autograd graph that bypasses leave() is rejected") {
     CHECK_THROWS_WITH(flat->backward({(input * 3).sum()}), Catch::Contains("'unit'"));
   }
-  SECTION("enter without leave is rejected") {
+  SECTION("enter() without leave() is rejected") {
     flat->enter(unit, {});
-    CHECK_THROWS_WITH(flat->backward({y}), Catch::Contains("has not been left"));
+    CHECK_THROWS_WITH(flat->backward({y}), Catch::Contains("called before leave()"));
   }
 }
 

@@ -1,4 +1,5 @@
-// Types and exceptions that cross the boundary between libdsv3 and a plugin with hidden symbols.
+// Tests types and exceptions that cross the boundary between libdsv3 and a plugin with hidden
+// symbols.
 #include <typeinfo>
 
 #include <dsv3/sdk/tracker.h>
@@ -8,7 +9,7 @@
 using dsv3::Schedule;
 
 namespace {
-// The plugin's object, called directly instead of through call().
+// Returns the plugin's component. The tests call it directly instead of through call().
 std::shared_ptr<Schedule> twin() {
   static dsv3::Plugins plugins({{registry("twin")}});
   return dsv3::construct<Schedule>(plugins.find(schedule("twin")), {});

@@ -31,7 +31,8 @@ inline dsv3::ComponentSpec schedule(const std::string& name, const std::string& 
   return spec;
 }
 
-/// The message of the dsv3::Error that `call` throws; its exit code must be `code`.
+/// Returns the message of the dsv3::Error that `call` throws, and checks that its exit code is
+/// `code`.
 inline std::string error_of(const std::function<void()>& call,
                             dsv3::ExitCode code = dsv3::ExitCode::plugin) {
   try {
@@ -44,7 +45,7 @@ inline std::string error_of(const std::function<void()>& call,
   return "";
 }
 
-/// The error message from loading a library through `library:`.
+/// Returns the error message from loading a library with the `library:` option.
 inline std::string load_error(const std::filesystem::path& path,
                               const std::string& name = "halving") {
   dsv3::Plugins plugins({});

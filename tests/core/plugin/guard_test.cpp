@@ -1,4 +1,4 @@
-// Every call to a loaded component is recorded, named in errors, and checked.
+// Tests that every call to a loaded component is recorded, named in errors, and checked.
 #include <dlfcn.h>
 #include <future>
 #include <link.h>
@@ -64,7 +64,8 @@ dsv3::LayerContext layer(const std::string& position_fault = "none") {
   return context;
 }
 
-// Runs autograd as any strategy does. If `on_a_thread`, runs it on another thread, as for a GPU.
+// A strategy that only runs autograd. If `on_a_thread`, autograd runs on another thread, as it does
+// for a GPU.
 class PlainBackward final : public dsv3::Strategy {
  public:
   explicit PlainBackward(bool on_a_thread = false) : on_a_thread_(on_a_thread) {}
@@ -113,7 +114,7 @@ TEST_CASE("the wrappers of positional encodings and tokenizers forward every vir
   CHECK(inherited(*faulty<dsv3::Tokenizer>("none"), "_ZTVN4dsv39TokenizerE") == 0);
 }
 
-TEST_CASE("errors name the call, and its record is cleared afterwards") {
+TEST_CASE("errors name the component call, and the record of the call is cleared afterwards") {
   const auto schedule = faulty<dsv3::Schedule>("throws");
   const auto factor = [](dsv3::Schedule& s) {
     return dsv3::checked::number(s, "factor", &dsv3::Schedule::factor, int64_t{1}, int64_t{2});
@@ -201,7 +202,7 @@ TEST_CASE("current_backward is cleared when the backward pass leaves the compone
   CHECK(after == "none");
 }
 
-TEST_CASE("a watch observes forward calls on every thread, as recomputation on a GPU requires") {
+TEST_CASE("a Watch observes forward calls on every thread, as recomputation on a GPU requires") {
   class Names final : public dsv3::Watch {
    public:
     void passed(const std::string& name, at::TensorList, at::TensorList) override {

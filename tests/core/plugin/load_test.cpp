@@ -1,4 +1,5 @@
-// Loading plugins: every fault has its own error message, and none of them ends the process.
+// Tests plugin loading: every fault has a specific error message, and no fault terminates the
+// process.
 #include <dsv3/sdk/stamp.h>
 #include <dsv3/support/sha256.h>
 
@@ -53,7 +54,8 @@ TEST_CASE("the error for a stamp that differs in one field states the field and 
   CHECK_THAT(error, Contains("cannot load plugin 'fixture_" + fixture + "' (" +
                              library(fixture).string() + ")\n  " + line + "\n  hint: rebuild it"));
   CHECK_THAT(error, Contains("requested by nano.yaml:5:13"));
-  // A title, one line for the field, a hint, and the origin of the request.
+  // The error has four lines: a title, the differing field, a hint, and where the plugin was
+  // requested.
   CHECK(std::count(error.begin(), error.end(), '\n') == 3);
   check_good_still_works();
 }
@@ -69,7 +71,7 @@ TEST_CASE("a plugin built by a different compiler with the same ABI loads") {
   CHECK(plugins.find(schedule("halving", library("other_compiler").string())).name == "halving");
 }
 
-TEST_CASE("each fault of a library has its own error message") {
+TEST_CASE("each fault in a plugin library has a specific error message") {
   struct Case {
     std::string fixture, text;
   };
@@ -99,7 +101,7 @@ TEST_CASE("each fault of a library has its own error message") {
   check_good_still_works();
 }
 
-TEST_CASE("a failed file is not opened again, even if it has changed") {
+TEST_CASE("a library that failed to load is not opened again, even if the file has changed") {
   TemporaryFolder folder;
   const auto path = folder / "libdsv3_x.so";
   put(path, "not a library");
@@ -110,14 +112,14 @@ TEST_CASE("a failed file is not opened again, even if it has changed") {
   CHECK(load_error(path) == error);
 }
 
-TEST_CASE("errors for a missing file and for a name that the library does not provide") {
+TEST_CASE("a missing library file and a name that the library does not provide are errors") {
   CHECK_THAT(load_error("/nowhere/libx.so"),
              Contains("cannot open plugin library /nowhere/libx.so: No such file"));
   CHECK_THAT(load_error(library("good"), "doubling"),
              Contains("has no schedule 'doubling'; it provides schedule/halving"));
 }
 
-TEST_CASE("errors from a constructor name the component and its YAML position") {
+TEST_CASE("errors from a constructor name the component and its location in the YAML file") {
   struct Case {
     std::string what, text;
     dsv3::ExitCode code;

@@ -1,4 +1,4 @@
-// Log lines: levels, the log file and its rotation, and hooks for a progress display.
+// Tests logging: levels, the log file and its rotation, and hooks for a progress display.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -62,7 +62,7 @@ TEST_CASE("the log file is rotated at 10 MiB, and the two previous files are ret
   CHECK_FALSE(std::filesystem::exists(folder / "run.3.log"));
 }
 
-TEST_CASE("a progress display is cleared before a log line and drawn again after it") {
+TEST_CASE("a progress display is cleared before a log line and redrawn after it") {
   TemporaryFolder folder;
   const CapturedStderr terminal(folder / "stderr");
   dsv3::set_progress_hooks([] { ::write(2, "<off>", 5) == 5 ? void() : throw 1; },

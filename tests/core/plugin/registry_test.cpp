@@ -1,4 +1,4 @@
-// The committed registry and READMEs match those that the build generates.
+// Tests that the committed registry and READMEs match those that the build generates.
 #include "fixtures.h"
 
 using Catch::Matchers::Contains;
@@ -23,7 +23,7 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("aliases of the built-in registry refer to its own plugins") {
+TEST_CASE("aliases in the built-in registry refer to built-in plugins") {
   dsv3::Plugins plugins({{DSV3_SOURCE_DIR "/registries/builtin.toml"}});
   const dsv3::Alias* muon = plugins.find_alias(dsv3::Kind::optimizer, "muon");
   REQUIRE(muon);
@@ -31,7 +31,7 @@ TEST_CASE("aliases of the built-in registry refer to its own plugins") {
              Contains("plugin: adamw, lr: 3.0e-4") && Contains("role: matrix, plugin: muon"));
 }
 
-TEST_CASE("the table of options shows type, default, allowed values and meaning") {
+TEST_CASE("the option table shows type, default, allowed values and meaning") {
   struct Options {
     int64_t count = 3, size = 0;
     double rate = 3e-4, share = 0.5, theta = 10000, eps = 1e-6;

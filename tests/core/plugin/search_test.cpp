@@ -1,4 +1,4 @@
-// Registries: search order, conflicts, short forms, and errors in registry files.
+// Tests registries: search order, conflicts, aliases, and errors in registry files.
 #include <cstdlib>
 
 #include "fixtures.h"
@@ -31,7 +31,7 @@ class Environment {
 
 }  // namespace
 
-TEST_CASE("the first search level that contains a name takes precedence") {
+TEST_CASE("the first search level that contains a plugin name takes precedence") {
   TemporaryFolder folder;
   std::filesystem::create_directories(folder / "a");
   std::filesystem::create_directories(folder / "b");
@@ -70,7 +70,8 @@ TEST_CASE(
              Contains("plugin_paths of config.yaml names " + a + "/gone, which does not exist"));
 }
 
-TEST_CASE("requesting a name with two matches at one search level is an error that names both") {
+TEST_CASE(
+    "a plugin name with two matches at one search level is an error that names both registries") {
   TemporaryFolder folder;
   put(folder / "one.toml",
       head + entry("halving", library("good").string()) + entry("alone", "x.so"));
@@ -99,7 +100,7 @@ TEST_CASE(
   CHECK_THAT(error_of([&] { plugins.find(schedule("cosine")); }), !Contains("did you mean"));
 }
 
-TEST_CASE("short forms expand to YAML") {
+TEST_CASE("aliases expand to YAML") {
   TemporaryFolder folder;
   put(folder / "a.toml", head +
                              "[[alias]]\nkind = \"optimizer\"\nname = \"muon\"\nyaml = \"\"\"\n- "
@@ -114,11 +115,13 @@ TEST_CASE("short forms expand to YAML") {
   spec.kind = Kind::optimizer;
   spec.plugin = "muon";
   CHECK_THAT(error_of([&] { plugins.find(spec); }),
-             Contains("is a short form that must be used alone, `optimizer: muon`"));
+             Contains("is a short form that must be used alone: write `optimizer: muon`"));
   CHECK(plugins.names(Kind::optimizer) == std::vector<std::string>{"muon"});
 }
 
-TEST_CASE("the catalog provides what the experiment checker needs") {
+TEST_CASE(
+    "the plugin catalog provides the schemas, aliases and names that the experiment checker "
+    "needs") {
   Plugins plugins({{registry("good")}, {registry("other_torch")}});
   const dsv3::Schema* schema = plugins.schema(Kind::schedule, "halving", "");
   REQUIRE(schema);
@@ -159,7 +162,7 @@ TEST_CASE("the error for a registry that contradicts its library names the regis
                       (folder / "r.toml").string()));
 }
 
-TEST_CASE("errors in a registry have file, line and column") {
+TEST_CASE("errors in a registry state the file, line and column") {
   struct Case {
     std::string text, where, what;
   };

@@ -1,4 +1,4 @@
-// Reading stamps from valid, truncated and corrupt files.
+// Tests reading plugin stamps from valid, truncated and corrupt files.
 #include "plugin/stamp.h"
 
 #include <random>
@@ -9,7 +9,7 @@
 
 using Catch::Matchers::Contains;
 
-TEST_CASE("a plugin's stamp records what it was built with") {
+TEST_CASE("a plugin's stamp records its name, version and build environment") {
   const dsv3::Stamp stamp = dsv3::read_stamp(get(library("good")));
   CHECK(stamp.name == "fixture_good");
   CHECK(stamp.version == "1.2.3");
@@ -53,13 +53,13 @@ TEST_CASE("the error for a file that is not a plugin states what the file is") {
   CHECK_THAT(reason(other), Contains("cannot read its stamp (section .note.dsv3)"));
 }
 
-TEST_CASE("every truncation of a plugin is rejected") {
+TEST_CASE("truncated plugin libraries are rejected") {
   const std::string bytes = get(library("good"));
   for (size_t size = 0; size < bytes.size(); size += size < 4096 ? 1 : 61)
     CHECK_THROWS_AS(dsv3::read_stamp(std::string_view(bytes).substr(0, size)), dsv3::Error);
 }
 
-TEST_CASE("garbage in headers yields a stamp or an error, never a read out of bounds") {
+TEST_CASE("corrupt ELF headers result in a stamp or an error, never in an out-of-bounds read") {
   const std::string bytes = get(library("good"));
   std::mt19937 random(7);
   size_t rejected = 0;

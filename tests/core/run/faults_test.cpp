@@ -1,4 +1,4 @@
-// Fails system calls while status.json or metrics.jsonl is written. Existing content must stay
+// Makes system calls fail while status.json or metrics.jsonl is written. Existing content must stay
 // intact.
 #include <cerrno>
 #include <cstring>
@@ -17,7 +17,7 @@ namespace fs = dsv3::fs;
 
 namespace {
 
-/// Runs `work`, fails its n-th system call, and returns the number of calls. Errors must name
+/// Runs `work`, makes its n-th system call fail, and returns the number of calls. Errors must name
 /// `path` and the cause.
 template <class F>
 int with_fault(int n, int error, const std::filesystem::path& path, bool& failed, F&& work) {
@@ -40,7 +40,7 @@ int with_fault(int n, int error, const std::filesystem::path& path, bool& failed
 
 }  // namespace
 
-TEST_CASE("status.json has the old or the new content, whichever call fails") {
+TEST_CASE("status.json has the old or the new content, whichever system call fails") {
   for (int error : {ENOSPC, EIO, EDQUOT}) {
     bool failed = true;
     for (int n = 1; failed; ++n) {
@@ -58,7 +58,8 @@ TEST_CASE("status.json has the old or the new content, whichever call fails") {
   }
 }
 
-TEST_CASE("metrics.jsonl has only complete lines and can be appended to, whichever call fails") {
+TEST_CASE(
+    "metrics.jsonl has only complete lines and can be appended to, whichever system call fails") {
   for (int error : {ENOSPC, EIO, EDQUOT}) {
     bool failed = true;
     for (int n = 1; failed; ++n) {

@@ -47,7 +47,7 @@ using Steps = std::vector<int64_t>;
 
 }  // namespace
 
-TEST_CASE("a line is one flat object with keys in order") {
+TEST_CASE("a line in metrics.jsonl is one flat JSON object with ordered keys") {
   REQUIRE(dsv3::metrics_line(event(10, 5.1)) ==
           "{\"step\": 10, \"tokens\": 1000, \"time\": 1764000000.123, \"train/loss\": 5.1, \"x\": "
           "1.0}\n");
@@ -92,7 +92,7 @@ TEST_CASE("numbers that JSON cannot represent are written as strings") {
   REQUIRE(text(-infinity) == "-Infinity");
 }
 
-TEST_CASE("ids continue when the file is reopened") {
+TEST_CASE("line ids continue when the file is reopened") {
   TemporaryFolder folder;
   {
     MetricsFile file(folder / "m");

@@ -44,7 +44,7 @@ TEST_CASE("provenance records the commit and whether tracked files differ from i
   REQUIRE(dsv3::provenance({}, folder.path())["git"]["dirty"] == true);
 }
 
-TEST_CASE("times are UTC text") {
+TEST_CASE("times are formatted as UTC strings") {
   REQUIRE(std::string(dsv3::utc_text(0).data()) == "1970-01-01T00:00:00Z");
   REQUIRE(std::string(dsv3::utc_text(1709210096.9).data()) == "2024-02-29T12:34:56Z");
 }

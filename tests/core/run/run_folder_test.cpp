@@ -61,7 +61,7 @@ TEST_CASE("a new run requires an unused name") {
   REQUIRE(text.find("--run_id first") != std::string::npos);
 }
 
-TEST_CASE("random names are valid and unused") {
+TEST_CASE("random run names are valid and unused") {
   TemporaryFolder output;
   std::set<std::string> names;
   for (int i = 0; i < 50; ++i) {
@@ -71,7 +71,7 @@ TEST_CASE("random names are valid and unused") {
   }
 }
 
-TEST_CASE("resuming requires an existing name, and similar names are suggested") {
+TEST_CASE("resuming requires an existing run, and the error suggests similar names") {
   TemporaryFolder output;
   for (const char* name : {"quick-start", "quick-stop", "other"})
     RunFolder::create(output.path(), name);
@@ -143,7 +143,7 @@ TEST_CASE("opening a run waits for a lock that briefly outlives its holder") {
   REQUIRE_NOTHROW(RunFolder::open(output.path(), "a"));
 }
 
-TEST_CASE("the status has state, exit code, step and message") {
+TEST_CASE("status.json contains state, exit code, step and message") {
   TemporaryFolder output;
   RunFolder run = RunFolder::create(output.path(), "a");
   run.write_status("running", {}, 3, "");

@@ -76,7 +76,7 @@ TEST_CASE("a full device (/dev/full) is an error, not a crash") {
   REQUIRE_THROWS_WITH(full.write("x"), Catch::Contains("No space left on device"));
 }
 
-TEST_CASE("an atomic write leaves the old or the new content, whichever call fails") {
+TEST_CASE("an atomic write leaves the old or the new content, whichever system call fails") {
   TemporaryFolder folder;
   put(folder / "a", "old");
   int calls = 0;
@@ -122,7 +122,7 @@ TEST_CASE("folders are created with their parents and removed with their content
   REQUIRE_THROWS_AS(fs::rename(folder / "other", folder / "moved"), dsv3::Error);
 }
 
-TEST_CASE("a mapping contains the whole file, even an empty one") {
+TEST_CASE("a memory mapping contains the whole file, even if it is empty") {
   TemporaryFolder folder;
   put(folder / "a", "hello");
   fs::Mapping mapping(folder / "a");

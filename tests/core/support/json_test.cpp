@@ -33,14 +33,14 @@ std::string nested(int levels) {
 
 }  // namespace
 
-TEST_CASE("valid JSON is parsed as nlohmann::json parses it") {
+TEST_CASE("parse_json() and nlohmann::json parse valid JSON identically") {
   std::string text =
       R"({"a": [1, -2.5e3, "x\"\u00e9\n", true, null], "b": {"a": {}}, "": 18446744073709551615})";
   REQUIRE(parse_json(text, "f") == Json::parse(text));
   REQUIRE(parse_json(" 7 ", "f") == 7);
 }
 
-TEST_CASE("errors contain line and column") {
+TEST_CASE("JSON errors contain line and column") {
   REQUIRE(starts_with(error_of(""), "f.json:1:1: invalid JSON: "));
   REQUIRE(starts_with(error_of("{\"a\": 1,\n  \"b\": x}"), "f.json:2:8: invalid JSON: "));
   REQUIRE(starts_with(error_of("[1, 2"), "f.json:1:6: invalid JSON: "));
@@ -52,7 +52,7 @@ TEST_CASE("errors contain line and column") {
   REQUIRE(error_of("nul").find("json.exception") == std::string::npos);
 }
 
-TEST_CASE("a duplicate key in one object is rejected at its position") {
+TEST_CASE("a duplicate key in one object is an error with the location of the duplicate") {
   REQUIRE(error_of("{\"a\": 1,\n \"b\": {\"a\": 2},\n  \"a\": 3}") ==
           "f.json:3:3: invalid JSON: duplicate key \"a\"");
   // The same key spelled with different escapes, and a key with quotes and backslashes.
@@ -70,7 +70,7 @@ TEST_CASE("nesting is limited to 64 levels") {
   REQUIRE(error_of(objects).find("nested deeper") != std::string::npos);
 }
 
-TEST_CASE("errors in files contain the path") {
+TEST_CASE("errors in JSON files contain the path") {
   TemporaryFolder folder;
   put(folder / "a.json", "{\"x\": [}");
   REQUIRE_THROWS_WITH(dsv3::read_json(folder / "a.json"),

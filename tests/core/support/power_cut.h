@@ -43,7 +43,7 @@ class PowerCut {
     sync(path);
   }
 
-  /// Simulates the power cut: writes a possible state of `root` after it to the new folder `into`.
+  /// Simulates the power cut: creates the folder `into` with a possible state of `root` afterwards.
   void cut(const std::filesystem::path& into, Unsynced fate, uint64_t seed) {
     std::lock_guard lock(mutex_);
     fate_ = fate;

@@ -14,7 +14,7 @@ namespace st = dsv3::safetensors;
 
 namespace {
 
-/// A file assembled from the format's definition.
+/// Returns the bytes of a safetensors file, assembled as the format specifies.
 std::string file_of(const std::string& header, const std::string& data) {
   uint64_t size = header.size();
   std::string prefix(8, '\0');
@@ -31,7 +31,7 @@ std::string tensor(const std::string& name, const std::string& dtype, const std:
 struct Fixture {
   TemporaryFolder folder;
 
-  /// The error message from opening `content`, or "" if it opens.
+  /// Returns the error message from opening a file that contains `content`, or "" if it opens.
   std::string open(const std::string& content) {
     put(folder / "x.safetensors", content);
     try {
@@ -58,7 +58,7 @@ const std::string kEight(8, 'x');
 
 }  // namespace
 
-TEST_CASE("written tensors are read back, with digest and alignment") {
+TEST_CASE("tensors round-trip through a file with the correct digest and alignment") {
   TemporaryFolder folder;
   std::vector<float> matrix{1, 2, 3, 4, 5, 6};
   int64_t scalar = -7;
@@ -103,7 +103,7 @@ TEST_CASE("write() rejects tensors that a reader would reject") {
   REQUIRE_FALSE(std::filesystem::exists(folder / "f"));
 }
 
-TEST_CASE_METHOD(Fixture, "files that follow the format's definition are read") {
+TEST_CASE_METHOD(Fixture, "files that conform to the format are read") {
   REQUIRE(open("{}", "").empty());
   REQUIRE(open("{\"__metadata__\": {\"a\": \"b\"}}", "").empty());
   REQUIRE(open("{" + tensor("t", "F32", "[2]", "[0, 8]") + "}   ", kEight).empty());
@@ -148,7 +148,7 @@ TEST_CASE_METHOD(Fixture, "a header that is not valid JSON is rejected") {
               "dtype"));
 }
 
-TEST_CASE_METHOD(Fixture, "tensors that do not match their bytes are rejected") {
+TEST_CASE_METHOD(Fixture, "tensors whose size does not match their byte range are rejected") {
   auto one = [&](const std::string& dtype, const std::string& shape, const std::string& offsets) {
     std::string text = open("{" + tensor("t", dtype, shape, offsets) + "}", kEight);
     if (!text.empty()) REQUIRE(has(text, "'t'"));

@@ -1,5 +1,5 @@
-// Measures training steps, alternately with components loaded from plugins and with the same
-// classes linked into this program. Prints JSON.
+// Measures training steps with components loaded from plugins, alternating with the same classes
+// linked into this program. Prints JSON.
 #include <cstdlib>
 #include <ctime>
 #include <iostream>
@@ -14,7 +14,7 @@
 #include <dsv3/sdk/plugin.h>
 #include <dsv3/support/json.h>
 
-// Includes the plugins' sources and gives each registration function a different name.
+// Includes the plugins' sources, giving each registration function a different name.
 #define dsv3_register_plugin register_mla
 #include "../../../plugins/attention/mla/mla.cpp"
 #undef dsv3_register_plugin
@@ -133,7 +133,7 @@ Side linked_side(const dsv3::Experiment& e, const dsv3::StrategyContext& context
   return side;
 }
 
-// Separate functions, so that callgrind can distinguish the sides.
+// Separate functions, so that callgrind can tell the loaded and the linked components apart.
 __attribute__((noinline, no_icf)) double loaded_step(Side& side, const dsv3::Experiment& e,
                                                      const dsv3::Batch& batch) {
   return side.step(e, batch);
@@ -151,9 +151,9 @@ dsv3::Batch synthetic_batch(const dsv3::Experiment& e) {
   return batch;
 }
 
-// The addresses of a side's tensors affect its speed more than the way it is linked. So every block
-// builds both sides again, in alternating order. Returns a list of [loaded, linked] times of two
-// steps each. The order loaded, linked, linked, loaded cancels drift.
+// The addresses of a model's tensors affect its speed more than the way its components are linked.
+// So every block builds both models again, in alternating order. Returns a list of [loaded, linked]
+// times of two steps each. The order loaded, linked, linked, loaded cancels drift.
 dsv3::Json block(const dsv3::Experiment& e, dsv3::Plugins& plugins, int rounds, bool loaded_first) {
   const dsv3::StrategyContext context{dsv3::local_communicator(), at::kCPU, at::kFloat};
   Side loaded, linked;
@@ -174,7 +174,8 @@ dsv3::Json block(const dsv3::Experiment& e, dsv3::Plugins& plugins, int rounds, 
       time[is_linked] += cpu_time() - begin;
     }
     if (loss[0] != loss[1] || loss[2] != loss[3])
-      throw dsv3::Error("the losses of the two sides differ", dsv3::ExitCode::failed);
+      throw dsv3::Error("the losses with loaded and with linked components differ",
+                        dsv3::ExitCode::failed);
     times.push_back({time[0], time[1]});
   }
   return times;

@@ -68,7 +68,7 @@ std::string unknown_command(const CLI::App& group, const std::string& path,
   return "unknown command '" + path + " " + word + "'" + did_you_mean(dsv3::nearest(word, known));
 }
 
-/// Rewords CLI11's message about an invalid value if its format is known.
+/// Rewords CLI11's message about an invalid value if it is in a known format.
 std::string invalid_value(const CLI::App& command, const std::string& text) {
   std::smatch m;
   const auto matches = [&](const char* form) {
@@ -77,7 +77,8 @@ std::string invalid_value(const CLI::App& command, const std::string& text) {
   if (matches("(\\S+): (.*) not in \\{(.*)\\}"))
     return "invalid value '" + m.str(2) + "' for " + m.str(1) + "; expected " + m.str(3);
   if (matches("(\\S+): Value (.*) not in range (\\S+) to (\\S+)")) {
-    // For a range without an upper bound, CLI11 prints the largest double, which has an exponent.
+    // CLI11 prints the largest double, which has an exponent, as the upper bound of a range that
+    // has none.
     const bool positive = m.str(4).find('e') != std::string::npos;
     return "invalid value '" + m.str(2) + "' for " + m.str(1) + "; expected " +
            (positive ? "a positive number" : m.str(3) + " to " + m.str(4));

@@ -1,4 +1,4 @@
-// Command line of `dsv3-run`, in a separate header because `dsv3 completion` uses it, too.
+// Command line of `dsv3-run`, in a separate header because `dsv3 completion` also uses it.
 #pragma once
 
 #include <string>
@@ -39,20 +39,21 @@ inline void declare(CLI::App& app, Arguments& a) {
   app.add_option("--run_name", a.run_name, "Name of a new run")->type_name("NAME");
   app.add_option("--run_id", a.run_id, "Resume this run")->type_name("RUN");
   app.add_option("--resume", a.resume,
-                 "auto: resume the run named by --run_name if it exists, else start it")
+                 "auto: resume the run given by --run_name if it exists, else start it")
       ->check(CLI::IsMember({"auto"}));
   app.add_option("--from", a.from, "Start a new run with the weights from this checkpoint or run")
       ->type_name("PATH");
-  app.add_option("--output", a.output, "Folder that contains the run folders")
+  app.add_option("--output", a.output, "Parent folder of the run folder")
       ->type_name("DIR")
       ->check([](const std::string& folder) {
         return std::string(folder.empty() ? "expected the name of a folder" : "");
       });
-  app.add_option("--device", a.device, "auto, cpu or cuda")->type_name("DEVICE");
+  app.add_option("--device", a.device, "Device to train on: auto, cpu or cuda")
+      ->type_name("DEVICE");
   app.add_option("--optimizer", a.optimizer, "Same as optimizer=NAME")->type_name("NAME");
   app.add_option("--strategy", a.strategy, "Same as strategy=NAME")->type_name("NAME");
   app.add_option("--plugin-path", a.plugin_paths,
-                 "Registry or installation to search first; may be repeated")
+                 "Plugin registry or installation to search first; may be repeated")
       ->type_name("PATH")
       ->allow_extra_args(false);
   app.add_option("--config", a.config, "File with machine defaults, instead of config.yaml")

@@ -22,8 +22,8 @@ namespace {
 using dsv3::Error;
 using dsv3::ExitCode;
 
-/// Returns the config.yaml given on the command line, else the one in the current folder, else the
-/// one in the source tree that contains this program.
+/// Returns the file given by --config, else the one in the current folder, else the one in the
+/// source tree that contains this program.
 std::filesystem::path machine_config(const Arguments& a) {
   if (!a.config.empty()) return a.config;
   const auto program = std::filesystem::read_symlink("/proc/self/exe");
@@ -33,8 +33,8 @@ std::filesystem::path machine_config(const Arguments& a) {
   return {};
 }
 
-/// The shell passes `train.steps = 5` as three arguments, `train.steps= 5` and `train.steps =5` as
-/// two.
+/// Rejects spaces around '='. The shell passes `train.steps = 5` as three arguments, and
+/// `train.steps= 5` and `train.steps =5` as two.
 void check_spaces(const std::vector<std::string>& words) {
   for (size_t i = 1; i < words.size(); ++i) {
     const std::string &word = words[i], &before = words[i - 1];
@@ -47,8 +47,8 @@ void check_spaces(const std::vector<std::string>& words) {
   }
 }
 
-/// Whether `word` is a key=value override. File names may also contain '=', so an existing .yaml
-/// file is not one.
+/// Whether `word` is a key=value override. File names may also contain '=', so the name of an
+/// existing .yaml file is not an override.
 bool is_setting(const std::string& word) {
   const size_t equals = word.find('=');
   if (equals == word.npos || word.find('/') < equals) return false;
@@ -65,7 +65,7 @@ std::vector<dsv3::Setting> debug_settings() {
       {"train.sequence", int64_t{256}},
       {"train.log_every", int64_t{1}},
       {"validation.every", int64_t{0}},
-      // The experiment's schedule may warm up for more than these 50 steps.
+      // The experiment's schedule might warm up for longer than these 50 steps.
       {"schedule.plugin", "constant"},
       {"schedule.warmup", int64_t{0}},
       {"validation.batches", int64_t{1}},
@@ -206,7 +206,7 @@ int fail(const char* what, ExitCode code) {
 
 int main(int argc, char** argv) {
   const dsv3::CrashReports crash_reports;
-  // A write beyond `ulimit -f` then fails with an error instead of killing the process.
+  // Lets a write beyond `ulimit -f` fail with an error instead of killing the process.
   std::signal(SIGXFSZ, SIG_IGN);
   try {
     return run(argc, argv);

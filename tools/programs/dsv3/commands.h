@@ -1,11 +1,11 @@
-// The subcommands of `dsv3`, one file per family.
+// The subcommands of `dsv3`, with one source file per family.
 #pragma once
 
 #include <CLI/CLI.hpp>
 
 #include <dsv3/runtime/plugins.h>
 
-/// Each function adds its subcommands to `app`. Their callbacks throw dsv3::Error, or set
+/// Each of these functions adds its subcommands to `app`. Their callbacks throw dsv3::Error, or set
 /// `exit_code` if a command fails without an error message.
 void add_plugins_commands(CLI::App& app, int& exit_code);
 /// Adds `plugins check` to the command group `plugins`.
@@ -21,20 +21,19 @@ void add_model_commands(CLI::App& app, int& exit_code);
 void add_generate_command(CLI::App& app, int& exit_code);
 /// eval
 void add_eval_commands(CLI::App& app, int& exit_code);
-/// Call this last, because completion scripts list the commands that `app` has when they are
-/// generated.
+/// Call this last, because completion scripts list the commands that `app` has at that time.
 void add_completion_commands(CLI::App& app, int& exit_code);
 
-/// Adds --plugin-path and --config, which every command with plugins accepts, to `command`. Their
-/// values are set once the command line has been parsed.
+/// Adds --plugin-path and --config to `command`, for every command that uses plugins. Their values
+/// are set once the command line has been parsed.
 class PluginOptions {
  public:
   void add_to(CLI::App& command);
-  /// Returns the plugins found through these options, config.yaml, DSV3_PLUGIN_PATH and this build.
+  /// Returns the plugins found through --plugin-path, config.yaml, DSV3_PLUGIN_PATH and this build.
   dsv3::Plugins open() const { return dsv3::Plugins(levels()); }
   dsv3::SearchLevels levels() const;
-  /// The file given by --config, otherwise config.yaml in the current folder; empty if neither
-  /// exists.
+  /// Returns the file given by --config, otherwise config.yaml in the current folder; empty if
+  /// neither exists.
   std::string config() const;
 
  private:

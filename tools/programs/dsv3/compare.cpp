@@ -23,7 +23,7 @@ struct CompareArguments {
   bool json = false;
 };
 
-// An experiment file, or the resolved experiment in a run folder.
+// Returns an experiment from an experiment file, or the resolved experiment from a run folder.
 dsv3::ExperimentRequest request_of(const std::string& what, const std::string& config) {
   dsv3::ExperimentRequest request;
   if (stdfs::is_directory(what)) {
@@ -40,12 +40,12 @@ dsv3::ExperimentRequest request_of(const std::string& what, const std::string& c
   return request;
 }
 
-// Returns the last line of a run's metrics that contains `key`.
+// Returns the last line in a run's metrics.jsonl that contains `key`.
 std::optional<double> last_metric(const std::string& run, const std::string& key) {
   std::ifstream file(stdfs::path(run) / "metrics.jsonl");
   std::optional<double> last;
   for (std::string line; std::getline(file, line);) {
-    // The last line may be incomplete.
+    // The file's last line may be incomplete.
     const dsv3::Json row = dsv3::Json::parse(line, nullptr, false);
     if (row.is_object() && row.contains(key)) last = dsv3::number_from_json(row[key]);
   }
@@ -138,7 +138,8 @@ void compare(const CompareArguments& arguments) {
 void add_compare_commands(CLI::App& app, int&) {
   const auto arguments = std::make_shared<CompareArguments>();
   CLI::App* command = app.add_subcommand(
-      "compare", "Show how two experiments or runs differ, and whether in only one factor");
+      "compare",
+      "Show how two experiments or runs differ, and whether they differ in only one factor");
   command->add_option("A", arguments->a, "Experiment file or run folder")
       ->required()
       ->type_name("PATH");

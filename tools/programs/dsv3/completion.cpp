@@ -13,12 +13,12 @@
 
 namespace {
 
-// What a shell offers for a value: "file", "component", "format", "experiment", "words A B", or
-// nothing.
+// Returns what a shell should offer as an option's value: "file", "component", "format",
+// "experiment", "words A B", or nothing.
 std::string value_kind(const CLI::Option& option) {
   const std::string type = option.get_type_name();
   const size_t open = type.find('{'), close = type.find('}');
-  if (open != type.npos && close != type.npos) {  // one of a fixed set of values
+  if (open != type.npos && close != type.npos) {  // the option has a fixed set of values
     std::string words = type.substr(open + 1, close - open - 1);
     for (char& c : words)
       if (c == ',') c = ' ';
@@ -38,11 +38,11 @@ struct Choice {
   std::string value;
 };
 
-// A program or subcommand: "dsv3 plugins list".
+// A program or subcommand, e.g. "dsv3 plugins list".
 struct Command {
   std::string path;
   std::vector<Choice> choices;
-  std::string positional;  // what a shell offers for the command's arguments
+  std::string positional;  // what a shell should offer for positional arguments
 };
 
 void collect(const CLI::App& app, const std::string& path, std::vector<Command>& out) {
@@ -73,8 +73,8 @@ std::vector<Command> commands_of(const CLI::App& dsv3) {
   return commands;
 }
 
-// Tables for bash and zsh: the subcommands and flags of each command, and what to offer after a
-// flag. Flags are looked up with '-', whichever spelling was typed.
+// Returns lookup functions for bash and zsh: the subcommands and flags of each command, and what to
+// offer after a flag. Flags are looked up with '-', whichever spelling was typed.
 std::string tables(const std::vector<Command>& commands) {
   std::string words = "_dsv3_words() {\n  case $1 in\n", values = "_dsv3_value() {\n  case $1 in\n";
   for (const Command& command : commands) {
@@ -204,7 +204,7 @@ complete -c dsv3-run -n __dsv3_has_file -f -a '(dsv3 completion overrides (strin
   return out;
 }
 
-// Prints KEY= for every value of the experiment, and KIND=PLUGIN for every plugin.
+// Prints KEY= for every key of the experiment, and KIND=PLUGIN for every plugin.
 void print_overrides(const std::string& file, const PluginOptions& options) {
   dsv3::Plugins plugins = options.open();
   dsv3::ExperimentRequest request;
@@ -213,7 +213,7 @@ void print_overrides(const std::string& file, const PluginOptions& options) {
   for (const dsv3::ResolvedValue& value : dsv3::load_experiment(request, plugins).resolved.values)
     if (value.path != "dsv3") std::cout << value.path << "=\n";
   for (const dsv3::KindRow& kind : dsv3::kinds()) {
-    if (kind.path.empty()) continue;  // not part of an experiment
+    if (kind.path.empty()) continue;  // experiments do not configure this kind
     for (const std::string& name : plugins.names(kind.kind))
       std::cout << kind.name << '=' << name << '\n';
   }
@@ -241,7 +241,7 @@ void add_completion_commands(CLI::App& app, int&) {
   add_script("zsh", "eval \"$(dsv3 completion zsh)\", after compinit",
              [](const auto& all) { return tables(all) + kCandidates + kZsh; });
   add_script("fish", "dsv3 completion fish | source", [](const auto& all) { return fish(all); });
-  // Called by the scripts; hidden from help.
+  // Called by the completion scripts; hidden from --help.
   CLI::App* components =
       group->add_subcommand("components", "Print the names of all components")->group("");
   components->callback([plugins] { print_components(*plugins); });

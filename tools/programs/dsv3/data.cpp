@@ -16,7 +16,7 @@ struct PrepareArguments {
   PluginOptions plugins;
 };
 
-/// `name` is `bytes`, or the path of a tokenizer.json for the bpe plugin.
+/// Creates a tokenizer. `name` is `bytes`, or the path of a tokenizer.json for the bpe plugin.
 std::shared_ptr<const dsv3::Tokenizer> open_tokenizer(const std::string& name,
                                                       dsv3::Plugins& plugins) {
   dsv3::ComponentSpec spec;

@@ -59,8 +59,8 @@ void check(const CLI::App& command, const dsv3::EvalRequest& request) {
   for (const char* option : {"--sequence", "--batch", "--limit"})
     if (command.count(option) > 0)
       throw dsv3::Error(std::string(option) +
-                            " requires --text, --shards or --choices; without them, eval "
-                            "repeats the run's validation unchanged",
+                            " requires --text, --shards or --choices; without any of these, "
+                            "`dsv3 eval` repeats the run's validation unchanged",
                         dsv3::ExitCode::usage);
 }
 

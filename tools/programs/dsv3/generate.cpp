@@ -47,8 +47,8 @@ std::vector<std::string> lines_of(std::istream& in) {
   return lines;
 }
 
-/// Returns the prompts in --prompt and --prompt-file, which has one per line. If there are none,
-/// reads standard input as one prompt, or with --ids as one prompt per line.
+/// Returns the prompts in --prompt and --prompt-file, one per line of the file. If there are none,
+/// reads standard input, as one prompt or, with --ids, as one prompt per line.
 std::vector<std::string> read_prompts(const Arguments& a) {
   std::vector<std::string> prompts = a.prompts;
   if (!a.prompt_file.empty()) {
@@ -83,7 +83,7 @@ std::vector<int32_t> parse_ids(const std::string& text) {
   return ids;
 }
 
-/// Streams a single continuation as it is generated; prints several as they complete.
+/// Prints continuations: a single one as it is generated, several as they complete.
 class Printer {
  public:
   Printer(const Arguments& a, const dsv3::Tokenizer* tokenizer, std::vector<std::string> prompts)
@@ -98,7 +98,7 @@ class Printer {
     if (live_) std::cout << prompts_[0] << (tokenizer ? "" : " ") << std::flush;
   }
 
-  /// Returns false to stop the continuation.
+  /// Returns false if generation should stop.
   bool token(size_t i, int32_t id) {
     if (!tokenizer_) {
       add(i, (texts_[i].empty() ? "" : " ") + std::to_string(id));
@@ -108,7 +108,7 @@ class Printer {
     return !streams_[i].stopped();
   }
 
-  /// Prints the completed continuations that are next in prompt order.
+  /// Prints completed continuations in prompt order, up to the first incomplete one.
   void done(size_t i, const dsv3::Continuation& text) {
     if (tokenizer_) add(i, streams_[i].finish());
     done_[i] = text;
@@ -166,7 +166,7 @@ std::vector<dsv3::Prompt> encode(const Arguments& a, const std::vector<std::stri
   const int64_t length = int64_t(longest) + a.options.tokens;
   if (length > loaded.experiment.train.sequence)
     dsv3::log::warning("the text may reach " + std::to_string(length) +
-                       " tokens, but the model was trained on sequences of " +
+                       " tokens, but the model was trained with sequence length " +
                        std::to_string(loaded.experiment.train.sequence) +
                        "; quality may drop beyond that length");
   return encoded;
@@ -184,7 +184,7 @@ void run(Arguments& a) {
   dsv3::GenerateOptions& options = a.options;
   options.cache = !a.no_cache;
   const bool can = loaded.model->mtp_depth() > 0 && options.cache;
-  if (a.speculate && a.no_cache) reject("--speculate requires the cache; remove --no-cache");
+  if (a.speculate && a.no_cache) reject("--speculate requires the KV cache; remove --no-cache");
   if (a.speculate && !can) reject(a.path + " has no MTP modules, which --speculate requires");
   options.speculate = a.speculation->count() > 0 ? a.speculate : can;
   if (tokenizer) {
@@ -222,11 +222,14 @@ void add_options(CLI::App& command, Arguments& a) {
       .add_option("--temperature", sampling.temperature,
                   "Sampling temperature; 0 = always the most likely token")
       ->capture_default_str();
-  command.add_option("--top-k", sampling.top_k, "Sample from the k most likely tokens; 0 = all")
+  command
+      .add_option("--top-k", sampling.top_k,
+                  "Sample only from this many of the most likely tokens; 0 = all")
       ->capture_default_str();
   command
-      .add_option("--top-p", sampling.top_p,
-                  "Sample from the most likely tokens whose probabilities add up to this")
+      .add_option(
+          "--top-p", sampling.top_p,
+          "Sample from the smallest set of most likely tokens whose probabilities add up to this")
       ->capture_default_str();
   command
       .add_option("--repetition-penalty", sampling.repetition_penalty,
@@ -238,7 +241,7 @@ void add_options(CLI::App& command, Arguments& a) {
       .add_option("--stop-id", a.options.stop_ids,
                   "Token id that ends a continuation; may be repeated")
       ->allow_extra_args(false);
-  command.add_option("--seed", a.seed, "Random seed for sampling, the same for each prompt")
+  command.add_option("--seed", a.seed, "Seed for sampling; every prompt uses the same one")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
   a.speculation = command.add_flag("--speculate,!--no-speculate", a.speculate,

@@ -10,10 +10,10 @@ namespace {
 
 using dsv3::Json;
 
-/// Number of values that attention caches per token, summed over the main layers.
+/// Number of cached values per token, summed over the main layers.
 struct Cached {
   int64_t layers = 0, values = 0;
-  double multi_head = 0;  ///< the same for multi-head attention with the same heads
+  double multi_head = 0;  ///< `values` if the layers used multi-head attention with the same heads
   int64_t element_bytes = 0;
 };
 
@@ -23,10 +23,11 @@ Cached cached_of(const dsv3::Model& model) {
   for (int64_t i = 0; i < cached.layers; ++i) {
     const dsv3::Attention& layer = *model.attention()[size_t(i)];
     cached.values += layer.cache_values_per_token();
-    // attention_flops(1) is 2 FLOPs for each feature of each head's key and value.
+    // attention_flops(1) is 2 FLOPs per feature of each head's key and value, i.e. per value that
+    // multi-head attention would cache.
     cached.multi_head += layer.attention_flops(1) / 2;
   }
-  // A cache has the dtype of the embedding, which is the first parameter.
+  // A cache has the dtype of the embedding, which is the first parameter in the store.
   cached.element_bytes = int64_t(model.store().parameters().front().tensor.element_size());
   return cached;
 }

@@ -42,7 +42,7 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  // A write beyond `ulimit -f` then fails with an error instead of killing the process.
+  // Lets a write beyond `ulimit -f` fail with an error instead of killing the process.
   std::signal(SIGXFSZ, SIG_IGN);
   try {
     return run(argc, argv);

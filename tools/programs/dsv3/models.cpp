@@ -47,9 +47,9 @@ void add_export(CLI::App& app) {
       ->type_name("PATH");
   command->add_option("HF_DIR", a->folder, "Folder to create")->required()->type_name("DIR");
   command
-      ->add_option(
-          "--format", a->request.format,
-          "Architecture, a plugin of kind format; by default, the first that can express the model")
+      ->add_option("--format", a->request.format,
+                   "Format plugin for the architecture; by default, the first one that can express "
+                   "the model")
       ->type_name("FORMAT");
   command->add_flag("--no-mtp", a->no_mtp, "Leave out multi-token prediction modules");
   command
@@ -57,7 +57,9 @@ void add_export(CLI::App& app) {
                    "Dtype of the weights; auto = as imported, else fp32")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "fp32", "bf16"}));
-  command->add_option("--shard-size", a->shard_size, "Largest weight file; 0 = a single file")
+  command
+      ->add_option("--shard-size", a->shard_size,
+                   "Maximum size of a weight file; 0 = write a single file")
       ->capture_default_str();
   command
       ->add_option("--tokenizer", a->request.tokenizer, "A tokenizer.json instead of the model's")
@@ -110,7 +112,9 @@ void add_logits(CLI::App& app) {
   command->add_option("MODEL", a->model, "Run folder, checkpoint or Hugging Face folder")
       ->required()
       ->type_name("PATH");
-  command->add_option("--tokens", a->tokens, "JSON file with a list of id lists of equal length")
+  command
+      ->add_option("--tokens", a->tokens,
+                   "JSON file with a list of token-id lists, all of the same length")
       ->required()
       ->type_name("FILE");
   command

@@ -13,7 +13,7 @@
 
 namespace {
 
-// Whether a search finds this entry, rather than one from an earlier level.
+// Whether a search finds this entry. If not, an earlier level contains the same name.
 bool wins(const dsv3::Plugins& plugins, const dsv3::PluginEntry& entry) {
   return plugins.find_entry(entry.kind, entry.name) == &entry;
 }
@@ -83,7 +83,7 @@ void describe(const std::string& component, bool markdown, dsv3::Plugins& plugin
 void PluginOptions::add_to(CLI::App& command) {
   command
       .add_option("--plugin-path", paths_,
-                  "Registry file, folder of registries, or prefix to search first")
+                  "Registry file, folder of registries, or installation prefix to search first")
       ->type_name("PATH")
       ->allow_extra_args(false);
   command.add_option("--config", config_, "File with machine defaults [config.yaml, if it exists]")
@@ -110,7 +110,7 @@ void add_plugins_commands(CLI::App& app, int& exit_code) {
   CLI::App* group = app.add_subcommand("plugins", "List, describe, check and create plugins");
   group->require_subcommand(1);
 
-  CLI::App* list = group->add_subcommand("list", "List all components and their short forms");
+  CLI::App* list = group->add_subcommand("list", "List all components and their aliases");
   arguments->plugins.add_to(*list);
   list->add_flag("--json", arguments->json, "Print JSON");
   list->callback([arguments] {

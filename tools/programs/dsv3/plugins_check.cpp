@@ -21,7 +21,8 @@ struct Arguments {
   bool json = false;
 };
 
-// The target is a library file, or KIND/NAME of a component in a registry.
+// Finds the plugin library to check. The target is a library file, or KIND/NAME of a component in a
+// registry.
 void find_library(Arguments& arguments) {
   conformance::Request& request = arguments.request;
   request.time_limit = std::chrono::seconds(arguments.time_limit);
@@ -89,7 +90,7 @@ int check(Arguments& arguments) {
 void add_plugins_check(CLI::App& group, int& exit_code) {
   const auto arguments = std::make_shared<Arguments>();
   CLI::App* command =
-      group.add_subcommand("check", "Run the conformance checks for a plugin's components");
+      group.add_subcommand("check", "Run the conformance checks on a plugin's components");
   command
       ->add_option("plugin", arguments->target,
                    "Library (.so), or KIND/NAME of a registered component")

@@ -1,4 +1,4 @@
-// dsv3 plugins new: creates a folder with a plugin that builds and trains, as a starting point.
+// dsv3 plugins new: creates a folder with a working plugin as a starting point.
 #include <algorithm>
 #include <cctype>
 #include <filesystem>
@@ -63,7 +63,8 @@ std::string filled(const std::string& text, const Request& request) {
   }
 }
 
-/// A folder that is removed unless publish() was called: a failure leaves nothing half-written.
+/// A folder that its destructor removes unless publish() was called, so that a failure leaves
+/// nothing half-written.
 class PartialFolder {
  public:
   explicit PartialFolder(const path& target)
@@ -134,7 +135,7 @@ std::string kinds() {
 void add_plugins_new(CLI::App& group) {
   const auto request = std::make_shared<Request>();
   CLI::App* command =
-      group.add_subcommand("new", "Create a folder with a plugin that builds and trains as it is");
+      group.add_subcommand("new", "Create a folder with a working plugin as a starting point");
   command->add_option("kind", request->kind, "Kind of the component")
       ->required()
       ->type_name(kinds());

@@ -14,14 +14,13 @@ struct Row {
 };
 
 constexpr std::array kStructure{
-    Row{"dsv3", "",
-        "version of the experiment format, currently 1; required in the file that is run"},
+    Row{"dsv3", "", "version of the experiment format, currently 1; base files may omit it"},
     Row{"extends", "",
         "base files, relative to this file's folder; later ones override earlier ones"},
     Row{"model.attention", "", "attention: one component, or a list with `layers`"},
     Row{"model.position", "", "positional encoding: one component"},
     Row{"model.feed_forward", "", "feed-forward: one component, or a list with `layers`"},
-    Row{"optimizer", "", "one component, or a list of groups with `role` or `match`"},
+    Row{"optimizer", "", "optimizer: one component, or a list of groups with `role` or `match`"},
     Row{"schedule", "", "learning-rate schedule: one component"},
     Row{"strategy", "", "parallel strategy: one component"},
     Row{"data", "", "training data: one component"},
@@ -34,7 +33,9 @@ constexpr std::array kComponentKeys{
     Row{"plugin", "", "name of the plugin; `KEY: NAME` is short for `KEY: {plugin: NAME}`"},
     Row{"library", "",
         "path of a plugin library that is not in any registry, relative to this file"},
-    Row{"layers", "", "attention and feed-forward: `3`, `0-1`, or `2-` to the last layer"},
+    Row{"layers", "",
+        "attention and feed-forward: layers that use the component, as `3`, `0-1`, or `2-` (to the "
+        "last layer)"},
     Row{"role", "",
         "optimizer: roles of the group's parameters: matrix, embedding, head, norm, router, bias"},
     Row{"match", "", "optimizer: regular expression for the full names of the group's parameters"},
@@ -43,23 +44,26 @@ constexpr std::array kComponentKeys{
 
 constexpr std::array kMetrics{
     Row{"train/loss", "nats per target",
-        "loss that is minimised: main + weighted MTP + z, mean over the step's targets"},
-    Row{"train/main_loss", "nats per target", "cross-entropy of the next token"},
+        "training objective: main loss + weighted MTP loss + z-loss, mean over the step's targets"},
+    Row{"train/main_loss", "nats per target", "cross-entropy of next-token prediction"},
     Row{"train/mtp_loss", "nats per target",
-        "cross-entropy of the MTP modules, mean over depths, unweighted; only with MTP"},
-    Row{"train/grad_norm", "", "norm of the gradient over all parameters, before clipping"},
+        "cross-entropy of the MTP modules, mean over prediction depths, unweighted; only with MTP"},
+    Row{"train/grad_norm", "", "gradient norm over all parameters, before clipping"},
     Row{"train/skipped", "steps",
         "1 for a step skipped by `train.not_finite: skip`; otherwise absent"},
     Row{"train/lr/GROUP", "",
         "learning rate of the optimizer group, including the schedule's factor"},
     Row{"moe/load_max/LAYER", "ratio",
-        "tokens of the layer's busiest expert divided by the mean over its experts; 1 = balanced"},
-    Row{"val/loss", "nats per target", "cross-entropy of the next token on the held-out set"},
+        "number of tokens routed to the layer's busiest expert, divided by the mean over its "
+        "experts; 1 = balanced"},
+    Row{"val/loss", "nats per target",
+        "cross-entropy of next-token prediction on the held-out set"},
     Row{"throughput/tokens_per_s", "tokens/s",
-        "training tokens per second since the last line, without validation, samples and "
-        "checkpoints"},
+        "training tokens per second since the last logged line, without the time for validation, "
+        "samples and checkpoints"},
     Row{"throughput/mfu", "fraction",
-        "model FLOPs utilisation: the model's FLOP/s over the GPU's bf16 peak; known GPUs only"},
+        "model FLOPs utilisation: the model's FLOP/s divided by the GPU's bf16 peak; known GPUs "
+        "only"},
     Row{"data/wait_fraction", "fraction",
         "fraction of the time since the last line that was spent waiting for data"},
     Row{"memory/peak_bytes", "bytes",

@@ -21,7 +21,8 @@ void print_schema(const SchemaArguments& arguments) {
   dsv3::Plugins plugins = arguments.plugins.open();
   const dsv3::JsonSchema result = dsv3::experiment_schema(plugins, arguments.partial);
   for (const std::string& plugin : result.skipped)
-    std::cerr << "warning: cannot load " << plugin << "; the schema accepts any options for it\n";
+    std::cerr << "warning: cannot load " << plugin
+              << "; the schema accepts any options for this plugin\n";
   const std::string text = result.schema.dump(2) + "\n";
   if (arguments.output.empty()) {
     std::cout << text;
@@ -42,7 +43,7 @@ void add_schema_commands(CLI::App& app, int&) {
   schema->add_option("--output", arguments->output, "File to write instead of standard output")
       ->type_name("FILE");
   schema->add_flag("--partial", arguments->partial,
-                   "Make all keys optional, for files that other files extend");
+                   "Make all keys optional, for base files that other experiments extend");
   arguments->plugins.add_to(*schema);
   schema->callback([arguments] { print_schema(*arguments); });
 }

@@ -8,16 +8,17 @@
 
 namespace dsv3 {
 
-/// A rank's tensors by unique key. The tensors' host memory must stay alive until save() returns.
+/// The tensors of one rank, by unique name. Their host memory must stay alive until save() returns.
 struct CheckpointContent {
   int64_t step = 0, tokens = 0;
   std::optional<double> val_loss = {};
   std::map<std::string, safetensors::View> tensors = {};
-  /// Data position, config, plugin digests, conventions, world size, strategy ... Numbers must be
-  /// finite, because JSON has no NaN or infinity (see number_to_json).
+  /// Everything else needed to resume: data position, config, plugin digests, conventions, world
+  /// size, strategy ... Numbers must be finite, because JSON has no NaN or infinity (see
+  /// number_to_json).
   Json state = {};
   std::map<std::string, std::string> files =
-      {};  ///< additional files by name, verified like the tensors
+      {};  ///< content of additional files by name; checksummed like the tensors
 };
 
 /// A checkpoint on disk.
@@ -25,27 +26,28 @@ struct StoredCheckpoint {
   std::filesystem::path folder;  ///< .../checkpoints/step-N
   int64_t step = 0, tokens = 0;
   std::optional<double> val_loss;
-  /// format, step, tokens, val_loss, files [{name, bytes, sha256}], state, and the sha256 of
-  /// everything else.
+  /// Fields: format, step, tokens, val_loss, files [{name, bytes, sha256}], state, and the sha256
+  /// of all other fields.
   Json manifest;
 };
 
-/// A run's checkpoints/ folder.
+/// The checkpoints/ folder of a run.
 class CheckpointStore {
  public:
   CheckpointStore(std::filesystem::path folder, int64_t keep_best);
   /// Removes temporary folders left by killed saves, writes step-N.tmp-<nonce>/ (fsyncs
-  /// rank-00000.safetensors, then manifest.json), renames it to step-N and fsyncs the parent. Then
-  /// deletes checkpoints that are neither the newest nor among the best by val_loss (NaN is never
-  /// among the best); a failed deletion is only a warning. Keeps an intact checkpoint of the same
-  /// step and replaces a damaged one. On error (ExitCode::checkpoint), existing checkpoints remain
-  /// and the temporary folder is removed. Only one process may save at a time.
+  /// rank-00000.safetensors, then manifest.json), renames it to step-N and fsyncs the parent
+  /// folder. Then deletes checkpoints that are neither the newest nor among the best by val_loss
+  /// (NaN is never among the best). A failed deletion is only a warning. If step N already has a
+  /// checkpoint, an intact one is kept and a damaged one is replaced. On error
+  /// (ExitCode::checkpoint), existing checkpoints remain and the temporary folder is removed. Only
+  /// one process may save at a time.
   StoredCheckpoint save(const CheckpointContent& content);
   /// Finishes an interrupted save for a run that resumes from step `newest`: removes the temporary
   /// folder and the older checkpoints that the save would have deleted. Failures are only warnings.
   void clean_up(int64_t newest);
-  /// Returns the newest intact checkpoint, which is one whose files all have the recorded size and
-  /// sha256, or nullopt. Logs a warning for each checkpoint it skips.
+  /// Returns the newest intact checkpoint, or nullopt. A checkpoint is intact if all its files have
+  /// the recorded size and sha256. Logs a warning for each checkpoint that it skips.
   std::optional<StoredCheckpoint> newest() const;
   /// Returns the intact checkpoint with the lowest val_loss, or nullopt.
   std::optional<StoredCheckpoint> best() const;
@@ -62,8 +64,8 @@ class CheckpointStore {
 StoredCheckpoint write_checkpoint(const std::filesystem::path& folder,
                                   const CheckpointContent& content);
 
-/// Verifies a checkpoint. Throws dsv3::Error (ExitCode::checkpoint) that names the file and the
-/// cause.
+/// Verifies a checkpoint's checksums. The dsv3::Error that it throws (ExitCode::checkpoint) names
+/// the file and the cause.
 StoredCheckpoint verify_checkpoint(const std::filesystem::path& folder);
 
 }  // namespace dsv3

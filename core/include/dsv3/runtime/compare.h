@@ -8,12 +8,14 @@
 
 namespace dsv3 {
 
-/// One key whose value differs between two resolved experiments. An absent key has an empty value.
+/// A configuration key whose value differs between two resolved experiments. If one of them lacks
+/// the key, its value is empty.
 struct Difference {
   std::string key;                 ///< dotted path: "model.attention.heads"
   std::string a, b;                ///< values as YAML
-  std::string a_origin, b_origin;  ///< "file:line:col", "default" ...; empty for an absent key
-  std::string factor;  ///< factor that the key belongs to; empty = none (name, seed, output ...)
+  std::string a_origin, b_origin;  ///< "file:line:col", "default" ...; empty if the key is absent
+  std::string factor;  ///< experimental factor to which the key belongs; empty = none (name, seed,
+                       ///< output ...)
 };
 
 struct Comparison {
@@ -28,7 +30,7 @@ struct Comparison {
 /// affect a run's name, seed, monitoring or storage.
 Comparison compare_experiments(const Experiment& a, const Experiment& b);
 
-/// Keys whose values differ between two resolved experiments, without factors.
+/// Lists the keys whose values differ between two resolved experiments. Does not assign factors.
 std::vector<Difference> differences(const Resolved& a, const Resolved& b);
 
 /// Parses a resolved experiment stored as YAML, without checking the types of its values.

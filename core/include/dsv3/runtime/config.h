@@ -11,29 +11,32 @@
 
 namespace dsv3 {
 
-/// Provides component schemas to the checker. Programs use `Plugins`; tests use a table.
+/// Provides component schemas to the configuration checker. Programs use `Plugins`; tests use a
+/// table.
 class Catalog {
  public:
   virtual ~Catalog();
-  /// Options of a component; null = unknown name. Loads the library and throws if that fails.
+  /// Returns a component's options, or null if the name is unknown. Loads the component's library
+  /// and throws if that fails.
   virtual const Schema* schema(Kind kind, const std::string& name, const std::string& library) = 0;
-  /// YAML that an alias stands for, e.g. optimizer "muon"; empty = no such alias.
+  /// Returns the YAML that an alias such as optimizer "muon" stands for, or "" if there is no such
+  /// alias.
   virtual std::string alias(Kind kind, const std::string& name) const = 0;
-  /// Known component names and aliases of the kind, used for "did you mean" and to recognise
-  /// options of other components.
+  /// Returns the known component names and aliases for a kind. They are used for "did you mean" and
+  /// to recognise options of other components.
   virtual std::vector<std::string> names(Kind kind) const = 0;
-  /// The paths that were searched for names, for error messages.
+  /// Returns the paths that were searched for components, for error messages.
   virtual std::string searched() const = 0;
 };
 
 /// Machine defaults that are needed before plugins can be found.
 struct MachineConfig {
   std::vector<std::string> plugin_paths;  ///< absolute, or relative to the current folder
-  std::string output;                     ///< folder for run folders; empty = not set
-  std::string file;                       ///< empty = no file was read
+  std::string output;                     ///< parent folder of all run folders; empty = not set
+  std::string file;                       ///< file that was read; empty = none
 };
 
-/// All errors in an experiment. what() contains one block for each.
+/// Reports all errors in an experiment. what() contains one paragraph per error.
 class ConfigError : public Error {
  public:
   ConfigError(const std::string& text, int count) : Error(text, ExitCode::usage), count(count) {}
@@ -45,12 +48,13 @@ class ConfigError : public Error {
 struct Setting {
   std::string path;   ///< "data.tokenizer.file"; std::monostate as `value` removes a component
   OptionValue value;  ///< taken literally, so a string may contain any character
-  std::string label;  ///< name of the layer, printed as the origin: "--debug", "sweep point"
+  std::string label;  ///< name of the layer, printed as the value's origin: "--debug", "sweep
+                      ///< point"
 };
 
-/// What to load. Layers, from lowest to highest precedence: defaults, `machine_config`, files that
-/// the experiment extends, the experiment, `settings` (consecutive settings with the same label
-/// form one layer), the command line.
+/// What to load. Configuration layers, from lowest to highest precedence: defaults,
+/// `machine_config`, files that the experiment extends, the experiment, `settings` (consecutive
+/// settings with the same label form one layer), the command line.
 struct ExperimentRequest {
   std::filesystem::path file;
   /// The experiment's YAML if it is stored inside another file, such as a checkpoint's manifest.
@@ -68,8 +72,8 @@ MachineConfig read_machine_config(const std::filesystem::path& file);
 /// Reads, merges and checks an experiment. Throws a ConfigError that lists every error.
 Experiment load_experiment(const ExperimentRequest& request, Catalog& catalog);
 
-/// The experiment sections that the core defines, by path, outer sections first. "" is the top
-/// level.
+/// The sections of an experiment that the core defines, by path, outer sections first. The top
+/// level has the path "".
 const std::vector<std::pair<std::string, Schema>>& core_sections();
 
 }  // namespace dsv3

@@ -11,10 +11,9 @@ struct ExportRequest {
   std::string
       format;       ///< name of a format plugin; empty = the first one that can express the model
   bool mtp = true;  ///< false = leave out MTP modules
-  std::string dtype = "auto";  ///< auto (as imported, else fp32) | fp32 | bf16
-  int64_t shard_bytes = int64_t{5}
-                        << 30;  ///< maximum size of a weights file in bytes; 0 = no limit
-  std::string tokenizer;        ///< as LoadRequest::tokenizer
+  std::string dtype = "auto";              ///< auto (as imported, else fp32) | fp32 | bf16
+  int64_t shard_bytes = int64_t{5} << 30;  ///< maximum size of a weight file in bytes; 0 = no limit
+  std::string tokenizer;                   ///< as LoadRequest::tokenizer
 };
 
 struct ExportResult {
@@ -28,8 +27,9 @@ struct ExportResult {
 /// no format can express the model.
 ExportResult export_model(const ExportRequest& request, Plugins& plugins);
 
-/// Writes the model of a Hugging Face folder as a checkpoint, with an experiment.yaml for training
-/// it. `checkpoint` must not exist and is removed again on error. Returns notes for the user.
+/// Writes the model in a Hugging Face folder as a checkpoint, together with an experiment.yaml for
+/// training it further. `checkpoint` must not exist and is removed again on error. Returns notes
+/// for the user.
 std::vector<std::string> import_model(const std::filesystem::path& folder,
                                       const std::filesystem::path& checkpoint, Plugins& plugins);
 

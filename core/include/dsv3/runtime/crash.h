@@ -8,10 +8,10 @@ namespace dsv3 {
 /// While an object of this class exists, a process that crashes with a fault signal (SIGSEGV,
 /// SIGBUS, SIGFPE, SIGILL, SIGABRT), std::terminate, or exit() inside a component prints one line
 /// to stderr with the component, the optimizer step, the component's origin and its library, and
-/// writes the same message to the run's status.json. The signal keeps its effect (core dump, exit
-/// status). exit() and quick_exit() then use ExitCode::plugin instead of the exit code passed to
-/// them. _exit() cannot be intercepted. Construct it in main, on the thread that trains, before
-/// plugins are loaded.
+/// writes the same message to the run's status.json. The process still dies from the signal (core
+/// dump, exit status). After exit() or quick_exit(), the exit code is ExitCode::plugin instead of
+/// the one passed. _exit() cannot be intercepted. Construct the object in main(), on the training
+/// thread, before plugins are loaded.
 class CrashReports {
  public:
   CrashReports();
@@ -20,10 +20,10 @@ class CrashReports {
   CrashReports& operator=(const CrashReports&) = delete;
 };
 
-/// From now on, a crash also prints a backtrace to stderr.
+/// Makes later crashes also print a backtrace to stderr.
 void print_backtraces();
 
-/// From now on, a crash is recorded in this status.json. An empty path turns this off.
+/// Makes later crashes also write their message to this status.json. An empty path turns this off.
 void report_crashes_to(const std::filesystem::path& status);
 
 }  // namespace dsv3

@@ -17,7 +17,7 @@
 
 namespace dsv3 {
 
-/// Reads batches from a Data on a background thread. Only one thread may use a Loader.
+/// Reads batches from a Data on a background thread. Not thread-safe.
 class Loader {
  public:
   /// `context`: the context that `data` was constructed with; every batch is checked against it.
@@ -27,12 +27,13 @@ class Loader {
   Loader& operator=(const Loader&) = delete;
 
   /// Returns the next batch, or a batch with undefined tokens at the end of the stream and in every
-  /// later call. If the Data threw, first returns the batches before the error, then throws the
-  /// same error in every call until load_state().
+  /// later call. If the Data object threw an error, first returns the batches before the error,
+  /// then throws the same error in every call until load_state().
   Batch next();
-  /// The position after the last batch that next() returned. Does not include batches loaded ahead.
+  /// The stream position after the last batch that next() returned. Does not include batches loaded
+  /// ahead.
   const Json& state() const { return state_; }
-  /// Resumes from a saved position. Drops batches loaded ahead and pending errors.
+  /// Resumes from a position that state() returned. Drops batches loaded ahead and pending errors.
   void load_state(const Json& state);
   /// Total seconds that next() has spent waiting since construction.
   double wait_seconds() const { return wait_seconds_; }
@@ -62,11 +63,11 @@ class Loader {
 
 /// Arguments of `dsv3 data prepare`.
 struct PrepareRequest {
-  std::vector<std::string> inputs;  ///< text files, and folders of text files
+  std::vector<std::string> inputs;  ///< text files or folders of text files
   TextFormat format;
   std::filesystem::path out;  ///< folder to create; must not exist or must be empty
   int64_t shard_tokens =
-      50'000'000;  ///< a shard ends with the document that reaches this number of tokens
+      50'000'000;  ///< minimum number of tokens in a shard, except in the last one
   std::shared_ptr<const Tokenizer> tokenizer;
 };
 
@@ -76,9 +77,9 @@ struct PrepareResult {
 };
 
 /// Tokenizes text into shards that the `tokens` data plugin reads. Writes to a temporary folder
-/// next to `out` and renames it, so the result is either complete or absent. The shards preserve
-/// the order of documents and the hashes that select the validation split, so training on shards
-/// uses the same rows as training on the text. Throws dsv3::Error (ExitCode::data).
+/// next to `out` and renames it, so `out` is never incomplete. The shards preserve the document
+/// order and the hashes that select the validation split, so training on shards uses the same rows
+/// as training on the text. Throws dsv3::Error (ExitCode::data).
 PrepareResult prepare_tokens(const PrepareRequest& request);
 
 /// Describes a token file, or each token file in a folder, one per line. Throws for damaged files.

@@ -1,4 +1,4 @@
-// A checked experiment: an experiment file after merging, with typed values.
+// A checked experiment: the experiment file after merging, with typed values.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +12,13 @@
 
 namespace dsv3 {
 
-/// The origin of a value: a location in a file, or a layer such as "command line" or "default".
+/// The origin of a value: a location in a file, or a configuration layer such as "command line" or
+/// "default".
 struct Origin {
   std::string source;        ///< file name, or the layer's label
-  int line = 0, column = 0;  ///< 1-based; line 0 = not in a file
-  /// Source text of a layer that is not a file, such as "train.steps=7". `column` refers to it.
+  int line = 0, column = 0;  ///< 1-based; line 0 = the value is not from a file
+  /// Source text of a layer that is not a file, such as "train.steps=7". `column` is a column in
+  /// it.
   std::string setting = {};
 
   std::string text() const;       ///< "file:line:col" or the label
@@ -29,25 +31,25 @@ struct ResolvedValue {
   std::string path;   ///< "train.steps", "optimizer.0.lr"
   OptionValue value;  ///< std::monostate = unset
   Origin origin;
-  /// YAML to write in place of the value: a keyword such as `auto`, or text with ${env:NAME},
+  /// YAML to write instead of the value: a keyword such as `auto`, or text with ${env:NAME},
   /// because the values of environment variables are never stored or printed. Empty = write the
   /// value itself.
   std::string written = {};
 
-  /// The value on one line, as YAML.
+  /// Returns the value as YAML on one line.
   std::string yaml() const;
 };
 
-/// All values of a checked experiment, in the order in which they are written to YAML.
+/// All values of a checked experiment, in the order in which YAML lists them.
 struct Resolved {
   std::vector<ResolvedValue> values;
 
-  /// nullptr = no value at this path.
+  /// Returns the value at `path`, or nullptr if there is none.
   const ResolvedValue* find(const std::string& path) const;
   /// Replaces the value at `path`, which must exist.
   void set(const std::string& path, OptionValue value, Origin origin);
-  /// YAML that loads as an identical experiment. With `origins`, each value is followed by a
-  /// comment with its origin.
+  /// Returns YAML that loads as an identical experiment. With `origins`, a comment after each value
+  /// names its origin.
   std::string yaml(bool origins = false) const;
 };
 
@@ -55,7 +57,8 @@ struct Resolved {
 struct ComponentSpec {
   Kind kind = Kind::attention;
   std::string plugin;
-  OptionValues options;  ///< only those that the experiment sets; the plugin provides the defaults
+  OptionValues options;  ///< only options that the experiment sets; the plugin provides defaults
+                         ///< for the others
   std::string library;   ///< absolute path from `library:`, otherwise empty
   Origin origin;         ///< source location of the plugin's name
   std::string path;      ///< path in the experiment: "model.attention", "optimizer.1"
@@ -82,8 +85,8 @@ struct NormOptions {
 };
 struct LossOptions {
   double z = 0;                  ///< weight of log(Z)^2
-  std::optional<int64_t> chunk;  ///< number of rows of logits in memory at once; unset = chosen by
-                                 ///< the operator
+  std::optional<int64_t> chunk;  ///< number of rows whose logits are in memory at once; unset = the
+                                 ///< operator chooses
   static void describe(OptionSchema<LossOptions>& s);
 };
 struct InitOptions {
@@ -93,16 +96,16 @@ struct InitOptions {
 struct MtpOptions {
   int64_t depth = 0;
   double weight = 0.3;
-  std::string input = "normed";  ///< hidden states after (normed) or before (raw) the final norm
+  std::string input = "normed";  ///< normed | raw: hidden states after or before the final norm
   std::string concat = "embedding_first";  ///< embedding_first | hidden_first
-  std::string denominator =
-      "main";  ///< whose number of valid targets divides a depth's loss: main | own
+  std::string denominator = "main";  ///< main | own: normalize each depth's loss by the number of
+                                     ///< valid targets of the main loss, or of that depth
   static void describe(OptionSchema<MtpOptions>& s);
 };
 struct TrainOptions {
-  std::optional<int64_t> steps, tokens;  ///< exactly one of them is set
+  std::optional<int64_t> steps, tokens;  ///< exactly one of the two is set
   int64_t batch = 8;
-  std::optional<int64_t> micro_batch;  ///< unset = all rows of the batch on a rank
+  std::optional<int64_t> micro_batch;  ///< unset = all of a rank's rows in the batch
   int64_t sequence = 256;
   double clip = 1.0;               ///< 0 = off
   std::string precision = "auto";  ///< auto | fp32 | bf16
@@ -116,7 +119,7 @@ struct TrainOptions {
   static void describe(OptionSchema<TrainOptions>& s);
 };
 struct ValidationOptions {
-  int64_t every = 0;     ///< 0 = only before the first and after the last step
+  int64_t every = 0;     ///< interval in steps; 0 = only before the first and after the last step
   int64_t batches = 20;  ///< number of batches; fewer if the held-out set is smaller
   double share = 0.01;
   static void describe(OptionSchema<ValidationOptions>& s);
@@ -130,7 +133,7 @@ struct SamplesOptions {
   static void describe(OptionSchema<SamplesOptions>& s);
 };
 struct CheckpointOptions {
-  int64_t every = 0;  ///< 0 = only at the end
+  int64_t every = 0;  ///< interval in steps; 0 = only at the end of training
   int64_t keep_best = 3;
   static void describe(OptionSchema<CheckpointOptions>& s);
 };
@@ -138,9 +141,10 @@ struct CheckpointOptions {
 /// One optimizer group, in the experiment's order. A parameter belongs to the first group that
 /// matches it.
 struct OptimizerGroup {
-  std::string name;                ///< unique; by default derived from plugin and roles
-  std::vector<std::string> roles;  ///< empty = every role
-  std::string match;               ///< std::regex (ECMAScript) for full names; empty = all
+  std::string name;                ///< unique; derived from the plugin and the roles by default
+  std::vector<std::string> roles;  ///< empty = all roles
+  std::string match;               ///< std::regex (ECMAScript) for full parameter names; empty =
+                                   ///< all
   ComponentSpec component;
 };
 
@@ -161,22 +165,22 @@ struct Experiment {
   SamplesOptions samples;
   CheckpointOptions checkpoint;
   std::vector<ComponentSpec> tracker;
-  /// Components of kinds that have no field above.
+  /// Components of kinds that have no field in this struct.
   std::map<Kind, std::vector<ComponentSpec>> others;
   std::string output = "runs";  ///< machine default: folder that contains the run folders
   std::string log_level = "info";
   std::string hub_endpoint;  ///< machine default: URL of the Hugging Face hub
-  /// "<kind>.<plugin>.<option>" or the core's path -> value, including defaults:
-  /// "position.rope.layout" -> "interleaved", "model.norm.place" -> "pre". If another component of
-  /// the same plugin has a different value, its key also contains the layers:
-  /// "feed_forward.moe.score (layers 2-11)".
+  /// Values of the options on which implementations differ, including defaults, by
+  /// "<kind>.<plugin>.<option>" or the core's path: "position.rope.layout" -> "interleaved",
+  /// "model.norm.place" -> "pre". If another component of the same plugin has a different value,
+  /// its key also contains the layers: "feed_forward.moe.score (layers 2-11)".
   std::map<std::string, std::string> conventions;
   Resolved resolved;               ///< the merged experiment, including the plugins' defaults
   std::vector<std::string> notes;  ///< e.g. about options dropped because a layer changed the
                                    ///< plugin
 
-  /// The origin of the resolved value at `path`, such as "train.steps" or "optimizer.0.lr";
-  /// "default" for a path without a value.
+  /// Returns the origin of the resolved value at `path`, such as "train.steps" or "optimizer.0.lr",
+  /// or "default" if the path has no value.
   Origin origin(const std::string& path) const;
   /// All components, in no particular order.
   std::vector<const ComponentSpec*> components() const;

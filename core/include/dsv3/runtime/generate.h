@@ -10,11 +10,11 @@ namespace dsv3 {
 /// Sampling settings, applied in this order: repetition penalty, temperature, top_k, top_p.
 struct Sampling {
   double temperature = 0.8;  ///< 0 = always the most likely token
-  int64_t top_k = 50;        ///< sample from the k most likely tokens; 0 = all
-  double top_p = 1;  ///< sample from the most likely tokens whose probabilities add up to this
-                     ///< value
-  /// Divides positive logits of ids that have occurred, and multiplies negative ones; 1 = no
-  /// penalty.
+  int64_t top_k = 50;        ///< sample only from this many of the most likely tokens; 0 = all
+  double top_p = 1;  ///< sample from the smallest set of most likely tokens whose probabilities add
+                     ///< up to this
+  /// Divisor for positive logits, and factor for negative logits, of ids that have already
+  /// occurred; 1 = no penalty.
   double repetition_penalty = 1;
 };
 
@@ -28,21 +28,22 @@ enum class StopReason { length, stop_id, callback };
 struct Continuation {
   std::vector<int32_t> ids;
   StopReason reason = StopReason::length;
-  int32_t stop_id = -1;  ///< stop id that ended the continuation, or -1
+  int32_t stop_id = -1;  ///< the stop id that ended the continuation, or -1
 };
 
 struct GenerateOptions {
   Sampling sampling;
   int64_t tokens = 64;                 ///< maximum number of new ids per prompt
   std::vector<int32_t> stop_ids = {};  ///< ids that end the continuation and are not part of it
-  int64_t ids = 0;                     ///< sample only ids below this; 0 = the model's vocabulary
-  bool speculate = false;              ///< draft with the model's MTP modules, if it has any
+  int64_t ids = 0;                     ///< sample only ids below this bound; 0 = the vocabulary
+                                       ///< size
+  bool speculate = false;              ///< draft tokens with the model's MTP modules, if any
   bool cache = true;                   ///< false: recompute the whole sequence for every token
-  int64_t batch = 32;  ///< concurrent prompts; a finished one frees its slot for the next
+  int64_t batch = 32;  ///< number of concurrent prompts; the next prompt starts when one finishes
   /// Called with each new id, in order within a prompt. Return false to stop that prompt's
   /// generation after this id.
   std::function<bool(size_t prompt, int32_t id)> on_token = {};
-  /// Called with each finished continuation.
+  /// Called with each continuation when it is finished.
   std::function<void(size_t prompt, const Continuation& text)> on_done = {};
 };
 
@@ -51,13 +52,13 @@ struct GenerateStats {
   int64_t forwards = 0;         ///< forward passes of the main model, excluding prompts
   double prompt_seconds = 0;    ///< processing prompts
   double seconds = 0;           ///< producing new tokens
-  int64_t cache_tokens = 0;     ///< largest number of tokens in the main layers' caches
-  int64_t cache_bytes = 0;      ///< size of these tokens in all layers, in bytes: tokens * values *
-                                ///< element size
-  int64_t mtp_cache_bytes = 0;  ///< size of the MTP modules' caches at that time, in bytes
-  /// Number of verified drafts per MTP depth. Drafts after a rejected one are not verified.
+  int64_t cache_tokens = 0;     ///< peak number of tokens in each main layer's cache
+  int64_t cache_bytes = 0;      ///< size of these tokens in the caches of all main layers, in bytes
+  int64_t mtp_cache_bytes = 0;  ///< size of the MTP modules' caches at that peak, in bytes
+  /// Number of drafts that were verified, per MTP depth. Drafts after a rejected one are not
+  /// verified.
   std::vector<int64_t> drafts;
-  std::vector<int64_t> accepted;  ///< number of verified drafts that were accepted
+  std::vector<int64_t> accepted;  ///< number of verified drafts that were accepted, per MTP depth
 };
 
 struct Generation {
@@ -72,8 +73,8 @@ struct Generation {
 Generation generate(Model& model, const std::vector<Prompt>& prompts,
                     const GenerateOptions& options);
 
-/// Incremental detokenization. Returns only complete UTF-8 characters, with U+FFFD for other bytes,
-/// and nothing from a stop string on.
+/// Incremental detokenization. Returns only complete UTF-8 characters, with U+FFFD in place of
+/// invalid bytes, and stops before a stop string.
 class TextStream {
  public:
   /// Stores a reference to `tokenizer`. Throws dsv3::Error for an empty stop string.

@@ -9,9 +9,9 @@
 
 namespace dsv3 {
 
-/// Also writes all later lines, including debug lines, to `path`. The file is rotated at 10 MiB,
-/// and two older files remain (run.log, run.1.log, run.2.log). Closes the previous log file.
-/// Throws dsv3::Error if the file cannot be opened.
+/// Also writes all later log lines, including debug lines, to `path`. Rotates the file at 10 MiB
+/// and keeps two older files (run.log, run.1.log, run.2.log). Closes the previous log file. Throws
+/// dsv3::Error if the file cannot be opened.
 void open_log_file(const std::filesystem::path& path);
 /// Flushes and closes the log file, if any.
 void close_log_file();
@@ -25,9 +25,9 @@ void set_log_level(const std::string& name);
 /// not log. Pass {} to remove the hooks.
 void set_progress_hooks(std::function<void()> before, std::function<void()> after);
 
-/// Formats an error as programs print it: with the prefix "error: ", unless it is a configuration
-/// error, which already contains "error: " after each location. Adds the source line and a caret
-/// below each line that contains a location, FILE:LINE:COLUMN.
+/// Formats an error as programs print it, with the prefix "error: ". A configuration error gets no
+/// prefix, because its message already contains "error: " after each location. Below each line with
+/// a location (FILE:LINE:COLUMN), adds the source line and a caret.
 std::string error_text(const std::string& what);
 
 }  // namespace dsv3

@@ -9,27 +9,28 @@
 
 namespace dsv3 {
 
-/// Formats an event as a line, including the newline: {"step": 10, "tokens": 81920, "time":
-/// 1764000000.123, "train/loss": 5.1, ...}. Parsing a number returns the same double. NaN and
-/// infinities are written as by number_to_json.
+/// Formats an event as one line, with its newline: {"step": 10, "tokens": 81920, "time":
+/// 1764000000.123, "train/loss": 5.1, ...}. Numbers round-trip exactly. NaN and infinities are
+/// written as by number_to_json.
 std::string metrics_line(const Event& event);
 
-/// Writes metrics.jsonl; not thread-safe. Each line is one write(2), so a killed process leaves at
-/// most one torn line, which the next constructor removes.
+/// Writes metrics.jsonl; not thread-safe. Each line is written by one write(2), so a killed process
+/// leaves at most one torn line, which the constructor removes when the file is opened again.
 class MetricsFile {
  public:
   /// Opens or creates `path` and appends after the last complete line.
   explicit MetricsFile(std::filesystem::path path);
 
-  /// Appends a line and sets `event.id` to its number, from 0. Returns false and writes nothing if
-  /// a resumed run repeats an event that is already in the file. An event is a repetition if its
-  /// step is before the last one, or if it is at the last step and one of that step's lines starts
-  /// with the same metric (training and validation may each write a line for the same step).
+  /// Appends a line and sets `event.id` to its zero-based line number. Returns false and writes
+  /// nothing if a resumed run repeats an event that is already in the file. An event is a
+  /// repetition if its step is before the last one, or if it is at the last step and one of that
+  /// step's lines starts with the same metric (training and validation may each write a line for
+  /// the same step).
   bool append(Event& event);
-  /// Calls fsync. Call it before a checkpoint is saved, so that no line is lost in a power cut.
+  /// Calls fsync. Call this before saving a checkpoint, so that a power failure loses no line.
   void sync();
 
-  int64_t last_step() const { return last_step_; }  ///< -1 = no line yet
+  int64_t last_step() const { return last_step_; }  ///< -1 = the file has no lines
   int64_t lines() const { return lines_; }
 
  private:
@@ -39,7 +40,7 @@ class MetricsFile {
   std::optional<fs::Writer> writer_;  // empty after a failed write, until reopen() removes the torn
                                       // line
   int64_t last_step_ = -1, lines_ = 0;
-  std::set<std::string> at_last_step_;  // first metric of each line for the last step
+  std::set<std::string> at_last_step_;  // first metric in each line of the last step
 };
 
 }  // namespace dsv3

@@ -10,61 +10,68 @@
 
 namespace dsv3 {
 
-/// Divisors for the loss of a training micro-batch, identical for all micro-batches of a step.
+/// Divisors for the loss of a training micro-batch; the same for all micro-batches in a step.
 struct LossScale {
-  double main_targets = 1;  ///< number of valid main targets in the step, over all ranks and
+  double main_targets = 1;  ///< number of valid next-token targets in the step, over all ranks and
                             ///< micro-batches
   std::vector<double> mtp_targets;  ///< number of valid targets at each MTP depth
   int64_t sequences = 1;            ///< number of rows in the step
 };
 
-/// Number of valid targets in one micro-batch: for the main model, then for each MTP depth.
+/// Returns the number of valid targets in one micro-batch: for the main model, then for each MTP
+/// depth.
 std::vector<int64_t> count_targets(const Batch& batch, int64_t mtp_depth);
 
-/// Cross-entropy sums over one micro-batch, divided as described in LossScale; fp32 scalars on
-/// device.
+/// Cross-entropy sums over one micro-batch, divided by the divisors in LossScale; fp32 scalars on
+/// the model's device.
 struct LossParts {
-  at::Tensor total;  ///< differentiable: main + weighted MTP (+ z)
+  at::Tensor total;  ///< differentiable: main loss + weighted MTP loss + z-loss
   at::Tensor main;   ///< detached, without z
-  at::Tensor mtp;    ///< detached mean over depths, unweighted; undefined without MTP
+  at::Tensor mtp;    ///< detached mean over MTP depths, unweighted; undefined without MTP
 };
 
-/// New tokens for a batch of sequences, row by row, without padding.
+/// New tokens for a batch of sequences, concatenated row by row without padding.
 struct NewTokens {
   std::vector<int64_t> tokens;     ///< N
-  std::vector<int64_t> counts;     ///< number of new tokens in each row, may be 0; their sum is N
-  std::vector<int64_t> logits_at;  ///< indices into `tokens` whose logits are computed
+  std::vector<int64_t> counts;     ///< number of new tokens in each row, possibly 0; they add up to
+                                   ///< N
+  std::vector<int64_t> logits_at;  ///< indices into `tokens` at which logits are computed
 };
 
 /// A model's outputs for new tokens.
 struct Extended {
   at::Tensor logits;  ///< fp32 [logits_at, V]
-  at::Tensor hidden;  ///< [N, D], input of the next MTP module, normed or raw according to
-                      ///< `mtp.input`; undefined if there is no next module
+  at::Tensor hidden;  ///< [N, D], input of the next MTP module, normed or raw as `mtp.input` says;
+                      ///< undefined if there is no next module
 };
 
-/// Creates a model's components: from plugins in a run, from test classes in tests. Layers from
-/// `dims.layers` on belong to MTP modules, which use the last layer's components.
+/// Functions that create a model's components: from plugins in a run, from test classes in tests.
+/// Layers with an index of at least `dims.layers` belong to MTP modules, which use the last layer's
+/// components.
 struct ModelFactory {
   std::function<std::shared_ptr<Attention>(const LayerContext&)> attention;
   std::function<std::shared_ptr<FeedForward>(const LayerContext&)> feed_forward;
   std::function<std::shared_ptr<Position>(const PositionContext&)> position;
 };
-/// Creates the components configured in the experiment. Stores a reference to `plugins`.
+/// Returns functions that create the components configured in the experiment. They keep a reference
+/// to `plugins`.
 ModelFactory factory_of(const Experiment& experiment, Plugins& plugins);
 
 class Model {
  public:
-  /// Builds on `device` (meta allocates nothing), with uninitialised parameters of `dtype`.
+  /// Builds the model on `device` (meta allocates nothing), with uninitialised parameters of type
+  /// `dtype`.
   Model(const Experiment& experiment, int64_t vocab, const ModelFactory& factory, at::Device device,
         at::ScalarType dtype = at::kFloat);
   ~Model();
 
-  /// Initialises the weights from (seed, name) in place, for use without a strategy.
+  /// Initialises the weights in place, from the seed and the parameter names, for use without a
+  /// strategy.
   void initialise(uint64_t seed);
 
-  /// Initialises the weights from (seed, name) unit by unit and passes each unit to the strategy,
-  /// which then owns the parameters. `group_of` maps a parameter to its optimizer group.
+  /// Initialises the weights from the seed and the parameter names, and passes them to the strategy
+  /// one unit (such as a block) at a time. The strategy then owns the parameters. `group_of` maps a
+  /// parameter to its optimizer group.
   void adopt(Strategy& strategy, uint64_t seed,
              const std::function<int(const Parameter&)>& group_of);
 
@@ -72,26 +79,28 @@ class Model {
   /// the batch's tokens, because an earlier forward pass already counted them.
   LossParts loss(const Batch& batch, const LossScale& scale, bool recompute = false);
   /// Returns the sum of the main cross-entropy over valid targets and the number of valid targets.
-  /// No grad.
+  /// Runs under no_grad.
   std::pair<double, int64_t> evaluate(const Batch& batch);
   /// Appends new tokens during generation to the rows of `caches` (from make_caches), at the
-  /// positions after each row's existing tokens. Does not change the caches of MTP modules. No
-  /// grad.
+  /// positions after each row's existing tokens. Does not change the caches of MTP modules. Runs
+  /// under no_grad.
   Extended extend(const NewTokens& added, std::vector<KvCache>& caches);
   /// Appends new tokens during generation to the cache of MTP module `module` (0 is the first).
   /// Computes the logits of token t + module + 2 from token t + module + 1 and `hidden` [N, D] at
-  /// position t, which comes from the previous module (from extend() for the first). No grad.
+  /// position t, which comes from the previous module (from extend() for the first). Runs under
+  /// no_grad.
   Extended extend_mtp(size_t module, const NewTokens& added, const at::Tensor& hidden,
                       std::vector<KvCache>& caches);
-  /// fp32 [B, T] on the host: cross-entropy in nats of `targets` int64 [B, T] (0 where the target
-  /// is -1) after the first T tokens of each row. No grad.
+  /// Returns fp32 [B, T] on the host: the cross-entropy in nats of `targets` int64 [B, T], given
+  /// the first T tokens of each row. It is 0 where the target is -1. Runs under no_grad.
   at::Tensor token_losses(const Batch& batch, const at::Tensor& targets);
-  /// fp32 logits [B, T, V]. No grad.
+  /// Returns fp32 logits [B, T, V]. Runs under no_grad.
   at::Tensor logits(const at::Tensor& tokens);
-  /// fp32 logits of the MTP modules [depth, B, T, V]. No grad. Module k at position t receives
-  /// token t + k + 1 and predicts token t + k + 2; NaN where that input is beyond the row's end.
+  /// Returns fp32 logits of the MTP modules, [depth, B, T, V]. Runs under no_grad. Module k at
+  /// position t receives token t + k + 1 and predicts token t + k + 2. Its logits are NaN where the
+  /// token it would receive is beyond the row's end.
   at::Tensor mtp_logits(const at::Tensor& tokens);
-  /// Empty caches, one per layer, MTP modules last.
+  /// Returns empty caches, one per layer, with those of MTP modules last.
   std::vector<KvCache> make_caches(int64_t rows) const;
 
   const ParameterStore& store() const;
@@ -99,7 +108,8 @@ class Model {
   const std::vector<std::shared_ptr<FeedForward>>& feed_forward() const;  ///< MTP modules last
   int64_t vocab() const;
   int64_t mtp_depth() const;
-  /// Units in the order in which adopt() passes them, for estimates.
+  /// Returns the units in the order in which adopt() passes them to a strategy, for memory
+  /// estimates.
   std::vector<UnitSpec> units(const std::function<int(const Parameter&)>& group_of) const;
 
   struct Parts;  ///< internal to core/src/model
@@ -108,9 +118,10 @@ class Model {
   std::unique_ptr<Parts> parts_;
 };
 
-/// Fills `tensor` (any device, fp32 or wider) with initial values that depend only on seed, name
-/// and element index (Philox counters). `tensor` contains the parameter's elements from `first` on,
-/// so that a shard gets the same values as the corresponding part of the whole parameter.
+/// Fills `tensor` (any device, fp32 or wider) with initial values that depend only on the seed, the
+/// parameter's name and the element index (Philox counters). `tensor` contains the parameter's
+/// elements from index `first` on, so a shard gets the same values as the corresponding part of the
+/// whole parameter.
 void initialise(at::Tensor& tensor, const std::string& name, const Init& init, double default_std,
                 uint64_t seed, int64_t first = 0);
 
@@ -125,7 +136,7 @@ struct ModelFigures {
   int64_t total = 0, total_without_embeddings = 0;  ///< "without_embeddings" also excludes the head
                                                     ///< and MTP
   double active = 0, active_without_embeddings = 0;
-  double flops_per_token = 0;  ///< forward + backward, non-causal attention
+  double flops_per_token = 0;  ///< forward and backward pass, with non-causal attention
   double flops_per_token_causal = 0;
   int64_t saved_values_per_token = 0;
 };

@@ -10,51 +10,56 @@
 
 namespace dsv3 {
 
-/// An optimizer group of the experiment with its optimizer.
+/// An optimizer group from the experiment, with its optimizer.
 struct OptimizerMember {
   OptimizerGroup spec;
   std::shared_ptr<Optimizer> optimizer;
 };
 
-/// A checkpoint's tensors by key.
+/// A checkpoint's tensors by name.
 using TensorViews = std::map<std::string, safetensors::View>;
 
 class OptimizerSet {
  public:
   /// Creates the experiment's optimizers and assigns each parameter to the first group whose roles
   /// include its role and whose `match`, if set, is found in its full name. Throws dsv3::Error
-  /// (ExitCode::usage), naming groups and parameters, if a group owns no parameters, a parameter
-  /// belongs to no group, or an optimizer for matrices owns a vector.
+  /// (ExitCode::usage) that names the groups and parameters if a group owns no parameters, a
+  /// parameter belongs to no group, or an optimizer for matrices owns a vector.
   OptimizerSet(const Experiment& experiment, Plugins& plugins, const ParameterStore& store);
   /// Like the constructor above, but with existing optimizers.
   OptimizerSet(std::vector<OptimizerMember> members, const std::vector<Parameter>& parameters);
 
-  /// Index of the group that owns `parameter`.
+  /// Returns the index of the group that owns `parameter`.
   int group_of(const Parameter& parameter) const;
   /// Describes the optimizer that updates a parameter: "optimizer 'adamw' (nano.yaml:15:5)".
   std::string owner_of(const std::string& parameter) const;
-  /// The groups in the form that Strategy::ready() expects.
+  /// Returns the groups in the form that Strategy::ready() expects.
   std::vector<GroupSpec> specs() const;
 
-  /// Creates zeroed state for every range that `strategy` updates on this rank. Call it after
-  /// Strategy::ready().
+  /// Creates zero-initialised state for every parameter range that `strategy` updates on this rank.
+  /// Call this after Strategy::ready().
   void bind(Strategy& strategy);
-  /// Applies one update to all groups. `update` counts from 1; `factor` comes from the schedule.
+  /// Applies one optimizer update to all groups. `update` counts from 1; `factor` is the schedule's
+  /// learning-rate factor.
   void step(Strategy& strategy, int64_t update, double factor);
 
-  /// Each group's name and its learning rate times `factor`.
+  /// Returns each group's name and its learning rate multiplied by `factor`.
   std::vector<std::pair<std::string, double>> learning_rates(double factor) const;
-  /// A table of the groups: optimizer, learning rate, tensors and parameters. With `verbose`, the
-  /// table also has a line for every parameter: optimizer, learning rate, shape and matrices.
+  /// Formats a table of the groups: optimizer, learning rate, tensors and parameters. With
+  /// `verbose`, the table also has a line for every parameter: optimizer, learning rate, shape and
+  /// matrices.
   std::string plan(bool verbose = false) const;
-  /// Bytes of optimizer state: on this rank after bind(), on a single rank before it.
+  /// Returns the size of the optimizer state in bytes: on this rank after bind(), on a single rank
+  /// before it.
   int64_t state_bytes() const;
 
-  /// Adds the state as "optimizer/<slot>/<parameter>", or ".../<first element>" for a piece of a
-  /// parameter. The views point into the returned tensors, which must outlive them.
+  /// Adds the optimizer state to `views` as "optimizer/<slot>/<parameter>", or ".../<first
+  /// element>" for a piece of a parameter. The views point into the returned tensors, so keep those
+  /// alive while the views are in use.
   [[nodiscard]] std::vector<at::Tensor> save(TensorViews& views) const;
-  /// Overwrites the state of all ranges, bit for bit. Throws dsv3::Error (ExitCode::checkpoint) if
-  /// one is missing or has a different shape or dtype. Ignores other keys.
+  /// Overwrites the optimizer state with saved state, bit for bit. Throws dsv3::Error
+  /// (ExitCode::checkpoint) if a tensor is missing or has a different shape or dtype. Ignores other
+  /// tensors.
   void load(const TensorViews& views);
 
  private:
@@ -62,9 +67,9 @@ class OptimizerSet {
     Parameter parameter;
     int group;
   };
-  /// The state of one range, by slot.
+  /// The optimizer state for one parameter range, by slot.
   struct State {
-    std::string range;               // as in checkpoint keys
+    std::string range;               // PARAMETER, or PARAMETER/FIRST_ELEMENT for a piece
     std::vector<std::string> names;  // of the slots
     std::vector<at::Tensor> slots;
     std::string key(size_t slot) const { return "optimizer/" + names[slot] + "/" + range; }
@@ -80,11 +85,11 @@ class OptimizerSet {
   std::map<RangeKey, State> states_;
 };
 
-/// Adds the strategy's master values as "model/<parameter>". The views point into the returned
-/// tensors, which must outlive them.
+/// Adds the strategy's master values to `views` as "model/<parameter>". The views point into the
+/// returned tensors, so keep those alive while the views are in use.
 [[nodiscard]] std::vector<at::Tensor> save_parameters(Strategy& strategy, TensorViews& views);
-/// Overwrites the strategy's master values bit for bit and calls Strategy::loaded(). Throws like
-/// OptimizerSet::load.
+/// Overwrites the strategy's master values with saved values, bit for bit, and calls
+/// Strategy::loaded(). Throws the same errors as OptimizerSet::load.
 void load_parameters(Strategy& strategy, const TensorViews& views);
 
 }  // namespace dsv3

@@ -20,9 +20,9 @@ struct PluginEntry {
   Kind kind;
   std::string name, version, status, summary, docs;
   std::filesystem::path library;   ///< absolute; need not exist until the component is requested
-  std::filesystem::path registry;  ///< registry file with this entry
+  std::filesystem::path registry;  ///< registry file that contains this entry
   std::string library_text;        ///< as written in the registry
-  size_t level = 0;                ///< index of the search level
+  size_t level = 0;                ///< index in SearchLevels
 };
 
 /// One [[alias]] entry: a short form for YAML, e.g. `optimizer: muon`.
@@ -30,33 +30,33 @@ struct Alias {
   Kind kind;
   std::string name;
   std::string yaml;
-  std::filesystem::path registry;  ///< registry file with this entry
+  std::filesystem::path registry;  ///< registry file that contains this entry
   size_t level = 0;
 };
 
-/// A loaded library, as recorded in a run's provenance.
+/// A loaded library, as recorded in provenance.
 struct LoadedLibrary {
   std::string name, version;   ///< name and version from the stamp
   std::filesystem::path path;  ///< canonical
   std::string sha256;          ///< SHA-256 of the file at load time
 };
 
-/// Registry folders in search order.
+/// Registry paths, grouped into levels. Earlier levels take precedence.
 using SearchLevels = std::vector<std::vector<std::filesystem::path>>;
 
-/// The default levels: --plugin-path, the paths in config.yaml, DSV3_PLUGIN_PATH (`:` between
-/// paths), and the registries of this build or installation (found relative to libdsv3).
+/// Returns the default levels: --plugin-path, the paths in config.yaml, DSV3_PLUGIN_PATH (paths
+/// separated by `:`), and the registries of this build or installation (found relative to libdsv3).
 SearchLevels plugin_search_levels(const std::vector<std::string>& command_line,
                                   const std::vector<std::string>& machine_config);
 
-/// Registries in search order, and their libraries. Libraries are never unloaded, and a process
-/// tries to load each library only once.
+/// The registries in all search levels, and the libraries loaded from them. Libraries are never
+/// unloaded, and a process tries to load each library only once.
 class Plugins final : public Catalog {
  public:
   /// Each path is a registry file, a folder of registries (*.toml), or an installation prefix (a
   /// folder with registries/*.toml). The first level that contains a name wins. Two matches on one
-  /// level are an error when that name is requested. Throws dsv3::Error (ExitCode::plugin) for a
-  /// path that does not exist and for a registry that cannot be read; the latter error contains
+  /// level are an error when that name is requested. Throws dsv3::Error (ExitCode::plugin) if a
+  /// path does not exist or a registry is invalid. The error for an invalid registry contains
   /// file:line:col.
   explicit Plugins(SearchLevels levels);
 
@@ -64,9 +64,10 @@ class Plugins final : public Catalog {
   /// precedence over all registries. Throws dsv3::Error (ExitCode::plugin): with a suggestion for
   /// an unknown name, and with every differing stamp field for a library that cannot be loaded.
   const Registration& find(const ComponentSpec& spec);
-  /// As above, but without a YAML location for errors. Null = no registry has the name.
+  /// Like find(), but returns null if no registry contains the name. Errors contain no YAML
+  /// location.
   const Registration* find_if_known(Kind kind, const std::string& name);
-  /// Returns null if there is no such alias.
+  /// Returns null if the alias does not exist.
   const Alias* find_alias(Kind kind, const std::string& name) const;
   /// Returns the component's registry entry, or null if it is unknown. Loads nothing.
   const PluginEntry* find_entry(Kind kind, const std::string& name) const;
@@ -78,7 +79,7 @@ class Plugins final : public Catalog {
   std::string alias(Kind kind, const std::string& name) const override;
   /// Sorted, without duplicates.
   std::vector<std::string> names(Kind kind) const override;
-  /// The paths searched, separated by ", ".
+  /// Returns the searched paths, separated by ", ".
   std::string searched() const override;
 
  private:
@@ -89,15 +90,15 @@ class Plugins final : public Catalog {
   std::vector<Alias> aliases_;
 };
 
-/// All plugin libraries that this process has loaded, in load order.
+/// Returns all plugin libraries that this process has loaded, in load order.
 std::vector<LoadedLibrary> loaded_libraries();
 
 /// Formats the options as a table (key, type, default, allowed values, description): aligned text,
 /// or Markdown for plugins' READMEs.
 std::string options_table(const Schema& schema, bool markdown);
 
-/// An error thrown by the constructor of `spec`'s component, with the component and its location
-/// added.
+/// An error thrown by the constructor of a component. The component and its location are added to
+/// its message.
 class ConstructorError : public Error {
  public:
   ConstructorError(ComponentSpec component, const Error& cause);
@@ -106,17 +107,19 @@ class ConstructorError : public Error {
   std::string cause;  ///< original message of the constructor's error
 };
 
-/// Throws dsv3::Error with the list of known kinds if `name` is unknown.
+/// Returns the kind called `name`. If there is none, throws a dsv3::Error that lists the known
+/// kinds.
 Kind kind_from_name(const std::string& name);
 
-/// Implements `make` for every kind. `construct` calls the constructor. `module` and `layer` locate
-/// the component in the model; outside layers, they are empty and -1.
+/// Implements make() for every kind. `construct` calls the constructor. `module` and `layer` locate
+/// the component in the model. For components that are not layers, they are "" and -1.
 std::shared_ptr<Pluggable> make_component(
     Plugins& plugins, const ComponentSpec& spec, const std::string& module, int64_t layer,
     const std::function<std::shared_ptr<Pluggable>(const Registration&)>& construct);
 
-/// Constructs the component `spec`. Errors from its constructor and every later `call` become a
-/// dsv3::Error that names component, origin, step and library. Several threads may use a tokenizer.
+/// Constructs the component that `spec` describes. Errors that its constructor or any later call
+/// throws become a dsv3::Error that names the component, origin, step and library. Several threads
+/// may use a tokenizer.
 template <class Interface>
 std::shared_ptr<Interface> make(Plugins& plugins, const ComponentSpec& spec,
                                 const ContextOf<Interface>& context = {}) {

@@ -1,4 +1,4 @@
-// Models on disk, in a run, a checkpoint or a Hugging Face folder, and models loaded from disk.
+// Models stored in a run, a checkpoint or a Hugging Face folder, and models loaded from them.
 #pragma once
 
 #include <set>
@@ -9,36 +9,36 @@
 
 namespace dsv3 {
 
-/// A model on disk: its description and its weights, named as in checkpoints.
+/// A model on disk: its description and its weights. Tensors have the same names as in checkpoints.
 struct StoredModel {
   std::filesystem::path path;  ///< the checkpoint's folder, or the Hugging Face folder
   ExperimentRequest source;    ///< the experiment that builds the model
   std::optional<Experiment>
       experiment;  ///< only for a Hugging Face folder: the experiment loaded from `source`
-  /// As in Experiment::conventions; for a checkpoint, those it was saved with.
+  /// As in Experiment::conventions. For a checkpoint, the conventions with which it was saved.
   std::map<std::string, std::string> conventions;
-  /// Tokenizer::digest() of every tokenizer that produces the ids the model was trained on; empty =
-  /// unknown.
+  /// Values of Tokenizer::digest() of all tokenizers that produce the ids on which the model was
+  /// trained; empty = unknown.
   std::set<std::string> tokenizers;
-  int64_t step = 0;  ///< number of optimizer steps it was trained for; 0 = unknown
-  /// For a Hugging Face folder and a checkpoint imported from one: stored dtypes such as "BF16", by
-  /// tensor name.
+  int64_t step = 0;  ///< number of optimizer steps for which the model was trained; 0 = unknown
+  /// Dtypes on disk such as "BF16", by tensor name, for a Hugging Face folder and for a checkpoint
+  /// imported from one.
   std::map<std::string, std::string> dtypes;
-  /// fp32 "model/<parameter>" and "buffer/<buffer>", and all other tensors of a checkpoint.
+  /// fp32 "model/<parameter>" and "buffer/<buffer>", and all other tensors in a checkpoint.
   std::map<std::string, safetensors::View> tensors;
-  std::shared_ptr<const void> memory;  ///< owns the memory of the views
+  std::shared_ptr<const void> memory;  ///< owns the memory to which `tensors` points
 
-  /// The values of the model's experiment.
+  /// Returns the resolved values of the model's experiment.
   Resolved resolved() const;
-  /// The model's experiment, with `settings` as overrides.
+  /// Loads the model's experiment, with `settings` as overrides.
   Experiment load(Plugins& plugins, const std::vector<Setting>& settings = {}) const;
 };
 
 /// Finds a model at `path`: a checkpoint folder (manifest.json), a run folder (its newest
-/// checkpoint), or a Hugging Face folder (config.json). Throws dsv3::Error (ExitCode::checkpoint)
-/// for anything else and for damaged files, and with ExitCode::usage for a Hugging Face model that
-/// dsv3 cannot express. `tokenizer`: a tokenizer.json to use instead of a Hugging Face folder's
-/// own.
+/// checkpoint), or a Hugging Face folder (config.json). Throws dsv3::Error: with ExitCode::usage
+/// for a Hugging Face model that dsv3 cannot express, and with ExitCode::checkpoint for anything
+/// else and for damaged files. `tokenizer` is a tokenizer.json to use instead of the one in a
+/// Hugging Face folder.
 StoredModel open_stored_model(const std::filesystem::path& path, Plugins& plugins,
                               const std::filesystem::path& tokenizer = {});
 
@@ -48,19 +48,21 @@ bool fits(const Tokenizer& tokenizer, const StoredModel& stored);
 /// Returns the model in a verified checkpoint.
 StoredModel stored_model_of(const StoredCheckpoint& checkpoint);
 
-/// How to load a model. An empty device or precision means the one in the model's experiment.
+/// How to load a model. If `device` or `precision` is empty, uses the one in the model's
+/// experiment.
 struct LoadRequest {
   std::filesystem::path path;
   std::string device = "auto";     ///< auto | cpu | cuda
   std::string precision = "auto";  ///< auto | fp32 | bf16, as train.precision
   bool keep_threads = false;       ///< true = use the thread count of the model's experiment
-  std::string tokenizer;           ///< a tokenizer.json instead of the model's own; empty = its own
+  std::string tokenizer;           ///< a tokenizer.json that replaces the model's; empty = use the
+                                   ///< model's
   bool with_tokenizer = true;      ///< false = do not load the tokenizer; its file may be missing
 };
 
 /// A model with its weights, ready for logits, generation and evaluation, without a strategy.
 struct LoadedModel {
-  StoredModel stored;  ///< without tensors; uses no memory
+  StoredModel stored;  ///< without tensors, so that it uses little memory
   Experiment experiment;
   at::Device device = at::kCPU;
   std::unique_ptr<Model> model;
@@ -71,22 +73,23 @@ struct LoadedModel {
 /// thread count.
 LoadedModel load_model(const LoadRequest& request, Plugins& plugins);
 
-/// The conventions that differ, one per line; "" if none differ. With `advice`, each line also
-/// contains the setting to change.
+/// Lists the conventions that differ, one per line; "" if none differ. With `advice`, each line
+/// also contains the setting to change.
 std::string convention_differences(const std::map<std::string, std::string>& stored,
                                    const std::map<std::string, std::string>& current,
                                    bool advice = false);
 
-/// Throws dsv3::Error (ExitCode::checkpoint) unless `experiment` has the conventions of `stored`.
-/// The error names the file that sets them and a fix. Optimizer conventions are compared only if
-/// `optimizers` is set, because a run that loads only weights may use a different optimizer.
+/// Throws dsv3::Error (ExitCode::checkpoint) unless `experiment` has the same conventions as
+/// `stored`. The error names the file that sets them and a fix. Optimizer conventions are compared
+/// only if `optimizers` is true, because a run that loads only weights may use a different
+/// optimizer.
 void require_conventions(const StoredModel& stored, const Experiment& experiment, bool optimizers);
 
-/// The file that contains a stored model's settings: manifest.json or config.json.
+/// Returns the file that contains a stored model's settings: manifest.json or config.json.
 std::filesystem::path settings_file(const StoredModel& stored);
 
 /// Loads the parameters and buffers of `model` from `stored`. They must be plain tensors on one
-/// device.
+/// device, not owned by a strategy.
 void load_weights(Model& model, const StoredModel& stored);
 
 }  // namespace dsv3

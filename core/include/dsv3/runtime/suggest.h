@@ -6,18 +6,19 @@
 
 namespace dsv3 {
 
-/// The Levenshtein distance between `a` and `b`: the minimum number of insertions, deletions and
-/// replacements.
+/// Returns the Levenshtein distance between `a` and `b`: the minimum number of insertions,
+/// deletions and substitutions.
 int edit_distance(const std::string& a, const std::string& b);
 
-/// The closest name in `known` within 1 edit (2 if `word` has 4 letters or more, 3 if it has 8 or
-/// more); empty = none.
+/// Returns the name in `known` closest to `word`, or "" if none is close enough: within 1 edit (2
+/// if `word` has 4 letters or more, 3 if it has 8 or more).
 std::string nearest(const std::string& word, const std::vector<std::string>& known);
 
-/// "did you mean 'NEAREST'?"; empty = no known name is similar.
+/// Returns "did you mean 'NEAREST'?", or "" if no known name is similar.
 std::string did_you_mean(const std::string& word, const std::vector<std::string>& known);
 
-/// "did you mean 'NEAREST'? LABEL: a, b, c"; without the question if no known name is similar.
+/// Returns "did you mean 'NEAREST'? LABEL: a, b, c", without the question if no known name is
+/// similar.
 std::string suggestion(const std::string& word, const std::vector<std::string>& known,
                        const std::string& label);
 

@@ -11,17 +11,18 @@ struct RunRequest {
   ExperimentRequest experiment;
   std::string run_name;              ///< name of a new run; empty = a random one
   std::string run_id;                ///< run folder to resume
-  bool resume_auto = false;          ///< with run_name: resume the run if it exists
+  bool resume_auto = false;          ///< resume the run `run_name` if it exists, else create it
   std::filesystem::path from;        ///< start a new run with the weights of this model
-  std::filesystem::path output;      ///< folder for run folders; empty = the experiment's
+  std::filesystem::path output;      ///< parent folder of the run folder; empty = as in the
+                                     ///< experiment
   std::vector<std::string> command;  ///< argv, for provenance
   bool quiet = false;                ///< no progress display
 };
 
-/// Trains. Returns the exit code of a run that finished or was stopped: 0, 75 or 130.
+/// Trains, and returns the exit code of a run that finished or was stopped: 0, 75 or 130.
 int train(const RunRequest& request, Plugins& plugins);
 
-/// What `preflight` checks: only the configuration, or also that its files and its GPU exist.
+/// What `preflight` checks: only the configuration, or also whether its files and its GPU exist.
 enum class PreflightScope { configuration = 1, everything };
 
 /// Checks everything that can be checked without training: builds layers, optimizers, schedule and
@@ -31,16 +32,18 @@ enum class PreflightScope { configuration = 1, everything };
 /// (ExitCode::usage), then missing inputs (ExitCode::data if there are no other problems).
 void preflight(const Experiment& experiment, Plugins& plugins, PreflightScope scope);
 
-/// Checks everything about the request that needs no training: its experiment by `preflight`, the
-/// name of a new run, and the model of --from, which is an input. Writes nothing. Returns the
-/// experiment. Throws dsv3::Error.
+/// Checks everything about the request that requires no training: the experiment (with
+/// `preflight`), the name of a new run, and the model given with --from, which counts as an input.
+/// Writes nothing. Returns the experiment. Throws dsv3::Error.
 Experiment check(const RunRequest& request, Plugins& plugins, PreflightScope scope);
 
-/// Prints the experiment's parameters, FLOPs, memory and time without allocating its model. With
-/// `memory_limit` (bytes), also prints whether it fits and which settings would make it fit.
+/// Prints an experiment's parameters, FLOPs, memory and time without allocating its model. With
+/// `memory_limit` (bytes), also prints whether the experiment fits and which settings would make it
+/// fit.
 void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64_t> memory_limit);
 
-/// Number of optimizer steps: train.steps, or train.tokens / tokens per step, rounded up.
+/// Returns the number of optimizer steps: train.steps, or train.tokens / tokens per step, rounded
+/// up.
 int64_t total_steps(const Experiment& experiment);
 
 }  // namespace dsv3

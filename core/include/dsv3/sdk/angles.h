@@ -1,4 +1,4 @@
-// Tables of rotary angles for position plugins.
+// Tables of rotation angles for position plugins.
 #pragma once
 
 #include <mutex>
@@ -9,16 +9,16 @@
 
 namespace dsv3 {
 
-/// Cosines and sines of position * frequency, computed in float64 and then cast. On a CPU they come
-/// from a table that grows on demand. Other devices compute them directly, so that the host does
-/// not have to read the positions. Thread-safe.
+/// Cosines and sines of position * frequency, computed in float64 and then cast. On a CPU, they are
+/// looked up in a table that grows on demand. On other devices, they are computed directly, so that
+/// the host does not have to read the positions. Thread-safe.
 class Angles {
  public:
-  /// `frequencies` are in radians per token, one for each feature pair. Cosines and sines are
-  /// multiplied by `scale`. The table starts with `positions` rows.
+  /// `frequencies` contains one value in radians per token for each feature pair. Cosines and sines
+  /// are multiplied by `scale`. The table initially covers positions below `positions`.
   Angles(std::vector<double> frequencies, double scale, int64_t positions);
-  /// {cos, sin} at `positions` int64 [B, T], each [B, T, pairs], in float64 if `dtype` is float64,
-  /// else in fp32.
+  /// Returns {cos, sin} at `positions` int64 [B, T]. Both are [B, T, pairs], in float64 if `dtype`
+  /// is float64, else in fp32.
   std::pair<at::Tensor, at::Tensor> at(const at::Tensor& positions, at::ScalarType dtype) const;
   const std::vector<double>& frequencies() const { return frequencies_; }
 
@@ -42,8 +42,8 @@ class Angles {
   mutable Recent recent_;
 };
 
-/// RoPE's frequencies theta^(-2i / rotary_dim) (Su et al., arXiv 2104.09864). Throws dsv3::Error if
-/// `rotary_dim` is odd.
+/// Returns RoPE's frequencies theta^(-2i / rotary_dim) (Su et al., arXiv 2104.09864). Throws
+/// dsv3::Error if `rotary_dim` is odd.
 std::vector<double> rotary_frequencies(int64_t rotary_dim, double theta);
 
 }  // namespace dsv3

@@ -5,37 +5,38 @@
 
 namespace dsv3 {
 
-/// One layer's cache during generation. It has one row for each sequence of the batch, and each row
-/// is as long as its sequence. Rows share no storage and contain no padding.
+/// One layer's key-value cache during generation. It has one row for each sequence in the batch,
+/// and each row is as long as its sequence. Rows share no storage and contain no padding.
 class KvCache {
  public:
-  /// `values`: number of values per token, see Attention::cache_values_per_token(). The capacity
-  /// grows as needed.
+  /// `values` is the number of cached values per token, see Attention::cache_values_per_token().
+  /// The capacity grows as needed.
   KvCache(int64_t rows, int64_t values, at::ScalarType dtype, at::Device device);
 
   // Called by layers.
-  /// Appends `values` [1, N, C] of the new tokens in this forward pass, row by row.
+  /// Appends `values` [1, N, C] for the new tokens in this forward pass, concatenated row by row.
   void append(const at::Tensor& values);
-  /// Calls `attend` for each row that has new tokens, with the row's slice [1, T, ..] of q [1, N,
-  /// ..] and all cached values of the row [1, S, C], S >= T, in q's dtype. Returns the concatenated
-  /// results [1, N, ..].
+  /// Calls `attend` for each row that has new tokens. Its arguments are the row's slice [1, T, ..]
+  /// of q [1, N, ..] and all of the row's cached values [1, S, C], S >= T, in q's dtype. Returns
+  /// the concatenated results [1, N, ..].
   using RowFunction = std::function<at::Tensor(const at::Tensor& q, const at::Tensor& all)>;
   at::Tensor each_row(const at::Tensor& q, const RowFunction& attend) const;
-  /// True if all rows were empty before the last append().
+  /// Whether all rows were empty before the last append().
   bool fresh() const { return fresh_; }
 
   // Called by the code that runs the layers.
-  /// Sets the number of new tokens in each row before each forward pass. Rows with 0 do not change.
+  /// Sets the number of new tokens in each row. Call this before each forward pass. Rows without
+  /// new tokens do not change.
   void expect(const std::vector<int64_t>& counts);
   /// Number of tokens in each row.
   const std::vector<int64_t>& lengths() const { return lengths_; }
-  /// Truncates a row to `length` tokens, e.g. after drafts were rejected. A `length` of 0 frees the
-  /// row's memory. Throws dsv3::Error if the row has fewer tokens.
+  /// Truncates a row to `length` tokens, e.g. after draft tokens were rejected. A `length` of 0
+  /// frees the row's memory. Throws dsv3::Error if the row has fewer tokens.
   void truncate(int64_t row, int64_t length);
   /// Size of the cached values in bytes: tokens * C * element size.
   int64_t bytes() const;
-  /// Allocated bytes: bytes(), spare capacity for fewer than 64 tokens per row, and memory that
-  /// truncate() did not free.
+  /// Allocated bytes: bytes(), plus spare capacity for fewer than 64 tokens per row, plus memory
+  /// that truncate() did not free.
   int64_t reserved_bytes() const;
 
  private:
@@ -46,23 +47,23 @@ class KvCache {
 
 class Packing;
 
-/// What layers receive with a micro-batch. Cheap to copy.
+/// What layers receive with a micro-batch besides its hidden states. Cheap to copy.
 struct Sequence {
-  at::Tensor positions;     ///< int64 [B, T]; restart at 0 in each document
+  at::Tensor positions;     ///< int64 [B, T]; positions restart at 0 in each document
   at::Tensor document_ids;  ///< int64 [B, T]; undefined = one document per row
   /// Documents in the same row; null = plain causal attention.
   std::shared_ptr<const Packing> packing;
-  /// Set during generation. Then B is 1, T is the number of new tokens in all rows, row by row, and
-  /// `positions` continue after each row's cached tokens.
+  /// Set during generation. Then B is 1, and T is the number of new tokens in all rows, which are
+  /// concatenated. `positions` continue after each row's cached tokens.
   KvCache* cache = nullptr;
   bool training = false;   ///< false in validation and generation
-  bool recompute = false;  ///< second forward pass of a checkpointed block, which must not count
-                           ///< tokens
-  double aux_scale = 0;    ///< 1 / number of sequences in the whole step (all micro-batches, all
-                           ///< ranks)
+  bool recompute = false;  ///< true in the second forward pass of a checkpointed block, which must
+                           ///< not count tokens
+  double aux_scale = 0;    ///< 1 / number of sequences in the optimizer step (all micro-batches,
+                           ///< all ranks)
 
-  /// bool [B, 1, T, T], true = may attend; undefined = plain causal mask. dsv3::attend does without
-  /// this mask where a kernel can.
+  /// Returns a bool mask [B, 1, T, T], true = may attend; undefined = plain causal mask.
+  /// dsv3::attend avoids building it if a kernel can use the documents' boundaries.
   at::Tensor mask() const;
 };
 
@@ -72,11 +73,13 @@ class Attention : public Component {
   ~Attention() override;
   /// x and the result are [B, T, D].
   virtual at::Tensor forward(const at::Tensor& x, const Sequence& seq) = 0;
-  /// Forward FLOPs per token for scores and values (non-causal): 2 * seq * H * (qk + v).
+  /// Forward FLOPs per token for the scores and their product with the values, without a causal
+  /// mask: 2 * seq * H * (qk + v).
   virtual double attention_flops(int64_t seq) const = 0;
   /// C, the number of values per token in this layer's KvCache.
   virtual int64_t cache_values_per_token() const = 0;
-  /// Number of values per token saved between forward and backward, for memory estimates.
+  /// Number of values per token that the forward pass saves for the backward pass, for memory
+  /// estimates.
   virtual int64_t saved_values_per_token(int64_t seq) const = 0;
 };
 

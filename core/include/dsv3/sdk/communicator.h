@@ -1,4 +1,4 @@
-// Collectives between the ranks of a run's device mesh, without c10d's headers.
+// Collective operations between the ranks of a run, without c10d's headers.
 #pragma once
 
 #include <memory>
@@ -7,14 +7,14 @@
 
 namespace dsv3 {
 
-/// A group of ranks. All calls are collective: every rank of the group makes them in the same
+/// A group of ranks. All calls are collective: every rank in the group makes them in the same
 /// order. If a peer is lost, they throw dsv3::Error with ExitCode::peer_lost.
 class Communicator {
  public:
   virtual ~Communicator();
   virtual int64_t rank() const = 0;
   virtual int64_t size() const = 0;
-  /// Sums `tensor` over the ranks in place, in fp32 or wider.
+  /// Sums `tensor` over the ranks in place, accumulating in fp32 or wider.
   virtual void all_reduce_sum(at::Tensor& tensor) = 0;
   /// Takes the element-wise maximum over the ranks in place.
   virtual void all_reduce_max(at::Tensor& tensor) = 0;
@@ -26,7 +26,7 @@ class Communicator {
 /// Returns a communicator whose only rank is this process.
 std::shared_ptr<Communicator> local_communicator();
 
-/// The groups that a layer may use; null = parallelism of this type is off.
+/// The rank groups that a layer may use; null = this type of parallelism is off.
 struct ParallelContext {
   std::shared_ptr<Communicator> data, expert, tensor, context;
 };

@@ -1,6 +1,6 @@
 // Base class of all components with parameters. Components declare parameters instead of creating
-// torch::nn modules, so that the core knows their roles, initial values, matrices and sharding,
-// also on the meta device.
+// torch::nn modules. This way, the core knows the parameters' roles, initial values, matrices and
+// sharding, even on the meta device.
 #pragma once
 
 #include <functional>
@@ -17,11 +17,11 @@ class Position;
 /// What a parameter is used for. Optimizer groups select parameters by role.
 enum class Role { matrix = 1, embedding, head, norm, router, bias };
 
-/// "matrix", "embedding", ..., as written in experiments.
+/// Returns "matrix", "embedding", ..., as written in experiments.
 const char* role_name(Role role);
 
-/// Distribution of a parameter's initial values, a pure function of (seed, full name, element
-/// index).
+/// Distribution of a parameter's initial values. The values depend only on the seed, the
+/// parameter's full name and the element index.
 struct Init {
   enum class Kind { normal = 1, zeros, ones };
   Kind kind = Kind::normal;
@@ -36,23 +36,25 @@ struct Init {
 struct ParamSpec {
   Role role = Role::matrix;
   Init init = {};
-  /// The contiguous tensor consists of this many matrices, [matrices, rows, last dim], e.g. 2E for
-  /// [E, 2F, D] with gate and up stacked. Optimizers such as Muon work matrix by matrix.
+  /// Number of matrices that the contiguous tensor consists of, as [matrices, rows, last dim], e.g.
+  /// 2E for [E, 2F, D] with gate and up stacked. Optimizers such as Muon update each matrix
+  /// separately.
   int64_t matrices = 1;
-  double active = 1;               ///< fraction used per token: top_k / experts for routed experts
+  double active = 1;               ///< fraction of the parameter used per token: top_k / experts
+                                   ///< for routed experts
   bool keep_fp32 = false;          ///< not cast to the compute dtype
-  std::string replicas = "world";  ///< mesh group whose ranks have the same values
+  std::string replicas = "world";  ///< name of the group of ranks that hold the same values
 };
 
-/// A declared parameter. `tensor` is the handle that the component uses in computations.
+/// A declared parameter. Components compute with `tensor`.
 struct Parameter {
   std::string name;  ///< full name, e.g. layers.3.attention.q_a.weight
   at::Tensor tensor;
   ParamSpec spec;
 };
 
-/// State that no optimizer updates. The core saves it and never casts it, e.g. the fp32 router
-/// bias.
+/// A tensor that no optimizer updates, such as the fp32 router bias. The core saves it and never
+/// casts it.
 struct Buffer {
   std::string name;
   at::Tensor tensor;
@@ -75,7 +77,7 @@ class ParameterStore {
 
 /// Sizes that are the same for all layers.
 struct ModelDims {
-  int64_t hidden = 0;    ///< D, width of the residual stream
+  int64_t hidden = 0;    ///< D, hidden size
   int64_t sequence = 0;  ///< T, longest training sequence in tokens
   int64_t layers = 0;    ///< without MTP modules
   double norm_eps = 1e-6;
@@ -90,13 +92,13 @@ struct LayerContext {
   at::Device device = at::kCPU;       ///< meta in a dry run
   ParallelContext parallel;
   std::shared_ptr<ParameterStore> store;
-  /// Creates the experiment's position plugin for `rotary_dim` features per head (qk_rope_dim in
+  /// Creates the experiment's position encoding for `rotary_dim` features per head (qk_rope_dim in
   /// MLA, head_dim in MHA).
   std::function<std::shared_ptr<Position>(int64_t rotary_dim)> make_position;
 };
 
-/// Calls `context.make_position(rotary_dim)`. Prefixes an error with `option`, the attention option
-/// that determined the width, so that the error is reported at that option.
+/// Calls `context.make_position(rotary_dim)`. Adds the prefix `option` to errors, so that they are
+/// reported at this attention option, which determined rotary_dim.
 std::shared_ptr<Position> position_of(const LayerContext& context, const std::string& option,
                                       int64_t rotary_dim);
 
@@ -107,7 +109,7 @@ class Component : public Pluggable {
   Component(const Component&) = delete;
   Component& operator=(const Component&) = delete;
 
-  /// Declares a parameter "<prefix>.<name>". The core initialises it before the first use.
+  /// Declares a parameter "<prefix>.<name>". The core initialises it before its first use.
   at::Tensor parameter(const std::string& name, at::IntArrayRef sizes, const ParamSpec& spec);
   /// Declares a buffer "<prefix>.<name>" and fills it with `init` (zeros or ones).
   at::Tensor buffer(const std::string& name, at::IntArrayRef sizes, at::ScalarType dtype,

@@ -1,4 +1,4 @@
-// Config reader for formats: reads a Hugging Face config.json without silently ignoring a field.
+// Reads a Hugging Face config.json for format plugins, without silently ignoring fields.
 #pragma once
 
 #include <cstdint>
@@ -17,20 +17,22 @@ class ConfigReader {
   explicit ConfigReader(const nlohmann::json& config) : config_(config) {}
 
   /// Returns the field's value. If it is missing or has the wrong type, records an error and
-  /// returns 0. With a default, the field may be missing or null.
+  /// returns 0. If `missing` is given, the field may be missing or null, and the result is then
+  /// `missing`.
   int64_t integer(const std::string& name, std::optional<int64_t> missing = std::nullopt);
   double number(const std::string& name, std::optional<double> missing = std::nullopt);
   bool boolean(const std::string& name, std::optional<bool> missing = std::nullopt);
-  /// Returns the field's value of any type, or null if the field is missing.
+  /// Returns the field's value, whatever its type, or null if the field is missing.
   nlohmann::json value(const std::string& name);
-  /// The field may be missing or null. Otherwise it must be one of `allowed`, the only values that
-  /// dsv3 supports.
+  /// Records an error unless the field is missing, is null, or has one of the values in `allowed`,
+  /// which are the only ones that dsv3 supports.
   void require(const std::string& name, const std::vector<nlohmann::json>& allowed);
-  /// Marks the field as read. It has no effect on the model.
+  /// Marks the field as read, for fields that have no effect on the model.
   void ignore(const std::string& name) { seen_.insert(name); }
   /// Records an error.
   void mistake(const std::string& text) { mistakes_.push_back(text); }
-  /// Throws dsv3::Error (ExitCode::usage) with all errors, including fields that were never read.
+  /// Throws dsv3::Error (ExitCode::usage) with all errors, including one for each field that was
+  /// never read.
   void finish() const;
 
  private:
@@ -43,22 +45,23 @@ class ConfigReader {
   std::vector<std::string> mistakes_;
 };
 
-/// The `rope_type` or `type` of YaRN in config.json.
+/// Value of `rope_type` or `type` for YaRN in config.json.
 inline constexpr const char* kYarnType = "yarn";
 
-/// RoPE in config.json: `rope_theta` and `rope_scaling` up to transformers 4, `rope_parameters`
-/// since transformers 5.
+/// RoPE parameters in config.json: `rope_theta` and `rope_scaling` up to transformers 4,
+/// `rope_parameters` since transformers 5.
 struct RopeParameters {
   double theta = 10000;
-  bool yarn = false;  ///< the fields below apply to YaRN only
+  bool yarn = false;  ///< whether to use YaRN, to which the fields below apply
   double factor = 1, beta_fast = 32, beta_slow = 1;
   double mscale = 0, mscale_all_dim = 0;  ///< 0 = absent
   int64_t original_length = 0;
 };
 
-/// Reads either form. `length` is max_position_embeddings, the default of YaRN's original length.
+/// Reads either form. `length` is max_position_embeddings, the default for YaRN's original length.
 RopeParameters read_rope(ConfigReader& reader, int64_t length);
-/// Writes the transformers 4 form, which every version and engine can read.
+/// Writes the transformers 4 form, which every version of transformers and every inference engine
+/// can read.
 void write_rope(nlohmann::json& config, const RopeParameters& rope);
 
 }  // namespace dsv3

@@ -6,22 +6,22 @@
 
 namespace dsv3 {
 
-/// Exit code of a program that ends with an error of this kind.
+/// Kinds of errors. A program that ends with an error returns its kind as the exit code.
 enum class ExitCode : int {
   failed = 1,        ///< any other error
-  usage = 2,         ///< command line or experiment file
+  usage = 2,         ///< invalid command line or experiment file
   plugin = 3,        ///< a plugin cannot be found, loaded or constructed
-  data = 4,          ///< input text, token shards, tokenizer files
-  checkpoint = 5,    ///< reading or writing a checkpoint
+  data = 4,          ///< invalid input text, token shards or tokenizer files
+  checkpoint = 5,    ///< a checkpoint cannot be read or written
   peer_lost = 6,     ///< another rank exited or stopped responding
   not_finite = 7,    ///< loss or gradients are NaN or infinite
-  preempted = 75,    ///< stopped by a signal after saving a checkpoint to resume from
+  preempted = 75,    ///< stopped by a signal after saving a checkpoint
   interrupted = 130  ///< stopped by Ctrl-C
 };
 
-/// A foreseeable failure. `what()` says what failed, where, and what to do about it, without a
-/// trailing newline. The core adds the component and the experiment's file:line:col to an error
-/// that a plugin throws.
+/// An error with a foreseeable cause. `what()` says what failed, where, and what to do about it,
+/// without a trailing newline. If a plugin throws it, the core adds the component and the
+/// experiment's file:line:col.
 class Error : public std::runtime_error {
  public:
   explicit Error(const std::string& what, ExitCode code = ExitCode::failed)

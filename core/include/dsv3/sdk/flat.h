@@ -1,18 +1,19 @@
-// Flat buffers for strategies: the layout of a unit's parameters in one buffer, the pieces passed
-// to optimizers, and the sum of squares for the gradient norm.
+// Flat buffers for strategies: the layout of several parameters in one buffer, the slices of
+// parameters passed to optimizers, and the sum of squares for the gradient norm.
 #pragma once
 
 #include <dsv3/sdk/strategy.h>
 
 namespace dsv3 {
 
-/// Places parameters one after another, each aligned to 64 bytes in fp32 and in 16-bit types.
+/// Lays out parameters one after another, each aligned to at least 64 bytes in fp32 and in 16-bit
+/// types.
 class FlatLayout {
  public:
   explicit FlatLayout(const std::vector<UnitParam>& params);
   /// Number of elements in the whole buffer, including padding.
   int64_t size() const { return size_; }
-  /// Parameter `index` inside `flat` [size()], as a view of the parameter's shape.
+  /// Returns parameter `index` in `flat` [size()], as a view with the parameter's shape.
   at::Tensor view(const at::Tensor& flat, size_t index) const;
 
  private:
@@ -24,21 +25,21 @@ class FlatLayout {
   int64_t size_ = 0;
 };
 
-/// A whole parameter as one range.
+/// Returns a range that covers a whole parameter.
 Range whole_range(const UnitParam& param);
 
-/// The ranges that an optimizer receives for a parameter that is not sharded: one range per matrix
-/// for optimizers that need whole matrices, else a single range. Throws dsv3::Error for a vector if
-/// `whole_matrices`.
+/// Returns the ranges that an optimizer receives for a parameter that is not sharded: one range per
+/// matrix for optimizers that need whole matrices, else a single range. Throws dsv3::Error if
+/// `whole_matrices` is true and the parameter is a vector.
 std::vector<Range> update_ranges(const UnitParam& param, bool whole_matrices);
 
-/// Returns the part of `tensor` that `range` describes: [rows, cols] for a whole matrix, else [n].
-/// `tensor` is contiguous and contains the range's box.
+/// Returns elements range.begin to range.end of `tensor`, as [rows, cols] if `whole_matrices`, else
+/// as [n]. `tensor` is contiguous and has the shape range.box_shape.
 at::Tensor piece_of(const at::Tensor& tensor, const Range& range, bool whole_matrices);
 
-/// Norm of all elements of `tensors`, as a float64 scalar on their device. Finite if and only if
-/// all elements are, because squares of fp32 values cannot overflow float64. Bit-identical for any
-/// number of threads. Undefined tensors are ignored. Does not wait for a GPU.
+/// Returns the norm of all elements of `tensors`, as a float64 scalar on their device. Finite if
+/// and only if all elements are, because squares of fp32 values cannot overflow float64.
+/// Bit-identical for any number of threads. Undefined tensors are ignored. Does not wait for a GPU.
 at::Tensor norm_of(at::TensorList tensors, at::Device device);
 
 /// Implements Strategy::scale_grads for one fp32 tensor.

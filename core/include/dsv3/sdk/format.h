@@ -1,4 +1,5 @@
-// Interface for formats: how one Hugging Face architecture describes and stores a model.
+// Interface for format plugins, which describe and store models in the layout of a Hugging Face
+// architecture.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +14,9 @@
 
 namespace dsv3 {
 
-/// A component of a described model. In a model to be written, `options` contains every option of
-/// the plugin, including defaults. In a model that was read, it contains the options that the
-/// format sets.
+/// The plugin and options of one component of a model. When a model is written, `options` contains
+/// every option of the plugin, including defaults. When a model is read, it contains only the
+/// options that the format sets.
 struct ComponentDescription {
   std::string plugin;
   OptionValues options;
@@ -26,8 +27,8 @@ struct ComponentDescription {
   bool operator==(const ComponentDescription&) const = default;
 };
 
-/// A model in dsv3's terms: the `model` section of an experiment, layer by layer. MTP modules use
-/// the last layer's components.
+/// A model as dsv3 describes it: the `model` section of an experiment, layer by layer. MTP modules
+/// use the last layer's components.
 struct ModelDescription {
   int64_t hidden = 0, layers = 0, vocab = 0;
   bool tied_head = false;
@@ -37,26 +38,27 @@ struct ModelDescription {
   int64_t mtp_depth = 0;
   std::string mtp_concat = "embedding_first";  ///< order of the inputs of an MTP module's
                                                ///< projection
-  int64_t sequence = 0;  ///< T, longest training sequence or context length, in tokens
+  int64_t sequence = 0;  ///< T, maximum training sequence length or context length, in tokens
   std::vector<ComponentDescription> attention, feed_forward;  ///< one per layer
   ComponentDescription position;
-  /// Shapes of all parameters and buffers by full name, for options that the plugin resolves
-  /// (`hidden: auto`); empty in a model that a format read.
+  /// Shapes of all parameters and buffers by full name, to look up options that the plugin resolves
+  /// itself (`hidden: auto`). Empty in a model that a format read.
   std::map<std::string, std::vector<int64_t>> shapes;
 };
 
-/// Maps a stored tensor to values in the model: its row i is row `first_row + (rows.empty() ? i :
-/// rows[i])` of `source` viewed as [rows, last dimension] (a vector is one row).
+/// Maps the rows of a stored tensor to rows of a parameter or buffer. Row i of the stored tensor is
+/// row `first_row + (rows.empty() ? i : rows[i])` of `source` viewed as [rows, last dimension]. A
+/// vector is one row.
 struct TensorPlace {
-  std::string name;            ///< name in the folder, e.g. model.layers.3.mlp.gate.weight
+  std::string name;            ///< name in the Hugging Face folder, e.g.
+                               ///< model.layers.3.mlp.gate.weight
   std::vector<int64_t> shape;  ///< in the folder
-  std::string source;          ///< full name of the parameter or buffer
+  std::string source;          ///< full name of the model's parameter or buffer
   int64_t first_row = 0;
-  std::vector<int64_t> rows;  ///< one index per row; empty = the same order as in the source
-  bool keep_fp32 = false;     ///< always stored in fp32, regardless of the dtype of the other
-                              ///< tensors
-  /// A second copy of values that are stored in another tensor. On import it may be missing, but
-  /// must not differ.
+  std::vector<int64_t> rows;  ///< one index per row; empty = in the order of the source
+  bool keep_fp32 = false;     ///< stored in fp32, regardless of the dtype of other tensors
+  /// Whether the tensor repeats values that another tensor stores. On import, the copy may be
+  /// missing, but must not differ.
   bool copy = false;
   bool written = true;  ///< false = a copy that is read but never written
 };
@@ -66,24 +68,24 @@ struct TokenIds {
   int64_t bos = -1, eos = -1;  ///< -1 = none
 };
 
-/// A format's plugin name is the `model_type` of config.json. Its methods are pure: they use no
-/// files and no state.
+/// Converts between dsv3's models and one Hugging Face architecture. The plugin's name is the
+/// `model_type` in config.json. All methods are pure: they use no files and no state.
 class Format : public Pluggable {
  public:
   ~Format() override;
-  /// The reasons why this format's architecture cannot express `model`; empty if it can.
+  /// Returns the reasons why this format's architecture cannot express `model`; empty if it can.
   virtual std::vector<std::string> obstacles(const ModelDescription& model) const = 0;
-  /// config.json, without the fields common to all formats (dtype, transformers_version). Requires
-  /// that obstacles(model) is empty.
+  /// Returns config.json without the fields common to all formats (dtype, transformers_version).
+  /// Requires that obstacles(model) is empty.
   virtual nlohmann::json config(const ModelDescription& model, const TokenIds& ids) const = 0;
-  /// Returns the model described by a config.json without the fields common to all formats. Throws
-  /// a dsv3::Error (ExitCode::usage) that lists every field that is unknown, is missing or has a
-  /// value that the format cannot express.
+  /// Returns the model described by a config.json from which the fields common to all formats were
+  /// removed. Throws a dsv3::Error (ExitCode::usage) that lists every field that is unknown, is
+  /// missing or has a value that the format cannot express.
   virtual ModelDescription describe(const nlohmann::json& config) const = 0;
-  /// All stored tensors. Without copies, they contain each value of every parameter and buffer
-  /// exactly once.
+  /// Returns all stored tensors. Without those marked `copy`, they contain each value of every
+  /// parameter and buffer exactly once.
   virtual std::vector<TensorPlace> tensors(const ModelDescription& model) const = 0;
-  /// Small config.json files that together use every option, for the conformance suite.
+  /// Returns small config.json files for the conformance checks. Together, they use every option.
   virtual std::vector<nlohmann::json> examples() const = 0;
 };
 

@@ -1,11 +1,11 @@
-// The table of component kinds. Everything that enumerates kinds is generated from it.
+// The table of component kinds. All code that enumerates kinds is generated from it.
 #pragma once
 
 #include <span>
 #include <string_view>
 
-/// DSV3_EXTRA_KINDS names a header that defines more rows, DSV3_EXTRA_KIND_ROWS(ROW); only the test
-/// that adds a kind uses it.
+/// DSV3_EXTRA_KINDS names a header that defines more rows as DSV3_EXTRA_KIND_ROWS(ROW). Only the
+/// test that adds a kind uses it.
 #ifdef DSV3_EXTRA_KINDS
 #include DSV3_EXTRA_KINDS
 #else
@@ -14,7 +14,7 @@
 
 /// One row per kind:
 ///   ROW(kind, interface, context, path, one or list, required or optional, keys)
-/// `kind` is the name in experiments, folders and registries, and of the Registrar's method.
+/// `kind` is the kind's name in experiments, folders and registries, and of its Registrar method.
 /// Components derive from `interface` and are constructed from (options, context), or from the
 /// options alone if the context is NoContext. `path` is the section of an experiment that
 /// configures components of this kind; "" = none. `keys` are the keys in a component's map that the
@@ -34,7 +34,7 @@
 
 namespace dsv3 {
 
-/// Context of kinds whose components are constructed from their options alone.
+/// Context type for kinds whose components are constructed from their options alone.
 struct NoContext {};
 
 #define DSV3_KIND_ENUMERATOR(kind, ...) kind,
@@ -48,7 +48,7 @@ enum class Kind { DSV3_KINDS(DSV3_KIND_ENUMERATOR) };
 DSV3_KINDS(DSV3_KIND_CLASSES)
 #undef DSV3_KIND_CLASSES
 
-/// The kind and context of an interface.
+/// Maps a component interface to its kind and context type.
 template <class Interface>
 struct KindTraits;
 #define DSV3_KIND_TRAITS(kind_, Interface, Context_, ...) \
@@ -63,17 +63,18 @@ DSV3_KINDS(DSV3_KIND_TRAITS)
 template <class Interface>
 using ContextOf = typename KindTraits<Interface>::Context;
 
-/// One row of the table.
+/// One row of the table of component kinds.
 struct KindRow {
   Kind kind;
   const char* name;       ///< "attention", "feed_forward", ...
-  std::string_view path;  ///< in an experiment, e.g. "model.attention"; empty = not in experiments
+  std::string_view path;  ///< section of an experiment, e.g. "model.attention"; empty = not in
+                          ///< experiments
   bool list;              ///< an experiment may have several components of this kind
   bool optional;          ///< may be absent from an experiment
-  std::string_view keys;  ///< space-separated keys that the core itself reads
+  std::string_view keys;  ///< space-separated keys in a component's map that the core itself reads
 };
 
-/// All rows, outer paths before inner ones.
+/// Returns all rows of the table, outer paths before inner ones.
 std::span<const KindRow> kinds();
 
 /// "attention", "feed_forward", ...

@@ -1,4 +1,4 @@
-// The two layers that nearly every component uses.
+// The two basic layers that nearly all components use: linear and RMSNorm.
 #pragma once
 
 #include <dsv3/sdk/component.h>
@@ -18,14 +18,15 @@ class Linear {
   at::Tensor weight_;
 };
 
-/// x * rsqrt(mean(x^2) + eps) * weight, computed in fp32 (float64 if x is float64) and cast back
-/// before the multiplication by weight, as in transformers' DeepseekV3RMSNorm.
+/// x * rsqrt(mean(x^2) + eps) * weight, computed in fp32 (float64 if x is float64) and cast back to
+/// x's dtype before the multiplication by weight, as in transformers' DeepseekV3RMSNorm.
 class RmsNorm {
  public:
   RmsNorm() = default;
-  /// Declares "<owner's prefix>.<name>.weight" of `size` ones with Role::norm.
+  /// Declares "<owner's prefix>.<name>.weight" with Role::norm, `size` elements and an initial
+  /// value of 1.
   RmsNorm(Component& owner, const std::string& name, int64_t size, double eps);
-  at::Tensor operator()(const at::Tensor& x) const;  // [..., size] -> same
+  at::Tensor operator()(const at::Tensor& x) const;  // [..., size] -> same shape
 
  private:
   at::Tensor weight_;

@@ -1,5 +1,4 @@
-// Operators that components share. Each also has a plain LibTorch implementation, which tests use
-// as the reference.
+// Operators that components share. Each also has a reference implementation in plain LibTorch.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,14 +7,14 @@ namespace dsv3 {
 
 struct Sequence;
 
-/// Adds an auxiliary loss in a way that works with activation checkpointing: returns `y`, and
-/// passes `scale` as the gradient of the scalar `aux` in backward. Sum `aux` over rows, and pass
+/// Adds an auxiliary loss in a way that works with activation checkpointing. Returns `y`; in the
+/// backward pass, the scalar `aux` receives the gradient `scale`. Sum `aux` over rows, and pass
 /// `seq.aux_scale` as `scale`.
 at::Tensor add_loss(const at::Tensor& y, const at::Tensor& aux, double scale);
 
-/// silu(gate) * up, saving only its inputs. `gate_up` is [..., 2F], gate first; the result is [...,
-/// F]. `row_weights` (fp32, or float64 with float64) multiplies the rows of the result, e.g. by the
-/// expert weights in a mixture of experts.
+/// silu(gate) * up, which saves only its inputs for the backward pass. `gate_up` is [..., 2F], gate
+/// first; the result is [..., F]. `row_weights` (fp32, or float64 with float64) multiplies the rows
+/// of the result, e.g. by the expert weights in a mixture of experts.
 at::Tensor swiglu(const at::Tensor& gate_up, const at::Tensor& row_weights = {});
 
 /// RMSNorm as defined by dsv3::RmsNorm. x is [..., D], weight [D].
@@ -35,16 +34,16 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                   const Sequence& seq, double scale);
 
 /// Grouped GEMM: rows of x [N, K], sorted by group, times weight [E, M, K] transposed -> [N, M].
-/// `ends` int32 [E], on x's device, contains the end row of each group.
+/// `ends` int32 [E], on x's device, contains the index after each group's last row.
 at::Tensor grouped_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& ends);
 
-/// Sum over counted positions of the cross-entropy of softmax(x W^T), without having all logits in
-/// memory at once. x [N, D], weight [V, D], targets int64 [N] with -1 = not counted. `z_weight`
-/// adds z_weight * log(Z)^2 to each counted position. `scale` multiplies the differentiable sum;
-/// pass divisors here, where they are free, because dividing the loss costs a pass over [V, D].
-/// `chunk` is the number of rows whose logits are in memory at once; 0 = chosen by size and device.
-/// Returns two fp32 scalars (float64 if x is float64): {scaled loss sum to differentiate, plain
-/// cross-entropy sum without z and scale (no gradient)}, both 0 if no position is counted. Not
+/// Sums the cross-entropy of softmax(x W^T) over all rows with a target, without having all logits
+/// in memory at once. x [N, D], weight [V, D], targets int64 [N] with -1 = no target. `z_weight`
+/// adds z_weight * log(Z)^2 for each of these rows. `scale` multiplies the differentiable sum. Pass
+/// divisors here, where they are free, because dividing the loss costs a pass over [V, D]. `chunk`
+/// is the number of rows whose logits are in memory at once; 0 = chosen by size and device. Returns
+/// two fp32 scalars (float64 if x is float64): {scaled loss sum to differentiate, plain
+/// cross-entropy sum without z and scale (no gradient)}. Both are 0 if no row has a target. Not
 /// differentiable twice.
 std::pair<at::Tensor, at::Tensor> linear_cross_entropy(const at::Tensor& x,
                                                        const at::Tensor& weight,

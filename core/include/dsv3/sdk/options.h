@@ -1,5 +1,5 @@
-// Component options, declared once, next to the struct that stores them. The core checks an
-// experiment's values against the declarations before it builds anything.
+// Component options. Each option is declared once, next to the struct that stores it. The core
+// checks an experiment's values against the declarations before it builds anything.
 #pragma once
 
 #include <cstdint>
@@ -25,13 +25,13 @@ enum class OptionType { boolean = 1, integer, number, string, integers, numbers,
 using OptionValue = std::variant<bool, int64_t, double, std::string, std::vector<int64_t>,
                                  std::vector<double>, std::vector<std::string>, std::monostate>;
 
-/// Checked values by key. Absent keys have the options struct's default.
+/// Checked values by key. For absent keys, the options struct's default applies.
 using OptionValues = std::map<std::string, OptionValue>;
 
 /// One option, type-erased.
 struct OptionSpec {
   std::string key;
-  std::string doc;   ///< one line, for `dsv3 plugins describe` and error messages
+  std::string doc;   ///< one-line description for `dsv3 plugins describe` and error messages
   std::string unit;  ///< "tokens", "steps" ...; empty = none; printed in docs/reference.md
   OptionType type = {};
   OptionValue default_value;  ///< from a default-constructed options struct
@@ -43,19 +43,20 @@ struct OptionSpec {
   std::vector<std::string> choices;                    ///< strings only; empty = any
   std::vector<std::pair<std::string, int64_t>> words;  ///< integers only: keywords and their
                                                        ///< values, e.g. `none`
-  bool input_path = false;  ///< strings only: paths of files or folders that must exist
-  bool convention = false;  ///< implementations differ in this option; its value is saved and
-                            ///< compared
+  bool input_path = false;  ///< strings only: the values are paths of files or folders that must
+                            ///< exist
+  bool convention = false;  ///< implementations differ in this option, so checkpoints save and
+                            ///< compare its value
   std::function<void(void* options, const OptionValue&)> store;
 };
 
 /// All options of one component, type-erased. Built by OptionSchema<T>.
 struct Schema {
   std::vector<OptionSpec> options;
-  /// Checks that involve several options, called with the filled struct. They return an error
-  /// message or "".
+  /// Checks that involve several options, called with the filled options struct. They return an
+  /// error message, or "" if the options are valid.
   std::vector<std::function<std::string(const void* options)>> checks;
-  /// Returns a default-constructed options struct, for `store` and `checks`.
+  /// Returns a default-constructed options struct, which `store` fills and `checks` read.
   std::function<std::shared_ptr<void>()> make;
   bool needs_tokenizer = false;  ///< data plugins only
 
@@ -77,7 +78,7 @@ struct Member<std::optional<V>> : std::true_type {
 };
 }  // namespace detail
 
-/// Refines the option that `OptionSchema::add` added.
+/// Refines an option that was added with `OptionSchema::add`.
 class OptionRef {
  public:
   explicit OptionRef(OptionSpec& spec) : spec_(spec) {}
@@ -89,7 +90,7 @@ class OptionRef {
     spec_.words.emplace_back(std::move(name), value);
     return *this;
   }
-  /// A keyword that sets an option with a std::optional member to nullopt, such as `auto`.
+  /// Adds a keyword, such as `auto`, that sets an option with a std::optional member to nullopt.
   OptionRef& word(std::string name) {
     if (spec_.optional) return set(spec_.unset_word, name);
     throw Error("option '" + spec_.key + "' cannot be unset by '" + name +
@@ -97,12 +98,12 @@ class OptionRef {
                 ExitCode::plugin);
   }
   OptionRef& unit(std::string name) { return set(spec_.unit, name); }
-  /// The string, or each string of the list, names an existing file or folder that the component
-  /// reads. `dsv3-run --check` reports a missing path but opens nothing. Relative paths start at
-  /// the current folder; "" counts as not set.
+  /// Declares that the string, or each string in the list, is the path of an existing file or
+  /// folder that the component reads. `dsv3-run --check` reports a missing path but opens nothing.
+  /// Relative paths start at the current folder; "" counts as not set.
   OptionRef& input_path() { return set(spec_.input_path, true); }
-  /// Implementations differ on this option: checkpoints save its value, and loading a checkpoint
-  /// with a different value is an error.
+  /// Declares that implementations of the same method differ in this option. Checkpoints save its
+  /// value, and loading a checkpoint into an experiment with a different value is an error.
   OptionRef& convention() { return set(spec_.convention, true); }
 
  private:

@@ -1,4 +1,4 @@
-// Packs documents into rows: positions, masks, targets.
+// Positions, attention masks and targets for rows of packed documents.
 #pragma once
 
 #include <memory>
@@ -8,7 +8,7 @@
 
 namespace dsv3 {
 
-/// int64 [B, T] positions that restart at 0 where `document_ids` [B, T] changes.
+/// Returns int64 [B, T] positions that restart at 0 where `document_ids` [B, T] changes.
 at::Tensor positions_of(const at::Tensor& document_ids);
 
 /// Documents that share rows, so that tokens attend only within their document.
@@ -35,13 +35,13 @@ class Packing {
   mutable at::Tensor mask_;
 };
 
-/// The packing of rows on the host, from `document_ids` int64 [B, T]. Null if every row is one
-/// document, so that attention can use plain causal masking.
+/// Returns the packing of rows on the host, with `document_ids` int64 [B, T]. Returns null if every
+/// row is one document, so that attention can use plain causal masking.
 std::shared_ptr<const Packing> packing_of(const at::Tensor& document_ids);
 
-/// int64 [B, T] targets `depth` + 1 tokens ahead (depth 0 is the main model) of inputs
-/// tokens[:, :T]; -1 where that token is outside the row, in another document, or padding. tokens
-/// and document_ids are [B, T + 1]; document_ids may be undefined.
+/// Returns int64 [B, T] targets `depth` + 1 tokens after each input in tokens[:, :T]. Depth 0 is
+/// the main model. A target is -1 if its token is outside the row, in another document, or padding.
+/// tokens and document_ids are [B, T + 1]; document_ids may be undefined.
 at::Tensor shifted_targets(const at::Tensor& tokens, const at::Tensor& document_ids, int64_t depth);
 
 }  // namespace dsv3

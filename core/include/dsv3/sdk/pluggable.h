@@ -3,10 +3,10 @@
 
 namespace dsv3 {
 
-struct Callee;  // identity of a component; defined by the core
+struct Callee;  // describes a component in error messages; defined by the core
 
-/// A component. The core stores the component's identity in it, so that errors can name the
-/// component whose call failed.
+/// Base class of all components. The core stores a description of the component in it, so that
+/// errors can name the component whose call failed.
 class Pluggable {
  public:
   virtual ~Pluggable();

@@ -1,4 +1,5 @@
-// Defines the macro that every plugin library uses once. Include this file and the kind's header.
+// Defines the macro that every plugin library uses once. Include this file and the header of the
+// component's interface.
 #pragma once
 
 #include <dsv3/sdk/error.h>

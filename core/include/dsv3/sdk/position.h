@@ -11,18 +11,18 @@ namespace dsv3 {
 
 /// What a position plugin receives besides its options.
 struct PositionContext {
-  int64_t rotary_dim = 0;  ///< R, number of features to rotate per head
+  int64_t rotary_dim = 0;  ///< R, number of features per head to rotate
   int64_t sequence = 0;    ///< training length in tokens
 };
 
 class Position : public Pluggable {
  public:
   ~Position() override;
-  /// q [B, T, H, R], k [B, T, Hk, R] (MLA: Hk = 1), positions int64 [B, T]. Returns the same shapes
-  /// and dtypes.
+  /// Applies the encoding to q [B, T, H, R] and k [B, T, Hk, R] (MLA: Hk = 1) at `positions`, which
+  /// is int64 [B, T]. Returns both with unchanged shapes and dtypes.
   virtual std::pair<at::Tensor, at::Tensor> rotate(const at::Tensor& q, const at::Tensor& k,
                                                    const at::Tensor& positions) const = 0;
-  /// Factor applied to the softmax scale qk_dim^-0.5 (YaRN's mscale).
+  /// Factor by which attention multiplies its softmax scale qk_dim^-0.5 (YaRN's mscale).
   virtual double softmax_scale() const { return 1.0; }
 };
 

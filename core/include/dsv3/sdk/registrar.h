@@ -23,10 +23,10 @@ struct Registration {
   Kind kind;
   std::string name, summary;
   std::shared_ptr<const Schema> schema;
-  std::any factory;  ///< Factory<Interface> of the kind
+  std::any factory;  ///< a Factory<Interface> for the kind's interface
 };
 
-/// Constructs a registered component. Throws dsv3::Error if it is of a different kind.
+/// Constructs a registered component. Throws dsv3::Error if the component is of a different kind.
 template <class Interface>
 std::shared_ptr<Interface> construct(const Registration& registration, const OptionValues& options,
                                      const ContextOf<Interface>& context = {}) {

@@ -1,5 +1,5 @@
-// A plugin library's stamp: what it was built with, readable without loading it. dsv3_add_plugin
-// compiles one into every plugin; other code does not need this header.
+// A plugin library's stamp, which records how the library was built and can be read without loading
+// it. dsv3_add_plugin compiles one into every plugin; other code does not need this header.
 #pragma once
 
 #include <cstdint>
@@ -9,15 +9,15 @@
 
 #include <dsv3/sdk/version.h>
 
-// Standard library and ABI family of the compiler. GCC and Clang versions that agree on it can be
-// mixed (the formula is pybind11's platform ABI id).
+// Standard library and ABI family of the compiler. Libraries from GCC and Clang can be mixed if
+// this string is the same (the formula is pybind11's platform ABI id).
 #ifndef DSV3_STAMP_CXX_ABI
 #if defined(_LIBCPP_VERSION)
 #define DSV3_STAMP_CXX_ABI "libcpp_abi" DSV3_STAMP_TEXT(_LIBCPP_ABI_VERSION)
 #elif defined(__GLIBCXX__) && __GXX_ABI_VERSION >= 1002 && __GXX_ABI_VERSION < 2000
 #define DSV3_STAMP_CXX_ABI "libstdcpp_gxx_abi_1xxx_cxx11_" DSV3_STAMP_TEXT(_GLIBCXX_USE_CXX11_ABI)
 #else
-#error "unsupported C++ standard library: dsv3 plugins need libstdc++ or libc++"
+#error "unsupported C++ standard library: dsv3 plugins require libstdc++ or libc++"
 #endif
 #endif
 
@@ -49,7 +49,7 @@
 #define DSV3_STAMP_TEXT_(x) #x
 #define DSV3_STAMP_TEXT(x) DSV3_STAMP_TEXT_(x)
 
-/// A plugin library's stamp as a string literal of `key=value` pairs. `provides` is
+/// A plugin library's stamp: a string literal of `key=value` pairs separated by "; ". `provides` is
 /// "kind/name,kind/name".
 #define DSV3_STAMP(name, version, provides)                                               \
   "@dsv3-plugin@ sdk=" DSV3_STAMP_SDK "; headers=" DSV3_STAMP_HEADERS                     \
@@ -59,7 +59,8 @@
 
 namespace dsv3 {
 
-/// An ELF note: `readelf -n` shows it, `strip` keeps it, and reading it runs no code.
+/// The stamp as an ELF note. `readelf -n` prints it, `strip` preserves it, and reading it runs no
+/// code.
 template <size_t Size>
 struct StampNote {
   uint32_t owner_size = 5;
@@ -75,7 +76,7 @@ struct StampNote {
 
 }  // namespace dsv3
 
-/// Defines the library's note.
+/// Defines the library's stamp note.
 #define DSV3_STAMP_NOTE(name, version, provides)                                     \
   __attribute__((section(".note.dsv3"), used)) alignas(                              \
       4) static const ::dsv3::StampNote<sizeof(DSV3_STAMP(name, version, provides))> \

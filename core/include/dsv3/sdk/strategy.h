@@ -9,16 +9,18 @@
 
 namespace dsv3 {
 
-/// Pointers to a unit's input or output tensors, e.g. {&x, &y}. The strategy may replace the
-/// tensors in place, except undefined and no-grad ones.
+/// Pointers to tensors, such as {&x, &y}, that are the inputs or outputs of a computation with a
+/// unit's parameters. The strategy may replace these tensors in place, except undefined ones and
+/// those that do not require grad.
 using TensorRefs = c10::ArrayRef<at::Tensor*>;
 
 struct UnitParam {
-  std::string name;
-  at::Tensor tensor;  ///< the component's handle; its name is the same on all ranks and in all
-                      ///< strategies
-  std::vector<int64_t> global_shape, box_offset;  ///< tensor is a box of the global tensor
-  int64_t matrices = 1;                           ///< contiguous view [matrices, rows, last dim]
+  std::string name;                               ///< the same on all ranks and in all strategies
+  at::Tensor tensor;                              ///< the tensor with which the component computes
+  std::vector<int64_t> global_shape, box_offset;  ///< `tensor` is the slice of the global tensor
+                                                  ///< that starts at box_offset
+  int64_t matrices = 1;                           ///< number of matrices in the contiguous tensor,
+                                                  ///< viewed as [matrices, rows, last dim]
   int group = 0;                                  ///< optimizer group
   bool keep_fp32 = false;
   std::string replicas = "world";
@@ -28,16 +30,16 @@ struct GroupSpec {
   bool whole_matrices = false;
 };
 
-/// Memory and traffic per rank, for dry runs.
+/// Memory and network traffic per rank, for dry runs.
 struct Cost {
-  int64_t bytes_held = 0;  ///< between steps: master values and compute copies, without optimizer
-                           ///< state
-  int64_t bytes_peak = 0;  ///< during a step: bytes_held, gradients and gathered units
-  int64_t bytes_moved_per_step = 0;  ///< sent over the network
+  /// Between steps: master values and copies in the compute dtype, without optimizer state.
+  int64_t bytes_held = 0;
+  int64_t bytes_peak = 0;  ///< during a step: bytes_held, gradients and gathered parameters
+  int64_t bytes_moved_per_step = 0;  ///< bytes sent over the network
 };
 
-/// Parameters that are gathered, used and reduced together: the embedding, a block, an MTP module,
-/// or the final norm with the head.
+/// A unit: parameters that a strategy gathers, uses and reduces together. The units of a model are
+/// the embedding, each block, each MTP module, and the final norm with the head.
 struct UnitSpec {
   std::string name;
   std::vector<UnitParam> params;
@@ -46,13 +48,15 @@ struct UnitSpec {
 
 struct UpdateTensor {
   Range range;
-  /// fp32, [rows, cols] for whole matrices, else 1-D; may be on the host.
+  /// fp32, [rows, cols] for whole matrices, else one-dimensional. The tensors may be in host
+  /// memory.
   at::Tensor value, grad;
 };
 
 struct OwnedTensor {
   Range range;
-  at::Tensor value;  ///< fp32 master; the primary ranges of all ranks cover every parameter once
+  at::Tensor value;  ///< fp32 master value; over all ranks, the primary ranges cover every
+                     ///< parameter once
 };
 
 struct StrategyContext {
@@ -61,49 +65,52 @@ struct StrategyContext {
   at::ScalarType compute_dtype = at::kFloat;
 };
 
-/// All calls come from the training thread, in the same order on all ranks. "C" = collective call.
+/// Calls come from the training thread, in the same order on all ranks. Calls marked "Collective"
+/// communicate with the other ranks.
 class Strategy : public Pluggable {
  public:
   ~Strategy() override;
-  /// Called after each unit was built and initialised. The strategy takes over its storage and may
-  /// free it. Returns the unit's index, in forward order.
+  /// Called for each unit after its parameters were created and initialised. The strategy takes
+  /// over their storage and may free it. Returns the unit's index, in forward order.
   virtual int adopt(UnitSpec unit) = 0;
-  /// C. Called after the last adopt(): assigns owners and checks that names and shapes match on all
-  /// ranks.
+  /// Collective. Called after the last adopt(). Decides which rank owns which values, and checks
+  /// that names and shapes match on all ranks.
   virtual void ready(const std::vector<GroupSpec>& groups) = 0;
-  /// Called before each forward pass in training. Gradients must be reduced after the backward pass
-  /// of the `last` micro-batch.
+  /// Called before each forward pass in training. `last` marks a step's last micro-batch: after its
+  /// backward pass, gradients must be reduced over ranks.
   virtual void begin_microbatch(bool last) = 0;
-  /// C. The model calls these around every use of a unit's parameters, in training or not, and
-  /// reads the parameters only in between. Calls may repeat and nest across units. They receive all
-  /// differentiable inputs and outputs, and may add autograd nodes: in backward(), nodes added by
-  /// leave() run before the unit's nodes, and those added by enter() run after them.
+  /// Collective. The model calls enter() before and leave() after every use of a unit's parameters,
+  /// in training or not, and reads the parameters only in between. Calls may repeat, and calls for
+  /// different units may nest. They receive all differentiable inputs and outputs, and may add
+  /// autograd nodes. In backward(), nodes added by leave() run before the unit's own nodes, and
+  /// those added by enter() run after them.
   virtual void enter(int unit, TensorRefs inputs) = 0;
   virtual void leave(int unit, TensorRefs outputs) = 0;
-  /// C. Computes gradients and sums them over replicas. May throw ExitCode::peer_lost.
+  /// Collective. Computes gradients and sums them over replicas. May throw an Error with
+  /// ExitCode::peer_lost.
   virtual void backward(at::TensorList roots, at::TensorList grads = {}) = 0;
-  /// C. Called after the last micro-batch. Returns the global gradient norm as a float64 scalar on
-  /// the device, which the host need not wait for. Identical on all ranks. It is not finite if any
-  /// gradient is not.
+  /// Collective. Called after the last micro-batch. Returns the global gradient norm as a float64
+  /// scalar on the device, which the host need not wait for. Identical on all ranks. It is not
+  /// finite if any gradient is not.
   virtual at::Tensor grad_norm() = 0;
   /// Multiplies all gradients by `factor`, a float64 scalar on the device. A factor of 0 sets them
   /// to 0 even if they are not finite.
   virtual void scale_grads(const at::Tensor& factor) = 0;
-  /// C. Calls fn zero or more times with disjoint tensors. fn updates values in place, stores no
-  /// reference and calls no collective.
+  /// Collective. Calls `fn` zero or more times with disjoint tensors. `fn` updates the values in
+  /// place, keeps no references and calls no collectives.
   virtual void update(int group, const std::function<void(std::span<UpdateTensor>)>& fn) = 0;
-  /// C. Clears gradients, even after a skipped step, and refreshes compute copies. May return
-  /// before this is complete.
+  /// Collective. Clears gradients, even after a skipped step, and refreshes the tensors that
+  /// components compute with. May return before this is complete.
   virtual void end_step() = 0;
-  /// The ranges that update() passes to fn on this rank. They are also the keys of optimizer state.
-  /// Valid after ready().
+  /// Returns the ranges that update() passes to `fn` on this rank. The core also identifies
+  /// optimizer state by them. Valid after ready().
   virtual std::vector<Range> update_ranges(int group) const = 0;
-  /// Saving reads owned(). Loading overwrites owned() and then calls loaded() (C). Both are called
-  /// only between steps.
+  /// To save, the core reads owned(). To load, it overwrites owned() and then calls loaded(), which
+  /// is collective. Both happen only between steps.
   virtual std::vector<OwnedTensor> owned() = 0;
   virtual void loaded() = 0;
-  /// Memory per rank and bytes sent per step, computed from meta tensors without starting any
-  /// ranks.
+  /// Returns the memory per rank and the bytes sent per step, computed from meta tensors without
+  /// starting any ranks.
   virtual Cost estimate(std::span<const UnitSpec> units, int ranks) const = 0;
 };
 

@@ -25,11 +25,11 @@ class Tokenizer : public Pluggable {
   virtual int64_t vocab_size() const = 0;
   /// End-of-text id, which separates documents; -1 = none.
   virtual int32_t eos_id() const = 0;
-  /// Hex digest of everything that determines the ids: equal digests mean identical ids for every
-  /// text.
+  /// Hex digest of everything that determines the ids. If digests are equal, every text has the
+  /// same ids.
   virtual std::string digest() const = 0;
-  /// Files for exports, by name, from which Hugging Face's libraries load the same tokenizer
-  /// (tokenizer.json, tokenizer_config.json); empty = none.
+  /// Returns the files from which Hugging Face's libraries load the same tokenizer, by name
+  /// (tokenizer.json, tokenizer_config.json), for exports; empty = none.
   virtual std::map<std::string, std::string> files() const { return {}; }
 };
 

@@ -15,22 +15,22 @@ namespace dsv3 {
 struct RunInfo {
   std::string name;        ///< name of the run and of its folder
   std::string folder;      ///< absolute path of the run folder
-  std::string experiment;  ///< name of the experiment in its file
+  std::string experiment;  ///< the experiment's `name` key
   std::string config;      ///< resolved experiment, YAML
   bool resumed = false;
 };
 
 enum class RunStatus { finished = 1, failed, stopped };
 
-/// One line of metrics.jsonl, delivered in order. `id` counts from 0 over the whole run, across
-/// resumes.
+/// One line in metrics.jsonl. Events are delivered in order. `id` counts from 0 over the whole run,
+/// including resumes.
 struct Event {
   int64_t id = 0, step = 0, tokens = 0;
   double time = 0;  ///< seconds since the epoch
   std::vector<std::pair<std::string, double>> metrics;
 };
 
-/// Thrown by deliver() to have the same events delivered again after `seconds`.
+/// Thrown by deliver() to request that the same events be delivered again after `seconds`.
 class RetryAfter : public Error {
  public:
   RetryAfter(const std::string& what, double seconds) : Error(what), seconds(seconds) {}
@@ -38,8 +38,8 @@ class RetryAfter : public Error {
   double seconds;
 };
 
-/// Thrown by deliver() if event `index` of the span can never be accepted. The events before it
-/// were accepted.
+/// Thrown by deliver() if `events[index]` can never be accepted. The events before it were
+/// accepted.
 class Rejected : public Error {
  public:
   Rejected(const std::string& what, size_t index) : Error(what), index(index) {}
@@ -47,7 +47,8 @@ class Rejected : public Error {
   size_t index;
 };
 
-/// All calls come from one sender thread; training never waits for them.
+/// Sends metrics to an external service or file. All calls come from one sender thread, and
+/// training never waits for them.
 class Tracker : public Pluggable {
  public:
   ~Tracker() override;

@@ -11,17 +11,17 @@ namespace dsv3::fs {
 
 using Path = std::filesystem::path;
 
-/// A system call that writes. The fault hook is called before each of them.
+/// A system call that changes the file system. The fault hook is called before each of them.
 enum class Call { open = 1, write, sync, rename, mkdir, remove };
 
 /// Tests only: sets a hook that runs before each writing system call (for rename, with the new
-/// name). It returns 0 to let the call proceed or an errno (ENOSPC, EIO) to make it fail, or does
-/// not return. Pass {} to remove it.
+/// name). The hook returns 0 to let the call proceed or an errno (ENOSPC, EIO) to make it fail. It
+/// may also end the process. Pass {} to remove it.
 void set_fault_hook(std::function<int(Call, const Path&)> hook);
 
-/// A file being written, without buffering: one write() is one write(2), except for short writes.
-/// Errors throw dsv3::Error with the path, the cause and, for a full disk, the needed and free
-/// bytes.
+/// A file that is written without buffering: each write() is one write(2), except after short
+/// writes. Errors throw dsv3::Error with the path, the cause and, for a full disk, the needed and
+/// free bytes.
 class Writer {
  public:
   explicit Writer(const Path& path);  ///< creates or truncates
@@ -40,9 +40,9 @@ class Writer {
   int fd_ = -1;
 };
 
-/// Returns the file's content. Throws if it cannot be read or is larger than `limit` bytes.
+/// Returns the file's content. Throws if the file cannot be read or is larger than `limit` bytes.
 std::string read(const Path& path, uint64_t limit = UINT64_MAX);
-/// Passes the file's bytes to `use` in order, in pieces of at most 1 MiB; throws like read().
+/// Passes the file's content to `use` in order, in pieces of at most 1 MiB. Throws like read().
 void read_pieces(const Path& path, const std::function<void(std::string_view)>& use,
                  uint64_t limit = UINT64_MAX);
 /// Writes to a temporary file next to `path`, fsyncs, renames it to `path` and fsyncs the folder.
@@ -58,7 +58,7 @@ bool make_folder(const Path& path);
 void make_folders(const Path& path);
 void rename(const Path& from, const Path& to);
 void sync_folder(const Path& path);
-/// Removes a file, or a folder with its content, without following symbolic links. Does nothing if
+/// Removes a file, or a folder and its content, without following symbolic links. Does nothing if
 /// the path does not exist.
 void remove_all(const Path& path);
 

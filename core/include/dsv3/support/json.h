@@ -1,4 +1,4 @@
-// JSON parser with limits on size and depth. Errors contain line and column.
+// JSON parser with limits on size and depth. Errors contain the line and column.
 #pragma once
 
 #include <filesystem>
@@ -20,7 +20,7 @@ Json read_json(const std::filesystem::path& path);
 /// Converts a number to JSON. NaN and infinities, which JSON cannot represent, become "NaN",
 /// "Infinity" and "-Infinity", as in metrics.jsonl.
 Json number_to_json(double value);
-/// Throws dsv3::Error if `value` is neither a number nor one of these strings.
+/// Converts the result of number_to_json() back to a number. Throws dsv3::Error for any other JSON.
 double number_from_json(const Json& value);
 
 }  // namespace dsv3

@@ -16,7 +16,7 @@ class Sha256 {
   Sha256();
   Sha256& update(const void* bytes, size_t size);
   Sha256& update(std::string_view text) { return update(text.data(), text.size()); }
-  std::string hex();  ///< finishes the digest; call once
+  std::string hex();  ///< returns the digest; call only once
 
  private:
   std::unique_ptr<evp_md_ctx_st, void (*)(evp_md_ctx_st*)> context_;

@@ -1,5 +1,5 @@
-// Splits text files into documents: .txt files at blank lines, at every line, or not at all; .jsonl
-// files into one document per line.
+// Splits text files into documents: .txt files at blank lines, at every newline, or not at all;
+// .jsonl files into one document per line.
 #pragma once
 
 #include <vector>
@@ -8,7 +8,7 @@
 
 namespace dsv3 {
 
-/// How files are split into documents.
+/// How to split files into documents.
 struct TextFormat {
   /// Where a .txt document ends: "blank_line" (a whitespace-only line), "line", or "file".
   std::string documents = "blank_line";
@@ -20,19 +20,19 @@ class TextFiles {
  public:
   struct Document {
     uint32_t file = 0;
-    uint64_t begin = 0, size = 0;  ///< byte range in the file; for .jsonl, the whole line
-    uint64_t hash = 0;             ///< document_hash of these bytes
+    uint64_t begin = 0, size = 0;  ///< byte range in the file; the whole line in a .jsonl file
+    uint64_t hash = 0;             ///< document_hash() of these bytes
   };
 
-  /// `paths` are text files, and folders whose .txt and .jsonl files are read recursively in name
+  /// `paths` are text files or folders, whose .txt and .jsonl files are read recursively in name
   /// order. A .txt document does not include its final newline. Skips byte-order marks and
   /// whitespace-only documents. Throws a dsv3::Error (ExitCode::data) that names the path if it is
   /// missing, unreadable, empty, compressed or binary.
   TextFiles(const std::vector<std::string>& paths, const TextFormat& format);
 
   const std::vector<Document>& documents() const { return documents_; }
-  /// Returns the document's text, decoded into `buffer` if necessary. Invalid JSON throws an error
-  /// with file and line.
+  /// Returns the document's text, decoded into `buffer` if necessary. Throws an error with file and
+  /// line for invalid JSON.
   std::string_view text(const Document& document, std::string& buffer) const;
   uint64_t bytes() const { return bytes_; }  ///< of all documents
   /// The paths as given, for error messages.

@@ -36,7 +36,7 @@ struct TokenDocument {
   uint64_t hash = 0;
 };
 
-/// A mapped file of token ids. Thread-safe.
+/// A memory-mapped file of token ids. Thread-safe.
 class TokenFile {
  public:
   /// `format` is dsv3, llmc, raw16 or auto: dsv3 for .tokens, else llmc if its magic number is
@@ -48,8 +48,8 @@ class TokenFile {
   const std::string& format() const { return format_; }
   const TokenHeader& header() const { return header_; }
   void read(uint64_t begin, std::span<int64_t> out) const;
-  /// Documents from the table. Without a table, the file is split after each `eos`, or is a single
-  /// document if eos < 0.
+  /// Returns the documents in the table. Without a table, splits the file after each `eos`, or
+  /// returns a single document if eos < 0.
   std::vector<TokenDocument> documents(int64_t eos) const;
 
  private:
@@ -64,10 +64,10 @@ class TokenFile {
   const char* table_ = nullptr;
 };
 
-/// `path` itself, or the .tokens and .bin files of the folder `path` in name order.
+/// Returns `path` itself, or the .tokens and .bin files in the folder `path`, in name order.
 std::vector<std::string> token_files_in(const std::string& path);
 
-/// Collects a shard in memory and writes it with a single call.
+/// Collects a shard's documents in memory and writes them with a single call.
 class TokenShard {
  public:
   /// `header` must contain vocab, eos, tokenizer and id_bytes.

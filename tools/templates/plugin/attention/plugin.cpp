@@ -25,13 +25,15 @@ class SelfAttention final : public dsv3::Attention {
  public:
   using Options = ::Options;
 
-  // Declares parameters but does not initialise them, because this also runs on the meta device.
+  // Declares parameters but does not initialise them, because the constructor also runs on the meta
+  // device.
   SelfAttention(const Options& options, const dsv3::LayerContext& context)
       : Attention(context), heads_(options.heads) {
     const int64_t hidden = context.dims.hidden;
     if (hidden % heads_ != 0)
-      throw dsv3::Error("hidden " + std::to_string(hidden) + " is not a multiple of heads " +
-                            std::to_string(heads_) + "; change the number of heads",
+      throw dsv3::Error("hidden " + std::to_string(hidden) +
+                            " is not a multiple of the number of heads, " + std::to_string(heads_) +
+                            "; change `heads`",
                         dsv3::ExitCode::usage);
     head_dim_ = hidden / heads_;
     position_ = context.make_position(head_dim_);
@@ -49,12 +51,12 @@ class SelfAttention final : public dsv3::Attention {
     at::Tensor k = key_(x).unflatten(2, split);
     at::Tensor v = value_(x).unflatten(2, split);
     std::tie(q, k) = position_->rotate(q, k, seq.positions);
-    // attend() is causal and separates documents.
+    // attend() is causal and keeps documents separate.
     const auto mix = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
       return dsv3::attend(q, k, v, seq, scale_).flatten(2);
     };
     if (!seq.cache) return out_(mix(q, k, v));
-    // During generation, each sequence of the batch also attends to its cached tokens.
+    // During generation, each sequence in the batch also attends to its cached tokens.
     seq.cache->append(at::cat({k.flatten(2), v.flatten(2)}, -1));
     return out_(seq.cache->each_row(q, [&](const at::Tensor& row_q, const at::Tensor& all) {
       return mix(row_q, all.narrow(2, 0, hidden).unflatten(2, split),

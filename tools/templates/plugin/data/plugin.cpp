@@ -1,4 +1,4 @@
-// data/@NAME@: every line of a text file is a document. All tokens are kept in memory.
+// data/@NAME@: reads text files in which every line is a document. Keeps all tokens in memory.
 #include <algorithm>
 
 #include <dsv3/sdk/documents.h>
@@ -30,7 +30,7 @@ class Lines final : public dsv3::Documents {
     uint64_t hash = dsv3::document_hash(context.tokenizer->digest());
     std::string buffer;
     for (const auto& line : files.documents()) {
-      // A line's hash decides whether it is in the held-out set, so adding lines does not move
+      // A line's hash decides whether the line is in the held-out set, so adding lines never moves
       // other lines.
       const bool validation = dsv3::held_out(line.hash, context.validation_share);
       if (validation != (context.split == dsv3::Split::validation)) continue;
@@ -57,7 +57,7 @@ class Lines final : public dsv3::Documents {
   std::string fingerprint_, source_;
 };
 
-// PackedStream implements packing, order, ranks and resuming from a saved position.
+// PackedStream implements packing, document order, splitting rows between ranks, and resuming.
 class LineData final : public dsv3::PackedStream {
  public:
   using Options = ::Options;

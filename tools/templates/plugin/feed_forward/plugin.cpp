@@ -11,7 +11,7 @@ struct Options {
   int64_t hidden = 0;
   static void describe(dsv3::OptionSchema<Options>& s) {
     // word() adds a keyword for a number with a special meaning.
-    s.add("hidden", &Options::hidden, "inner width; auto = 3 times the model's width")
+    s.add("hidden", &Options::hidden, "inner width; auto = 3 times the hidden size")
         .min(0)
         .word("auto", 0);
   }
@@ -21,7 +21,8 @@ class GatedMlp final : public dsv3::FeedForward {
  public:
   using Options = ::Options;
 
-  // Declares parameters but does not initialise them, because this also runs on the meta device.
+  // Declares parameters but does not initialise them, because the constructor also runs on the meta
+  // device.
   GatedMlp(const Options& options, const dsv3::LayerContext& context) : FeedForward(context) {
     const int64_t width = context.dims.hidden;
     hidden_ = options.hidden > 0 ? options.hidden : 3 * width;

@@ -1,5 +1,5 @@
-// format/@NAME@: how a folder with "model_type": "@NAME@" describes and stores a small architecture
-// with plain multi-head attention and dense gated layers.
+// format/@NAME@: imports and exports Hugging Face folders with "model_type": "@NAME@", a small
+// architecture with plain multi-head attention and dense gated layers.
 #include <dsv3/sdk/config_reader.h>
 #include <dsv3/sdk/format.h>
 #include <dsv3/sdk/plugin.h>
@@ -15,7 +15,8 @@ int64_t integer(const ComponentDescription& component, const std::string& key) {
   return std::get<int64_t>(component.options.at(key));
 }
 
-/// Inner width of `layer`. For `hidden: auto`, it comes from the parameter's shape.
+/// Inner width of the feed-forward layer in block `layer`. For `hidden: auto`, it comes from the
+/// parameter's shape.
 int64_t inner_width(const ModelDescription& model, size_t layer) {
   const int64_t width = integer(model.feed_forward[layer], "hidden");
   if (width > 0) return width;
@@ -27,8 +28,8 @@ class Architecture final : public dsv3::Format {
   using Options = dsv3::NoOptions;
   explicit Architecture(const Options&) {}
 
-  // Must list everything that the architecture cannot express. Otherwise a different model is
-  // written.
+  // Must list everything that the architecture cannot express. Otherwise, the export would write a
+  // different model.
   std::vector<std::string> obstacles(const ModelDescription& model) const override {
     std::vector<std::string> obstacles;
     const auto require = [&](bool condition, const std::string& text) {
@@ -37,8 +38,9 @@ class Architecture final : public dsv3::Format {
     for (size_t layer = 0; layer < model.attention.size(); ++layer) {
       const ComponentDescription& attention = model.attention[layer];
       if (attention.plugin != "mha" || model.feed_forward[layer].plugin != "swiglu")
-        return {"layer " + std::to_string(layer) + " is " + attention.plugin + " and " +
-                model.feed_forward[layer].plugin + ", but the architecture uses mha and swiglu"};
+        return {"layer " + std::to_string(layer) + " uses " + attention.plugin + " and " +
+                model.feed_forward[layer].plugin +
+                ", but the architecture supports only mha and swiglu"};
       const int64_t heads = integer(attention, "heads"), kv_heads = integer(attention, "kv_heads"),
                     head_dim = integer(attention, "head_dim");
       require(heads == integer(model.attention[0], "heads") &&
@@ -124,7 +126,7 @@ class Architecture final : public dsv3::Format {
       for (const char* part : {"q", "k", "v", "o"})
         add(stored + part, {width, width}, source + "attention." + part + ".weight");
       add(stored + "norm_f", {width}, source + "feed_forward_norm.weight");
-      // The model stacks gate and up in one parameter; the folder stores two tensors.
+      // The model stacks gate and up in one parameter, but the folder stores two tensors.
       add(stored + "gate", {inner, width}, source + "feed_forward.gate_up.weight");
       add(stored + "up", {inner, width}, source + "feed_forward.gate_up.weight", inner);
       add(stored + "down", {width, inner}, source + "feed_forward.down.weight");
@@ -134,7 +136,7 @@ class Architecture final : public dsv3::Format {
     return places;
   }
 
-  // `dsv3 plugins check` writes and reads these models.
+  // `dsv3 plugins check` writes and reads the models that these configs describe.
   std::vector<Json> examples() const override {
     const Json small{{"vocabulary", 31}, {"width", 16},       {"depth", 2},      {"heads", 4},
                      {"context", 64},    {"inner_width", 24}, {"norm_eps", 1e-5}};

@@ -23,15 +23,16 @@ class Lion final : public dsv3::Optimizer {
   using Options = ::Options;
   explicit Lion(const Options& options) : o_(options) {}
 
-  // Updates are element-wise, so slices may be flat pieces of any length and state can be sharded.
+  // Updates are element-wise, so slices may be one-dimensional pieces of any length, and state can
+  // be sharded.
   bool whole_matrices() const override { return false; }
   double lr() const override { return o_.lr; }
-  // The core stores, saves and loads the state. It is initially zero.
+  // The core stores, saves and loads the optimizer state, which is initially zero.
   std::vector<dsv3::StateSlot> slots() const override {
     return {{"momentum", dsv3::StateSlot::Like::value, at::kFloat}};
   }
 
-  // Called several times per step with disjoint slices; keeps no state between calls.
+  // Called several times per step with disjoint slices. Keeps no state between calls.
   void step(std::span<const dsv3::Slice> slices, const dsv3::OptimStep& step) override {
     const double lr = o_.lr * step.lr_factor;
     for (const dsv3::Slice& slice : slices) {

@@ -1,5 +1,5 @@
-// position/@NAME@: rotary position embedding (Su et al., arXiv 2104.09864), with Llama's feature
-// pairs.
+// position/@NAME@: rotary position embedding (Su et al., arXiv 2104.09864), with features paired as
+// in Llama.
 #include <dsv3/sdk/angles.h>
 #include <dsv3/sdk/ops.h>
 #include <dsv3/sdk/plugin.h>
@@ -10,7 +10,8 @@ namespace {
 struct Options {
   double theta = 10000;
   static void describe(dsv3::OptionSchema<Options>& s) {
-    s.add("theta", &Options::theta, "base of the geometric series of wavelengths").min(1);
+    s.add("theta", &Options::theta, "base of the wavelengths, which form a geometric series")
+        .min(1);
   }
 };
 
@@ -21,7 +22,7 @@ class Rotary final : public dsv3::Position {
       : angles_(dsv3::rotary_frequencies(context.rotary_dim, options.theta), 1.0,
                 context.sequence) {}
 
-  // Uses `positions`, which restart in each document, instead of the index in the row.
+  // Uses `positions`, which restart in each document, instead of the token's index in the row.
   std::pair<at::Tensor, at::Tensor> rotate(const at::Tensor& q, const at::Tensor& k,
                                            const at::Tensor& positions) const override {
     const auto [cos, sin] = angles_.at(positions, q.scalar_type());

@@ -19,7 +19,7 @@ class InverseSqrt final : public dsv3::Schedule {
   using Options = ::Options;
   explicit InverseSqrt(const Options& options) : o_(options) {}
 
-  // Depends only on the step, so resuming needs no state.
+  // The factor depends only on the step, so resuming needs no state.
   double factor(int64_t step, int64_t) const override {
     if (step < o_.warmup) return double(step) / double(o_.warmup);
     return std::sqrt(double(std::max<int64_t>(o_.warmup, 1)) / double(std::max<int64_t>(step, 1)));

@@ -28,11 +28,11 @@ class OneDevice final : public dsv3::Strategy {
                         dsv3::ExitCode::usage);
   }
 
-  // The component keeps its handle, and the strategy owns the handle's storage from now on.
+  // The component keeps its tensor, but the strategy owns the tensor's storage from now on.
   int adopt(dsv3::UnitSpec unit) override {
     for (dsv3::UnitParam& param : unit.params) {
       if (!names_.insert(param.name).second)
-        throw dsv3::Error("parameter '" + param.name + "' is in two units");
+        throw dsv3::Error("parameter '" + param.name + "' was passed to adopt() twice");
       const auto options = at::TensorOptions().dtype(at::kFloat).device(context_.device);
       Resident resident{std::move(param), {}, {}};
       resident.master = at::empty(resident.param.tensor.sizes(), options);
@@ -57,7 +57,7 @@ class OneDevice final : public dsv3::Strategy {
     }
   }
 
-  // All parameters are always resident, so there is nothing to gather or release.
+  // All parameters always stay in memory, so there is nothing to gather or release.
   void enter(int, dsv3::TensorRefs) override {}
   void leave(int, dsv3::TensorRefs) override {}
 

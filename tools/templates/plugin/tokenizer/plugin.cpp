@@ -11,7 +11,7 @@ namespace {
 struct Options {
   std::vector<std::string> pairs = {"e ", "th", "t ", "s ", "d ", "in", "er", "an"};
   static void describe(dsv3::OptionSchema<Options>& s) {
-    s.add("pairs", &Options::pairs, "byte pairs that have a separate id");
+    s.add("pairs", &Options::pairs, "byte pairs that are tokens, such as `th`");
     s.check([](const Options& o) -> std::string {
       for (const std::string& pair : o.pairs)
         if (pair.size() != 2) return "pairs must be two bytes long, not '" + pair + "'";
@@ -27,7 +27,8 @@ class Pairs final : public dsv3::Tokenizer {
   using Options = ::Options;
   Pairs(const Options& options, const dsv3::TokenizerContext&) : pairs_(options.pairs) {}
 
-  // Encodes from left to right: a pair if one matches, else a byte. Accepts any bytes.
+  // Encodes from left to right: the next byte pair if it has an id, else a single byte. Accepts any
+  // bytes.
   std::vector<int32_t> encode(std::string_view text) const override {
     std::vector<int32_t> ids;
     for (size_t i = 0; i < text.size();) {

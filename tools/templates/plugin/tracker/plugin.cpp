@@ -1,4 +1,4 @@
-// tracker/@NAME@: one JSON object per event, in a file in the run folder.
+// tracker/@NAME@: writes one JSON object per event to a file in the run folder.
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -40,7 +40,7 @@ class JsonLines final : public dsv3::Tracker {
 
   void start(const dsv3::RunInfo&) override {}
 
-  // If this throws, the core retries, and open() removes what was written.
+  // If this function throws, the core calls it again, and open() first removes what was written.
   void deliver(std::span<const dsv3::Event> events) override {
     if (events.empty()) return;
     if (!writer_ || events.front().id != next_) open(events.front().id);
@@ -55,8 +55,8 @@ class JsonLines final : public dsv3::Tracker {
   void finish(dsv3::RunStatus) override { writer_.reset(); }
 
  private:
-  // Removes the lines of events with ids from `next` on, which the core delivers again after a
-  // failure.
+  // Removes the lines of events whose ids are `next` or higher, because the core delivers these
+  // events again after a failure.
   void open(int64_t next) {
     writer_.reset();
     uintmax_t size = 0;
@@ -71,7 +71,7 @@ class JsonLines final : public dsv3::Tracker {
 
   std::filesystem::path path_;
   std::optional<dsv3::fs::Writer> writer_;
-  int64_t next_ = -1;  // id that follows the last event in the file
+  int64_t next_ = -1;  // id after that of the last event in the file
 };
 
 }  // namespace
