@@ -15,7 +15,7 @@ bool dry();
 /// Whether `pointer` is an address of device memory.
 bool on_device(const void* pointer);
 
-/// The bytes behind an address of device memory, where the kernels of the fake device find them.
+/// Where the kernels of the fake device find the bytes of an address of device memory.
 void* bytes_of(const void* pointer);
 
 /// The allocator of device memory, registered for `at::kCUDA`. New memory is filled with 0xff,

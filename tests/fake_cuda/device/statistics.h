@@ -18,7 +18,7 @@ void count_operator(const std::string& name, const std::vector<c10::IValue>& arg
 /// throws c10::Error instead. Completes the asynchronous copies that were queued before.
 void count_wait(const std::string& reason);
 
-/// Counts a wait for an event behind which `queued` operators were queued. Such a wait is short if
+/// Counts a wait for an event since which `queued` operators were called. Such a wait is short if
 /// the event is old, so it is listed separately and not an error. Completes the copies up to
 /// `ticket` (see copies.h).
 void count_event_wait(int64_t queued, int64_t ticket);
@@ -29,9 +29,13 @@ void count_attention(const std::string& kernel);
 /// The number of operators called so far.
 int64_t operator_count();
 
-/// Starts a new section named `name` of the statistics. Exported for tests and plugins that mark
-/// the steps of a run: `dlsym(RTLD_DEFAULT, "fake_cuda_mark")`.
-extern "C" __attribute__((visibility("default"))) void fake_cuda_mark(const char* name);
+extern "C" {
+/// Starts a new section named `name` of the statistics. A plugin finds both functions with dlsym.
+__attribute__((visibility("default"))) void fake_cuda_mark(const char* name);
+
+/// Writes the statistics and ends the process with exit code 0.
+__attribute__((visibility("default"))) void fake_cuda_finish();
+}
 
 /// Writes FAKE_CUDA_LOG.
 void write_statistics();
