@@ -122,6 +122,22 @@ void attend_packed_with_different_dims() {
                                true, false);
 }
 
+void multiply_integers() {
+  const Tensor x = at::ones({4, 4}, cuda(at::kLong));
+  at::mm(x, x);
+}
+
+void count_without_determinism() {
+  at::globalContext().setDeterministicAlgorithms(true, false);
+  at::ones({4}, cuda()).cumsum(0);
+  at::histc(at::ones({4}, cuda()), 4);
+}
+
+void call_without_twin() {
+  const Tensor x = at::ones({1, 4, 2, 64}, cuda(at::kBFloat16));
+  at::_efficient_attention_forward(x, x, x, {}, {}, {}, {}, {}, 0, 0);
+}
+
 // ---- what must work
 
 void add_a_number() {
@@ -289,6 +305,34 @@ void index_by_mask() {
   print(x.index({x > 0}).size(0));
 }
 
+/// Prints the kernel that LibTorch chooses for attention calls of several kinds.
+void choose_attention() {
+  const auto input = [](int64_t heads, int64_t dim, int64_t tokens = 128,
+                        at::ScalarType dtype = at::kBFloat16) {
+    return at::ones({2, tokens, heads, dim}, cuda(dtype)).transpose(1, 2);
+  };
+  const auto choose = [](const char* name, const Tensor& q, const Tensor& k, const Tensor& v,
+                         const std::optional<Tensor>& mask = {}, bool causal = true,
+                         bool grouped = false) {
+    constexpr const char* kNames[] = {"math", "flash", "efficient", "cudnn"};
+    const int64_t choice = at::_fused_sdp_choice(q, k, v, mask, 0, causal, std::nullopt, grouped);
+    std::printf("%s: %s\n", name, kNames[choice]);
+  };
+  const Tensor x = input(4, 64), fp32 = input(4, 64, 128, at::kFloat), one = input(4, 64, 1);
+  const Tensor mask = at::ones({2, 1, 128, 128}, cuda(at::kBool)).tril();
+  choose("64/64", x, x, x);
+  choose("48/32", input(4, 48), input(4, 48), input(4, 32));
+  choose("192/128", input(4, 192), input(4, 192), input(4, 128));
+  choose("masked", x, x, x, mask, false);
+  choose("grouped", x, input(2, 64), input(2, 64), {}, true, true);
+  choose("one query", one, x, x, {}, false);
+  choose("one key", one, one, one);
+  choose("fp32", fp32, fp32, fp32);
+  choose("12/8", input(4, 12), input(4, 12), input(4, 8));
+  at::globalContext().setDeterministicAlgorithms(true, false);
+  choose("deterministic", x, x, x);
+}
+
 /// Prints every ATen operator that has a CUDA kernel.
 void list_operators() {
   for (const c10::OperatorName& name : c10::Dispatcher::singleton().getAllOpNames()) {
@@ -303,36 +347,23 @@ void list_operators() {
 #define CASE(name) \
   { #name, &name }
 const std::map<std::string, void (*)()> kCases{
-    CASE(read_on_the_host),
-    CASE(write_on_the_host),
-    CASE(read_in_backward),
-    CASE(mix_devices),
-    CASE(mix_devices_in_a_list),
-    CASE(read_unwritten),
-    CASE(read_reused),
-    CASE(call_without_kernel),
-    CASE(exceed_memory),
-    CASE(change_pinned_source),
-    CASE(read_before_arrival),
-    CASE(softmax_of_bf16),
-    CASE(group_with_odd_rows),
-    CASE(attend_packed_with_different_dims),
-    CASE(add_a_number),
-    CASE(copy_pinned),
-    CASE(run_backward_on_device_thread),
-    CASE(measure_memory),
-    CASE(normalize_fp32),
-    CASE(normalize_bf16),
-    CASE(attend_equal_dims),
-    CASE(attend_different_dims),
-    CASE(attend_grouped),
-    CASE(attend_masked),
-    CASE(attend_packed),
-    CASE(multiply_into_fp32),
-    CASE(group),
-    CASE(update_with_adamw),
-    CASE(index_by_mask),
-    CASE(list_operators),
+    CASE(read_on_the_host),      CASE(write_on_the_host),
+    CASE(read_in_backward),      CASE(mix_devices),
+    CASE(mix_devices_in_a_list), CASE(read_unwritten),
+    CASE(read_reused),           CASE(call_without_kernel),
+    CASE(exceed_memory),         CASE(change_pinned_source),
+    CASE(read_before_arrival),   CASE(softmax_of_bf16),
+    CASE(group_with_odd_rows),   CASE(attend_packed_with_different_dims),
+    CASE(multiply_integers),     CASE(count_without_determinism),
+    CASE(call_without_twin),     CASE(add_a_number),
+    CASE(copy_pinned),           CASE(run_backward_on_device_thread),
+    CASE(measure_memory),        CASE(normalize_fp32),
+    CASE(normalize_bf16),        CASE(attend_equal_dims),
+    CASE(attend_different_dims), CASE(attend_grouped),
+    CASE(attend_masked),         CASE(attend_packed),
+    CASE(multiply_into_fp32),    CASE(group),
+    CASE(update_with_adamw),     CASE(index_by_mask),
+    CASE(choose_attention),      CASE(list_operators),
 };
 
 }  // namespace

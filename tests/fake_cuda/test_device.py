@@ -39,6 +39,9 @@ def test_memory_that_nobody_wrote_is_nan(name):
     ("softmax_of_bf16", "conversion is supported for Half type only"),
     ("group_with_odd_rows", "strides should be multiple of 16 bytes"),
     ("attend_packed_with_different_dims", "one head dimension"),
+    ("multiply_integers", "not implemented for 'Long'"),
+    ("count_without_determinism", "_histc_cuda with floating point input does not have a deterministic implementation"),
+    ("call_without_twin", "neither a CPU kernel nor a twin"),
 ])
 def test_invalid_calls_throw(name, message):
     assert re.search("threw: .*" + message, case(name).stdout)
@@ -63,6 +66,13 @@ def test_libtorch_chooses_an_attention_kernel(tmp_path, name, capability, kernel
     differences = case(name, FAKE_CUDA_CAPABILITY=capability, FAKE_CUDA_LOG=tmp_path / "log.json").stdout.split()
     assert max(map(float, differences)) < 0.02
     assert statistics(tmp_path / "log.json")["attention"] == {kernel: 1}
+
+
+def test_attention_kernels_are_those_of_an_h100():
+    """What LibTorch 2.11 with cuDNN 9.19 chose on an H100."""
+    assert case("choose_attention").stdout.splitlines() == [
+        "64/64: cudnn", "48/32: cudnn", "192/128: cudnn", "masked: cudnn", "grouped: cudnn", "one query: cudnn",
+        "one key: flash", "fp32: efficient", "12/8: math", "deterministic: flash"]
 
 
 def waits_of(tmp_path, name):

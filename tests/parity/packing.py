@@ -1,5 +1,5 @@
-"""Reimplements how dsv3 holds out documents, orders them and packs them into rows (dsv3/sdk/documents.h), so that tests
-can compute the rows of a run."""
+"""Reimplements how dsv3 selects the held-out documents, orders documents and packs them into rows
+(dsv3/sdk/documents.h), so that tests can compute the rows of a run."""
 
 import torch
 

@@ -126,7 +126,7 @@ void ValidationOptions::describe(OptionSchema<ValidationOptions>& s) {
         "number of batches per validation, each with train.batch sequences")
       .min(1)
       .unit("batches");
-  s.add("share", &ValidationOptions::share, "fraction of documents held out for validation")
+  s.add("share", &ValidationOptions::share, "fraction of documents in the held-out set")
       .min(0)
       .max(1)
       .unit("fraction");

@@ -45,7 +45,7 @@ TEST_CASE("a document's hash depends on its length and on every byte") {
   CHECK(found.size() == texts);
 }
 
-TEST_CASE("the requested fraction of documents is held out") {
+TEST_CASE("the held-out set contains the requested fraction of documents") {
   const auto all = hashes(20'000);
   for (const double share : {0.001, 0.01, 0.1, 0.5, 0.9}) {
     const auto count = std::count_if(all.begin(), all.end(),

@@ -44,10 +44,13 @@ std::vector<std::string> call_site(int count) {
     if (is_runtime(library)) continue;
     std::ostringstream frame;
     frame << library;
-    if (info.dli_sname)
-      frame << ' ' << demangled(info.dli_sname);
-    else
+    if (info.dli_sname) {
+      const std::string function = demangled(info.dli_sname);
+      if (function.starts_with("at::")) continue;  // an inline function of LibTorch
+      frame << ' ' << function;
+    } else {
       frame << "+0x" << std::hex << (address - static_cast<const char*>(info.dli_fbase));
+    }
     site.push_back(frame.str());
   }
   return site;

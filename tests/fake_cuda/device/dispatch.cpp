@@ -12,6 +12,7 @@
 
 #include "dry.h"
 #include "memory.h"
+#include "restrictions.h"
 #include "statistics.h"
 #include "twins.h"
 
@@ -74,11 +75,17 @@ class Call {
   void run() {
     for (const c10::IValue& argument : arguments_) stack_->push_back(with_twins(argument));
     const c10::OptionalDeviceGuard guard(device_);
+    check_restrictions(name_, arguments_);
     if (waits(name_, arguments_)) count_wait(name_);
-    if (dry())
+    if (dry()) {
       run_dry(operation_, name_, arguments_, stack_);
-    else
+    } else {
+      TORCH_CHECK_NOT_IMPLEMENTED(
+          operation_.hasComputedKernelForDispatchKey(c10::DispatchKey::CPU), "fake_cuda: ", name_,
+          " has a CUDA kernel, but neither a CPU kernel nor a twin (tests/fake_cuda/README.md "
+          "explains how to add one)");
       operation_.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack_);
+    }
     const size_t count = operation_.schema().returns().size();
     Values results(stack_->end() - std::ptrdiff_t(count), stack_->end());
     torch::jit::drop(*stack_, count);

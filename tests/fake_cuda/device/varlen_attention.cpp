@@ -129,7 +129,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> varlen(
   count_operator("aten::_flash_attention_forward", {q, k, v, *q_ends, *k_ends, max_q, max_k},
                  {out, lse});
   const Tensor none = empty_on_device({2}, at::kUInt64);
-  return {out, lse, none, empty_on_device({}, at::kUInt64), Tensor()};
+  return {out, lse, none, empty_on_device({}, at::kUInt64), empty_on_device({0}, q.scalar_type())};
 }
 
 std::tuple<Tensor, Tensor, Tensor> varlen_backward(

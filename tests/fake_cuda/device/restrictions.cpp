@@ -1,0 +1,50 @@
+#include "restrictions.h"
+
+#include <map>
+#include <set>
+
+#include <ATen/Context.h>
+#include <ATen/core/Tensor.h>
+
+namespace fake_cuda {
+namespace {
+
+bool is_floating(const c10::IValue& value) {
+  return value.isTensor() && value.toTensor().defined() &&
+         at::isFloatingType(value.toTensor().scalar_type());
+}
+
+bool is_defined(const c10::IValue& value) {
+  return value.isTensor() && value.toTensor().defined();
+}
+
+/// The operators without a deterministic CUDA kernel, by the name that LibTorch reports.
+std::string nondeterministic_kernel(const std::string& base,
+                                    const std::vector<c10::IValue>& arguments) {
+  static const std::map<std::string, std::string> always{
+      {"aten::nll_loss2d_forward", "nll_loss2d_forward_out_cuda_template"},
+      {"aten::nll_loss2d_backward", "nll_loss2d_backward_out_cuda_template"}};
+  if (const auto found = always.find(base); found != always.end()) return found->second;
+  if (base == "aten::histc" && is_floating(arguments[0]))
+    return "_histc_cuda with floating point input";
+  if (base == "aten::bincount" && is_defined(arguments[1])) return "_bincount_cuda";
+  if (base == "aten::median" && arguments.size() > 1) return "median CUDA with indices output";
+  return {};
+}
+
+}  // namespace
+
+void check_restrictions(const std::string& name, const std::vector<c10::IValue>& arguments) {
+  const std::string base = name.substr(0, name.find('.'));
+  static const std::set<std::string> products{"aten::mm",     "aten::bmm",     "aten::addmm",
+                                              "aten::addmm_", "aten::baddbmm", "aten::baddbmm_",
+                                              "aten::addmv",  "aten::dot"};
+  if (products.contains(base))
+    TORCH_CHECK(is_floating(arguments[0]) || arguments[0].toTensor().is_complex(), "\"",
+                base.substr(6), "_cuda\" not implemented for '",
+                arguments[0].toTensor().scalar_type(), "'");
+  if (const std::string kernel = nondeterministic_kernel(base, arguments); !kernel.empty())
+    at::globalContext().alertNotDeterministic(kernel);
+}
+
+}  // namespace fake_cuda
