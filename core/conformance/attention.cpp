@@ -16,8 +16,9 @@ void attention_checks(const AddCheck& check) {
       at::Tensor other = x.clone();
       other.narrow(1, changed, 1).add_(1);
       const at::Tensor z = layer(other);
-      require_equal(z.narrow(1, 0, changed), y.narrow(1, 0, changed),
-                    "the output for tokens before changed token " + std::to_string(changed));
+      require_equal(
+          z.narrow(1, 0, changed), y.narrow(1, 0, changed),
+          "the output for earlier tokens after changing token " + std::to_string(changed));
       require(difference(z.narrow(1, changed, 1), y.narrow(1, changed, 1)) > 1e-4,
               "a token's output does not depend on the token itself");
       if (changed + 1 < kLength)

@@ -29,7 +29,7 @@ namespace {
 using OnResult = std::function<void(const Result&)>;
 
 constexpr size_t kLongestMessage = 1 << 16;        // bytes
-constexpr rlim_t kMemoryLimit = rlim_t{12} << 30;  // address-space limit per child, in bytes
+constexpr rlim_t kMemoryLimit = rlim_t{12} << 30;  // bytes of address space per child process
 
 // Sends each message as one packet, so that messages sent before a crash are not lost.
 void send(int report, const Json& message) {
@@ -43,7 +43,8 @@ std::string cut(const std::string& text) {
   return text.substr(0, kLongestMessage / 8);
 }
 
-// An empty catalog, so that "did you mean" suggests only options of the checked component.
+// A catalog without components, so that "did you mean" suggests only options of the checked
+// component.
 class OneComponent final : public Catalog {
  public:
   const Schema* schema(Kind, const std::string&, const std::string&) override { return nullptr; }
@@ -104,7 +105,8 @@ const Registration& component_of(const Library& library, const std::string& comp
 void warm_up() {
   at::set_num_threads(1);
 #ifdef __SANITIZE_THREAD__
-  std::thread([] {}).join();  // with the first thread, ThreadSanitizer starts another one
+  std::thread([] {}).join();  // ThreadSanitizer starts its background thread together with the
+                              // program's first thread
 #endif
   const at::Tensor x = at::ones({4, 4}).requires_grad_();
   torch::autograd::backward({x.mm(x).sum()}, {});
@@ -124,7 +126,8 @@ void run(const Check& check, const Subject& subject, int report) {
 }
 
 // Entry point of the child process. Runs the component's checks, starting at index `first`, and
-// sends messages to the socket `report`. If `request.component` is empty, only loads the library.
+// sends messages through the socket `report`. If `request.component` is empty, only loads the
+// library.
 void run_child(const Request& request, size_t first, int report) {
   try {
     const Library& library = load_library(request.library);
@@ -251,7 +254,7 @@ int check_component(const Request& request, const OnResult& on_result) {
   };
   for (size_t finished = 0;;) {
     Child child(request, finished);
-    Json begun;  // the check that is running in the child
+    Json begun;  // the check that is running in the child process
     for (bool alive = true; alive;) {
       const Json message = child.read();
       if (message.contains("rejected"))
@@ -266,7 +269,7 @@ int check_component(const Request& request, const OnResult& on_result) {
         report("process", "lets the process exit and leaves no child processes running", error);
         return broken;
       } else if (message.contains("error")) {
-        if (begun.is_null()) {  // the child crashed between checks or before the first one
+        if (begun.is_null()) {  // the child process crashed between checks or before the first one
           report("process", "does not terminate the process", message["error"]);
           return broken;
         }

@@ -42,8 +42,8 @@ DataContext context(Split split = Split::train, int64_t world = 1, int64_t micro
           .sequence = kLength,
           .seed = 1,
           .vocab = kVocab,
-          .validation_share = 0.5,  // large, because the data under test may have only a few
-                                    // documents
+          .validation_share = 0.5,  // a large fraction, because the data under test may have only a
+                                    // few documents
           .tokenizer = std::make_shared<ByteTokenizer>()};
 }
 
@@ -123,7 +123,7 @@ void data_checks(const AddCheck& check) {
         [](const Subject& subject) {
           const std::vector<Row> rows = Streams(subject, context()).read(80);
           require(std::set<Row>(rows.begin(), rows.end()).size() > 1,
-                  "the first 80 rows of the training stream are identical");
+                  "all of the first 80 rows in the training stream are identical");
           require_rows(Streams(subject, context()).read(80), rows,
                        "a second stream with the same seed");
         });

@@ -6,9 +6,9 @@ namespace dsv3::conformance {
 void feed_forward_checks(const AddCheck& check) {
   using Layer = LayerUnderTest<FeedForward>;
   cheap_layer_checks<FeedForward>(check);
-  // Kernels for a mixture of experts may group tokens differently, which changes rounding. The
-  // bound is therefore 1e-6 of the largest value. A different routing decision would change the
-  // output far more.
+  // Mixture-of-experts kernels may group tokens differently in each call, which changes the
+  // rounding. Differences of up to 1e-6 of the largest value are therefore allowed. A different
+  // routing decision would change the output far more.
   check("tokens", "processes each token independently of the others", [](const Subject& subject) {
     const Layer layer(subject, at::kFloat);
     const at::Tensor x = normal({2, kLength, kHidden}, 30, at::kFloat);
@@ -72,8 +72,9 @@ void feed_forward_checks(const AddCheck& check) {
     one.require_parameters_unchanged("on_step_end() (which may only change buffers)", [&] {
       for (int step = 1; step <= 3; ++step) train(one, x, step);
     });
-    require_equal(other(x), untouched,
-                  "a layer's output after training a different layer (do the layers share state?)");
+    require_equal(
+        other(x), untouched,
+        "a layer's output after training a different layer (layers must not share state)");
     take_counts(other);
     const auto &saved = one.context.store->buffers(), &loaded = other.context.store->buffers();
     for (size_t b = 0; b < saved.size(); ++b) {

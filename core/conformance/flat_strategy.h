@@ -1,8 +1,8 @@
-// A single-rank strategy that treats parameters as sharded strategies do. The values of a unit (for
-// example, the parameters of one block) exist only between enter() and leave(), in the forward and
-// the backward pass. Its gradients are moved to a separate buffer as soon as its backward pass
-// ends. Code that reads values or accumulates gradients at any other time encounters NaN or
-// unmapped memory. Training is bit-identical to training with the `single` strategy.
+// A single-rank strategy that treats parameters as sharded strategies do. The values of a unit's
+// parameters (for example, those of one block) exist only between enter() and leave(), in the
+// forward and the backward pass. Its gradients are moved to a separate buffer as soon as its
+// backward pass ends. Code that reads values or accumulates gradients at any other time encounters
+// NaN or unmapped memory. Training is bit-identical to training with the `single` strategy.
 #pragma once
 
 #include <cmath>
@@ -54,7 +54,7 @@ struct FlatOptions {
   std::string freed = "nan";
   static void describe(OptionSchema<FlatOptions>& s) {
     s.add("freed", &FlatOptions::freed,
-          "parameter memory between uses: filled with NaN, or unmapped")
+          "state of parameter memory between uses: filled with NaN, or unmapped")
         .choices({"nan", "unmapped"});
   }
 };
@@ -111,8 +111,8 @@ class FlatStrategy final : public Strategy {
   void leave(int index, TensorRefs outputs) override {
     insert_gate(outputs, [this, index] {
       Unit& unit = units_[index];
-      // Counts a use even if the backward pass does not need the values, because the gate that
-      // enter() inserted ends one.
+      // Counts one more use, which the gate from enter() will end, even if the backward pass does
+      // not need the values.
       if (unit.spec.needed_in_backward)
         open(unit);
       else
@@ -127,8 +127,8 @@ class FlatStrategy final : public Strategy {
       if (unit.uses != 0)
         throw Error("backward() was called before leave() for unit '" + unit.spec.name + "'");
     torch::autograd::backward(roots.vec(), grads.vec());
-    // No gate has ended the use of a unit whose enter() received no differentiable input (the
-    // embedding), or of a unit that does not affect the loss.
+    // A unit is still in use here if its enter() received no differentiable input (as for the
+    // embedding) or if it does not affect the loss, because no gate ran to end the use.
     for (Unit& unit : units_) {
       if (unit.accumulating) reduce(unit);
       if (unit.uses != 0) release(unit);

@@ -130,8 +130,8 @@ Components components_of(ModelDescription& model) {
   return all;
 }
 
-/// Calls `use` with `model`, and with one variant for each choice of each option that is a
-/// convention.
+/// Calls `use` with `model`, and with one variant of it for each choice of each option in which
+/// implementations differ.
 void vary(ModelDescription model, Plugins& plugins,
           const std::function<void(const ModelDescription&, const std::string&)>& use) {
   use(model, "as in examples()");
@@ -167,7 +167,8 @@ void format_checks(const AddCheck& check) {
       const Json config = format->config(model, {1, 2});
       require(config.value("model_type", "") == subject.component.name,
               "config() writes a model_type that is not the plugin's name");
-      require(config.contains("architectures"), "config() writes no \"architectures\"");
+      require(config.contains("architectures"),
+              "config() does not write the field \"architectures\"");
       require_same(format->describe(without_common_fields(config)), model);
     }
   });

@@ -140,7 +140,7 @@ void require_like(const at::Tensor& tensor, at::IntArrayRef sizes, at::ScalarTyp
   require(tensor.scalar_type() == dtype, what, " has dtype ", tensor.scalar_type(), ", expected ",
           dtype);
   require(tensor.device().is_cpu(), what, " is on device ", tensor.device(), ", expected cpu");
-  require(at::isfinite(tensor).all().item<bool>(), what, " has NaN or infinite values");
+  require(at::isfinite(tensor).all().item<bool>(), what, " contains NaN or infinite values");
 }
 
 void require_equal(const at::Tensor& actual, const at::Tensor& expected, const std::string& what) {

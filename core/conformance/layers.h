@@ -54,8 +54,8 @@ std::vector<at::Tensor> gradients(const at::Tensor& y, const NamedTensors& input
 /// each input. `inputs` must be float64.
 void require_gradients(const std::function<at::Tensor()>& function, const NamedTensors& inputs);
 
-/// Returns the number of bytes that `body` allocates and that stay alive with its result, excluding
-/// the result itself.
+/// Returns the number of bytes that `body` allocates and that are still allocated while its result
+/// is alive, excluding the result itself.
 int64_t bytes_saved(const std::function<at::Tensor()>& body);
 
 /// Returns the number of FLOPs performed by matrix products in `body`. A multiply-add counts as 2.
@@ -72,7 +72,8 @@ constexpr int64_t kVocab = 29, kRows = 4, kSequence = 12, kMtpDepth = 1;
 /// Returns an experiment with two layers and one MTP module.
 Experiment tiny_experiment(const std::string& recompute = "none", bool tied_head = true);
 
-/// Creates reference layers, with `subject` in place of the component of its kind.
+/// Returns a factory for reference layers that creates `subject` instead of the reference layer of
+/// the same kind.
 ModelFactory tiny_factory(const Subject* subject = nullptr);
 
 /// Returns a batch of packed documents, a different one for every step.
@@ -145,9 +146,11 @@ struct LayerUnderTest {
 /// Adds the checks that apply to all layers and run before those for a specific kind.
 template <class Layer>
 void cheap_layer_checks(const AddCheck& check) {
-  check("declarations", "declares valid parameters on CPU and meta", [](const Subject& subject) {
-    require_declarations([&](const LayerContext& context) { construct<Layer>(subject, context); });
-  });
+  check("declarations", "declares valid parameters on the CPU and the meta device",
+        [](const Subject& subject) {
+          require_declarations(
+              [&](const LayerContext& context) { construct<Layer>(subject, context); });
+        });
   check("shapes", "returns [B, T, D] in fp32, bf16 and float64", [](const Subject& subject) {
     for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kDouble}) {
       const LayerUnderTest<Layer> layer(subject, dtype);
@@ -212,7 +215,7 @@ void costly_layer_checks(const AddCheck& check) {
     require(declared > 0, "saved_values_per_token() is not positive");
     require(declared >= 0.5 * measured && declared <= 2 * measured + 1,
             "saved_values_per_token() is ", declared, ", but ", measured,
-            " values per token stay alive between forward and backward");
+            " values per token stay allocated between the forward and the backward pass");
   });
   check("memory", "frees its memory", [](const Subject& subject) {
     const LayerUnderTest<Layer> layer(subject, at::kFloat);

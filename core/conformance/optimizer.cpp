@@ -27,7 +27,7 @@ struct Updated {
     }
   }
 
-  /// A gradient that depends on the value and on the update number.
+  /// A gradient that depends on the parameter's value and on the update number.
   at::Tensor gradient(int64_t update) const {
     return normal(value.sizes(), 500 + uint64_t(update), at::kFloat) + value * 0.1;
   }
@@ -79,10 +79,11 @@ void optimizer_checks(const AddCheck& check) {
       one.step(one.gradient(1), 1, factor);
       return at::Tensor(one.value - before);
     };
-    require(change(0).abs().max().item<double>() == 0, "a step with lr_factor 0 changes values");
+    require(change(0).abs().max().item<double>() == 0,
+            "a step with lr_factor 0 changes the weights");
     const at::Tensor full = change(1);
     require(full.abs().max().item<double>() > 0, "a step changes nothing");
-    // The bound allows for rounding, because the values are far larger than their changes.
+    // The tolerance allows for rounding, because the weights are far larger than their changes.
     require_close(change(0.5) * 2, full, 2e-2, "twice the change made with lr_factor 0.5");
   });
   check("descent", "descends a quadratic", [](const Subject& subject) {
@@ -157,9 +158,9 @@ void optimizer_checks(const AddCheck& check) {
       straight.step(grad, update);
       resumed.step(grad, update);
     }
-    require_equal(
-        resumed.value, straight.value,
-        "the value after resuming from saved values and state (does slots() list all state?)");
+    require_equal(resumed.value, straight.value,
+                  "the parameter after resuming from saved parameters and optimizer state (check "
+                  "that slots() lists every state tensor)");
   });
   check("memory", "frees its memory", [](const Subject& subject) {
     Updated one(subject, 8);

@@ -53,7 +53,7 @@ void position_checks(const AddCheck& check) {
     require(in.q.use_count() == 1 && in.k.use_count() == 1 && in.positions.use_count() == 1,
             "rotate() keeps a reference to an argument after the result is freed");
   });
-  check("tokens", "rotates each token according to its position only", [](const Subject& subject) {
+  check("tokens", "rotates each token based only on its position", [](const Subject& subject) {
     const Rotation rotate(subject);
     const Rotated in = inputs(at::kDouble), out = rotate(in);
     // Tokens may come in any order and rows may have any length: only a token's position matters.

@@ -64,7 +64,7 @@ struct Adopted {
 }  // namespace
 
 void strategy_checks(const AddCheck& check) {
-  check("ranges", "assigns each parameter element exactly once", [](const Subject& subject) {
+  check("ranges", "owns and updates each weight exactly once", [](const Subject& subject) {
     const auto checked = strategy(subject);
     Model model(tiny_experiment(), kVocab, tiny_factory(), at::kCPU);
     std::map<std::string, int64_t> sizes, owned, updated;
@@ -75,7 +75,7 @@ void strategy_checks(const AddCheck& check) {
     checked->ready({{false}, {true}});
     for (const OwnedTensor& tensor : checked->owned()) {
       require(tensor.value.scalar_type() == at::kFloat,
-              "owned() values are not fp32 master values");
+              "owned() does not return fp32 master weights");
       require(tensor.value.numel() == size_of(tensor.range), "owned() returns a value for ",
               tensor.range.name, " whose size differs from its range");
       owned[tensor.range.name] += size_of(tensor.range);
@@ -99,8 +99,8 @@ void strategy_checks(const AddCheck& check) {
     one.checked->scale_grads(at::full({}, 0.5, at::kDouble));
     one.require_gradient(1.5, "a gradient after scale_grads(0.5)");
     one.backward(1);
-    one.require_gradient(1,
-                         "the gradient in the next step (end_step() must clear the previous one)");
+    one.require_gradient(
+        1, "the gradient in the next step (end_step() must clear the previous gradient)");
     for (const double bad : {std::numeric_limits<double>::quiet_NaN(), HUGE_VAL}) {
       one.backward(bad);
       require(!std::isfinite(one.norm()), "grad_norm() is finite although a gradient is not");
@@ -111,7 +111,7 @@ void strategy_checks(const AddCheck& check) {
     one.backward(2);
     one.require_gradient(2, "the gradient after a step that was skipped because of NaN");
   });
-  check("master", "keeps fp32 master values when computing in bf16", [](const Subject& subject) {
+  check("master", "keeps fp32 master weights when computing in bf16", [](const Subject& subject) {
     OneUnit one(subject, at::kBFloat16);
     for (int step = 0; step < 10; ++step) {
       one.backward(1);
@@ -120,11 +120,11 @@ void strategy_checks(const AddCheck& check) {
     }
     const auto owned = one.checked->owned();
     require(owned.size() == 1 && owned[0].value.scalar_type() == at::kFloat,
-            "master values are not fp32 when computing in bf16");
+            "master weights are not fp32 when computing in bf16");
     require_close(owned[0].value.flatten(), at::full({3}, 2 - 1e-3), 1e-6,
-                  "master values after ten updates that are too small for bf16");
+                  "master weights after ten updates, each too small to change a bf16 weight");
   });
-  check("load", "uses loaded values in the next forward pass", [](const Subject& subject) {
+  check("load", "uses loaded weights in the next forward pass", [](const Subject& subject) {
     Adopted saved(subject, 1), loaded(subject, 2);
     std::map<std::string, at::Tensor> values;
     for (const OwnedTensor& tensor : saved.checked->owned())

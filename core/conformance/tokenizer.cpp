@@ -31,18 +31,19 @@ std::vector<int32_t> valid_ids(const Tokenizer& tokenizer, const std::string& te
 }  // namespace
 
 void tokenizer_checks(const AddCheck& check) {
-  check("vocabulary", "has a vocabulary, end-of-text id and digest", [](const Subject& subject) {
-    const auto checked = construct<Tokenizer>(subject);
-    const int64_t size = checked->vocab_size();
-    require(size > 0, "vocab_size() is ", size);
-    require(checked->eos_id() >= -1 && checked->eos_id() < size, "eos_id() is ", checked->eos_id(),
-            ", vocab_size() is ", size);
-    require(!checked->digest().empty(), "digest() is empty");
-    require(checked->digest() == construct<Tokenizer>(subject)->digest(),
-            "digest() differs between two identical tokenizers");
-    for (int64_t id = 0; id < size; id += 1 + size / 5000)
-      checked->token_bytes(int32_t(id));  // must not throw for a valid id
-  });
+  check("vocabulary", "has a vocabulary, an end-of-text id and a digest",
+        [](const Subject& subject) {
+          const auto checked = construct<Tokenizer>(subject);
+          const int64_t size = checked->vocab_size();
+          require(size > 0, "vocab_size() is ", size);
+          require(checked->eos_id() >= -1 && checked->eos_id() < size, "eos_id() is ",
+                  checked->eos_id(), ", vocab_size() is ", size);
+          require(!checked->digest().empty(), "digest() is empty");
+          require(checked->digest() == construct<Tokenizer>(subject)->digest(),
+                  "digest() differs between two identical tokenizers");
+          for (int64_t id = 0; id < size; id += 1 + size / 5000)
+            checked->token_bytes(int32_t(id));  // must not throw for a valid id
+        });
   check("round_trip", "decodes encoded text without loss", [](const Subject& subject) {
     const auto checked = construct<Tokenizer>(subject);
     for (const std::string& text : kTexts) {

@@ -1,5 +1,5 @@
 // The precompiled header. It includes what nearly every file that uses tensors needs, but no dsv3
-// headers, so that a change to one of them does not rebuild everything.
+// headers, so that changing a dsv3 header does not rebuild everything.
 #pragma once
 
 #include <algorithm>

@@ -25,5 +25,5 @@ class Thrower final : public dsv3::Schedule {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.schedule<Thrower>("thrower", "Throws in its constructor");
+  registrar.schedule<Thrower>("thrower", "Throws an exception in its constructor");
 }

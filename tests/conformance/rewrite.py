@@ -2,7 +2,7 @@
 
 A pattern is C++ code in which `$name` matches any expression: balanced tokens without a comma or semicolon outside
 brackets. If a pattern contains a name twice, both occurrences must match the same tokens. Matching ignores whitespace
-and comments, so that patterns still match after the source is reformatted or a variable is renamed.
+and comments. Patterns therefore still match after the source is reformatted or a variable is renamed.
 """
 
 import re

@@ -63,7 +63,7 @@ class Fault:
     name: str
     check: str  # conformance check that detects the fault; "" = run all checks
     finds: str  # text in the failure message of the conformance check
-    run: int | None = None  # exit code of dsv3-run (negative for a signal); None = only the check detects the fault
+    run: int | None = None  # exit code of dsv3-run, negative for a signal; None = only the check detects the fault
     does: str = ""  # regex for the function named in dsv3-run's error message
     step: str = ""  # regex for the training step in the error message; "" = before training
     says: str = ""  # regex for the rest of the error message
@@ -93,7 +93,7 @@ FAULTS = [
     Fault("tokenizer", "throws", "round_trip", PURPOSE, 3, "encode", "", PURPOSE),
     Fault("schedule", "out_of_memory", "values", "out of memory", 1, "factor", "1", "out of memory"),
     Fault("schedule", "throws_in_destructor", "values", "SIGABRT", ABRT, "destructor", "", f"std::terminate.*{PURPOSE}"),
-    # Errors in the backward pass name the component whose forward pass created the node.
+    # Errors in the backward pass name the component whose forward pass created the failing autograd node.
     Fault("attention", "backward_throws", "determinism", PURPOSE, 3, "layer 1, backward", "1", PURPOSE),
     Fault("feed_forward", "backward_wrong_shape", "determinism", "invalid gradient", 3, "layer 1, backward", "1", "invalid gradient"),
     Fault("attention", "backward_segfault", "determinism", "SIGSEGV", SEGV, "layer 1, backward", "1"),
@@ -112,7 +112,7 @@ FAULTS = [
     Fault("position", "scale_zero", "shapes", "softmax_scale() is 0", 3, "layer 0, softmax_scale", "", r"softmax_scale\(\) is 0"),
     Fault("feed_forward", "no_object", "shapes", "factory returned a null pointer", 3, "", "", "nullptr"),
     Fault("feed_forward", "counts_in_float", "counts", "step_counts() is not int64", 3, "layer 0, step_counts", "1", "int64"),
-    Fault("feed_forward", "counts_in_two_dimensions", "counts", "step_counts()", 3, "layer 0, step_counts", "1", "one dimension"),
+    Fault("feed_forward", "counts_in_two_dimensions", "counts", "step_counts()", 3, "layer 0, step_counts", "1", "one-dimension"),
     Fault("feed_forward", "step_end_throws", "state", PURPOSE, 3, "layer 0, on_step_end", "1", PURPOSE),
     Fault("schedule", "nan", "values", "is nan", 3, "factor", "1", r"factor\(1, 4\) is nan"),
     Fault("schedule", "negative", "values", "is -1", 3, "factor", "1", "is -1"),
@@ -132,7 +132,7 @@ FAULTS = [
     Fault("tokenizer", "vocabulary_empty", "vocabulary", "vocab_size() is 0", 3, "vocab_size", "", "is 0"),
     Fault("attention", "forgets_cache", "cache", "", 3, "layer 0, forward", "4", "appended 0 tokens to the cache", samples=4,
           settings=("data={plugin: text, path: text.txt, tokenizer: {plugin: bytes}}",)),
-    # NaN and infinite values: the error names the first module or parameter that has one.
+    # NaN and infinite values: the error names the first module output, gradient or parameter that contains one.
     Fault("attention", "nan", "shapes", "NaN or infinite", 7, "", "1", r"first non-finite value: output of layers.0.attention \(attention 'faulty', PLACE\)", after=1),
     Fault("position", "nan", "shapes", "NaN or infinite", 7, "", "1", r"first non-finite value: output of position 'faulty', PLACE", after=5),
     Fault("feed_forward", "backward_nan", "determinism", "", 7, "", "1",
@@ -161,7 +161,7 @@ FAULTS = [
     Fault("tracker", "start_throws", "delivery", PURPOSE, 0, "start", r"\d", PURPOSE),
     Fault("tracker", "finish_throws", "delivery", PURPOSE, 0, "finish", r"\d", PURPOSE),
     # Faults that only the conformance suite detects.
-    Fault("attention", "looks_ahead", "causality", "the output for tokens before changed token"),
+    Fault("attention", "looks_ahead", "causality", "the output for earlier tokens after changing token"),
     Fault("attention", "keeps_input", "inputs", "reference to its input"),
     Fault("attention", "changes_input", "inputs", "the input after forward"),
     Fault("attention", "grows", "memory", "memory grows by about"),
@@ -236,7 +236,7 @@ def check(fault):
 
 @pytest.fixture(scope="session")
 def outcomes(request, tmp_path_factory):
-    """Run the programs of all selected tests in parallel, and provide a future for each test's name."""
+    """Run the programs of all selected tests in parallel. Yield {test name: future of the outcome}."""
     root = tmp_path_factory.mktemp("faults")
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         futures = {}
@@ -255,7 +255,7 @@ def pattern(fault):
     if fault.run == 7:
         return rf"error: step {fault.step} is not finite: .*{says}"
     step = f" at step {fault.step}" if fault.step else "( at step [0-9])?"
-    if fault.name == "no_object":  # reported as an error from the constructor
+    if fault.name == "no_object":  # a null pointer is reported like an error in the constructor
         return rf"error: feed_forward 'faulty' \({where}\): .*{says}"
     named = rf"{fault.kind} 'faulty' \({fault.does}\){step}, {where}, plugin {re.escape(str(LIBRARY.resolve()))}"
     if fault.run == 0:
@@ -263,8 +263,8 @@ def pattern(fault):
     if fault.run < 0 or NO_EXIT in says:
         start = {SEGV: "SIGSEGV", ABRT: "(SIGABRT|std::terminate)", ILL: "SIGILL", FPE: "SIGFPE"}.get(fault.run, r"(exit\(0\)|quick_exit\(\))")
         where_from = "on another thread during" if "another thread" in says else "in"
-        return rf"error: {start} {where_from} {named}.*; run `dsv3 plugins check {fault.kind}/faulty` to test the component"
-    outer = r"(\w+ '\w+' \(tiny.yaml:\d+:\d+\): )?"  # the component that used the faulty one in its constructor
+        return rf"error: {start} {where_from} {named}.*; run `dsv3 plugins check {re.escape(str(LIBRARY.resolve()))}` to test the component"
+    outer = r"(\w+ '\w+' \(tiny.yaml:\d+:\d+\): )?"  # names a component whose constructor called the faulty one
     return rf"error: {outer}{named}: .*{says}"
 
 

@@ -1,5 +1,5 @@
-"""Set-up and detection of GPUs: a driver without libraries, libraries without a driver, and the records of a run on a
-GPU. Uses the fake driver and the fake CUDA device of tests/fake_cuda, so it runs on machines without a GPU too."""
+"""Tests GPU set-up and detection: a driver without CUDA libraries, CUDA libraries without a driver, and what a run
+records about its GPU. Uses the fake driver and device in tests/fake_cuda, so it also runs on machines without a GPU."""
 
 import importlib.metadata
 import json
@@ -15,7 +15,7 @@ from support import BUILD, RUN, SOURCE, losses, make_tiny, metrics
 
 FAKE = BUILD / "tests/fake_cuda/lib"
 DRIVER, DEVICE = FAKE / "libcuda.so.1", FAKE / "libtorch_cuda.so"
-# Libraries that every Debian has, or that are in the torch wheel.
+# Libraries that every Debian installation has, or that the torch wheel contains.
 SYSTEM = re.compile(r"lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+|gomp|c10|c10_cuda|torch_\w+)\.so\b.*|ld-linux.*")
 
 
@@ -24,7 +24,7 @@ def has_gpu():
 
 
 def run(*words, cwd, check=0, **environment):
-    """Run dsv3-run with more environment variables; assert its exit code; return the process."""
+    """Run dsv3-run with additional environment variables, assert its exit code, and return the process."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "CUDA_VISIBLE_DEVICES")}
     done = subprocess.run([RUN, "tiny.yaml", *words], cwd=cwd, text=True, capture_output=True, timeout=300,
                           env={**inherited, "OMP_NUM_THREADS": "1", **environment})
@@ -84,7 +84,7 @@ def test_without_a_driver(folder):
 
 
 def test_a_driver_without_gpus(folder):
-    """`auto` is the CPU; `cuda` names the environment variable that hides GPUs."""
+    """`auto` selects the CPU. With `cuda`, the error names the environment variable that hides the GPUs."""
     hidden = {"CUDA_VISIBLE_DEVICES": ""}
     run("--check", cwd=folder, LD_LIBRARY_PATH=str(FAKE), **hidden)
     done = run("train.device=cuda", "--check", cwd=folder, check=4, LD_LIBRARY_PATH=str(FAKE), **hidden)
@@ -101,7 +101,7 @@ def test_the_local_rank_selects_a_gpu(folder):
     done = run("train.device=cuda", "--check", cwd=folder, check=4, **on_fake_gpu(LOCAL_RANK="2", **two))
     assert "LOCAL_RANK is 2, but only 2 GPU(s) are visible" in done.stderr
     done = run("train.device=cuda", "--check", cwd=folder, check=4, **on_fake_gpu(LOCAL_RANK="first"))
-    assert "LOCAL_RANK is 'first', not the number of a GPU" in done.stderr
+    assert "LOCAL_RANK is 'first', not a GPU index" in done.stderr
 
 
 def test_a_run_on_a_gpu_records_it(folder):
@@ -113,7 +113,7 @@ def test_a_run_on_a_gpu_records_it(folder):
     assert gpu["memory_bytes"] == 85520809984 and gpu["cuda"] == {"driver": "13.0", "runtime": "13.0"}
     assert gpu["tf32"]["matmul"] is False and gpu["deterministic"] is True
     last = metrics(folder / "runs/new")[3]
-    # The process itself needs hundreds of megabytes, this model's tensors a few.
+    # The metric counts tensors (a few megabytes), not the process's memory (hundreds of megabytes).
     assert 500_000 < last["memory/peak_bytes"] < 100e6
     assert last["throughput/mfu"] > 0
 
@@ -126,7 +126,7 @@ def test_a_gpu_with_an_unknown_peak_reports_no_mfu(folder):
 
 
 def test_a_driver_that_does_not_work(folder):
-    """`auto` trains on the CPU, but says why."""
+    """`auto` trains on the CPU and logs the reason."""
     broken = {"LD_LIBRARY_PATH": str(FAKE), "FAKE_CUDA_ERROR": "803"}
     why = "the NVIDIA driver does not work (error 803: system has unsupported display driver / cuda driver combination)"
     done = run("train.steps=1", "schedule.warmup=0", "--run_name", "new", cwd=folder, **broken)
@@ -137,13 +137,13 @@ def test_a_driver_that_does_not_work(folder):
 
 def test_an_old_driver(folder):
     done = run("--check", cwd=folder, check=4, **on_fake_gpu(FAKE_CUDA_VERSION="12040"))
-    assert "its driver supports CUDA 12.4, and LibTorch needs 13.0" in done.stderr
+    assert "its driver supports CUDA 12.4, but LibTorch needs 13.0" in done.stderr
     assert "note: update the NVIDIA driver, or set train.device=cpu" in done.stderr
 
 
 def test_an_old_gpu(folder):
     done = run("train.device=cuda", "--check", cwd=folder, check=4, **on_fake_gpu(FAKE_CUDA_CAPABILITY="7.0"))
-    assert "its compute capability is 7.0, and LibTorch's build for CUDA 13 needs 7.5" in done.stderr
+    assert "its compute capability is 7.0, but LibTorch for CUDA 13 needs 7.5" in done.stderr
 
 
 def test_deterministic_changes_nothing_on_a_cpu(folder):
@@ -160,7 +160,7 @@ def needed_by(library):
 
 
 def test_the_cuda_wheels_are_complete():
-    """Every library that LibTorch's CUDA part needs, directly or not, is in a wheel that set-up installs."""
+    """Every library that LibTorch's CUDA libraries need, directly or indirectly, is in a wheel that set-up installs."""
     provided = {}
     for file in "requirements.txt", "requirements-cuda.txt":
         for name in re.findall(r"^(nvidia-[\w-]+)==", (SOURCE / file).read_text(), re.M):
@@ -175,7 +175,7 @@ def test_the_cuda_wheels_are_complete():
             if name in seen or SYSTEM.fullmatch(name):
                 continue
             seen.add(name)
-            assert name in provided, f"{library.name} needs {name}, which is in no wheel of requirements-cuda.txt"
+            assert name in provided, f"{library.name} needs {name}, which no pinned wheel contains"
             queue.append(provided[name])
     assert len(seen) > 10
 

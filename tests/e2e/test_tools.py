@@ -1,4 +1,4 @@
-"""Experiment tools: flags, editor schema, comparison, value origins and shell completion."""
+"""Tests the experiment tools: flags, editor schema, comparison, value origins and shell completion."""
 
 import json
 import os

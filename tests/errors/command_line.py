@@ -89,7 +89,7 @@ def cli_run_exists(folder):
     return dsv3_run("tiny.yaml", "--run_name", "nano-first")
 
 
-@case(2, "'train.steps=100'", "--from")
+@case(2, "train.steps: 3 in the run, 100 now", "--from")
 def cli_setting_of_a_resumed_run(folder):
     """Resuming a run with --run_id and an override."""
     trained(folder, "nano-first")

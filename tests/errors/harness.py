@@ -20,7 +20,7 @@ from support import BUILD, SOURCE, TINY, make_tiny  # noqa: E402
 
 FIXTURES = BUILD / "tests/bad_plugins/prefix"
 TIMEOUT = 120  # seconds that a program may take to report the error
-GOLDEN = "golden file"  # given instead of phrases to compare the whole outcome with a golden file
+GOLDEN = "golden file"  # passed instead of phrases to compare the whole outcome with a golden file
 
 
 @dataclasses.dataclass
@@ -124,7 +124,7 @@ def changes(before, after):
     new_folders = [name for name in after if name not in before and after[name][0]]
     for name, state in after.items():
         if name.endswith("/lock"):
-            continue  # depends on the last process that used the run
+            continue  # records the last process that used the run
         if before.get(name) == state or any(name.startswith(folder + "/") for folder in new_folders):
             continue
         lines.append(f"{'changed' if name in before else 'new'} {name}{'/' if state[0] else ''}"

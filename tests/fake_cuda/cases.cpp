@@ -1,5 +1,5 @@
-// fake_cuda_cases NAME: runs one case on the device and prints its result, or "threw: " and the
-// message of an exception. test_device.py says what each must print.
+// fake_cuda_cases NAME: runs one case on the fake CUDA device and prints its result, or "threw: "
+// and the exception's message. test_device.py checks the output of each case.
 #include <cstdio>
 #include <dlfcn.h>
 #include <functional>
@@ -34,7 +34,8 @@ void print(double value) {
   std::printf("%.9g\n", value);
 }
 
-/// Prints the largest difference between device and host results.
+/// Prints the largest absolute difference between a result on the device and the same result on the
+/// host.
 void print_difference(const Tensor& device, const Tensor& host) {
   print((device.cpu().to(at::kFloat) - host.to(at::kFloat)).abs().max().item<double>());
 }
@@ -44,7 +45,7 @@ int64_t aggregate(const c10::CachingAllocator::StatArray& stats, bool peak) {
   return peak ? stat.peak : stat.current;
 }
 
-// ---- what the device must find
+// ---- errors that the fake device must detect
 
 void read_on_the_host() {
   print(at::ones({4, 8}, cuda()).const_data_ptr<float>()[3]);
@@ -79,7 +80,7 @@ void read_unwritten() {
   print(at::empty({3}, cuda()).sum().item<double>());
 }
 
-void read_reused() {  // the memory of a freed tensor, which held 1
+void read_reused() {  // reuses the memory of a freed tensor that contained ones
   { const Tensor freed = at::ones({100}, cuda()); }
   print(at::empty({100}, cuda()).sum().item<double>());
 }
@@ -110,7 +111,7 @@ void softmax_of_bf16() {
   at::_softmax(at::ones({2, 4}, cuda(at::kBFloat16)), 1, true);
 }
 
-void group_with_odd_rows() {  // 12 bytes a row
+void group_with_odd_rows() {  // 12 bytes per row; strides must be multiples of 16 bytes
   at::_grouped_mm(at::ones({8, 6}, cuda(at::kBFloat16)), at::ones({2, 6, 8}, cuda(at::kBFloat16)),
                   at::full({2}, 4, cuda(at::kInt)));
 }
@@ -138,7 +139,7 @@ void call_without_twin() {
   at::_efficient_attention_forward(x, x, x, {}, {}, {}, {}, {}, 0, 0);
 }
 
-// ---- what must work
+// ---- operations that must work
 
 void add_a_number() {
   print((at::ones({4}, cuda()) + at::scalar_tensor(2.0)).sum().item<double>());
@@ -202,12 +203,13 @@ void normalize_bf16() {
   normalize(at::kBFloat16);
 }
 
-/// Attention by LibTorch's choice on the device against plain attention on the host.
+/// Prints the differences between attention on the device, with the kernel that LibTorch chooses,
+/// and attention in float64 on the host.
 void attend(int64_t heads, int64_t key_heads, int64_t dim, int64_t value_dim, bool masked) {
   const auto input = [](int64_t h, int64_t d, double phase) {
     return values({2, 12, h, d}, at::kBFloat16, phase).transpose(1, 2);
   };
-  // The causal mask without every fifth key, but each token sees itself.
+  // A causal mask that also hides every fifth key, except from the key's own token.
   const Tensor keys = at::arange(12).remainder(5).ne(0).logical_or(at::eye(12, at::kBool));
   const Tensor mask = at::ones({2, 1, 12, 12}, at::kBool).tril().logical_and(keys);
   const auto run = [&](at::Device device, at::ScalarType dtype) {
@@ -238,7 +240,7 @@ void attend_masked() {
   attend(4, 4, 64, 64, true);
 }
 
-void attend_packed() {  // rows of 5, 0 and 7 tokens against each row alone
+void attend_packed() {  // rows of 5, 0 and 7 tokens, compared with separate calls
   std::vector<Tensor> host;
   for (int i = 0; i < 3; ++i)
     host.push_back(values({12, 2, 64}, at::kBFloat16, i).to(at::kDouble).set_requires_grad(true));

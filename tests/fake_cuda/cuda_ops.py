@@ -1,11 +1,11 @@
-"""Write every ATen operator that has a CUDA kernel of its own in the installed LibTorch, one X("name") a line.
+"""Write each ATen operator that has its own CUDA kernel in the installed LibTorch, one X("name") per line.
 
 usage: python3 cuda_ops.py SITE_PACKAGES OUTPUT [SOURCE...]
 
-Operators that a SOURCE implements itself, with `library.impl("name", ...)`, are left out.
+Omits the operators that a SOURCE registers with `library.impl("name", ...)`.
 
-The list comes from the operator declarations that torchgen ships in the wheel, so it needs no CUDA library. It equals
-what the wheel's libtorch_cuda.so registers (test_device.py compares them where that library can be loaded).
+The list comes from the operator declarations that torchgen ships in the wheel, so this script needs no CUDA library. It
+matches what the wheel's libtorch_cuda.so registers (test_device.py compares the two where that library can be loaded).
 """
 
 import pathlib
@@ -35,7 +35,7 @@ if __name__ == "__main__":
     site_packages, output, *sources = sys.argv[1:]
     listed = names(site_packages)
     own = set().union(*map(implemented, sources))
-    own.discard("copy_")  # one implementation for all devices, which reaches CUDA through a stub
+    own.discard("copy_")  # has one kernel for all devices, which calls CUDA through a dispatch stub
     if unknown := own.difference(listed):
         sys.exit(f"these operators have no CUDA kernel in LibTorch: {', '.join(sorted(unknown))}")
     pathlib.Path(output).write_text("".join(f'X("{name}")\n' for name in listed if name not in own))

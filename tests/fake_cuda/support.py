@@ -1,4 +1,4 @@
-"""Run the programs on the fake CUDA device, and read its statistics."""
+"""Run programs on the fake CUDA device and read its statistics."""
 
 import json
 import os
@@ -10,7 +10,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 
 import importlib.util  # noqa: E402
 
-# tests/e2e has a module of the same name.
+# tests/e2e has a module with the same name.
 _spec = importlib.util.spec_from_file_location("e2e_support", pathlib.Path(__file__).parents[1] / "e2e/support.py")
 e2e = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(e2e)
@@ -25,7 +25,7 @@ make_tiny, metrics, losses, tensors, last_checkpoint = (
 
 
 def environment(preload=(), **settings):
-    """The environment of a process that has the device. `preload` are libraries to load before it, such as mutants."""
+    """Return the environment for the fake device. `preload` lists libraries to load before it, such as mutants."""
     inherited = {k: v for k, v in os.environ.items()
                  if not k.startswith("FAKE_CUDA_") and k not in ("CUDA_VISIBLE_DEVICES", "LOCAL_RANK")}
     return {**inherited, "OMP_NUM_THREADS": "1", "LD_LIBRARY_PATH": str(LIBRARIES),
@@ -33,7 +33,7 @@ def environment(preload=(), **settings):
 
 
 def execute(command, *, cwd=None, check=0, timeout=300, **options):
-    """Run a command with the device and assert its exit code unless `check` is None."""
+    """Run a command on the fake device. Assert that its exit code is `check`, unless that is None."""
     done = subprocess.run([str(word) for word in command], cwd=cwd, env=environment(**options), text=True,
                           capture_output=True, timeout=timeout)
     if check is not None:
@@ -42,22 +42,22 @@ def execute(command, *, cwd=None, check=0, timeout=300, **options):
 
 
 def train(*words, **options):
-    """Run dsv3-run with `train.device=cuda`. Options are those of `execute`."""
+    """Run dsv3-run with `train.device=cuda`. `options` are passed to execute()."""
     return execute([BUILD / "bin/dsv3-run", *words, "train.device=cuda"], **options)
 
 
 def resume(run, **options):
-    """Resume the run folder `run`, which keeps its device."""
+    """Resume the run in the folder `run`, on the same device as before."""
     return execute([BUILD / "bin/dsv3-run", "--run_id", run.name], cwd=run.parents[1], **options)
 
 
 def dsv3(*words, **options):
-    """Run dsv3. The caller passes --device."""
+    """Run dsv3 with the fake device available. The caller passes --device."""
     return execute([BUILD / "bin/dsv3", *words], **options)
 
 
 def on_cpu(program, *words, cwd=None, timeout=300):
-    """Run a program without the device."""
+    """Run a program without the fake device."""
     done = subprocess.run([str(word) for word in (BUILD / "bin" / program, *words)], cwd=cwd, text=True,
                           capture_output=True, timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, f"exit {done.returncode}:\n{done.stdout}\n{done.stderr}"
@@ -65,7 +65,7 @@ def on_cpu(program, *words, cwd=None, timeout=300):
 
 
 def statistics(path):
-    """The statistics that FAKE_CUDA_LOG wrote, summed over their sections."""
+    """Return the statistics in a FAKE_CUDA_LOG file, summed over their sections."""
     log = json.loads(pathlib.Path(path).read_text())
     total = {"operators": {}, "waits": {}, "attention": {}, "peak_bytes": log["peak_bytes"]}
     for section in log["sections"]:

@@ -1,4 +1,4 @@
-"""The fake device finds what it is for, and its twins compute what CUDA computes."""
+"""The fake device detects invalid use of a GPU, and its operators return the same results as on the host."""
 
 import json
 import pathlib
@@ -38,7 +38,7 @@ def test_memory_that_nobody_wrote_is_nan(name):
     ("change_pinned_source", "changed pinned memory before the device had copied it"),
     ("softmax_of_bf16", "conversion is supported for Half type only"),
     ("group_with_odd_rows", "strides should be multiple of 16 bytes"),
-    ("attend_packed_with_different_dims", "one head dimension"),
+    ("attend_packed_with_different_dims", "the same head dimension"),
     ("multiply_integers", "not implemented for 'Long'"),
     ("count_without_determinism", "_histc_cuda with floating point input does not have a deterministic implementation"),
     ("call_without_twin", "neither a CPU kernel nor a twin"),
@@ -98,7 +98,7 @@ def test_a_wait_can_be_an_error():
 
 
 def test_memory_statistics():
-    # 4000 and 4194304 bytes, each rounded up to 512.
+    # 4000 and 4194304 bytes, each rounded up to a multiple of 512.
     assert case("measure_memory").stdout.splitlines() == ["allocated 4096 peak 4198400 reserved 4198400",
                                                           "peak 4096 reserved 4096"]
 
@@ -113,7 +113,7 @@ def test_a_wait_names_its_call_site(tmp_path):
 
 
 def test_operators_are_those_with_a_cuda_kernel():
-    """The list equals what the wheel's own CUDA library registers, where it can be loaded."""
+    """The operators match those that the wheel's CUDA library registers, where that library can be loaded."""
     site_packages = next(pathlib.Path(sys.prefix).glob("lib/python3*/site-packages"))
     expected = {*cuda_ops.names(site_packages), "copy_"}
     assert set(case("list_operators").stdout.split()) == expected
@@ -124,7 +124,7 @@ def test_operators_are_those_with_a_cuda_kernel():
 
 
 def test_the_driver_reports_the_gpu():
-    """The functions of the driver that dsv3 calls, through ctypes."""
+    """Calls the driver functions that dsv3 uses, through ctypes."""
     script = """
 import ctypes
 cuda, number, name, size = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.create_string_buffer(99), ctypes.c_size_t()

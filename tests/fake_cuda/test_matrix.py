@@ -1,4 +1,4 @@
-"""Three training steps on the fake device equal those on the CPU, for every pair of the options of FACTORS."""
+"""Three training steps on the fake device match those on the CPU, for every pair of options in FACTORS."""
 
 import itertools
 
@@ -13,7 +13,7 @@ FACTORS = {
     "recompute": {"none": [], "full": ["model.recompute=full"]},
     "rows": {"packed": [], "whole": ["data={plugin: synthetic}", "model.vocab=260"]},
 }
-# Every pair of values of two factors is in one of these.
+# Every pair of values of two factors occurs in at least one of these runs.
 RUNS = [
     ("mla", "adamw", "fp32", "none", "packed"),
     ("mla", "muon", "bf16", "full", "whole"),
@@ -25,7 +25,7 @@ RUNS = [
 ]
 SMALL = ["train.steps=3", "schedule.warmup=0", "train.batch=4", "train.micro_batch=2", "train.sequence=32",
          "validation.every=3", "checkpoint.every=0"]
-# fp32 differs by the order of sums only. In bf16, both round every intermediate value.
+# In fp32, only the order of additions differs. In bf16, both devices round every intermediate value.
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}
 
 

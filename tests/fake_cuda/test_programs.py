@@ -1,4 +1,4 @@
-"""Checkpoints, generation, logits and evaluation on the fake device equal those on the CPU."""
+"""Checkpoints, generation, logits and evaluation on the fake device match those on the CPU."""
 
 import json
 import signal
@@ -14,7 +14,7 @@ STEPS = ["train.steps=6", "schedule.warmup=0", "checkpoint.every=3", "validation
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a run of six steps on the device."""
+    """Return a folder with a finished run of six steps on the fake device."""
     path = tmp_path_factory.mktemp("programs")
     make_tiny(path)
     train("tiny.yaml", *STEPS, "--run_name", "whole", cwd=path)
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_resumed_run_equals_an_uninterrupted_one(folder, sent, code):
-    """A stopped run saves a checkpoint. A killed one repeats the steps after its last checkpoint."""
+    """A stopped run saves a checkpoint. A killed run repeats the steps after its last checkpoint."""
     run = folder / f"runs/signal-{sent}"
     command = [BUILD / "bin/dsv3-run", "tiny.yaml", *STEPS, "train.device=cuda", "--run_name", run.name]
     process = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
@@ -78,7 +78,7 @@ def test_evaluation_is_equal(folder):
 
 
 def flat(value, path=""):
-    """The numbers of a JSON value by path, without rates and times."""
+    """Return the numbers in a JSON value by path, without rates and times."""
     if isinstance(value, dict):
         return {k: v for key, item in value.items() for k, v in flat(item, f"{path}/{key}").items()}
     if isinstance(value, list):

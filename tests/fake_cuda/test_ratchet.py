@@ -1,9 +1,9 @@
-"""What a training step of the shipped presets costs on a GPU, compared with ratchet.json.
+"""Compare the cost of a training step on a GPU, for each shipped preset, with ratchet.json.
 
-Each run is dry: operators compute shapes only, so a step of a full-size model takes less than a second. A number that
-differs from the file, in either direction, fails. Edit the file in the same change, or rewrite it with
-`DSV3_UPDATE_RATCHET=1 .venv/bin/python -m pytest tests/fake_cuda/test_ratchet.py` (DSV3_TEST_FULL=1 includes the presets
-that continuous integration skips).
+In these dry runs, operators compute only shapes, so a step of a full-size model takes less than a second. The test
+fails if a number is higher or lower than in the file. Edit the file in the same change, or rewrite it with
+`DSV3_UPDATE_RATCHET=1 .venv/bin/python -m pytest tests/fake_cuda/test_ratchet.py` (DSV3_TEST_FULL=1 includes the
+presets that continuous integration skips).
 """
 
 import json
@@ -24,7 +24,7 @@ STEPS, LOG_EVERY = 4, 2
 WHOLE = ["data=synthetic", "data.tokenizer=bytes"]
 PACKED = ["data={path: text.txt}", "data.tokenizer=bytes"]
 RECOMPUTE = ["model.recompute=full"]
-# Rows and length of a micro-batch, as in experiments/base. A step is one micro-batch.
+# Number of rows in a micro-batch and their length in tokens, as in experiments/base. A step has one micro-batch.
 MICRO_BATCH = {"nano": (8, 2048), "nano_muon": (8, 2048), "small": (8, 2048), "medium": (4, 4096)}
 RUNS = {
     "nano, whole rows": ("nano", WHOLE, "9.0"),
@@ -40,14 +40,14 @@ RUNS = {
     "medium, whole rows, recompute": ("medium", WHOLE + RECOMPUTE, "9.0"),
 }
 MEANING = {
-    "waits_per_step": "waits of the host for the device in a step without metrics",
-    "waits_per_logging_step": "the same in a step that writes metrics",
-    "event_waits_per_step": "waits for events of earlier work in a step",
-    "operators_per_step": "kernels and copies, at least as many launches",
-    "gb_per_step": "GB read and written by these",
-    "peak_gb": "largest number of GB allocated on the device",
-    "dry_run_gb": "what dsv3-run --dry-run predicts for peak_gb",
-    "attention": "calls of each attention kernel in a step, recomputed ones included",
+    "waits_per_step": "number of times the host waits for the device in a step without metrics",
+    "waits_per_logging_step": "number of times the host waits for the device in a step that writes metrics",
+    "event_waits_per_step": "number of times the host waits for an event in a step",
+    "operators_per_step": "number of operator calls and copies, each with one or more kernel launches",
+    "gb_per_step": "GB read and written by these operators and copies",
+    "peak_gb": "peak memory allocated on the device, in GB",
+    "dry_run_gb": "peak memory that dsv3-run --dry-run predicts, in GB",
+    "attention": "number of calls to each attention kernel in a step, including recomputed ones",
 }
 
 
@@ -65,15 +65,15 @@ def predicted_gb(folder, preset, words):
 
 
 def measure(folder, preset, words, capability):
-    """The numbers of ratchet.json for one run, and its waits by call site."""
+    """Return the numbers in ratchet.json for one run, and its waits by call site."""
     make_tiny(folder)
     train(*words_of(preset, words), "--plugin-path", BUILD / "tests/fake_cuda/plugins",
           f"schedule={{plugin: marked, steps: {STEPS}}}", cwd=folder, FAKE_CUDA_DRY=1, FAKE_CUDA_CAPABILITY=capability,
           FAKE_CUDA_MEMORY=10**12, FAKE_CUDA_LOG=folder / "log.json")
     sections = {s["name"]: s for s in json.loads((folder / "log.json").read_text())["sections"]}
-    # A section lasts from the middle of its step, where the schedule is asked, to the middle of the next.
+    # A section lasts from the middle of its step, when the schedule is called, to the middle of the next.
     step, logging = sections["step 1"], sections["step 2"]
-    assert step["total"] == sections["step 3"]["total"], "steps differ from each other"
+    assert step["total"] == sections["step 3"]["total"], "the costs of steps 1 and 3 differ"
     def waits(section, kind="waits"):
         return sum(wait["calls"] for wait in section[kind])
     numbers = {
@@ -90,7 +90,7 @@ def measure(folder, preset, words, capability):
 
 
 def line_of(run, key):
-    """The line of the file that holds a number."""
+    """Return the number of the line in ratchet.json that contains a value, or None."""
     lines = FILE.read_text().splitlines() if FILE.exists() else []
     inside = False
     for number, line in enumerate(lines, 1):
@@ -130,7 +130,7 @@ def test_a_step_costs_what_the_file_says(tmp_path, run):
                  if expected.get(key) != value]
     if different:
         pytest.fail("\n".join([*different, "edit these lines if the change is intended, or run with DSV3_UPDATE_RATCHET=1",
-                               "waits of the measured steps:", *describe(waits)]), pytrace=False)
+                               "waits in the measured steps:", *describe(waits)]), pytrace=False)
 
 
 def test_the_file_has_exactly_these_runs():

@@ -1,7 +1,7 @@
 """run.py TARGET FOLDER: replays the corpus and the regressions, then fuzzes for 10 s (60 s with DSV3_TEST_FULL=1).
 
-DSV3_FUZZ_SECONDS overrides the duration. An input that crashes the target is written to ./fuzz-findings/. After the
-fix, move it to FOLDER/regressions/<target>/.
+DSV3_FUZZ_SECONDS overrides the duration. An input that crashes the target is written to ./fuzz-findings/. After fixing
+the bug, move the input to FOLDER/regressions/<target>/.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Small transformers models that serve as oracles. They cover every option, are stored as folders, and provide losses
+"""Small Transformers models that serve as oracles. They cover every option, are stored as folders, and provide losses
 and expert choices."""
 
 import json
@@ -94,7 +94,7 @@ def format_of(name):
 
 
 def make(name, more_layers=0, **changes):
-    """Build the model with transformers' initialisation, and `more_layers` more layers of the same kind as the last."""
+    """Build the model with Transformers' initialisation, and `more_layers` more layers of the same kind as the last."""
     torch.manual_seed(MODELS.index(name))
     if name in LLAMA_MODELS:
         config, kind = LlamaConfig(**(LLAMA | LLAMA_MODELS[name] | changes)), LlamaForCausalLM
@@ -131,7 +131,7 @@ def store(model, folder, **options):
 # ---- names
 
 def stored(name, tensor):
-    """Yield a parameter of a transformers model as it is stored in the folder: one tensor per expert, with gate and up
+    """Yield (stored name, tensor) for each part of a Transformers parameter: one tensor per expert, with gate and up
     separate."""
     if name.endswith("experts.gate_up_proj"):
         base = name.removesuffix("gate_up_proj")

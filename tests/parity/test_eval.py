@@ -1,6 +1,6 @@
-"""Compare `dsv3 eval` with transformers: losses, bits per byte, log-likelihoods and accuracies of a random DeepSeek-V3.
+"""Compare `dsv3 eval` with Transformers: losses, bits per byte, log-likelihoods and accuracies of a random DeepSeek-V3.
 
-The expected values are computed here from transformers' logits, one window or ending at a time. The validation loss
+The expected values are computed here from Transformers' logits, one window or ending at a time. The validation loss
 that was logged during a run must be reproduced bit for bit.
 """
 
@@ -58,7 +58,7 @@ def save_model(folder, tokenizer, vocab):
 
 
 class Oracle:
-    """The folder's model, loaded with transformers, and its tokenizer, loaded with the tokenizers wheel."""
+    """The folder's model, loaded with Transformers, and its tokenizer, loaded with the tokenizers wheel."""
 
     def __init__(self, folder):
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Import and export of Hugging Face folders are bit-identical, and transformers computes the same results."""
+"""Importing and exporting a Hugging Face folder preserves every bit, and Transformers computes the same results."""
 
 import json
 import shutil
@@ -79,7 +79,7 @@ def trained(folder, *words):
 
 
 def same_logits(run, hf, scratch, **options):
-    """Return the largest relative difference between dsv3's logits for the run and transformers' for the export."""
+    """Return the largest relative difference between dsv3's logits for the run and Transformers' for the export."""
     model, info = AutoModelForCausalLM.from_pretrained(hf, output_loading_info=True, **options)
     assert not info["missing_keys"] and not info["mismatched_keys"]
     tokens = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(2))
@@ -111,7 +111,7 @@ def test_trained_models_are_transformers_models(words, flags, worst, tmp_path):
 @pytest.mark.parametrize("layout", ["interleaved", "half"])
 @pytest.mark.parametrize("position", ["rope, theta: 700", "yarn, factor: 4, original_length: 16, mscale: 0, mscale_all_dim: 0"])
 def test_mha_is_llama(position, layout, worst, tmp_path):
-    """Llama pairs rotated features by halves, so the export permutes weights with interleaved pairs."""
+    """Llama pairs features from the two halves of a head, so exporting interleaved pairs permutes the weights."""
     run = trained(tmp_path, "model.attention={plugin: mha, heads: 4, kv_heads: 2, head_dim: 12}",
                   f"model.position={{plugin: {position}, layout: {layout}}}", "model.feed_forward={plugin: swiglu, hidden: 48}",
                   "model.mtp.depth=0", "model.norm.eps=1.0e-3")

@@ -1,4 +1,4 @@
-"""`dsv3 generate` writes the same tokens as transformers, for imported and for exported models. Models are small and
+"""`dsv3 generate` writes the same tokens as Transformers, for imported and exported models. Models are small and
 random, with weights large enough that rounding does not change the most likely token.
 """
 
@@ -61,7 +61,7 @@ def generate(model, prompts, *options):
 
 
 def greedy(model, prompts, **options):
-    """Return the continuations that transformers generates."""
+    """Return the continuations that Transformers generates."""
     texts = []
     for ids in prompts:
         given = torch.tensor([ids])

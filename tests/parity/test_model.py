@@ -1,4 +1,4 @@
-"""Logits, losses, gradients, expert choices and bias updates of dsv3 equal those of transformers."""
+"""Logits, losses, gradients, expert choices and bias updates of dsv3 equal those of Transformers."""
 
 import json
 
@@ -20,7 +20,7 @@ def driver(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=oracle.MODELS)
 def case(request, tmp_path_factory):
-    """Return (name, transformers model, its folder)."""
+    """Return (name, Transformers model, its folder)."""
     model = oracle.spread(oracle.make(request.param), request.param)
     return request.param, model, oracle.store(model, tmp_path_factory.mktemp("model"))
 
@@ -41,7 +41,7 @@ def alpha_of(name):
 
 
 def oracle_step(name, model, rows):
-    """Return transformers' loss, gradients and chosen experts, with the report's balance loss."""
+    """Return Transformers' loss, gradients and chosen experts, with the report's balance loss."""
     model.zero_grad()
     with oracle.Routers(oracle.gates(model)) as routers:
         _, normed = oracle.decoder(model, rows)

@@ -1,6 +1,6 @@
 """Compares multi-token prediction under every convention with a PyTorch implementation of the report's section 2.2.
 
-The blocks are transformers' decoder layers, which test_model.py compares. Everything around them is implemented here.
+The blocks are Transformers' decoder layers, which test_model.py compares. Everything around them is implemented here.
 """
 
 import itertools
@@ -55,7 +55,7 @@ class Oracle:
         self.all_layers = self.model.model.layers
 
     def store(self, folder):
-        """Store the model in the layout of the released model, including the modules' copies of embedding and head."""
+        """Store the model in the released model's layout, including the modules' copies of the embedding and head."""
         self.model.config.num_hidden_layers += self.depth
         self.model.save_pretrained(folder)
         self.model.config.num_hidden_layers -= self.depth

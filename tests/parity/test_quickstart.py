@@ -1,4 +1,4 @@
-"""The validation loss of a run equals the loss that transformers computes from the exported model on the same rows."""
+"""The validation loss of a run equals the loss that Transformers computes from the exported model on the same rows."""
 
 import json
 import random

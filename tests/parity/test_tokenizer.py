@@ -152,7 +152,7 @@ def llama_3() -> Tokenizer:
         pre_tokenizers.Split(Regex(LLAMA_3), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     train(tokenizer, 1500)
-    # Remove half of the merges, store the others as strings, as in files from before 2024, and set ignore_merges.
+    # Remove half of the merges, store the others as strings, as in files created before 2024, and set ignore_merges.
     definition = json.loads(tokenizer.to_str())
     definition["model"]["ignore_merges"] = True
     definition["model"]["merges"] = [" ".join(m) for m in definition["model"]["merges"][::2]]
@@ -160,7 +160,7 @@ def llama_3() -> Tokenizer:
 
 
 def others() -> Tokenizer:
-    """A tokenizer with combinations of steps and behaviours that no well-known tokenizer uses."""
+    """A tokenizer with combinations of pre-tokenizers and split behaviours that no well-known tokenizer uses."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([

@@ -1,4 +1,4 @@
-"""dsv3-run trains a transformers model with the same rows, losses, weights and router biases as a PyTorch training
+"""dsv3-run trains a Transformers model with the same rows, losses, weights and router biases as a PyTorch training
 loop."""
 
 import json
@@ -113,7 +113,7 @@ def is_adam(name, parameter):
 
 
 def matrices(name, tensor):
-    """Return the matrices in a transformers parameter, e.g. gate and up of each expert."""
+    """Return the matrices in a Transformers parameter, e.g. the gate and up matrices of each expert."""
     if tensor.dim() == 2:
         return [tensor]
     return [half for expert in tensor for half in (expert.chunk(2) if name.endswith("gate_up_proj") else [expert])]

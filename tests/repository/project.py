@@ -1,4 +1,4 @@
-"""The project's files: those that git tracks or would add."""
+"""The project's files: those that git tracks, and untracked ones that it does not ignore."""
 
 import functools
 import os
@@ -18,7 +18,7 @@ def files():
     if listed.returncode == 0:
         names = filter(None, listed.stdout.split("\0"))
         return sorted(path for path in map(pathlib.Path, names) if (ROOT / path).is_file())
-    # Without git, e.g. in an unpacked archive, list all files except builds and environments.
+    # Without git, e.g. in an unpacked archive, list all files outside build folders and virtual environments.
     found = []
     for folder, folders, names in os.walk(ROOT):
         folders[:] = [f for f in folders if f not in NOT_OURS and not f.startswith("build")]

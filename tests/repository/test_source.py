@@ -90,7 +90,7 @@ FOREIGN = {
     "a path that exists only on one machine": r"(?<![\w.~$}/-])/(?:work|wt|root|workspace|home/\w+|mnt/\w+)/",
     "the address of a package index": r"\b(?:extra-)?index-url\b|\btrusted-host\b"
                                       r"|https?://(?!pypi\.org\b)[\w.-]*(?:artifactory|nexus|devpi|pypi|\.internal)[\w.-]*",
-    "a reference to the session that wrote it":
+    "a reference to an AI assistant or its session":
         r"(?i)\b(?:this|another|an? earlier|the (?:previous|next|last)|helper) sessions?\b"
         r"|\bsub-?agents?\b|\bclaude\b|\bchatgpt\b",
     "an issue number": r"(?i)\bissue #?\d+\b",
@@ -106,4 +106,4 @@ def test_no_file_names_a_machine_an_index_or_a_session():
             found += [f"  {path}:{number}: {what}: {match[0]}"
                       for what, pattern in FOREIGN.items() for match in re.finditer(pattern, line)]
     if found:
-        fail("names that mean nothing outside one workplace", found)
+        fail("text that is specific to one machine or workplace", found)

@@ -38,7 +38,7 @@ def report(name, function, flops=0):
 
 
 def report_training(name, forward, inputs):
-    """Report the time of the forward pass, then that of forward and backward."""
+    """Report the time of the forward pass, then that of the forward and backward pass."""
     gradient = torch.randn_like(forward())
     report(name + ", forward", forward)
     report(name + ", forward and backward", lambda: torch.autograd.grad(forward(), inputs, gradient))

@@ -1,4 +1,4 @@
-"""Compare the training speed of dsv3 with that of transformers' DeepseekV3ForCausalLM, in alternating rounds.
+"""Compare the training speed of dsv3 with that of Transformers' DeepseekV3ForCausalLM, in alternating rounds.
 
     tools/dev bench train [--shape tiny|nano] [--batch B] [--sequence T] [--steps N] [--rounds R] [--threads N] [--compile]
 
@@ -76,7 +76,7 @@ def run_peer(shape, a, compiled):
 
 
 def peer(a):
-    """Benchmark transformers. Runs in a separate process."""
+    """Benchmark the Transformers library. Runs in a separate process."""
     begin = time.time()
     import torch
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
@@ -116,7 +116,7 @@ def main():
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--compile", action="store_true", help="also measure transformers with torch.compile")
+    parser.add_argument("--compile", action="store_true", help="also measure Transformers with torch.compile")
     parser.add_argument("--peer", choices=("eager", "compiled"), help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.peer:

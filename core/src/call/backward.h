@@ -12,8 +12,8 @@
 
 namespace dsv3 {
 
-/// CallRecord::action of Strategy::backward. During that call, `current_backward` identifies the
-/// component that autograd is in.
+/// Value of CallRecord::action during Strategy::backward. Meanwhile `current_backward` identifies
+/// the component that autograd is in.
 extern const char* const kBackward;
 
 /// The component that autograd is in. Process-wide, because only one backward pass runs at a time.
@@ -21,7 +21,8 @@ extern const char* const kBackward;
 struct CurrentBackward {
   std::atomic<const Callee*> callee{nullptr};  ///< null = outside any component
   std::atomic<int64_t> layer{-1};
-  std::atomic<const void*> thread{nullptr};  ///< autograd's thread, as &CallRecord::current()
+  /// autograd's thread, identified by the address of CallRecord::current()
+  std::atomic<const void*> thread{nullptr};
 };
 extern CurrentBackward current_backward;
 

@@ -1,4 +1,4 @@
-// Calls to components that also check the results. A result that violates the component's interface
+// Calls components and checks their results. A result that violates the component's interface
 // contract is reported like an exception from the component. The checks only read sizes, dtypes and
 // devices, never values on a GPU.
 #pragma once
@@ -16,15 +16,15 @@
 
 namespace dsv3 {
 
-/// Observes the results of all modules, to find the first one with non-finite values. Process-wide,
-/// because recomputed forward passes run on autograd's thread.
+/// Observes the outputs of all modules, to find the first module with a non-finite output.
+/// Process-wide, because recomputed forward passes run on autograd's thread.
 class Watch {
  public:
   Watch() { active = this; }
   virtual ~Watch() { active = nullptr; }
   Watch(const Watch&) = delete;
   Watch& operator=(const Watch&) = delete;
-  /// `name`: "layers.3.feed_forward (feed_forward 'moe', nano.yaml:9:5)".
+  /// `name` is e.g. "layers.3.feed_forward (feed_forward 'moe', nano.yaml:9:5)".
   virtual void passed(const std::string& name, at::TensorList inputs, at::TensorList outputs) = 0;
 
   /// The active watch; null during normal steps.

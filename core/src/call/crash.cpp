@@ -26,8 +26,8 @@ namespace {
 
 constexpr std::array kSignals{SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
 
-/// A fixed-size text buffer, which truncates what does not fit. glibc's vsnprintf does not allocate
-/// when it formats integers and strings.
+/// A fixed-size text buffer, which truncates text that does not fit. glibc's vsnprintf does not
+/// allocate when it formats integers and strings.
 struct Text {
   char bytes[8192] = "";
   size_t size = 0;
@@ -39,7 +39,7 @@ struct Text {
     va_end(arguments);
     size = std::min(size + static_cast<size_t>(std::max(count, 0)), sizeof bytes - 1);
   }
-  void add_json(const char* text) {  // escaped for a JSON string
+  void add_json(const char* text) {  // escapes `text` for a JSON string
     for (; *text; ++text)
       add(*text == '"' || *text == '\\' ? "\\%c" : "%c", *text < ' ' && *text >= 0 ? ' ' : *text);
   }
@@ -76,7 +76,7 @@ void describe(Text& text, const char* event, const char* cause) {
     here |= current_backward.thread == &CallRecord::current();
   }
   text.add("%s%s", event,
-           !callee ? " outside of any plugin's call"
+           !callee ? " outside any plugin call"
            : here  ? " in "
                    : " on another thread during ");
   if (callee) text.add("%s (", callee->label.c_str());

@@ -31,7 +31,7 @@ std::optional<int64_t> step_of(const std::string& name) {
   return folder_name(step) == name ? std::optional(step) : std::nullopt;
 }
 
-/// Steps with a checkpoint folder, oldest first.
+/// Returns the steps that have a checkpoint folder, in increasing order.
 std::vector<int64_t> steps_in(const stdfs::path& folder) {
   std::vector<int64_t> steps;
   std::error_code error;
@@ -54,7 +54,7 @@ std::vector<StoredCheckpoint> best_first(std::vector<StoredCheckpoint> stored) {
   return stored;
 }
 
-/// Runs `f`. Logs errors as warnings, because they must not make a save fail.
+/// Runs `f`. Logs errors as warnings, because a failed cleanup must not make a save fail.
 template <class F>
 void or_warn(const char* what, F&& f) {
   try {
@@ -64,8 +64,8 @@ void or_warn(const char* what, F&& f) {
   }
 }
 
-/// Renames the folder before removing it. If the process is killed meanwhile, this leaves a
-/// temporary folder rather than an incomplete checkpoint.
+/// Renames the folder before removing it. If the process is killed during the removal, this leaves
+/// a temporary folder rather than an incomplete checkpoint.
 void remove_checkpoint(const stdfs::path& folder) {
   stdfs::path aside = fs::temporary_name(folder);
   fs::rename(folder, aside);

@@ -61,7 +61,7 @@ StoredCheckpoint parse(const std::filesystem::path& folder, const Json& manifest
           loss.is_null() ? std::nullopt : std::optional(number_from_json(loss)), manifest};
 }
 
-/// JSON cannot represent NaN and infinity: nlohmann::json would silently write null.
+/// JSON cannot represent NaN or infinity: nlohmann::json would silently write null.
 void check_finite(const Json& json, const std::string& where) {
   check(!json.is_number_float() || std::isfinite(json.get<double>()),
         where + " is not a finite number, which JSON cannot represent");

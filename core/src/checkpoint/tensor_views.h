@@ -21,7 +21,8 @@ std::optional<at::ScalarType> dtype_from_name(const std::string& name);
 /// element>" if the range does not cover the whole parameter.
 std::string range_key(const Range& range);
 
-/// Adds `tensor` under `key`. Returns the host tensor that owns the view's memory.
+/// Adds a view of `tensor` to `views` under `key`. Returns the host tensor that owns the view's
+/// memory.
 at::Tensor add_view(std::map<std::string, safetensors::View>& views, const std::string& key,
                     const at::Tensor& tensor);
 

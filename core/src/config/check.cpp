@@ -113,7 +113,7 @@ OptionValues Checker::values(const Node* map, const Schema& schema, const Scope&
     } else {
       add_convention(spec, spec.default_value, scope);
       const std::string written = word_of(spec, spec.default_value);
-      // Records an unset option only if it has a keyword for that, such as `auto`.
+      // Records an unset option only if a keyword, such as `auto`, represents the unset value.
       if (!written.empty() || !std::holds_alternative<std::monostate>(spec.default_value))
         record(path, spec.default_value, Node{}, written);
     }

@@ -21,7 +21,7 @@ namespace dsv3::config {
 /// overrides.
 struct Scope {
   std::string path;                 ///< "model.attention"; empty = the top level
-  std::vector<std::string> others;  ///< other allowed keys, not in the schema; read elsewhere
+  std::vector<std::string> others;  ///< additional allowed keys that are read elsewhere
   std::string conventions;  ///< prefix of the map's keys in `conventions:`, e.g. "attention.mla"
   std::optional<Kind> kind = {};  ///< of a component
   std::string plugin = {};
@@ -59,12 +59,12 @@ class Checker {
   /// Reads a component and its options.
   ComponentSpec component(const Node& map, Kind kind, const std::string& path,
                           const std::string& part);
-  /// Reads the single component configured at `path`. A missing component is an error unless it is
-  /// optional; the plugin is then empty.
+  /// Reads the single component configured at `path`. Reports an error if it is missing, unless it
+  /// is optional: then the result's plugin is empty.
   ComponentSpec component_at(const std::string& path, Kind kind);
 
-  /// Returns the maps of the components configured at `path`, which may be a list. Having none is
-  /// an error unless they are optional.
+  /// Returns the maps of the components configured at `path`, which may be a list. Reports an error
+  /// if there are none, unless they are optional.
   std::vector<const Node*> components_at(const std::string& path, Kind kind);
   /// Whether components_at() has been called for `kind`.
   bool has_read(Kind kind) const { return read_.contains(kind); }
@@ -73,8 +73,8 @@ class Checker {
   /// reporting an error.
   std::optional<std::string> word(const Node& node, const std::string& what);
 
-  /// Records a resolved value and the position of `node`, which set it. An empty `node` means that
-  /// the value is a default.
+  /// Records a resolved value and the source position of the node that set it. An empty `node`
+  /// means that the value is a default.
   void record(const std::string& path, OptionValue value, const Node& node,
               std::string written = "");
 
@@ -106,7 +106,7 @@ class Checker {
   Resolver resolver_;
   std::map<std::string, const Node*> given_conventions_;  // the entries in `conventions:`
   std::set<std::string> known_conventions_;  // keys of all conventions that have been read so far
-  std::set<Kind> read_;                      // kinds whose components have been read
+  std::set<Kind> read_;                      // component kinds that have been read
   std::set<std::string> checked_;  // key prefixes of all sections and components checked so far
 };
 

@@ -45,7 +45,7 @@ bool is_no_factor(std::string_view key) {
 // none.
 std::string_view slot_of(std::string_view key) {
   std::string_view found;
-  for (const config::Slot& slot : config::slots())  // inner slots come last
+  for (const config::Slot& slot : config::slots())  // enclosing slots come before nested ones
     if (is_below(key, slot.path)) found = slot.path;
   return found;
 }
@@ -95,7 +95,7 @@ std::string factor_of(const std::string& key,
                       const std::map<std::string_view, std::string>& changed) {
   if (is_no_factor(key)) return "";
   if (const auto slot = changed.find(slot_of(key)); slot != changed.end()) return slot->second;
-  // Both keys set the length of a run, so they count as one factor.
+  // Both of these keys set the length of a run, so they count as one factor.
   return key == "train.steps" || key == "train.tokens" ? "train.steps or train.tokens" : key;
 }
 

@@ -11,8 +11,8 @@
 namespace dsv3::config {
 namespace {
 
-constexpr size_t kMaxLineShown = 160;      // maximum number of bytes to print of a source line
-constexpr size_t kMaxFileRead = 64 << 20;  // maximum number of bytes to search for a line
+constexpr size_t kMaxLineShown = 160;      // maximum number of bytes of a source line to print
+constexpr size_t kMaxFileRead = 64 << 20;  // maximum number of bytes to read from a file
 
 bool starts_character(char c) {
   return (static_cast<unsigned char>(c) & 0xC0) != 0x80;

@@ -63,7 +63,7 @@ Node tree_at(const std::string& path, size_t text_length, Position at, Node valu
 Node read_yaml_text(Diagnostics& diagnostics, const stdfs::path& file, std::string text) {
   const bool binary = text.find('\0') != text.npos;
   const int source = diagnostics.add_source(file.string(), std::move(text), true);
-  // Created without a position, so that an unreadable file is not also reported as incomplete.
+  // Has no position, so that an unreadable file is not also reported as incomplete.
   const Node nothing = make_map({});
   if (binary) {
     diagnostics.error({source, 0, 0}, 1, "a binary file, not YAML", {kWhatAnExperimentIs});
@@ -272,7 +272,8 @@ Node read_yaml_file(Diagnostics& diagnostics, const stdfs::path& file) {
                       {"relative paths start at the current folder"});
     return make_map({});
   }
-  std::string text(kMaxBytes + 1, '\0');  // one byte more than the parser accepts
+  // One byte more than the parser accepts, so that it rejects longer files.
+  std::string text(kMaxBytes + 1, '\0');
   stream.read(text.data(), static_cast<std::streamsize>(text.size()));
   text.resize(static_cast<size_t>(stream.gcount()));
   return read_yaml_text(diagnostics, file, std::move(text));

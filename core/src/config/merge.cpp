@@ -19,7 +19,7 @@ Node component_of(Node name) {
   return map;
 }
 
-// Gives everything that an alias expands to the source position of the alias's name.
+// Sets the source position of everything in an alias's expansion to that of the alias's name.
 void move_to(Node& node, Position at, int layer) {
   node.at = at;
   node.layer = layer;

@@ -109,7 +109,7 @@ void TrainOptions::describe(OptionSchema<TrainOptions>& s) {
         "what to do after a step with NaN or infinite gradients")
       .choices({"stop", "skip"});
   s.add("deterministic", &TrainOptions::deterministic,
-        "on a GPU, use only kernels that repeat bit for bit; a CPU always does");
+        "on a GPU, use only deterministic kernels; CPU kernels are always deterministic");
   s.check([](const TrainOptions& o) -> std::string {
     if (!o.micro_batch || o.batch % *o.micro_batch == 0) return "";
     return "batch (" + std::to_string(o.batch) + ") must be a multiple of micro_batch (" +

@@ -25,16 +25,16 @@ struct LogOptions {
   static void describe(OptionSchema<LogOptions>& s);
 };
 
-/// Full paths of the core options and components with the last key `key`, e.g. "train.steps" for
+/// Full paths of the core options and components whose last key is `key`, e.g. "train.steps" for
 /// "steps".
 std::vector<std::string> core_paths_of(const std::string& key);
-/// Paths of the components whose kind resembles the mistyped `key`; often none.
+/// Paths of the components whose kind has a name similar to the mistyped `key`; often none.
 std::vector<std::string> slots_near(const std::string& key);
 
-/// A component kind and the path at which experiments configure it.
+/// A slot for components: a component kind and the path at which experiments configure it.
 using Slot = KindRow;
 
-/// All slots, with enclosing slots before nested ones.
+/// All slots. Enclosing slots come before nested ones.
 std::span<const Slot> slots();
 
 /// The slot at `path`, or the slot whose list contains the element at `path` ("optimizer.0");

@@ -46,7 +46,8 @@ std::optional<OptionValue> read_scalar(OptionType type, const OptionSpec& spec, 
   return std::nullopt;
 }
 
-// Converts a value set by a program to the option's type. Accepts an integer for a number.
+// Converts a value set by a program to the option's type. For a floating-point option, the value
+// may be an integer.
 std::optional<OptionValue> typed_scalar(OptionType type, const OptionSpec& spec,
                                         const OptionValue& value) {
   const auto* integer = std::get_if<int64_t>(&value);
@@ -101,8 +102,7 @@ std::optional<OptionValue> convert_scalar(OptionType type, const OptionSpec& spe
   const Text& text = resolver.resolve(node);
   if (!text.ok) return std::nullopt;
   const std::string visible =
-      text.environment ? node.text : text.value;  // shows the reference, because an environment
-                                                  // variable may contain a secret
+      text.environment ? node.text : text.value;  // an environment variable may contain a secret
   const std::optional<OptionValue> value =
       node.value ? typed_scalar(type, spec, *node.value) : read_scalar(type, spec, text);
   if (!value) {

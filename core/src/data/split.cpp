@@ -55,8 +55,8 @@ Permutation::Permutation(uint64_t count, uint64_t seed, uint64_t epoch)
       key_(random_bits({seed, epoch})) {}
 
 uint64_t Permutation::operator()(uint64_t position) const {
-  // A Feistel network permutes the numbers of 2 * half_bits_ bits. Applying it until the value is
-  // below count_ yields a permutation of 0 .. count_ - 1 and takes fewer than 4 repetitions on
+  // A Feistel network permutes all integers of 2 * half_bits_ bits. Applying it until the value is
+  // below count_ yields a permutation of 0 .. count_ - 1. This takes fewer than 4 applications on
   // average.
   const uint64_t mask = (uint64_t{1} << half_bits_) - 1;
   do {

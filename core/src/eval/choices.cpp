@@ -30,8 +30,8 @@ void replace_all(std::string& text, std::string_view from, std::string_view to) 
     text.replace(i, from.size(), to);
 }
 
-/// Cleans up the WikiHow half of HellaSwag like the harness: removes surrounding white space,
-/// "[...]" within a line, and double spaces. Replaces " [title]" with ". ".
+/// Cleans up the WikiHow half of HellaSwag as lm-evaluation-harness does: removes surrounding white
+/// space, "[...]" within a line, and double spaces. Replaces " [title]" with ". ".
 std::string cleaned(std::string text) {
   text.erase(0, std::min(text.find_first_not_of(kSpaces), text.size()));
   text.erase(text.find_last_not_of(kSpaces) + 1);
@@ -126,8 +126,8 @@ std::vector<Item> read_items(const Scorer& scorer, const std::string& file) {
   return items;
 }
 
-/// Encodes context and ending together and splits the ids at the length of the encoded context, so
-/// that the space between the two belongs to the ending.
+/// Encodes the context and the ending together and splits the ids at the length of the encoded
+/// context, so that the space between the two belongs to the ending.
 Candidate make_candidate(const Scorer& scorer, const Tokenizer& tokenizer, const Item& item,
                          const std::string& ending) {
   const std::string context = item.context.substr(0, item.context.find_last_not_of(kSpaces) + 1);

@@ -10,7 +10,7 @@ namespace dsv3::eval {
 /// The model to evaluate, and the evaluation's limits.
 struct Scorer {
   Model& model;
-  const Tokenizer* tokenizer;  ///< null: the model has none
+  const Tokenizer* tokenizer;  ///< null if the model has none
   int64_t sequence, batch, limit;
 
   /// Returns the tokenizer. Throws if there is none; `what` is the name of the input that needs it.

@@ -1,4 +1,5 @@
-// Validates a run, with the same rows and summation order in training and in `dsv3 eval`.
+// Computes a run's validation loss, with the same rows and summation order in training and in `dsv3
+// eval`.
 #pragma once
 
 #include <dsv3/runtime/data.h>

@@ -177,7 +177,7 @@ std::string dtype_word(at::ScalarType dtype) {
 void write_texts(const stdfs::path& folder, const LoadedModel& loaded, Json config,
                  const std::string& dtype, const TokenIds& ids) {
   config["dtype"] = dtype;
-  config["torch_dtype"] = dtype;  // name of this field before transformers 5
+  config["torch_dtype"] = dtype;  // name of this field before Transformers 5
   fs::write_atomically(folder / "config.json", config.dump(2) + "\n");
   Json generation = Json::object();
   if (ids.bos >= 0) generation["bos_token_id"] = ids.bos;
@@ -198,8 +198,8 @@ std::vector<std::string> notes_of(const LoadedModel& loaded, const ModelDescript
         "folder has none");
   if (model.mtp_depth > 0)
     notes.push_back(
-        "the folder has MTP modules, whose weights transformers reports as unexpected keys unless "
-        "it uses them (--no-mtp omits them)");
+        "the folder has MTP modules; the Transformers library reports their weights as unexpected "
+        "keys unless it uses these modules (--no-mtp omits them)");
   return notes;
 }
 

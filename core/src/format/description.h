@@ -16,7 +16,7 @@ struct ConventionKey {
   explicit ConventionKey(const std::string& key);
 };
 
-/// Fills `model.shapes` with the sizes of all parameters and buffers. Returns the buffers' names.
+/// Fills `model.shapes` with the shapes of all parameters and buffers. Returns the buffers' names.
 std::set<std::string> add_shapes(ModelDescription& model, const Experiment& experiment,
                                  Plugins& plugins);
 

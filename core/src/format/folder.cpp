@@ -103,7 +103,7 @@ class Assembly {
   };
 
   /// Requires the folder to contain the tensors in `places` with the right shapes, and no others.
-  /// Copies may be missing.
+  /// Only tensors that copy another one may be missing.
   void check_files(const std::vector<TensorPlace>& places) const {
     std::vector<std::string> missing, unexpected;
     std::set<std::string> known;
@@ -177,7 +177,7 @@ class Assembly {
 };
 
 /// Whether the folder lacks the weights of all MTP modules that config.json declares. By default,
-/// transformers declares one MTP module even in a folder that has none.
+/// the Transformers library declares one MTP module even in a folder that has none.
 bool lacks_mtp(const std::vector<TensorPlace>& places, int64_t layers,
                const std::map<std::string, safetensors::View>& tensors) {
   bool any = false;

@@ -8,7 +8,7 @@
 namespace dsv3 {
 
 /// Returns `config` without the fields that formats neither read nor write: those that have the
-/// same meaning in every architecture, and those that do not affect a model's values.
+/// same meaning in every architecture, and those that do not affect a model's outputs.
 Json without_common_fields(Json config);
 
 /// The content of dsv3.json, a file next to an exported config.json with everything that

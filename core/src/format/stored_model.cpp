@@ -36,7 +36,7 @@ std::set<std::string> digests_of(const Json& tokenizer) {
 }
 
 /// Converts a convention's key to a path: "position.rope.layout" becomes model.position.layout.
-/// Keys of the core are already paths.
+/// Core keys are already paths.
 std::string path_of_convention(const std::string& key) {
   const ConventionKey parts(key);
   for (const config::Slot& slot : config::slots())
@@ -201,9 +201,10 @@ LoadedModel load_model(const LoadRequest& request, Plugins& plugins) {
   const std::string differences =
       convention_differences(stored.conventions, loaded.experiment.conventions);
   if (!differences.empty())
-    throw Error(stored.path.string() +
-                    " has conventions that this dsv3 or its plugins no longer have:" + differences,
-                ExitCode::checkpoint);
+    throw Error(
+        stored.path.string() +
+            " uses conventions that this dsv3 or its plugins no longer support:" + differences,
+        ExitCode::checkpoint);
   if (request.with_tokenizer) loaded.tokenizer = tokenizer_of(stored, loaded.experiment, plugins);
   loaded.device = device_of(loaded.experiment.train);
   choose_determinism(loaded.experiment.train, loaded.device);

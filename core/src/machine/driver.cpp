@@ -7,12 +7,12 @@
 namespace dsv3 {
 namespace {
 
-// The part of the driver's interface that is used here, from NVIDIA's CUDA Driver API reference.
-// cuda.h is not required for building.
+// Constants from NVIDIA's CUDA Driver API reference, copied so that the build does not require
+// cuda.h.
 constexpr int kSuccess = 0, kStubLibrary = 34, kNoDevice = 100;
 constexpr int kCapabilityMajor = 75, kCapabilityMinor = 76;
 
-/// A function of the driver's library. Calling one that the library lacks returns an error.
+/// A function in the driver library. If the library lacks it, calling it returns an error.
 template <class... Arguments>
 class DriverFunction {
  public:
@@ -27,7 +27,8 @@ class DriverFunction {
   int (*function_)(Arguments...);
 };
 
-/// Opens the driver's library. WSL2 mounts it into a folder that containers may not search.
+/// Opens the driver library. WSL2 mounts it in a folder that the dynamic loader may not search in a
+/// container.
 void* open_library(std::string& problem) {
   if (void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL)) return library;
   problem = dlerror();
@@ -90,7 +91,7 @@ GpuDriver ask() {
     driver.failed = true;
     driver.gpus.clear();
     driver.problem = "the NVIDIA driver does not work (" + error_text(library, code) +
-                     "); check nvidia-smi, and restart the machine after an update of the driver";
+                     "); check nvidia-smi, and restart the machine if the driver has been updated";
   }
   return driver;
 }

@@ -18,10 +18,10 @@
 namespace dsv3 {
 namespace {
 
-/// First compute capability, as 10 * major + minor, of LibTorch built with CUDA 13 or newer.
+/// Minimum compute capability, as 10 * major + minor, for LibTorch built with CUDA 13 or newer.
 constexpr int kCuda13Capability = 75;
 
-/// CUDA version of LibTorch's CUDA library; 0 = unknown.
+/// Version of LibTorch's CUDA runtime, e.g. 13000 for 13.0; 0 = unknown.
 int libtorch_cuda_version() {
   try {
     return int(at::detail::getCUDAHooks().versionCUDART());
@@ -30,8 +30,8 @@ int libtorch_cuda_version() {
   }
 }
 
-/// Loads LibTorch's CUDA library if there is a GPU. Returns why LibTorch cannot use a GPU, then ";
-/// " and what to do about it; empty = it can.
+/// Loads LibTorch's CUDA library if there is a GPU. Returns "" if LibTorch can use the GPU,
+/// otherwise the reason and, after "; ", how to fix it.
 std::string load_cuda() {
   const GpuDriver& driver = gpu_driver();
   if (!driver.problem.empty()) return driver.problem;
@@ -43,14 +43,14 @@ std::string load_cuda() {
   const int version = libtorch_cuda_version();
   if (driver.cuda_version > 0 && driver.cuda_version / 1000 < version / 1000)
     return gpu + " cannot be used: its driver supports CUDA " +
-           cuda_version_text(driver.cuda_version) + ", and LibTorch needs " +
+           cuda_version_text(driver.cuda_version) + ", but LibTorch needs " +
            cuda_version_text(version) + "; update the NVIDIA driver";
   if (!usable)
     return gpu + " cannot be used: LibTorch's CUDA library finds no GPU; check nvidia-smi";
   return "";
 }
 
-/// The same, loaded once per process.
+/// The result of load_cuda(), which runs only once per process.
 const std::string& gpu_problem() {
   static const std::string problem = load_cuda();
   return problem;
@@ -63,12 +63,12 @@ int local_rank() {
   const char* end = text + std::strlen(text);
   if (std::from_chars(text, end, rank).ptr != end || rank < 0)
     throw Error("the environment variable LOCAL_RANK is '" + std::string(text) +
-                    "', not the number of a GPU; unset it, or set it to 0 for the first GPU",
+                    "', not a GPU index; unset it, or set it to 0 for the first GPU",
                 ExitCode::usage);
   return rank;
 }
 
-/// The GPU of this process. Throws if it does not exist or LibTorch does not support it.
+/// Returns the GPU for this process. Throws if it does not exist or LibTorch does not support it.
 at::Device local_gpu() {
   const int rank = local_rank();
   const std::vector<Gpu>& gpus = gpu_driver().gpus;
@@ -82,7 +82,7 @@ at::Device local_gpu() {
   if (libtorch_cuda_version() >= 13000 && gpu.major * 10 + gpu.minor < kCuda13Capability)
     throw Error("GPU '" + gpu.name + "' cannot be used: its compute capability is " +
                     gpu.capability() +
-                    ", and LibTorch's build for CUDA 13 needs 7.5 (Turing) or newer; set "
+                    ", but LibTorch for CUDA 13 needs 7.5 (Turing) or newer; set "
                     "train.device=cpu",
                 ExitCode::data);
   return at::Device(at::kCUDA, c10::DeviceIndex(rank));
@@ -116,7 +116,8 @@ at::Device device_of(const TrainOptions& train) {
     throw Error((any ? "" : "train.device is cuda, but ") + problem + ", or set train.device=cpu",
                 ExitCode::data);
   const at::Device device = local_gpu();
-  // Code that names no index, in LibTorch or a plugin, then uses this GPU too.
+  // Make this GPU the default for code in LibTorch and plugins that does not specify a device
+  // index.
   if (device.index() > 0) c10::impl::VirtualGuardImpl(at::kCUDA).setDevice(device);
   return device;
 }
@@ -129,16 +130,17 @@ const Gpu* gpu_of(at::Device device) {
 
 void choose_determinism(const TrainOptions& train, at::Device device) {
   if (!train.deterministic || !device.is_cuda()) return;
-  // cuBLAS reads it when it starts. LibTorch throws if the user has set a value that is not
-  // deterministic.
+  // cuBLAS reads this variable when it is initialised. If the user has set it to a value that is
+  // not deterministic, LibTorch throws.
   setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
   at::Context& context = at::globalContext();
   context.setDeterministicAlgorithms(true, /*warn_only=*/false);
-  // Only helps to find reads of uninitialized memory, at the price of a pass over each new tensor.
+  // Filling tensors only helps to find reads of uninitialised memory, and costs an additional pass
+  // over each new tensor.
   context.setDeterministicFillUninitializedMemory(false);
   context.setDeterministicCuDNN(true);
   context.setBenchmarkCuDNN(false);
-  context.setSDPUseCuDNN(false);  // cuDNN's attention has no deterministic backward
+  context.setSDPUseCuDNN(false);  // cuDNN's attention has no deterministic backward pass
 }
 
 const char* automatic_precision(at::Device device) {
@@ -171,7 +173,8 @@ void resolve_machine(Experiment& experiment) {
   const GpuDriver& driver = gpu_driver();
   if (experiment.train.device == "auto" && driver.failed)
     log::warning("training on the CPU, because " + driver.problem);
-  // Whether LibTorch can use the GPU is checked by device_of, with an error instead of the CPU.
+  // device_of checks whether LibTorch can use the GPU. If not, it throws rather than fall back to
+  // the CPU.
   const bool gpu = experiment.train.device == "cuda" ||
                    (experiment.train.device == "auto" && !driver.gpus.empty());
   machine.device = gpu ? "cuda" : "cpu";

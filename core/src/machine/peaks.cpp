@@ -18,8 +18,9 @@ struct Peak {
 
 // Dense bf16 tensor TFLOP/s with fp32 accumulation, from NVIDIA's datasheets and, for GeForce and
 // RTX PRO, the appendices of the GA102, AD102 and GB202 architecture papers. Datasheets often print
-// the rate with sparsity, which is twice as high. V100 and T4 have no bf16: theirs is fp16's rate.
-// HGX B200 and B300 list 36 PFLOP/s with sparsity for eight GPUs, GB200 and GB300 NVL72 360 for 72.
+// the rate with sparsity, which is twice as high. V100 and T4 do not support bf16, so the table
+// contains their fp16 rate. The datasheets list 36 PFLOP/s with sparsity for eight GPUs in HGX B200
+// and B300, and 360 PFLOP/s for 72 GPUs in GB200 and GB300 NVL72.
 constexpr std::array kPeaks{
     Peak{"V100 PCIE", 112},
     Peak{"V100 SXM2", 125},
@@ -55,7 +56,7 @@ constexpr std::array kPeaks{
     Peak{"GB300", 2500},
 };
 
-/// The words of a name, in lower case, separated by spaces or hyphens.
+/// Splits a name into lower-case words at spaces and hyphens.
 std::vector<std::string> words_of(std::string name) {
   for (char& c : name) c = c == '-' ? ' ' : char(std::tolower(static_cast<unsigned char>(c)));
   std::istringstream stream(name);
@@ -64,9 +65,9 @@ std::vector<std::string> words_of(std::string name) {
   return words;
 }
 
-/// Whether a word of a GPU's name leaves its peak unchanged: the brand, the form or the memory.
-/// Others, such as Laptop, Ti, D or MIG, name a different GPU or a part of one. PCIe does so on
-/// Hopper, but not on Ampere.
+/// Whether a word in a GPU's name has no effect on its peak rate: the brand, the form factor or the
+/// memory. Other words, such as Laptop, Ti, D or MIG, denote a different GPU or a part of one. So
+/// does PCIe for Hopper, but not for Ampere.
 bool is_neutral(const std::string& word, bool pcie) {
   constexpr std::array kWords{"nvidia", "tesla", "edition", "generation", "ac"};
   if (std::find(kWords.begin(), kWords.end(), word) != kWords.end()) return true;

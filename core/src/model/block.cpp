@@ -19,8 +19,8 @@ Block::Block(const LayerContext& context, const ModelFactory& factory,
   });
 }
 
-// `build` creates the sublayer between its norms, so that parameters are declared in the order in
-// which they are used.
+// `build` creates the sublayer. It is called between the creation of the two norms, so that
+// parameters are declared in the order in which they are used.
 Block::Norms Block::make_norms(const std::string& name, const std::string& position,
                                const std::function<void()>& build) {
   const ModelDims& dims = context().dims;

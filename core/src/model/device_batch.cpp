@@ -7,8 +7,8 @@
 namespace dsv3 {
 namespace {
 
-/// Copies int64 tensors on the host to a device in one transfer. The allocator of pinned memory
-/// does not reuse a buffer before its copy is complete.
+/// Copies int64 tensors from the host to a device in one transfer. The pinned buffer may be freed
+/// before the copy is complete, because its allocator does not reuse it until then.
 std::vector<at::Tensor> upload(const std::vector<at::Tensor>& hosts, at::Device device) {
   if (hosts.front().device() == device) return hosts;
   int64_t size = 0;

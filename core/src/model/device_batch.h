@@ -11,16 +11,17 @@ namespace dsv3 {
 
 struct DeviceBatch {
   at::Tensor tokens;                ///< int64 [B, T + 1]
-  std::vector<at::Tensor> targets;  ///< int64 [B * T]: of the main model, then of each MTP depth
+  std::vector<at::Tensor> targets;  ///< int64 [B * T]; main model, then each MTP depth
   Sequence seq;                     ///< positions, document ids and packing
 };
 
 /// Moves a micro-batch to `device`, with targets for the first `losses` losses. Copies everything
-/// in one transfer from pinned memory, which the host does not wait for.
+/// from pinned memory in one asynchronous transfer.
 DeviceBatch to_device(const Batch& batch, int64_t losses, at::Device device);
 
-/// Offsets of all documents in the flattened rows of `document_ids` (int64 [B, T], on the host),
-/// then B * T, as int64; and the number of tokens in the longest document.
+/// Returns the offsets of all documents in the flattened rows of `document_ids` (int64 [B, T], on
+/// the host), followed by B * T, as an int64 tensor, and the number of tokens in the longest
+/// document.
 std::pair<at::Tensor, int64_t> document_boundaries(const at::Tensor& document_ids);
 
 }  // namespace dsv3

@@ -1,5 +1,5 @@
-// Extends sequences during generation: computes a model's outputs for new tokens that follow those
-// in its caches.
+// Extends sequences during generation: computes a model's outputs for new tokens that follow the
+// tokens in its caches.
 #include <numeric>
 
 #include <ATen/ATen.h>

@@ -1,4 +1,5 @@
-// Parameter counts and FLOPs per token of a model, for --dry-run and the start of a run.
+// Computes a model's parameter counts and FLOPs per token, for --dry-run and for the summary at the
+// start of a run.
 #include <algorithm>
 
 #include <ATen/ATen.h>
@@ -10,7 +11,7 @@
 namespace dsv3 {
 namespace {
 
-/// The row of the parameter table in which a parameter is counted.
+/// Returns the name of the row that counts the parameter in the parameter table.
 std::string part_of(const Parameter& parameter, int64_t layers) {
   const std::string& name = parameter.name;
   if (parameter.spec.role == Role::embedding) return "embedding";
@@ -26,8 +27,8 @@ int64_t saved_values(const Model& model, const Experiment& experiment) {
   const int64_t sequence = experiment.train.sequence, layers = experiment.model.layers;
   int64_t sum = 0, largest = 0;
   for (size_t i = 0; i < model.attention().size(); ++i) {
-    // The inputs of both norms and of both sublayers are saved in addition to the sublayers'
-    // values.
+    // The inputs of both norms and of both sublayers are saved in addition to the values that the
+    // sublayers save.
     int64_t block = checked::number(*model.attention()[i], "saved_values_per_token",
                                     &Attention::saved_values_per_token, sequence) +
                     checked::number(*model.feed_forward()[i], "saved_values_per_token",
@@ -50,7 +51,7 @@ ModelFigures figures(const Model& model, const Experiment& experiment) {
   ModelFigures result;
   for (const char* name : {"embedding", "attention", "feed_forward", "norms", "head", "mtp"})
     result.parts.push_back({.name = name});
-  double multiplied = 0;  // number of parameters that tokens are multiplied with
+  double multiplied = 0;  // number of weights in the matrix products for one token
   for (const Parameter& parameter : model.store().parameters()) {
     const std::string name = part_of(parameter, experiment.model.layers);
     const int64_t count = parameter.tensor.numel();

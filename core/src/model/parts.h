@@ -46,8 +46,8 @@ class Block : public Component {
   Norms attention_norms_, feed_forward_norms_;
 };
 
-/// Module k of multi-token prediction (DeepSeek-V3 report, section 2.2): one block on
-/// M [norm(embedding of token i+k); norm(h_i)], with its own final norm.
+/// MTP module k (multi-token prediction, DeepSeek-V3 report, section 2.2): one block applied to M
+/// [norm(embedding of token i+k); norm(h_i)], with its own final norm.
 class MtpModule : public Component {
  public:
   MtpModule(const LayerContext& context, const ModelFactory& factory,

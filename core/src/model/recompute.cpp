@@ -65,7 +65,7 @@ Tensors run_recomputed(Recomputable fn, const Tensors& inputs) {
   for (const at::Tensor& input : inputs) node->saved.emplace_back(input, false);
   node->fn = std::move(fn);
   for (at::Tensor& output : outputs) {
-    output = output.detach();  // fn may return an input
+    output = output.detach();  // fn may return one of its inputs
     const uint32_t slot = node->add_input_metadata(output);
     torch::autograd::impl::set_gradient_edge(output, {node, slot});
   }

@@ -9,7 +9,8 @@ namespace {
 
 using torch::autograd::variable_list;
 
-// Not a Function<T>: if a Function returns its input, later in-place operations on it throw.
+// Not an autograd Function<T>, because in-place operations on an input that such a function returns
+// would throw.
 struct AddLossBackward final : torch::autograd::Node {
   at::Tensor aux_like;  // only its shape, dtype and device are used
   double scale = 0;

@@ -10,7 +10,7 @@
 namespace dsv3 {
 namespace {
 
-// bool [1, 1, T, S] causal mask for queries that are the last T of S tokens.
+// Causal mask, bool [1, 1, T, S], for queries at the last T of S positions.
 at::Tensor end_mask(int64_t queries, int64_t keys, const at::Tensor& like) {
   return at::ones({1, 1, queries, keys}, like.options().dtype(at::kBool)).tril_(keys - queries);
 }
@@ -31,7 +31,7 @@ at::Tensor plain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 
 // Flash attention on a CPU requires q, k and v to have the same head dimension. Zeros appended to q
 // and k do not change the scores, and zeros appended to v add columns that are cut off. This is
-// less work than computing all scores, and its memory is linear in T.
+// less work than computing all scores, and the memory it needs is linear in T.
 at::Tensor fused(at::Tensor q, at::Tensor k, at::Tensor v, const at::Tensor& mask, bool causal,
                  double scale) {
   const int64_t key_dim = q.size(3), value_dim = v.size(3);
@@ -49,12 +49,14 @@ at::Tensor fused(at::Tensor q, at::Tensor k, at::Tensor v, const at::Tensor& mas
   return out.narrow(3, 0, value_dim);
 }
 
-// Attention within documents that share rows, by a kernel that reads their boundaries instead of a
-// mask. q [B, T, H, Dk], k [B, T, Hk, Dk], v [B, T, Hk, Dv] -> [B, T, H, Dv].
+// Attention within documents that are packed into the same rows. The kernel reads the document
+// boundaries instead of a mask.
+// q [B, T, H, Dk], k [B, T, Hk, Dk], v [B, T, Hk, Dv] -> [B, T, H, Dv].
 at::Tensor within_documents(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                             const Packing& packing, double scale) {
   const int64_t width = std::max(q.size(3), v.size(3));
-  const auto rows = [&](const at::Tensor& x) {  // [B * T, H, width]; the kernel needs equal widths
+  // Pads to [B * T, H, width], because the kernel requires equal head dimensions in q, k and v.
+  const auto rows = [&](const at::Tensor& x) {
     const at::Tensor flat = x.reshape({-1, x.size(2), x.size(3)});
     return x.size(3) == width ? flat : at::constant_pad_nd(flat, {0, width - x.size(3)});
   };

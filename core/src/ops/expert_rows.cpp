@@ -93,7 +93,7 @@ struct SumFunction : torch::autograd::Function<SumFunction> {
   }
 };
 
-// Stable counting sort: the first pass counts each expert's tokens, the second one assigns rows.
+// Stable counting sort: the first pass counts each expert's tokens, the second pass assigns rows.
 ExpertRows counting_sort(const at::Tensor& chosen, int64_t experts) {
   const at::Tensor flat = chosen.contiguous();
   const int64_t total = flat.numel();

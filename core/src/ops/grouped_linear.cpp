@@ -1,5 +1,5 @@
-// Runs one GEMM per group of rows, which writes directly to a slice of the result. On a CPU each
-// GEMM runs on one thread and the groups are spread over the threads, because many small GEMMs
+// Runs one GEMM per group of rows. Each GEMM writes directly to a slice of the result. On a CPU
+// each GEMM runs on one thread and the groups are spread over the threads, because many small GEMMs
 // cannot use several threads well.
 #include <algorithm>
 #include <atomic>
@@ -114,7 +114,8 @@ struct GroupedLinearFunction : torch::autograd::Function<GroupedLinearFunction> 
   }
 };
 
-// One matrix product per group and a concatenation, differentiated by LibTorch.
+// Computes one matrix product per group and concatenates the results. LibTorch differentiates these
+// operators.
 at::Tensor plain(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& ends) {
   std::vector<at::Tensor> parts;
   for (const Task& group : groups_of(ends))
@@ -123,14 +124,14 @@ at::Tensor plain(const at::Tensor& x, const at::Tensor& weight, const at::Tensor
   return at::cat(parts);
 }
 
-// Whether _grouped_mm supports the weight [E, M, K]: its rows must be multiples of 16 bytes. It is
-// the only kernel that does not read `ends` on the host.
+// Whether LibTorch's _grouped_mm supports `weight` [E, M, K], whose rows must be multiples of 16
+// bytes long. _grouped_mm is the only implementation that does not read `ends` on the host.
 bool has_aligned_rows(const at::Tensor& weight) {
   if (weight.size(1) % 8 == 0 && weight.size(2) % 8 == 0) return true;
   static std::once_flag warned;
   std::call_once(warned, [&] {
     log::warning(
-        "the experts' layers of " + std::to_string(weight.size(2)) + " x " +
+        "expert weights of shape " + std::to_string(weight.size(2)) + " x " +
         std::to_string(weight.size(1)) +
         " are slow on a GPU; make model.hidden and the experts' hidden size multiples of 8");
   });

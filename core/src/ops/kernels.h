@@ -17,7 +17,8 @@
 #else
 #define DSV3_CLONES
 #endif
-// Everything that a kernel calls must be inlined into the kernel, or else baseline code runs.
+// Everything that a kernel calls must be inlined into the kernel. Otherwise it runs as baseline
+// code.
 #define DSV3_ALWAYS_INLINE __attribute__((always_inline))
 #define DSV3_INLINE inline DSV3_ALWAYS_INLINE
 

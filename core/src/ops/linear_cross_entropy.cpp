@@ -28,8 +28,8 @@ std::pair<at::Tensor, at::Tensor> reference(const at::Tensor& x, const at::Tenso
   return {loss, at::where(valid, entropy, zero).sum().detach()};
 }
 
-// The forward pass computes the gradients while it has a chunk's logits. The backward pass only
-// returns them.
+// The forward pass computes the gradients while a chunk's logits are in memory. The backward pass
+// only returns them.
 struct LinearCrossEntropyBackward final : torch::autograd::Node {
   at::Tensor dx, dw;
 
@@ -130,8 +130,8 @@ struct Job {
   bool gradient() const { return need_dx || need_dw; }
 };
 
-/// Returns two scalars for a chunk: {loss with z and scale, plain loss}. Overwrites logits [R, V]
-/// with their gradient. Uses LibTorch's operators, so it works for any device and dtype.
+/// Returns two scalars for a chunk: {loss with z-loss and scale, plain loss}. Overwrites logits [R,
+/// V] with their gradient. Uses LibTorch's operators, so it works for any device and dtype.
 std::pair<at::Tensor, at::Tensor> chunk_by_operators(at::Tensor& logits, const at::Tensor& targets,
                                                      const Job& job) {
   at::Tensor wide = logits.to(job.type);

@@ -33,8 +33,8 @@ DSV3_INLINE void forward_rows(const T* x, int64_t stride, const T* weight, T* y,
   }
 }
 
-// With n = x rstd and g = dy weight: dx = rstd (g - n mean(g n)); dweight += dy n, over the rows in
-// order.
+// With n = x rstd and g = dy weight: dx = rstd (g - n mean(g n)); dweight += dy n, summed over the
+// rows in order.
 template <class T>
 DSV3_INLINE void backward_rows(const T* x, int64_t stride, const T* weight,
                                const simd::Scalar<T>* rstd, const T* dy, T* dx,

@@ -305,7 +305,7 @@ class Writer {
       section["properties"].update(properties_of(schema));
     }
     Json& top = out_.schema["properties"];
-    // The same condition that TopOptions checks.
+    // Performs the same check as TopOptions.
     top["name"]["anyOf"] = {
         {{"type", "string"}, {"pattern", "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"}},
         {{"type", {"number", "boolean"}}},

@@ -34,8 +34,8 @@ constexpr uint64_t kLargestLibrary = uint64_t{512} << 20;
   throw Error(text, ExitCode::plugin);
 }
 
-// This code was compiled for one version of LibTorch. A different version at run time breaks its
-// containers and tensors.
+// This code was compiled for one version of LibTorch. A different version at run time is not
+// binary-compatible with it.
 void check_libtorch() {
   static const uint64_t loaded = aoti_torch_abi_version();
   if (loaded == TORCH_ABI_VERSION) return;

@@ -14,7 +14,8 @@
 namespace dsv3 {
 namespace {
 
-/// The driver's version by NVML, which also works under WSL2; null if NVML is not installed.
+/// The driver version that NVML reports, which also works under WSL2; null if NVML cannot determine
+/// it.
 Json nvml_driver_version() {
   void* library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
   if (!library) return nullptr;
@@ -53,7 +54,8 @@ Json decimal_version(int64_t version) {
          std::to_string(version % 100);
 }
 
-/// Calls one of the hooks of LibTorch's CUDA library; 0 if it has no such hook.
+/// Calls a function in LibTorch's CUDA hooks. Returns 0 if LibTorch's CUDA library does not
+/// implement it.
 template <class Hook>
 int64_t ask(Hook hook) {
   try {

@@ -77,7 +77,7 @@ bool create_run(const stdfs::path& path) {
 }
 
 /// Locks `fd` and returns 0 or errno. Retries for a second: if a process is killed while it starts
-/// a child (git, for provenance), the child holds the lock until its exec.
+/// a child (git, for provenance), the child holds the lock until it calls exec.
 int lock_file(int fd) {
   for (int tries = 0;; ++tries) {
     if (::flock(fd, LOCK_EX | LOCK_NB) == 0) return 0;
@@ -101,7 +101,7 @@ int take_lock(const stdfs::path& folder) {
                     (size > 0 ? owner : "another process") + "; wait for it to end, or stop it",
                 ExitCode::usage);
   }
-  // The owner only appears in the message above, so errors are ignored.
+  // Ignore errors, because the owner only appears in the message above.
   std::string owner = "process " + std::to_string(::getpid()) + " on " + host_name();
   if (::ftruncate(fd, 0) == 0) {
     [[maybe_unused]] ssize_t written = ::pwrite(fd, owner.data(), owner.size(), 0);

@@ -18,7 +18,7 @@
 namespace dsv3 {
 namespace {
 
-constexpr int64_t kAlignment = 32;  // in elements: 64 bytes of a 16-bit type
+constexpr int64_t kAlignment = 32;  // in elements; 64 bytes for a 16-bit type
 constexpr int64_t kChunk = 1 << 16;
 
 using Wide = double __attribute__((vector_size(64)));
@@ -87,8 +87,8 @@ std::vector<Range> update_ranges(const UnitParam& param, bool whole_matrices) {
   if (!whole_matrices) return {whole};
   if (whole.box_shape.size() < 2 || whole.end % (param.matrices * whole.box_shape.back()) != 0)
     throw Error("parameter '" + param.name + "' of shape " + c10::str(param.tensor.sizes()) +
-                    " does not consist of " + std::to_string(param.matrices) +
-                    " matrices, which its optimizer requires; move it to another optimizer group",
+                    " cannot be split into " + std::to_string(param.matrices) +
+                    " matrices, as its optimizer requires; move it to another optimizer group",
                 ExitCode::usage);
   const int64_t elements = whole.end / param.matrices;
   std::vector<Range> ranges(param.matrices, whole);

@@ -1,4 +1,4 @@
-// This is the only source file that depends on the rows of the table of component kinds.
+// This is the only source file that depends on the rows in the table of component kinds.
 #include <dsv3/sdk/kinds.h>
 
 namespace dsv3 {

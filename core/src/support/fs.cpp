@@ -22,8 +22,8 @@ using Hook = std::function<int(Call, const Path&)>;
 std::mutex hook_mutex;
 Hook hook;  // guarded by hook_mutex
 
-/// Asks the fault hook, which tests install, whether the call should fail. Returns the errno to
-/// fail with, or 0.
+/// Calls the fault hook, which tests install, to determine whether the call should fail. Returns
+/// the errno to fail with, or 0.
 int fault(Call call, const Path& path) {
   std::unique_lock lock(hook_mutex);
   const Hook current = hook;

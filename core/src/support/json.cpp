@@ -23,7 +23,7 @@ constexpr int kMaxDepth = 64;
   throw Error(origin + ":" + std::to_string(line) + ":" + std::to_string(column) + ": " + what);
 }
 
-/// Returns the offset at which the string starts whose closing quote is the byte before `end`.
+/// Returns the start offset of the string whose closing quote is the byte before `end`.
 size_t start_of_string(std::string_view text, size_t end) {
   size_t quote = end - 1;
   while (quote > 0) {

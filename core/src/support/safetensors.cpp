@@ -31,8 +31,8 @@ auto with_prefix(const std::string& prefix, const F& f, const Arguments&... argu
   }
 }
 
-/// Returns a tensor's size in bytes. Throws an error whose message lacks the file and the tensor;
-/// callers prepend them.
+/// Returns a tensor's size in bytes. The messages of its errors do not name the file or the tensor;
+/// callers prepend both.
 uint64_t bytes_of(const std::string& dtype, const std::vector<int64_t>& shape) {
   uint64_t size = element_size(dtype);
   if (size == 0) throw Error("unknown dtype '" + dtype + "'");

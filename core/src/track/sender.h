@@ -15,8 +15,8 @@ struct NamedTracker {
 };
 
 /// Uses metrics.jsonl as a journal. Each tracker reads it from the line after the last one that it
-/// acknowledged, whose number is stored in <run folder>/trackers/<name>.json. So a killed run loses
-/// no metrics, and a tracker that fails catches up later.
+/// acknowledged. The number of that line is stored in <run folder>/trackers/<name>.json. A killed
+/// run therefore loses no metrics, and a tracker that fails catches up later.
 class TrackerSender {
  public:
   /// Starts one thread per tracker. `journal` need not exist yet.

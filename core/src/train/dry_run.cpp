@@ -9,7 +9,7 @@
 namespace dsv3 {
 namespace {
 
-/// Bytes that one rank needs during a step.
+/// Memory in bytes that one rank needs during a step.
 struct Memory {
   int64_t weights = 0;  ///< fp32 master and compute copy
   int64_t gradients = 0;
@@ -27,16 +27,17 @@ int64_t activation_bytes(const Experiment& experiment, const ModelFigures& figur
                          int64_t micro_batch, bool recompute) {
   const int64_t element = compute_dtype(experiment.train) == at::kBFloat16 ? 2 : 4;
   const int64_t blocks = experiment.model.layers + experiment.mtp.depth;
-  // With recomputation, each block saves only its input, and only one block's values exist at a
-  // time.
+  // With recomputation, each block saves only its input, and the activations of only one block
+  // exist at a time.
   const int64_t values =
       recompute ? blocks * experiment.model.hidden + figures.saved_values_per_token / blocks
                 : figures.saved_values_per_token;
   return micro_batch * experiment.train.sequence * values * element + kLogitsChunk;
 }
 
-/// This machine's FLOP/s: nominal for GPUs, measured with matmuls of about 20 ms for CPUs; 0 = the
-/// experiment runs on a GPU, but the machine has none or one whose peak is unknown.
+/// This machine's FLOP/s: the nominal rate of a GPU, or the rate that matmuls of about 20 ms reach
+/// on a CPU. 0 if the experiment runs on a GPU but the machine has none, or one whose peak is
+/// unknown.
 double matmul_rate(const Experiment& experiment) {
   if (experiment.train.device == "cuda") return peak_flops(at::kCUDA);
   const at::Tensor a = at::ones({768, 768}, compute_dtype(experiment.train));
@@ -162,7 +163,7 @@ void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64
                format_duration(tokens * figures.flops_per_token / (rate * kUtilisation)),
                100 * kUtilisation, format_count(rate));
   else
-    fmt::print("time           unknown: this machine has no GPU whose peak is known\n");
+    fmt::print("time           unknown: this machine has no GPU whose peak rate is known\n");
   fmt::print("{}", optimizers.plan());
 }
 

@@ -1,4 +1,4 @@
-// Finds where the values of a step became NaN or infinite.
+// Finds the module or parameter in which a step's values became NaN or infinite.
 #include <ATen/ATen.h>
 
 #include <dsv3/sdk/log.h>

@@ -80,7 +80,8 @@ class Preflight {
                     (end < text.size() ? "\n  note: " + text.substr(end + 2) : ""));
   }
 
-  /// Where the component's `option` is set or, if it is not set, where the component is.
+  /// Returns the source position of the component's `option` or, if it is not set, of the
+  /// component.
   Origin origin_of(const ComponentSpec& spec, const std::string& option) const {
     for (const char* element : {".", ".0."})
       if (const Origin at = experiment_.origin(spec.path + element + option);

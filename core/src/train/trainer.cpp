@@ -51,12 +51,12 @@ class SignalGuard {
   std::array<struct sigaction, kSignals.size()> previous_;
 };
 
-/// The elements of a float64 vector on the host.
+/// Converts a float64 tensor on the host to a vector.
 std::vector<double> numbers_of(const at::Tensor& host) {
   return {host.const_data_ptr<double>(), host.const_data_ptr<double>() + host.numel()};
 }
 
-/// `values`: total, main and MTP loss, gradient norm, load ratios.
+/// `values` contains the total, main and MTP losses, the gradient norm and the load ratios.
 StepResult result_of(int64_t step, const std::vector<double>& values) {
   return {.step = step,
           .loss = values[0],
@@ -195,7 +195,7 @@ void Trainer::train_step() {
     const at::Tensor all = is_logged(step_ + 1) ? at::cat({values, load_ratios()}) : values;
     PendingStep pending(step_ + 1, all, std::move(batches), scale);
     if (pending_)
-      finish_step();  // the step before this one, so that the GPU never runs out of work
+      finish_step();  // waits for the previous step only, so that the GPU never runs out of work
     pending_.emplace(std::move(pending));
   }
   tokens_ += experiment_.train.batch * experiment_.train.sequence;
@@ -225,8 +225,8 @@ void Trainer::update_on_device(const at::Tensor& values) {
   const at::Tensor norm = values[3], one = at::ones_like(norm);
   const double clip = experiment_.train.clip;
   const at::Tensor factor = clip > 0 ? at::where(norm.gt(clip), clip / (norm + 1e-6), one) : one;
-  // If a value is not finite, finish_step() stops the run. Until then the parameters stay finite,
-  // for the search for the cause.
+  // If a value is not finite, finish_step() stops the run. Until then, zero gradients keep the
+  // parameters finite, so that the search for the cause can use them.
   call(*strategy_, "scale_grads", &Strategy::scale_grads,
        at::where(values.isfinite().all(), factor, at::zeros_like(norm)));
   optimizers_->step(*strategy_, ++updates_, lr_factor_);
@@ -246,7 +246,8 @@ void Trainer::finish_step() {
 }
 
 at::Tensor Trainer::run_micro_batches(std::span<const Batch> batches, const LossScale& scale) {
-  // Keep sums on the device until all gradients are computed, because reading them synchronises.
+  // Keep sums on the device until all gradients are computed, because reading them synchronises
+  // with the device.
   at::Tensor sums = at::zeros({3}, at::TensorOptions().dtype(at::kFloat).device(device_));
   for (size_t m = 0; m < batches.size(); ++m) {
     call(*strategy_, "begin_microbatch", &Strategy::begin_microbatch, m + 1 == batches.size());

@@ -44,18 +44,20 @@ struct StepResult {
   double main_loss = 0;
   double mtp_loss = 0;        ///< mean over prediction depths, unweighted; 0 without MTP
   double grad_norm = 0;       ///< before clipping
-  std::vector<double> loads;  ///< per layer that counts tokens: maximum / mean; logged steps only
+  std::vector<double> loads;  ///< largest / mean token count per expert, for each layer that counts
+                              ///< tokens; logged steps only
   bool skipped = false;       ///< the step was not finite and `not_finite` is skip
 
   bool is_finite() const { return std::isfinite(loss) && std::isfinite(grad_norm); }
 };
 
-/// A step whose values a GPU has not computed yet.
+/// A step whose losses and gradient norm the GPU may not have computed yet.
 class PendingStep {
  public:
-  /// `values` float64, on the device; see StepResult.
+  /// `values` is a float64 tensor on the device: the total, main and MTP losses, the gradient norm
+  /// and the load ratios.
   PendingStep(int64_t step, const at::Tensor& values, std::vector<Batch> batches, LossScale scale);
-  /// Waits for the values.
+  /// Waits for the device and returns the values.
   std::vector<double> read() const;
 
   int64_t step;
@@ -75,14 +77,14 @@ class Trainer {
   /// Resumes from a verified checkpoint. The next step is bit-identical to that of an uninterrupted
   /// run.
   void restore(const StoredCheckpoint& checkpoint);
-  /// Starts a new run with the weights and buffers of another one and saves them as step 0.
+  /// Starts a new run with the weights and buffers of a stored model and saves them as step 0.
   void start_from(const StoredModel& stored);
   /// Trains until the last step or a signal. Returns the exit code.
   int run(bool resumed);
 
   int64_t step() const { return step_; }
   at::Device device() const { return device_; }
-  /// SHA-256 over all initial values, in declaration order.
+  /// SHA-256 of all parameters' initial values, in declaration order.
   const std::string& init_hash() const { return init_hash_; }
   /// Hash of all rows used for training so far, in order. Does not depend on the micro-batch size.
   const std::string& data_hash() const { return data_hash_; }
@@ -100,7 +102,8 @@ class Trainer {
   void finish_step();
   /// Whether metrics are recorded after `step`.
   bool is_logged(int64_t step) const;
-  /// Largest by mean token count per layer in `loads_`, float64 on the device.
+  /// Ratio of the largest to the mean token count per expert, for each layer in `loads_`; float64,
+  /// on the device.
   at::Tensor load_ratios() const;
   /// Runs a step's forward and backward passes. Returns the sums of the total, main and MTP losses
   /// as [3] on the device.
@@ -143,7 +146,7 @@ class Trainer {
   int64_t micro_batch_ = 0, accumulate_ = 0, total_steps_ = 0;
   int64_t step_ = 0, updates_ = 0, tokens_ = 0;  // updates_: number of steps that were not skipped
   double lr_factor_ = 0;
-  StepResult result_;  ///< of the last step whose result is known
+  StepResult result_;  ///< result of the last finished step
   std::optional<PendingStep> pending_;
   /// Name of the metric for expert load and each layer's token counts per expert in the last step.
   std::vector<std::pair<std::string, at::Tensor>> loads_;

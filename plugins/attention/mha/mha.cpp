@@ -145,8 +145,8 @@ int64_t Mha::cache_values_per_token() const {
   return 2 * o_.kv_heads * o_.head_dim;
 }
 
-// Saves x, queries, keys and values (queries and keys also before their norms), the attention
-// output and its log-sum-exp.
+// Saves for the backward pass: x, queries, keys and values (queries and keys also before their
+// norms), the attention output and its log-sum-exp.
 int64_t Mha::saved_values_per_token(int64_t) const {
   const int64_t q = o_.heads * o_.head_dim, kv = o_.kv_heads * o_.head_dim;
   return context().dims.hidden + 2 * q + 2 * kv + (o_.qk_norm ? q + kv : 0) + o_.heads;

@@ -37,8 +37,8 @@ struct MlaOptions {
           "number of rotated features in each query head and in the key shared by all heads")
         .min(1);
     s.add("v_dim", &MlaOptions::v_dim, "number of value features per head").min(1);
-    // A convention, because transformers always uses 1e-6, whereas other implementations use the
-    // model's eps.
+    // A convention, because the Transformers library always uses 1e-6, whereas other
+    // implementations use the model's eps.
     s.add("latent_norm_eps", &MlaOptions::latent_norm_eps,
           "eps in the RMSNorm layers of the latents")
         .min(0)
@@ -183,8 +183,8 @@ int64_t Mla::cache_values_per_token() const {
   return o_.kv_lora_rank + o_.qk_rope_dim;
 }
 
-// Saves x, latents before and after their norms, queries, keys, kv_b's output (the values are a
-// view of it), the attention output and its log-sum-exp.
+// Saves for the backward pass: x, latents before and after their norms, queries, keys, kv_b's
+// output (the values are a view of it), the attention output and its log-sum-exp.
 int64_t Mla::saved_values_per_token(int64_t) const {
   const int64_t latents = 2 * o_.q_lora_rank + 2 * o_.kv_lora_rank + o_.qk_rope_dim;
   return context().dims.hidden + latents +

@@ -7,7 +7,7 @@
 namespace dsv3::plugins {
 namespace {
 
-constexpr int64_t kCachedTokens = 64 << 20;  // 4 bytes each, so 256 MiB per split
+constexpr int64_t kCachedTokens = 64 << 20;  // 256 MiB per split, at 4 bytes per token
 
 std::vector<std::string> all_paths(const TextOptions& options) {
   std::vector<std::string> paths = options.paths;

@@ -26,7 +26,7 @@ struct TokensOptions {
           "file or folder for validation; `path` and `paths` are then used for training only")
         .input_path();
     s.add("format", &TokensOptions::format,
-          "file format; auto = dsv3 for .tokens files, llmc for files with its magic number, "
+          "file format; auto = dsv3 for .tokens files, llmc for files with llm.c's magic number, "
           "otherwise raw16 (uint16, nanoGPT)")
         .choices({"auto", "dsv3", "llmc", "raw16"});
     s.add(

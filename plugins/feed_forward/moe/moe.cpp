@@ -167,8 +167,8 @@ void Moe::on_step_end(const dsv3::StepEnd& end) {
   bias_.add_(moe::bias_change(end.counts, o_.bias_rate, o_.bias_update == "centered"));
 }
 
-// Saves x, the router scores twice, the shared expert's values, and for each chosen expert its
-// input row, gate and up, and their product.
+// Saves for the backward pass: x, the router scores twice, the shared expert's values, and for each
+// chosen expert its input row, gate and up, and their product.
 int64_t Moe::saved_values_per_token() const {
   const int64_t width = context().dims.hidden;
   return width + 2 * o_.routed + 3 * o_.shared * o_.hidden + o_.top_k * (width + 3 * o_.hidden);

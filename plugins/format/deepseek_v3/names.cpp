@@ -16,7 +16,7 @@ class Places {
     add("model.norm.weight", {m_.hidden}, "final_norm.weight");
     TensorPlace& head = add("lm_head.weight", {m_.vocab, m_.hidden}, head_source());
     head.copy = m_.tied_head;
-    head.written = !m_.tied_head;  // transformers omits a tied head
+    head.written = !m_.tied_head;  // the Transformers library omits a tied head
     return std::move(places_);
   }
 
@@ -64,8 +64,8 @@ class Places {
     add(stored + "o_proj.weight", {m_.hidden, s_.heads * s_.v}, source + "o.weight");
   }
 
-  /// Adds the names of gated unit `index`, e.g. of one expert. Parameter `gate_up` contains several
-  /// units, and in each unit the gate matrix is stacked above the up matrix.
+  /// Adds the tensors of one gated feed-forward layer, e.g. of expert `index`. The parameter
+  /// `gate_up` may stack several such layers, each with its gate matrix above its up matrix.
   void gated(const std::string& stored, const std::string& source, const std::string& gate_up,
              const std::string& down, int64_t inner, int64_t index) {
     add(stored + "gate_proj.weight", {inner, m_.hidden}, source + gate_up, 2 * inner * index);

@@ -1,4 +1,4 @@
-// The tensor names in DeepSeek-V3's checkpoints, and where the tensors' values are in a model.
+// The tensor names in DeepSeek-V3's checkpoints, and the model parameters to which they correspond.
 #pragma once
 
 #include <vector>

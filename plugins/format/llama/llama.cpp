@@ -219,7 +219,7 @@ std::vector<TensorPlace> Llama::tensors(const ModelDescription& model) const {
   TensorPlace& head = add("lm_head.weight", {model.vocab, model.hidden},
                           model.tied_head ? "embedding.weight" : "head.weight");
   head.copy = model.tied_head;
-  head.written = !model.tied_head;  // transformers omits a tied head
+  head.written = !model.tied_head;  // the Transformers library omits a tied head
   return places;
 }
 

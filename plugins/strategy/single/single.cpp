@@ -45,7 +45,7 @@ class Single final : public dsv3::Strategy {
   int adopt(UnitSpec spec) override {
     for (const UnitParam& param : spec.params)
       if (!names_.insert(param.name).second)
-        throw dsv3::Error("parameter '" + param.name + "' is in two units");
+        throw dsv3::Error("parameter '" + param.name + "' was adopted twice");
     FlatLayout layout(spec.params);
     Unit unit{std::move(spec), std::move(layout), {}, {}, {}};
     const auto options = at::TensorOptions().dtype(at::kFloat).device(context_.device);
@@ -66,7 +66,8 @@ class Single final : public dsv3::Strategy {
 
   void ready(const std::vector<GroupSpec>& groups) override { groups_ = groups; }
 
-  /// Allocates the gradients on first use, so that models that only evaluate or generate have none.
+  /// Allocates the gradients on first use, so that evaluation and generation do not need memory for
+  /// them.
   void begin_microbatch(bool) override {
     for (Unit& unit : units_) {
       if (unit.grad.defined()) continue;

@@ -18,7 +18,7 @@ struct AddedToken {
   bool single_word = false;  ///< matches only without adjacent word characters
   bool lstrip = false;       ///< includes the white space before it
   bool rstrip = false;       ///< includes the white space after it
-  bool normalized = true;    ///< matched in the normalised text, by its normalised content
+  bool normalized = true;    ///< the token's normalised content is matched in the normalised text
   bool special = false;
 };
 

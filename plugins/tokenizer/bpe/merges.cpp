@@ -7,7 +7,7 @@
 namespace dsv3::bpe {
 namespace {
 
-// Up to this size, scanning all pairs is faster than a heap.
+// Up to this number of bytes in a word, scanning all pairs is faster than a heap.
 constexpr size_t kShortWord = 48;
 
 uint64_t pair_of(int32_t left, int32_t right) {

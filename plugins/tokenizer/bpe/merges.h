@@ -26,7 +26,7 @@ class Merges {
   /// `byte_ids` are the token ids of the 256 single bytes.
   void set_byte_ids(const std::array<int32_t, 256>& byte_ids) { byte_ids_ = byte_ids; }
   void reserve(size_t merges);
-  /// Adding a pair again replaces its merge.
+  /// Sets the merge for a pair, replacing any earlier one.
   void set(int32_t left, int32_t right, Merge merge);
   /// Appends the token ids for `word` to `out`.
   void apply(std::string_view word, Scratch& scratch, std::vector<int32_t>& out) const;

@@ -19,7 +19,7 @@ enum class Behavior { isolated = 1, removed, merged_with_previous, merged_with_n
 struct Split {
   Pattern pattern;
   Behavior behavior = Behavior::isolated;
-  bool invert = false;  ///< swaps the roles of matches and of the text between them
+  bool invert = false;  ///< swaps the roles of matches and the text between them
 };
 
 /// Buffers that one thread reuses between calls.

@@ -56,8 +56,8 @@ class CsvTracker final : public dsv3::Tracker {
   void finish(dsv3::RunStatus) override { writer_.reset(); }
 
  private:
-  /// Removes the rows of events `next` and later. They were written, perhaps incompletely, but not
-  /// acknowledged before a crash, so the core delivers them again.
+  /// Removes the rows for event number `next` and all later events. They were written, perhaps
+  /// incompletely, but not acknowledged before a crash, so the core delivers them again.
   void open(int64_t next) {
     uintmax_t size = 0;
     if (std::ifstream file(path_); file) {

@@ -43,8 +43,8 @@ class Fault {
   int64_t after_, calls_ = 0;
 };
 
-/// Returns the component's output `y` for input `x`, or an invalid output if the fault requires
-/// one.
+/// Returns the component's output `y` for input `x`, or an invalid tensor if the selected fault
+/// requires one.
 at::Tensor spoiled(const Fault& fault, const at::Tensor& x, at::Tensor y);
 
 void register_attention(dsv3::Registrar& registrar);

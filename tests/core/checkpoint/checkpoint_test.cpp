@@ -83,7 +83,7 @@ TEST_CASE_METHOD(Fixture, "the newest and the best checkpoints are retained") {
   REQUIRE(names_in(checkpoints).size() == 4);
 }
 
-TEST_CASE_METHOD(Fixture, "steps are ordered numerically") {
+TEST_CASE_METHOD(Fixture, "checkpoints are ordered by step number, not alphabetically") {
   for (int64_t step : {8, 9, 10, 100}) save(step, 1.0 / static_cast<double>(step));
   REQUIRE(store.newest()->step == 100);
   REQUIRE(steps() == Steps{9, 10, 100});

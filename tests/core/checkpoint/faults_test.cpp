@@ -1,4 +1,4 @@
-// Fails each system call in a checkpoint save in turn, or kills the process at that call, and
+// Makes each system call during a checkpoint save fail, or kills the process at that call, and
 // checks that the newest complete checkpoint still loads.
 #include <cerrno>
 #include <csignal>
@@ -30,8 +30,8 @@ struct Hooked {
 
 constexpr int kKilled = 99;
 
-/// A run that has saved steps 1 and 2 and was once killed during a save. With keep_best 1, saving
-/// step 3 writes a folder, renames it, and then deletes step 2.
+/// A run with checkpoints of steps 1 and 2, and with a temporary folder left by a killed save. With
+/// keep_best 1, saving step 3 writes a folder, renames it, and then deletes step 2.
 struct Run {
   TemporaryFolder folder;
   std::filesystem::path checkpoints = folder / "checkpoints";
@@ -157,7 +157,7 @@ TEST_CASE("a save syncs the checkpoint's files before it renames the folder") {
   REQUIRE(position(Call::sync, "checkpoints") < position(Call::rename, "step-2.tmp"));
 }
 
-TEST_CASE("a checkpoint loads after a process is killed at any system call in a save") {
+TEST_CASE("a checkpoint loads after the process is killed at any system call during a save") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   REQUIRE(calls > 15);
   for (int n = 1; n <= calls + 1; ++n) {
@@ -176,10 +176,10 @@ TEST_CASE("a checkpoint loads after a process is killed at any system call in a 
   }
 }
 
-TEST_CASE("a failed system call in a save is reported and loses no data") {
+TEST_CASE("a failed system call during a save is reported and loses no data") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   int failed = 0, warned = 0;
-  for (bool for_good : {false, true}) {  // either one call fails, or all later calls as well
+  for (bool for_good : {false, true}) {  // only call n fails, or it and all later calls
     for (int error : {ENOSPC, EIO, EDQUOT}) {
       for (int n = 1; n <= calls; ++n) {
         INFO("call " << n << " fails with " << std::strerror(error)
@@ -219,11 +219,12 @@ TEST_CASE("a failed system call in a save is reported and loses no data") {
     }
   }
   REQUIRE(failed > 20);
-  // Warnings about temporary files and old checkpoints that could not be deleted.
+  // Some saves succeed with a warning that an old checkpoint or temporary folder could not be
+  // deleted.
   REQUIRE(warned > 8);
 }
 
-TEST_CASE("a checkpoint loads after a power cut at any system call in a save") {
+TEST_CASE("a checkpoint loads after a power cut at any system call during a save") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   for (int n = 1; n <= calls + 1; ++n) {
     for (const Fate& fate : kFates) {
@@ -235,7 +236,9 @@ TEST_CASE("a checkpoint loads after a power cut at any system call in a save") {
   }
 }
 
-TEST_CASE("every sync in a save is needed: if it is skipped, a power cut can lose the checkpoint") {
+TEST_CASE(
+    "every sync during a save is necessary: if one is skipped, a power cut can lose the "
+    "checkpoint") {
   for (const char* name :
        {"rank-00000.safetensors", "manifest.json", "step-3.tmp", "checkpoints"}) {
     INFO("no sync of " << name);
@@ -277,7 +280,7 @@ TEST_CASE("a write cut short at any byte is reported and loses no data") {
   for (uint64_t limit = 0; limit < largest; limit += 7) {
     INFO("file size limit: " << limit << " bytes");
     Run run;
-    // The kernel writes what fits and then fails with EFBIG, so the short write is real.
+    // The kernel writes what fits and then fails with EFBIG, so the short write is not simulated.
     int code = in_child([&] {
       std::signal(SIGXFSZ, SIG_IGN);
       const rlimit files{limit, limit};
@@ -298,7 +301,7 @@ TEST_CASE("a write cut short at any byte is reported and loses no data") {
 }
 
 TEST_CASE(
-    "replacing a damaged checkpoint is safe if any system call fails or the process is killed") {
+    "replacing a damaged checkpoint is safe even if a system call fails or the process is killed") {
   auto damage = [](Run& run) { put(run.checkpoints / "step-2/rank-00000.safetensors", "damaged"); };
   for (bool dies : {true, false}) {
     for (int n = 1;; ++n) {

@@ -100,7 +100,8 @@ TEST_CASE("a run from an older version with a `conventions` key loads") {
   CHECK_THROWS_AS(load_experiment(request, catalog), dsv3::ConfigError);
 }
 
-TEST_CASE("a comparison lists every value that a preset changes as a factor") {
+TEST_CASE(
+    "comparing experiments with and without a preset lists every value that the preset changes") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   const dsv3::Comparison difference =

@@ -38,8 +38,8 @@ TEST_CASE("a message without a source location is unchanged") {
         file + ":1", file + ":0:1: y", file + ":1:0: y", file + ":7:1: y",
         folder.path().string() + ":1:1: y", std::string("hub: http://localhost:8080/a:1")})
     CHECK(error_text(text) == "error: " + text);
-  // Messages that the experiment checker has already formatted are unchanged: source excerpts,
-  // lists and notes.
+  // Messages with source excerpts, lists or notes have already been formatted by the experiment
+  // checker and stay unchanged.
   for (const std::string& text :
        {file + ":1:1: error: y\n  1 | dsv3: 1\n    | ^~~~\n  note: first at " + file + ":1:1",
         std::string("a:1:1: error: y\n  b: 1 (") + file + ":1:1)",

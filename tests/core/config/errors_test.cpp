@@ -123,7 +123,7 @@ TEST_CASE("every invalid experiment is rejected with the expected message") {
   }
 }
 
-TEST_CASE("all errors are reported together, in file order") {
+TEST_CASE("all errors are reported together, in the order of their source locations") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", R"(dsv3: 1
 model: {hidden: x, attention: {plugin: mla, hedas: 3}, feed_forward: nothing, position: rope}

@@ -174,7 +174,7 @@ TEST_CASE(
   CHECK(fake::load(file, {"tracker=[]"}).tracker.empty());
 }
 
-TEST_CASE("components in a list can be replaced, or changed by index") {
+TEST_CASE("a list of components can be replaced, and its elements can be changed by index") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   const Experiment swiglu = fake::load(file, {"feed_forward=swiglu"});

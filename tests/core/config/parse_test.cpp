@@ -58,7 +58,7 @@ TEST_CASE("an alias expands to a copy of the anchored value") {
   CHECK(find_path(*parsed.node, "b.p")->text == "1");
 }
 
-TEST_CASE("exceeded limits and unsupported YAML features are errors with a source location") {
+TEST_CASE("exceeded limits and unsupported YAML features are reported with a source location") {
   CHECK(errors_of("a: 1\nb: 2\na: 3\n") ==
         "f.yaml:3:1: error: duplicate key 'a'\n"
         "  3 | a: 3\n"

@@ -62,7 +62,7 @@ dsv3::ExitCode code_of(const std::function<void()>& action) {
 
 }  // namespace
 
-TEST_CASE("every training epoch contains all tokens of all documents once and in order") {
+TEST_CASE("every training epoch contains all tokens of all documents exactly once and in order") {
   const int64_t total = std::accumulate(kLengths.begin(), kLengths.end(), int64_t{0});
   const int64_t sequence = GENERATE(1, 6, 50);
   const int64_t micro_batch = GENERATE(1, 3);
@@ -123,7 +123,7 @@ TEST_CASE("a stream resumed from its saved state continues unchanged") {
     read_rows(stream, calls);
     const std::string saved = stream.state().dump();
     PackedStream resumed(numbered(), context);
-    read_rows(resumed, 3);  // the state replaces the current position
+    read_rows(resumed, 3);  // load_state() overwrites this progress
     resumed.load_state(nlohmann::json::parse(saved));
     CHECK(resumed.state() == stream.state());
     CHECK(read_rows(resumed, 30) == read_rows(stream, 30));
@@ -155,7 +155,8 @@ TEST_CASE("a saved state can be resumed with a different number of ranks or micr
 }
 
 TEST_CASE(
-    "a saved state with different documents, a different seed or an invalid position is rejected") {
+    "a state is rejected if it has other documents, another seed or an invalid document or "
+    "offset") {
   const auto context = stream_context(Split::train, 1, 6);
   PackedStream stream(numbered(), context);
   read_rows(stream, 4);
@@ -185,7 +186,7 @@ TEST_CASE(
 }
 
 TEST_CASE(
-    "text with fewer tokens than one row is an error that states the number of tokens and "
+    "for text with fewer tokens than one row, the error states the number of tokens and "
     "documents") {
   const auto few = std::make_shared<NumberedDocuments>(std::vector<int64_t>{3, 3});
   CHECK_NOTHROW(PackedStream(few, stream_context(Split::train, 1, 5)));

@@ -110,7 +110,7 @@ TEST_CASE("any damage to a shard's header is reported") {
     CHECK_FALSE(error_of(folder, with(bytes, i, char(bytes[i] ^ 1))).empty());
   }
   CHECK_THAT(error_of(folder, resealed(bytes, 8, uint32_t{2})), Catch::Contains("version 2"));
-  CHECK_THAT(error_of(folder, resealed(bytes, 12, uint32_t{3})), Catch::Contains("ids of 3 bytes"));
+  CHECK_THAT(error_of(folder, resealed(bytes, 12, uint32_t{3})), Catch::Contains("3-byte ids"));
   for (const size_t count : {size_t{16}, size_t{24}})
     for (const uint64_t value : {uint64_t{0}, uint64_t{1} << 62, UINT64_MAX})
       CHECK_THAT(error_of(folder, resealed(bytes, count, value)), Catch::Contains("truncated"));

@@ -1,6 +1,6 @@
 // Chi-square test of observed counts against probabilities. Seeds are fixed, so tests are never
-// flaky. For a given seed, correct code exceeds the bound with a probability below 1e-6; wrong code
-// exceeds it by a wide margin.
+// flaky. With a random seed, correct code would exceed the bound with a probability below 1e-6.
+// Wrong code exceeds it by a wide margin.
 #pragma once
 
 #include <cmath>

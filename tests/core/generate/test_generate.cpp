@@ -100,7 +100,7 @@ TEST_CASE("a continuation does not depend on the other prompts in the batch") {
   CHECK(actual == alone);
 }
 
-/// Computes the exact probabilities of all continuations of `text` by `tokens` ids.
+/// Computes the exact probability of every continuation with `tokens` token ids.
 void continuations(Model& model, const Ids& text, size_t start, size_t tokens,
                    const Sampling& sampling, double chance, std::map<Ids, double>& out) {
   if (text.size() == start + tokens) {

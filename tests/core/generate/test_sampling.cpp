@@ -23,7 +23,7 @@ std::map<int32_t, double> of(const std::vector<float>& logits, const std::vector
   return probabilities;
 }
 
-/// Returns the softmax of `scores`, keyed by id.
+/// Returns the softmax of `scores`, keyed by token id.
 std::map<int32_t, double> softmax(const std::map<int32_t, double>& scores) {
   double sum = 0;
   std::map<int32_t, double> result;
@@ -98,7 +98,7 @@ TEST_CASE("non-finite logits are rejected") {
   CHECK_THROWS_AS(distribution(std::vector<float>{1, INFINITY}, {}, kPlain), Error);
 }
 
-TEST_CASE("draws follow the distribution and are reproducible from the seed") {
+TEST_CASE("sampled token ids follow the distribution and are reproducible for a fixed seed") {
   const Distribution p{{7, 2, 4}, {0.5, 0.2, 0.3}};
   Random random(11), same(11);
   std::map<int32_t, int64_t> counts;
@@ -110,7 +110,9 @@ TEST_CASE("draws follow the distribution and are reproducible from the seed") {
   check_counts<int32_t>(counts, {{7, 0.5}, {2, 0.2}, {4, 0.3}}, 20000);
 }
 
-TEST_CASE("a verified draft is distributed as p, whatever distribution q it was drawn from") {
+TEST_CASE(
+    "after verification, a draft follows distribution p, whatever distribution q it was drawn "
+    "from") {
   const Distribution p{{0, 1, 2, 3}, {0.1, 0.2, 0.3, 0.4}};
   const std::vector<Distribution> drafts{{{0, 1, 2, 3}, {0.4, 0.3, 0.2, 0.1}},
                                          {{3, 2, 1, 0}, {0.4, 0.3, 0.2, 0.1}},

@@ -89,7 +89,7 @@ void arrange(const std::optional<Death>& death, const fs::Path& run, std::atomic
       if (call == fs::Call::write) limit_file(path, death->bytes);
       return 0;
     }
-    // Other threads run until the process exits, and must not simulate a second power cut.
+    // Other threads keep running until the process exits, and must not simulate a second power cut.
     if (disk && number > death->call)
       for (;;) ::pause();
     if (disk) disk->cut(run.parent_path().string() + "-left", death->unsynced, death->seed);

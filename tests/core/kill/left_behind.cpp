@@ -25,7 +25,7 @@ bool depends_on_time(const std::string& key) {
          key.starts_with("memory/");
 }
 
-/// Values keyed by (line in metrics.jsonl, metric name), as the csv tracker stores them.
+/// Values keyed by (line number in metrics.jsonl, metric name), as the csv tracker stores them.
 using Values = std::map<std::pair<std::string, std::string>, double>;
 
 Values values_in_journal(const std::filesystem::path& run) {

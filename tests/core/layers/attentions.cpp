@@ -182,8 +182,8 @@ TEST_CASE("results with a cache equal those of one full forward pass") {
   const at::Tensor whole = layer(x, test::sequence(2, 9));
 
   dsv3::KvCache cache(2, layer.attention->cache_values_per_token(), at::kDouble, at::kCPU);
-  // Appends counts[row] tokens to each cached row. Returns how far their outputs differ from the
-  // full forward pass.
+  // Appends counts[row] tokens to each cached row. Returns the difference between their outputs and
+  // those of the full forward pass.
   const auto error = [&](const std::vector<int64_t>& counts) {
     std::vector<at::Tensor> tokens, positions, expected_rows;
     for (int64_t row = 0; row < 2; ++row) {
@@ -209,7 +209,8 @@ TEST_CASE("results with a cache equal those of one full forward pass") {
   CHECK(error({1, 3}) < 1e-12);
 }
 
-TEST_CASE("attention matches the reference operators, and fp32 and bf16 match float64") {
+TEST_CASE(
+    "attention layers match the reference operators, and fp32 and bf16 results match float64") {
   const Variant& variant = variants()[GENERATE(0, 1, 2, 3, 4)];
   const at::Tensor x = normal({2, 10, kHidden}, 56);
   const dsv3::Sequence seq = test::sequence(2, 10);
@@ -271,7 +272,7 @@ TEST_CASE("YaRN's softmax scale multiplies the attention scores") {
   CHECK(difference(y, a->forward(x, seq)) < 1e-12);
 }
 
-TEST_CASE("attention can be built on the meta device") {
+TEST_CASE("attention layers can be constructed on the meta device") {
   for (const Variant& variant : variants()) {
     const dsv3::LayerContext context = test::context(kHidden, at::kFloat, at::kMeta);
     test::make_attention(variant.name, variant.options, context);

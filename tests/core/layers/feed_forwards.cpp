@@ -107,8 +107,8 @@ TEST_CASE("moe's output equals the weighted sum of its experts, computed in a lo
   const at::Tensor y = layer(x, test::sequence(2, 7));
   const at::Tensor expected = moe_formula(layer, x, top_k, normalize, 2.5, shared > 0);
   CHECK(difference(y, expected) < 1e-12);
-  // With one normalised expert per token, its weight is always 1. The router's gradient is then
-  // only rounding error and is not compared.
+  // With one expert per token and normalised weights, that expert's weight is always 1. The
+  // router's gradient is then only rounding error and is not compared.
   std::vector<at::Tensor> inputs = {x};
   for (const at::Tensor& parameter : layer.parameters())
     if (top_k > 1 || !normalize || !parameter.is_same(layer.weight("router")))
@@ -263,8 +263,8 @@ TEST_CASE(
   const at::Tensor negative = biased - 10;
   CHECK(at::equal(sorted(moe::choose(negative, rule)),
                   at::tensor({2, 6, 7}, at::kLong).unsqueeze(0)));
-  // By their best expert alone, groups 2 and 3 win (0.95, 0.8). Group 1 would tie at 0.8, so its
-  // scores are lowered.
+  // Ranked by their best expert alone, groups 2 and 3 win (0.95, 0.8). Group 1 would tie at 0.8, so
+  // its scores are lowered.
   rule.group_best = 1;
   const at::Tensor lowered = biased - at::tensor({0.0, 0.0, 0.1, 0.1, 0.0, 0.0, 0.0, 0.0});
   CHECK(
@@ -309,7 +309,7 @@ TEST_CASE("moe declares the role, matrix count and active fraction of each param
   CHECK(layer.bias().scalar_type() == at::kFloat);
 }
 
-TEST_CASE("feed-forward layers can be built on the meta device") {
+TEST_CASE("feed-forward layers can be constructed on the meta device") {
   const dsv3::LayerContext context = test::context(kHidden, at::kFloat, at::kMeta);
   test::make_feed_forward("moe", moe_options(), context);
   for (const auto& parameter : context.store->parameters()) CHECK(parameter.tensor.is_meta());

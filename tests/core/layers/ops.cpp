@@ -42,7 +42,7 @@ at::Tensor rms_formula(const at::Tensor& x, const at::Tensor& weight, double eps
 
 TEST_CASE("swiglu computes silu(gate) * up") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16, at::kDouble);
-  // Less than one vector, whole vectors, and whole vectors plus a remainder.
+  // Sizes smaller than a SIMD vector, a multiple of it, and a multiple plus a remainder.
   const int64_t size = GENERATE(5, 32, 83);
   const auto [x, wide] = leaves(normal({3, 7, 2 * size}, 1) * 3, dtype);
   const at::Tensor y = dsv3::swiglu(x), expected = silu_formula(wide);
@@ -186,7 +186,7 @@ TEST_CASE("attend computes causal attention for any head dimensions and with sha
   CHECK(difference(dsv3::attend(q, k, v, seq, 0.3), expected) < 1e-12);
 }
 
-TEST_CASE("attend works in fp32 and bf16") {
+TEST_CASE("attend supports fp32 and bf16") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
   const at::Tensor q = normal({1, 5, 2, 8}, 20), k = normal({1, 5, 2, 8}, 21),
                    v = normal({1, 5, 2, 8}, 22);

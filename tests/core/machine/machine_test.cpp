@@ -13,7 +13,7 @@ const at::Device kGpu(at::kCUDA, 0);
 
 }  // namespace
 
-TEST_CASE("the peak of a GPU is found by its name, whatever its form and memory") {
+TEST_CASE("peak FLOP/s are looked up by GPU name, with or without form factor and memory size") {
   const std::vector<std::pair<const char*, double>> peaks{
       {"NVIDIA H100 80GB HBM3", 989},
       {"NVIDIA H100 PCIe", 756},
@@ -52,7 +52,8 @@ TEST_CASE("the peak of a GPU is found by its name, whatever its form and memory"
   }
 }
 
-TEST_CASE("a GPU that is not listed has no peak, even if its name resembles a listed one") {
+TEST_CASE(
+    "the peak FLOP/s of an unlisted GPU is unknown (0), even if its name resembles a listed one") {
   for (const char* name :
        {"", "NVIDIA", "NVIDIA A10G", "NVIDIA A1000", "NVIDIA A16", "NVIDIA T400 4GB", "NVIDIA T4G",
         "NVIDIA RTX A4000", "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 4090 Laptop GPU",
@@ -64,7 +65,8 @@ TEST_CASE("a GPU that is not listed has no peak, even if its name resembles a li
   }
 }
 
-TEST_CASE("train.deterministic leaves a CPU alone and binds LibTorch on a GPU") {
+TEST_CASE(
+    "train.deterministic enables LibTorch's deterministic algorithms on a GPU but not on a CPU") {
   at::Context& context = at::globalContext();
   dsv3::TrainOptions train;
   REQUIRE_FALSE(train.deterministic);
@@ -93,11 +95,11 @@ TEST_CASE("train.deterministic leaves a CPU alone and binds LibTorch on a GPU") 
   unsetenv("CUBLAS_WORKSPACE_CONFIG");
 }
 
-TEST_CASE("the memory metric of a CPU is the resident memory of the process") {
+TEST_CASE("on a CPU, the peak-memory metric is the resident memory of the process") {
   CHECK(dsv3::peak_memory_bytes(at::kCPU) > 1'000'000);
 }
 
-TEST_CASE("versions of CUDA and of the driver are text") {
+TEST_CASE("CUDA and driver versions are formatted as strings") {
   CHECK(dsv3::cuda_version_text(13000) == "13.0");
   CHECK(dsv3::cuda_version_text(12040) == "12.4");
   CHECK(dsv3::driver_version_in("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  "
@@ -108,7 +110,7 @@ TEST_CASE("versions of CUDA and of the driver are text") {
   CHECK(dsv3::driver_version_in("").is_null());
 }
 
-TEST_CASE("provenance of a GPU has null for what cannot be determined") {
+TEST_CASE("GPU provenance contains null for properties that cannot be determined") {
   const dsv3::Json gpu = dsv3::gpu_provenance(at::Device(at::kCUDA, 100));
   CHECK(gpu["name"].is_null());
   CHECK(gpu["memory_bytes"].is_null());

@@ -44,7 +44,7 @@ Outcome run(const Case& c, double z, double scale, int64_t chunk) {
   return {loss.item<double>(), plain.item<double>(), c.x.grad(), c.weight.grad()};
 }
 
-/// Computes losses and gradients by definition: in float64, with log_softmax and autograd.
+/// Computes losses and gradients from the definition, in float64, with log_softmax and autograd.
 Outcome by_definition(const Case& c, double z, double scale) {
   const at::Tensor x = c.x.detach().to(at::kDouble).set_requires_grad(true);
   const at::Tensor weight = c.weight.detach().to(at::kDouble).set_requires_grad(true);

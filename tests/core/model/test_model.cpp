@@ -87,8 +87,7 @@ TEST_CASE("four micro-batches of one row give the same result as one micro-batch
     CHECK(at::equal(actual_counts[i], expected_counts[i]));
 }
 
-TEST_CASE(
-    "a tied head uses the embedding's weight, and its gradient is the sum of both gradients") {
+TEST_CASE("a tied head uses the embedding's weight, whose gradient is the sum over both uses") {
   Experiment experiment = tiny_experiment();
   const auto untied = tiny_model(experiment);
   experiment.model.tied_head = true;
@@ -171,7 +170,7 @@ TEST_CASE("cached generation computes the same logits as a full forward pass") {
   const at::Tensor expected = model->logits(text);  // [2, 9, V]
   REQUIRE(expected.sizes() == at::IntArrayRef({2, 9, tiny_vocab}));
   std::vector<KvCache> caches = model->make_caches(2);
-  REQUIRE(caches.size() == 4);  // the last two belong to the MTP modules
+  REQUIRE(caches.size() == 4);  // one per layer, then one per MTP module
   for (const std::vector<int64_t>& counts :
        std::vector<std::vector<int64_t>>{{4, 2}, {1, 1}, {0, 3}, {3, 1}, {1, 2}}) {
     const std::vector<int64_t> lengths = caches.front().lengths();

@@ -37,7 +37,7 @@ bool same_document(const std::vector<int64_t>& ids, size_t a, size_t b) {
 const Rows some_ids = {{3, 3, 3, 3, 3, 3},    {0, 1, 1, 2, 2, 2},       {5, 5, 6, 5, 5, 7},
                        {4, 4, 4, -1, -1, -1}, {-1, -1, -1, -1, -1, -1}, {8, -1, 9, 9, 9, 9}};
 
-TEST_CASE("positions restart in each document") {
+TEST_CASE("position ids restart at 0 in each document") {
   const Rows actual = rows_of(positions_of(tensor_of(some_ids)));
   for (size_t b = 0; b < some_ids.size(); ++b) {
     int64_t position = 0;
@@ -60,7 +60,8 @@ TEST_CASE("a query attends only to its document and not to later positions") {
 
 TEST_CASE("rows that contain only one document need no packing") {
   CHECK(packing_of(tensor_of({{1, 1, 1}, {2, 2, 2}})) == nullptr);
-  const auto packing = packing_of(tensor_of({{1, 1, 1}, {1, 1, 3}}));  // a new row ends a document
+  const auto packing =
+      packing_of(tensor_of({{1, 1, 1}, {1, 1, 3}}));  // documents end with their row
   CHECK(at::equal(packing->boundaries(), at::tensor({0, 3, 5, 6}, at::kInt)));
   CHECK(packing->longest() == 3);
 }

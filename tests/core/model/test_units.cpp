@@ -1,5 +1,5 @@
 // Tests how a model calls its strategy, and how its parameters are named, counted and grouped into
-// units.
+// parameter units.
 #include <algorithm>
 #include <cstring>
 
@@ -41,7 +41,7 @@ void attach(TensorRefs tensors, std::function<void()> call) {
   }
 }
 
-/// A strategy that sets a unit's parameters to NaN except between enter() and leave(), in the
+/// A strategy that keeps a unit's parameters at NaN except between enter() and leave(), in the
 /// forward and the backward pass.
 class PoisonStrategy final : public Strategy {
  public:
@@ -63,8 +63,8 @@ class PoisonStrategy final : public Strategy {
     log_.push_back("leave " + units_[unit].spec.name);
     close(unit);
     if (!units_[unit].spec.needed_in_backward) return;
-    // enter() for the embedding has no inputs, so no autograd node can close the embedding in the
-    // backward pass.
+    // The backward pass does not read an untied embedding. Because enter() for the embedding has no
+    // inputs, no autograd node could reset its parameters to NaN.
     attach(outputs, [this, unit] { open(unit); });
   }
   void backward(at::TensorList roots, at::TensorList) override {
@@ -89,7 +89,7 @@ class PoisonStrategy final : public Strategy {
     std::vector<at::Tensor> values;
     int uses = 0;
   };
-  // Bypasses autograd's version counters, like a strategy that refills a storage.
+  // Does not increment autograd's version counter, like a strategy that refills a tensor's storage.
   static void copy(const at::Tensor& to, const at::Tensor& from) {
     std::memcpy(to.data_ptr(), from.data_ptr(), from.nbytes());
   }
@@ -159,7 +159,7 @@ TEST_CASE("a model enters its parameter units in the documented order") {
   CHECK(strategy.log() == expected);
 }
 
-TEST_CASE("a model's units contain every parameter once, with the documented names") {
+TEST_CASE("a model's parameter units contain every parameter once, with the documented names") {
   Experiment experiment = tiny_experiment();
   experiment.mtp.depth = 1;
   experiment.norm.place = "both";

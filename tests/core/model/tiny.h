@@ -45,7 +45,7 @@ inline std::unique_ptr<Model> tiny_model(const Experiment& experiment, uint64_t 
   return model;
 }
 
-/// A batch of rows [4, 9] with several documents and padding.
+/// A batch with tokens [4, 9], several documents and padding.
 inline Batch tiny_batch() {
   Batch batch;
   batch.tokens = at::arange(36, at::kLong).view({4, 9}).mul(7).add(3).remainder(tiny_vocab);

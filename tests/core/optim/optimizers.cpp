@@ -159,7 +159,7 @@ TEST_CASE("muon updates the matrices in a batch independently") {
 }
 
 TEST_CASE(
-    "muon's two momentum forms give the same updates, and their buffers differ by a constant "
+    "muon's two momentum forms yield the same updates, and their buffers differ by a constant "
     "factor") {
   const bool nesterov = GENERATE(false, true);
   const auto ema = optimizer("muon", {{"ns_dtype", "fp32"}, {"nesterov", nesterov}});

@@ -46,7 +46,7 @@ const OwnedTensor& owned_named(const std::vector<OwnedTensor>& all, const std::s
   throw std::logic_error("no owned tensor " + name);
 }
 
-TEST_CASE("fp32 parameters are the master values, aligned to 64 bytes") {
+TEST_CASE("fp32 parameters double as master weights and are aligned to 64 bytes") {
   const auto single = strategy("single");
   const at::Tensor a = random({3, 5}, 1), b = random({7}, 2), a_was = a.clone();
   single->adopt({"unit", {param("a", a), param("b", b)}});
@@ -129,7 +129,7 @@ TEST_CASE("computation uses bf16 parameters, but gradients and updates are fp32"
     for (UpdateTensor& t : tensors) {
       CHECK(t.value.scalar_type() == at::kFloat);
       CHECK(t.grad[1].item<float>() == (t.range.name == "w" ? 258.25f : 4.0f));
-      t.value.add_(1e-4);  // too small for bf16 but not for fp32
+      t.value.add_(1e-4);  // too small to change a bf16 weight
     }
   });
   tested->end_step();
@@ -170,7 +170,7 @@ TEST_CASE(
   CHECK_THROWS_WITH(update_ranges(vector, true), Catch::Contains("'vector'"));
 }
 
-TEST_CASE("the gradient norm is summed in float64 and is non-finite if any gradient is") {
+TEST_CASE("the gradient norm is accumulated in float64 and is non-finite if any gradient is") {
   const auto single = strategy("single");
   const int64_t n = 200'001;
   const at::Tensor w = random({n}, 4);
@@ -206,7 +206,7 @@ TEST_CASE("the strategy `single` rejects a second rank and a parameter in two un
   const auto single = strategy("single");
   single->adopt({"one", {param("a", random({2}, 1))}});
   CHECK_THROWS_WITH(single->adopt({"two", {param("a", random({2}, 1))}}),
-                    Catch::Contains("'a' is in two units"));
+                    Catch::Contains("'a' was adopted twice"));
 }
 
 TEST_CASE("the memory estimate equals the memory in use") {
@@ -328,7 +328,7 @@ TEST_CASE("training is bit-identical if parameters are freed between uses") {
   REQUIRE(actual.tensors.size() == expected.tensors.size());
   for (size_t i = 0; i < expected.tensors.size(); ++i)
     CHECK(at::equal(actual.tensors[i], expected.tensors[i]));
-  CHECK(expected.numbers.back() != expected.numbers[3]);  // the model has learned
+  CHECK(expected.numbers.back() != expected.numbers[3]);  // training changes the loss
 }
 
 TEST_CASE("the flat-buffer strategy detects parameter use outside enter() and leave()") {
@@ -344,7 +344,7 @@ TEST_CASE("the flat-buffer strategy detects parameter use outside enter() and le
   at::Tensor y = (input * w).sum();
   flat->leave(unit, {&y});
   CHECK(w.isnan().all().item<bool>());
-  SECTION("using a parameter after leave() computes NaN") {
+  SECTION("results computed with a parameter after leave() are NaN") {
     flat->backward({y});
     CHECK(at::equal(x.grad(), at::full({2}, 2.0)));
     CHECK((input.detach() * w).isnan().all().item<bool>());

@@ -16,11 +16,11 @@ std::shared_ptr<Schedule> twin() {
 }
 }  // namespace
 
-TEST_CASE("the host catches a plugin's exception type by its base class") {
+TEST_CASE("the host can catch an exception of a plugin-defined type by its base class") {
   CHECK(error_of([&] { twin()->factor(1, 9); }, dsv3::ExitCode::data) == "twin");
 }
 
-TEST_CASE("the host catches an SDK exception that a plugin throws by its exact type") {
+TEST_CASE("the host can catch an SDK exception from a plugin by its exact type") {
   double seconds = 0;
   try {
     twin()->factor(2, 9);
@@ -30,7 +30,7 @@ TEST_CASE("the host catches an SDK exception that a plugin throws by its exact t
   CHECK(seconds == 2.5);
 }
 
-TEST_CASE("a plugin catches an exception that libdsv3 throws") {
+TEST_CASE("a plugin can catch an exception thrown by libdsv3") {
   CHECK(twin()->factor(3, 9) == static_cast<double>(dsv3::ExitCode::usage));
 }
 

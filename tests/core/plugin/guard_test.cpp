@@ -46,7 +46,7 @@ int inherited(const Base& object, const char* vtable) {
   REQUIRE(symbol);
   void* const* of_object = *reinterpret_cast<void* const* const*>(&object) - 2;
   const size_t entries = symbol->st_size / sizeof(void*);
-  REQUIRE(entries > 4);  // offset, type information, two destructors, and the kind's methods
+  REQUIRE(entries > 4);  // offset, type information, two destructors, then methods
   int same = 0;
   for (size_t i = 2; i < entries; ++i) same += of_object[i] == of_base[i];
   return same;
@@ -166,7 +166,9 @@ TEST_CASE("an error in a positional encoding names the layer whose attention cal
                  Contains("returned an undefined tensor for k"));
 }
 
-TEST_CASE("an error in the backward pass names the component whose forward pass created the node") {
+TEST_CASE(
+    "an error in the backward pass names the component whose forward pass created the autograd "
+    "node") {
   PlainBackward strategy(GENERATE(false, true));
   const at::Tensor x = at::ones({1, 8, 16}).requires_grad_() * 1;
   SECTION("a feed-forward layer") {

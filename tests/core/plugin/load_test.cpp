@@ -33,7 +33,7 @@ TEST_CASE("a valid plugin is loaded and constructed with its options, and its di
   CHECK(it->path == std::filesystem::canonical(library("good")));
 }
 
-TEST_CASE("the error for a stamp that differs in one field states the field and both values") {
+TEST_CASE("the error for a stamp that differs in one field names the field and both values") {
   struct Case {
     std::string fixture, line;
   };
@@ -95,7 +95,7 @@ TEST_CASE("each fault in a plugin library has a specific error message") {
   CHECK_THAT(error, Contains(library(fixture).string()));
   CHECK_THAT(error, Contains(text));
   CHECK_THAT(error, Contains("requested by nano.yaml:5:13"));
-  SECTION("a second request reports the same error without loading again") {
+  SECTION("a second request reports the same error without loading the library again") {
     CHECK(load_error(library(fixture)) == error);
   }
   check_good_still_works();

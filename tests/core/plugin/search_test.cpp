@@ -71,7 +71,7 @@ TEST_CASE(
 }
 
 TEST_CASE(
-    "a plugin name with two matches at one search level is an error that names both registries") {
+    "if two registries at one search level contain the same plugin name, the error names both") {
   TemporaryFolder folder;
   put(folder / "one.toml",
       head + entry("halving", library("good").string()) + entry("alone", "x.so"));
@@ -82,7 +82,7 @@ TEST_CASE(
              Contains("schedule 'halving' is in two registries at the same search level: " +
                       (folder / "one.toml").string() + " and " + (folder / "two.toml").string()) &&
                  Contains("requested by nano.yaml:5:13"));
-  SECTION("a file that is listed twice counts as one match") {
+  SECTION("a registry file that is listed twice counts once") {
     Plugins same({{folder / "one.toml", folder / "one.toml"}});
     CHECK(same.find(schedule("halving")).name == "halving");
   }

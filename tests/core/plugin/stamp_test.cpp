@@ -81,7 +81,7 @@ TEST_CASE("corrupt ELF headers result in a stamp or an error, never in an out-of
   CHECK(rejected > 100);
 }
 
-TEST_CASE("out-of-range sizes in the stamp's note are rejected") {
+TEST_CASE("out-of-range sizes in the stamp's ELF note are rejected") {
   const std::string bytes = get(library("good"));
   const size_t note = bytes.find("@dsv3-plugin@") - 20;
   for (const uint32_t size : {0u, 1u, 5000u, 0xffffffffu, 0x80000000u}) {

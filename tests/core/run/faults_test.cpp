@@ -40,7 +40,7 @@ int with_fault(int n, int error, const std::filesystem::path& path, bool& failed
 
 }  // namespace
 
-TEST_CASE("status.json has the old or the new content, whichever system call fails") {
+TEST_CASE("status.json contains either the old or the new content, whichever system call fails") {
   for (int error : {ENOSPC, EIO, EDQUOT}) {
     bool failed = true;
     for (int n = 1; failed; ++n) {
@@ -59,7 +59,7 @@ TEST_CASE("status.json has the old or the new content, whichever system call fai
 }
 
 TEST_CASE(
-    "metrics.jsonl has only complete lines and can be appended to, whichever system call fails") {
+    "metrics.jsonl contains only complete lines and can be extended, whichever system call fails") {
   for (int error : {ENOSPC, EIO, EDQUOT}) {
     bool failed = true;
     for (int n = 1; failed; ++n) {

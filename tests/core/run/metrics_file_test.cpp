@@ -112,7 +112,7 @@ TEST_CASE("line ids continue when the file is reopened") {
   REQUIRE(steps_of(folder / "m") == Steps{1, 2, 3});
 }
 
-TEST_CASE("if a step is repeated, its first line is kept") {
+TEST_CASE("if a step is repeated, only its first line is kept") {
   TemporaryFolder folder;
   {
     MetricsFile file(folder / "m");
@@ -133,7 +133,7 @@ TEST_CASE("if a step is repeated, its first line is kept") {
   REQUIRE(reopened.lines() == 6);
 }
 
-TEST_CASE("both lines of the last step are recognised after reopening") {
+TEST_CASE("after reopening, neither line of the last step is written again") {
   TemporaryFolder folder;
   {
     MetricsFile file(folder / "m");
@@ -163,7 +163,7 @@ TEST_CASE("a line torn at any byte is removed and written again") {
   REQUIRE(MetricsFile(folder / "m").lines() == 1);
 }
 
-TEST_CASE("each line is one write, and a failed write leaves no trace") {
+TEST_CASE("each line is written by a single call, and a failed write leaves no partial line") {
   TemporaryFolder folder;
   MetricsFile file(folder / "m");
   int writes = 0, error = 0;

@@ -7,7 +7,7 @@
 #include "core/support/temporary_folder.h"
 #include "support/host.h"
 
-TEST_CASE("provenance records the program and machine that a run was started with") {
+TEST_CASE("provenance records which program started a run and on which machine") {
   TemporaryFolder folder;
   dsv3::Json json = dsv3::provenance({"dsv3-run", "a b.yaml"}, folder.path());
   REQUIRE(json["command"] == dsv3::Json{"dsv3-run", "a b.yaml"});

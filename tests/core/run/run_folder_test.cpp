@@ -106,7 +106,7 @@ TEST_CASE("open_or_create opens or creates a run") {
 }
 
 TEST_CASE(
-    "only one process at a time can train in a folder, and the lock is released when it ends") {
+    "only one process at a time can train in a folder, and its lock is released when it exits") {
   TemporaryFolder output;
   int ready[2];
   REQUIRE(::pipe(ready) == 0);
@@ -128,12 +128,12 @@ TEST_CASE(
   REQUIRE(text.find("process " + std::to_string(::getpid())) != std::string::npos);
 }
 
-TEST_CASE("opening a run waits for a lock that briefly outlives its holder") {
+TEST_CASE("opening a run waits if a child of the killed process briefly keeps the lock") {
   TemporaryFolder output;
   pid_t child = ::fork();
   if (child == 0) {
     RunFolder run = RunFolder::create(output.path(), "a");
-    if (::fork() == 0) {  // like a child forked to run git that has not called exec yet
+    if (::fork() == 0) {  // like a child that will run git but has not called exec yet
       ::usleep(50'000);
       ::_exit(0);
     }

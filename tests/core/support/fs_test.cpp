@@ -28,7 +28,7 @@ size_t entries_in(const fs::Path& path) {
 
 }  // namespace
 
-TEST_CASE("written files are read back") {
+TEST_CASE("files can be written and read back") {
   TemporaryFolder folder;
   std::string text("a\0b\n", 4);
   {
@@ -61,7 +61,7 @@ TEST_CASE("read errors name the file and the cause") {
   REQUIRE_THROWS_AS(fs::Mapping(folder.path()), dsv3::Error);
 }
 
-TEST_CASE("the error for a full disk states the needed and free bytes") {
+TEST_CASE("the error for a full disk states how much space is needed and how much is free") {
   TemporaryFolder folder;
   Hooked hook([](Call call, const fs::Path&) { return call == Call::write ? ENOSPC : 0; });
   fs::Writer file(folder / "a");
@@ -76,7 +76,7 @@ TEST_CASE("a full device (/dev/full) is an error, not a crash") {
   REQUIRE_THROWS_WITH(full.write("x"), Catch::Contains("No space left on device"));
 }
 
-TEST_CASE("an atomic write leaves the old or the new content, whichever system call fails") {
+TEST_CASE("an atomic write leaves either the old or the new content, whichever system call fails") {
   TemporaryFolder folder;
   put(folder / "a", "old");
   int calls = 0;
@@ -85,7 +85,7 @@ TEST_CASE("an atomic write leaves the old or the new content, whichever system c
     fs::write_atomically(folder / "a", "new");
   }
   REQUIRE(get(folder / "a") == "new");
-  REQUIRE(calls == 5);  // open, write, sync, rename, sync of the folder
+  REQUIRE(calls == 5);  // open, write, fsync, rename, fsync of the folder
   for (int n = 1; n <= calls; ++n) {
     for (int error : {ENOSPC, EIO}) {
       put(folder / "a", "old");

@@ -40,7 +40,7 @@ TEST_CASE("parse_json() and nlohmann::json parse valid JSON identically") {
   REQUIRE(parse_json(" 7 ", "f") == 7);
 }
 
-TEST_CASE("JSON errors contain line and column") {
+TEST_CASE("JSON errors contain the line and column") {
   REQUIRE(starts_with(error_of(""), "f.json:1:1: invalid JSON: "));
   REQUIRE(starts_with(error_of("{\"a\": 1,\n  \"b\": x}"), "f.json:2:8: invalid JSON: "));
   REQUIRE(starts_with(error_of("[1, 2"), "f.json:1:6: invalid JSON: "));
@@ -70,7 +70,7 @@ TEST_CASE("nesting is limited to 64 levels") {
   REQUIRE(error_of(objects).find("nested deeper") != std::string::npos);
 }
 
-TEST_CASE("errors in JSON files contain the path") {
+TEST_CASE("errors in JSON files contain the file's path") {
   TemporaryFolder folder;
   put(folder / "a.json", "{\"x\": [}");
   REQUIRE_THROWS_WITH(dsv3::read_json(folder / "a.json"),

@@ -103,7 +103,7 @@ TEST_CASE("write() rejects tensors that a reader would reject") {
   REQUIRE_FALSE(std::filesystem::exists(folder / "f"));
 }
 
-TEST_CASE_METHOD(Fixture, "files that conform to the format are read") {
+TEST_CASE_METHOD(Fixture, "unusual files that conform to the format can be read") {
   REQUIRE(open("{}", "").empty());
   REQUIRE(open("{\"__metadata__\": {\"a\": \"b\"}}", "").empty());
   REQUIRE(open("{" + tensor("t", "F32", "[2]", "[0, 8]") + "}   ", kEight).empty());
@@ -214,8 +214,8 @@ TEST_CASE_METHOD(Fixture, "flipped bits in a header never cause reads outside th
         REQUIRE(copy == kEight.substr(0, view.size));
         total += view.size;
       }
-      // The tensors cover the data. The flip changed only a name, or a dtype to one of the same
-      // size.
+      // The tensors still cover the data, so the flipped bit changed only a name, or a dtype to
+      // another of the same size.
       REQUIRE(total == 8);
     }
   }

@@ -1,5 +1,5 @@
-// A folder for one test, removed at the end of the test. It is in memory if possible, because tests
-// sync often.
+// A folder for one test, removed at the end of the test. Uses an in-memory file system if possible,
+// because tests sync often.
 #pragma once
 
 #include <filesystem>

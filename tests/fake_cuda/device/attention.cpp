@@ -1,5 +1,5 @@
-// Attention: the kernel that CUDA would choose, and twins of the flash, efficient and cuDNN
-// kernels.
+// Chooses the attention kernel that LibTorch would choose on a GPU, and emulates the flash,
+// memory-efficient and cuDNN kernels on the host.
 #include <array>
 #include <cmath>
 #include <cstdlib>
@@ -42,7 +42,8 @@ bool supports_heads(const Tensor& q, const Tensor& k, const Tensor& v, bool grou
   return q.size(1) % k.size(1) == 0 && q.size(1) % v.size(1) == 0;
 }
 
-// The rules of LibTorch 2.11's sdp_utils.cpp (can_use_..._attention) for dense tensors.
+// These functions follow the rules for dense tensors in LibTorch 2.11's sdp_utils.cpp
+// (can_use_..._attention).
 bool flash_fits(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
                 bool causal, bool grouped) {
   return at::globalContext().userEnabledFlashSDP() && all_half(q, k, v) && !mask &&
@@ -70,7 +71,8 @@ bool efficient_fits(const Tensor& q, const Tensor& k, const Tensor& v) {
          supports_heads(q, k, v, false);
 }
 
-/// LibTorch 2.11 prefers cuDNN after version 9.15.0 on data-centre Hopper and Blackwell GPUs.
+/// LibTorch 2.11 prefers cuDNN on data-centre Hopper and Blackwell GPUs if cuDNN is newer than
+/// 9.15.0.
 bool prefers_cudnn() {
   const char* deprioritized = std::getenv("TORCH_CUDNN_SDPA_DEPRIORITIZED");
   if (deprioritized && std::string(deprioritized) == "1") return false;
@@ -108,8 +110,8 @@ Attention twins_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
           .scale = scale_or_default(scale, q)};
 }
 
-/// A device tensor of sizes [batch, heads, tokens, dim] that is laid out as [batch, tokens, heads,
-/// dim], as CUDA's kernels lay out their results.
+/// Copies `host` [batch, heads, tokens, dim] to the device with the memory layout [batch, tokens,
+/// heads, dim], which CUDA's kernels use for their results.
 Tensor laid_out(const Tensor& host) {
   return to_device(host.transpose(1, 2).contiguous()).transpose(1, 2);
 }
@@ -120,7 +122,7 @@ Tensor empty_laid_out(const Tensor& like, int64_t dim) {
 }
 
 void check_no_dropout(double dropout) {
-  TORCH_CHECK(dropout == 0, "fake_cuda: attention with dropout has no twin");
+  TORCH_CHECK(dropout == 0, "fake_cuda: attention with dropout is not implemented");
 }
 
 void check_on_device(std::initializer_list<Tensor> tensors) {
@@ -180,7 +182,8 @@ WithSeeds flash(const Tensor& q, const Tensor& k, const Tensor& v, double dropou
                 bool, std::optional<double> scale) {
   check_no_dropout(dropout);
   TORCH_CHECK(all_half(q, k, v), "FlashAttention only support fp16 and bf16 data type");
-  TORCH_CHECK(q.size(3) == v.size(3), "FlashAttention requires equal head dimensions");
+  TORCH_CHECK(q.size(3) == v.size(3),
+              "FlashAttention requires query and value to have the same head dimension");
   auto [out, lse] = run("flash", q, k, v, {}, causal, scale);
   const Tensor none = empty_on_device({0}, at::kLong);
   return {out, lse, Tensor(), Tensor(), q.size(2), k.size(2), none, none, Tensor()};
@@ -208,7 +211,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> efficient_backward(
     const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
     const Tensor&, const Tensor&, const Tensor&, const Tensor&, double, std::array<bool, 4> needed,
     bool causal, std::optional<double> scale) {
-  TORCH_CHECK(!(bias.defined() && needed[3]), "fake_cuda: the bias of attention has no gradient");
+  TORCH_CHECK(!(bias.defined() && needed[3]),
+              "fake_cuda: the gradient of the attention bias is not implemented");
   const auto [dq, dk, dv] = run_backward("efficient", dout, q, k, v, bias, causal, scale);
   return {dq, dk, dv, Tensor()};
 }

@@ -36,7 +36,8 @@ std::vector<std::string> call_site(int count) {
   std::vector<std::string> site;
   for (int i = 1; i < depth && int(site.size()) < count; ++i) {
     Dl_info info{};
-    // A return address may be the first byte of the next function.
+    // A return address may point to the first byte of the next function, so look up the byte
+    // before.
     const char* address = static_cast<const char*>(frames[size_t(i)]) - 1;
     if (!dladdr(address, &info) || !info.dli_fname) continue;
     const std::string_view path = info.dli_fname;

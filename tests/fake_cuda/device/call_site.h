@@ -1,4 +1,4 @@
-// Where the program called the fake device from.
+// Finds the code that called the fake device.
 #pragma once
 
 #include <string>
@@ -6,9 +6,9 @@
 
 namespace fake_cuda {
 
-/// The innermost frames outside LibTorch and the C++ runtime, innermost first, at most `count`:
-/// "libdsv3.so dsv3::Trainer::train_step()" for an exported function, "libdsv3.so+0x1234" for
-/// others (`addr2line -fCe FILE 0x1234` names them).
+/// Returns at most `count` stack frames, innermost first, without those in LibTorch and the C++
+/// runtime. A frame is "libdsv3.so dsv3::Trainer::train_step" for an exported function, and
+/// "libdsv3.so+0x1234" for others (`addr2line -fCe FILE 0x1234` prints their names).
 std::vector<std::string> call_site(int count);
 
 }  // namespace fake_cuda

@@ -1,4 +1,4 @@
-// The compute capability of the fake GPU.
+// Compute capability of the fake GPU.
 #pragma once
 
 namespace fake_cuda {
@@ -7,8 +7,8 @@ struct Capability {
   int major = 9, minor = 0;
 };
 
-/// FAKE_CUDA_CAPABILITY, such as "8.6"; by default that of an H100. The fake driver reports the
-/// same.
+/// Returns FAKE_CUDA_CAPABILITY, such as "8.6"; by default 9.0, as for an H100. The fake driver
+/// reports the same value.
 Capability capability();
 
 }  // namespace fake_cuda

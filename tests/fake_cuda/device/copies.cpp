@@ -19,11 +19,12 @@
 namespace fake_cuda {
 namespace {
 
-/// An asynchronous copy that the device may not have done yet.
+/// An asynchronous copy that the fake device may not have performed yet.
 struct Pending {
   int64_t number;
-  at::Tensor host;    // the pinned tensor, which is not freed before the copy is done
-  at::Tensor values;  // what it held when the copy was queued, or what it will hold
+  at::Tensor host;    // pinned tensor, kept alive until the copy is complete
+  at::Tensor values;  // if to_host, the values to write; else the values in `host` when the copy
+                      // was queued
   bool to_host;
 };
 
@@ -48,8 +49,8 @@ bool has_equal_bytes(const at::Tensor& a, const at::Tensor& b) {
   return std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
 }
 
-/// CUDA copies asynchronously only if it can use one memcpy: other copies go through temporary
-/// pageable memory.
+/// Whether CUDA performs a copy asynchronously: it must be non-blocking, use pinned memory, and
+/// need only one memcpy. Copies that need several go through a temporary buffer in pageable memory.
 bool is_asynchronous(const at::Tensor& to, const at::Tensor& from, bool non_blocking) {
   const at::Tensor& host = to.is_cpu() ? to : from;
   return non_blocking && to.scalar_type() == from.scalar_type() && host.is_contiguous() &&

@@ -7,19 +7,20 @@
 namespace fake_cuda {
 namespace {
 
-// Rates that kernels reach on an H100 SXM, below its peak of 3.35 TB/s and 989 TFLOP/s in bf16.
+// Rates that kernels reach on an H100 SXM, in bytes/s and FLOP/s. The GPU's peak rates are 3.35
+// TB/s and, in bf16, 989 TFLOP/s.
 constexpr double kBandwidth = 2.6e12;
 constexpr double kMatrix = 700e12;
 constexpr double kGrouped = 350e12;
 constexpr double kAttention = 300e12;
 constexpr double kFloat32 = 50e12;
-constexpr double kLaunch = 2.5e-6;  // seconds from one kernel to the next
+constexpr double kLaunch = 2.5e-6;  // minimum seconds per kernel
 
 double bytes_of(const c10::IValue& value) {
   double sum = 0;
   if (value.isTensor() && value.toTensor().defined()) {
     const at::Tensor& tensor = value.toTensor();
-    int64_t elements = 1;  // an expanded tensor is read once
+    int64_t elements = 1;  // an expanded dimension has stride 0 and is read only once
     for (int64_t d = 0; d < tensor.dim(); ++d)
       if (tensor.stride(d) != 0) elements *= tensor.size(d);
     sum = double(elements) * double(tensor.element_size());
@@ -44,7 +45,8 @@ double last(const at::Tensor& tensor) {
   return double(tensor.size(-1));
 }
 
-/// Causal attention needs half of the products of all pairs. `t` holds the tensor arguments.
+/// Returns the FLOPs of attention with a causal mask, which needs half of the products. `t`
+/// contains the tensor arguments.
 double attention_flops(const std::string& name, const std::vector<at::Tensor>& t,
                        const std::vector<c10::IValue>& arguments) {
   const bool backward = name.find("backward") != std::string::npos;
@@ -52,8 +54,9 @@ double attention_flops(const std::string& name, const std::vector<at::Tensor>& t
   const at::Tensor& value = t[backward ? 3 : 2];
   const double factor = backward ? 2.5 : 1;
   if (name.find("_flash_attention_") != std::string::npos && !name.starts_with("aten::_scaled")) {
-    // [tokens, heads, dim] in rows of different lengths, or [batch, tokens, heads, dim]. The
-    // lengths are on the device, so the longest one is an upper bound.
+    // The query is [tokens, heads, dim] for packed rows of different lengths, or [batch, tokens,
+    // heads, dim]. The row lengths are on the device, so this uses the longest row as an upper
+    // bound for all rows.
     const double keys = double(arguments[backward ? 9 : 6].toInt());
     return factor * elements(query) / last(query) * keys * (last(query) + last(value));
   }
@@ -70,7 +73,8 @@ Work work_of(const std::string& name, const std::vector<at::Tensor>& t,
              is(name, "aten::baddbmm_")) {
     work.flops = 2 * elements(t[1]) * last(t[2]);
   } else if (is(name, "aten::_grouped_mm")) {
-    // [rows, k] x [groups, k, n], or [m, rows] x [rows, n] for each group of rows.
+    // The operands are [rows, k] and [groups, k, n], or [m, rows] and [rows, n] with the rows split
+    // into groups.
     work = {2 * elements(t[0]) * last(t[1]), kGrouped};
   } else if (name.find("_attention_") != std::string::npos || name.ends_with("_attention")) {
     work = {attention_flops(name, t, arguments), kAttention};
@@ -91,7 +95,7 @@ Cost cost_of(const std::string& name, const std::vector<c10::IValue>& arguments,
   }
   for (const c10::IValue& value : results) cost.bytes += bytes_of(value);
   if (is(name, "aten::gather") || is(name, "aten::scatter_add") ||
-      is(name, "aten::scatter_add_")) {  // these touch only what the index names
+      is(name, "aten::scatter_add_")) {  // these access only the indexed elements
     const double index = bytes_of(arguments[2]);
     const double accesses = is(name, "aten::gather") ? 2 : 3;
     cost.bytes = index + index / sizeof(int64_t) * double(tensors[0].element_size()) * accesses;

@@ -1,4 +1,4 @@
-// The cost of an operator on an H100, as a lower bound.
+// Estimates the cost of an operator on an H100, as a lower bound.
 #pragma once
 
 #include <string>
@@ -9,9 +9,9 @@
 namespace fake_cuda {
 
 struct Cost {
-  double bytes = 0;    ///< of all arguments and results, each read or written once
-  double flops = 0;    ///< of matrix products and attention, 0 for other operators
-  double seconds = 0;  ///< the roofline: the longest of transfer, arithmetic and launch
+  double bytes = 0;    ///< bytes read and written, counting each argument and result once
+  double flops = 0;    ///< FLOPs of matrix products and attention; 0 for other operators
+  double seconds = 0;  ///< roofline model: maximum of transfer, compute and launch time
 };
 
 Cost cost_of(const std::string& name, const std::vector<c10::IValue>& arguments,

@@ -1,4 +1,5 @@
-// The device itself: guard, hooks, library start and end.
+// Registers the fake device with LibTorch: the device guard, the hooks, and the code that runs when
+// the library is loaded and when the program exits.
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -22,16 +23,16 @@ c10::Device device_of_thread() {
 }
 constexpr c10::StreamId kPooledStreams = 4;
 
-/// What a stream recorded in an event.
+/// State that record() stores in an event.
 struct Recorded {
-  int64_t operators;  // called before
-  int64_t copy;       // the next copy's number
+  int64_t operators;  // number of operators called before the event
+  int64_t copy;       // number of the next asynchronous copy
 };
 
-/// The stream of this thread, by its number.
+/// Id of this thread's current stream.
 thread_local c10::StreamId current_stream = 0;
 
-/// Streams have numbers but no order of their own: kernels run when they are called.
+/// Streams have ids but do not affect the execution order: a kernel runs as soon as it is called.
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceType type() const override { return c10::kCUDA; }
   c10::Device exchangeDevice(c10::Device device) const override {
@@ -96,7 +97,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
 
 C10_REGISTER_GUARD_IMPL(CUDA, Guard)
 
-/// Runs when the program loads the library, and when it exits.
+/// The constructor runs when the library is loaded, the destructor when the program exits.
 const struct Lifetime {
   Lifetime() {
     c10::SetAllocator(c10::kCUDA, &heap(), 10);
@@ -119,7 +120,7 @@ Capability capability() {
 
 }  // namespace fake_cuda
 
-namespace at {  // the registry of hooks requires this namespace
+namespace at {  // REGISTER_CUDA_HOOKS must be used in this namespace
 
 struct FakeCudaHooks final : CUDAHooksInterface {
   explicit FakeCudaHooks(CUDAHooksArgs) {}
@@ -131,7 +132,7 @@ struct FakeCudaHooks final : CUDAHooksInterface {
   long versionCuDNN() const override { return 91900; }
   long versionRuntimeCuDNN() const override { return 91900; }
   long versionCUDART() const override { return 13000; }
-  std::string showConfig() const override { return "fake CUDA device of the tests\n"; }
+  std::string showConfig() const override { return "fake CUDA device for tests\n"; }
   bool isBuilt() const override { return true; }
   bool isAvailable() const override { return true; }
   bool hasPrimaryContext(DeviceIndex) const override { return true; }

@@ -37,7 +37,8 @@ at::Tensor scalar_like(const Arguments& in) {
   return meta({}, in[0].toTensor());
 }
 
-/// The result of an operator whose Meta kernel LibTorch implements in Python only.
+/// Returns the result of an operator whose Meta kernel LibTorch implements only in Python; nullopt
+/// for all other operators.
 std::optional<at::Tensor> result_by_rule(const std::string& name, const Arguments& in) {
   static const std::map<std::string, std::function<at::Tensor(const Arguments&)>> rules{
       {"aten::index_select", index_select}, {"aten::embedding_dense_backward", embedding_gradient},
@@ -70,7 +71,7 @@ void run_dry(const c10::OperatorHandle& operation, const std::string& name,
     return replace(returns_self ? std::optional((*stack)[stack->size() - arguments.size()])
                                 : std::nullopt);
   }
-  if (name == "aten::abs.out") {  // out= without a Meta kernel
+  if (name == "aten::abs.out") {  // this out= operator has no Meta kernel
     const at::Tensor out = stack->back().toTensor();
     out.resize_((*stack)[stack->size() - arguments.size()].toTensor().sizes());
     return replace(out);

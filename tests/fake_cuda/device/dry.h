@@ -1,4 +1,4 @@
-// Dry runs: operators compute the sizes of their results and nothing else.
+// Dry runs, in which operators compute only the sizes of their results.
 #pragma once
 
 #include <string>
@@ -8,9 +8,9 @@
 
 namespace fake_cuda {
 
-/// Replaces the arguments of `operation` on `stack` (meta tensors, the last of the stack) by meta
-/// tensors of its results: by its Meta kernel, or by a rule of its own where LibTorch has no Meta
-/// kernel in C++. `arguments` are the original ones.
+/// Replaces the operator's arguments on top of `stack`, which are meta tensors, with meta tensors
+/// for its results. Uses the operator's Meta kernel, or a rule in dry.cpp if LibTorch implements
+/// that kernel only in Python. `arguments` are the original arguments on the device.
 void run_dry(const c10::OperatorHandle& operation, const std::string& name,
              const std::vector<c10::IValue>& arguments, torch::jit::Stack* stack);
 

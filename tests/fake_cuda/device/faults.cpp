@@ -13,7 +13,7 @@ namespace {
 
 using Sigaction = int (*)(int, const struct sigaction*, struct sigaction*);
 
-/// The program's own handler.
+/// SIGSEGV handler that the program installed.
 struct sigaction program_handler {};
 
 Sigaction libc_sigaction() {
@@ -34,7 +34,7 @@ void on_fault(int signal, siginfo_t* info, void* context) {
   } else if (program_handler.sa_handler != SIG_DFL && program_handler.sa_handler != SIG_IGN) {
     return program_handler.sa_handler(signal);
   }
-  std::signal(signal, SIG_DFL);  // the access is repeated and ends the process
+  std::signal(signal, SIG_DFL);  // returning repeats the access, which then ends the process
 }
 
 int install(const struct sigaction& wanted) {
@@ -56,7 +56,8 @@ void report_faults() {
 
 }  // namespace fake_cuda
 
-/// Replaces libc's function, so that the program's handler runs after the report.
+/// Replaces libc's sigaction(), so that a SIGSEGV handler installed by the program runs after
+/// on_fault() has reported the access.
 extern "C" __attribute__((visibility("default"))) int sigaction(int signal,
                                                                 const struct sigaction* action,
                                                                 struct sigaction* old) {

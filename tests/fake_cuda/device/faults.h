@@ -1,10 +1,10 @@
-// Reports accesses of host code to device memory.
+// Reports host code that accesses device memory.
 #pragma once
 
 namespace fake_cuda {
 
-/// Installs a handler of SIGSEGV that prints who accessed device memory, and then runs the
-/// program's own handler. Handlers that the program installs later are called by it, too.
+/// Installs a SIGSEGV handler that prints a backtrace if host code accessed device memory, and then
+/// calls the program's handler, even one that the program installs later.
 void report_faults();
 
 }  // namespace fake_cuda

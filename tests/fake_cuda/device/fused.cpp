@@ -1,4 +1,5 @@
-// Twins of operators that only CUDA has, or that CUDA restricts in ways that the CPU does not.
+// Host implementations of operators that exist only on CUDA, or that have more restrictions on CUDA
+// than on the CPU.
 #include <array>
 #include <limits>
 #include <tuple>
@@ -34,10 +35,10 @@ void check_on_device(const char* name, std::initializer_list<Tensor> tensors) {
                 name, ")");
 }
 
-/// Writes a result to an out= argument.
+/// Copies a result on the host to the out= argument `out`.
 void assign(const Tensor& out, const Tensor& host) {
   TORCH_CHECK(out.sizes() == host.sizes() && out.scalar_type() == host.scalar_type(),
-              "fake_cuda: an out= argument has other sizes or another dtype than the result");
+              "fake_cuda: an out= argument has a different shape or dtype than the result");
   if (!dry()) twin(out).copy_(host);
 }
 
@@ -46,8 +47,8 @@ void assign(const Tensor& out, const Tensor& host) {
 int64_t first_normalized(const Tensor& input, at::IntArrayRef normalized) {
   const int64_t first = input.dim() - int64_t(normalized.size());
   TORCH_CHECK(first >= 0 && input.sizes().slice(size_t(first)) == normalized,
-              "rms_norm: the normalized shape ", normalized, " does not end the input's ",
-              input.sizes());
+              "rms_norm: the normalized shape ", normalized,
+              " does not match the last dimensions of the input shape ", input.sizes());
   return first;
 }
 
@@ -102,7 +103,7 @@ std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& dout, const Tensor& i
   return {dinput, dgamma};
 }
 
-// ---- matrix products with a wider result
+// ---- matrix products with a wider result dtype
 
 void check_wider(const char* name, const Tensor& a, const Tensor& b, at::ScalarType dtype) {
   check_on_device(name, {a, b});
@@ -166,8 +167,9 @@ Tensor baddbmm(const Tensor& self, const Tensor& a, const Tensor& b, at::ScalarT
 
 // ---- grouped matrix products
 
-/// The fast kernel takes bf16 on data-centre Hopper and Blackwell GPUs. Elsewhere, LibTorch reads
-/// the groups' ends on the host and runs one product for each group.
+/// Whether LibTorch uses its grouped kernel, which requires bf16 and a data-centre Hopper or
+/// Blackwell GPU. Otherwise, LibTorch reads the groups' ends on the host and runs one matrix
+/// product per group.
 bool has_grouped_kernel(const Tensor& a) {
   const Capability gpu = capability();
   return a.scalar_type() == at::kBFloat16 && (gpu.major == 9 || gpu.major == 10) && gpu.minor == 0;
@@ -176,7 +178,7 @@ bool has_grouped_kernel(const Tensor& a) {
 Tensor grouped_mm(const Tensor& a, const Tensor& b, const OptionalTensor& ends,
                   const OptionalTensor& bias, std::optional<at::ScalarType> dtype) {
   check_on_device("_grouped_mm", {a, b, ends.value_or(Tensor())});
-  // On the device tensors, because the alignment of addresses is checked for these only.
+  // Validate the device tensors, not their twins: LibTorch checks address alignment only on CUDA.
   at::native::_grouped_mm_validate_inputs(a, b, ends, bias, dtype);
   at::native::_resolve_grouped_mm_out_dtype(a, b, dtype);
   if (ends && !has_grouped_kernel(a)) count_wait("aten::_grouped_mm without a grouped kernel");
@@ -193,7 +195,8 @@ Tensor grouped_mm(const Tensor& a, const Tensor& b, const OptionalTensor& ends,
 
 // ---- softmax
 
-/// softmax(x) in fp32 for half_to_float, which CUDA supports for fp16 but not for bf16.
+/// Returns the twin of `x`, converted to fp32 if `half_to_float`. CUDA supports this conversion for
+/// fp16 but not for bf16.
 Tensor converted(const Tensor& x, bool half_to_float) {
   if (!half_to_float) return twin(x);
   TORCH_CHECK(x.scalar_type() == at::kHalf, "conversion is supported for Half type only");

@@ -17,14 +17,15 @@
 namespace fake_cuda {
 namespace {
 
-// Addresses, not memory: freed blocks are reused for requests of the same size only.
+// Size of each address range. It far exceeds a GPU's memory, because freed blocks are reused only
+// for requests of the same size.
 constexpr size_t kAddresses = size_t(1) << 40;
-constexpr size_t kAlignment = 512;  // that of CUDA's caching allocator
+constexpr size_t kAlignment = 512;  // as in CUDA's caching allocator, in bytes
 constexpr size_t kPage = 4096;
 
-/// Two ranges of addresses. Tensors hold addresses of `device`, which nobody can access. Their
-/// bytes are at the same offset of `bytes`, which only kernels of the fake device use. Protection
-/// never changes, so any number of threads may run kernels.
+/// Two address ranges of the same size. Device tensors point into `device`, which no code can
+/// access. Their bytes are at the same offset in `bytes`, which only the fake device's kernels use.
+/// Memory protection never changes, so several threads can run kernels at the same time.
 struct Ranges {
   char* device = map(PROT_NONE);
   char* bytes = map(PROT_READ | PROT_WRITE);
@@ -116,8 +117,8 @@ class Heap final : public c10::DeviceAllocator {
   }
   size_t live() { return size_t(all(stats_.allocated_bytes).current); }
 
-  /// The offset of a free block of `size` bytes. Blocks have gaps between them, so that a kernel
-  /// that writes past the end of one does not change another.
+  /// Returns the offset of a free block of `size` bytes. Blocks are separated by gaps, so that a
+  /// kernel that writes past the end of one block does not change another.
   size_t take(size_t size) {
     std::vector<size_t>& free = free_[size];
     if (!free.empty()) {
@@ -150,7 +151,7 @@ class Heap final : public c10::DeviceAllocator {
     all(stats_.allocated_bytes).decrease(block.size);
     all(stats_.active_bytes).decrease(block.size);
     all(stats_.requested_bytes).decrease(block.requested);
-    if (block.size > (size_t(1) << 20)) {  // return whole pages to the system
+    if (block.size > (size_t(1) << 20)) {  // returns whole pages to the operating system
       const size_t first = (offset + kPage - 1) / kPage * kPage;
       const size_t last = (offset + block.size) / kPage * kPage;
       if (!dry()) madvise(ranges().bytes + first, last - first, MADV_DONTNEED);
@@ -166,7 +167,7 @@ class Heap final : public c10::DeviceAllocator {
 };
 
 Heap& instance() {
-  static Heap& heap = *new Heap;  // tensors in static objects may outlive every other object
+  static Heap& heap = *new Heap;  // never destroyed, because static tensors may outlive it
   return heap;
 }
 

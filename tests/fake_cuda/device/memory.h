@@ -1,5 +1,4 @@
-// The memory of the fake device: device memory that host code cannot access, and pinned host
-// memory.
+// Memory of the fake device: device memory, which host code cannot access, and pinned host memory.
 #pragma once
 
 #include <cstddef>
@@ -9,35 +8,38 @@
 
 namespace fake_cuda {
 
-/// Whether FAKE_CUDA_DRY is set: operators compute shapes only, and no bytes are stored.
+/// Whether FAKE_CUDA_DRY is set, so that operators compute only shapes and no data is stored.
 bool dry();
 
-/// Whether `pointer` is an address of device memory.
+/// Whether `pointer` points to device memory.
 bool on_device(const void* pointer);
 
-/// Where the kernels of the fake device find the bytes of an address of device memory.
+/// Returns the host address of the bytes for the device address `pointer`. Only the fake device's
+/// Returns the host address that the fake device's kernels use for the device address `pointer`.
 void* bytes_of(const void* pointer);
 
-/// The allocator of device memory, registered for `at::kCUDA`. New memory is filled with 0xff,
-/// which is NaN in every floating-point type and -1 in every signed integer type. An allocation
-/// that exceeds the size of the device (see `device_bytes`) throws c10::OutOfMemoryError.
+/// Returns the allocator for device memory, registered for `at::kCUDA`. New memory is filled with
+/// 0xff, which is NaN in every floating-point type and -1 in every signed integer type. An
+/// allocation that would exceed the device's memory (see `device_bytes`) throws
+/// c10::OutOfMemoryError.
 c10::DeviceAllocator& heap();
 
-/// The GPU of the calling thread: 0 <= index < `device_count`. All GPUs share one heap.
+/// Returns the current GPU of the calling thread, from 0 to `device_count` - 1. All GPUs share one
+/// heap.
 c10::DeviceIndex current_device();
 void set_current_device(c10::DeviceIndex index);
 
-/// The number of visible GPUs, as the fake driver reports it.
+/// Returns the number of visible GPUs, as the fake driver reports it.
 c10::DeviceIndex device_count();
 
-/// The size of the device's memory: FAKE_CUDA_MEMORY in bytes, by default that of an H100.
+/// Returns the size of the device's memory in bytes: FAKE_CUDA_MEMORY, by default an H100's.
 size_t device_bytes();
 
-/// The allocator of pinned memory: host memory that the device reads and writes while the host
-/// continues.
+/// Returns the allocator for pinned (page-locked) host memory, which the device can access
+/// asynchronously.
 c10::Allocator& pinned_heap();
 
-/// Whether `pointer` is in memory of `pinned_heap`.
+/// Whether `pointer` points to memory from `pinned_heap`.
 bool is_pinned(const void* pointer);
 
 }  // namespace fake_cuda

@@ -12,12 +12,12 @@ namespace {
 
 using at::Tensor;
 
-/// Repeats key or value heads for the query heads that share them.
+/// Repeats each key or value head for all query heads that share it.
 Tensor repeated(const Tensor& shared, const Tensor& query) {
   return shared.to(at::kFloat).repeat_interleave(query.size(1) / shared.size(1), 1);
 }
 
-/// Adds the gradients of the query heads that share a key or value head.
+/// Sums the gradients over the query heads that share a key or value head.
 Tensor folded(const Tensor& gradient, const Tensor& shared) {
   const int64_t sharing = gradient.size(1) / shared.size(1);
   return gradient

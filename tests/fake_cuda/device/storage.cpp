@@ -1,4 +1,5 @@
-// Operators that allocate or view device memory. Kernels on twins cannot do either.
+// Operators that allocate device memory or create views of it, which a CPU kernel on host tensors
+// cannot do.
 #include <cstring>
 
 #include <ATen/EmptyTensor.h>

@@ -17,7 +17,7 @@ at::Tensor twin(const at::Tensor& tensor) {
                              at::TensorOptions().dtype(tensor.dtype()).device(at::kMeta));
   const c10::Storage& storage = tensor.storage();
   void* data = storage.data() ? bytes_of(storage.data()) : nullptr;
-  // Resizable, because kernels with out= arguments may enlarge them.
+  // The storage is resizable, because kernels may enlarge their out= arguments.
   c10::Storage host(c10::Storage::use_byte_size_t(), storage.nbytes(),
                     c10::DataPtr(data, c10::Device(at::kCPU)), c10::GetAllocator(at::kCPU), true);
   auto impl = c10::make_intrusive<c10::TensorImpl>(

@@ -1,19 +1,20 @@
-// Twins: host tensors that share the bytes of device tensors, for kernels of the fake device.
+// Twins: host tensors that share the bytes of device tensors. The fake device's kernels run on
+// twins.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 namespace fake_cuda {
 
-/// A CPU tensor (in a dry run: a meta tensor) with the sizes, strides and bytes of the device
-/// tensor `tensor`. Returns other tensors and undefined ones as they are.
+/// Returns a CPU tensor (a meta tensor in a dry run) with the sizes, strides and bytes of the
+/// device tensor `tensor`. Returns undefined tensors and tensors on other devices unchanged.
 at::Tensor twin(const at::Tensor& tensor);
 
-/// A new device tensor with the sizes, strides and values of the CPU or meta tensor `tensor`.
-/// Returns device tensors and undefined ones as they are.
+/// Returns a new device tensor with the sizes, strides and values of the CPU or meta tensor
+/// `tensor`. Returns undefined tensors and device tensors unchanged.
 at::Tensor to_device(const at::Tensor& tensor);
 
-/// A new device tensor whose values are not written.
+/// Returns a new, uninitialised device tensor.
 at::Tensor empty_on_device(at::IntArrayRef sizes, at::ScalarType dtype);
 
 }  // namespace fake_cuda

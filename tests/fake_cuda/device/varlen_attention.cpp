@@ -1,4 +1,5 @@
-// Twins of the flash kernel for rows of different lengths, packed into one tensor.
+// Emulates the flash-attention kernel for rows of different lengths that are packed into one
+// tensor.
 #include <cmath>
 #include <tuple>
 #include <vector>
@@ -20,7 +21,7 @@ using at::Tensor;
 using c10::SymInt;
 using OptionalTensor = std::optional<Tensor>;
 
-/// The lengths of the rows: query and key of row i start at query_ends[i] and key_ends[i].
+/// Row boundaries: the queries of row i start at query_ends[i], its keys and values at key_ends[i].
 struct Rows {
   std::vector<int64_t> query_ends, key_ends;
 };
@@ -38,12 +39,14 @@ void check(const Tensor& q, const Tensor& k, const Tensor& v) {
                 "FlashAttention only support fp16 and bf16 data type");
     TORCH_CHECK(t.scalar_type() == q.scalar_type(), "query and value must have the same dtype");
     TORCH_CHECK(t.stride(-1) == 1, "Input tensor must have contiguous last dimension");
-    TORCH_CHECK(t.dim() == 3 && t.size(-1) == q.size(-1),
-                "FlashAttention requires tensors [tokens, heads, dim] with one head dimension");
+    TORCH_CHECK(
+        t.dim() == 3 && t.size(-1) == q.size(-1),
+        "FlashAttention requires [tokens, heads, dim] tensors with the same head dimension");
   }
   TORCH_CHECK(q.size(-1) <= 256, "FlashAttention forward only supports head dimension at most 256");
   TORCH_CHECK(q.size(-1) % 8 == 0, "head_size should be a multiple of 8");
-  TORCH_CHECK(k.size(0) == v.size(0) && k.size(1) == v.size(1), "key and value differ in size");
+  TORCH_CHECK(k.size(0) == v.size(0) && k.size(1) == v.size(1),
+              "key and value must have the same shape");
   TORCH_CHECK(q.size(1) % k.size(1) == 0,
               "Number of heads in key/value must divide number of heads in query");
 }
@@ -52,16 +55,16 @@ std::vector<int64_t> values_of(const Tensor& ends, int64_t total, int64_t longes
   const Tensor host = twin(ends);
   std::vector<int64_t> values(host.const_data_ptr<int>(),
                               host.const_data_ptr<int>() + host.numel());
-  // The real kernel reads wrong memory in these cases.
+  // In these cases, the real kernel reads memory outside the row.
   TORCH_CHECK(values.front() == 0 && values.back() == total,
-              "fake_cuda: cu_seqlens must start at 0 and end at the number of tokens");
+              "fake_cuda: cu_seqlens must start with 0 and end with the number of tokens");
   for (size_t i = 0; i + 1 < values.size(); ++i)
     TORCH_CHECK(values[i] <= values[i + 1] && values[i + 1] - values[i] <= longest,
-                "fake_cuda: cu_seqlens decreases or has a row longer than the given maximum");
+                "fake_cuda: cu_seqlens decreases, or a row is longer than the given maximum");
   return values;
 }
 
-/// [tokens, heads, dim] -> the row as [1, heads, tokens of the row, dim].
+/// Returns row i of `packed` [tokens, heads, dim] as [1, heads, tokens in the row, dim].
 Tensor row(const Tensor& packed, const std::vector<int64_t>& ends, size_t i) {
   return packed.slice(0, ends[i], ends[i + 1]).transpose(0, 1).unsqueeze(0);
 }
@@ -77,9 +80,9 @@ struct Window {
 };
 
 void check_supported(double dropout, const Window& window) {
-  TORCH_CHECK(dropout == 0, "fake_cuda: attention with dropout has no twin");
+  TORCH_CHECK(dropout == 0, "fake_cuda: attention with dropout is not implemented");
   TORCH_CHECK(window.left.value_or(-1) == -1 && window.right.value_or(-1) == -1,
-              "fake_cuda: attention with a window has no twin");
+              "fake_cuda: sliding-window attention is not implemented");
 }
 
 Attention attention_of_row(const Tensor& q, const Tensor& k, const Tensor& v, const Rows& rows,
@@ -104,7 +107,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> varlen(
     const OptionalTensor& seqused, const OptionalTensor& slopes) {
   check_supported(dropout, {left, right});
   TORCH_CHECK(q_ends && k_ends && !seqused && !slopes,
-              "fake_cuda: _flash_attention_forward has a twin for cum_seq_q and cum_seq_k only");
+              "fake_cuda: _flash_attention_forward requires cum_seq_q and cum_seq_k, without "
+              "seqused_k and alibi_slopes");
   check(q, k, v);
   check_ends(*q_ends);
   check_ends(*k_ends);
@@ -139,13 +143,14 @@ std::tuple<Tensor, Tensor, Tensor> varlen_backward(
     std::optional<SymInt> left, std::optional<SymInt> right) {
   check_supported(dropout, {left, right});
   TORCH_CHECK(q_ends.defined() && k_ends.defined(),
-              "fake_cuda: _flash_attention_backward has a twin for cum_seq_q and cum_seq_k only");
+              "fake_cuda: _flash_attention_backward requires cum_seq_q and cum_seq_k");
   check(q, k, v);
   check_ends(q_ends);
   check_ends(k_ends);
-  TORCH_CHECK(dout.is_cuda() && dout.sizes() == out.sizes(), "grad_out must have the sizes of out");
+  TORCH_CHECK(dout.is_cuda() && dout.sizes() == out.sizes(),
+              "grad_out must have the same shape as out");
   TORCH_CHECK(lse.is_cuda() && lse.size(0) == q.size(1) && lse.size(1) == q.size(0),
-              "logsumexp must be [heads, tokens]");
+              "logsumexp must have shape [heads, tokens]");
   Tensor dq, dk, dv;
   if (dry()) {
     dq = empty_on_device(q.sizes(), q.scalar_type());

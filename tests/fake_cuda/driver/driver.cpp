@@ -1,11 +1,11 @@
-// A fake CUDA driver, libcuda.so.1: what a program asks to learn which GPUs there are. Environment:
+// A fake CUDA driver, libcuda.so.1, with the functions that list the GPUs. Environment variables:
 //   FAKE_CUDA_COUNT       number of GPUs, 1 by default
-//   FAKE_CUDA_NAME        "NVIDIA H100 80GB HBM3" by default
+//   FAKE_CUDA_NAME        GPU name, "NVIDIA H100 80GB HBM3" by default
 //   FAKE_CUDA_MEMORY      bytes of device memory, 85520809984 by default
 //   FAKE_CUDA_CAPABILITY  compute capability, 9.0 by default
-//   FAKE_CUDA_VERSION     CUDA version of the driver, 13000 by default
+//   FAKE_CUDA_VERSION     the driver's CUDA version, 13000 by default
 //   FAKE_CUDA_ERROR       result of cuInit, such as 100 for "no device"
-//   CUDA_VISIBLE_DEVICES  as for the real driver: indices of GPUs, or nothing for none
+//   CUDA_VISIBLE_DEVICES  indices of the visible GPUs, as for the real driver; empty = none
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>

@@ -1,11 +1,11 @@
-// The GPUs that FAKE_CUDA_COUNT (by default 1) and CUDA_VISIBLE_DEVICES select.
+// The GPUs selected by FAKE_CUDA_COUNT (default: 1) and CUDA_VISIBLE_DEVICES.
 #pragma once
 
 #include <cstdlib>
 #include <vector>
 
-/// Indices of the visible GPUs among all, in the order of CUDA_VISIBLE_DEVICES. As with the real
-/// driver, an invalid index hides itself and all after it.
+/// Returns the indices of the visible GPUs, in the order of CUDA_VISIBLE_DEVICES. As with the real
+/// driver, an invalid index hides itself and all GPUs listed after it.
 inline std::vector<int> visible_gpus() {
   const char* number = std::getenv("FAKE_CUDA_COUNT");
   const int count = number ? std::atoi(number) : 1;

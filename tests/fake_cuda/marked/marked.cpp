@@ -1,5 +1,5 @@
-// The full learning rate at every step. Each call starts a section of the fake device's statistics,
-// from the middle of a step to the middle of the next.
+// schedule/marked: a constant learning-rate factor of 1. Each call starts a new section in the fake
+// device's statistics, so a section lasts from the middle of one step to the middle of the next.
 #include <dlfcn.h>
 #include <string>
 
@@ -9,11 +9,12 @@
 
 namespace {
 
-/// A function of the fake device.
+/// Returns a function that the fake device's library exports.
 template <class Function>
 Function* device_function(const char* name) {
   auto* function = reinterpret_cast<Function*>(dlsym(RTLD_DEFAULT, name));
-  if (!function) throw dsv3::Error("schedule/marked needs the fake CUDA device of the tests");
+  if (!function)
+    throw dsv3::Error("schedule/marked requires the fake CUDA device that the tests use");
   return function;
 }
 
@@ -21,7 +22,7 @@ struct MarkedOptions {
   int64_t steps = 1;
   static void describe(dsv3::OptionSchema<MarkedOptions>& s) {
     s.add("steps", &MarkedOptions::steps,
-          "the step at which the process ends, without a checkpoint")
+          "step in which the process ends, without saving a checkpoint")
         .min(1);
   }
 };
@@ -44,5 +45,5 @@ class Marked final : public dsv3::Schedule {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.schedule<Marked>("marked", "Marks steps for the fake CUDA device");
+  registrar.schedule<Marked>("marked", "Marks steps in the fake CUDA device's statistics");
 }

@@ -77,8 +77,7 @@ std::string invalid_value(const CLI::App& command, const std::string& text) {
   if (matches("(\\S+): (.*) not in \\{(.*)\\}"))
     return "invalid value '" + m.str(2) + "' for " + m.str(1) + "; expected " + m.str(3);
   if (matches("(\\S+): Value (.*) not in range (\\S+) to (\\S+)")) {
-    // CLI11 prints the largest double, which has an exponent, as the upper bound of a range that
-    // has none.
+    // If a range has no upper bound, CLI11 prints the largest double, which contains an exponent.
     const bool positive = m.str(4).find('e') != std::string::npos;
     return "invalid value '" + m.str(2) + "' for " + m.str(1) + "; expected " +
            (positive ? "a positive number" : m.str(3) + " to " + m.str(4));

@@ -8,14 +8,15 @@
 
 namespace dsv3 {
 
-/// The tensors of one rank, by unique name. Their host memory must stay alive until save() returns.
+/// The tensors of one rank, by unique name. Their memory on the host must stay valid until save()
+/// returns.
 struct CheckpointContent {
   int64_t step = 0, tokens = 0;
   std::optional<double> val_loss = {};
   std::map<std::string, safetensors::View> tensors = {};
-  /// Everything else needed to resume: data position, config, plugin digests, conventions, world
-  /// size, strategy ... Numbers must be finite, because JSON has no NaN or infinity (see
-  /// number_to_json).
+  /// Everything else that a run needs to resume, such as the data position, config, plugin digests,
+  /// conventions, world size and strategy. Numbers must be finite, because JSON has no NaN or
+  /// infinity (see number_to_json).
   Json state = {};
   std::map<std::string, std::string> files =
       {};  ///< content of additional files by name; checksummed like the tensors
@@ -31,11 +32,11 @@ struct StoredCheckpoint {
   Json manifest;
 };
 
-/// The checkpoints/ folder of a run.
+/// A run's checkpoints/ folder.
 class CheckpointStore {
  public:
   CheckpointStore(std::filesystem::path folder, int64_t keep_best);
-  /// Removes temporary folders left by killed saves, writes step-N.tmp-<nonce>/ (fsyncs
+  /// Removes temporary folders left by interrupted saves, writes step-N.tmp-<nonce>/ (fsyncs
   /// rank-00000.safetensors, then manifest.json), renames it to step-N and fsyncs the parent
   /// folder. Then deletes checkpoints that are neither the newest nor among the best by val_loss
   /// (NaN is never among the best). A failed deletion is only a warning. If step N already has a

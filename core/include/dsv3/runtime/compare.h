@@ -21,7 +21,7 @@ struct Difference {
 struct Comparison {
   std::vector<Difference> differences;  ///< in the order of the experiment's keys
   std::vector<std::string> factors;     ///< without repetitions
-  /// "same experiment", "one factor: ...", "3 factors: ...".
+  /// Returns "same experiment", "one factor: ..." or, for example, "3 factors: ...".
   std::string verdict() const;
 };
 

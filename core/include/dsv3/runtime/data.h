@@ -17,7 +17,7 @@
 
 namespace dsv3 {
 
-/// Reads batches from a Data on a background thread. Not thread-safe.
+/// Reads batches from a Data object on a background thread. Not thread-safe.
 class Loader {
  public:
   /// `context`: the context that `data` was constructed with; every batch is checked against it.
@@ -50,7 +50,7 @@ class Loader {
   std::shared_ptr<Data> data_;
   DataContext context_;
   int64_t depth_;
-  Json state_;  // state after the last batch returned
+  Json state_;  // stream state after the last batch that next() returned
   double wait_seconds_ = 0;
 
   std::mutex mutex_;  // guards the members below while the thread runs

@@ -103,7 +103,7 @@ struct MtpOptions {
   static void describe(OptionSchema<MtpOptions>& s);
 };
 struct TrainOptions {
-  std::optional<int64_t> steps, tokens;  ///< exactly one of the two is set
+  std::optional<int64_t> steps, tokens;  ///< exactly one of steps and tokens is set
   int64_t batch = 8;
   std::optional<int64_t> micro_batch;  ///< unset = all of a rank's rows in the batch
   int64_t sequence = 256;
@@ -115,7 +115,8 @@ struct TrainOptions {
   std::string device = "auto";      ///< auto | cpu | cuda
   std::string ops = "fused";        ///< fused | reference
   std::string not_finite = "stop";  ///< stop | skip
-  bool deterministic = false;       ///< on a GPU, only kernels that repeat bit for bit
+  bool deterministic = false;       ///< on a GPU, use only kernels whose results are bit-identical
+                                    ///< when repeated
   static void describe(OptionSchema<TrainOptions>& s);
 };
 struct ValidationOptions {
@@ -176,8 +177,8 @@ struct Experiment {
   /// its key also contains the layers: "feed_forward.moe.score (layers 2-11)".
   std::map<std::string, std::string> conventions;
   Resolved resolved;               ///< the merged experiment, including the plugins' defaults
-  std::vector<std::string> notes;  ///< e.g. about options dropped because a layer changed the
-                                   ///< plugin
+  std::vector<std::string> notes;  ///< notes for the user, e.g. on options dropped because a layer
+                                   ///< changed the plugin
 
   /// Returns the origin of the resolved value at `path`, such as "train.steps" or "optimizer.0.lr",
   /// or "default" if the path has no value.

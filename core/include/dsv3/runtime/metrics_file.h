@@ -30,7 +30,10 @@ class MetricsFile {
   /// Calls fsync. Call this before saving a checkpoint, so that a power failure loses no line.
   void sync();
 
-  int64_t last_step() const { return last_step_; }  ///< -1 = the file has no lines
+  int64_t last_step() const {
+    return last_step_;
+  }  ///< step of the last line; -1 = the file has no
+     ///< lines
   int64_t lines() const { return lines_; }
 
  private:

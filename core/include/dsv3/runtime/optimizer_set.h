@@ -85,10 +85,10 @@ class OptimizerSet {
   std::map<RangeKey, State> states_;
 };
 
-/// Adds the strategy's master values to `views` as "model/<parameter>". The views point into the
+/// Adds the strategy's master weights to `views` as "model/<parameter>". The views point into the
 /// returned tensors, so keep those alive while the views are in use.
 [[nodiscard]] std::vector<at::Tensor> save_parameters(Strategy& strategy, TensorViews& views);
-/// Overwrites the strategy's master values with saved values, bit for bit, and calls
+/// Overwrites the strategy's master weights with saved values, bit for bit, and calls
 /// Strategy::loaded(). Throws the same errors as OptimizerSet::load.
 void load_parameters(Strategy& strategy, const TensorViews& views);
 

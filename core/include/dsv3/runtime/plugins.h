@@ -21,7 +21,7 @@ struct PluginEntry {
   std::string name, version, status, summary, docs;
   std::filesystem::path library;   ///< absolute; need not exist until the component is requested
   std::filesystem::path registry;  ///< registry file that contains this entry
-  std::string library_text;        ///< as written in the registry
+  std::string library_text;        ///< library path as written in the registry
   size_t level = 0;                ///< index in SearchLevels
 };
 

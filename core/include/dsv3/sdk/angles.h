@@ -27,8 +27,8 @@ class Angles {
   std::pair<at::Tensor, at::Tensor> on_device(const at::Tensor& positions,
                                               at::ScalarType dtype) const;
 
-  /// The last result for positions that are not on the CPU. All layers of a micro-batch pass the
-  /// same tensor.
+  /// The last result for positions that are not on the CPU, kept because all layers pass the same
+  /// tensor for a micro-batch.
   struct Recent {
     at::Tensor positions, cos, sin;
   };

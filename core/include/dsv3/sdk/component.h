@@ -25,7 +25,7 @@ const char* role_name(Role role);
 struct Init {
   enum class Kind { normal = 1, zeros, ones };
   Kind kind = Kind::normal;
-  double std = -1;  ///< for `normal`; negative = the model's `init.std`
+  double std = -1;  ///< standard deviation for `normal`; negative = the model's `init.std`
 
   static Init normal(double std = -1) { return {Kind::normal, std}; }
   static Init zeros() { return {Kind::zeros, 0}; }

@@ -48,8 +48,8 @@ class ConfigReader {
 /// Value of `rope_type` or `type` for YaRN in config.json.
 inline constexpr const char* kYarnType = "yarn";
 
-/// RoPE parameters in config.json: `rope_theta` and `rope_scaling` up to transformers 4,
-/// `rope_parameters` since transformers 5.
+/// RoPE parameters in config.json: `rope_theta` and `rope_scaling` up to Transformers 4,
+/// `rope_parameters` since Transformers 5.
 struct RopeParameters {
   double theta = 10000;
   bool yarn = false;  ///< whether to use YaRN, to which the fields below apply
@@ -60,8 +60,8 @@ struct RopeParameters {
 
 /// Reads either form. `length` is max_position_embeddings, the default for YaRN's original length.
 RopeParameters read_rope(ConfigReader& reader, int64_t length);
-/// Writes the transformers 4 form, which every version of transformers and every inference engine
-/// can read.
+/// Writes the form for Transformers 4, which every version of Transformers and every inference
+/// engine can read.
 void write_rope(nlohmann::json& config, const RopeParameters& rope);
 
 }  // namespace dsv3

@@ -1,4 +1,4 @@
-// Permutes the rows of a mixture of experts: groups tokens by expert, and restores their order.
+// Permutes token rows for a mixture of experts: groups them by expert, and restores their order.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -36,7 +36,7 @@ struct ModelDescription {
   std::string norm_place = "pre";
   double init_std = 0.02;
   int64_t mtp_depth = 0;
-  std::string mtp_concat = "embedding_first";  ///< order of the inputs of an MTP module's
+  std::string mtp_concat = "embedding_first";  ///< order of the two inputs to an MTP module's
                                                ///< projection
   int64_t sequence = 0;  ///< T, maximum training sequence length or context length, in tokens
   std::vector<ComponentDescription> attention, feed_forward;  ///< one per layer
@@ -63,7 +63,7 @@ struct TensorPlace {
   bool written = true;  ///< false = a copy that is read but never written
 };
 
-/// Special-token ids that a model's config.json stores in addition to the tokenizer.
+/// Special-token ids that a model's config.json stores in addition to the tokenizer's files.
 struct TokenIds {
   int64_t bos = -1, eos = -1;  ///< -1 = none
 };

@@ -14,9 +14,9 @@
 
 /// One row per kind:
 ///   ROW(kind, interface, context, path, one or list, required or optional, keys)
-/// `kind` is the kind's name in experiments, folders and registries, and of its Registrar method.
-/// Components derive from `interface` and are constructed from (options, context), or from the
-/// options alone if the context is NoContext. `path` is the section of an experiment that
+/// `kind` is the kind's name in experiments, folders and registries, and the name of its Registrar
+/// method. Components derive from `interface` and are constructed from (options, context), or from
+/// the options alone if the context is NoContext. `path` is the section of an experiment that
 /// configures components of this kind; "" = none. `keys` are the keys in a component's map that the
 /// core itself reads, in addition to `plugin` and `library`.
 #define DSV3_KINDS(ROW)                                                                        \

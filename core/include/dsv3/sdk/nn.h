@@ -19,7 +19,8 @@ class Linear {
 };
 
 /// x * rsqrt(mean(x^2) + eps) * weight, computed in fp32 (float64 if x is float64) and cast back to
-/// x's dtype before the multiplication by weight, as in transformers' DeepseekV3RMSNorm.
+/// x's dtype before the multiplication by weight, as in DeepseekV3RMSNorm in the Transformers
+/// library.
 class RmsNorm {
  public:
   RmsNorm() = default;

@@ -40,9 +40,9 @@ struct Slice {
 };
 
 struct OptimStep {
-  int64_t update = 1;    ///< number of this update for bias correction, from 1, without skipped
+  int64_t update = 1;    ///< update number for bias correction, counted from 1 without skipped
                          ///< steps
-  double lr_factor = 1;  ///< the schedule's factor for the learning rate
+  double lr_factor = 1;  ///< learning-rate factor from the schedule
 };
 
 class Optimizer : public Pluggable {

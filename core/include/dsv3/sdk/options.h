@@ -34,13 +34,13 @@ struct OptionSpec {
   std::string doc;   ///< one-line description for `dsv3 plugins describe` and error messages
   std::string unit;  ///< "tokens", "steps" ...; empty = none; printed in docs/reference.md
   OptionType type = {};
-  OptionValue default_value;  ///< from a default-constructed options struct
+  OptionValue default_value;  ///< default value, from a default-constructed options struct
   bool required = false;
   bool optional = false;   ///< the member is a std::optional
   std::string unset_word;  ///< keyword that sets an optional option to nullopt, e.g. `auto`; empty
                            ///< = none
-  std::optional<double> min, max;                      ///< inclusive; numbers and integers only
-  std::vector<std::string> choices;                    ///< strings only; empty = any
+  std::optional<double> min, max;                      ///< inclusive bounds of a number or integer
+  std::vector<std::string> choices;                    ///< allowed strings; empty = any
   std::vector<std::pair<std::string, int64_t>> words;  ///< integers only: keywords and their
                                                        ///< values, e.g. `none`
   bool input_path = false;  ///< strings only: the values are paths of files or folders that must

@@ -64,7 +64,7 @@ namespace dsv3 {
 template <size_t Size>
 struct StampNote {
   uint32_t owner_size = 5;
-  uint32_t text_size = Size;  ///< including the closing NUL
+  uint32_t text_size = Size;  ///< including the terminating NUL
   uint32_t type = 1;
   char owner[8] = "dsv3";
   char text[(Size + 3) / 4 * 4] = {};

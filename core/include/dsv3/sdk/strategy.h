@@ -32,7 +32,7 @@ struct GroupSpec {
 
 /// Memory and network traffic per rank, for dry runs.
 struct Cost {
-  /// Between steps: master values and copies in the compute dtype, without optimizer state.
+  /// Between steps: master weights and copies in the compute dtype, without optimizer state.
   int64_t bytes_held = 0;
   int64_t bytes_peak = 0;  ///< during a step: bytes_held, gradients and gathered parameters
   int64_t bytes_moved_per_step = 0;  ///< bytes sent over the network
@@ -55,7 +55,7 @@ struct UpdateTensor {
 
 struct OwnedTensor {
   Range range;
-  at::Tensor value;  ///< fp32 master value; over all ranks, the primary ranges cover every
+  at::Tensor value;  ///< fp32 master weights; over all ranks, the primary ranges cover every
                      ///< parameter once
 };
 
@@ -81,7 +81,7 @@ class Strategy : public Pluggable {
   virtual void begin_microbatch(bool last) = 0;
   /// Collective. The model calls enter() before and leave() after every use of a unit's parameters,
   /// in training or not, and reads the parameters only in between. Calls may repeat, and calls for
-  /// different units may nest. They receive all differentiable inputs and outputs, and may add
+  /// different units may nest. The calls receive all differentiable inputs and outputs, and may add
   /// autograd nodes. In backward(), nodes added by leave() run before the unit's own nodes, and
   /// those added by enter() run after them.
   virtual void enter(int unit, TensorRefs inputs) = 0;

@@ -25,8 +25,8 @@ class Tokenizer : public Pluggable {
   virtual int64_t vocab_size() const = 0;
   /// End-of-text id, which separates documents; -1 = none.
   virtual int32_t eos_id() const = 0;
-  /// Hex digest of everything that determines the ids. If digests are equal, every text has the
-  /// same ids.
+  /// Hex digest of everything that determines the ids. Tokenizers with the same digest return the
+  /// same ids for every text.
   virtual std::string digest() const = 0;
   /// Returns the files from which Hugging Face's libraries load the same tokenizer, by name
   /// (tokenizer.json, tokenizer_config.json), for exports; empty = none.

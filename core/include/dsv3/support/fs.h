@@ -11,7 +11,7 @@ namespace dsv3::fs {
 
 using Path = std::filesystem::path;
 
-/// A system call that changes the file system. The fault hook is called before each of them.
+/// A system call that changes the file system. The fault hook runs before each such call.
 enum class Call { open = 1, write, sync, rename, mkdir, remove };
 
 /// Tests only: sets a hook that runs before each writing system call (for rename, with the new
@@ -31,7 +31,7 @@ class Writer {
   void write(const void* bytes, size_t size);
   void write(std::string_view text) { write(text.data(), text.size()); }
   void sync();   ///< fsync
-  void close();  ///< throws on errors of close(2), unlike the destructor
+  void close();  ///< throws if close(2) fails, unlike the destructor
   const Path& path() const { return path_; }
 
  private:

@@ -1,4 +1,4 @@
-// strategy/@NAME@: one device, with an fp32 master value and gradient for every parameter.
+// strategy/@NAME@: one device, with fp32 master weights and gradients for every parameter.
 #include <cmath>
 #include <set>
 
@@ -112,7 +112,7 @@ class OneDevice final : public dsv3::Strategy {
     return tensors;
   }
 
-  // Copies the master values to the tensors that components compute with.
+  // Copies the master weights to the tensors that components compute with.
   void loaded() override {
     for (Resident& resident : parameters_)
       if (is_copied(resident.param)) resident.param.tensor.detach().copy_(resident.master);
