@@ -145,8 +145,8 @@ def _completed(pieces, code, end):
 def _concatenation(code):
     """Returns the expression between two literals, or None if they belong to different messages.
 
-    `+ name +` joins literals, and so do `+ (many ?` and `:`, which choose between them. A comma or semicolon separates
-    them.
+    `+ name +` joins two literals into one message. So do `+ (many ?` and `:`, which choose between two literals. A
+    comma or semicolon separates messages.
     """
     code = code.strip()
     joins = re.fullmatch(r"(?:\)*\s*[+:]|\?)(.*?)(?:[+?:]\s*\(*)?", code, re.S)

@@ -4,8 +4,8 @@
 
 Writes FOLDER/kjv.txt (one line per verse, one document per chapter, blank lines between documents),
 FOLDER/tokenizer.json (2,048 tokens, GPT-2's split pattern) and FOLDER/about.json. Prints the text's unigram entropy
-under that tokenizer: the loss of a model that only knows how often each token occurs. Does nothing if the files are
-complete. An interrupted run leaves no incomplete file.
+under that tokenizer: the loss of a model that predicts only token frequencies. Does nothing if the files are complete.
+An interrupted run leaves no incomplete file.
 """
 
 import collections

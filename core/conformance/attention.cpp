@@ -8,7 +8,7 @@ namespace dsv3::conformance {
 void attention_checks(const AddCheck& check) {
   using Layer = LayerUnderTest<Attention>;
   cheap_layer_checks<Attention>(check);
-  check("causality", "does not depend on later tokens", [](const Subject& subject) {
+  check("causality", "computes outputs that ignore later tokens", [](const Subject& subject) {
     const Layer layer(subject, at::kFloat);
     const at::Tensor x = normal({2, kLength, kHidden}, 20, at::kFloat);
     const at::Tensor y = layer(x);
@@ -78,14 +78,14 @@ void attention_checks(const AddCheck& check) {
                     "the output when " + what + ", compared with the output without a cache,");
       for (size_t row = 0; row < 2; ++row)
         require(cache.lengths()[row] == held[row] + counts[row],
-                "it does not append every token to the cache exactly once");
+                "the layer does not append every token to the cache exactly once");
     };
     feed({4, 6}, "prefilling a cache with two sequences");
     feed({1, 1}, "decoding one token with a cache");
-    feed({3, 1}, "decoding three tokens of one row at once with a cache");
+    feed({3, 1}, "decoding three tokens of one sequence in one step with a cache");
     cache.truncate(0, 6);
     feed({1, 0}, "decoding after removing tokens from the cache");
-    feed({2, 3}, "decoding several tokens with a cache");
+    feed({2, 3}, "decoding several tokens of both sequences with a cache");
     require(cache.bytes() == (9 + 11) * width * 8,
             "the cache size does not match cache_values_per_token()");
   });

@@ -120,7 +120,7 @@ void run(const Check& check, const Subject& subject, int report) {
   } catch (const Violation& e) {
     error = e.what();
   } catch (...) {
-    error = "it throws: " + current_exception_text();
+    error = "the plugin throws an exception: " + current_exception_text();
   }
   send(report, {{"error", cut(error)}});
 }
@@ -207,12 +207,12 @@ class Child {
     while (!ended() && std::chrono::steady_clock::now() < end) ::usleep(2000);
     if (!ended()) {
       ::kill(pid_, SIGKILL);
-      return "it prevents the process from exiting (waited " + std::to_string(limit.count()) +
-             " s)";
+      return "the plugin prevents the process from exiting (waited " +
+             std::to_string(limit.count()) + " s)";
     }
     if (WIFSIGNALED(status_)) {
       const int signal = WTERMSIG(status_);
-      return std::string("it terminates the process with SIG") + ::sigabbrev_np(signal) + " (" +
+      return std::string("the plugin crashed with SIG") + ::sigabbrev_np(signal) + " (" +
              ::strsignal(signal) + ")";
     }
     return WEXITSTATUS(status_) == 0 ? "" : exit_text();
@@ -234,7 +234,7 @@ class Child {
     return ended_;
   }
   std::string exit_text() const {
-    return "it terminates the process with exit code " + std::to_string(WEXITSTATUS(status_));
+    return "the plugin exited with code " + std::to_string(WEXITSTATUS(status_));
   }
 
   std::chrono::seconds time_limit_;
@@ -265,7 +265,7 @@ int check_component(const Request& request, const OnResult& on_result) {
       } else if (message.contains("done")) {
         std::string error = child.wait(std::min(request.time_limit, std::chrono::seconds(20)));
         if (error.empty() && ::waitpid(-1, nullptr, WNOHANG) >= 0)
-          error = "it leaves child processes running";
+          error = "the plugin leaves child processes running";
         report("process", "lets the process exit and leaves no child processes running", error);
         return broken;
       } else if (message.contains("error")) {
@@ -304,7 +304,7 @@ int check_library(const Request& original, const OnResult& on_result) {
   const Json loaded = Child(request, 0).read();
   std::string error = loaded.value("rejected", "");
   if (loaded.contains("died"))
-    error = "while it is being loaded, " + loaded["error"].get<std::string>();
+    error = "loading the library failed: " + loaded["error"].get<std::string>();
   on_result({"", "load", "loads and registers the components that its stamp lists", error.empty(),
              error});
   if (!error.empty()) return 1;

@@ -12,7 +12,7 @@ namespace dsv3::conformance {
 struct Request {
   std::filesystem::path library;
   std::string component;                 ///< KIND/NAME; empty = all components in the library
-  std::vector<std::string> options;      ///< options of the component as key=value
+  std::vector<std::string> options;      ///< component options as key=value
   std::vector<std::string> only;         ///< names of the checks to run; empty = all
   std::chrono::seconds time_limit{120};  ///< per check
   SearchLevels levels;                   ///< search paths for other plugins that a check needs

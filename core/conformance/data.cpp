@@ -125,16 +125,17 @@ void data_checks(const AddCheck& check) {
           require(std::set<Row>(rows.begin(), rows.end()).size() > 1,
                   "all of the first 80 rows in the training stream are identical");
           require_rows(Streams(subject, context()).read(80), rows,
-                       "a second stream with the same seed");
+                       "a second stream with the same seed returns different rows");
         });
   check("ranks", "orders rows independently of world size and micro-batch size",
         [](const Subject& subject) {
           const std::vector<Row> expected = Streams(subject, context()).read(64);
           for (const auto& [world, micro] :
                {std::pair<int64_t, int64_t>{2, 4}, {4, 4}, {1, 1}, {2, 2}, {4, 1}, {1, 8}})
-            require_rows(
-                Streams(subject, context(Split::train, world, micro)).read(64), expected,
-                c10::str("the global stream (ranks: ", world, ", micro-batch: ", micro, ")"));
+            require_rows(Streams(subject, context(Split::train, world, micro)).read(64), expected,
+                         c10::str("the global stream depends on the number of ranks or the "
+                                  "micro-batch size (ranks: ",
+                                  world, ", micro-batch: ", micro, ")"));
         });
   check("resume", "resumes from saved state on any number of ranks", [](const Subject& subject) {
     for (const int64_t batches : {0, 1, 7, 30}) {
@@ -147,9 +148,9 @@ void data_checks(const AddCheck& check) {
       for (const DataContext& of : {context(), context(Split::train, 2, 2)}) {
         Streams resumed(subject, of);
         for (const auto& rank : resumed.ranks) rank->load_state(nlohmann::json::parse(state));
-        require_rows(
-            resumed.read(32), expected,
-            c10::str("a stream resumed after ", batches, " batches (ranks: ", of.world, ")"));
+        require_rows(resumed.read(32), expected,
+                     c10::str("a stream resumed after ", batches,
+                              " batches returns different rows (ranks: ", of.world, ")"));
       }
     }
   });
@@ -160,10 +161,10 @@ void data_checks(const AddCheck& check) {
           const std::vector<Row> rows = Streams(subject, of).read(kMost);
           require(rows.size() < kMost, "the validation stream does not end");
           require_rows(Streams(subject, of).read(kMost), rows,
-                       "a second pass over the validation stream");
+                       "a second pass over the validation stream returns different rows");
           of.seed = 2;
           require_rows(Streams(subject, of).read(kMost), rows,
-                       "the validation stream with a different seed");
+                       "the validation stream depends on the seed");
           Streams(subject, context(Split::validation, 2))
               .read(kMost);  // all ranks must reach the end in the same step
         });

@@ -45,7 +45,7 @@ void feed_forward_checks(const AddCheck& check) {
     counts().zero_();
     require(counts().eq(0).all().item<bool>(),
             "step_counts() returns a copy, so zeroing it does not zero the layer's counts");
-    // Gradient accumulation: the same rows in two micro-batches.
+    // Repeats the same rows in two micro-batches, as in gradient accumulation.
     seq = one_document(1, kLength);
     seq.aux_scale = 0.5;
     for (int64_t row = 0; row < 2; ++row) layer(x.narrow(0, row, 1), seq);
@@ -53,7 +53,7 @@ void feed_forward_checks(const AddCheck& check) {
             "tokens in two one-row micro-batches are counted differently from those in one "
             "two-row micro-batch");
   });
-  check("state", "resumes bit-identically from saved tensors", [](const Subject& subject) {
+  check("state", "resumes bit-identically from a saved state", [](const Subject& subject) {
     const Layer one(subject, at::kFloat), other(subject, at::kFloat);
     const auto take_counts = [](const Layer& layer) {
       const at::Tensor counts = layer.layer->step_counts();

@@ -1,8 +1,9 @@
-// A single-rank strategy that treats parameters as sharded strategies do. The values of a unit's
-// parameters (for example, those of one block) exist only between enter() and leave(), in the
-// forward and the backward pass. Its gradients are moved to a separate buffer as soon as its
-// backward pass ends. Code that reads values or accumulates gradients at any other time encounters
-// NaN or unmapped memory. Training is bit-identical to training with the `single` strategy.
+// A single-rank strategy that treats parameters as sharded strategies do. Parameters are grouped
+// into units, such as one block. A unit's parameter values exist only between enter() and leave(),
+// in the forward and the backward pass. The strategy moves a unit's gradients to a separate buffer
+// as soon as the unit's backward pass ends. Code that reads values or accumulates gradients at any
+// other time encounters NaN or unmapped memory. Training is bit-identical to training with the
+// `single` strategy.
 #pragma once
 
 #include <cmath>
@@ -111,8 +112,8 @@ class FlatStrategy final : public Strategy {
   void leave(int index, TensorRefs outputs) override {
     insert_gate(outputs, [this, index] {
       Unit& unit = units_[index];
-      // Counts one more use, which the gate from enter() will end, even if the backward pass does
-      // not need the values.
+      // Counts one more use of the unit, even if the backward pass does not need its values. The
+      // gate inserted by enter() ends this use.
       if (unit.spec.needed_in_backward)
         open(unit);
       else
@@ -127,8 +128,8 @@ class FlatStrategy final : public Strategy {
       if (unit.uses != 0)
         throw Error("backward() was called before leave() for unit '" + unit.spec.name + "'");
     torch::autograd::backward(roots.vec(), grads.vec());
-    // A unit is still in use here if its enter() received no differentiable input (as for the
-    // embedding) or if it does not affect the loss, because no gate ran to end the use.
+    // If enter() received no differentiable input (as for the embedding), or if the unit does not
+    // affect the loss, no gate has run to end the unit's use, so end it here.
     for (Unit& unit : units_) {
       if (unit.accumulating) reduce(unit);
       if (unit.uses != 0) release(unit);
@@ -201,10 +202,11 @@ class FlatStrategy final : public Strategy {
     FlatLayout layout;
     at::Tensor master = {};  // fp32, never freed
     std::vector<at::Tensor> buffers =
-        {};  // storage of the parameter views, in fp32 and in the compute dtype; freed between uses
+        {};  // parameter values in fp32 and in the compute dtype; freed between uses
     at::Tensor reduced = {};    // fp32 gradient sum over finished micro-batches
-    at::Tensor grad = {};       // autograd accumulates here; NaN outside the unit's backward pass
-    int uses = 0;               // number of uses that have not ended
+    at::Tensor grad = {};       // autograd accumulates gradients here; NaN outside the unit's
+                                // backward pass
+    int uses = 0;               // number of current uses; the values are freed when it becomes 0
     int pending = 0;            // number of enter() calls in this micro-batch whose backward pass
                                 // has not run yet
     bool accumulating = false;  // whether autograd is accumulating into `grad`

@@ -61,8 +61,8 @@ struct Built {
     for (const Buffer& buffer : model.store().buffers()) add(buffer.name, buffer.tensor);
   }
 
-  /// Throws a Violation unless `places` stores every parameter and buffer value exactly once and
-  /// refers to no other tensors.
+  /// Throws a Violation unless the tensors in `places` store each value of every parameter and
+  /// buffer exactly once, and nothing else.
   void require_whole(const std::vector<TensorPlace>& places) const {
     std::map<std::string, int64_t> stored;
     for (const TensorPlace& place : places) {
@@ -104,7 +104,8 @@ void require_way_back(const Format& format, const ModelDescription& requested, P
   after.require_whole(places);
   for (const TensorPlace& place : places) {
     if (place.copy) continue;
-    require(stored.contains(place.name), "it reads '", place.name, "' but does not write it");
+    require(stored.contains(place.name), "the format reads '", place.name,
+            "' but does not write it");
     after.values.at(place.source).index_copy_(0, rows_in(place), stored.at(place.name));
   }
   const auto logits = [](Built& built) {
@@ -130,8 +131,8 @@ Components components_of(ModelDescription& model) {
   return all;
 }
 
-/// Calls `use` with `model`, and with one variant of it for each choice of each option in which
-/// implementations differ.
+/// Calls `use` with `model` and with its variants. Each variant sets one option in which
+/// implementations differ to one of its choices.
 void vary(ModelDescription model, Plugins& plugins,
           const std::function<void(const ModelDescription&, const std::string&)>& use) {
   use(model, "as in examples()");

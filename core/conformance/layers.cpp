@@ -157,7 +157,7 @@ void require_close(const at::Tensor& actual, const at::Tensor& expected, double 
 }
 
 std::vector<at::Tensor> gradients(const at::Tensor& y, const NamedTensors& inputs) {
-  require(y.requires_grad(), "the result does not require gradients");
+  require(y.requires_grad(), "the result does not require grad, so no gradients can be computed");
   std::vector<at::Tensor> tensors;
   for (const auto& [name, tensor] : inputs) tensors.push_back(tensor);
   std::vector<at::Tensor> grads = torch::autograd::grad(

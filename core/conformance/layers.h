@@ -54,8 +54,8 @@ std::vector<at::Tensor> gradients(const at::Tensor& y, const NamedTensors& input
 /// each input. `inputs` must be float64.
 void require_gradients(const std::function<at::Tensor()>& function, const NamedTensors& inputs);
 
-/// Returns the number of bytes that `body` allocates and that are still allocated while its result
-/// is alive, excluding the result itself.
+/// Returns the number of bytes allocated by `body` that remain allocated while its result is alive,
+/// without the result itself.
 int64_t bytes_saved(const std::function<at::Tensor()>& body);
 
 /// Returns the number of FLOPs performed by matrix products in `body`. A multiply-add counts as 2.
@@ -72,8 +72,8 @@ constexpr int64_t kVocab = 29, kRows = 4, kSequence = 12, kMtpDepth = 1;
 /// Returns an experiment with two layers and one MTP module.
 Experiment tiny_experiment(const std::string& recompute = "none", bool tied_head = true);
 
-/// Returns a factory for reference layers that creates `subject` instead of the reference layer of
-/// the same kind.
+/// Returns a factory for reference layers. If `subject` is given, it replaces the reference layer
+/// of its kind.
 ModelFactory tiny_factory(const Subject* subject = nullptr);
 
 /// Returns a batch of packed documents, a different one for every step.
@@ -81,8 +81,9 @@ Batch tiny_batch(int64_t step);
 
 struct Trained {
   std::vector<double> losses, norms;
-  std::map<std::string, at::Tensor> parameters;  ///< after the last step
-  std::map<std::string, at::Tensor> gradients;   ///< in the last step; set only by train_plainly()
+  std::map<std::string, at::Tensor> parameters;  ///< values after the last step
+  std::map<std::string, at::Tensor> gradients;   ///< gradients in the last step; set only by
+                                                 ///< train_plainly()
   std::vector<at::Tensor> counts;  ///< step_counts() after all steps; set only by train_plainly()
 };
 /// Runs `steps` steps of gradient descent with plain autograd, in micro-batches of `micro` rows.
@@ -93,7 +94,7 @@ Trained train_under(const std::shared_ptr<Strategy>& strategy, const Experiment&
                     const ModelFactory& factory, int64_t steps, int64_t micro);
 
 /// Throws a Violation if the relative difference between losses, norms, parameters or gradients
-/// (only from train_plainly) exceeds `bound`, or if counts differ at all.
+/// (which only train_plainly() sets) exceeds `bound`, or if counts differ at all.
 void require_same(const Trained& actual, const Trained& expected, double bound,
                   const std::string& what);
 
@@ -159,14 +160,14 @@ void cheap_layer_checks(const AddCheck& check) {
                      dtype, "forward's result");
     }
   });
-  check("inputs", "modifies no inputs or parameters and retains no inputs",
+  check("inputs", "does not modify inputs or parameters, and does not retain inputs",
         [](const Subject& subject) {
           const LayerUnderTest<Layer> layer(subject, at::kFloat);
           const at::Tensor x = normal({2, kLength, kHidden}, 12, at::kFloat), original = x.clone();
           layer.require_parameters_unchanged("forward", [&] { layer(x); });
           require(x.use_count() == 1,
-                  "it keeps a reference to its input after the result is freed");
-          require_equal(x, original, "the input after forward");
+                  "the layer keeps a reference to its input after the result is freed");
+          require_equal(x, original, "the input after forward(), which must not modify it,");
         });
   check("determinism", "returns bit-identical results when repeated", [](const Subject& subject) {
     const auto run = [&] {
@@ -178,7 +179,7 @@ void cheap_layer_checks(const AddCheck& check) {
     };
     const auto first = run(), second = run();
     for (size_t i = 0; i < first.size(); ++i)
-      require_equal(second[i], first[i], "a result from the second of two identical layers");
+      require_equal(second[i], first[i], "the result of a second, identical layer");
   });
 }
 
@@ -199,7 +200,7 @@ void costly_layer_checks(const AddCheck& check) {
     Sequence seq = packed(2, kLength, {5});
     const at::Tensor first = layer(x, seq);
     seq.recompute = true;
-    require_equal(layer(x, seq), first, "the output of a recomputed forward pass");
+    require_equal(layer(x, seq), first, "the output when the forward pass is recomputed");
   });
   check("saved_values", "declares saved_values_per_token() correctly", [](const Subject& subject) {
     constexpr int64_t kBatch = 4, kRow = 64;
@@ -215,7 +216,7 @@ void costly_layer_checks(const AddCheck& check) {
     require(declared > 0, "saved_values_per_token() is not positive");
     require(declared >= 0.5 * measured && declared <= 2 * measured + 1,
             "saved_values_per_token() is ", declared, ", but ", measured,
-            " values per token stay allocated between the forward and the backward pass");
+            " values per token remain allocated between the forward and the backward pass");
   });
   check("memory", "frees its memory", [](const Subject& subject) {
     const LayerUnderTest<Layer> layer(subject, at::kFloat);

@@ -68,9 +68,9 @@ void optimizer_checks(const AddCheck& check) {
     const at::Tensor grad = one.gradient(1);
     one.optimizer->step(std::array{one.slice(grad)}, {1, 1});
     require(grad.use_count() == 1 && one.value.use_count() == 1,
-            "it keeps a reference to the gradient or the value after step()");
+            "the optimizer keeps a reference to the gradient or the value after step()");
     for (const at::Tensor& state : one.state)
-      require(state.use_count() == 1, "it keeps a reference to its state after step()");
+      require(state.use_count() == 1, "the optimizer keeps a reference to its state after step()");
   });
   check("lr_factor", "scales the learning rate by lr_factor", [](const Subject& subject) {
     const auto change = [&](double factor) {
@@ -84,14 +84,17 @@ void optimizer_checks(const AddCheck& check) {
     const at::Tensor full = change(1);
     require(full.abs().max().item<double>() > 0, "a step changes nothing");
     // The tolerance allows for rounding, because the weights are far larger than their changes.
-    require_close(change(0.5) * 2, full, 2e-2, "twice the change made with lr_factor 0.5");
+    require_close(
+        change(0.5) * 2, full, 2e-2,
+        "twice the change with lr_factor 0.5, compared with the change with lr_factor 1,");
   });
   check("descent", "descends a quadratic", [](const Subject& subject) {
     Updated one(subject, 2);
     const at::Tensor target = normal(one.value.sizes(), 3, at::kFloat);
     const auto loss = [&] { return (one.value - target).square().mean().item<double>(); };
     const double before = loss();
-    // Learning rates differ by orders of magnitude; 300 steps are enough for the smallest.
+    // Optimizers' learning rates differ by orders of magnitude. 300 steps are enough to see a
+    // decrease even with the smallest one.
     for (int64_t update = 1; update <= 300; ++update) one.step(one.value - target, update);
     require(loss() < before, "300 steps on |w - target|^2 / 2 increase the loss from ", before,
             " to ", loss());
@@ -146,7 +149,7 @@ void optimizer_checks(const AddCheck& check) {
             whole.step(grad, update);
           }
           require_close(at::cat({first.value, second.value}), whole.value, 1e-6,
-                        "a parameter updated in two pieces, compared with one piece,");
+                        "a parameter updated in two pieces, compared with one updated as a whole,");
         });
   check("resume", "resumes from saved state, bit for bit", [](const Subject& subject) {
     Updated straight(subject, 6), resumed(subject, 7);

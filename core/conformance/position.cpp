@@ -68,7 +68,7 @@ void position_checks(const AddCheck& check) {
     };
     const Rotated documents = rotate({twice(in.q), twice(in.k), twice(in.positions)});
     require_close(documents.q.narrow(1, 6, 6), half(out.q), 1e-12,
-                  "q at positions that restart in a second document");
+                  "q in a second document, in which positions restart at 0,");
   });
   // A rotation preserves lengths up to a constant factor and treats q and k alike, so the score of
   // identical vectors depends only on the distance between their positions.
@@ -80,8 +80,8 @@ void position_checks(const AddCheck& check) {
     for (const int64_t distance : {0, 1}) {
       const at::Tensor diagonal = scores.diagonal(distance);
       require_close(diagonal, diagonal[0].expand_as(diagonal), 1e-9,
-                    c10::str("across positions, the score of identical vectors ", distance,
-                             " position(s) apart"));
+                    c10::str("the score of identical vectors ", distance,
+                             " position(s) apart, compared across positions,"));
     }
   });
   check("length", "works beyond the training length", [](const Subject& subject) {
@@ -89,17 +89,18 @@ void position_checks(const AddCheck& check) {
     const Rotated near = inputs(at::kFloat);
     Rotated far = inputs(at::kFloat);
     far.positions.add_(5000);
-    require_like(rotate(far).q, far.q.sizes(), at::kFloat, "q far beyond the training length");
+    require_like(rotate(far).q, far.q.sizes(), at::kFloat,
+                 "the rotated q at positions far beyond the training length");
     // Growing the table of angles must not change its values for small positions.
     require_equal(rotate(near).q, Rotation(subject)(near).q,
-                  "q at small positions after a call with large ones");
+                  "the rotated q at small positions after a call with large positions");
   });
   check("threads", "can be called from several threads at once", [](const Subject& subject) {
     const Rotation rotate(subject);
     const Rotated in = inputs(at::kFloat, 200);
     const at::Tensor expected = Rotation(subject)(in).q;
     for (const Rotated& out : on_four_threads([&] { return rotate(in); }))
-      require_equal(out.q, expected, "q rotated by several threads at once");
+      require_equal(out.q, expected, "the rotated q when several threads call rotate() at once");
   });
   check("gradients", "computes gradients that match central differences",
         [](const Subject& subject) {

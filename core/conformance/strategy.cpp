@@ -105,7 +105,7 @@ void strategy_checks(const AddCheck& check) {
       one.backward(bad);
       require(!std::isfinite(one.norm()), "grad_norm() is finite although a gradient is not");
       one.checked->scale_grads(at::zeros({}, at::kDouble));
-      one.require_gradient(0, "a gradient that is not finite after scale_grads(0)");
+      one.require_gradient(0, "a non-finite gradient after scale_grads(0), which must set it to 0");
       one.checked->end_step();
     }
     one.backward(2);
@@ -150,7 +150,7 @@ void strategy_checks(const AddCheck& check) {
     require(cost.bytes_peak >= cost.bytes_held, "estimate() reports a bytes_peak below bytes_held");
     require(cost.bytes_moved_per_step == 0, "estimate() reports network traffic for a single rank");
   });
-  // Covers MTP with tied and untied heads.
+  // Trains a model with an MTP module, once with a tied and once with an untied head.
   check("training", "trains like plain autograd, with and without recomputation",
         [](const Subject& subject) {
           for (const std::string recompute : {"none", "full"})

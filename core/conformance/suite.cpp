@@ -36,10 +36,10 @@ std::vector<std::pair<std::string, std::string>> process_facts() {
   return {{"torch's global random generator", sha256(random)},
           {"torch's default dtype", std::string(c10::get_default_dtype().name())},
           {"torch's grad mode", at::GradMode::is_enabled() ? "on" : "off"},
-          {"torch's number of threads", std::to_string(at::get_num_threads())},
+          {"the number of torch threads", std::to_string(at::get_num_threads())},
           {"the process's environment", sha256(environment)},
           {"the current folder", std::filesystem::current_path().string()},
-          {"the number of threads", std::to_string(threads)},
+          {"the number of threads in the process", std::to_string(threads)},
           {"child processes", children}};
 }
 
@@ -66,7 +66,7 @@ void require_no_side_effects(const std::function<void()>& body) {
   for (size_t i = 0; i < now.size(); ++i) {
     const std::string &before = facts[i].second, &after = now[i].second;
     const bool readable = before.size() < 40 && after.size() < 40;
-    require(before == after, "it changed ", now[i].first,
+    require(before == after, "the component changes ", now[i].first,
             readable ? ": '" + before + "' before, '" + after + "' after" : "");
   }
 }

@@ -47,11 +47,11 @@ using Suite = void(const AddCheck& check);
 Suite attention_checks, feed_forward_checks, position_checks, optimizer_checks, schedule_checks,
     strategy_checks, tracker_checks, data_checks, tokenizer_checks, format_checks;
 
-/// Constructs the subject. `Base` and `Context` must match its kind.
+/// Constructs the component under test. `Base` and `Context` must be those of its kind.
 template <class Base, class... Context>
 std::shared_ptr<Base> construct(const Subject& subject, const Context&... context) {
   auto component = dsv3::construct<Base>(subject.component, subject.options, context...);
-  require(component != nullptr, "its factory returned a null pointer");
+  require(component != nullptr, "the component's factory returned a null pointer");
   return component;
 }
 

@@ -54,7 +54,8 @@ void tokenizer_checks(const AddCheck& check) {
       std::string pieces;
       for (const int32_t id : ids) {
         pieces += checked->token_bytes(id);
-        require(id != checked->eos_id(), "encode() adds the end-of-text id");
+        require(id != checked->eos_id(),
+                "encode() adds the end-of-text id, but only its caller may add it");
       }
       require(pieces == text, "token_bytes() of encode(\"", shown, "\") differs from its input");
       require(text.empty() == ids.empty(), "\"", shown, "\" has ", ids.size(), " ids");

@@ -32,8 +32,8 @@ class Session {
       started_ = true;
     });
   }
-  void deliver(const std::vector<Event>& list, const std::string& of = "") {
-    if (started_) call("deliver()" + of, [&] { tracker_->deliver(list); });
+  void deliver(const std::vector<Event>& list, const std::string& what = "deliver()") {
+    if (started_) call(what, [&] { tracker_->deliver(list); });
   }
   void finish(RunStatus status) {
     if (started_) call("finish()", [&] { tracker_->finish(status); });
@@ -64,7 +64,7 @@ void tracker_checks(const AddCheck& check) {
     Session session(subject);
     session.deliver(events(0, 1));
     session.deliver(events(1, 50));
-    session.deliver({}, " of an empty list");
+    session.deliver({}, "deliver() of an empty list");
     session.finish(RunStatus::finished);
   });
   check("values", "accepts NaN, infinity, unusual names and new metrics",
@@ -76,16 +76,18 @@ void tracker_checks(const AddCheck& check) {
                                 {"tiny", 5e-324},
                                 {"quotes \"and\", commas; caf\xc3\xa9/slash", -1.0}};
           unusual[1].metrics = {};
-          session.deliver(unusual, " of unusual values");
+          session.deliver(unusual, "deliver() of unusual values");
           std::vector<Event> late = events(2, 1);
           late[0].metrics.emplace_back("val/loss", 4.0);
-          session.deliver(late, " of a metric that earlier events did not contain");
+          session.deliver(late, "deliver() of a metric that earlier events did not contain");
           session.finish(RunStatus::failed);
         });
-  // The acknowledgement may be lost after the tracker has accepted the events.
+  // The core delivers events again if the acknowledgement was lost after the tracker had accepted
+  // them.
   check("repeated", "accepts repeated events", [](const Subject& subject) {
     Session session(subject);
-    for (int time = 0; time < 2; ++time) session.deliver(events(0, 10), " of repeated events");
+    for (int time = 0; time < 2; ++time)
+      session.deliver(events(0, 10), "deliver() of repeated events");
     session.finish(RunStatus::stopped);
   });
   check("resumed", "resumes a run that was killed", [](const Subject& subject) {

@@ -11,7 +11,8 @@ struct HalvingOptions {
   double floor = 0;
   std::string mode = "smooth";
   static void describe(dsv3::OptionSchema<HalvingOptions>& s) {
-    s.add("steps", &HalvingOptions::steps, "number of steps until the factor halves").min(1);
+    s.add("steps", &HalvingOptions::steps, "half-life of the learning-rate factor, in steps")
+        .min(1);
     s.add("floor", &HalvingOptions::floor, "minimum factor").min(0).max(1);
     s.add("mode", &HalvingOptions::mode, "smooth | stairs").choices({"smooth", "stairs"});
   }

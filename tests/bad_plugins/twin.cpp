@@ -20,7 +20,7 @@ class Twin final : public dsv3::Schedule {
   double factor(int64_t step, int64_t total) const override {
     if (step == 1) throw TwinError("twin", dsv3::ExitCode::data);
     if (step == 2) throw dsv3::RetryAfter("later", 2.5);
-    // Checks that a plugin can catch an exception thrown by libdsv3 by its base class.
+    // Checks that a plugin can catch an exception from libdsv3 as its base class, dsv3::Error.
     if (step == 3) try {
         const nlohmann::json empty;
         dsv3::ConfigReader reader(empty);

@@ -58,7 +58,7 @@ def rewrite(sources, edits):
     for pattern, replacement in edits:
         found = [(file, *match) for file, text in sources.items() for match in matches(text, pattern, names)]
         places = [f"{file}:{sources[file].count(chr(10), 0, begin) + 1}" for file, begin, *_ in found]
-        assert len(found) == 1, f"pattern must match once, but matches at {places}: {pattern}"
+        assert len(found) == 1, f"pattern must match exactly once, but has {len(found)} matches {places}: {pattern}"
         [(file, begin, end, names)] = found
         text = re.sub(r"\$\w+", lambda name: " ".join(names[name[0]]), replacement)
         changed[file] = sources[file] = sources[file][:begin] + text + sources[file][end:]

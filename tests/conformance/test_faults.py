@@ -63,7 +63,7 @@ class Fault:
     name: str
     check: str  # conformance check that detects the fault; "" = run all checks
     finds: str  # text in the failure message of the conformance check
-    run: int | None = None  # exit code of dsv3-run, negative for a signal; None = only the check detects the fault
+    run: int | None = None  # exit code of dsv3-run, negative for a signal; None = dsv3-run does not detect the fault
     does: str = ""  # regex for the function named in dsv3-run's error message
     step: str = ""  # regex for the training step in the error message; "" = before training
     says: str = ""  # regex for the rest of the error message
@@ -82,9 +82,9 @@ UNCHANGED = "shape, dtype and device must not change"
 
 FAULTS = [
     # Components that throw exceptions of different types.
-    Fault("attention", "throws_in_constructor", "shapes", f"it throws: {PURPOSE}", 3, "layer 0, constructor", "", PURPOSE),
-    Fault("attention", "throws", "shapes", f"it throws: {PURPOSE}", 3, "layer 0, forward", "2", PURPOSE, after=2),
-    Fault("feed_forward", "throws_error", "shapes", "it throws: file not found", 4, "layer 0, forward", "1", "file not found", after=1),
+    Fault("attention", "throws_in_constructor", "shapes", f"throws an exception: {PURPOSE}", 3, "layer 0, constructor", "", PURPOSE),
+    Fault("attention", "throws", "shapes", f"throws an exception: {PURPOSE}", 3, "layer 0, forward", "2", PURPOSE, after=2),
+    Fault("feed_forward", "throws_error", "shapes", "throws an exception: file not found", 4, "layer 0, forward", "1", "file not found", after=1),
     Fault("position", "throws", "shapes", PURPOSE, 3, "layer 1, rotate", "0", PURPOSE, after=3),
     Fault("optimizer", "throws_a_number", "descent", "not a std::exception", 3, "step", "3", "not a std::exception", after=2),
     Fault("schedule", "throws_a_number", "values", "not a std::exception", 3, "factor", "1", "not a std::exception"),
@@ -136,7 +136,7 @@ FAULTS = [
     Fault("attention", "nan", "shapes", "NaN or infinite", 7, "", "1", r"first non-finite value: output of layers.0.attention \(attention 'faulty', PLACE\)", after=1),
     Fault("position", "nan", "shapes", "NaN or infinite", 7, "", "1", r"first non-finite value: output of position 'faulty', PLACE", after=5),
     Fault("feed_forward", "backward_nan", "determinism", "", 7, "", "1",
-          r"first non-finite value: gradient of the input of layers.1.feed_forward \(feed_forward 'faulty', PLACE\).*going back from the loss: layers.1.feed_forward"),
+          r"first non-finite value: gradient of the input of layers.1.feed_forward \(feed_forward 'faulty', PLACE\).*in backward order: layers.1.feed_forward"),
     Fault("feed_forward", "backward_nan", "", "", 7, "", "1",
           r"first non-finite value: gradient of the input of layers.1.feed_forward \(feed_forward 'faulty', PLACE\)", settings=RECOMPUTED),
     Fault("optimizer", "nan", "descent", "", 7, "", "3", r"parameter \S+ was not finite before the step; it is updated by optimizer 'faulty' \(PLACE\)", after=1),
@@ -151,12 +151,12 @@ FAULTS = [
     Fault("data", "segfault", "batches", "SIGSEGV", SEGV, "next", r"\d", after=1),
     Fault("tokenizer", "abort", "round_trip", "SIGABRT", ABRT, "encode", ""),
     Fault("tracker", "segfault", "delivery", "SIGSEGV", SEGV, "deliver", r"\d"),
-    Fault("schedule", "exit_0", "values", "terminates the process with exit code 0", 3, "factor", "3", NO_EXIT, after=2),
-    Fault("attention", "exits_in_constructor", "shapes", "terminates the process with exit code 0", 3, "layer 0, constructor", "", NO_EXIT),
-    Fault("data", "exit_0", "batches", "terminates the process with exit code 0", 3, "next", r"\d", NO_EXIT, after=2),
-    Fault("tracker", "exit_0", "delivery", "terminates the process with exit code 0", 3, "deliver", r"\d", NO_EXIT),
-    Fault("optimizer", "quick_exit", "descent", "terminates the process with exit code 0", 3, "step", "1", NO_EXIT),
-    # A tracker that throws never stops a run. The log names the tracker.
+    Fault("schedule", "exit_0", "values", "exited with code 0", 3, "factor", "3", NO_EXIT, after=2),
+    Fault("attention", "exits_in_constructor", "shapes", "exited with code 0", 3, "layer 0, constructor", "", NO_EXIT),
+    Fault("data", "exit_0", "batches", "exited with code 0", 3, "next", r"\d", NO_EXIT, after=2),
+    Fault("tracker", "exit_0", "delivery", "exited with code 0", 3, "deliver", r"\d", NO_EXIT),
+    Fault("optimizer", "quick_exit", "descent", "exited with code 0", 3, "step", "1", NO_EXIT),
+    # An exception in a tracker does not stop the run. The log names the tracker.
     Fault("tracker", "throws", "delivery", PURPOSE, 0, "deliver", r"\d", PURPOSE),
     Fault("tracker", "start_throws", "delivery", PURPOSE, 0, "start", r"\d", PURPOSE),
     Fault("tracker", "finish_throws", "delivery", PURPOSE, 0, "finish", r"\d", PURPOSE),
@@ -176,7 +176,7 @@ FAULTS = [
     Fault("schedule", "counts_calls", "pure", "depends on earlier calls"),
     Fault("schedule", "leak", "memory", "memory grows by about"),
     Fault("schedule", "hang", "values", "timed out after 8 s"),
-    Fault("schedule", "exit_unseen", "values", "it terminates the process with exit code 3"),
+    Fault("schedule", "exit_unseen", "values", "exited with code 3"),
     Fault("schedule", "fork", "values", "child processes"),
     Fault("strategy", "forgets_gradients", "training", "compared with plain autograd"),
     Fault("strategy", "forgets_parameters", "training", "compared with plain autograd"),

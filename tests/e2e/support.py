@@ -42,7 +42,7 @@ tracker: [{plugin: csv}]
 
 
 def make_tiny(folder):
-    """Write tiny.yaml and its text to `folder` and return the path of tiny.yaml."""
+    """Write tiny.yaml and its training text to `folder` and return the path of tiny.yaml."""
     rng = random.Random(5)
     words = "the quick brown fox jumps over a lazy dog while seven wizards mix potions near old stone bridges".split()
     paragraphs = ["\n".join(" ".join(rng.choices(words, k=9)) + "." for _ in range(rng.randrange(2, 7)))

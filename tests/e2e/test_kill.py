@@ -44,5 +44,5 @@ def test_killed_runs_end_bit_identical(tmp_path):
         assert not list((run / "checkpoints").glob("*.tmp-*"))
         assert sorted(metrics(run)) == list(range(61))
         shutil.rmtree(run)
-    print(f"{resumed} of {KILLS} resumed from a step above 0, {inside_a_save} were killed during a save")
+    print(f"of {KILLS} killed runs, {resumed} resumed from a step above 0; {inside_a_save} were killed during a save")
     assert resumed >= KILLS // 2

@@ -149,7 +149,7 @@ def test_unintended_starts_and_resumes_are_rejected(folder, finished):
     (folder / "runs/early").mkdir()  # killed before anything was written
     early = dsv3_run("tiny.yaml", "--run_id", "early", cwd=folder, check=2)
     assert "--run_name early --resume auto" in early.stderr
-    for _ in range(2):  # the first command trains the run, the second finds it finished
+    for _ in range(2):  # the first command trains the run, and the second finds it finished
         dsv3_run("tiny.yaml", "train.steps=2", "schedule.warmup=0", "--run_name", "auto", "--resume", "auto", cwd=folder)
     assert sorted(metrics(folder / "runs/auto")) == [0, 1, 2]
 
@@ -168,7 +168,7 @@ def test_from_starts_with_the_weights(folder, finished):
     tuned = folder / "runs/tuned"
     assert metrics(tuned)[0]["val/loss"] == metrics(finished)[30]["val/loss"]
     assert provenance_of(tuned)["init_hash"] != provenance_of(finished)["init_hash"]
-    # A run that is killed before its first checkpoint resumes from these weights instead of newly initialised ones.
+    # If a run is killed before its first checkpoint, it resumes from the --from weights, not from new initial weights.
     process = started(folder, *arguments, "--run_name", "killed")
     process.kill()
     process.wait()

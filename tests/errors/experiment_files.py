@@ -9,11 +9,11 @@ TRAIN = "steps: 30, batch: 4, sequence: 48, precision: fp32, seed: 7, log_every:
 REPLACEMENTS = [
     # name, title, text in the tiny experiment, its replacement, expected phrases
     ("unknown_key", "A misspelled option.", "kv_lora_rank: 16", "kv_lora_rnk: 16", GOLDEN),
-    ("pytorch_key", "PyTorch's name for an option.", "plugin: muon, lr", "plugin: muon, learning_rate",
+    ("pytorch_key", "An option name from PyTorch.", "plugin: muon, lr", "plugin: muon, learning_rate",
      "tiny.yaml:16:34", "'learning_rate'", "'muon'", "lr, momentum"),
     ("unknown_section", "A section with the wrong name.", "validation:", "evaluation:", "tiny.yaml:21:1",
      "'evaluation'", "'validation'"),
-    ("options_of_another_plugin", "A changed plugin with options of the previous one.", "plugin: mla",
+    ("options_of_another_plugin", "A changed plugin with the previous plugin's options.", "plugin: mla",
      "plugin: mha", GOLDEN),
     ("key_of_another_section", "A key in the wrong section.", "{steps: 30", "{vocab: 256, steps: 30", "tiny.yaml:20:9",
      "model.vocab"),

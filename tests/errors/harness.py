@@ -88,7 +88,7 @@ def dsv3(*words, **rest):
 
 
 def experiment(folder, *replacements, add=""):
-    """Write the tiny experiment with (old, new) replacements, and its text. Return the experiment's file name."""
+    """Write the tiny experiment with (old, new) replacements, and its training text. Return its file name."""
     make_tiny(folder)
     text = TINY
     for old, new in replacements:
@@ -124,7 +124,7 @@ def changes(before, after):
     new_folders = [name for name in after if name not in before and after[name][0]]
     for name, state in after.items():
         if name.endswith("/lock"):
-            continue  # records the last process that used the run
+            continue  # skip the lock file, which records the last process that used the run
         if before.get(name) == state or any(name.startswith(folder + "/") for folder in new_folders):
             continue
         lines.append(f"{'changed' if name in before else 'new'} {name}{'/' if state[0] else ''}"
@@ -189,7 +189,7 @@ def run(one, folder):
 
 
 def missing_excerpts(one, stderr):
-    """Return the FILE:LINE:COLUMN phrases for which stderr shows no source line with a caret below that column."""
+    """Return the FILE:LINE:COLUMN phrases whose source line, with a caret under that column, is missing from stderr."""
     shown = set()
     for excerpt in re.finditer(r"^ *(\d+) \| .*\n *\| ( *)\^", stderr, re.M):
         shown.add((excerpt[1], len(excerpt[2]) + 1))

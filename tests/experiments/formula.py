@@ -29,7 +29,7 @@ class Shape:
 class Counts:
     total: int
     active: int
-    total_without_embeddings: int  # without embedding, head and MTP
+    total_without_embeddings: int  # excluding embedding, head and MTP
     active_without_embeddings: int
 
 
@@ -67,7 +67,7 @@ def counts(s, attention=None):
     moe_layers = s.layers - s.dense_layers
     dense = s.dense_layers * swiglu(s.hidden, s.dense_ffn)
     body = s.layers * (attention + norms) + dense
-    body_total = body + moe_layers * moe_total + s.hidden  # + the final norm
+    body_total = body + moe_layers * moe_total + s.hidden  # the last term is the final norm
     body_active = body + moe_layers * moe_active + s.hidden
     # An MTP module has two input norms, the 2H x H projection, a block like the last layer's, and a final norm.
     mtp_rest = s.mtp_depth * (2 * s.hidden + 2 * s.hidden * s.hidden + attention + norms + s.hidden)

@@ -35,7 +35,7 @@ if __name__ == "__main__":
     site_packages, output, *sources = sys.argv[1:]
     listed = names(site_packages)
     own = set().union(*map(implemented, sources))
-    own.discard("copy_")  # has one kernel for all devices, which calls CUDA through a dispatch stub
+    own.discard("copy_")  # its only kernel, for all devices, calls CUDA through a dispatch stub
     if unknown := own.difference(listed):
         sys.exit(f"these operators have no CUDA kernel in LibTorch: {', '.join(sorted(unknown))}")
     pathlib.Path(output).write_text("".join(f'X("{name}")\n' for name in listed if name not in own))

@@ -10,7 +10,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 
 import importlib.util  # noqa: E402
 
-# tests/e2e has a module with the same name.
+# Load tests/e2e/support.py by path, because this module has the same name.
 _spec = importlib.util.spec_from_file_location("e2e_support", pathlib.Path(__file__).parents[1] / "e2e/support.py")
 e2e = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(e2e)

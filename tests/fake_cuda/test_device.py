@@ -69,7 +69,7 @@ def test_libtorch_chooses_an_attention_kernel(tmp_path, name, capability, kernel
 
 
 def test_attention_kernels_are_those_of_an_h100():
-    """What LibTorch 2.11 with cuDNN 9.19 chose on an H100."""
+    """Attention uses the kernels that LibTorch 2.11 with cuDNN 9.19 chose on an H100."""
     assert case("choose_attention").stdout.splitlines() == [
         "64/64: cudnn", "48/32: cudnn", "192/128: cudnn", "masked: cudnn", "grouped: cudnn", "one query: cudnn",
         "one key: flash", "fp32: efficient", "12/8: math", "deterministic: flash"]

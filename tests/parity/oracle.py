@@ -94,7 +94,7 @@ def format_of(name):
 
 
 def make(name, more_layers=0, **changes):
-    """Build the model with Transformers' initialisation, and `more_layers` more layers of the same kind as the last."""
+    """Build the model with Transformers' initialisation. Add `more_layers` layers of the same kind as the last."""
     torch.manual_seed(MODELS.index(name))
     if name in LLAMA_MODELS:
         config, kind = LlamaConfig(**(LLAMA | LLAMA_MODELS[name] | changes)), LlamaForCausalLM
@@ -157,7 +157,7 @@ def gradients(model):
 # ---- rows of packed documents, computed element by element
 
 class Rows:
-    """Tokens [B, T + 1] and document ids of that shape. Consecutive identical ids are one document; -1 is padding."""
+    """Tokens and document ids [B, T + 1]. Consecutive identical ids are one document; -1 is padding."""
 
     def __init__(self, tokens, ids):
         self.tokens, self.ids = tokens, ids
@@ -297,7 +297,7 @@ def program(name, *words, cwd=None, check=0):
 
 
 def relative(found, expected):
-    """Norm of the difference divided by the norm of `expected`; 0 if there is no difference."""
+    """Return the norm of the difference divided by the norm of `expected`, or 0 if there is no difference."""
     difference, size = (found.double() - expected.double()).norm(), expected.double().norm()
     assert torch.isfinite(difference)
     return 0.0 if difference == 0 else float(difference / max(size, 1e-30))

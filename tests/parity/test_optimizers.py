@@ -1,5 +1,5 @@
-"""Compares updates of the adamw and muon plugins with torch.optim.AdamW and torch.optim.Muon. The oracle runs in
-float64, and without Muon's cast to bf16 unless bf16 itself is compared, so differences come only from rounding in the
+"""Compares updates of the adamw and muon plugins with torch.optim.AdamW and torch.optim.Muon. The torch optimizers run
+in float64 without Muon's cast to bf16, except in the bf16 test. Differences therefore come only from rounding in the
 plugins.
 """
 
@@ -109,7 +109,7 @@ def test_muon_spectral_is_five_times_match_rms_adamw(muon_without_bf16):
 
 
 def test_muon_in_bf16():
-    """An update changes values by about 0.02. bf16 has 8 bits of precision, and both sides round independently."""
+    """An update changes values by about 0.02. bf16 has 8 bits of precision, and dsv3 and torch round independently."""
     values, grads = vectors(1.0)
     assert muon_pair("original", values, grads, torch.float32, "bf16") < 2e-3
 

@@ -36,8 +36,8 @@ OTHERS = "\\w+|\\s+|[^\\w\\s]|\\p{Han}|\\u3042"
 
 
 def wheel_knows(c: int) -> bool:
-    """Return whether the wheel normalises the code point as in Unicode 14. Its older Unicode version treats marks and
-    compatibility forms that were added later as ordinary letters."""
+    """Return whether the wheel normalises the code point as in Unicode 14. The wheel's older Unicode version treats
+    marks and compatibility forms that were added later as ordinary letters."""
     if unicodedata.decomposition(chr(c)):
         return normalizers.NFKD().normalize_str(chr(c)) == unicodedata.normalize("NFKD", chr(c))
     if not unicodedata.combining(chr(c)):

@@ -53,8 +53,8 @@ class WithMtp(test_mtp.Oracle):
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    """Return a function that maps a model name to its folder with `hf`, `imported` and the token files. It creates each
-    folder once."""
+    """Return a function that returns the folder for a model name. It creates the folder, with `hf`, `imported` and the
+    token files, at the first call with that name."""
     folders = {}
 
     def make(name):
@@ -170,7 +170,7 @@ def test_training(name, optimizer, steps, model_folder, worst, tmp_path, monkeyp
     documents = json.loads((folder / "documents.json").read_text())
     tokens, ids = packing.training_rows(documents, SEED, steps * BATCH, LENGTH)
 
-    # torch's Muon runs its iteration in bf16. Disable its cast, because dsv3 uses fp32 in this test.
+    # torch's Muon casts to bf16 for its iteration. Disable the cast, because dsv3 uses fp32 in this test.
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self.clone())
     model = fresh(name)
     optimizers = Optimizers(optimizer, model.named_parameters())

@@ -81,7 +81,7 @@ class Graph:
         self.files = sorted(p for p in [*self.source.rglob("*"), *self.public.rglob("*")] if p.suffix in {".h", ".cpp"})
         self.text = {p: p.read_text() for p in self.files}
         self.outside = []  # includes of project files that are not below core/src or core/include
-        self.shared = {}  # public header -> the folders that implement it, if there are several
+        self.shared = {}  # public header -> the folders that implement it, for headers implemented in several
         self.owner = {p: self._owner(p) for p in self.files}
         self.edges = self._edges()
 

@@ -83,8 +83,8 @@ def compare_times(command, blocks, rounds):
         print(f"{side} {statistics.median(pair[i] for pair in pairs) / 2:10.3f} ms of CPU time per step")
     ratios = [[loaded / linked for loaded, linked in block] for block in times]
     low, high = interval(ratios)
-    print(f"RATIO loaded/linked {statistics.median(sum(ratios, [])):.5f}, 95 % interval {low:.5f} to {high:.5f} "
-          f"({2 * len(pairs)} pairs of steps in {blocks} blocks)")
+    print(f"RATIO loaded/linked {statistics.median(sum(ratios, [])):.5f}, "
+          f"95 % confidence interval {low:.5f} to {high:.5f} ({2 * len(pairs)} pairs of steps in {blocks} blocks)")
     judge(low, high)
 
 

@@ -19,8 +19,8 @@ void enter_backward(const Callee* callee, int64_t layer) noexcept {
 }
 
 /// Registers hooks on `tensors` that record when autograd enters `call`'s component. Skips leaves,
-/// because a hook on a parameter would never be removed, and tensors that the component returned
-/// unchanged (in `others`), because none of its operations produced them.
+/// because a hook on a parameter would never be removed. Also skips tensors in `others`, which the
+/// component returned unchanged: none of its operations produced them.
 void hook(const CallRecord* call, at::TensorList tensors, at::TensorList others) {
   const Callee* callee = call ? &call->callee : nullptr;
   const int64_t layer = call ? call->layer() : -1;

@@ -12,8 +12,8 @@
 
 namespace dsv3 {
 
-/// Value of CallRecord::action during Strategy::backward. Meanwhile `current_backward` identifies
-/// the component that autograd is in.
+/// Value of CallRecord::action during Strategy::backward. While it is set, `current_backward`
+/// identifies the component that autograd is in.
 extern const char* const kBackward;
 
 /// The component that autograd is in. Process-wide, because only one backward pass runs at a time.

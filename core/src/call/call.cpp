@@ -12,7 +12,8 @@ CurrentStep current_step;
 
 namespace {
 
-// With the initial-exec TLS model, reading this never allocates, so a signal handler may read it.
+// With the initial-exec TLS model, reading the pointer never allocates, so a signal handler may
+// read it.
 __attribute__((tls_model("initial-exec"))) constinit thread_local const CallRecord* innermost =
     nullptr;
 

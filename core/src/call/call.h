@@ -80,8 +80,9 @@ decltype(auto) call(Interface& component, const char* action, F&& f, Args&&... a
   }
 }
 
-/// Sets `callee` as the description of `component` and records its destructor as a call. Position
-/// encodings and tokenizers, which plugins call directly, also get a wrapper that uses `call`.
+/// Returns `component` with `callee` as its description, and with its destructor recorded as a
+/// call. Position encodings and tokenizers, which plugins call directly, are returned in a wrapper
+/// that uses `call`.
 std::shared_ptr<Pluggable> guarded(const Callee& callee, std::shared_ptr<Pluggable> component);
 
 }  // namespace dsv3

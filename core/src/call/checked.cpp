@@ -32,7 +32,8 @@ void require_like(const at::Tensor& result, const at::Tensor& input, const char*
          "; shape, dtype and device must not change");
 }
 
-/// Registers backward hooks for a forward pass and passes its results to the active Watch.
+/// Registers backward hooks for a forward pass. If a Watch is active, reports the inputs and
+/// outputs to it.
 void forwarded(const Pluggable& component, at::TensorList inputs, at::TensorList outputs) {
   mark_forward(inputs, outputs);
   const Callee* callee = component.callee();
@@ -168,7 +169,8 @@ Batch next(Data& data, const DataContext& context) {
     Batch batch = d.next();
     if (!batch.tokens.defined()) {
       if (context.split == Split::train)
-        fail("returned undefined tokens; a training stream must not end", ExitCode::data);
+        fail("returned no tokens (an undefined tensor); a training stream must not end",
+             ExitCode::data);
       return batch;
     }
     batch.tokens = checked_rows(batch.tokens, context, "tokens");

@@ -53,7 +53,7 @@ struct Text {
 };
 
 struct Prepared {
-  pid_t process = 0;                               // used to skip reports in forked children
+  pid_t process = 0;                               // a forked child has a different id
   const CallRecord* const* main_thread = nullptr;  // its innermost call
   bool terminal = false, ending = false, backtrace = false;
   char status[4096] = "", temporary[4096] = "", host[256] = "";
@@ -108,8 +108,8 @@ void write_status(const char* message, int exit_code) {
   ::rename(prepared.temporary, prepared.status);
 }
 
-/// Returns false in a child process, or if this thread has already reported a crash. Never returns
-/// if another thread is reporting one.
+/// Whether this thread should report the crash: false in a child process, or if this thread has
+/// already reported one. Never returns if another thread is reporting a crash.
 bool may_report() {
   if (::getpid() != prepared.process) return false;
   const pid_t self = ::gettid();

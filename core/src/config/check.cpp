@@ -113,7 +113,7 @@ OptionValues Checker::values(const Node* map, const Schema& schema, const Scope&
     } else {
       add_convention(spec, spec.default_value, scope);
       const std::string written = word_of(spec, spec.default_value);
-      // Records an unset option only if a keyword, such as `auto`, represents the unset value.
+      // Record an unset option only if a keyword, such as `auto`, represents the unset value.
       if (!written.empty() || !std::holds_alternative<std::monostate>(spec.default_value))
         record(path, spec.default_value, Node{}, written);
     }
@@ -161,7 +161,7 @@ void Checker::run_checks(const Node* map, const Schema& schema, const Scope& sco
   for (const auto& check : schema.checks)
     if (const std::string wrong = check(options.get()); !wrong.empty()) {
       const std::string text = (scope.path.empty() ? "" : scope.text() + ": ") + wrong;
-      // If the message starts with an option's name, report it at that option.
+      // If the message starts with an option's name, underline that option.
       if (const auto* entry = map ? map->find(wrong.substr(0, wrong.find(' '))) : nullptr)
         diagnostics_.error(entry->value, text);
       else

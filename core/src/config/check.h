@@ -63,8 +63,8 @@ class Checker {
   /// is optional: then the result's plugin is empty.
   ComponentSpec component_at(const std::string& path, Kind kind);
 
-  /// Returns the maps of the components configured at `path`, which may be a list. Reports an error
-  /// if there are none, unless they are optional.
+  /// Returns the maps of the components at `path`, where a single component or a list may be
+  /// configured. Reports an error if there are none, unless they are optional.
   std::vector<const Node*> components_at(const std::string& path, Kind kind);
   /// Whether components_at() has been called for `kind`.
   bool has_read(Kind kind) const { return read_.contains(kind); }
@@ -81,7 +81,7 @@ class Checker {
   /// Reports entries in `conventions:` that belong to no known plugin or section.
   void check_conventions();
 
-  /// Source position of a section; nullptr = the start of the file.
+  /// Source position of the section `map`; nullptr = the start of the file.
   Position position_of(const Node* map) const;
   Diagnostics& diagnostics() { return diagnostics_; }
 

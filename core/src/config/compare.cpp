@@ -45,7 +45,7 @@ bool is_no_factor(std::string_view key) {
 // none.
 std::string_view slot_of(std::string_view key) {
   std::string_view found;
-  for (const config::Slot& slot : config::slots())  // enclosing slots come before nested ones
+  for (const config::Slot& slot : config::slots())  // outer slots come first
     if (is_below(key, slot.path)) found = slot.path;
   return found;
 }

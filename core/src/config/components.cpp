@@ -13,7 +13,7 @@ namespace {
 
 constexpr size_t kMaxPattern = 1000;  // std::regex recurses
 
-// Parses "2", "2-11" or "2-" (up to the last layer, given as `open_end`).
+// Parses "2", "2-11" or "2-". The last form ends at layer `open_end`.
 bool parse_range(const std::string& text, int64_t open_end, int64_t& first, int64_t& last) {
   const char* const end = text.data() + text.size();
   auto [at, error] = std::from_chars(text.data(), end, first);
@@ -170,8 +170,10 @@ std::optional<Placed> read_layers_of(Checker& checker, const Node& map, const st
   Placed placed{0, 0, &entry->value};
   if (parse_range(*word, layers - 1, placed.first, placed.last)) return placed;
   checker.diagnostics().error(
-      entry->value, "'layers' in " + path + " must be a layer or a range, got '" + *word + "'",
-      {"layers are numbered from 0; write 3, 0-1, or 2- (up to the last)"});
+      entry->value,
+      "'layers' in " + path + " must be a layer index or an ascending range, got '" + *word + "'",
+      {"layers are numbered from 0; use a layer such as 3, a range such as 0-1, or an open-ended "
+       "range such as 2- (layer 2 to the last)"});
   return std::nullopt;
 }
 

@@ -33,8 +33,8 @@ void check_old_conventions(Checker& checker) {
                         chosen->text + ".yaml"});
 }
 
-// Returns the keys in section `path` that its schema does not declare: the subsections `sections`
-// and the components.
+// Returns `sections`, the subsections of the section at `path`, and the keys of the components
+// configured in it. The section's schema declares neither.
 std::vector<std::string> with_slots(std::string_view path, std::vector<std::string> sections) {
   for (std::string& key : config::slot_keys(path)) sections.push_back(std::move(key));
   return sections;

@@ -25,7 +25,8 @@ int number_in(std::string_view text) {
   return error == std::errc() && stop == text.data() + text.size() ? number : 0;
 }
 
-// Finds the last FILE:LINE:COLUMN in one line of an error message. It locates the innermost cause.
+// Finds the last FILE:LINE:COLUMN in one line of an error message, which locates the innermost
+// cause.
 std::optional<Origin> last_place(std::string_view text) {
   for (size_t second = text.rfind(':'); second != text.npos && second > 0;
        second = text.rfind(':', second - 1)) {
@@ -41,7 +42,7 @@ std::optional<Origin> last_place(std::string_view text) {
   return std::nullopt;
 }
 
-// Number of bytes in the token at `column`, which is an option's value or a name.
+// Number of bytes in the option value or name at `column`.
 size_t word_length(std::string_view line, int column) {
   const size_t begin = static_cast<size_t>(column) - 1;
   if (begin >= line.size()) return 1;

@@ -34,7 +34,7 @@ Text Resolver::compute(const Node& scalar) {
     const size_t begin = raw.find("${", at);
     text.value.append(raw, at, begin - at);
     if (begin == raw.npos) return text;
-    if (begin > at && raw[begin - 1] == '$') {  // "$${": its first dollar has already been appended
+    if (begin > at && raw[begin - 1] == '$') {  // "$${": text.value already ends in '$'
       text.value += '{';
       at = begin + 2;
       continue;

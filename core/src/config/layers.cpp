@@ -42,7 +42,7 @@ std::string long_path(const std::string& path) {
 }
 
 // Builds the tree {a: {b: value}} for the path a.b. `text_length` is the length of the path as
-// written. Keys omitted by a short form get the position of the short form.
+// written. If it was written in a short form, the omitted keys get the position of the short form.
 Node tree_at(const std::string& path, size_t text_length, Position at, Node value) {
   const size_t shortened = path.size() - text_length;
   const auto position = [&](size_t begin) {
@@ -63,7 +63,8 @@ Node tree_at(const std::string& path, size_t text_length, Position at, Node valu
 Node read_yaml_text(Diagnostics& diagnostics, const stdfs::path& file, std::string text) {
   const bool binary = text.find('\0') != text.npos;
   const int source = diagnostics.add_source(file.string(), std::move(text), true);
-  // Has no position, so that an unreadable file is not also reported as incomplete.
+  // Returned for an unusable file. Because it has no source position, check_version() skips it and
+  // does not report a second error for the file.
   const Node nothing = make_map({});
   if (binary) {
     diagnostics.error({source, 0, 0}, 1, "a binary file, not YAML", {kWhatAnExperimentIs});
@@ -210,8 +211,8 @@ class LayerReader {
   std::vector<stdfs::path> open_;  // files whose `extends` is currently being read
 };
 
-// Whether a setting's value is YAML, that is, enclosed in quotes, brackets or braces. A file name
-// may also start with one of these, so "[a] b.txt" is not YAML.
+// Whether a setting's value is YAML, that is, enclosed in quotes, brackets or braces. "[a] b.txt"
+// is not YAML but a file name.
 bool is_yaml(const std::string& text) {
   const size_t end = text.find_last_not_of(' ');
   if (end == text.npos) return true;  // no value

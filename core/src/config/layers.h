@@ -15,8 +15,8 @@
 
 namespace dsv3::config {
 
-/// The settings from one source. Its trees are merged in order, because a later one may depend on
-/// an earlier one.
+/// The settings from one source. The trees must be merged in order, because a later one may depend
+/// on an earlier one.
 struct Layer {
   std::string label;  ///< file name, "command line", "--debug" ...
   std::vector<Node> trees = {};
@@ -27,7 +27,8 @@ struct Layer {
 /// source cannot be read.
 std::vector<Layer> read_layers(const ExperimentRequest& request, Diagnostics& diagnostics);
 
-/// Merges all layers into one tree. Adds effects that users may not expect to `notes`.
+/// Merges all layers into one tree. Adds a note to `notes` for each effect that users may not
+/// expect.
 Node merge_layers(std::vector<Layer> layers, Diagnostics& diagnostics, Catalog& catalog,
                   std::vector<std::string>& notes);
 
@@ -42,9 +43,9 @@ Node read_yaml_file(Diagnostics& diagnostics, const std::filesystem::path& file)
 /// Maximum size of a YAML file in bytes.
 constexpr size_t kMaxBytes = 1 << 20;
 
-/// Parses the text of `source` from byte `begin`, which must be on its first line. Reports invalid
-/// syntax, exceeded limits, duplicate keys, `<<`, tags and multiple documents to `diagnostics`.
-/// nullopt = no tree could be built.
+/// Parses a registered source, starting at byte `begin` of its first line. Reports invalid syntax,
+/// exceeded limits, duplicate keys, `<<`, tags and multiple documents to `diagnostics`. Returns
+/// nullopt if no tree could be built.
 std::optional<Node> parse(Diagnostics& diagnostics, int source, size_t begin = 0);
 
 }  // namespace dsv3::config

@@ -53,8 +53,9 @@ class Merger {
       if (Node* node = find_path(layer, slot.path)) expand_slot(*node, slot.kind, slot.list);
   }
 
-  /// Merges maps and replaces everything else. If a component's plugin changes, its options record
-  /// the old plugin's name. train.steps and train.tokens replace each other.
+  /// Merges maps and replaces everything else. If the plugin of a component changes, the
+  /// component's options record the old plugin's name. Setting train.steps replaces train.tokens,
+  /// and vice versa.
   void merge(Node& base, Node&& over) { merge(base, std::move(over), ""); }
 
   /// Converts {0: {...}, 1: {...}}, which sets the elements of a component list one by one, to a

@@ -103,7 +103,8 @@ void TrainOptions::describe(OptionSchema<TrainOptions>& s) {
       .word("auto")
       .unit("threads");
   s.add("device", &TrainOptions::device, "device for training").choices({"auto", "cpu", "cuda"});
-  s.add("ops", &TrainOptions::ops, "use fused operators or their reference implementations")
+  s.add("ops", &TrainOptions::ops,
+        "operator implementation: fused, or reference (slower and simpler)")
       .choices({"fused", "reference"});
   s.add("not_finite", &TrainOptions::not_finite,
         "what to do after a step with NaN or infinite gradients")

@@ -31,10 +31,10 @@ std::vector<std::string> core_paths_of(const std::string& key);
 /// Paths of the components whose kind has a name similar to the mistyped `key`; often none.
 std::vector<std::string> slots_near(const std::string& key);
 
-/// A slot for components: a component kind and the path at which experiments configure it.
+/// A component slot: a component kind and its path in an experiment, e.g. "model.attention".
 using Slot = KindRow;
 
-/// All slots. Enclosing slots come before nested ones.
+/// All slots. A slot inside another component comes after that component's slot.
 std::span<const Slot> slots();
 
 /// The slot at `path`, or the slot whose list contains the element at `path` ("optimizer.0");

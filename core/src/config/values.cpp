@@ -46,15 +46,16 @@ std::optional<OptionValue> read_scalar(OptionType type, const OptionSpec& spec, 
   return std::nullopt;
 }
 
-// Converts a value set by a program to the option's type. For a floating-point option, the value
-// may be an integer.
+// Converts a value that was set through the API to the option's type. A floating-point option also
+// accepts an integer.
 std::optional<OptionValue> typed_scalar(OptionType type, const OptionSpec& spec,
                                         const OptionValue& value) {
   const auto* integer = std::get_if<int64_t>(&value);
   if (type == OptionType::number && integer) return static_cast<double>(*integer);
   if (std::holds_alternative<std::string>(value))  // `auto`
     return read_scalar(type, spec, {std::get<std::string>(value), true});
-  // OptionValue's scalar alternatives are in the same order as OptionType, which starts at 1.
+  // OptionValue's alternatives are in the same order as the enumerators of OptionType, which start
+  // at 1.
   if (value.index() + 1 == static_cast<size_t>(type)) return value;
   return std::nullopt;
 }

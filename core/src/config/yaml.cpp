@@ -63,8 +63,8 @@ struct TextOf {
 
 using Iterator = std::vector<ResolvedValue>::const_iterator;
 
-// Appends the values in [first, last) as a YAML map or list. Their keys start at byte `begin` of
-// each path. `in_item` means that the first key follows "- ".
+// Appends the values in [first, last) as a YAML map or list. The first `begin` bytes of their paths
+// are the same and are omitted. If `in_item` is true, the first key follows "- " on the same line.
 void write(std::string& out, Iterator first, Iterator last, bool origins, size_t begin = 0,
            const std::string& indent = "", bool in_item = false) {
   const auto key_of = [&](const ResolvedValue& value) {

@@ -30,7 +30,7 @@ uint64_t random_bits(std::initializer_list<uint64_t> words) {
 
 uint64_t document_hash(std::string_view bytes) {
   static_assert(std::endian::native == std::endian::little,
-                "the hash reads little-endian words from memory");
+                "the hash supports only little-endian machines");
   uint64_t state = bytes.size();
   size_t i = 0;
   for (; i + 8 <= bytes.size(); i += 8) {

@@ -126,8 +126,8 @@ std::vector<Item> read_items(const Scorer& scorer, const std::string& file) {
   return items;
 }
 
-/// Encodes the context and the ending together and splits the ids at the length of the encoded
-/// context, so that the space between the two belongs to the ending.
+/// Encodes the context and the ending together, then splits the ids after as many as the context
+/// alone has. The space between the two therefore belongs to the ending.
 Candidate make_candidate(const Scorer& scorer, const Tokenizer& tokenizer, const Item& item,
                          const std::string& ending) {
   const std::string context = item.context.substr(0, item.context.find_last_not_of(kSpaces) + 1);

@@ -12,7 +12,8 @@
 namespace dsv3 {
 namespace {
 
-/// Adds the cross-entropy of a batch's targets and the size of their text in bytes.
+/// Adds the cross-entropy of a batch's targets and their size in bytes to `score`. Skips
+/// end-of-text ids.
 void add_bytes(TextScore& score, Model& model, const Tokenizer& tokenizer, const Batch& batch) {
   const at::Tensor targets = shifted_targets(batch.tokens, batch.document_ids, 0);
   const at::Tensor text =

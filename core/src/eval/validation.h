@@ -7,8 +7,8 @@
 
 namespace dsv3 {
 
-/// Returns `train.micro_batch`, or for `auto` the number of sequences per rank and step. Throws if
-/// it does not divide that number.
+/// Returns the micro-batch size: `train.micro_batch`, or for `auto` all of a rank's sequences per
+/// step. Throws if train.batch is not a multiple of this size times `world`, the number of ranks.
 int64_t micro_batch_of(const TrainOptions& train, int64_t world);
 
 /// Creates a loader that prefetches training batches on a thread and loads validation batches on

@@ -51,9 +51,9 @@ std::string digest_in(const ModelDescription& described, const stdfs::path& fold
   }
 }
 
-/// Creates the sidecar for the exported folder: the model's conventions, except those that the
-/// format changed (such as the order of rotated features). `folder` must already contain the
-/// tokenizer.
+/// Creates the sidecar (dsv3.json) for the exported folder. It lists the model's conventions,
+/// except those that the format changed, such as the order of rotated features. `folder` must
+/// already contain the tokenizer.
 Sidecar sidecar_of(const LoadedModel& loaded, const Format& format, const Json& config,
                    const stdfs::path& folder, Plugins& plugins) {
   const ModelDescription described = call(format, "describe", &Format::describe, config);

@@ -73,7 +73,7 @@ std::string experiment_name(const std::string& text) {
   return name;
 }
 
-/// Returns the components to which a convention's key applies.
+/// Returns the components to which the key of a convention applies.
 std::vector<ComponentDescription*> components_of(const ConventionKey& key,
                                                  ModelDescription& model) {
   std::vector<ComponentDescription*> found;

@@ -24,10 +24,10 @@ std::set<std::string> add_shapes(ModelDescription& model, const Experiment& expe
 /// rows.
 ModelDescription describe_model(const Experiment& experiment, int64_t vocab, Plugins& plugins);
 
-/// Whether `model` sets the option to which `key`, a key of Experiment::conventions, refers.
+/// Whether `model` sets the option for `key`, a key in Experiment::conventions.
 bool set_by_description(const ModelDescription& model, const std::string& key);
-/// Sets the option to which `key` refers, unless it already has a value or no component has it.
-/// Ignores core keys such as "model.norm.place". Keys for some layers ("feed_forward.moe.score
+/// Sets the option for `key`. Does nothing if the option already has a value, if no component has
+/// it, or for core keys such as "model.norm.place". Keys for some layers ("feed_forward.moe.score
 /// (layers 2-11)") must come before those for all other layers.
 void set_convention(ModelDescription& model, const std::string& key, const std::string& value,
                     Plugins& plugins);

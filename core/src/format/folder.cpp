@@ -214,7 +214,7 @@ ExperimentRequest request_of(ModelDescription model, const std::string& name,
                              const stdfs::path& tokenizer, const Sidecar& sidecar,
                              Plugins& plugins) {
   std::vector<Setting> conventions;
-  // In reverse order, so that conventions for some layers come before those for all other layers.
+  // Iterate in reverse, so that conventions for some layers come before those for all other layers.
   for (auto entry = sidecar.conventions.rbegin(); entry != sidecar.conventions.rend(); ++entry)
     if (entry->first.starts_with("model.") && !set_by_description(model, entry->first))
       conventions.push_back({entry->first, entry->second, "dsv3.json of " + name});
@@ -301,7 +301,7 @@ FolderTensors::FolderTensors(const stdfs::path& folder) {
                                   std::back_inserter(differing));
     if (!differing.empty())
       damaged(folder / file, "does not match " + index.filename().string() +
-                                 ": the tensors differ in " + name_list(differing));
+                                 ": only one of the two lists " + name_list(differing));
   }
 }
 

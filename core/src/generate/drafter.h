@@ -24,9 +24,9 @@ class Drafter {
 
   /// Appends the main model's hidden states [n, D] for the next positions in a row.
   void add(size_t row, const at::Tensor& hidden) { inputs_[row][0].append(hidden); }
-  /// Runs a module on all new positions of `rows` whose tokens are in `texts` (one entry per cache
-  /// row), except for the last `without` tokens in each row. Returns the logits of the last
-  /// position, [.., V] on the CPU, for each row in `ran`.
+  /// Runs a module on the new positions of `rows` and returns the logits [.., V] for the last
+  /// position of each row, on the CPU. `texts` contains the tokens of every cache row. Ignores the
+  /// last `without` tokens of each row.
   struct Drafted {
     std::vector<size_t> ran;  ///< rows with new positions
     at::Tensor logits;
@@ -62,8 +62,8 @@ class Drafter {
     }
     return result;
   }
-  /// Discards everything computed from a row's tokens at index `tokens` and later. `positions` is
-  /// the number of positions for which the main model's hidden states are final.
+  /// Discards everything computed from the tokens at index `tokens` and later in a row. The main
+  /// model's hidden states are final for the first `positions` positions.
   void settle(size_t row, int64_t tokens, int64_t positions) {
     int64_t known = positions;  // number of positions at which the module's input is final
     for (size_t k = 0; k < depth_; ++k) {

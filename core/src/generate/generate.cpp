@@ -37,8 +37,8 @@ void check(const std::vector<Prompt>& prompts, int64_t vocab) {
   }
 }
 
-/// A sequence that is being generated. The main model's cache contains all its tokens except the
-/// last one and the drafts.
+/// A sequence that is being generated. The main model's cache contains all of the sequence's tokens
+/// except the last one and the drafts.
 struct Slot {
   size_t prompt;
   Random random;

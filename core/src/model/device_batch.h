@@ -15,13 +15,13 @@ struct DeviceBatch {
   Sequence seq;                     ///< positions, document ids and packing
 };
 
-/// Moves a micro-batch to `device`, with targets for the first `losses` losses. Copies everything
-/// from pinned memory in one asynchronous transfer.
+/// Moves a micro-batch to `device`, with the first `losses` target tensors (main model, then MTP
+/// depths). Copies everything from pinned memory in one asynchronous transfer.
 DeviceBatch to_device(const Batch& batch, int64_t losses, at::Device device);
 
-/// Returns the offsets of all documents in the flattened rows of `document_ids` (int64 [B, T], on
-/// the host), followed by B * T, as an int64 tensor, and the number of tokens in the longest
-/// document.
+/// Returns the offset of each document in the flattened rows of `document_ids` (int64 [B, T], on
+/// the host), followed by B * T, as an int64 tensor. Also returns the length of the longest
+/// document in tokens.
 std::pair<at::Tensor, int64_t> document_boundaries(const at::Tensor& document_ids);
 
 }  // namespace dsv3

@@ -11,7 +11,7 @@
 namespace dsv3 {
 namespace {
 
-/// Returns the name of the row that counts the parameter in the parameter table.
+/// Returns the part of the model to which the parameter belongs, as named in the parameter table.
 std::string part_of(const Parameter& parameter, int64_t layers) {
   const std::string& name = parameter.name;
   if (parameter.spec.role == Role::embedding) return "embedding";
@@ -27,8 +27,7 @@ int64_t saved_values(const Model& model, const Experiment& experiment) {
   const int64_t sequence = experiment.train.sequence, layers = experiment.model.layers;
   int64_t sum = 0, largest = 0;
   for (size_t i = 0; i < model.attention().size(); ++i) {
-    // The inputs of both norms and of both sublayers are saved in addition to the values that the
-    // sublayers save.
+    // Adds the inputs of both norms and of both sublayers.
     int64_t block = checked::number(*model.attention()[i], "saved_values_per_token",
                                     &Attention::saved_values_per_token, sequence) +
                     checked::number(*model.feed_forward()[i], "saved_values_per_token",
@@ -41,8 +40,7 @@ int64_t saved_values(const Model& model, const Experiment& experiment) {
   }
   if (experiment.model.recompute == "full")
     sum = int64_t(model.attention().size()) * hidden + largest;
-  return sum +
-         2 * hidden * (1 + experiment.mtp.depth);  // the final norm's input and the dx of each head
+  return sum + 2 * hidden * (1 + experiment.mtp.depth);  // final norms' inputs and heads' dx
 }
 
 }  // namespace

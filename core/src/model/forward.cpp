@@ -134,8 +134,8 @@ LossParts Model::loss(const Batch& batch, const LossScale& scale, bool recompute
   seq.recompute = recompute;
   seq.aux_scale = 1.0 / double(std::max<int64_t>(scale.sequences, 1));
 
-  // {loss * factor / divisor, plain / divisor} for predicting the token `ahead` + 1 positions after
-  // each position of x.
+  // Predicts the token `ahead` + 1 positions after each position of x. Returns the loss, multiplied
+  // by `factor`, and the loss without z-loss, both divided by `divisor`.
   const auto entropy = [&](const at::Tensor& x, int64_t ahead, double factor, double divisor) {
     divisor = std::max(divisor, 1.0);  // 0 instead of NaN if there is no valid target
     const at::Tensor& targets = moved.targets[ahead];
@@ -231,7 +231,8 @@ at::Tensor Model::mtp_logits(const at::Tensor& tokens) {
   const Parts& parts = *parts_;
   const int64_t length = tokens.size(1);
   const bool normed = parts.experiment.mtp.input == "normed";
-  // Append a placeholder token to get rows [B, T + 1] as in training. Its logits become NaN below.
+  // Append a placeholder token to get rows [B, T + 1] as in training. Its logits are set to NaN
+  // below.
   Batch batch;
   batch.tokens = at::cat({tokens, at::zeros_like(tokens.narrow(1, 0, 1))}, 1).to(parts.device);
   const Sequence seq = to_device(batch, 0, parts.device).seq;

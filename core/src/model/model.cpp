@@ -114,7 +114,7 @@ Model::Model(const Experiment& experiment, int64_t vocab, const ModelFactory& fa
                               : parts.trunk->parameter("head.weight", {vocab, options.hidden},
                                                        {.role = Role::head});
   });
-  // The backward pass of an embedding lookup does not read the table.
+  // The embedding's weights are needed in the backward pass only if the head uses them, too.
   parts.units.front().needed_in_backward = parts.tied();
 }
 

@@ -79,7 +79,7 @@ class Trunk : public Component {
 };
 
 struct Model::Parts {
-  Experiment experiment;  // only the options model, norm, loss, init and mtp
+  Experiment experiment;  // only its model, norm, loss, init and mtp options are used
   int64_t vocab = 0;
   at::Device device = at::kCPU;
   std::shared_ptr<ParameterStore> store = std::make_shared<ParameterStore>();

@@ -60,8 +60,8 @@ std::pair<at::Tensor, at::Tensor> Angles::at(const at::Tensor& positions,
 std::vector<double> rotary_frequencies(int64_t rotary_dim, double theta) {
   if (rotary_dim < 2 || rotary_dim % 2 != 0)
     throw Error(
-        "rotary positions rotate pairs of features, so the number of rotated features per head "
-        "must be even and positive, not " +
+        "rotary position encodings rotate pairs of features, so the number of rotated features per "
+        "head must be even and positive, not " +
             std::to_string(rotary_dim) +
             "; change the attention's rotary or head dimensions, or use position none",
         ExitCode::usage);

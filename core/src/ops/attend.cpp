@@ -30,8 +30,8 @@ at::Tensor plain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 }
 
 // Flash attention on a CPU requires q, k and v to have the same head dimension. Zeros appended to q
-// and k do not change the scores, and zeros appended to v add columns that are cut off. This is
-// less work than computing all scores, and the memory it needs is linear in T.
+// and k do not change the scores, and zeros appended to v add columns that are cut off. Padding
+// takes less time than computing all scores, and its memory use is linear in T.
 at::Tensor fused(at::Tensor q, at::Tensor k, at::Tensor v, const at::Tensor& mask, bool causal,
                  double scale) {
   const int64_t key_dim = q.size(3), value_dim = v.size(3);

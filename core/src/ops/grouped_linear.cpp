@@ -114,8 +114,8 @@ struct GroupedLinearFunction : torch::autograd::Function<GroupedLinearFunction> 
   }
 };
 
-// Computes one matrix product per group and concatenates the results. LibTorch differentiates these
-// operators.
+// Computes one matrix product per group and concatenates the results, with operators that LibTorch
+// can differentiate.
 at::Tensor plain(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& ends) {
   std::vector<at::Tensor> parts;
   for (const Task& group : groups_of(ends))

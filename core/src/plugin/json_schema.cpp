@@ -106,7 +106,8 @@ Json core_property(const std::string& key) {
                 {{"type", "string"}, {"pattern", R"(^[0-9]+(-[0-9]*)?$)"}},
                 reference()}}};
     schema["description"] =
-        "layers that use this component, numbered from 0: 3, 0-1, or 2- (up to the last)";
+        "layers that use this component, numbered from 0: a layer such as 3, a range such as 0-1, "
+        "or an open-ended range such as 2- (layer 2 to the last)";
   } else if (key == "role") {
     const Json role = or_reference(one_of_words(config::role_words()));
     schema = {
@@ -130,8 +131,8 @@ Json component_properties(Kind kind, Json options) {
   return options;
 }
 
-// The name of a plugin or an alias. `optimizer: muon` is an alias although there is also a plugin
-// named muon.
+// A name that is a plugin, an alias, or both: `optimizer: muon` refers to an alias, `plugin: muon`
+// to a plugin.
 struct Named {
   std::string name, summary = "short form";
   const Schema* schema = nullptr;  // null = unknown, or its library cannot be loaded
@@ -305,7 +306,7 @@ class Writer {
       section["properties"].update(properties_of(schema));
     }
     Json& top = out_.schema["properties"];
-    // Performs the same check as TopOptions.
+    // Require a valid run name, with the same rule as TopOptions.
     top["name"]["anyOf"] = {
         {{"type", "string"}, {"pattern", "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"}},
         {{"type", {"number", "boolean"}}},
@@ -382,7 +383,7 @@ class Writer {
       rules.push_back({{"if", {{"properties", {{"plugin", {{"const", component.name}}}}}}},
                        {"then", {{"required", required}}}});
     }
-    // Rules for maps do not apply to strings.
+    // A component may also be a string, to which these rules do not apply.
     definition(name) = {{"if", {{"type", "object"}}}, {"then", {{"allOf", rules}}}};
     const Json rule = to(name);
     Json schema{{"allOf", Json::array({rule})}};

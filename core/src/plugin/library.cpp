@@ -73,7 +73,7 @@ void run_static_initialisers(const std::filesystem::path& path) {
   constexpr std::string_view kUndefined = "undefined symbol: ";
   if (!cause.starts_with(kUndefined)) fail(cause);
   std::string symbol = cause.substr(kUndefined.size());
-  // The symbol may be followed by a version in brackets.
+  // A version in brackets may follow the symbol.
   fail(
       "no loaded library defines '" + c10::demangle(symbol.substr(0, symbol.find(' ')).c_str()) +
       "', which it needs; define it, or link the library that does with dsv3_add_plugin(LINK ...)");

@@ -39,8 +39,8 @@ std::string_view slice(std::string_view file, uint64_t offset, uint64_t size) {
   return file.substr(offset, size);
 }
 
-// Reads element `index` of the table at byte `table`. Because index < 65536 and sizeof(T) is small,
-// the sum can overflow only if `table` is too large.
+// Reads element `index` of the table at byte `table`. The sum cannot overflow once `table` has been
+// checked, because index < 65536 and sizeof(T) is small.
 template <class T>
 T read_entry(std::string_view file, uint64_t table, uint64_t index) {
   if (table > file.size()) fail_damaged();
@@ -104,7 +104,7 @@ std::vector<std::string> split(std::string_view text, std::string_view separator
 
 // Returns the text in a StampNote; empty if the bytes are not a StampNote.
 std::string_view note_text(std::string_view note) {
-  constexpr size_t kHeader = 3 * sizeof(uint32_t) + 8;  // owner size, text size, type, owner
+  constexpr size_t kHeader = 3 * sizeof(uint32_t) + 8;  // owner size, text size, type, padded owner
   uint32_t owner_size, size;
   if (note.size() < kHeader) return {};
   std::memcpy(&owner_size, note.data(), sizeof owner_size);

@@ -120,7 +120,7 @@ bool is_run_name(const std::string& name) {
 
 void check_run_name(const std::string& name) {
   if (is_run_name(name)) return;
-  // Escaped as JSON, because the name may contain any bytes.
+  // Escape the name as JSON, because it may contain any bytes.
   std::string shown = Json(name).dump(-1, ' ', true, Json::error_handler_t::replace);
   shown.front() = shown.back() = '\'';
   throw Error(shown + " is not a valid run name: use 1 to 128 letters, digits, '.', '_' and '-'",

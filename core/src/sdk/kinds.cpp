@@ -1,4 +1,4 @@
-// This is the only source file that depends on the rows in the table of component kinds.
+// Defines the functions that depend on the rows of DSV3_KINDS, the table of component kinds.
 #include <dsv3/sdk/kinds.h>
 
 namespace dsv3 {

@@ -66,7 +66,8 @@ class TrackerSender::Worker {
     wake_.notify_one();
   }
 
-  /// Call this only once, because the thread then reads these values without the lock.
+  /// Must be called only once, because the sender thread reads these values without the lock
+  /// afterwards.
   void begin_finish(RunStatus status, Clock::time_point deadline) {
     const std::lock_guard lock(mutex_);
     status_ = status;
@@ -78,8 +79,8 @@ class TrackerSender::Worker {
   void join() { thread_.join(); }
 
  private:
-  /// Continues after the last acknowledged line, or at the end of the journal if a power cut
-  /// removed acknowledged lines. Their replacements will be delivered.
+  /// Resumes after the last acknowledged line. If a power cut removed acknowledged lines, starts at
+  /// the end of the journal: the run writes those lines again, and they are sent again.
   void load_offset() {
     if (!std::filesystem::exists(offset_file_)) return;
     const auto acknowledged = read_json(offset_file_).at("lines").get<int64_t>();
@@ -193,7 +194,7 @@ class TrackerSender::Worker {
   int64_t lines_ = 0, bytes_ = 0;  // acknowledged
   std::mutex mutex_;
   std::condition_variable wake_;
-  bool journal_grew_ = true;  // a resumed run may have lines to send
+  bool journal_grew_ = true;  // a resumed run may have unsent lines
   bool finishing_ = false;
   RunStatus status_ = RunStatus::failed;
   Clock::time_point deadline_{};

@@ -36,8 +36,7 @@ int64_t activation_bytes(const Experiment& experiment, const ModelFigures& figur
 }
 
 /// This machine's FLOP/s: the nominal rate of a GPU, or the rate that matmuls of about 20 ms reach
-/// on a CPU. 0 if the experiment runs on a GPU but the machine has none, or one whose peak is
-/// unknown.
+/// on a CPU. Returns 0 for `train.device: cuda` if there is no GPU or its nominal rate is unknown.
 double matmul_rate(const Experiment& experiment) {
   if (experiment.train.device == "cuda") return peak_flops(at::kCUDA);
   const at::Tensor a = at::ones({768, 768}, compute_dtype(experiment.train));
@@ -151,19 +150,22 @@ void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64
   const double rate = matmul_rate(experiment);
   fmt::print("{} ({})\n", experiment.name, experiment.file);
   print_parameters(figures);
-  fmt::print("FLOPs/token    {} forward and backward ({} with causal attention counted half)\n",
-             format_count(figures.flops_per_token), format_count(figures.flops_per_token_causal));
+  fmt::print(
+      "FLOPs/token    {} forward and backward ({} without the masked half of causal attention)\n",
+      format_count(figures.flops_per_token), format_count(figures.flops_per_token_causal));
   print_cache(model, experiment);
   print_memory(memory, recompute);
   if (memory_limit) print_fit(experiment, figures, memory, micro_batch, *memory_limit);
   fmt::print("steps          {} of {} x {} tokens, {} tokens in total\n", steps,
              experiment.train.batch, experiment.train.sequence, format_count(tokens));
   if (rate > 0)
-    fmt::print("time           about {} at {:.0f} % of {}FLOP/s\n",
+    fmt::print("time           about {} at {:.0f}% of the {} of {}FLOP/s\n",
                format_duration(tokens * figures.flops_per_token / (rate * kUtilisation)),
-               100 * kUtilisation, format_count(rate));
+               100 * kUtilisation,
+               experiment.train.device == "cuda" ? "GPU's peak" : "CPU's matmul rate",
+               format_count(rate));
   else
-    fmt::print("time           unknown: this machine has no GPU whose peak rate is known\n");
+    fmt::print("time           unknown: no GPU was found, or its peak FLOP/s is unknown\n");
   fmt::print("{}", optimizers.plan());
 }
 

@@ -92,8 +92,7 @@ std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet
       });
     if (!module.empty()) add("first non-finite value: " + module);
     if (!gradient.found().empty())
-      add("first parameter with a non-finite gradient, going back from the loss: " +
-          gradient.found());
+      add("first non-finite parameter gradient in backward order: " + gradient.found());
   } catch (const std::exception& error) {
     log::debug(std::string("the search for non-finite values failed: ") + error.what());
   }

@@ -66,7 +66,8 @@ class Preflight {
   }
 
  private:
-  /// Appends a block of lines. A problem that several layers share is reported once.
+  /// Appends `block`, the lines of one problem, unless `blocks` already contains it. Several layers
+  /// may have the same problem.
   static void add(std::string& blocks, const std::string& block) {
     if (("\n" + blocks + "\n").find("\n" + block + "\n") != std::string::npos) return;
     blocks += (blocks.empty() ? "" : "\n") + block;
@@ -92,8 +93,8 @@ class Preflight {
     return dot == option.npos ? spec.origin : origin_of(spec, option.substr(0, dot));
   }
 
-  /// Adds an error about a component's options. If the message starts with an option, it is
-  /// reported at that option.
+  /// Adds an error about a component's options. If the message starts with an option's name,
+  /// underlines that option.
   void add_option_problem(const ComponentSpec& spec, const std::string& text) {
     add(configuration_, origin_of(spec, text.substr(0, text.find_first_of(" :"))),
         label_of(spec) + text);

@@ -88,9 +88,9 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
   std::unique_ptr<Trainer> trainer;
   bool started = false;
   try {
-    // Write the settings first, so that the run can be resumed without its first command. With
-    // --from, write them only after the weights have been saved, because otherwise the run would
-    // resume with different weights.
+    // Write the settings before training, so that the run can be resumed without repeating its
+    // first command. With --from, write them only once the weights have been saved, because
+    // otherwise a resumed run would start from different weights.
     if (request.from.empty() && !std::filesystem::exists(folder.config()))
       fs::write_atomically(folder.config(), experiment.resolved.yaml());
     folder.write_status("running", std::nullopt, 0, "");

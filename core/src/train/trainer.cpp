@@ -31,8 +31,9 @@ extern "C" void on_signal(int signal) {
   requested_code = code;
 }
 
-/// While a guard exists, SIGTERM and SIGUSR2 request preemption and SIGINT an interrupt, which the
-/// training loop reads after each step. A second SIGINT ends the process immediately.
+/// While this object exists, SIGTERM and SIGUSR2 request preemption, and SIGINT requests an
+/// interrupt. The training loop checks for requests after each step. A second SIGINT ends the
+/// process immediately.
 class SignalGuard {
  public:
   SignalGuard() {
@@ -331,7 +332,7 @@ at::Tensor Trainer::load_ratios() const {
 
 std::optional<double> Trainer::validate() {
   validation_->load_state(validation_start_);
-  // Uses whole batches, so that the rows do not depend on the micro-batch.
+  // Use whole batches, so that the rows do not depend on the micro-batch size.
   const ValidationSum sum =
       dsv3::validate(*model_, *validation_, experiment_.validation.batches * accumulate_);
   if (sum.targets == 0) {

@@ -25,15 +25,15 @@ namespace dsv3 {
 int64_t vocab_of(const Experiment& experiment, const Tokenizer* tokenizer);
 
 /// Returns the libraries of an experiment's components, in the order in which they were loaded.
-/// Excludes unused ones, such as that of a plugin replaced by an override.
+/// Excludes libraries that the experiment does not use, such as that of a replaced plugin.
 std::vector<LoadedLibrary> libraries_of(const Experiment& experiment, const Plugins& plugins);
 
-/// Finds where non-finite values come from. Returns a sentence that names the first module, in
-/// order of computation, with a non-finite output or gradient, and the parameter whose non-finite
-/// gradient the backward pass computes first. Returns "" if everything is finite in a second run.
-/// Call it on all ranks between the step's last backward pass and Strategy::end_step(). It repeats
-/// the step's forward passes without counting tokens. With `backward`, it also repeats the backward
-/// passes if the forward passes are finite, which invalidates gradients.
+/// Finds where non-finite values come from by repeating the step. Returns a sentence that names the
+/// first module, in order of computation, with a non-finite output or gradient, and the first
+/// parameter for which the backward pass computes a non-finite gradient. Returns "" if everything
+/// is finite when repeated. Call it on all ranks between the step's last backward pass and
+/// Strategy::end_step(). The repeated forward passes do not count tokens. With `backward`, also
+/// repeats the backward passes if the forward passes are finite, which invalidates gradients.
 std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet& optimizers,
                             std::span<const Batch> batches, const LossScale& scale, bool backward);
 
@@ -46,7 +46,7 @@ struct StepResult {
   double grad_norm = 0;       ///< before clipping
   std::vector<double> loads;  ///< largest / mean token count per expert, for each layer that counts
                               ///< tokens; logged steps only
-  bool skipped = false;       ///< the step was not finite and `not_finite` is skip
+  bool skipped = false;       ///< the step had non-finite values and `not_finite` is skip
 
   bool is_finite() const { return std::isfinite(loss) && std::isfinite(grad_norm); }
 };
@@ -96,9 +96,10 @@ class Trainer {
   /// Updates the parameters if `values` (total, main and MTP loss, gradient norm) are finite.
   void update_if_finite(const at::Tensor& values, std::span<const Batch> batches,
                         const LossScale& scale);
-  /// Updates the parameters without reading `values`, with gradients of 0 if they are not finite.
+  /// Updates the parameters without waiting for `values`. If they are not finite, uses gradients of
+  /// 0.
   void update_on_device(const at::Tensor& values);
-  /// Waits for the pending step, if any, and stores its result. Throws if it is not finite.
+  /// Waits for the pending step, if any, and stores its result. Throws if the result is not finite.
   void finish_step();
   /// Whether metrics are recorded after `step`.
   bool is_logged(int64_t step) const;
@@ -148,7 +149,8 @@ class Trainer {
   double lr_factor_ = 0;
   StepResult result_;  ///< result of the last finished step
   std::optional<PendingStep> pending_;
-  /// Name of the metric for expert load and each layer's token counts per expert in the last step.
+  /// For each layer that counts tokens: the name of its load metric, and its token counts per
+  /// expert in the last step.
   std::vector<std::pair<std::string, at::Tensor>> loads_;
   double logged_seconds_ = 0, logged_wait_ = 0;  // values at the last logged step
   int64_t logged_tokens_ = 0;

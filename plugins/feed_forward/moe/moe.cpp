@@ -64,8 +64,8 @@ void MoeOptions::describe(dsv3::OptionSchema<MoeOptions>& s) {
         "routing-bias update speed, added or subtracted in each step; 0 disables the bias")
       .min(0);
   s.add("bias_update", &MoeOptions::bias_update,
-        "routing-bias update: sign = fixed size, as in DeepSeek-V3; centered = minus the mean "
-        "update over experts, as in torchtitan")
+        "routing-bias update: sign = plus or minus bias_rate, as in DeepSeek-V3; centered = the "
+        "same, minus its mean over the experts, as in torchtitan")
       .choices({"sign", "centered"})
       .convention();
   s.add("bias_until", &MoeOptions::bias_until,
@@ -167,8 +167,8 @@ void Moe::on_step_end(const dsv3::StepEnd& end) {
   bias_.add_(moe::bias_change(end.counts, o_.bias_rate, o_.bias_update == "centered"));
 }
 
-// Saves for the backward pass: x, the router scores twice, the shared expert's values, and for each
-// chosen expert its input row, gate and up, and their product.
+// Saves for the backward pass: x, two copies of the router scores, the shared expert's values, and
+// for each chosen expert its input row, gate and up, and their product.
 int64_t Moe::saved_values_per_token() const {
   const int64_t width = context().dims.hidden;
   return width + 2 * o_.routed + 3 * o_.shared * o_.hidden + o_.top_k * (width + 3 * o_.hidden);

@@ -54,8 +54,8 @@ int64_t workspace(const at::Device& device) {
   return device.is_cpu() ? int64_t(32) << 20 : int64_t(256) << 20;
 }
 
-/// Without AMX, oneDNN's bf16 matrix products are slower than its fp32 matrix products (by a factor
-/// of 1.6 in a measurement), even with AVX512-BF16.
+/// Without AMX, oneDNN's bf16 matrix products are slower than its fp32 ones (1.6x in one benchmark),
+/// even with AVX512-BF16.
 bool bf16_is_faster(const at::Device& device) {
   if (!device.is_cpu()) return true;
   static const bool amx = [] {

@@ -10,7 +10,8 @@ struct RopeOptions {
   double theta = 10000;
   std::string layout = "interleaved";
   static void describe(dsv3::OptionSchema<RopeOptions>& s) {
-    s.add("theta", &RopeOptions::theta, "base of the geometric series of RoPE wavelengths").min(1);
+    s.add("theta", &RopeOptions::theta, "base (theta) of the position frequencies theta^(-2i/d)")
+        .min(1);
     s.add("layout", &RopeOptions::layout,
           "which features are rotated as pairs: interleaved = (0,1),(2,3).. as in DeepSeek, half = "
           "(0,R/2).. "

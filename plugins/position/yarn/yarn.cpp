@@ -21,25 +21,28 @@ struct YarnOptions {
   std::string layout = "interleaved";
 
   static void describe(dsv3::OptionSchema<YarnOptions>& s) {
-    s.add("theta", &YarnOptions::theta, "base of the geometric series of RoPE wavelengths")
+    s.add("theta", &YarnOptions::theta, "base (theta) of the position frequencies theta^(-2i/d)")
         .min(1.001);
     s.add("factor", &YarnOptions::factor, "factor by which the context length is extended").min(1);
     s.add("original_length", &YarnOptions::original_length,
           "context length before the extension, in tokens")
         .min(1);
     s.add("beta_fast", &YarnOptions::beta_fast,
-          "feature pairs with more rotations than this over the original context length are "
-          "unchanged")
+          "feature pairs that complete more rotations than this within the original context keep "
+          "their frequency")
         .min(1e-3);
     s.add("beta_slow", &YarnOptions::beta_slow,
-          "feature pairs with fewer rotations than this over the original context length are "
-          "slowed down by the full factor")
+          "feature pairs that complete fewer rotations than this within the original context have "
+          "their frequency divided by the full `factor`")
         .min(1e-3);
     s.add("mscale", &YarnOptions::mscale,
-          "attention temperature coefficient for cosines and sines; 0 = as in the paper")
+          "coefficient in the scale of cosines and sines, (0.1 mscale ln(factor) + 1) / (0.1 "
+          "mscale_all_dim ln(factor) + 1); if either is 0, the scale is 0.1 ln(factor) + 1, as in "
+          "the paper")
         .min(0);
     s.add("mscale_all_dim", &YarnOptions::mscale_all_dim,
-          "attention temperature coefficient for the softmax scale; 0 = none")
+          "coefficient in the factor (0.1 mscale_all_dim ln(factor) + 1)^2 by which the softmax "
+          "scale is multiplied; 0 = a factor of 1")
         .min(0);
     s.add("layout", &YarnOptions::layout,
           "which features are rotated as pairs: interleaved = (0,1),(2,3).. as in DeepSeek, half = "

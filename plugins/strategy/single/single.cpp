@@ -26,7 +26,7 @@ struct Unit {
   FlatLayout layout;
   at::Tensor master;   // fp32 [layout.size()]
   at::Tensor compute;  // compute dtype, same layout; undefined if the compute dtype is fp32
-  at::Tensor grad;     // fp32, same layout; undefined until the first training forward
+  at::Tensor grad;     // fp32, same layout; undefined until the first forward pass in training
 
   at::Tensor master_of(size_t i) const { return layout.view(master, i); }
 };

@@ -22,7 +22,8 @@ struct AddedToken {
   bool special = false;
 };
 
-/// Finds the leftmost added token in a text. If several start at the same byte, finds the longest.
+/// Finds the leftmost added token in a string. If several start at the same byte, finds the
+/// longest.
 class AddedTokens {
  public:
   AddedTokens();
@@ -38,7 +39,7 @@ class AddedTokens {
   bool touches_word(std::string_view text, Span match, MatchScratch& scratch) const;
 
   std::vector<AddedToken> tokens_;
-  std::array<bool, 256> starts_{};                   // first bytes of tokens
+  std::array<bool, 256> starts_{};                   // whether a token starts with this byte
   std::unordered_map<uint64_t, uint32_t> children_;  // edges of a trie: node << 8 | byte -> node
   std::vector<int> ends_;  // index of the token that ends at each node, or -1
   Pattern word_;

@@ -8,8 +8,7 @@
 
 namespace dsv3::bpe {
 
-/// Merges adjacent pairs by increasing rank. Of pairs with the same rank, merges the leftmost
-/// first.
+/// Merges adjacent pairs in rank order, and pairs of the same rank from left to right.
 class Merges {
  public:
   struct Merge {

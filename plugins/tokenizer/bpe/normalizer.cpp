@@ -16,9 +16,9 @@ int options_of(Form form) {
          (compatible ? UTF8PROC_COMPAT : 0);
 }
 
-/// Returns true only if the normalisation form leaves `text` unchanged. Characters below U+0300,
-/// whose UTF-8 starts with CC, are their own NFC and never combine with the character before them.
-/// For the other forms, this holds for ASCII only.
+/// Returns true only if the normalisation form leaves `text` unchanged. NFC leaves characters below
+/// U+0300 (CC 80 in UTF-8) unchanged and never combines them with the preceding character. For the
+/// other forms, this holds for ASCII only.
 bool is_normal(std::string_view text, Form form) {
   const unsigned char limit = form == Form::nfc ? 0xCC : 0x80;
   return std::all_of(text.begin(), text.end(),

@@ -5,7 +5,8 @@
 namespace dsv3::bpe {
 namespace {
 
-/// Ranges that cover the text; true = treated as a match, see Split::invert.
+/// Consecutive ranges that cover the text, and whether each is treated as a match (see
+/// Split::invert).
 using Parts = std::vector<std::pair<Span, bool>>;
 
 void find_parts(std::string_view text, const Split& split, MatchScratch& scratch, Parts& parts) {

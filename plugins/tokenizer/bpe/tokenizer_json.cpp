@@ -157,8 +157,8 @@ bool read_pre_tokenizer(const Field& field, PreTokenizer& out) {
                         "' is not supported; supported: Split, Digits, ByteLevel, Sequence");
 }
 
-/// Accepts only post-processors that do not affect encode(): those that change offsets, or add
-/// tokens around the text on request.
+/// Accepts only post-processors that do not affect encode(): those that only change offsets, and
+/// those that add special tokens only on request.
 void check_post_processor(const Field& field) {
   if (field.is_null()) return;
   const std::string type = field.at("type").string();
@@ -316,7 +316,7 @@ Definition read_definition(const Field& root) {
 Definition read_tokenizer_json(const std::string& file) {
   try {
     if (std::filesystem::is_directory(file))
-      throw Error(file + " is a folder; set the path of the tokenizer.json in it");
+      throw Error(file + " is a folder; pass the path of the tokenizer.json in the folder");
     return read_definition(Field(read_json(file), file + ": "));
   } catch (const Error& error) {
     throw Error(error.what(), ExitCode::data);

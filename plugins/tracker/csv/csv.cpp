@@ -15,7 +15,7 @@ struct CsvOptions {
   static void describe(dsv3::OptionSchema<CsvOptions>& s) {
     s.add("file", &CsvOptions::file, "name of the CSV file in the run folder");
     s.check([](const CsvOptions& o) -> std::string {
-      // Require this extension, because no file that the run itself writes has it.
+      // Require .csv, because the run itself writes no file with this extension.
       const std::filesystem::path name(o.file);
       if (name.extension() == ".csv" && !name.has_parent_path()) return "";
       return "file must be a file name that ends in .csv, without a folder, not '" + o.file + "'";

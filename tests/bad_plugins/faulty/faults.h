@@ -24,16 +24,16 @@ struct FaultyOptions {
 
 class Fault {
  public:
-  /// Triggers the selected fault if it is one that occurs in the component's constructor.
+  /// Triggers the selected fault if it is a constructor fault.
   explicit Fault(const FaultyOptions& options);
-  /// Triggers the selected fault if it is one that occurs in the component's destructor.
+  /// Triggers the selected fault if it is a destructor fault.
   ~Fault();
   Fault(const Fault&) = delete;
   Fault& operator=(const Fault&) = delete;
 
-  /// Counts a call to the component, and triggers the selected fault if it applies to every kind.
+  /// Counts a call to the component, and triggers the selected fault unless it is kind-specific.
   void work();
-  /// Whether the kind-specific fault `name` is selected and `after` calls to work() have succeeded.
+  /// Returns whether the kind-specific fault `name` is selected and must occur now.
   bool is(const char* name) const { return due() && fault_ == name; }
 
  private:

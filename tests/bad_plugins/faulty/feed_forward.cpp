@@ -1,4 +1,4 @@
-// Includes a working component's source and renames its registration function to avoid a clash.
+// Includes a working component, with its registration function renamed to avoid a name clash.
 #define dsv3_register_plugin working_feed_forward
 #include "../../../tools/templates/plugin/feed_forward/plugin.cpp"
 #undef dsv3_register_plugin
@@ -46,7 +46,7 @@ class Faulty final : public dsv3::FeedForward {
 
 void register_feed_forward(dsv3::Registrar& registrar) {
   registrar.feed_forward<Faulty>("faulty", "Feed-forward layer with a configurable fault");
-  // Factories created by the registrar never return nullptr. This one can.
+  // Replaces the registrar's factory, which never returns nullptr, with one that can.
   using Factory = dsv3::Factory<dsv3::FeedForward>;
   auto& registration = const_cast<dsv3::Registration&>(registrar.registrations().back());
   registration.factory =

@@ -1,4 +1,4 @@
-// Includes a working component's source and renames its registration function to avoid a clash.
+// Includes a working component, with its registration function renamed to avoid a name clash.
 #define dsv3_register_plugin working_schedule
 #include "../../../tools/templates/plugin/schedule/plugin.cpp"
 #undef dsv3_register_plugin

@@ -106,7 +106,8 @@ TEST_CASE_METHOD(Fixture, "keep_best 0 retains only the newest checkpoint") {
   REQUIRE(steps() == Steps{3});
 }
 
-TEST_CASE_METHOD(Fixture, "the newest intact checkpoint is used, and skipped ones are logged") {
+TEST_CASE_METHOD(Fixture,
+                 "damaged checkpoints are skipped and logged, and the newest intact one is used") {
   for (int64_t step : {1, 2, 3}) save(step, static_cast<double>(step));
   std::string tensors = get(checkpoints / "step-3/rank-00000.safetensors");
   tensors.back() ^= 1;
@@ -210,7 +211,8 @@ TEST_CASE_METHOD(Fixture,
   REQUIRE(names_in(checkpoints) == std::vector<std::string>{"step-5"});
 }
 
-TEST_CASE_METHOD(Fixture, "a save removes only temporary folders left by killed saves") {
+TEST_CASE_METHOD(Fixture,
+                 "a save deletes temporary folders left by killed saves and nothing else") {
   std::filesystem::create_directories(checkpoints / "step-9.tmp-0123abcd/sub");
   put(checkpoints / "step-9.tmp-0123abcd/sub/file", "x");
   put(checkpoints / "notes.txt", "mine");

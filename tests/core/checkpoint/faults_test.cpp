@@ -179,11 +179,11 @@ TEST_CASE("a checkpoint loads after the process is killed at any system call dur
 TEST_CASE("a failed system call during a save is reported and loses no data") {
   const int calls = static_cast<int>(calls_of_a_save().size());
   int failed = 0, warned = 0;
-  for (bool for_good : {false, true}) {  // only call n fails, or it and all later calls
+  for (bool for_good : {false, true}) {  // either only call n fails, or all calls from n on
     for (int error : {ENOSPC, EIO, EDQUOT}) {
       for (int n = 1; n <= calls; ++n) {
         INFO("call " << n << " fails with " << std::strerror(error)
-                     << (for_good ? " for good" : ""));
+                     << (for_good ? ", like all later calls" : ""));
         Run run;
         LogCapture log;
         bool saved = true;
@@ -280,7 +280,7 @@ TEST_CASE("a write cut short at any byte is reported and loses no data") {
   for (uint64_t limit = 0; limit < largest; limit += 7) {
     INFO("file size limit: " << limit << " bytes");
     Run run;
-    // The kernel writes what fits and then fails with EFBIG, so the short write is not simulated.
+    // This short write is real: the kernel writes up to the file-size limit and then returns EFBIG.
     int code = in_child([&] {
       std::signal(SIGXFSZ, SIG_IGN);
       const rlimit files{limit, limit};

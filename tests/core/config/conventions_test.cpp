@@ -87,7 +87,8 @@ TEST_CASE("a resolved experiment that extends a preset round-trips through YAML"
   }
 }
 
-TEST_CASE("a run from an older version with a `conventions` key loads") {
+TEST_CASE(
+    "the former `conventions` key is accepted in a stored run, but not in an experiment file") {
   fake::Folder folder;
   fake::Catalog catalog;
   dsv3::ExperimentRequest request;

@@ -28,7 +28,7 @@ TEST_CASE("an error with a source location shows the source line with a caret un
   CHECK(error_text(file + ":2:35: error: a").ends_with("| " + std::string(33, ' ') + "^"));
 }
 
-TEST_CASE("a message without a source location is unchanged") {
+TEST_CASE("error_text() adds no source line to a message without a valid source location") {
   TemporaryFolder folder;
   const std::string file = (folder / "a.yaml").string();
   put(file, "dsv3: 1\n");
@@ -47,7 +47,7 @@ TEST_CASE("a message without a source location is unchanged") {
     CHECK(error_text(text) == text);
 }
 
-TEST_CASE("differences() returns all keys in which two resolved experiments differ") {
+TEST_CASE("differences() returns every key that differs between two resolved experiments") {
   const auto found = dsv3::differences(
       dsv3::read_resolved("dsv3: 1\nmodel:\n  hidden: 32\n  attention:\n    plugin: mla\n    "
                           "heads: 2\noptimizer:\n  - "

@@ -69,7 +69,7 @@ const Invalid kInvalid[] = {
     {"layers: 1-3", "layers: 1-4",
      "error: model.feed_forward includes layer 4, which the model does not have"},
     {"layers: 1-3", "layers: 1-2", "error: model.feed_forward leaves out layer 3\n"},
-    {"layers: 1-3", "layers: 3-1", "must be a layer or a range, got '3-1'"},
+    {"layers: 1-3", "layers: 3-1", "must be a layer index or an ascending range, got '3-1'"},
     {"layers: 1-3, ", "", "has no `layers`"},
     {"role: matrix", "role: matrx", "error: unknown role 'matrx' in optimizer.1"},
     {"role: matrix", "match: '('", "is not a regular expression"},
@@ -188,7 +188,7 @@ TEST_CASE("a configuration layer that changes a plugin may set only options of t
   CHECK(has(fake::errors_of(typo, {"attention=mha"}), "unknown key 'kv_rank'"));
 }
 
-TEST_CASE("a library that cannot be loaded is reported with the loader's error") {
+TEST_CASE("the error for a plugin that cannot be loaded states where the plugin was requested") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", replaced(fake::kExperiment, "mla", "broken"));
   try {

@@ -1,4 +1,4 @@
-// A catalog of fake components, and files in a temporary folder.
+// Test helpers: a catalog of fake components, and a temporary folder for experiment files.
 #pragma once
 
 #include <filesystem>

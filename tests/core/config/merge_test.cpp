@@ -152,7 +152,8 @@ samples: {prompts: [c]}
 }
 
 TEST_CASE(
-    "changing a plugin keeps the options that the new plugin has and reports those it drops") {
+    "changing a plugin keeps the options that the new plugin also has and reports the dropped "
+    "ones") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   for (const std::string word :
@@ -245,7 +246,8 @@ TEST_CASE("optimizer groups have unique names") {
           .empty());
 }
 
-TEST_CASE("references are resolved after merging, and secrets are never stored") {
+TEST_CASE(
+    "references are resolved after merging, and values of environment variables are never stored") {
   fake::Folder folder;
   ::setenv("DSV3_TEST_SECRET", "hunter2", 1);
   ::setenv("DSV3_TEST_STEPS", "33", 1);
@@ -284,7 +286,7 @@ TEST_CASE("references that expand exponentially are rejected") {
   CHECK(has(fake::errors_of(file, {prompts("x")}), "references expand to more than 65536 bytes"));
 }
 
-TEST_CASE("command-line values are taken literally") {
+TEST_CASE("unquoted command-line values are taken literally") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   for (const std::string path :

@@ -99,7 +99,7 @@ TEST_CASE("a resolved experiment loads as the same experiment") {
   }
 }
 
-TEST_CASE("a run's stored experiment accepts further overrides") {
+TEST_CASE("the experiment stored in a run can be loaded with further overrides") {
   fake::Folder folder;
   const Experiment first =
       fake::load(folder.write("e.yaml", fake::kExperiment), {"train.tokens=1e6"});

@@ -20,7 +20,8 @@ class NumberedDocuments final : public dsv3::Documents {
   int64_t count() const override { return std::ssize(lengths_); }
   int64_t length(int64_t document) override { return lengths_.at(size_t(document)); }
   void read(int64_t document, int64_t offset, std::span<int64_t> out) override {
-    if (offset + std::ssize(out) > length(document)) throw dsv3::Error("read after the end");
+    if (offset + std::ssize(out) > length(document))
+      throw dsv3::Error("read past the end of the document");
     for (int64_t& token : out) token = 1000 * (document + 1) + offset++;
   }
   std::string fingerprint() const override { return fingerprint_; }

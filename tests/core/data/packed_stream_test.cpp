@@ -123,7 +123,7 @@ TEST_CASE("a stream resumed from its saved state continues unchanged") {
     read_rows(stream, calls);
     const std::string saved = stream.state().dump();
     PackedStream resumed(numbered(), context);
-    read_rows(resumed, 3);  // load_state() overwrites this progress
+    read_rows(resumed, 3);  // load_state() must discard this progress
     resumed.load_state(nlohmann::json::parse(saved));
     CHECK(resumed.state() == stream.state());
     CHECK(read_rows(resumed, 30) == read_rows(stream, 30));
@@ -154,9 +154,7 @@ TEST_CASE("a saved state can be resumed with a different number of ranks or micr
   }
 }
 
-TEST_CASE(
-    "a state is rejected if it has other documents, another seed or an invalid document or "
-    "offset") {
+TEST_CASE("a saved state is rejected if it is malformed, or if the documents or the seed differ") {
   const auto context = stream_context(Split::train, 1, 6);
   PackedStream stream(numbered(), context);
   read_rows(stream, 4);
@@ -186,8 +184,7 @@ TEST_CASE(
 }
 
 TEST_CASE(
-    "for text with fewer tokens than one row, the error states the number of tokens and "
-    "documents") {
+    "if the text is too short for one row, the error states its number of tokens and documents") {
   const auto few = std::make_shared<NumberedDocuments>(std::vector<int64_t>{3, 3});
   CHECK_NOTHROW(PackedStream(few, stream_context(Split::train, 1, 5)));
   CHECK_THROWS_WITH(PackedStream(few, stream_context(Split::train, 1, 6)),
@@ -204,7 +201,7 @@ TEST_CASE(
   CHECK_FALSE(empty.next().tokens.defined());
 }
 
-TEST_CASE("text files assign each document to exactly one split") {
+TEST_CASE("each document in a text file belongs to exactly one split") {
   TemporaryFolder folder;
   constexpr double kShare = 0.3;
   std::multiset<std::string> train, validation;

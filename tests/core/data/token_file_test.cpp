@@ -57,7 +57,7 @@ std::string with(std::string bytes, size_t offset, T value) {
   return bytes;
 }
 
-/// Like with(), but also updates the header checksum, so that the checks after the checksum run.
+/// Like with(), but also corrects the header checksum, to test the checks that follow it.
 template <class T>
 std::string resealed(const std::string& bytes, size_t offset, T value) {
   const std::string changed = with(bytes, offset, value);

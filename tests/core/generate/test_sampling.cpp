@@ -49,7 +49,8 @@ TEST_CASE("the default sampling distribution is the softmax of the logits") {
   check_equal(of(kLogits, {2}, kPlain), softmax({{0, 1}, {1, -2}, {2, 3}, {3, 0.5}, {4, 2}}));
 }
 
-TEST_CASE("temperature divides the logits, and 0 selects the most likely token") {
+TEST_CASE(
+    "the logits are divided by the temperature, and temperature 0 selects the most likely token") {
   Sampling sampling = kPlain;
   sampling.temperature = 0.5;
   check_equal(of(kLogits, {}, sampling), softmax({{0, 2}, {1, -4}, {2, 6}, {3, 1}, {4, 4}}));

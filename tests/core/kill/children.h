@@ -17,7 +17,7 @@
 struct Death {
   enum Kind {
     before_call,  ///< SIGKILL just before the `call`-th system call that writes to disk
-    torn_write,   ///< from that call on, the written file can grow by at most `bytes`
+    torn_write,   ///< from that call on, files can grow by at most `bytes`, then SIGXFSZ
     moment,       ///< SIGKILL after `seconds`
     power_cut,    ///< power cut before that call: some or all unsynced changes are lost
   };

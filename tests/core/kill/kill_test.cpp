@@ -101,7 +101,7 @@ TEST_CASE("a run killed at any point can be resumed with bit-identical results")
     std::filesystem::remove_all(run);
   }
   std::cout << points << " kill points, seed " << seed << ": " << killed << " killed, "
-            << killed_twice << " killed twice, " << saving << " inside a save, " << resumed
+            << killed_twice << " killed twice, " << saving << " during a save, " << resumed
             << " resumed from a step above 0\n";
   REQUIRE(killed > points / 2);
   REQUIRE(saving > 0);

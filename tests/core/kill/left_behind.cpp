@@ -77,8 +77,7 @@ std::string LeftBehind::difference(const LeftBehind& other) const {
              other.metrics[i];
   if (checkpoints != other.checkpoints) return "the checkpoints differ";
   if (samples != other.samples) return "samples:\n" + samples + "\n" + other.samples;
-  if (tensors.empty() || tensors != other.tensors)
-    return "the tensors of the newest checkpoint differ";
+  if (tensors.empty() || tensors != other.tensors) return "the newest checkpoint's tensors differ";
   if (state != other.state) return "state of the newest checkpoint:\n" + state + "\n" + other.state;
   if (status != other.status) return "status.json: " + status + ", not " + other.status;
   if (hashes != other.hashes) return "provenance.json: " + hashes + ", not " + other.hashes;
@@ -97,8 +96,9 @@ std::string fault_in(const std::filesystem::path& run) {
     if (cells.size() != 6) return "metrics.csv has a torn row: " + line;
     if (cells[0] == "id") continue;
     if (!delivered.try_emplace({cells[0], cells[4]}, std::stod(cells[5])).second)
-      return "metrics.csv has " + cells[4] + " from line " + cells[0] + " twice";
+      return "metrics.csv contains " + cells[4] + " of metrics.jsonl line " + cells[0] + " twice";
   }
-  return delivered == values_in_journal(run) ? ""
-                                             : "metrics.csv lacks values that metrics.jsonl has";
+  return delivered == values_in_journal(run)
+             ? ""
+             : "the values in metrics.csv differ from those in metrics.jsonl";
 }

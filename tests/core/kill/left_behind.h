@@ -7,11 +7,11 @@
 
 /// The content of a finished run folder, for comparison with another run of the same experiment.
 struct LeftBehind {
-  std::vector<std::string> metrics;      ///< lines of metrics.jsonl, without times and rates
-  std::vector<std::string> checkpoints;  ///< names of checkpoint folders
-  std::string samples;                   ///< names and content of the sample files
+  std::vector<std::string> metrics;      ///< lines in metrics.jsonl, without times and rates
+  std::vector<std::string> checkpoints;  ///< checkpoint folder names
+  std::string samples;                   ///< sample file names and content
   std::string tensors;                   ///< content of the newest checkpoint's tensor file
-  std::string state;                     ///< state in the manifest of the newest checkpoint
+  std::string state;                     ///< state in the newest checkpoint's manifest
   std::string status;                    ///< final state, exit code and step
   std::string hashes;                    ///< hashes of the initial weights and the data
 
@@ -20,6 +20,7 @@ struct LeftBehind {
   std::string difference(const LeftBehind& other) const;
 };
 
-/// Describes the first inconsistency in a finished run: leftover temporary files, or values in
-/// metrics.jsonl that metrics.csv lacks or contains twice. Returns "" if the run is consistent.
+/// Describes the first inconsistency in a finished run: leftover temporary files, or a metrics.csv
+/// that has torn or duplicate rows or does not match metrics.jsonl. Returns "" if the run is
+/// consistent.
 std::string fault_in(const std::filesystem::path& run);

@@ -123,7 +123,9 @@ TEST_CASE("MLA matches the equations in the DeepSeek-V2 paper") {
     CHECK(difference(actual[i], expected_grads[i]) < 1e-10);
 }
 
-TEST_CASE("MHA matches its equations, with shared key heads, norms and partial rotation") {
+TEST_CASE(
+    "MHA matches the multi-head attention equations, with shared key heads, norms and partial "
+    "rotation") {
   const Layer layer({"mha",
                      {{"heads", int64_t{4}},
                       {"kv_heads", int64_t{2}},
@@ -210,7 +212,7 @@ TEST_CASE("results with a cache equal those of one full forward pass") {
 }
 
 TEST_CASE(
-    "attention layers match the reference operators, and fp32 and bf16 results match float64") {
+    "attention results match those of the reference operators, and fp32 and bf16 match float64") {
   const Variant& variant = variants()[GENERATE(0, 1, 2, 3, 4)];
   const at::Tensor x = normal({2, 10, kHidden}, 56);
   const dsv3::Sequence seq = test::sequence(2, 10);
@@ -232,7 +234,7 @@ TEST_CASE("attention gradients match central differences") {
   CHECK(test::gradient_error([&] { return layer(x, test::sequence(1, 4)); }, inputs, 8) < 1e-6);
 }
 
-TEST_CASE("mla declares its matrices, cache size and FLOPs") {
+TEST_CASE("mla declares the correct matrices, cache size and FLOPs") {
   const Layer whole({"mla", kMla}),
       split({"mla", with(kMla, {{"muon_split", std::string("per_head")}})});
   std::map<std::string, int64_t> matrices;
@@ -260,7 +262,8 @@ TEST_CASE("YaRN's softmax scale multiplies the attention scores") {
              b = test::make_attention("mla", kMla, scaled);
   test::fill(*plain.store);
   test::fill(*scaled.store);
-  // RoPE does not rotate position 0, so only the scale differs: 2.38^2 = 5.67.
+  // All tokens are at position 0, which RoPE does not rotate. The attention scores therefore differ
+  // only by the softmax scale, 2.38^2 = 5.67.
   dsv3::Sequence seq = test::sequence(1, 6);
   seq.positions.zero_();
   const double factor = std::pow(0.1 * std::log(1e6) + 1, 2);

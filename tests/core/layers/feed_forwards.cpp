@@ -184,7 +184,8 @@ TEST_CASE("tokens in a moe layer do not affect each other") {
   at::Tensor other = x.clone();
   other[0].narrow(0, 4, 5).copy_(normal({5, kHidden}, 77, at::kFloat));
   const at::Tensor y = layer(x, test::sequence(1, 9)), z = layer(other, test::sequence(1, 9));
-  // Group sizes differ, so matrix products may be blocked differently and are not bit-identical.
+  // Changing the later tokens changes the number of tokens per expert. The matrix products may then
+  // be blocked differently and are not bit-identical.
   CHECK(difference(z[0].narrow(0, 0, 4), y[0].narrow(0, 0, 4)) < 1e-6);
 }
 
@@ -252,8 +253,8 @@ TEST_CASE(
   rule.top_k = 3;
   rule.groups = 4;
   rule.topk_groups = 2;
-  // Sums of the two best scores: 1.1, 1.4, 1.0, 1.5. Group 2 is excluded although it contains the
-  // best expert.
+  // The two best scores in groups 0 to 3 sum to 1.1, 1.4, 1.0 and 1.5. Group 2 is excluded although
+  // it contains the best expert.
   const at::Tensor biased =
       at::tensor({0.6, 0.5, 0.8, 0.6, 0.95, 0.05, 0.7, 0.8}, at::kDouble).unsqueeze(0);
   const auto sorted = [](const at::Tensor& chosen) { return std::get<0>(chosen.sort(1)); };
@@ -263,8 +264,8 @@ TEST_CASE(
   const at::Tensor negative = biased - 10;
   CHECK(at::equal(sorted(moe::choose(negative, rule)),
                   at::tensor({2, 6, 7}, at::kLong).unsqueeze(0)));
-  // Ranked by their best expert alone, groups 2 and 3 win (0.95, 0.8). Group 1 would tie at 0.8, so
-  // its scores are lowered.
+  // If only the best expert counts, groups 2 and 3 are chosen (0.95 and 0.8). Group 1's scores are
+  // lowered because its best score would also be 0.8.
   rule.group_best = 1;
   const at::Tensor lowered = biased - at::tensor({0.0, 0.0, 0.1, 0.1, 0.0, 0.0, 0.0, 0.0});
   CHECK(

@@ -5,7 +5,7 @@
 
 #include <dsv3/sdk/plugin.h>
 
-// Includes the plugins' source files, with their registration functions renamed to avoid clashes.
+// Includes the plugins' sources, with their registration functions renamed to avoid name clashes.
 #define dsv3_register_plugin register_mha
 #include "../../../plugins/attention/mha/mha.cpp"
 #undef dsv3_register_plugin

@@ -1,5 +1,5 @@
-// Helpers for layer tests, which build components by name without loading libraries and compare
-// tensors.
+// Helpers for layer tests: they build components by name without loading plugin libraries, and
+// compare tensors.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -48,9 +48,9 @@ double difference(const at::Tensor& actual, const at::Tensor& expected);
 std::vector<at::Tensor> gradients(const at::Tensor& y, const std::vector<at::Tensor>& inputs,
                                   const at::Tensor& direction = {});
 
-/// Compares the gradients of sum(function() * fixed values) with central differences, for at most
-/// about `samples` elements of every input. Returns the largest difference, relative to the largest
-/// gradient. Inputs must be float64.
+/// Compares the gradients of sum(function() * fixed values) with central differences, at `samples`
+/// to 2 * `samples` elements of each input, or at all elements of a smaller one. Returns the
+/// largest difference, relative to the largest gradient. Inputs must be float64.
 double gradient_error(const std::function<at::Tensor()>& function,
                       const std::vector<at::Tensor>& inputs, int64_t samples = 40);
 

@@ -42,7 +42,7 @@ std::vector<double> plain_frequencies(int64_t dim, double theta) {
 
 }  // namespace
 
-TEST_CASE("rope rotates by position * theta^(-2i/R)") {
+TEST_CASE("rope rotates pair i by the angle position * theta^(-2i/R)") {
   const std::string layout = GENERATE("interleaved", "half");
   const auto rope = test::make_position("rope", {{"theta", 500.0}, {"layout", layout}}, 6);
   const at::Tensor positions = at::tensor({0, 1, 2, 0, 1, 900, 3, 4, 5, 6}, at::kLong).view({2, 5});
@@ -69,9 +69,10 @@ TEST_CASE("attention scores depend only on the distance between query and key") 
   CHECK(score(7, 3) != Approx(score(8, 3)).epsilon(1e-3));
 }
 
-// DeepSeek-V3's settings: 64 features, theta 10000, a context of 4096 tokens extended by a factor
-// of 40. YaRN's ramp starts at pair 64 ln(4096 / (32 * 2 pi)) / (2 ln 10000) = 10.47 -> 10 for 32
-// rotations and, by the same formula for 1 rotation, ends at pair 22.51 -> 23.
+// DeepSeek-V3's settings: 64 features, theta 10000, and a context of 4096 tokens extended by a
+// factor of 40. Pair 64 ln(4096 / (n 2 pi)) / (2 ln 10000) completes n rotations within 4096
+// tokens. YaRN's ramp starts at n = 32 (pair 10.47, rounded down to 10) and ends at n = 1 (pair
+// 22.51, rounded up to 23).
 TEST_CASE(
     "yarn keeps high frequencies, divides low frequencies by the factor, and interpolates in "
     "between") {

@@ -53,7 +53,7 @@ TEST_CASE("peak FLOP/s are looked up by GPU name, with or without form factor an
 }
 
 TEST_CASE(
-    "the peak FLOP/s of an unlisted GPU is unknown (0), even if its name resembles a listed one") {
+    "peak FLOP/s are unknown (0) for an unlisted GPU, even if its name resembles a listed one") {
   for (const char* name :
        {"", "NVIDIA", "NVIDIA A10G", "NVIDIA A1000", "NVIDIA A16", "NVIDIA T400 4GB", "NVIDIA T4G",
         "NVIDIA RTX A4000", "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 4090 Laptop GPU",

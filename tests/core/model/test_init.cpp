@@ -28,7 +28,7 @@ TEST_CASE("initial values are normally distributed with the given standard devia
   CHECK(values.square().mean().item<double>() == Approx(1).epsilon(0.01));
   CHECK(std::abs(values.pow(3).mean().item<double>()) < 0.02);
   CHECK(values.pow(4).mean().item<double>() == Approx(3).epsilon(0.02));
-  // Compares the distribution function with erf at several points.
+  // Compares the empirical distribution function with the exact one, computed with erf.
   for (const double point : {-3.0, -1.5, -0.5, 0.0, 0.7, 2.0, 3.5}) {
     const double expected = 0.5 * (1 + std::erf(point / std::sqrt(2.0)));
     CHECK(values.lt(point).to(at::kDouble).mean().item<double>() ==

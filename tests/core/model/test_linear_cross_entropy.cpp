@@ -119,7 +119,7 @@ TEST_CASE("linear_cross_entropy in bf16 is as accurate with many chunks as with 
   CHECK(actual.dw[0][0].item<double>() == Approx(-0.5 * double(rows)));
 }
 
-TEST_CASE("linear_cross_entropy returns zero without targets") {
+TEST_CASE("linear_cross_entropy returns zero loss and gradients if no row has a target") {
   const at::ScalarType dtype = GENERATE(at::kFloat, at::kDouble, at::kBFloat16);
   Case c = make_case(6, 4, 11, dtype);
   c.targets.fill_(-1);
@@ -145,7 +145,7 @@ TEST_CASE("rows without a target have no gradient and do not affect other rows")
   CHECK(actual.dx[1].abs().max().item<double>() == 0);
 }
 
-TEST_CASE("linear_cross_entropy handles large logits and returns NaN for NaN") {
+TEST_CASE("linear_cross_entropy is finite for large logits and returns NaN if an input is NaN") {
   const at::ScalarType dtype = GENERATE(at::kFloat, at::kBFloat16);
   Case c = make_case(4, 2, 40, dtype, false);
   {

@@ -167,10 +167,10 @@ NewTokens next_of(const at::Tensor& text, const std::vector<KvCache>& caches,
 TEST_CASE("cached generation computes the same logits as a full forward pass") {
   const auto model = tiny_model(tiny_experiment());
   const at::Tensor text = tiny_batch().tokens.narrow(0, 0, 2);
-  const at::Tensor expected = model->logits(text);  // [2, 9, V]
+  const at::Tensor expected = model->logits(text);  // [B, T, V] = [2, 9, V]
   REQUIRE(expected.sizes() == at::IntArrayRef({2, 9, tiny_vocab}));
   std::vector<KvCache> caches = model->make_caches(2);
-  REQUIRE(caches.size() == 4);  // one per layer, then one per MTP module
+  REQUIRE(caches.size() == 4);  // one cache per layer, then one per MTP module
   for (const std::vector<int64_t>& counts :
        std::vector<std::vector<int64_t>>{{4, 2}, {1, 1}, {0, 3}, {3, 1}, {1, 2}}) {
     const std::vector<int64_t> lengths = caches.front().lengths();
@@ -192,12 +192,12 @@ TEST_CASE("MTP modules with caches compute the same logits as a full forward pas
   experiment.mtp.concat = GENERATE("embedding_first", "hidden_first");
   const auto model = tiny_model(experiment);
   const at::Tensor text = tiny_batch().tokens.narrow(0, 0, 2);
-  const at::Tensor expected = model->mtp_logits(text);  // [2, 2, 9, V]
+  const at::Tensor expected = model->mtp_logits(text);  // [depth, B, T, V] = [2, 2, 9, V]
   std::vector<KvCache> caches = model->make_caches(2);
   at::Tensor hidden = model->extend(next_of(text, caches, {9, 9}), caches).hidden;
   for (int64_t k = 0; k < 2; ++k) {
-    // Passes all positions that have an input token, in two calls. In each call, the two rows
-    // contribute different numbers of positions.
+    // In two calls, passes the module every position t for which token t + k + 1 exists. Each call
+    // contains different numbers of positions from the two rows.
     const int64_t count = 8 - k;
     std::vector<at::Tensor> actual[2];
     std::vector<at::Tensor> next[2];

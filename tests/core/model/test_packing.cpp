@@ -61,7 +61,7 @@ TEST_CASE("a query attends only to its document and not to later positions") {
 TEST_CASE("rows that contain only one document need no packing") {
   CHECK(packing_of(tensor_of({{1, 1, 1}, {2, 2, 2}})) == nullptr);
   const auto packing =
-      packing_of(tensor_of({{1, 1, 1}, {1, 1, 3}}));  // documents end with their row
+      packing_of(tensor_of({{1, 1, 1}, {1, 1, 3}}));  // document 1 does not continue in row 1
   CHECK(at::equal(packing->boundaries(), at::tensor({0, 3, 5, 6}, at::kInt)));
   CHECK(packing->longest() == 3);
 }

@@ -41,8 +41,8 @@ void attach(TensorRefs tensors, std::function<void()> call) {
   }
 }
 
-/// A strategy that keeps a unit's parameters at NaN except between enter() and leave(), in the
-/// forward and the backward pass.
+/// A strategy that sets a unit's parameters to NaN except between its enter() and leave() calls, in
+/// the forward and the backward pass.
 class PoisonStrategy final : public Strategy {
  public:
   int adopt(UnitSpec spec) override {
@@ -63,8 +63,8 @@ class PoisonStrategy final : public Strategy {
     log_.push_back("leave " + units_[unit].spec.name);
     close(unit);
     if (!units_[unit].spec.needed_in_backward) return;
-    // The backward pass does not read an untied embedding. Because enter() for the embedding has no
-    // inputs, no autograd node could reset its parameters to NaN.
+    // The backward pass does not read an untied embedding. Its enter() call has no input tensors,
+    // so there is no autograd node that could set its parameters to NaN again.
     attach(outputs, [this, unit] { open(unit); });
   }
   void backward(at::TensorList roots, at::TensorList) override {
@@ -89,7 +89,8 @@ class PoisonStrategy final : public Strategy {
     std::vector<at::Tensor> values;
     int uses = 0;
   };
-  // Does not increment autograd's version counter, like a strategy that refills a tensor's storage.
+  // Copies without incrementing autograd's version counter, as strategies that refill a tensor's
+  // storage do.
   static void copy(const at::Tensor& to, const at::Tensor& from) {
     std::memcpy(to.data_ptr(), from.data_ptr(), from.nbytes());
   }

@@ -32,7 +32,7 @@ inline Experiment tiny_experiment() {
   experiment.model.hidden = 12;
   experiment.model.layers = 2;
   experiment.train.sequence = 8;
-  experiment.init.std = 0.3;  // large enough for every part of the model to affect the loss
+  experiment.init.std = 0.3;  // large, so that every part of the model affects the loss
   experiment.mtp.depth = 2;
   experiment.mtp.weight = 0.4;
   return experiment;

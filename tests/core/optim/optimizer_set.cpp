@@ -153,8 +153,8 @@ TEST_CASE("a step updates every matrix and vector with its own state") {
   const int64_t before = set.state_bytes();
   const auto strategy = single_with(parameters, set);
   set.bind(*strategy);
-  // One fp32 value per element, and one int64 counter for each of 1 + 6 matrices and 3 other
-  // tensors.
+  // The state contains one fp32 value per element, and one int64 counter for each of 1 + 6 matrices
+  // and 3 other tensors.
   CHECK(set.state_bytes() == 4 * (40 + 16 + 4 + 96 + 40) + 8 * 10);
   CHECK(before == set.state_bytes());
   strategy->begin_microbatch(true);
@@ -223,7 +223,9 @@ TEST_CASE("training continues bit-identically after loading parameters and optim
   CHECK_FALSE(at::equal(unbroken.parameters[0].tensor, third.parameters[0].tensor));
 }
 
-TEST_CASE("missing state and state with the wrong shape or dtype are reported by name") {
+TEST_CASE(
+    "the error for optimizer state that is missing or has a wrong shape or dtype names the "
+    "tensor") {
   Run run;
   TensorViews views;
   const auto saved = run.set.save(views);

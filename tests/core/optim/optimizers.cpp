@@ -48,7 +48,7 @@ double difference(const at::Tensor& a, const at::Tensor& b) {
 }
 
 TEST_CASE("AdamW matches the update rule in its paper") {
-  const int64_t n = 1003;  // not a multiple of any vector width
+  const int64_t n = 1003;  // not a multiple of any SIMD width
   const double lr = 1e-2, beta1 = 0.8, beta2 = 0.9, eps = 1e-6, decay = 0.3;
   const auto adamw = optimizer(
       "adamw",
@@ -76,7 +76,7 @@ TEST_CASE("AdamW matches the update rule in its paper") {
   }
 }
 
-TEST_CASE("adamw is bit-identical for any split of a parameter") {
+TEST_CASE("adamw's updates are bit-identical however a parameter is split into slices") {
   const auto adamw = optimizer("adamw", {});
   const at::Tensor start = random({100'001}, 2), grad = random({100'001}, 3);
   Slices whole(*adamw, {start.clone()});
@@ -99,8 +99,9 @@ TEST_CASE("parameter values stay finite with zero and extreme gradients") {
   if (size == 0) CHECK(difference(slices.values[0], start * std::pow(0.95, 3)) < 1e-6);
 }
 
-/// Muon's update direction for a gradient, multiplied by the scale ratio. With momentum 0 and
-/// initial values of 0, this is the negative of the new values.
+/// Returns Muon's update direction for a gradient, multiplied by the scale ratio. With learning
+/// rate 1, momentum 0 and initial values of 0, one update sets the values to the negative
+/// direction.
 at::Tensor direction(const at::Tensor& grad, OptionValues options = {}) {
   options.insert({{"lr", 1.0},
                   {"momentum", 0.0},

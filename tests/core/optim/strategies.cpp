@@ -190,7 +190,8 @@ TEST_CASE("the gradient norm is accumulated in float64 and is non-finite if any 
   CHECK(single->grad_norm().item<double>() == 0);
 }
 
-TEST_CASE("the strategy `single` rejects a second rank and a parameter in two units") {
+TEST_CASE(
+    "the strategy `single` rejects more than one rank and a parameter in two parameter units") {
   struct Two final : Communicator {
     int64_t rank() const override { return 0; }
     int64_t size() const override { return 2; }

@@ -46,7 +46,7 @@ int inherited(const Base& object, const char* vtable) {
   REQUIRE(symbol);
   void* const* of_object = *reinterpret_cast<void* const* const*>(&object) - 2;
   const size_t entries = symbol->st_size / sizeof(void*);
-  REQUIRE(entries > 4);  // offset, type information, two destructors, then methods
+  REQUIRE(entries > 4);  // vtable: offset, type information, two destructors, methods
   int same = 0;
   for (size_t i = 2; i < entries; ++i) same += of_object[i] == of_base[i];
   return same;
@@ -133,7 +133,7 @@ TEST_CASE("errors name the component call, and the record of the call is cleared
   CHECK(dsv3::CallRecord::current() == nullptr);
 }
 
-TEST_CASE("returned numbers are checked, and the error lists the arguments") {
+TEST_CASE("numbers returned by a component are checked, and the error lists the call's arguments") {
   const auto nan = faulty<dsv3::Schedule>("nan");
   CHECK_THAT(error_of([&] {
                dsv3::checked::number(*nan, "factor", &dsv3::Schedule::factor, int64_t{3},

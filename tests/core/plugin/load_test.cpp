@@ -33,7 +33,7 @@ TEST_CASE("a valid plugin is loaded and constructed with its options, and its di
   CHECK(it->path == std::filesystem::canonical(library("good")));
 }
 
-TEST_CASE("the error for a stamp that differs in one field names the field and both values") {
+TEST_CASE("if a plugin's stamp differs in one field, the error names the field and both values") {
   struct Case {
     std::string fixture, line;
   };
@@ -112,7 +112,8 @@ TEST_CASE("a library that failed to load is not opened again, even if the file h
   CHECK(load_error(path) == error);
 }
 
-TEST_CASE("a missing library file and a name that the library does not provide are errors") {
+TEST_CASE(
+    "a missing library file is an error, and so is a component that the library does not provide") {
   CHECK_THAT(load_error("/nowhere/libx.so"),
              Contains("cannot open plugin library /nowhere/libx.so: No such file"));
   CHECK_THAT(load_error(library("good"), "doubling"),

@@ -3,14 +3,14 @@
 
 using Catch::Matchers::Contains;
 
-TEST_CASE("registries/builtin.toml is up to date (ninja update_registry)") {
+TEST_CASE("registries/builtin.toml is up to date (to update it, run ninja update_registry)") {
   CHECK(get(DSV3_SOURCE_DIR "/registries/builtin.toml") ==
         get(DSV3_BUILD_DIR "/registries/builtin.toml"));
 }
 
 TEST_CASE(
-    "every built-in plugin loads, and its README contains its current option table (ninja "
-    "update_readmes)") {
+    "every built-in plugin loads, and its README contains its current option table (to update it, "
+    "run ninja update_readmes)") {
   dsv3::Plugins plugins({{DSV3_BUILD_DIR "/registries/builtin.toml"}});
   for (const dsv3::PluginEntry& entry : plugins.entries()) {
     INFO(dsv3::kind_name(entry.kind) << "/" << entry.name);
@@ -31,7 +31,7 @@ TEST_CASE("aliases in the built-in registry refer to built-in plugins") {
              Contains("plugin: adamw, lr: 3.0e-4") && Contains("role: matrix, plugin: muon"));
 }
 
-TEST_CASE("the option table shows type, default, allowed values and meaning") {
+TEST_CASE("the option table shows each option's type, default, allowed values and meaning") {
   struct Options {
     int64_t count = 3, size = 0;
     double rate = 3e-4, share = 0.5, theta = 10000, eps = 1e-6;

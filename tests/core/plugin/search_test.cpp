@@ -49,7 +49,7 @@ TEST_CASE("the first search level that contains a plugin name takes precedence")
 }
 
 TEST_CASE(
-    "the default search levels: command line, config.yaml, environment, installation prefix") {
+    "the default search order is command line, config.yaml, environment, installation prefix") {
   TemporaryFolder folder;
   const auto made = [&](const char* name) {
     std::filesystem::create_directories(folder / name);
@@ -153,7 +153,9 @@ TEST_CASE("the error for a missing library lists every path that was tried") {
   }
 }
 
-TEST_CASE("the error for a registry that contradicts its library names the registry") {
+TEST_CASE(
+    "if a registry lists a component that its library does not provide, the error names the "
+    "registry") {
   TemporaryFolder folder;
   put(folder / "r.toml", head + entry("quarters", library("good").string()));
   Plugins plugins({{folder.path()}});
@@ -162,7 +164,7 @@ TEST_CASE("the error for a registry that contradicts its library names the regis
                       (folder / "r.toml").string()));
 }
 
-TEST_CASE("errors in a registry state the file, line and column") {
+TEST_CASE("errors in a registry file are reported with file, line and column") {
   struct Case {
     std::string text, where, what;
   };

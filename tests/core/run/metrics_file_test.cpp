@@ -133,7 +133,7 @@ TEST_CASE("if a step is repeated, only its first line is kept") {
   REQUIRE(reopened.lines() == 6);
 }
 
-TEST_CASE("after reopening, neither line of the last step is written again") {
+TEST_CASE("if the last step has two lines, neither is written again after the file is reopened") {
   TemporaryFolder folder;
   {
     MetricsFile file(folder / "m");

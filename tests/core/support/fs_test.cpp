@@ -71,7 +71,7 @@ TEST_CASE("the error for a full disk states how much space is needed and how muc
                           Catch::Contains("2.0 KiB needed") && Catch::Contains(" free"));
 }
 
-TEST_CASE("a full device (/dev/full) is an error, not a crash") {
+TEST_CASE("writing to a full device (/dev/full) is an error, not a crash") {
   fs::Writer full("/dev/full");
   REQUIRE_THROWS_WITH(full.write("x"), Catch::Contains("No space left on device"));
 }

@@ -43,7 +43,8 @@ class PowerCut {
     sync(path);
   }
 
-  /// Simulates the power cut: creates the folder `into` with a possible state of `root` afterwards.
+  /// Simulates the power cut: creates the folder `into` with one of the states that `root` may have
+  /// afterwards.
   void cut(const std::filesystem::path& into, Unsynced fate, uint64_t seed) {
     std::lock_guard lock(mutex_);
     fate_ = fate;

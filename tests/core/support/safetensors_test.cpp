@@ -165,7 +165,7 @@ TEST_CASE_METHOD(Fixture, "tensors whose size does not match their byte range ar
   REQUIRE_FALSE(one("F32", "[2]", "[0, 8, 8]").empty());
   REQUIRE_FALSE(one("F32", "[2]", "[-8, 0]").empty());
   REQUIRE_FALSE(one("F32", "[2]", "[0, 8.0]").empty());
-  // The sizes of these shapes overflow to 8 bytes and to 0.
+  // The byte counts of these shapes overflow 64 bits and wrap around to 8 and 0.
   REQUIRE(has(one("F32", "[4611686018427387906]", "[0, 8]"), "too large"));
   REQUIRE(has(one("U8", "[4294967296, 4294967296]", "[0, 0]"), "too large"));
   REQUIRE_FALSE(one("U8", "[18446744073709551615]", "[0, 8]").empty());

@@ -23,8 +23,8 @@ namespace {
 struct Pending {
   int64_t number;
   at::Tensor host;    // pinned tensor, kept alive until the copy is complete
-  at::Tensor values;  // if to_host, the values to write; else the values in `host` when the copy
-                      // was queued
+  at::Tensor values;  // if to_host, the values to write to `host`; otherwise, the values in `host`
+                      // when the copy was queued
   bool to_host;
 };
 

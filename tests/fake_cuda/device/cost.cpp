@@ -45,8 +45,8 @@ double last(const at::Tensor& tensor) {
   return double(tensor.size(-1));
 }
 
-/// Returns the FLOPs of attention with a causal mask, which needs half of the products. `t`
-/// contains the tensor arguments.
+/// Returns the FLOPs of causal attention, which are half of those without a mask. `t` contains the
+/// tensor arguments.
 double attention_flops(const std::string& name, const std::vector<at::Tensor>& t,
                        const std::vector<c10::IValue>& arguments) {
   const bool backward = name.find("backward") != std::string::npos;

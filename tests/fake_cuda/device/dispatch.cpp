@@ -97,7 +97,8 @@ class Call {
  private:
   Tensor twin_of(const Tensor& tensor, bool in_list) {
     if (tensor.defined() && tensor.is_cpu()) {
-      const bool is_number = tensor.dim() == 0 && !in_list;  // CUDA kernels receive it by value
+      const bool is_number = tensor.dim() == 0 && !in_list;  // CUDA kernels receive it as a number,
+                                                             // by value
       TORCH_CHECK(is_number || copies_host_indices(name_),
                   "Expected all tensors to be on the same device, but found at least two devices, "
                   "cuda:0 and cpu! (",

@@ -34,7 +34,8 @@ void on_fault(int signal, siginfo_t* info, void* context) {
   } else if (program_handler.sa_handler != SIG_DFL && program_handler.sa_handler != SIG_IGN) {
     return program_handler.sa_handler(signal);
   }
-  std::signal(signal, SIG_DFL);  // returning repeats the access, which then ends the process
+  std::signal(signal, SIG_DFL);  // after this function returns, the access is repeated and ends the
+                                 // process
 }
 
 int install(const struct sigaction& wanted) {

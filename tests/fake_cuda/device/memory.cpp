@@ -20,7 +20,7 @@ namespace {
 // Size of each address range. It far exceeds a GPU's memory, because freed blocks are reused only
 // for requests of the same size.
 constexpr size_t kAddresses = size_t(1) << 40;
-constexpr size_t kAlignment = 512;  // as in CUDA's caching allocator, in bytes
+constexpr size_t kAlignment = 512;  // in bytes; the same as in CUDA's caching allocator
 constexpr size_t kPage = 4096;
 
 /// Two address ranges of the same size. Device tensors point into `device`, which no code can

@@ -14,8 +14,8 @@ bool dry();
 /// Whether `pointer` points to device memory.
 bool on_device(const void* pointer);
 
-/// Returns the host address of the bytes for the device address `pointer`. Only the fake device's
-/// Returns the host address that the fake device's kernels use for the device address `pointer`.
+/// Returns the host address at which the fake device's kernels access the bytes of the device
+/// address `pointer`.
 void* bytes_of(const void* pointer);
 
 /// Returns the allocator for device memory, registered for `at::kCUDA`. New memory is filled with

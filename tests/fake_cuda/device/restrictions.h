@@ -1,4 +1,4 @@
-// What CUDA's kernels reject and the CPU's accept.
+// Checks for arguments that CUDA's kernels reject but the CPU's accept.
 #pragma once
 
 #include <string>
@@ -8,8 +8,8 @@
 
 namespace fake_cuda {
 
-/// Throws c10::Error if CUDA's kernel of the operator `name` would reject `arguments`: a dtype that
-/// it does not implement, or an operator that is not deterministic while LibTorch's deterministic
+/// Throws c10::Error if CUDA's kernel for the operator `name` would reject `arguments`: because it
+/// does not implement their dtype, or because it is not deterministic and LibTorch's deterministic
 /// algorithms are required.
 void check_restrictions(const std::string& name, const std::vector<c10::IValue>& arguments);
 

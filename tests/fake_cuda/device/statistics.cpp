@@ -48,8 +48,9 @@ struct Section {
   std::string name;
   std::map<std::string, Total> operators;
   std::map<Wait, int64_t> waits;
-  std::map<Wait, std::pair<int64_t, int64_t>> event_waits;  // number of calls, minimum number of
-                                                            // operators called since the event
+  std::map<Wait, std::pair<int64_t, int64_t>> event_waits;  // number of waits; smallest number of
+                                                            // operators that were called between
+                                                            // the event and a wait
   std::map<std::string, int64_t> attention;                 // number of calls by kernel
   int64_t peak_bytes = 0;
 
@@ -166,7 +167,7 @@ void write_statistics() {
   if (!path) return;
   Statistics& all = statistics();
   const std::lock_guard lock(all.mutex);
-  if (all.operators == 0) return;  // probably a child process, such as git or a shell
+  if (all.operators == 0) return;  // the process is probably a child, such as git or a shell
   all.current().peak_bytes = peak_bytes();
   Json json{{"dry", dry()}, {"device_bytes", device_bytes()}, {"sections", Json::array()}};
   int64_t peak = 0;

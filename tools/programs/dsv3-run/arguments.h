@@ -21,9 +21,9 @@ inline void declare(CLI::App& app, Arguments& a) {
   app.add_flag(
       "--check", a.check,
       "Check everything that does not require training: configuration, components, paths, device");
-  app.add_flag(
-      "--config-only", a.config_only,
-      "With --check: skip data, tokenizer files and the GPU, which may be on a different machine");
+  app.add_flag("--config-only", a.config_only,
+               "With --check: do not look for data, tokenizer files or a GPU, which may be on a "
+               "different machine");
   app.add_flag("--print-config", a.print_config,
                "Print the merged experiment with the origin of every value");
   app.add_flag("--dry-run", a.dry_run,

@@ -22,8 +22,8 @@ namespace {
 using dsv3::Error;
 using dsv3::ExitCode;
 
-/// Returns the file given by --config, else the one in the current folder, else the one in the
-/// source tree that contains this program.
+/// Returns the file with machine defaults: the one given by --config, else config.yaml in the
+/// current folder, else the one in the source tree that contains this program.
 std::filesystem::path machine_config(const Arguments& a) {
   if (!a.config.empty()) return a.config;
   const auto program = std::filesystem::read_symlink("/proc/self/exe");

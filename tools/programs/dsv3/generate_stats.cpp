@@ -13,7 +13,8 @@ using dsv3::Json;
 /// Number of cached values per token, summed over the main layers.
 struct Cached {
   int64_t layers = 0, values = 0;
-  double multi_head = 0;  ///< what `values` would be with multi-head attention and the same heads
+  double multi_head = 0;  ///< number of values that multi-head attention with the same heads would
+                          ///< cache
   int64_t element_bytes = 0;
 };
 

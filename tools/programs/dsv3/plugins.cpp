@@ -13,7 +13,8 @@
 
 namespace {
 
-// Whether a search finds this entry. If not, an earlier level contains the same name.
+// Whether a lookup by name finds this entry, rather than one with the same name in an earlier
+// level.
 bool wins(const dsv3::Plugins& plugins, const dsv3::PluginEntry& entry) {
   return plugins.find_entry(entry.kind, entry.name) == &entry;
 }

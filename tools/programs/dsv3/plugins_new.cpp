@@ -39,8 +39,8 @@ void check_name(const std::string& name) {
            "e.g. my_attention");
 }
 
-/// Fills in the template's placeholders: @NAME@, @KIND@, and @kind:other@, which becomes the new
-/// plugin's name if the plugin is of that kind, and `other` otherwise.
+/// Fills in the template's placeholders @NAME@ and @KIND@. Replaces @kind:other@ with the new
+/// plugin's name if the plugin is of that kind, else with `other`.
 std::string filled(const std::string& text, const Request& request) {
   std::string result;
   size_t from = 0;

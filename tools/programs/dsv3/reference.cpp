@@ -17,9 +17,10 @@ constexpr std::array kStructure{
     Row{"dsv3", "", "version of the experiment format, currently 1; base files may omit it"},
     Row{"extends", "",
         "base files, relative to this file's folder; later ones override earlier ones"},
-    Row{"model.attention", "", "attention: one component, or a list with `layers`"},
+    Row{"model.attention", "", "attention: one component, or a list of components with `layers`"},
     Row{"model.position", "", "positional encoding: one component"},
-    Row{"model.feed_forward", "", "feed-forward: one component, or a list with `layers`"},
+    Row{"model.feed_forward", "",
+        "feed-forward: one component, or a list of components with `layers`"},
     Row{"optimizer", "", "optimizer: one component, or a list of groups with `role` or `match`"},
     Row{"schedule", "", "learning-rate schedule: one component"},
     Row{"strategy", "", "parallel strategy: one component"},
@@ -34,8 +35,8 @@ constexpr std::array kComponentKeys{
     Row{"library", "",
         "path of a plugin library that is not in any registry, relative to this file"},
     Row{"layers", "",
-        "attention and feed-forward: layers that use the component, as `3`, `0-1`, or `2-` (to the "
-        "last layer)"},
+        "attention and feed-forward: layers that use the component, e.g. layer `3`, the range "
+        "`0-1`, or the open-ended range `2-` (layer 2 to the last)"},
     Row{"role", "",
         "optimizer: roles of the group's parameters: matrix, embedding, head, norm, router, bias"},
     Row{"match", "", "optimizer: regular expression for the full names of the group's parameters"},
@@ -62,12 +63,12 @@ constexpr std::array kMetrics{
         "training tokens per second since the last logged line, without the time for validation, "
         "samples and checkpoints"},
     Row{"throughput/mfu", "fraction",
-        "model FLOPs utilisation: the model's FLOP/s divided by the GPU's bf16 peak; known GPUs "
-        "only"},
+        "model FLOPs utilisation: the model's FLOP/s divided by the GPU's bf16 peak; only if the "
+        "peak is known"},
     Row{"data/wait_fraction", "fraction",
         "fraction of the time since the last line that was spent waiting for data"},
     Row{"memory/peak_bytes", "bytes",
-        "peak since the process started: on a GPU, memory of tensors; on a CPU, resident memory"},
+        "peak memory since the process started (tensors on a GPU, resident set on a CPU)"},
 };
 
 template <size_t N>

@@ -39,13 +39,14 @@ class CheckpointStore {
   /// Removes temporary folders left by interrupted saves, writes step-N.tmp-<nonce>/ (fsyncs
   /// rank-00000.safetensors, then manifest.json), renames it to step-N and fsyncs the parent
   /// folder. Then deletes checkpoints that are neither the newest nor among the best by val_loss
-  /// (NaN is never among the best). A failed deletion is only a warning. If step N already has a
-  /// checkpoint, an intact one is kept and a damaged one is replaced. On error
+  /// (NaN is never among the best). A failed deletion is only a warning. If a checkpoint for step N
+  /// already exists, it is kept if it is intact and replaced if it is damaged. On error
   /// (ExitCode::checkpoint), existing checkpoints remain and the temporary folder is removed. Only
   /// one process may save at a time.
   StoredCheckpoint save(const CheckpointContent& content);
   /// Finishes an interrupted save for a run that resumes from step `newest`: removes the temporary
-  /// folder and the older checkpoints that the save would have deleted. Failures are only warnings.
+  /// folder and the older checkpoints that the save would have deleted. Failures are
+  /// logged as warnings.
   void clean_up(int64_t newest);
   /// Returns the newest intact checkpoint, or nullopt. A checkpoint is intact if all its files have
   /// the recorded size and sha256. Logs a warning for each checkpoint that it skips.

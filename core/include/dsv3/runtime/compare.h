@@ -13,7 +13,8 @@ namespace dsv3 {
 struct Difference {
   std::string key;                 ///< dotted path: "model.attention.heads"
   std::string a, b;                ///< values as YAML
-  std::string a_origin, b_origin;  ///< "file:line:col", "default" ...; empty if the key is absent
+  std::string a_origin, b_origin;  ///< such as "file:line:col" or "default"; empty if the key is
+                                   ///< absent
   std::string factor;  ///< experimental factor to which the key belongs; empty = none (name, seed,
                        ///< output ...)
 };

@@ -46,8 +46,8 @@ class ConfigError : public Error {
 
 /// A value set by a program rather than by a file or the command line.
 struct Setting {
-  std::string path;   ///< "data.tokenizer.file"; std::monostate as `value` removes a component
-  OptionValue value;  ///< taken literally, so a string may contain any character
+  std::string path;   ///< path of the key, such as "data.tokenizer.file"
+  OptionValue value;  ///< new value, not parsed as YAML; std::monostate removes a component
   std::string label;  ///< name of the layer, printed as the value's origin: "--debug", "sweep
                       ///< point"
 };

@@ -27,9 +27,9 @@ struct ExportResult {
 /// no format can express the model.
 ExportResult export_model(const ExportRequest& request, Plugins& plugins);
 
-/// Writes the model in a Hugging Face folder as a checkpoint, together with an experiment.yaml for
-/// training it further. `checkpoint` must not exist and is removed again on error. Returns notes
-/// for the user.
+/// Converts the model in a Hugging Face folder to a checkpoint and adds an experiment.yaml that
+/// continues training it. `checkpoint` must not exist and is deleted on error. Returns notes for the
+/// user.
 std::vector<std::string> import_model(const std::filesystem::path& folder,
                                       const std::filesystem::path& checkpoint, Plugins& plugins);
 

@@ -11,11 +11,15 @@ namespace dsv3 {
 /// the validation split of the experiment that trained the model, exactly as training does.
 struct EvalRequest {
   LoadRequest model;
-  std::vector<std::string> text;     ///< text files or folders of text files; one score each
-  std::vector<std::string> shards;   ///< token files or folders of token files; one score each
-  std::vector<std::string> choices;  ///< .jsonl files in HellaSwag's format; one score each
+  std::vector<std::string> text;     ///< text files or folders of text files; each path gets its
+                                     ///< own score
+  std::vector<std::string> shards;   ///< token files or folders of token files; each path gets its
+                                     ///< own score
+  std::vector<std::string> choices;  ///< .jsonl files in HellaSwag's format; each file gets its own
+                                     ///< score
   TextFormat format;                 ///< of `text`
-  int64_t sequence = 0;              ///< T, maximum input length in tokens; 0 = the experiment's
+  int64_t sequence = 0;              ///< T, maximum input length in tokens; 0 = as in the model's
+                                     ///< experiment
   int64_t batch = 8;                 ///< number of rows of T tokens per forward pass
   int64_t limit = 0;                 ///< maximum number of documents or questions from each source;
                                      ///< 0 = all
@@ -77,7 +81,7 @@ Evaluation evaluate(const EvalRequest& request, Plugins& plugins);
 Json to_json(const Evaluation& evaluation);
 
 struct LogitsRequest {
-  LoadRequest model;             ///< the model's tokenizer is not loaded
+  LoadRequest model;             ///< model to evaluate; its tokenizer is not loaded
   std::filesystem::path tokens;  ///< JSON: a list of B lists of T ids
   std::filesystem::path out;     ///< safetensors to write
 };

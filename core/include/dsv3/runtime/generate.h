@@ -20,7 +20,8 @@ struct Sampling {
 
 struct Prompt {
   std::vector<int32_t> ids;  ///< at least one
-  uint64_t seed = 0;  ///< determines the continuation, independently of the rest of the batch
+  uint64_t seed = 0;         ///< sampling seed; the other prompts in the batch do not affect the
+                             ///< continuation
 };
 
 enum class StopReason { length, stop_id, callback };

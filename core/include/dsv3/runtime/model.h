@@ -41,8 +41,8 @@ struct NewTokens {
 /// A model's outputs for new tokens.
 struct Extended {
   at::Tensor logits;  ///< fp32 [logits_at, V]
-  at::Tensor hidden;  ///< [N, D], input of the next MTP module, normed or raw as `mtp.input` says;
-                      ///< undefined if there is no next module
+  at::Tensor hidden;  ///< [N, D], input of the next MTP module, taken before or after the final
+                      ///< norm (see `mtp.input`); undefined if there is no next module
 };
 
 /// Functions that create a model's components: from plugins in a run, from test classes in tests.
@@ -85,10 +85,10 @@ class Model {
   /// positions after each row's existing tokens. Does not change the caches of MTP modules. Runs
   /// under no_grad.
   Extended extend(const NewTokens& added, std::vector<KvCache>& caches);
-  /// Appends new tokens during generation to the cache of MTP module `module` (0 is the first).
-  /// Computes the logits of token t + module + 2 from token t + module + 1 and `hidden` [N, D] at
-  /// position t, which comes from the previous module (from extend() for the first). Runs under
-  /// no_grad.
+  /// Appends new tokens during generation to the cache of MTP module `module` (0 is the first). For
+  /// each position t, computes the logits of token t + module + 2 from token t + module + 1 and
+  /// `hidden` [N, D]. `hidden` is the output of extend() for the first module, and of the previous
+  /// module's extend_mtp() for the others. Runs under no_grad.
   Extended extend_mtp(size_t module, const NewTokens& added, const at::Tensor& hidden,
                       std::vector<KvCache>& caches);
   /// Returns fp32 [B, T] on the host: the cross-entropy in nats of `targets` int64 [B, T], given
@@ -108,8 +108,8 @@ class Model {
   const std::vector<std::shared_ptr<FeedForward>>& feed_forward() const;  ///< MTP modules last
   int64_t vocab() const;
   int64_t mtp_depth() const;
-  /// Returns the units in the order in which adopt() passes them to a strategy, for memory
-  /// estimates.
+  /// Returns all units (groups of parameters, such as one block) in the order in which adopt()
+  /// passes them to a strategy. Used to estimate memory.
   std::vector<UnitSpec> units(const std::function<int(const Parameter&)>& group_of) const;
 
   struct Parts;  ///< internal to core/src/model
@@ -136,7 +136,8 @@ struct ModelFigures {
   int64_t total = 0, total_without_embeddings = 0;  ///< "without_embeddings" also excludes the head
                                                     ///< and MTP
   double active = 0, active_without_embeddings = 0;
-  double flops_per_token = 0;  ///< forward and backward pass, with non-causal attention
+  double flops_per_token = 0;  ///< of the forward and backward pass, computing attention scores for
+                               ///< all pairs of tokens
   double flops_per_token_causal = 0;
   int64_t saved_values_per_token = 0;
 };

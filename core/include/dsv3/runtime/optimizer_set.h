@@ -22,7 +22,7 @@ using TensorViews = std::map<std::string, safetensors::View>;
 class OptimizerSet {
  public:
   /// Creates the experiment's optimizers and assigns each parameter to the first group whose roles
-  /// include its role and whose `match`, if set, is found in its full name. Throws dsv3::Error
+  /// include its role and whose `match`, if set, is found in its full name. Throws a dsv3::Error
   /// (ExitCode::usage) that names the groups and parameters if a group owns no parameters, a
   /// parameter belongs to no group, or an optimizer for matrices owns a vector.
   OptimizerSet(const Experiment& experiment, Plugins& plugins, const ParameterStore& store);

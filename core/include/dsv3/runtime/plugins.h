@@ -19,7 +19,8 @@ namespace dsv3 {
 struct PluginEntry {
   Kind kind;
   std::string name, version, status, summary, docs;
-  std::filesystem::path library;   ///< absolute; need not exist until the component is requested
+  std::filesystem::path library;   ///< absolute path, which need not exist until the component is
+                                   ///< requested
   std::filesystem::path registry;  ///< registry file that contains this entry
   std::string library_text;        ///< library path as written in the registry
   size_t level = 0;                ///< index in SearchLevels
@@ -97,8 +98,8 @@ std::vector<LoadedLibrary> loaded_libraries();
 /// or Markdown for plugins' READMEs.
 std::string options_table(const Schema& schema, bool markdown);
 
-/// An error thrown by the constructor of a component. The component and its location are added to
-/// its message.
+/// An error thrown by a component's constructor. Its message also contains the component and the
+/// location of its name in the experiment.
 class ConstructorError : public Error {
  public:
   ConstructorError(ComponentSpec component, const Error& cause);
@@ -118,8 +119,8 @@ std::shared_ptr<Pluggable> make_component(
     const std::function<std::shared_ptr<Pluggable>(const Registration&)>& construct);
 
 /// Constructs the component that `spec` describes. Errors that its constructor or any later call
-/// throws become a dsv3::Error that names the component, origin, step and library. Several threads
-/// may use a tokenizer.
+/// throws become a dsv3::Error that names the component, origin, step and library. If the component
+/// is a tokenizer, several threads may use it at once.
 template <class Interface>
 std::shared_ptr<Interface> make(Plugins& plugins, const ComponentSpec& spec,
                                 const ContextOf<Interface>& context = {}) {

@@ -17,8 +17,8 @@ struct StoredModel {
       experiment;  ///< only for a Hugging Face folder: the experiment loaded from `source`
   /// As in Experiment::conventions. For a checkpoint, the conventions with which it was saved.
   std::map<std::string, std::string> conventions;
-  /// Values of Tokenizer::digest() of all tokenizers that produce the ids on which the model was
-  /// trained; empty = unknown.
+  /// Digests (see Tokenizer::digest()) of all tokenizers that produce the ids on which the model
+  /// was trained; empty = unknown.
   std::set<std::string> tokenizers;
   int64_t step = 0;  ///< number of optimizer steps for which the model was trained; 0 = unknown
   /// Dtypes on disk such as "BF16", by tensor name, for a Hugging Face folder and for a checkpoint
@@ -36,8 +36,8 @@ struct StoredModel {
 
 /// Finds a model at `path`: a checkpoint folder (manifest.json), a run folder (its newest
 /// checkpoint), or a Hugging Face folder (config.json). Throws dsv3::Error: with ExitCode::usage
-/// for a Hugging Face model that dsv3 cannot express, and with ExitCode::checkpoint for anything
-/// else and for damaged files. `tokenizer` is a tokenizer.json to use instead of the one in a
+/// for a Hugging Face model that dsv3 cannot express, and with ExitCode::checkpoint if `path` is
+/// not a model or a file is damaged. `tokenizer` is a tokenizer.json to use instead of the one in a
 /// Hugging Face folder.
 StoredModel open_stored_model(const std::filesystem::path& path, Plugins& plugins,
                               const std::filesystem::path& tokenizer = {});
@@ -80,8 +80,8 @@ std::string convention_differences(const std::map<std::string, std::string>& sto
                                    bool advice = false);
 
 /// Throws dsv3::Error (ExitCode::checkpoint) unless `experiment` has the same conventions as
-/// `stored`. The error names the file that sets them and a fix. Optimizer conventions are compared
-/// only if `optimizers` is true, because a run that loads only weights may use a different
+/// `stored`. The error names the file that sets them and suggests a fix. Optimizer conventions are
+/// compared only if `optimizers` is true, because a run that loads only weights may use a different
 /// optimizer.
 void require_conventions(const StoredModel& stored, const Experiment& experiment, bool optimizers);
 

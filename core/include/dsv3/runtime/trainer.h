@@ -33,8 +33,8 @@ enum class PreflightScope { configuration = 1, everything };
 void preflight(const Experiment& experiment, Plugins& plugins, PreflightScope scope);
 
 /// Checks everything about the request that requires no training: the experiment (with
-/// `preflight`), the name of a new run, and the model given with --from, which counts as an input.
-/// Writes nothing. Returns the experiment. Throws dsv3::Error.
+/// `preflight`), the name of a new run and, unless `scope` is `configuration`, the model given with
+/// --from. Writes nothing. Returns the experiment. Throws dsv3::Error.
 Experiment check(const RunRequest& request, Plugins& plugins, PreflightScope scope);
 
 /// Prints an experiment's parameters, FLOPs, memory and time without allocating its model. With

@@ -27,7 +27,7 @@ class Angles {
   std::pair<at::Tensor, at::Tensor> on_device(const at::Tensor& positions,
                                               at::ScalarType dtype) const;
 
-  /// The last result for positions that are not on the CPU, kept because all layers pass the same
+  /// Caches the last result for positions that are not on the CPU, because all layers pass the same
   /// tensor for a micro-batch.
   struct Recent {
     at::Tensor positions, cos, sin;

@@ -24,9 +24,8 @@ class KvCache {
   /// Whether all rows were empty before the last append().
   bool fresh() const { return fresh_; }
 
-  // Called by the code that runs the layers.
-  /// Sets the number of new tokens in each row. Call this before each forward pass. Rows without
-  /// new tokens do not change.
+  // For the code that runs the layers.
+  /// Sets the number of new tokens in each row, possibly 0. Call this before each forward pass.
   void expect(const std::vector<int64_t>& counts);
   /// Number of tokens in each row.
   const std::vector<int64_t>& lengths() const { return lengths_; }

@@ -52,13 +52,14 @@ inline constexpr const char* kYarnType = "yarn";
 /// `rope_parameters` since Transformers 5.
 struct RopeParameters {
   double theta = 10000;
-  bool yarn = false;  ///< whether to use YaRN, to which the fields below apply
+  bool yarn = false;  ///< whether the model uses YaRN; the fields below are YaRN's parameters
   double factor = 1, beta_fast = 32, beta_slow = 1;
   double mscale = 0, mscale_all_dim = 0;  ///< 0 = absent
   int64_t original_length = 0;
 };
 
-/// Reads either form. `length` is max_position_embeddings, the default for YaRN's original length.
+/// Reads the parameters in either form. `length` is max_position_embeddings, the default for YaRN's
+/// original length.
 RopeParameters read_rope(ConfigReader& reader, int64_t length);
 /// Writes the form for Transformers 4, which every version of Transformers and every inference
 /// engine can read.

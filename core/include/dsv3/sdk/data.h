@@ -15,8 +15,8 @@ enum class Split { train = 1, validation };
 
 /// One micro-batch. `tokens` is undefined after the end of a validation stream.
 struct Batch {
-  /// int64 [B, T + 1], on the host; a row's last token is also the first token of the row in which
-  /// its document continues.
+  /// int64 [B, T + 1], on the host; a row's last token is repeated as the first token of the row in
+  /// which the document continues.
   at::Tensor tokens;
   /// int64 [B, T + 1]. Each document has a different id; -1 = padding. Undefined = one document per
   /// row.

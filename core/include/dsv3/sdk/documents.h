@@ -15,7 +15,7 @@ uint64_t random_bits(std::initializer_list<uint64_t> words);
 uint64_t document_hash(std::string_view bytes);
 
 /// Whether a document with this hash is in the held-out set. Adding or removing other documents
-/// never changes that, and a larger validation share selects a superset.
+/// never changes that, and a larger held-out fraction selects a superset.
 bool held_out(uint64_t hash, double validation_share);
 
 /// A random permutation of 0 .. count-1 that depends only on seed and epoch. Each element is

@@ -5,7 +5,8 @@
 
 namespace dsv3 {
 
-/// The N * k rows that N tokens with k experts each occupy, sorted by expert and then by token.
+/// The rows of N tokens, each of which is routed to k experts: N * k rows, sorted by expert and
+/// then by token.
 struct ExpertRows {
   at::Tensor source;  ///< int64 [N * k]: token * k + slot for each row, where slot is the index in
                       ///< the token's k experts

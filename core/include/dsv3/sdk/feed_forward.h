@@ -17,7 +17,7 @@ class FeedForward : public Component {
   ~FeedForward() override;
   /// x and the result are [B, T, D].
   virtual at::Tensor forward(const at::Tensor& x, const Sequence& seq) = 0;
-  /// Returns int64 counts, e.g. tokens per expert, since the core last zeroed them; undefined =
+  /// Returns int64 counts since the core last zeroed them, e.g. tokens per expert; undefined =
   /// none. Count only if seq.training and not seq.recompute. The core sums the counts of all layers
   /// over ranks in one call and zeroes them after every step.
   virtual at::Tensor step_counts() { return {}; }

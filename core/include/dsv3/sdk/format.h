@@ -41,8 +41,8 @@ struct ModelDescription {
   int64_t sequence = 0;  ///< T, maximum training sequence length or context length, in tokens
   std::vector<ComponentDescription> attention, feed_forward;  ///< one per layer
   ComponentDescription position;
-  /// Shapes of all parameters and buffers by full name, to look up options that the plugin resolves
-  /// itself (`hidden: auto`). Empty in a model that a format read.
+  /// Shapes of all parameters and buffers by full name, from which a format can determine sizes
+  /// that the plugin chose itself (`hidden: auto`). Empty in a model that a format read.
   std::map<std::string, std::vector<int64_t>> shapes;
 };
 
@@ -55,7 +55,7 @@ struct TensorPlace {
   std::vector<int64_t> shape;  ///< in the folder
   std::string source;          ///< full name of the model's parameter or buffer
   int64_t first_row = 0;
-  std::vector<int64_t> rows;  ///< one index per row; empty = in the order of the source
+  std::vector<int64_t> rows;  ///< one index per row; empty = consecutive rows
   bool keep_fp32 = false;     ///< stored in fp32, regardless of the dtype of other tensors
   /// Whether the tensor repeats values that another tensor stores. On import, the copy may be
   /// missing, but must not differ.

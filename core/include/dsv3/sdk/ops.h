@@ -39,10 +39,10 @@ at::Tensor grouped_linear(const at::Tensor& x, const at::Tensor& weight, const a
 
 /// Sums the cross-entropy of softmax(x W^T) over all rows with a target, without having all logits
 /// in memory at once. x [N, D], weight [V, D], targets int64 [N] with -1 = no target. `z_weight`
-/// adds z_weight * log(Z)^2 for each of these rows. `scale` multiplies the differentiable sum. Pass
-/// divisors here, where they are free, because dividing the loss costs a pass over [V, D]. `chunk`
-/// is the number of rows whose logits are in memory at once; 0 = chosen by size and device. Returns
-/// two fp32 scalars (float64 if x is float64): {scaled loss sum to differentiate, plain
+/// adds z_weight * log(Z)^2 for each of these rows. `scale` multiplies the differentiable sum. Use
+/// it for divisors: dividing the returned loss instead costs a pass over the [V, D] gradient.
+/// `chunk` is the number of rows whose logits are in memory at once; 0 = chosen by size and device.
+/// Returns two fp32 scalars (float64 if x is float64): {scaled loss sum to differentiate, plain
 /// cross-entropy sum without z and scale (no gradient)}. Both are 0 if no row has a target. Not
 /// differentiable twice.
 std::pair<at::Tensor, at::Tensor> linear_cross_entropy(const at::Tensor& x,

@@ -24,7 +24,7 @@ class Packing {
   /// bool [B, 1, T, T], true where a query may attend to a key: in the same document and not later.
   /// Built at its first use. Thread-safe.
   at::Tensor mask() const;
-  /// Undefined for an arbitrary mask.
+  /// Offsets of all documents, as passed to the constructor; undefined for an arbitrary mask.
   const at::Tensor& boundaries() const { return boundaries_; }
   int64_t longest() const { return longest_; }
 

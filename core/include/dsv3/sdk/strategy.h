@@ -9,9 +9,9 @@
 
 namespace dsv3 {
 
-/// Pointers to tensors, such as {&x, &y}, that are the inputs or outputs of a computation with a
-/// unit's parameters. The strategy may replace these tensors in place, except undefined ones and
-/// those that do not require grad.
+/// Pointers to tensors, such as {&x, &y}, that are the inputs or outputs of a computation with the
+/// parameters of a unit (see UnitSpec). The strategy may replace these tensors in place, except
+/// undefined ones and those that do not require grad.
 using TensorRefs = c10::ArrayRef<at::Tensor*>;
 
 struct UnitParam {
@@ -55,8 +55,8 @@ struct UpdateTensor {
 
 struct OwnedTensor {
   Range range;
-  at::Tensor value;  ///< fp32 master weights; over all ranks, the primary ranges cover every
-                     ///< parameter once
+  at::Tensor value;  ///< fp32 master weights; together, the primary ranges of all ranks cover every
+                     ///< parameter exactly once
 };
 
 struct StrategyContext {
@@ -89,9 +89,9 @@ class Strategy : public Pluggable {
   /// Collective. Computes gradients and sums them over replicas. May throw an Error with
   /// ExitCode::peer_lost.
   virtual void backward(at::TensorList roots, at::TensorList grads = {}) = 0;
-  /// Collective. Called after the last micro-batch. Returns the global gradient norm as a float64
-  /// scalar on the device, which the host need not wait for. Identical on all ranks. It is not
-  /// finite if any gradient is not.
+  /// Collective. Called after the last micro-batch. Returns the global gradient norm, identical on
+  /// all ranks, as a float64 scalar on the device, so the host need not wait for it. It is not
+  /// finite if any gradient is not finite.
   virtual at::Tensor grad_norm() = 0;
   /// Multiplies all gradients by `factor`, a float64 scalar on the device. A factor of 0 sets them
   /// to 0 even if they are not finite.

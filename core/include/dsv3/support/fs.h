@@ -11,12 +11,12 @@ namespace dsv3::fs {
 
 using Path = std::filesystem::path;
 
-/// A system call that changes the file system. The fault hook runs before each such call.
+/// System calls that change the file system. Each call is passed to the fault hook before it runs.
 enum class Call { open = 1, write, sync, rename, mkdir, remove };
 
-/// Tests only: sets a hook that runs before each writing system call (for rename, with the new
-/// name). The hook returns 0 to let the call proceed or an errno (ENOSPC, EIO) to make it fail. It
-/// may also end the process. Pass {} to remove it.
+/// Tests only: sets a hook that runs before each writing system call. For rename, it receives the
+/// new name. The hook returns 0 to let the call proceed or an errno (ENOSPC, EIO) to make it fail.
+/// It may also end the process. Pass {} to remove it.
 void set_fault_hook(std::function<int(Call, const Path&)> hook);
 
 /// A file that is written without buffering: each write() is one write(2), except after short

@@ -10,7 +10,7 @@ namespace {
 struct Options {
   int64_t hidden = 0;
   static void describe(dsv3::OptionSchema<Options>& s) {
-    // word() adds a keyword for a number with a special meaning.
+    // word() adds a keyword, such as `auto`, for a special value.
     s.add("hidden", &Options::hidden, "inner width; auto = 3 times the hidden size")
         .min(0)
         .word("auto", 0);

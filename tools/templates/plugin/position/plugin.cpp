@@ -10,7 +10,7 @@ namespace {
 struct Options {
   double theta = 10000;
   static void describe(dsv3::OptionSchema<Options>& s) {
-    s.add("theta", &Options::theta, "base of the wavelengths, which form a geometric series")
+    s.add("theta", &Options::theta, "base (theta) of the position frequencies theta^(-2i/d)")
         .min(1);
   }
 };

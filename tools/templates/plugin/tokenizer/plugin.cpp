@@ -14,7 +14,7 @@ struct Options {
     s.add("pairs", &Options::pairs, "byte pairs that are tokens, such as `th`");
     s.check([](const Options& o) -> std::string {
       for (const std::string& pair : o.pairs)
-        if (pair.size() != 2) return "pairs must be two bytes long, not '" + pair + "'";
+        if (pair.size() != 2) return "each pair must be two bytes long, but '" + pair + "' is not";
       if (std::set<std::string>(o.pairs.begin(), o.pairs.end()).size() != o.pairs.size())
         return "pairs contains a duplicate";
       return "";

@@ -40,7 +40,8 @@ class JsonLines final : public dsv3::Tracker {
 
   void start(const dsv3::RunInfo&) override {}
 
-  // If this function throws, the core calls it again, and open() first removes what was written.
+  // If this function throws, the core calls it again with the same events, and open() first removes
+  // the lines that were already written.
   void deliver(std::span<const dsv3::Event> events) override {
     if (events.empty()) return;
     if (!writer_ || events.front().id != next_) open(events.front().id);
@@ -71,7 +72,7 @@ class JsonLines final : public dsv3::Tracker {
 
   std::filesystem::path path_;
   std::optional<dsv3::fs::Writer> writer_;
-  int64_t next_ = -1;  // id after that of the last event in the file
+  int64_t next_ = -1;  // 1 + id of the last event in the file
 };
 
 }  // namespace
