@@ -1,6 +1,7 @@
 // Conformance checks for attention plugins.
 #include <dsv3/sdk/ops.h>
 
+#include "conformance/device.h"
 #include "conformance/layers.h"
 
 namespace dsv3::conformance {
@@ -111,6 +112,7 @@ void attention_checks(const AddCheck& check) {
             " (all matrix products: ", all, ", products with weights: ", weights, ")");
   });
   costly_layer_checks<Attention>(check);
+  device_check(check, &require_same_layer_on_device<Attention>);
 }
 
 }  // namespace dsv3::conformance

@@ -21,6 +21,7 @@
 #include "config/check.h"
 #include "config/layers.h"
 #include "conformance/suite.h"
+#include "machine/machine.h"
 #include "plugin/library.h"
 
 namespace dsv3::conformance {
@@ -75,16 +76,23 @@ OptionValues options_of(const Registration& component, const std::vector<std::st
   return values;
 }
 
-// Returns the checks for `kind` whose names are in `only`, or all checks for it if `only` is empty.
-std::vector<Check> chosen_checks(Kind kind, const std::vector<std::string>& only) {
-  std::vector<Check> chosen = checks(kind);
+// Returns the checks for `kind` whose names are in `request.only`, or all checks for it if that is
+// empty.
+std::vector<Check> chosen_checks(Kind kind, const Request& request) {
+  const std::vector<std::string>& only = request.only;
+  std::vector<Check> chosen = checks(kind, request.gpu);
   std::vector<std::string> known;
   for (const Check& check : chosen) known.push_back(check.name);
-  for (const std::string& name : only)
+  for (const std::string& name : only) {
+    if (name == kDeviceCheck && !request.gpu)
+      throw Error(
+          c10::str("check '", name, "' needs a device; pass --device cuda or --device fake"),
+          ExitCode::usage);
     if (std::ranges::find(known, name) == known.end())
       throw Error(c10::str("unknown check '", name, "' for ", kind_name(kind),
                            "; known: ", c10::Join(", ", known)),
                   ExitCode::usage);
+  }
   if (!only.empty())
     std::erase_if(chosen, [&](const Check& check) {
       return std::ranges::find(only, check.name) == only.end();
@@ -100,16 +108,26 @@ const Registration& component_of(const Library& library, const std::string& comp
               ExitCode::usage);
 }
 
-// Makes LibTorch start its threads and allocate its internal memory now, so that neither is
-// attributed to the component.
-void warm_up() {
+// Returns the GPU for this process. Throws if it cannot be used. Only child processes may call
+// this, because CUDA does not work in a process that was forked after CUDA had been initialised.
+at::Device gpu() {
+  TrainOptions train;
+  train.device = "cuda";
+  return device_of(train);
+}
+
+// Makes LibTorch start its threads and allocate its internal memory now, on the CPU and on
+// `device`, so that neither is attributed to the component.
+void warm_up(at::Device device) {
   at::set_num_threads(1);
 #ifdef __SANITIZE_THREAD__
   std::thread([] {}).join();  // ThreadSanitizer starts its background thread together with the
                               // program's first thread
 #endif
-  const at::Tensor x = at::ones({4, 4}).requires_grad_();
-  torch::autograd::backward({x.mm(x).sum()}, {});
+  for (const at::Device used : {at::Device(at::kCPU), device}) {
+    const at::Tensor x = at::ones({4, 4}, used).requires_grad_();
+    torch::autograd::backward({x.mm(x).sum()}, {});
+  }
 }
 
 void run(const Check& check, const Subject& subject, int report) {
@@ -126,17 +144,19 @@ void run(const Check& check, const Subject& subject, int report) {
 }
 
 // Entry point of the child process. Runs the component's checks, starting at index `first`, and
-// sends messages through the socket `report`. If `request.component` is empty, only loads the
-// library.
+// sends messages through the socket `report`: first the device, then what the library provides. If
+// `request.component` is empty, only loads the library.
 void run_child(const Request& request, size_t first, int report) {
   try {
+    const at::Device device = request.gpu ? gpu() : at::Device(at::kCPU);
+    send(report, {{"device", device.str()}});
     const Library& library = load_library(request.library);
     send(report, {{"provides", library.stamp.provides}});
     if (request.component.empty()) return;
-    Subject subject{component_of(library, request.component), {}, "", request.levels};
+    Subject subject{component_of(library, request.component), {}, "", request.levels, device};
     subject.options = options_of(subject.component, request.options);
-    const std::vector<Check> all = chosen_checks(subject.component.kind, request.only);
-    warm_up();
+    const std::vector<Check> all = chosen_checks(subject.component.kind, request);
+    warm_up(device);
     for (size_t i = first; i < all.size(); ++i) {
       const auto folder = request.folder / (subject.component.name + "-" + all[i].name);
       std::filesystem::create_directory(folder);
@@ -167,7 +187,7 @@ class Child {
     pid_ = ::fork();
     if (pid_ < 0) throw system_error("cannot start a process");
     if (pid_ == 0) {
-      limit();
+      limit(request.gpu);
       run_child(request, first, ends[1]);
       std::exit(0);
     }
@@ -219,14 +239,14 @@ class Child {
   }
 
  private:
-  static void limit() {
+  static void limit(bool gpu) {
     ::setpgid(0, 0);
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     const rlimit none{0, 0};
     ::setrlimit(RLIMIT_CORE, &none);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they reserve terabytes
     const rlimit memory{kMemoryLimit, kMemoryLimit};
-    ::setrlimit(RLIMIT_AS, &memory);
+    if (!gpu) ::setrlimit(RLIMIT_AS, &memory);  // CUDA reserves more addresses than this
 #endif
   }
   bool ended() {
@@ -281,6 +301,18 @@ int check_component(const Request& request, const OnResult& on_result) {
   }
 }
 
+// Loads the library in a child process. Returns the message that lists its components or why it
+// cannot be loaded. Throws an Error if the requested GPU cannot be used.
+Json load(const Request& request) {
+  Child child(request, 0);
+  const Json started = child.read();
+  if (started.contains("rejected"))
+    throw Error(started["rejected"], static_cast<ExitCode>(started["code"].get<int>()));
+  if (started.contains("died"))
+    throw Error("the GPU cannot be initialised: " + started["error"].get<std::string>());
+  return child.read();
+}
+
 }  // namespace
 
 int check_library(const Request& original, const OnResult& on_result) {
@@ -301,7 +333,7 @@ int check_library(const Request& original, const OnResult& on_result) {
   ::prctl(PR_SET_CHILD_SUBREAPER, 1);
 
   request.component.clear();
-  const Json loaded = Child(request, 0).read();
+  const Json loaded = load(request);
   std::string error = loaded.value("rejected", "");
   if (loaded.contains("died"))
     error = "loading the library failed: " + loaded["error"].get<std::string>();

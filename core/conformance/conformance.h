@@ -14,6 +14,7 @@ struct Request {
   std::string component;                 ///< KIND/NAME; empty = all components in the library
   std::vector<std::string> options;      ///< component options as key=value
   std::vector<std::string> only;         ///< names of the checks to run; empty = all
+  bool gpu = false;                      ///< whether to compare a GPU with the CPU as well
   std::chrono::seconds time_limit{120};  ///< per check
   SearchLevels levels;                   ///< search paths for other plugins that a check needs
   std::filesystem::path folder;  ///< folder that components may write to; set by check_library
@@ -30,7 +31,7 @@ struct Result {
 /// Runs the requested checks. Each component runs in a separate process, and a process that crashes
 /// is replaced. `on_result` is called as results arrive. Returns the number of failed checks.
 /// Throws dsv3::Error for an invalid request, such as a missing file, an unknown component or
-/// invalid options.
+/// invalid options, and if a GPU is requested but cannot be used.
 int check_library(const Request& request, const std::function<void(const Result&)>& on_result);
 
 }  // namespace dsv3::conformance

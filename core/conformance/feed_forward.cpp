@@ -1,4 +1,5 @@
 // Conformance checks for feed-forward plugins.
+#include "conformance/device.h"
 #include "conformance/layers.h"
 
 namespace dsv3::conformance {
@@ -112,6 +113,7 @@ void feed_forward_checks(const AddCheck& check) {
                   "the output in validation, compared with the output in training,");
   });
   costly_layer_checks<FeedForward>(check);
+  device_check(check, &require_same_layer_on_device<FeedForward>);
 }
 
 }  // namespace dsv3::conformance

@@ -35,10 +35,6 @@ uint64_t seed_of(const std::string& name) {
   return hash >> 1;
 }
 
-double largest(const at::Tensor& tensor) {
-  return tensor.abs().max().item<double>();
-}
-
 // Tracks the bytes that LibTorch's CPU allocator allocates and frees on this thread.
 class AllocationCounter final : public c10::MemoryReportingInfoBase {
  public:
@@ -125,21 +121,27 @@ Sequence packed(int64_t batch, int64_t length, const std::vector<int64_t>& start
   return seq;
 }
 
-double difference(const at::Tensor& actual, const at::Tensor& expected) {
+double largest(const at::Tensor& tensor) {
+  return tensor.abs().max().item<double>();
+}
+
+double difference(const at::Tensor& actual, const at::Tensor& expected, double smallest) {
   if (!actual.defined() || actual.sizes() != expected.sizes()) return HUGE_VAL;
-  const at::Tensor a = actual.detach().to(at::kDouble), e = expected.detach().to(at::kDouble);
+  const at::Tensor a = actual.detach().to(at::kCPU, at::kDouble),
+                   e = expected.detach().to(at::kCPU, at::kDouble);
   if (a.numel() == 0) return 0;
-  const double worst = largest(a - e) / std::max(largest(e), 1e-30);
+  const double worst = largest(a - e) / std::max(largest(e), smallest);
   return std::isfinite(worst) ? worst : HUGE_VAL;
 }
 
 void require_like(const at::Tensor& tensor, at::IntArrayRef sizes, at::ScalarType dtype,
-                  const std::string& what) {
+                  const std::string& what, at::Device device) {
   require(tensor.defined(), what, " is an undefined tensor");
   require(tensor.sizes() == sizes, what, " has sizes ", tensor.sizes(), ", expected ", sizes);
   require(tensor.scalar_type() == dtype, what, " has dtype ", tensor.scalar_type(), ", expected ",
           dtype);
-  require(tensor.device().is_cpu(), what, " is on device ", tensor.device(), ", expected cpu");
+  require(tensor.device() == device, what, " is on device ", tensor.device(), ", expected ",
+          device);
   require(at::isfinite(tensor).all().item<bool>(), what, " contains NaN or infinite values");
 }
 
@@ -160,8 +162,9 @@ std::vector<at::Tensor> gradients(const at::Tensor& y, const NamedTensors& input
   require(y.requires_grad(), "the result does not require grad, so no gradients can be computed");
   std::vector<at::Tensor> tensors;
   for (const auto& [name, tensor] : inputs) tensors.push_back(tensor);
-  std::vector<at::Tensor> grads = torch::autograd::grad(
-      {y}, tensors, {normal(y.sizes(), 99, y.scalar_type())}, std::nullopt, false, true);
+  std::vector<at::Tensor> grads =
+      torch::autograd::grad({y}, tensors, {normal(y.sizes(), 99, y.scalar_type()).to(y.device())},
+                            std::nullopt, false, true);
   for (size_t i = 0; i < grads.size(); ++i)
     if (!grads[i].defined()) grads[i] = at::zeros_like(tensors[i]);
   return grads;

@@ -31,18 +31,23 @@ Sequence one_document(int64_t batch, int64_t length, bool training = true);
 Sequence packed(int64_t batch, int64_t length, const std::vector<int64_t>& starts);
 
 /// Returns the largest absolute difference divided by the largest absolute value in `expected`, or
-/// infinity if shapes differ or a value is not finite.
-double difference(const at::Tensor& actual, const at::Tensor& expected);
+/// infinity if shapes differ or a value is not finite. The divisor is at least `smallest`. The
+/// tensors may be on different devices.
+double difference(const at::Tensor& actual, const at::Tensor& expected, double smallest = 1e-30);
 
-/// Throws a Violation unless `tensor` is on the CPU, finite, and has these sizes and this dtype.
+/// Throws a Violation unless `tensor` is finite, has these sizes and this dtype, and is on
+/// `device`.
 void require_like(const at::Tensor& tensor, at::IntArrayRef sizes, at::ScalarType dtype,
-                  const std::string& what);
+                  const std::string& what, at::Device device = at::kCPU);
 
 /// Throws a Violation unless the tensors are bit-identical.
 void require_equal(const at::Tensor& actual, const at::Tensor& expected, const std::string& what);
 /// Throws a Violation unless difference() is at most `bound`.
 void require_close(const at::Tensor& actual, const at::Tensor& expected, double bound,
                    const std::string& what);
+
+/// Returns the largest absolute value.
+double largest(const at::Tensor& tensor);
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
@@ -89,9 +94,10 @@ struct Trained {
 /// Runs `steps` steps of gradient descent with plain autograd, in micro-batches of `micro` rows.
 Trained train_plainly(const Experiment& experiment, const ModelFactory& factory, int64_t steps,
                       int64_t micro, at::ScalarType dtype = at::kFloat);
-/// Like train_plainly(), but under `strategy`.
+/// Like train_plainly(), but under `strategy`, which was created for the same dtype and device.
 Trained train_under(const std::shared_ptr<Strategy>& strategy, const Experiment& experiment,
-                    const ModelFactory& factory, int64_t steps, int64_t micro);
+                    const ModelFactory& factory, int64_t steps, int64_t micro,
+                    at::ScalarType dtype = at::kFloat, at::Device device = at::kCPU);
 
 /// Throws a Violation if the relative difference between losses, norms, parameters or gradients
 /// (which only train_plainly() sets) exceeds `bound`, or if counts differ at all.
@@ -105,8 +111,8 @@ void model_check(const AddCheck& check);
 /// The attention or feed-forward layer under test, with initialised parameters.
 template <class Layer>
 struct LayerUnderTest {
-  LayerUnderTest(const Subject& subject, at::ScalarType dtype)
-      : context(layer_context(dtype)), layer(construct<Layer>(subject, context)) {
+  LayerUnderTest(const Subject& subject, at::ScalarType dtype, at::Device device = at::kCPU)
+      : context(layer_context(dtype, device)), layer(construct<Layer>(subject, context)) {
     fill(*context.store);
   }
 

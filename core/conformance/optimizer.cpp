@@ -5,6 +5,7 @@
 
 #include <dsv3/sdk/optimizer.h>
 
+#include "conformance/device.h"
 #include "conformance/layers.h"
 
 namespace dsv3::conformance {
@@ -14,9 +15,10 @@ namespace {
 struct Updated {
   Updated(const Subject& subject, uint64_t seed)
       : Updated(construct<Optimizer>(subject), "w", seed) {}
-  Updated(std::shared_ptr<Optimizer> by, const std::string& name, uint64_t seed)
+  Updated(std::shared_ptr<Optimizer> by, const std::string& name, uint64_t seed,
+          at::Device device = at::kCPU)
       : Updated(by, {name, {8, 12}, {0, 0}, {8, 12}, 0, 8 * 12, true},
-                normal({8, 12}, seed, at::kFloat)) {}
+                normal({8, 12}, seed, at::kFloat).to(device)) {}
   Updated(std::shared_ptr<Optimizer> by, Range of, at::Tensor values)
       : optimizer(std::move(by)), range(std::move(of)), value(std::move(values)) {
     if (!optimizer->whole_matrices()) value = value.flatten();
@@ -47,6 +49,56 @@ struct Updated {
   at::Tensor value;
   std::vector<at::Tensor> state;
 };
+
+// Makes four updates of two parameters on the CPU and on the subject's device, with the same
+// gradients. Throws a Violation unless the values and the state are the same.
+void require_same_updates_on_device(const Subject& subject) {
+  constexpr double kScale = 0.01;  // small values, so that rounding hides no difference in updates
+  const auto create = [&](at::Device device) {
+    const auto optimizer = construct<Optimizer>(subject);
+    std::vector<Updated> parameters;
+    for (uint64_t i = 0; i < 2; ++i)
+      parameters.emplace_back(optimizer, "w" + std::to_string(i), 60 + i, device)
+          .value.mul_(kScale);
+    return parameters;
+  };
+  const auto step = [](std::vector<Updated>& parameters, const std::vector<at::Tensor>& gradients,
+                       int64_t update) {
+    std::vector<Slice> slices;
+    for (size_t i = 0; i < parameters.size(); ++i)
+      slices.push_back(parameters[i].slice(gradients[i].to(parameters[i].value.device(), at::kFloat,
+                                                           /*non_blocking=*/false, /*copy=*/true)));
+    parameters.front().optimizer->step(slices, {update, 1});
+  };
+  std::vector<Updated> expected = create(at::kCPU), actual = create(subject.device);
+  std::vector<at::Tensor> before;
+  for (const Updated& parameter : expected) before.push_back(parameter.value.clone());
+  bool in_half = false;
+  for (int64_t update = 1; update <= 4; ++update) {
+    std::vector<at::Tensor> gradients;
+    for (const Updated& parameter : expected) gradients.push_back(parameter.gradient(update));
+    in_half |= computes_in_half([&] { step(expected, gradients, update); });
+    step(actual, gradients, update);
+  }
+  // An update that is computed in bf16, such as Muon's by default, is compared by itself, with the
+  // bound for bf16.
+  const auto results = [&](const std::vector<Updated>& parameters) {
+    Computed computed;
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      const at::Tensor& value = parameters[i].value;
+      const std::vector<at::Tensor>& state = parameters[i].state;
+      const std::string of = " of parameter " + parameters[i].range.name;
+      require_like(value, before[i].sizes(), at::kFloat, "the value" + of, value.device());
+      computed.results.emplace_back(in_half ? "the change" + of : "the value" + of,
+                                    in_half ? value.cpu() - before[i] : value);
+      for (size_t slot = 0; slot < state.size(); ++slot)
+        computed.results.emplace_back("state " + std::to_string(slot) + of, state[slot]);
+    }
+    return computed;
+  };
+  require_same_on_device(results(actual), results(expected), subject.device,
+                         in_half ? at::kBFloat16 : at::kFloat);
+}
 
 }  // namespace
 
@@ -170,6 +222,7 @@ void optimizer_checks(const AddCheck& check) {
     int64_t update = 0;
     require_steady_memory([&] { one.step(++update); });
   });
+  device_check(check, &require_same_updates_on_device);
 }
 
 }  // namespace dsv3::conformance

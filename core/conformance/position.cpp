@@ -1,6 +1,7 @@
 // Conformance checks for positional encodings.
 #include <cmath>
 
+#include "conformance/device.h"
 #include "conformance/layers.h"
 
 namespace dsv3::conformance {
@@ -123,6 +124,24 @@ void position_checks(const AddCheck& check) {
     });
   });
   model_check(check);
+  device_check(check, [](const Subject& subject) {
+    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+      const auto run = [&](at::Device device) {
+        Rotated in = inputs(dtype);
+        in.q = in.q.to(device).requires_grad_();
+        in.k = in.k.to(device).requires_grad_();
+        in.positions = in.positions.to(device);
+        const Rotated out = Rotation(subject)(in);
+        require_like(out.q, in.q.sizes(), dtype, "the rotated q", device);
+        require_like(out.k, in.k.sizes(), dtype, "the rotated k", device);
+        const NamedTensors from{{"q", in.q}, {"k", in.k}};
+        return Computed{{{"the rotated q", out.q}, {"the rotated k", out.k}},
+                        gradients_of(at::cat({out.q.flatten(), out.k.flatten()}), from)};
+      };
+      const Computed on_cpu = run(at::kCPU), on_gpu = run(subject.device);
+      require_same_on_device(on_gpu, on_cpu, subject.device, dtype);
+    }
+  });
 }
 
 }  // namespace dsv3::conformance

@@ -88,7 +88,7 @@ class ReferenceFeedForward final : public FeedForward {
       : FeedForward(context), width_(context.dims.hidden) {
     up_ = Linear(*this, "up", width_, 2 * width_, {.active = 0.5});
     down_ = Linear(*this, "down", 2 * width_, width_);
-    counts_ = at::zeros({2 * width_}, at::kLong);
+    counts_ = at::zeros({2 * width_}, at::TensorOptions(at::kLong).device(context.device));
   }
   at::Tensor forward(const at::Tensor& x, const Sequence& seq) override {
     const at::Tensor hidden = up_(x).relu();

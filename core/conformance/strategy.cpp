@@ -2,13 +2,15 @@
 #include <cmath>
 #include <limits>
 
+#include "conformance/device.h"
 #include "conformance/layers.h"
 
 namespace dsv3::conformance {
 namespace {
 
-std::shared_ptr<Strategy> strategy(const Subject& subject, at::ScalarType dtype = at::kFloat) {
-  return construct<Strategy>(subject, StrategyContext{local_communicator(), at::kCPU, dtype});
+std::shared_ptr<Strategy> strategy(const Subject& subject, at::ScalarType dtype = at::kFloat,
+                                   at::Device device = at::kCPU) {
+  return construct<Strategy>(subject, StrategyContext{local_communicator(), device, dtype});
 }
 
 int64_t size_of(const Range& range) {
@@ -163,6 +165,18 @@ void strategy_checks(const AddCheck& check) {
                                       tied ? "tied" : "untied", " head, micro_batch ", micro, ")"));
             }
         });
+  device_check(check, [](const Subject& subject) {
+    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+      const auto train = [&](at::Device device) {
+        return train_under(strategy(subject, dtype, device), tiny_experiment(), tiny_factory(), 2,
+                           2, dtype, device);
+      };
+      const Trained on_cpu = train(at::kCPU), on_gpu = train(subject.device);
+      require_same(on_gpu, on_cpu, device_bound(dtype),
+                   c10::str("two steps in ", precision_name(dtype), " on ", subject.device,
+                            ", compared with the CPU"));
+    }
+  });
 }
 
 }  // namespace dsv3::conformance

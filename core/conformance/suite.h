@@ -4,6 +4,7 @@
 
 #include <thread>
 
+#include <c10/core/Device.h>
 #include <c10/util/StringUtil.h>
 
 #include <dsv3/runtime/plugins.h>
@@ -25,8 +26,9 @@ void require(bool condition, const Parts&... parts) {
 struct Subject {
   const Registration& component;
   OptionValues options;
-  std::string folder;   ///< empty folder that the component may write to
-  SearchLevels levels;  ///< search paths for other plugins that a check needs
+  std::string folder;              ///< empty folder that the component may write to
+  SearchLevels levels;             ///< search paths for other plugins that a check needs
+  c10::Device device = c10::kCPU;  ///< GPU that is compared with the CPU, if one was requested
 };
 
 /// A conformance check for one kind of component.
@@ -36,8 +38,11 @@ struct Check {
   void (*run)(const Subject&);
 };
 
-/// Returns the checks for a kind, cheapest first.
-std::vector<Check> checks(Kind kind);
+/// The check that compares a GPU with the CPU, for the kinds that compute with tensors.
+constexpr const char* kDeviceCheck = "device";
+
+/// Returns the checks for a kind, cheapest first. Includes kDeviceCheck only if `gpu`.
+std::vector<Check> checks(Kind kind, bool gpu);
 
 /// Adds a Check with these members.
 using AddCheck =

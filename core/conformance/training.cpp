@@ -123,8 +123,9 @@ Trained train_plainly(const Experiment& experiment, const ModelFactory& factory,
 }
 
 Trained train_under(const std::shared_ptr<Strategy>& strategy, const Experiment& experiment,
-                    const ModelFactory& factory, int64_t steps, int64_t micro) {
-  Model model(experiment, kVocab, factory, at::kCPU);
+                    const ModelFactory& factory, int64_t steps, int64_t micro, at::ScalarType dtype,
+                    at::Device device) {
+  Model model(experiment, kVocab, factory, device, dtype);
   model.adopt(*strategy, kSeed, [](const Parameter&) { return 0; });
   strategy->ready({{}});
   Trained trained;

@@ -58,6 +58,11 @@ def test_the_installation_finds_its_own_plugins(prefix, tmp_path):
     assert (prefix / "share/dsv3/experiments/base/nano.yaml").is_file()
 
 
+def test_the_installation_contains_the_fake_cuda_device(prefix, tmp_path):
+    assert {file.name for file in (prefix / "lib/dsv3/fake_cuda").iterdir()} == {"libtorch_cuda.so", "libcuda.so.1"}
+    third_party(prefix / "bin/dsv3", "plugins", "check", "position/rope", "--device", "fake", "--only", "device", cwd=tmp_path)
+
+
 @pytest.fixture(scope="session")
 def plugins(prefix, tmp_path_factory):
     """A folder with a plugin of each kind, named my_KIND."""

@@ -23,7 +23,10 @@ class Faulty final : public dsv3::Attention {
       used.packing = std::make_shared<dsv3::Packing>(
           at::ones({x.size(0), 1, x.size(1), x.size(1)}, at::kBool));
     if (fault_.is("forgets_cache")) used.cache = nullptr;
-    return spoiled(fault_, x, working_.forward(x, used));
+    const at::Tensor y = working_.forward(x, used);
+    if (fault_.is("reads_device_memory") && x.is_cuda()) return y * *x.const_data_ptr<float>();
+    if (fault_.is("makes_host_tensor")) return y * at::ones({x.size(-1)}, x.scalar_type());
+    return spoiled(fault_, x, y);
   }
   double attention_flops(int64_t seq) const override { return working_.attention_flops(seq); }
   int64_t cache_values_per_token() const override { return working_.cache_values_per_token(); }

@@ -8,6 +8,7 @@
 
 #include "commands.h"
 #include "conformance/conformance.h"
+#include "fake_device.h"
 
 namespace {
 
@@ -18,6 +19,7 @@ struct Arguments {
   std::string target;
   conformance::Request request;
   int64_t time_limit = 120;
+  std::string device = "cpu";
   bool json = false;
 };
 
@@ -61,6 +63,8 @@ void print(const conformance::Result& result, std::string& shown) {
 }
 
 int check(Arguments& arguments) {
+  if (arguments.device == "fake") use_fake_device();
+  arguments.request.gpu = arguments.device != "cpu";
   find_library(arguments);
   if (!arguments.json) std::cout << arguments.request.library.string() << '\n';
   dsv3::Json list = dsv3::Json::array();
@@ -108,6 +112,10 @@ void add_plugins_check(CLI::App& group, int& exit_code) {
   command->add_option("--only", arguments->request.only, "Run only this check; may be repeated")
       ->type_name("CHECK")
       ->allow_extra_args(false);
+  command
+      ->add_option("--device", arguments->device,
+                   "Device to compare with the CPU; `fake` is a CUDA device that needs no GPU")
+      ->check(CLI::IsMember({"cpu", "cuda", "fake"}));
   command->add_option("--timeout", arguments->time_limit, "Time limit per check, in seconds")
       ->check(CLI::Range(1, 86400))
       ->type_name("S");
