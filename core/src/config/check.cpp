@@ -46,7 +46,7 @@ Checker::Checker(const Node& root, Diagnostics& diagnostics, Catalog& catalog,
       if (entry.value.is_map())
         self(self, entry.value, join(path, entry.key));
       else
-        given_conventions_[join(path, entry.key)] = &entry.value;
+        given_conventions_[join(path, entry.key)] = &entry;
   };
   if (const Node* conventions = section("conventions")) add(add, *conventions, "");
 }
@@ -128,12 +128,12 @@ const Node* Checker::given_convention(const OptionSpec& spec, const Scope& scope
   const std::string key = join(scope.conventions, spec.key);
   known_conventions_.insert(key);
   const auto given = given_conventions_.find(key);
-  return given == given_conventions_.end() ? nullptr : given->second;
+  return given == given_conventions_.end() ? nullptr : &given->second->value;
 }
 
 void Checker::check_conventions() {
   const std::vector<std::string> known(known_conventions_.begin(), known_conventions_.end());
-  for (const auto& [key, value] : given_conventions_) {
+  for (const auto& [key, entry] : given_conventions_) {
     if (known_conventions_.contains(key)) continue;
     const std::string component = key.substr(0, key.rfind('.'));
     const size_t dot = component.find('.');
@@ -146,7 +146,7 @@ void Checker::check_conventions() {
       continue;
     const std::string near = did_you_mean(key, known);
     diagnostics_.error(
-        *find_path(root_, "conventions")->find(key), "unknown convention '" + key + "'",
+        *entry, "unknown convention '" + key + "'",
         {near.empty() ? "conventions of this experiment: " + comma_list(known) : near});
   }
 }

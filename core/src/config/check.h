@@ -104,7 +104,7 @@ class Checker {
   Catalog& catalog_;
   Experiment& experiment_;
   Resolver resolver_;
-  std::map<std::string, const Node*> given_conventions_;  // the entries in `conventions:`
+  std::map<std::string, const Entry*> given_conventions_;  // the entries in `conventions:`
   std::set<std::string> known_conventions_;  // keys of all conventions that have been read so far
   std::set<Kind> read_;                      // component kinds that have been read
   std::set<std::string> checked_;  // key prefixes of all sections and components checked so far

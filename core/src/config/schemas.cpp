@@ -9,8 +9,14 @@
 
 namespace dsv3 {
 
+// Bounds that no experiment needs to exceed, so that products of sizes cannot overflow.
+constexpr double kMaxSize = 1 << 20, kMaxCount = 1 << 30, kMaxTokens = 1e15;
+
 void ModelOptions::describe(OptionSchema<ModelOptions>& s) {
-  s.add("hidden", &ModelOptions::hidden, "width of the residual stream").min(1).unit("features");
+  s.add("hidden", &ModelOptions::hidden, "width of the residual stream")
+      .min(1)
+      .max(kMaxSize)
+      .unit("features");
   s.add("layers", &ModelOptions::layers, "number of decoder blocks, excluding MTP modules")
       .min(1)
       .max(10000)
@@ -18,6 +24,7 @@ void ModelOptions::describe(OptionSchema<ModelOptions>& s) {
   s.add("vocab", &ModelOptions::vocab,
         "number of token ids in the embedding and the head; auto = the tokenizer's vocabulary size")
       .min(1)
+      .max(kMaxCount)
       .word("auto")
       .unit("tokens");
   s.add("tied_head", &ModelOptions::tied_head, "use the embedding's weights in the head");
@@ -78,20 +85,27 @@ void TrainOptions::describe(OptionSchema<TrainOptions>& s) {
   s.add("steps", &TrainOptions::steps,
         "length of the run in optimizer steps; alternative to tokens")
       .min(1)
+      .max(kMaxCount)
       .unit("steps");
   s.add("tokens", &TrainOptions::tokens,
         "length of the run in training tokens; alternative to steps")
       .min(1)
+      .max(kMaxTokens)
       .unit("tokens");
   s.add("batch", &TrainOptions::batch, "sequences per step, across all ranks")
       .min(1)
+      .max(kMaxSize)
       .unit("sequences");
   s.add("micro_batch", &TrainOptions::micro_batch,
         "sequences per forward pass on each rank; auto = all of the rank's sequences")
       .min(1)
+      .max(kMaxSize)
       .word("auto")
       .unit("sequences");
-  s.add("sequence", &TrainOptions::sequence, "tokens per sequence").min(1).unit("tokens");
+  s.add("sequence", &TrainOptions::sequence, "tokens per sequence")
+      .min(1)
+      .max(kMaxCount)
+      .unit("tokens");
   s.add("clip", &TrainOptions::clip, "maximum gradient norm; 0 = no clipping").min(0);
   s.add("precision", &TrainOptions::precision,
         "compute dtype; auto = bf16 on CUDA and on CPUs with AMX-BF16, fp32 elsewhere")

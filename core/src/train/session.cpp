@@ -40,6 +40,12 @@ void require_same_settings(const RunFolder& folder, const Experiment& stored,
                 ExitCode::usage);
 }
 
+/// Replaces bytes that are not UTF-8, which file names may contain, by U+FFFD.
+void write_provenance(const RunFolder& folder, const Json& content) {
+  fs::write_atomically(folder.provenance(),
+                       content.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
 void write_start(const RunRequest& request, const RunFolder& folder, const Experiment& experiment,
                  const Plugins& plugins, const Trainer& trainer) {
   fs::write_atomically(folder.config(), experiment.resolved.yaml());
@@ -54,7 +60,7 @@ void write_start(const RunRequest& request, const RunFolder& folder, const Exper
                                  {"version", library.version},
                                  {"path", library.path.string()},
                                  {"sha256", library.sha256}});
-  fs::write_atomically(folder.provenance(), origin.dump(2) + "\n");
+  write_provenance(folder, origin);
 }
 
 const char* state_of(int code) {
@@ -118,7 +124,7 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
     const int code = trainer->run(resumed);
     Json origin = read_json(folder.provenance());
     origin["data_hash"] = trainer->data_hash();
-    fs::write_atomically(folder.provenance(), origin.dump(2) + "\n");
+    write_provenance(folder, origin);
     folder.write_status(state_of(code), code, trainer->step(), "");
     return code;
   } catch (const std::exception& error) {

@@ -291,7 +291,7 @@ void Trainer::report_not_finite(const StepResult& result, const std::string& cau
   if (!cause.empty()) what += "; " + cause;
   if (experiment_.train.not_finite == "skip") return log::warning(what + "; skipped the update");
   throw Error(what +
-                  ". The newest checkpoint is intact. Lower the "
+                  ". Saved checkpoints are intact. Lower the "
                   "learning rate, lengthen the warm-up, or set train.not_finite=skip",
               ExitCode::not_finite);
 }

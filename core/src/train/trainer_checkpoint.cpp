@@ -1,7 +1,10 @@
 // Saves a run to a checkpoint and restores it, so that the next step is bit-identical.
+#include <set>
+
 #include <dsv3/runtime/compare.h>
 #include <dsv3/sdk/log.h>
 
+#include "call/checked.h"
 #include "checkpoint/tensor_views.h"
 #include "train/trainer.h"
 
@@ -18,6 +21,20 @@ namespace {
                   (settings.empty() ? " " + cause : settings) +
                   "\nSet `model` as in the checkpoint, or start without the checkpoint",
               ExitCode::checkpoint);
+}
+
+/// Returns the name of a stored weight that the model does not have; empty = none.
+std::string unused_weight(const TensorViews& tensors, Strategy& strategy) {
+  constexpr std::string_view kModel = "model/";
+  std::set<std::string> known;
+  for (const OwnedTensor& owned : checked::owned(strategy)) known.insert(owned.range.name);
+  for (const auto& [key, view] : tensors) {
+    if (!key.starts_with(kModel)) continue;
+    const std::string name =
+        key.substr(kModel.size(), key.find('/', kModel.size()) - kModel.size());
+    if (!known.contains(name)) return name;
+  }
+  return "";
 }
 
 }  // namespace
@@ -52,6 +69,8 @@ void Trainer::load_model(const StoredModel& stored) {
                     experiment_.tokenizer.plugin +
                     "': use the one it was trained with, or start without the checkpoint",
                 ExitCode::checkpoint);
+  if (const std::string extra = unused_weight(stored.tensors, *strategy_); !extra.empty())
+    reject_model(stored, experiment_, "this model has no '" + extra + "'");
   try {
     load_parameters(*strategy_, stored.tensors);
     for (const Buffer& buffer : model_->store().buffers())

@@ -106,6 +106,8 @@ const Invalid kInvalid[] = {
     {"dsv3: 1", "dsv3: 1\nconventions: {model.hidden: 3}",
      "error: unknown convention 'model.hidden'"},
     {"dsv3: 1", "dsv3: 1\nconventions: {attention.mlaa.heads: 3}", "error: unknown convention"},
+    {"dsv3: 1", "dsv3: 1\nconventions: {model: {norm: {plaice: pre}}}",
+     "e.yaml:2:30: error: unknown convention 'model.norm.plaice'"},
     {"dsv3: 1", "dsv3: 1\nconventions: {feed_forward.moe.top_k: 3}",
      "note: conventions of this experiment: feed_forward.moe.centring,"},
 };

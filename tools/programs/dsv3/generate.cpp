@@ -4,6 +4,7 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <sstream>
@@ -243,7 +244,7 @@ void add_options(CLI::App& command, Arguments& a) {
       ->allow_extra_args(false);
   command.add_option("--seed", a.seed, "Seed for sampling; every prompt uses the same one")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()));
   a.speculation = command.add_flag("--speculate,!--no-speculate", a.speculate,
                                    "Draft tokens with the model's MTP modules [on if it has any]");
   command.add_flag("--no-cache", a.no_cache, "Recompute the whole sequence for every token");

@@ -17,6 +17,8 @@ constexpr std::array kStructure{
     Row{"dsv3", "", "version of the experiment format, currently 1; base files may omit it"},
     Row{"extends", "",
         "base files, relative to this file's folder; later ones override earlier ones"},
+    Row{"conventions", "",
+        "values of conventions by component, as in the presets; see checkpoints.md"},
     Row{"model.attention", "", "attention: one component, or a list of components with `layers`"},
     Row{"model.position", "", "positional encoding: one component"},
     Row{"model.feed_forward", "",
