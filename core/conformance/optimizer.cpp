@@ -78,7 +78,7 @@ void require_same_updates_on_device(const Subject& subject) {
     std::vector<at::Tensor> gradients;
     for (const Updated& parameter : expected) gradients.push_back(parameter.gradient(update));
     in_half |= computes_in_half([&] { step(expected, gradients, update); });
-    step(actual, gradients, update);
+    in_half |= computes_in_half([&] { step(actual, gradients, update); });
   }
   // An update that is computed in bf16, such as Muon's by default, is compared by itself, with the
   // bound for bf16.

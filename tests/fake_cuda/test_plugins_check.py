@@ -58,10 +58,10 @@ def test_a_component_without_a_fault_passes(kind):
 
 
 @pytest.mark.parametrize("kind, fault, text", [
-    ("attention", "reads_device_memory", "it terminates the process with SIGSEGV"),
+    ("attention", "reads_device_memory", "the plugin crashed with SIGSEGV"),
     ("attention", "makes_host_tensor", "at least two devices, cuda:0 and cpu!"),
     ("feed_forward", "wrong_device", "forward's result is on device meta"),
-    ("position", "throws", "it throws: broken on purpose"),
+    ("position", "throws", "the plugin throws an exception: broken on purpose"),
     ("optimizer", "nan", "NaN or infinite"),
 ])
 def test_a_fault_fails_the_check_and_names_the_component(kind, fault, text):

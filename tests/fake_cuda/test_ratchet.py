@@ -73,7 +73,8 @@ def measure(folder, preset, words, capability):
     sections = {s["name"]: s for s in json.loads((folder / "log.json").read_text())["sections"]}
     # A section lasts from the middle of its step, when the schedule is called, to the middle of the next.
     step, logging = sections["step 1"], sections["step 2"]
-    assert step["total"] == sections["step 3"]["total"], "the costs of steps 1 and 3 differ"
+    # The number of documents in packed rows changes from step to step, and with it a few bytes.
+    assert step["total"] == pytest.approx(sections["step 3"]["total"], rel=1e-6), "the costs of steps 1 and 3 differ"
     def waits(section, kind="waits"):
         return sum(wait["calls"] for wait in section[kind])
     numbers = {

@@ -70,7 +70,7 @@ TEST_CASE("values are parsed as numbers, strings or booleans as the option requi
   const auto file = folder.write("e.yaml", fake::kExperiment);
   CHECK(fake::load(file, {"train.tokens=1e9"}).train.tokens == 1000000000);
   CHECK(fake::load(file, {"train.tokens=2.5e3"}).train.tokens == 2500);
-  CHECK(fake::load(file, {"train.tokens=9223372036854775807"}).train.tokens == INT64_MAX);
+  CHECK(fake::load(file, {"train.seed=9223372036854775807"}).train.seed == INT64_MAX);
   CHECK(fake::load(file, {"train.clip=1"}).train.clip == 1.0);
   CHECK(fake::load(file, {"model.vocab=100"}).model.vocab == 100);
   CHECK(fake::load(file, {"data.path=123"}).data.options.at("path") ==
