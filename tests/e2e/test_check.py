@@ -188,10 +188,13 @@ def test_more_configuration_errors(tmp_path, name, check):
 def test_every_path_of_a_list_is_checked(tmp_path):
     experiment(tmp_path)
     (tmp_path / "empty").mkdir()
-    errors = dsv3_run("tiny.yaml", "--check", "data.paths=[text.txt, nowhere.txt, empty]", cwd=tmp_path, check=4).stderr
+    (tmp_path / "0.txt").touch()
+    paths = "data.paths=[text.txt, nowhere.txt, empty, 0.txt]"
+    errors = dsv3_run("tiny.yaml", "--check", paths, cwd=tmp_path, check=4).stderr
     assert "data.paths.1: no such file or folder: nowhere.txt" in errors
     assert "data.paths.2: the folder is empty: empty" in errors and "data.paths.0" not in errors
-    assert errors.count("\n  data.paths=[text.txt, nowhere.txt, empty]\n             ^\n") == 2
+    assert "data.paths.3: the file is empty: 0.txt" in errors
+    assert errors.count(f"\n  {paths}\n             ^\n") == 3
 
 
 def test_starting_model_is_an_input(tmp_path):
@@ -207,6 +210,17 @@ def test_check_rejects_the_name_of_an_existing_run(tmp_path):
     errors = dsv3_run("tiny.yaml", "--check", "--run_name", "first", cwd=tmp_path, check=2).stderr
     assert "run 'first' already exists in runs" in errors
     assert "ok" in dsv3_run("tiny.yaml", "--check", "--run_name", "first", "--resume", "auto", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("words", [["--run_name", "first", "--resume", "auto"], ["--run_id", "first"]], ids=" ".join)
+def test_check_compares_a_resumed_run_with_its_settings(tmp_path, words):
+    experiment(tmp_path)
+    dsv3_run("tiny.yaml", "train.steps=1", "schedule.warmup=0", "--run_name", "first", cwd=tmp_path)
+    before = listing(tmp_path)
+    errors = dsv3_run("tiny.yaml", "--check", "schedule.warmup=0", *words, cwd=tmp_path, check=2).stderr
+    assert "train.steps: 1 in the run, 30 now" in errors
+    assert "ok" in dsv3_run("tiny.yaml", "--check", "train.steps=1", "schedule.warmup=0", *words, cwd=tmp_path).stdout
+    assert listing(tmp_path) == before
 
 
 def test_check_needs_an_experiment_file(tmp_path):

@@ -25,6 +25,8 @@ std::string why_unreadable(const std::string& path) {
   if (!std::filesystem::exists(path, error)) return "no such file or folder";
   if (std::filesystem::is_directory(path, error) && std::filesystem::is_empty(path, error))
     return "the folder is empty";
+  if (std::filesystem::is_regular_file(path, error) && std::filesystem::is_empty(path, error))
+    return "the file is empty";
   return access(path.c_str(), R_OK) == 0 ? "" : "no permission to read";
 }
 

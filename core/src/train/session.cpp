@@ -15,27 +15,27 @@
 namespace dsv3 {
 namespace {
 
-/// Loads the experiment with which the run in `folder` was started and applies the settings in
-/// `changes`.
-Experiment stored_experiment(const RunFolder& folder, Plugins& plugins,
+/// Loads the experiment with which a run was started, from the run's `config`, and applies the
+/// settings in `changes`.
+Experiment stored_experiment(const std::filesystem::path& config, Plugins& plugins,
                              const ExperimentRequest& changes = {}) {
   ExperimentRequest request;
-  request.file = folder.config();
+  request.file = config;
   request.stored = true;
   request.settings = changes.settings;
   request.command_line = changes.command_line;
   return load_experiment(request, plugins);
 }
 
-/// Throws if the settings in `requested` differ from those of the run to resume.
-void require_same_settings(const RunFolder& folder, const Experiment& stored,
+/// Throws if the settings in `requested` differ from those of run `name`, which is to be resumed.
+void require_same_settings(const std::string& name, const Experiment& stored,
                            Experiment requested) {
   resolve_machine_as(requested, stored);
   const std::string lines =
       difference_lines(stored.resolved, requested.resolved, "in the run", "now");
   if (!lines.empty())
-    throw Error("run '" + folder.name() + "' was started with other settings:" + lines +
-                    "\nResume it unchanged with --run_id " + folder.name() +
+    throw Error("run '" + name + "' was started with other settings:" + lines +
+                    "\nResume it unchanged with --run_id " + name +
                     " alone, or start a new run from its checkpoint with --from",
                 ExitCode::usage);
 }
@@ -153,8 +153,15 @@ Experiment check(const RunRequest& request, Plugins& plugins, PreflightScope sco
   Experiment experiment = load_experiment(request.experiment, plugins);
   const std::filesystem::path output =
       request.output.empty() ? std::filesystem::path(experiment.output) : request.output;
-  if (!request.run_name.empty() && !request.resume_auto)
+  const std::string& name = request.run_id.empty() ? request.run_name : request.run_id;
+  const std::filesystem::path config = output / name / "config.yaml";
+  if (!name.empty() && (request.resume_auto || !request.run_id.empty()) && exists(config)) {
+    Experiment stored = stored_experiment(config, plugins);
+    resolve_machine(stored);
+    require_same_settings(name, stored, experiment);
+  } else if (!request.run_name.empty() && !request.resume_auto) {
     RunFolder::require_new(output, request.run_name);
+  }
   preflight(experiment, plugins, scope);
   if (!request.from.empty() && scope == PreflightScope::everything)
     with_starting_model(request.from, plugins, [](const auto&) {});
@@ -180,10 +187,10 @@ int train(const RunRequest& request, Plugins& plugins) {
                      : request.resume_auto   ? RunFolder::open_or_create(output, request.run_name)
                                              : RunFolder::create(output, request.run_name);
   if (resumed && std::filesystem::exists(folder.config())) {
-    Experiment stored = stored_experiment(folder, plugins);
+    Experiment stored = stored_experiment(folder.config(), plugins);
     resolve_machine(stored);
-    if (!experiment) experiment = stored_experiment(folder, plugins, request.experiment);
-    require_same_settings(folder, stored, std::move(*experiment));
+    if (!experiment) experiment = stored_experiment(folder.config(), plugins, request.experiment);
+    require_same_settings(folder.name(), stored, std::move(*experiment));
     experiment = std::move(stored);
   } else if (!request.run_id.empty()) {
     throw Error("run '" + folder.name() +
