@@ -307,6 +307,14 @@ void index_by_mask() {
   print(x.index({x > 0}).size(0));
 }
 
+/// Sets values on the device and on the host, with the index on the device and the number on the
+/// host.
+void put_a_number() {
+  const Tensor index = at::ones({1}, cuda(at::kLong)), number = at::scalar_tensor(2.0);
+  const Tensor device = at::zeros({4}, cuda()), host = at::zeros({4});
+  print_difference(device.index_put_({index}, number), host.index_put_({index}, number));
+}
+
 /// Prints the kernel that LibTorch chooses for attention calls of several kinds.
 void choose_attention() {
   const auto input = [](int64_t heads, int64_t dim, int64_t tokens = 128,
@@ -365,7 +373,8 @@ const std::map<std::string, void (*)()> kCases{
     CASE(attend_masked),         CASE(attend_packed),
     CASE(multiply_into_fp32),    CASE(group),
     CASE(update_with_adamw),     CASE(index_by_mask),
-    CASE(choose_attention),      CASE(list_operators),
+    CASE(put_a_number),          CASE(choose_attention),
+    CASE(list_operators),
 };
 
 }  // namespace

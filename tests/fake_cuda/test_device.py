@@ -85,6 +85,13 @@ def test_waits_are_counted(tmp_path):
     assert waits_of(tmp_path, "index_by_mask") == ["aten::index.Tensor", "copy to the device, 256 bytes of pageable memory"]
 
 
+def test_index_put_copies_to_the_device_of_its_result(tmp_path):
+    assert float(case("put_a_number").stdout) == 0
+    assert waits_of(tmp_path, "put_a_number") == [
+        "aten::_index_put_impl_ copies a value to the device of the result",
+        "aten::_index_put_impl_ copies an index to the host", "copy to the host, 16 bytes"]
+
+
 def test_copies_of_pinned_memory_are_no_waits(tmp_path):
     assert waits_of(tmp_path, "copy_pinned") == []
     (section,) = json.loads((tmp_path / "log.json").read_text())["sections"]
@@ -115,7 +122,7 @@ def test_a_wait_names_its_call_site(tmp_path):
 def test_operators_are_those_with_a_cuda_kernel():
     """The operators match those that the wheel's CUDA library registers, where that library can be loaded."""
     site_packages = next(pathlib.Path(sys.prefix).glob("lib/python3*/site-packages"))
-    expected = {*cuda_ops.names(site_packages), "copy_"}
+    expected = {*cuda_ops.operators(site_packages), "copy_"}
     assert set(case("list_operators").stdout.split()) == expected
     real = subprocess.run([CASES, "list_operators"], text=True, capture_output=True, timeout=120)
     if real.returncode != 0:

@@ -11,6 +11,7 @@
 #include <torch/library.h>
 
 #include "dry.h"
+#include "indexing.h"
 #include "memory.h"
 #include "restrictions.h"
 #include "statistics.h"
@@ -33,6 +34,7 @@ std::string base_of(const std::string& name) {
 }
 
 /// Whether the CUDA implementation waits for the device, usually to learn the size of its result.
+/// indexing.cpp counts the waits of index operators.
 bool waits(const std::string& name, const Values& arguments) {
   static const std::set<std::string> always{"aten::nonzero",
                                             "aten::masked_select",
@@ -48,35 +50,29 @@ bool waits(const std::string& name, const Values& arguments) {
   const std::string base = base_of(name);
   if (always.contains(base)) return true;
   if (name == "aten::repeat_interleave.Tensor") return arguments.back().isNone();
-  if (base == "aten::index" || base == "aten::index_put_" || base == "aten::_index_put_impl_") {
-    for (const c10::IValue& index : arguments[1].toListRef())  // masks become indices
-      if (index.isTensor() && (index.toTensor().scalar_type() == at::kBool ||
-                               index.toTensor().scalar_type() == at::kByte))
-        return true;
-  }
   return false;
-}
-
-/// Whether the operator accepts index tensors on the CPU, which CUDA copies to the device.
-bool copies_host_indices(const std::string& name) {
-  const std::string base = base_of(name);
-  return base == "aten::index" || base == "aten::index_put_" || base == "aten::_index_put_impl_";
 }
 
 class Call {
  public:
-  Call(const c10::OperatorHandle& operation, Stack* stack)
-      : operation_(operation), stack_(stack), name_(name_of(operation)) {
+  Call(const c10::OperatorHandle& operation, Stack* stack, bool checks_devices)
+      : operation_(operation),
+        stack_(stack),
+        name_(name_of(operation)),
+        checks_devices_(checks_devices) {
     const size_t count = operation.schema().arguments().size();
     arguments_.assign(stack->end() - std::ptrdiff_t(count), stack->end());
     torch::jit::drop(*stack, count);
   }
 
   void run() {
-    for (const c10::IValue& argument : arguments_) stack_->push_back(with_twins(argument));
+    check_index_devices(name_, arguments_);
+    for (size_t i = 0; i < arguments_.size(); ++i)
+      stack_->push_back(with_twins(arguments_[i], operation_.schema().arguments()[i]));
     const c10::OptionalDeviceGuard guard(device_);
     check_restrictions(name_, arguments_);
     if (waits(name_, arguments_)) count_wait(name_);
+    count_index_waits(name_, arguments_);
     if (dry()) {
       run_dry(operation_, name_, arguments_, stack_);
     } else {
@@ -95,16 +91,22 @@ class Call {
   }
 
  private:
-  Tensor twin_of(const Tensor& tensor, bool in_list) {
+  /// Whether CUDA accepts a tensor on the host as the argument `declared`. Kernels built on
+  /// TensorIterator receive a tensor without dimensions as a number, by value. Other operators
+  /// reject it if it is a positional or out= argument.
+  bool accepts_host(const Tensor& tensor, const c10::Argument& declared) const {
+    if (is_index_put(name_)) return true;  // checked by check_index_devices()
+    const bool is_checked = checks_devices_ && (!declared.kwarg_only() || declared.is_out());
+    return tensor.dim() == 0 && !is_checked;
+  }
+
+  Tensor twin_of(const Tensor& tensor, bool accepts_host) {
     if (tensor.defined() && tensor.is_cpu()) {
-      const bool is_number = tensor.dim() == 0 && !in_list;  // CUDA kernels receive it as a number,
-                                                             // by value
-      TORCH_CHECK(is_number || copies_host_indices(name_),
+      TORCH_CHECK(accepts_host,
                   "Expected all tensors to be on the same device, but found at least two devices, "
                   "cuda:0 and cpu! (",
                   name_, ")");
-      if (!is_number) count_wait(name_ + " copies an index from the host");
-      return dry() && !is_number ? tensor.to(at::kMeta) : tensor;
+      return dry() && tensor.dim() > 0 ? tensor.to(at::kMeta) : tensor;
     }
     if (tensor.defined() && tensor.is_cuda()) {
       if (!device_) device_ = tensor.device();
@@ -117,20 +119,22 @@ class Call {
     return host;
   }
 
-  c10::IValue with_twins(const c10::IValue& value) {
+  c10::IValue with_twins(const c10::IValue& value, const c10::Argument& declared) {
     if (value.isTensor()) {
       if (!value.toTensor().defined()) return value;
-      return twin_of(value.toTensor(), false);
+      return twin_of(value.toTensor(), accepts_host(value.toTensor(), declared));
     }
     if (value.isTensorList()) {
       c10::List<Tensor> list;
-      for (const Tensor& tensor : value.toTensorVector()) list.push_back(twin_of(tensor, true));
+      for (const Tensor& tensor : value.toTensorVector()) list.push_back(twin_of(tensor, false));
       return list;
     }
     if (value.isOptionalTensorList()) {
+      const bool accepts_host_indices = is_index(name_) || is_index_put(name_);
       c10::List<std::optional<Tensor>> list;
       for (const std::optional<Tensor>& tensor : value.toOptionalTensorVector())
-        list.push_back(tensor ? std::optional(twin_of(*tensor, true)) : std::nullopt);
+        list.push_back(tensor ? std::optional(twin_of(*tensor, accepts_host_indices))
+                              : std::nullopt);
       return list;
     }
     if (value.isDevice()) device_ = value.toDevice();
@@ -175,13 +179,15 @@ class Call {
   const c10::OperatorHandle& operation_;
   Stack* stack_;
   std::string name_;
+  bool checks_devices_;
   Values arguments_;
   std::optional<c10::Device> device_;             // of the results
   std::vector<std::pair<Tensor, Tensor>> twins_;  // device tensor, twin
 };
 
+template <bool checks_devices>
 void run_on_twins(const c10::OperatorHandle& operation, Stack* stack) {
-  Call(operation, stack).run();
+  Call(operation, stack, checks_devices).run();
 }
 
 void reject(const c10::OperatorHandle& operation, Stack*) {
@@ -190,9 +196,16 @@ void reject(const c10::OperatorHandle& operation, Stack*) {
                               "kernel for it");
 }
 
+/// An operator with a CUDA kernel, and whether LibTorch checks before the kernel that all tensors
+/// are on the same device.
+struct CudaOperator {
+  const char* name;
+  bool checks_devices;
+};
+
 /// Generated by cuda_ops.py, without the operators that other source files implement.
-constexpr const char* kCudaOperators[] = {
-#define X(name) name,
+constexpr CudaOperator kCudaOperators[] = {
+#define X(name, checks_devices) {name, checks_devices},
 #include "cuda_ops.inc"
 #undef X
 };
@@ -204,8 +217,10 @@ TORCH_LIBRARY_IMPL(_, CUDA, library) {
 }
 
 TORCH_LIBRARY_IMPL(aten, CUDA, library) {
-  for (const char* name : kCudaOperators)
-    library.impl(name, torch::CppFunction::makeFromBoxedFunction<&run_on_twins>());
+  for (const auto& [name, checks_devices] : kCudaOperators)
+    library.impl(name, checks_devices
+                           ? torch::CppFunction::makeFromBoxedFunction<&run_on_twins<true>>()
+                           : torch::CppFunction::makeFromBoxedFunction<&run_on_twins<false>>());
 }
 
 }  // namespace fake_cuda

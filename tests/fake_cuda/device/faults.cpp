@@ -4,6 +4,7 @@
 #include <csignal>
 #include <dlfcn.h>
 #include <execinfo.h>
+#include <string_view>
 #include <unistd.h>
 
 #include "memory.h"
@@ -21,14 +22,15 @@ Sigaction libc_sigaction() {
   return function;
 }
 
+void report(std::string_view text) {
+  (void)!write(STDERR_FILENO, text.data(), text.size());
+  std::array<void*, 40> frames{};
+  backtrace_symbols_fd(frames.data(), backtrace(frames.data(), int(frames.size())), STDERR_FILENO);
+}
+
 void on_fault(int signal, siginfo_t* info, void* context) {
-  if (on_device(info->si_addr)) {
-    constexpr char kText[] = "fake_cuda: host code accesses device memory:\n";
-    (void)!write(STDERR_FILENO, kText, sizeof kText - 1);
-    std::array<void*, 40> frames{};
-    backtrace_symbols_fd(frames.data(), backtrace(frames.data(), int(frames.size())),
-                         STDERR_FILENO);
-  }
+  if (on_device(info->si_addr)) report("fake_cuda: host code accesses device memory:\n");
+  if (replaces_host(info->si_addr)) report("fake_cuda: the device accesses host memory:\n");
   if (program_handler.sa_flags & SA_SIGINFO) {
     if (program_handler.sa_sigaction) return program_handler.sa_sigaction(signal, info, context);
   } else if (program_handler.sa_handler != SIG_DFL && program_handler.sa_handler != SIG_IGN) {

@@ -23,12 +23,14 @@ constexpr size_t kAddresses = size_t(1) << 40;
 constexpr size_t kAlignment = 512;  // in bytes; the same as in CUDA's caching allocator
 constexpr size_t kPage = 4096;
 
-/// Two address ranges of the same size. Device tensors point into `device`, which no code can
-/// access. Their bytes are at the same offset in `bytes`, which only the fake device's kernels use.
+/// Address ranges of the same size. Device tensors point into `device`, which no code can access.
+/// Their bytes are at the same offset in `bytes`, which only the fake device's kernels use. A
+/// kernel that would access host memory accesses `host` instead, which is protected like `device`.
 /// Memory protection never changes, so several threads can run kernels at the same time.
 struct Ranges {
   char* device = map(PROT_NONE);
   char* bytes = map(PROT_READ | PROT_WRITE);
+  char* host = map(PROT_NONE);
 
   static char* map(int protection) {
     void* range =
@@ -246,7 +248,12 @@ bool on_device(const void* pointer) {
   return pointer >= ranges().device && pointer < ranges().device + kAddresses;
 }
 
+bool replaces_host(const void* pointer) {
+  return pointer >= ranges().host && pointer < ranges().host + kAddresses;
+}
+
 void* bytes_of(const void* pointer) {
+  if (!on_device(pointer)) return ranges().host;
   return ranges().bytes + (static_cast<const char*>(pointer) - ranges().device);
 }
 

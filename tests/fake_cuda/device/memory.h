@@ -15,8 +15,11 @@ bool dry();
 bool on_device(const void* pointer);
 
 /// Returns the host address at which the fake device's kernels access the bytes of the device
-/// address `pointer`.
+/// address `pointer`. For a host address, returns one whose access faults (see `replaces_host`).
 void* bytes_of(const void* pointer);
+
+/// Whether a kernel that accesses `pointer` would access host memory on a GPU.
+bool replaces_host(const void* pointer);
 
 /// Returns the allocator for device memory, registered for `at::kCUDA`. New memory is filled with
 /// 0xff, which is NaN in every floating-point type and -1 in every signed integer type. An

@@ -1,7 +1,6 @@
 #include "restrictions.h"
 
 #include <map>
-#include <set>
 
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
@@ -36,13 +35,20 @@ std::string nondeterministic_kernel(const std::string& base,
 
 void check_restrictions(const std::string& name, const std::vector<c10::IValue>& arguments) {
   const std::string base = name.substr(0, name.find('.'));
-  static const std::set<std::string> products{"aten::mm",     "aten::bmm",     "aten::addmm",
-                                              "aten::addmm_", "aten::baddbmm", "aten::baddbmm_",
-                                              "aten::addmv",  "aten::dot"};
-  if (products.contains(base))
+  // By the name that LibTorch reports.
+  static const std::map<std::string, std::string> products{{"aten::mm", "addmm_cuda"},
+                                                           {"aten::addmm", "addmm_cuda"},
+                                                           {"aten::addmm_", "addmm_cuda"},
+                                                           {"aten::bmm", "baddbmm_cuda"},
+                                                           {"aten::baddbmm", "baddbmm_cuda"},
+                                                           {"aten::baddbmm_", "baddbmm_cuda"},
+                                                           {"aten::addmv", "addmv_impl_cuda"},
+                                                           {"aten::addmv_", "addmv_impl_cuda"},
+                                                           {"aten::dot", "dot"}};
+  if (const auto product = products.find(base); product != products.end())
     TORCH_CHECK(is_floating(arguments[0]) || arguments[0].toTensor().is_complex(), "\"",
-                base.substr(6), "_cuda\" not implemented for '",
-                arguments[0].toTensor().scalar_type(), "'");
+                product->second, "\" not implemented for '", arguments[0].toTensor().scalar_type(),
+                "'");
   if (const std::string kernel = nondeterministic_kernel(base, arguments); !kernel.empty())
     at::globalContext().alertNotDeterministic(kernel);
 }

@@ -69,7 +69,7 @@ FAILED = {
     Run("host_read_backward"): [HOST_ACCESS, r"SIGSEGV in feed_forward 'moe' \(layer 3, backward\) at step 1"],
     Run("host_read_gradient"): [HOST_ACCESS, r"SIGSEGV in strategy 'single' \(grad_norm\) at step 1"],
     Run("host_view", "host"): [HOST_ACCESS, "SIGSEGV"],
-    Run("host_view", "device"): ["SIGSEGV"],
+    Run("host_view", "device"): ["the device accesses host memory", "SIGSEGV"],
     Run("checkpoint_copy", "none"): [HOST_ACCESS, "CheckpointStore4save"],
     Run("checkpoint_restore", source=PLAIN): [HOST_ACCESS, "load_parameters"],
     Run(words=plugin("optimizer/host_sgd")): [HOST_ACCESS, r"SIGSEGV in optimizer 'host_sgd' \(step\) at step 1"],
@@ -123,8 +123,8 @@ ATTEMPTS = {
     (MIXED, "attention"): "to have the same device type",
     (MIXED, "index of a host tensor"): FOREIGN_INDEX,
     (MIXED, "index of a host tensor by a mask"): FOREIGN_INDEX,
-    **dict.fromkeys([(MISSING, name) for name in (
-        "integer mm", "integer bmm", "integer matrix times vector", "integer dot")], "not implemented for 'Long'"),
+    **{(MISSING, f"integer {name}"): f"\"{kernel}\" not implemented for 'Long'" for name, kernel in (
+        ("mm", "addmm_cuda"), ("bmm", "baddbmm_cuda"), ("matrix times vector", "addmv_impl_cuda"), ("dot", "dot"))},
     (MISSING, "oneDNN"): "Could not run 'aten::to_mkldnn' with arguments from the 'CUDA' backend",
     **dict.fromkeys([(MISSING, f"deterministic {name}") for name in ("bincount", "histc", "median")],
                     "does not have a deterministic implementation"),
@@ -142,18 +142,7 @@ WAITS = {
 }
 
 # Cases in which the fake device and a GPU differ, with what a GPU does. Remove a case once the device is correct.
-NEEDS_DEVICE = "this operator rejects host tensors even if they have no dimensions"
-INDEX_ON_HOST = "LibTorch indexes a host tensor only by host tensors"
-MISSED = {
-    Run(words=plugin("position/host_table")): INDEX_ON_HOST,
-    (MIXED, "index of a host tensor"): INDEX_ON_HOST,
-    (MIXED, "index of a host tensor by a mask"): INDEX_ON_HOST,
-    (MIXED, "index_put with host values"): "only values without dimensions may be on the host",
-    (MIXED, "index_select with a host number"): NEEDS_DEVICE,
-    (MIXED, "addmm with a host number"): NEEDS_DEVICE,
-    (MISSING, "integer matrix times vector"): "CUDA has no kernel for integers (addmv_impl_cuda)",
-    (HIDDEN_WAIT, "free_index_put"): "LibTorch calls masked_fill, which does not wait",
-}
+MISSED = {}
 
 
 def cases(values):
