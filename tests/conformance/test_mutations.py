@@ -38,11 +38,11 @@ SYNTHETIC, LLAMA, DEEPSEEK_V3 = "data/synthetic", "format/llama", "format/deepse
 MUTATIONS = {
     "no_mask": mutation(
         MHA, "attend($q, $k, $v, $seq, $scale)",
-        "attend($q, $k, $v, [&] { dsv3::Sequence s = $seq; s.mask = at::Tensor(); return s; }(), $scale)", "heads=4"),
-    "all_to_all_mask": mutation(
+        "attend($q, $k, $v, [&] { dsv3::Sequence s = $seq; s.packing = nullptr; return s; }(), $scale)", "heads=4"),
+    "looks_ahead": mutation(
         MHA, "attend($q, $k, $v, $seq, $scale)",
-        "attend($q, $k, $v, [&] { dsv3::Sequence s = $seq; if (!s.cache) s.mask = at::ones({$q.size(0), 1, $q.size(1), "
-        "$q.size(1)}, at::kBool); return s; }(), $scale)", "heads=4"),
+        "attend($seq.cache ? $q : $q.flip(1), $seq.cache ? $k : $k.flip(1), $seq.cache ? $v : $v.flip(1), $seq, $scale)"
+        ".flip(std::vector<int64_t>(!$seq.cache, 1))", "heads=4"),
     "absorbed_scale_missing": mutation(MLA, "attend($q, $k, $k, $seq, $scale)", "attend($q, $k, $k, $seq, 1.0)"),
     "off_by_one_position": mutation(
         MHA, "rotated($q, $k, $seq.positions)",
