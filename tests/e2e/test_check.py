@@ -199,7 +199,7 @@ def test_every_path_of_a_list_is_checked(tmp_path):
 
 def test_starting_model_is_an_input(tmp_path):
     experiment(tmp_path)
-    errors = dsv3_run("tiny.yaml", "--check", "--from", "nowhere", cwd=tmp_path, check=None).stderr
+    errors = dsv3_run("tiny.yaml", "--check", "--from", "nowhere", cwd=tmp_path, check=5).stderr
     assert "--from nowhere" in errors
     assert "ok" in dsv3_run("tiny.yaml", "--check", "--config-only", "--from", "nowhere", cwd=tmp_path).stdout
 

@@ -1,5 +1,5 @@
 // A model's computations: training loss, validation loss, logits. The order of the enter and leave
-// calls is part of the contract with strategies (docs/strategies.md).
+// calls is part of the contract with strategies (dsv3/sdk/strategy.h).
 #include <limits>
 
 #include <ATen/ATen.h>

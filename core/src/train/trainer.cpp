@@ -168,9 +168,8 @@ int Trainer::run(bool resumed) {
 }
 
 bool Trainer::is_logged(int64_t step) const {
-  const auto is_due = [step](int64_t every) { return every > 0 && step % every == 0; };
-  return step == total_steps_ || is_due(experiment_.train.log_every) ||
-         is_due(experiment_.validation.every);
+  return step == total_steps_ || divides(experiment_.train.log_every, step) ||
+         divides(experiment_.validation.every, step);
 }
 
 void Trainer::train_step() {

@@ -123,7 +123,8 @@ class Trainer {
   void announce() const;
   void start_trackers(bool resumed);
   std::string hash_parameters();
-  bool due(int64_t every) const { return every > 0 && step_ % every == 0; }
+  static bool divides(int64_t every, int64_t step) { return every > 0 && step % every == 0; }
+  bool due(int64_t every) const { return divides(every, step_); }
 
   Experiment experiment_;
   Plugins& plugins_;

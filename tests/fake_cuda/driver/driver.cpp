@@ -35,6 +35,26 @@ int check(int device) {
   return device >= 0 && device < int(visible_gpus().size()) ? kSuccess : kInvalidDevice;
 }
 
+struct ErrorText {
+  int error;
+  const char *name, *text;
+};
+
+/// The driver's texts for an error; null = unknown.
+const ErrorText* text_of(int error) {
+  static constexpr ErrorText kTexts[]{
+      {kSuccess, "CUDA_SUCCESS", "no error"},
+      {kInvalidValue, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
+      {kNotInitialized, "CUDA_ERROR_NOT_INITIALIZED", "initialization error"},
+      {kNoDevice, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
+      {kInvalidDevice, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
+      {803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
+       "system has unsupported display driver / cuda driver combination"}};
+  for (const ErrorText& text : kTexts)
+    if (text.error == error) return &text;
+  return nullptr;
+}
+
 }  // namespace
 
 extern "C" {
@@ -91,57 +111,15 @@ int cuDeviceGetAttribute(int* value, int attribute, int device) {
 }
 
 int cuGetErrorName(int error, const char** name) {
-  switch (error) {
-    case kSuccess:
-      *name = "CUDA_SUCCESS";
-      break;
-    case kInvalidValue:
-      *name = "CUDA_ERROR_INVALID_VALUE";
-      break;
-    case kNotInitialized:
-      *name = "CUDA_ERROR_NOT_INITIALIZED";
-      break;
-    case kNoDevice:
-      *name = "CUDA_ERROR_NO_DEVICE";
-      break;
-    case kInvalidDevice:
-      *name = "CUDA_ERROR_INVALID_DEVICE";
-      break;
-    case 803:
-      *name = "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH";
-      break;
-    default:
-      *name = nullptr;
-      return kInvalidValue;
-  }
-  return kSuccess;
+  const ErrorText* found = text_of(error);
+  *name = found ? found->name : nullptr;
+  return found ? kSuccess : kInvalidValue;
 }
 
 int cuGetErrorString(int error, const char** text) {
-  switch (error) {
-    case kSuccess:
-      *text = "no error";
-      break;
-    case kInvalidValue:
-      *text = "invalid argument";
-      break;
-    case kNotInitialized:
-      *text = "initialization error";
-      break;
-    case kNoDevice:
-      *text = "no CUDA-capable device is detected";
-      break;
-    case kInvalidDevice:
-      *text = "invalid device ordinal";
-      break;
-    case 803:
-      *text = "system has unsupported display driver / cuda driver combination";
-      break;
-    default:
-      *text = nullptr;
-      return kInvalidValue;
-  }
-  return kSuccess;
+  const ErrorText* found = text_of(error);
+  *text = found ? found->text : nullptr;
+  return found ? kSuccess : kInvalidValue;
 }
 
 }  // extern "C"
