@@ -85,3 +85,11 @@ def flat(value, path=""):
         return {k: v for i, item in enumerate(value) for k, v in flat(item, f"{path}/{i}").items()}
     measured = isinstance(value, (int, float)) and not any(word in path for word in ("second", "per_s", "time"))
     return {path: value} if measured else {}
+
+
+def test_unaligned_experts_are_reported_before_training(folder):
+    words = ["tiny.yaml", "--check", "model.feed_forward.1.hidden=20"]
+    warning = "experts of shape 40 x"
+    assert warning in train(*words, "train.precision=bf16", cwd=folder).stderr
+    assert warning not in train(*words, "train.precision=fp32", cwd=folder).stderr
+    assert warning not in train("tiny.yaml", "--check", "train.precision=bf16", cwd=folder).stderr

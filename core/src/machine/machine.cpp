@@ -151,6 +151,11 @@ at::ScalarType compute_dtype(const TrainOptions& train) {
   return train.precision == "bf16" ? at::kBFloat16 : at::kFloat;
 }
 
+bool trains_on_gpu_in_bf16(const TrainOptions& train) {
+  return train.precision != "fp32" &&
+         (train.device == "cuda" || (train.device == "auto" && !gpu_driver().gpus.empty()));
+}
+
 double peak_flops(at::Device device) {
   const Gpu* gpu = gpu_of(device);
   return gpu ? peak_flops_of(gpu->name) : 0;

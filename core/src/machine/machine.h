@@ -30,6 +30,9 @@ void choose_determinism(const TrainOptions& train, at::Device device);
 /// "fp32" or "bf16" for `precision: auto`: bf16 on GPUs and on CPUs with AMX, otherwise fp32.
 const char* automatic_precision(at::Device device);
 at::ScalarType compute_dtype(const TrainOptions& train);
+/// Whether the experiment trains on a GPU in bf16, also if `device` and `precision` are `auto`.
+/// Does not check whether the GPU can be used.
+bool trains_on_gpu_in_bf16(const TrainOptions& train);
 
 /// The GPU's nominal dense bf16 rate in FLOP/s, looked up by name; 0 for unknown GPUs and for CPUs.
 double peak_flops(at::Device device);

@@ -3,13 +3,11 @@
 // cannot use several threads well.
 #include <algorithm>
 #include <atomic>
-#include <mutex>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 
-#include <dsv3/sdk/log.h>
 #include <dsv3/sdk/ops.h>
 
 #include "ops/kernels.h"
@@ -127,15 +125,7 @@ at::Tensor plain(const at::Tensor& x, const at::Tensor& weight, const at::Tensor
 // Whether LibTorch's _grouped_mm supports `weight` [E, M, K], whose rows must be multiples of 16
 // bytes long. _grouped_mm is the only implementation that does not read `ends` on the host.
 bool has_aligned_rows(const at::Tensor& weight) {
-  if (weight.size(1) % 8 == 0 && weight.size(2) % 8 == 0) return true;
-  static std::once_flag warned;
-  std::call_once(warned, [&] {
-    log::warning(
-        "expert weights of shape " + std::to_string(weight.size(2)) + " x " +
-        std::to_string(weight.size(1)) +
-        " are slow on a GPU; make model.hidden and the experts' hidden size multiples of 8");
-  });
-  return false;
+  return weight.size(1) % 8 == 0 && weight.size(2) % 8 == 0;
 }
 
 }  // namespace

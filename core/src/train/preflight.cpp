@@ -1,5 +1,7 @@
 #include <unistd.h>
 
+#include <dsv3/sdk/log.h>
+
 #include "call/call.h"
 #include "config/diagnostics.h"
 #include "machine/machine.h"
@@ -200,6 +202,23 @@ class Preflight {
     } catch (const Error& error) {
       if (error.code() != ExitCode::usage) throw;
       add(configuration_, error.what());
+    }
+    warn_about_slow_experts(model);
+  }
+
+  /// Warns about routed experts that LibTorch's grouped GEMM cannot multiply, because its rows must
+  /// be multiples of 16 bytes long.
+  void warn_about_slow_experts(const Model& model) const {
+    if (!trains_on_gpu_in_bf16(experiment_.train)) return;
+    for (const Parameter& parameter : model.store().parameters()) {
+      const at::IntArrayRef sizes = parameter.tensor.sizes();
+      if (parameter.spec.active >= 1 || sizes.size() != 3) continue;
+      if (sizes[1] % 8 == 0 && sizes[2] % 8 == 0) continue;
+      return log::warning(c10::str(
+          experiment_.feed_forward.back().component.origin.text(), ": experts of shape ", sizes[1],
+          " x ", sizes[2], " (", parameter.name,
+          ") train slowly on a GPU, which multiplies them one by one and waits for their sizes; "
+          "make model.hidden and the experts' hidden size multiples of 8"));
     }
   }
 
