@@ -72,7 +72,7 @@ class RotaryAttention final : public ProjectedAttention {
     const auto heads = [&](size_t i) { return projections_[i](x).view({batch, length, 2, head}); };
     const auto [q, k] = position_->rotate(heads(0), heads(1), seq.positions);
     const double scale = position_->softmax_scale() / std::sqrt(double(head));
-    return projections_[3](attend(q, k, heads(2), seq, scale).reshape({batch, length, width_}));
+    return projections_[3](attend(q, k, heads(2), seq, {.scale = scale}).reshape({batch, length, width_}));
   }
   int64_t saved_values_per_token(int64_t) const override { return 6 * width_; }
 

@@ -86,7 +86,8 @@ std::vector<Check> checks(Kind kind, bool gpu) {
       {Kind::position, position_checks},   {Kind::optimizer, optimizer_checks},
       {Kind::schedule, schedule_checks},   {Kind::strategy, strategy_checks},
       {Kind::tracker, tracker_checks},     {Kind::data, data_checks},
-      {Kind::tokenizer, tokenizer_checks}, {Kind::format, format_checks}};
+      {Kind::tokenizer, tokenizer_checks}, {Kind::format, format_checks},
+      {Kind::callback, callback_checks}};
   std::vector<Check> all;
   const AddCheck add = [&](const auto&... members) { all.push_back({members...}); };
   // `dsv3 plugins describe` prints the summary and the option descriptions.
@@ -97,6 +98,8 @@ std::vector<Check> checks(Kind kind, bool gpu) {
       const std::string wrong = config::misfit(spec, spec.default_value);
       require(spec.required || wrong.empty(), "the default of option '", spec.key, "' ", wrong);
     }
+    for (const MetricSpec& metric : subject.component.schema->metrics)
+      require(!metric.doc.empty(), "metric '", metric.name, "' has no description");
   });
   suites.at(kind)(add);
   if (!gpu) std::erase_if(all, [](const Check& check) { return check.name == kDeviceCheck; });

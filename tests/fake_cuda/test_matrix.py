@@ -46,7 +46,7 @@ def test_steps_equal_those_of_the_cpu(tmp_path, run):
     assert statistics(tmp_path / "log.json")["operators"], "nothing ran on the device"
     device, cpu = metrics(tmp_path / "runs/device"), metrics(tmp_path / "runs/cpu")
     assert sorted(device) == sorted(cpu) == [0, 1, 2, 3]
-    compared = ("train/loss", "train/main_loss", "train/mtp_loss", "train/grad_norm", "val/loss")
+    compared = ("train/loss", "train/total_loss", "train/mtp_loss", "train/grad_norm", "val/loss")
     for step, row in cpu.items():
         for name in compared:
             if name in row:

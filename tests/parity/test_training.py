@@ -179,7 +179,7 @@ def test_training(name, optimizer, steps, model_folder, worst, tmp_path, monkeyp
         part = slice((step - 1) * BATCH, step * BATCH)
         total, main, further, norm = train_step(model, oracle.Rows(tokens[part], ids[part]), optimizers, alpha_of(name))
         ours, where = metrics[step], f"{name}, {optimizer}, step {step}"
-        expected = {"train/loss": total, "train/main_loss": main}
+        expected = {"train/total_loss": total, "train/loss": main}
         if further is not None:
             expected["train/mtp_loss"] = further
         for key, value in expected.items():

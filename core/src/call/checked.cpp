@@ -98,9 +98,9 @@ std::pair<at::Tensor, at::Tensor> rotate(const Position& position, const at::Ten
   });
 }
 
-at::Tensor step_counts(FeedForward& feed_forward) {
-  return call(feed_forward, "step_counts", [](FeedForward& f) {
-    at::Tensor counts = f.step_counts();
+at::Tensor step_counts(Component& layer) {
+  return call(layer, "step_counts", [](Component& c) {
+    at::Tensor counts = c.step_counts();
     if (counts.defined() && (counts.scalar_type() != at::kLong || counts.dim() != 1))
       fail("step_counts() is " + described(counts) + "; it must be a one-dimensional int64 tensor");
     return counts;

@@ -59,7 +59,7 @@ template <class Layer>
 at::Tensor forward(Layer& layer, const at::Tensor& x, const Sequence& seq);
 std::pair<at::Tensor, at::Tensor> rotate(const Position& position, const at::Tensor& q,
                                          const at::Tensor& k, const at::Tensor& positions);
-at::Tensor step_counts(FeedForward& feed_forward);
+at::Tensor step_counts(Component& layer);
 
 /// `unit_index` is the number of units that the strategy has adopted so far. adopt() must return
 /// it.

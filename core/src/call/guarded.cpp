@@ -24,6 +24,9 @@ class GuardedPosition final : public Position {
       return scale;
     });
   }
+  void on_step_end(const StepEnd& end) override {
+    call(*inner_, "on_step_end", &Position::on_step_end, end);
+  }
 
  private:
   std::shared_ptr<Position> inner_;

@@ -41,8 +41,10 @@ at::Tensor Block::apply(const Norms& norms, Layer& layer, const at::Tensor& x,
 }
 
 at::Tensor Block::forward(const at::Tensor& x, const Sequence& seq) const {
-  return apply(feed_forward_norms_, *feed_forward_, apply(attention_norms_, *attention_, x, seq),
-               seq);
+  const at::Tensor y = apply(attention_norms_, *attention_, x, seq);
+  Sequence second = seq;
+  second.key.sublayer = 1;
+  return apply(feed_forward_norms_, *feed_forward_, y, second);
 }
 
 MtpModule::MtpModule(const LayerContext& context, const ModelFactory& factory,

@@ -67,11 +67,15 @@ std::string Component::full_name(const std::string& name) const {
   return context_.prefix.empty() ? name : context_.prefix + "." + name;
 }
 
-Linear::Linear(Component& owner, const std::string& name, int64_t in, int64_t out, ParamSpec spec)
-    : weight_(owner.parameter(name + ".weight", {out, in}, spec)) {}
+Linear::Linear(Component& owner, const std::string& name, int64_t in, int64_t out, ParamSpec spec,
+               bool bias)
+    : weight_(owner.parameter(name + ".weight", {out, in}, spec)) {
+  if (bias)
+    bias_ = owner.parameter(name + ".bias", {out}, {.role = Role::bias, .init = Init::zeros()});
+}
 
 at::Tensor Linear::operator()(const at::Tensor& x) const {
-  return at::linear(x, weight_);
+  return bias_.defined() ? at::linear(x, weight_, bias_) : at::linear(x, weight_);
 }
 
 RmsNorm::RmsNorm(Component& owner, const std::string& name, int64_t size, double eps)
@@ -81,6 +85,16 @@ RmsNorm::RmsNorm(Component& owner, const std::string& name, int64_t size, double
 
 at::Tensor RmsNorm::operator()(const at::Tensor& x) const {
   return rms_norm(x, weight_, eps_);
+}
+
+LayerNorm::LayerNorm(Component& owner, const std::string& name, int64_t size, double eps)
+    : weight_(
+          owner.parameter(name + ".weight", {size}, {.role = Role::norm, .init = Init::ones()})),
+      bias_(owner.parameter(name + ".bias", {size}, {.role = Role::bias, .init = Init::zeros()})),
+      eps_(eps) {}
+
+at::Tensor LayerNorm::operator()(const at::Tensor& x) const {
+  return at::layer_norm(x, {x.size(-1)}, weight_, bias_, eps_);
 }
 
 }  // namespace dsv3

@@ -32,6 +32,12 @@ void show(const std::string& module, const at::Tensor& output) {
   if (Watch* watch = Watch::active) watch->passed(module, {}, {output});
 }
 
+std::vector<at::Tensor*> references(Tensors& tensors) {
+  std::vector<at::Tensor*> pointers;
+  for (at::Tensor& tensor : tensors) pointers.push_back(&tensor);
+  return pointers;
+}
+
 }  // namespace
 
 std::vector<int64_t> count_targets(const Batch& batch, int64_t mtp_depth) {
@@ -58,44 +64,72 @@ at::Tensor Model::Parts::embed(const at::Tensor& tokens) const {
   return x;
 }
 
-at::Tensor Model::Parts::hidden(const at::Tensor& tokens, const Sequence& seq,
+Tensors Model::Parts::run_unit(const Unit& unit, Tensors inputs, const Sequence& seq,
+                               const UnitForward& forward) const {
+  const size_t unit_inputs = inputs.size();
+  std::vector<std::string> names;
+  for (const auto& [name, value] : seq.shared->all()) {
+    names.push_back(name);
+    inputs.push_back(value);
+  }
+  const auto added = std::make_shared<std::vector<std::string>>();  // shared values set by the unit
+  // The backward pass may call this again, so it depends only on its inputs.
+  const Recomputable compute = [=](const Tensors& in, bool repeated) {
+    Sequence inner = seq;
+    inner.shared = std::make_shared<SharedValues>();
+    for (size_t i = 0; i < names.size(); ++i) inner.shared->set(names[i], in[unit_inputs + i]);
+    const SharedValues before = *inner.shared;
+    if (repeated) {
+      inner.recompute = true;
+      inner.metrics = {};
+    }
+    Tensors out = forward(Tensors(in.begin(), in.begin() + ptrdiff_t(unit_inputs)), inner);
+    added->clear();
+    for (const auto& [name, value] : inner.shared->all()) {
+      if (value.is_same(before.find(name))) continue;
+      added->push_back(name);
+      out.push_back(value);
+    }
+    return out;
+  };
+  enter(unit, references(inputs));
+  Tensors out = experiment.model.recompute == "full" ? run_recomputed(compute, inputs)
+                                                     : compute(inputs, false);
+  show(unit.name, out.front());
+  leave(unit, references(out));
+  for (auto name = added->rbegin(); name != added->rend(); ++name) {
+    seq.shared->set(*name, out.back());
+    out.pop_back();
+  }
+  return out;
+}
+
+at::Tensor Model::Parts::hidden(const at::Tensor& tokens, Sequence seq,
                                 std::vector<KvCache>* caches) const {
-  const bool recompute = experiment.model.recompute == "full";
+  seq.shared = std::make_shared<SharedValues>();
   at::Tensor x = embed(tokens);
   for (size_t i = 0; i < blocks.size(); ++i) {
-    Sequence layer_seq = seq;
-    if (caches) layer_seq.cache = &caches->at(i);
-    const Recomputable forward = [block = blocks[i].get(), layer_seq](const Tensors& in,
-                                                                      bool repeated) mutable {
-      layer_seq.recompute |= repeated;
-      return Tensors{block->forward(in[0], layer_seq)};
-    };
-    enter(block_unit(i), {&x});
-    x = recompute ? run_recomputed(forward, {x})[0] : forward({x}, false)[0];
-    show(block_unit(i).name, x);
-    leave(block_unit(i), {&x});
+    seq.key.layer = int64_t(i);
+    if (caches) seq.cache = &caches->at(i);
+    x = run_unit(block_unit(i), {x}, seq,
+                 [block = blocks[i].get()](const Tensors& in, const Sequence& layer_seq) {
+                   return Tensors{block->forward(in[0], layer_seq)};
+                 })[0];
   }
   return x;
 }
 
-Tensors Model::Parts::mtp_hidden(size_t k, const at::Tensor& tokens, at::Tensor hidden,
-                                 const Sequence& seq, bool need_raw) const {
-  at::Tensor e = embed(tokens);
-  const Recomputable forward = [module = mtp[k].get(), seq = seq, need_raw](const Tensors& in,
-                                                                            bool repeated) mutable {
-    seq.recompute |= repeated;
-    Tensors out = module->forward(in[1], in[0], seq);
-    if (!need_raw) out.pop_back();
-    return out;
-  };
-  enter(mtp_unit(k), {&hidden, &e});
-  Tensors out = experiment.model.recompute == "full" ? run_recomputed(forward, {hidden, e})
-                                                     : forward({hidden, e}, false);
-  show(mtp_unit(k).name, out.front());
-  std::vector<at::Tensor*> outputs;
-  for (at::Tensor& tensor : out) outputs.push_back(&tensor);
-  leave(mtp_unit(k), outputs);
-  return out;
+Tensors Model::Parts::mtp_hidden(size_t k, const at::Tensor& tokens, const at::Tensor& hidden,
+                                 Sequence seq, bool need_raw) const {
+  // During generation, an MTP module runs without the main model, so it never sees its values.
+  seq.shared = std::make_shared<SharedValues>();
+  seq.key.layer = int64_t(blocks.size() + k);
+  return run_unit(mtp_unit(k), {hidden, embed(tokens)}, seq,
+                  [module = mtp[k].get(), need_raw](const Tensors& in, const Sequence& layer_seq) {
+                    Tensors out = module->forward(in[1], in[0], layer_seq);
+                    if (!need_raw) out.pop_back();
+                    return out;
+                  });
 }
 
 void Model::Parts::with_head(TensorRefs inputs, TensorRefs outputs,
@@ -122,7 +156,7 @@ at::Tensor hidden_of(const Model::Parts& parts, const Batch& batch) {
 
 }  // namespace
 
-LossParts Model::loss(const Batch& batch, const LossScale& scale, bool recompute) {
+LossParts Model::loss(const Batch& batch, const LossScale& scale, const PassContext& pass) {
   const Parts& parts = *parts_;
   const MtpOptions& mtp = parts.experiment.mtp;
   const size_t depth = parts.mtp.size();
@@ -131,7 +165,9 @@ LossParts Model::loss(const Batch& batch, const LossScale& scale, bool recompute
   const at::Tensor& tokens = moved.tokens;  // [B, T + 1]
   Sequence& seq = moved.seq;
   seq.training = true;
-  seq.recompute = recompute;
+  seq.recompute = pass.recompute;
+  seq.key = pass.key;
+  seq.metrics = pass.metrics;
   seq.aux_scale = 1.0 / double(std::max<int64_t>(scale.sequences, 1));
 
   // Predicts the token `ahead` + 1 positions after each position of x. Returns the loss, multiplied

@@ -10,10 +10,9 @@
 namespace dsv3 {
 namespace {
 
-/// Layers with the same rotary width share one Position object.
-std::function<std::shared_ptr<Position>(int64_t)> shared_positions(const ModelFactory& factory,
-                                                                   int64_t sequence) {
-  auto positions = std::make_shared<std::map<int64_t, std::shared_ptr<Position>>>();
+/// Layers with the same rotary width share one Position object, which is stored in `positions`.
+std::function<std::shared_ptr<Position>(int64_t)> shared_positions(
+    const ModelFactory& factory, std::shared_ptr<Positions> positions, int64_t sequence) {
   return [make = factory.position, positions, sequence](int64_t rotary_dim) {
     std::shared_ptr<Position>& position = (*positions)[rotary_dim];
     if (!position) position = make({.rotary_dim = rotary_dim, .sequence = sequence});
@@ -67,7 +66,7 @@ Model::Model(const Experiment& experiment, int64_t vocab, const ModelFactory& fa
   context.dtype = dtype;
   context.device = device;
   context.store = parts.store;
-  context.make_position = shared_positions(factory, experiment.train.sequence);
+  context.make_position = shared_positions(factory, parts.positions, experiment.train.sequence);
 
   const auto unit = [&](const std::string& name, const auto& build) {
     const size_t first = parts.store->parameters().size();
@@ -173,6 +172,9 @@ const std::vector<std::shared_ptr<Attention>>& Model::attention() const {
 }
 const std::vector<std::shared_ptr<FeedForward>>& Model::feed_forward() const {
   return parts_->feed_forward;
+}
+const std::map<int64_t, std::shared_ptr<Position>>& Model::positions() const {
+  return *parts_->positions;
 }
 int64_t Model::vocab() const {
   return parts_->vocab;

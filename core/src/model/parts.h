@@ -78,6 +78,9 @@ class Trunk : public Component {
   explicit Trunk(const LayerContext& context) : Component(context) {}
 };
 
+/// Position encodings by rotary width.
+using Positions = std::map<int64_t, std::shared_ptr<Position>>;
+
 struct Model::Parts {
   Experiment experiment;  // only its model, norm, loss, init and mtp options are used
   int64_t vocab = 0;
@@ -91,6 +94,7 @@ struct Model::Parts {
   at::Tensor head;  // [V, D]; the embedding if the weights are tied
   std::vector<std::shared_ptr<Attention>> attention;
   std::vector<std::shared_ptr<FeedForward>> feed_forward;
+  std::shared_ptr<Positions> positions = std::make_shared<Positions>();
   std::vector<Unit> units;  // embedding, blocks, MTP modules, head
   Strategy* strategy = nullptr;
 
@@ -109,13 +113,19 @@ struct Model::Parts {
   at::Tensor embed(const at::Tensor& tokens) const;
   /// Runs the embedding and all blocks: tokens [B, T] -> hidden states [B, T, D] before the final
   /// norm. `caches`: one per block, or null.
-  at::Tensor hidden(const at::Tensor& tokens, const Sequence& seq,
+  at::Tensor hidden(const at::Tensor& tokens, Sequence seq,
                     std::vector<KvCache>* caches = nullptr) const;
   /// Runs MTP module k on tokens [B, T], which are k + 1 positions ahead, and the previous `hidden`
   /// [B, T, D]. Returns the hidden state after the module's final norm and, if `need_raw`, the one
   /// before it.
-  Tensors mtp_hidden(size_t k, const at::Tensor& tokens, at::Tensor hidden, const Sequence& seq,
+  Tensors mtp_hidden(size_t k, const at::Tensor& tokens, const at::Tensor& hidden, Sequence seq,
                      bool need_raw) const;
+  /// Runs `forward`, which computes the hidden states of `unit` from `inputs`, between the
+  /// strategy's enter and leave calls, and with activation checkpointing if it is enabled. The
+  /// values that the unit reads from and adds to `seq.shared` become inputs and outputs, too.
+  using UnitForward = std::function<Tensors(const Tensors& inputs, const Sequence& seq)>;
+  Tensors run_unit(const Unit& unit, Tensors inputs, const Sequence& seq,
+                   const UnitForward& forward) const;
   /// Calls `use`, which computes `outputs` from `inputs`, between the strategy's enter and leave
   /// calls for the head.
   void with_head(TensorRefs inputs, TensorRefs outputs, const std::function<void()>& use) const;

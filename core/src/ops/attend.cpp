@@ -95,7 +95,8 @@ at::Tensor decode(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 }  // namespace
 
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                  const Sequence& seq, double scale) {
+                  const Sequence& seq, const AttendOptions& options) {
+  const double scale = options.scale.value_or(1 / std::sqrt(double(q.size(-1))));
   TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4 && q.size(3) == k.size(3) &&
                   k.size(1) == v.size(1) && k.size(2) == v.size(2) && q.size(2) % k.size(2) == 0,
               "attend: q ", q.sizes(), ", k ", k.sizes(), " and v ", v.sizes(),

@@ -1,6 +1,7 @@
 // Key functions of the SDK's interfaces. Defining them here puts the type information into libdsv3,
 // so that dynamic_cast and catch work across plugin libraries.
 #include <dsv3/sdk/attention.h>
+#include <dsv3/sdk/callback.h>
 #include <dsv3/sdk/communicator.h>
 #include <dsv3/sdk/data.h>
 #include <dsv3/sdk/error.h>
@@ -17,6 +18,7 @@
 namespace dsv3 {
 
 Attention::~Attention() = default;
+Callback::~Callback() = default;
 Communicator::~Communicator() = default;
 Component::~Component() = default;
 Data::~Data() = default;
@@ -27,10 +29,15 @@ Pluggable::~Pluggable() = default;
 Position::~Position() = default;
 Rejected::~Rejected() = default;
 RetryAfter::~RetryAfter() = default;
+RunControl::~RunControl() = default;
 Schedule::~Schedule() = default;
 Strategy::~Strategy() = default;
 Tokenizer::~Tokenizer() = default;
 Tracker::~Tracker() = default;
+
+nlohmann::json Callback::state() const {
+  return nlohmann::json::object();
+}
 
 std::string Schedule::problem(int64_t) const {
   return {};

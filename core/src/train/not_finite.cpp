@@ -41,15 +41,19 @@ class FirstModule final : public Watch {
 };
 
 std::string first_module(Model& model, Strategy& strategy, std::span<const Batch> batches,
-                         const LossScale& scale, bool backward) {
+                         const LossScale& scale, std::vector<PassContext> passes, bool backward) {
   FirstModule first;
+  for (PassContext& pass : passes) {
+    pass.recompute = true;
+    pass.metrics = {};
+  }
   {
     const at::NoGradGuard no_grad;
-    for (const Batch& batch : batches) model.loss(batch, scale, true);
+    for (size_t m = 0; m < batches.size(); ++m) model.loss(batches[m], scale, passes[m]);
   }
   for (size_t m = 0; backward && first.found().empty() && m < batches.size(); ++m) {
     call(strategy, "begin_microbatch", &Strategy::begin_microbatch, m + 1 == batches.size());
-    checked::backward(strategy, {model.loss(batches[m], scale, true).total});
+    checked::backward(strategy, {model.loss(batches[m], scale, passes[m]).total});
   }
   return first.found();
 }
@@ -75,7 +79,8 @@ class FirstParameter {
 }  // namespace
 
 std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet& optimizers,
-                            std::span<const Batch> batches, const LossScale& scale, bool backward) {
+                            std::span<const Batch> batches, const LossScale& scale,
+                            const std::vector<PassContext>& passes, bool backward) {
   std::string text;
   const auto add = [&text](const std::string& part) { text += (text.empty() ? "" : "; ") + part; };
   try {
@@ -85,7 +90,7 @@ std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet
     if (!value.found().empty())
       add("parameter " + value.found() + " was not finite before the step; it is updated by " +
           optimizers.owner_of(value.found()));
-    const std::string module = first_module(model, strategy, batches, scale, backward);
+    const std::string module = first_module(model, strategy, batches, scale, passes, backward);
     for (size_t group = 0; group < optimizers.specs().size(); ++group)
       checked::update(strategy, static_cast<int>(group), [&](std::span<UpdateTensor> tensors) {
         for (const UpdateTensor& tensor : tensors) gradient.check(tensor.range.name, tensor.grad);

@@ -33,6 +33,30 @@ std::vector<StateSlot> state_slots(const Optimizer& optimizer) {
   });
 }
 
+/// Shape of a state tensor for a slice of the shape `value`.
+std::vector<int64_t> state_shape(const StateSlot& slot, const std::vector<int64_t>& value) {
+  using Like = StateSlot::Like;
+  if (slot.like == Like::scalar) return {};
+  if (slot.like == Like::value) return value;
+  if (value.size() != 2)
+    throw Error("slots(): the shape of '" + slot.name +
+                    "' requires whole matrices; return true from whole_matrices()",
+                ExitCode::plugin);
+  const int64_t rows = value[0], columns = value[1];
+  switch (slot.like) {
+    case Like::rows:
+      return {rows};
+    case Like::columns:
+      return {columns};
+    case Like::rows_by_rows:
+      return {rows, rows};
+    case Like::columns_by_columns:
+      return {columns, columns};
+    default:
+      return value;
+  }
+}
+
 double base_lr(const Optimizer& optimizer) {
   return checked::number(optimizer, "lr", &Optimizer::lr);
 }
@@ -130,6 +154,7 @@ OptimizerSet::OptimizerSet(std::vector<OptimizerMember> members,
     else
       unowned.push_back(parameter);
   }
+  for (const Parameter& parameter : parameters) roles_.emplace(parameter.name, parameter.spec.role);
   check(unowned, matched);
 }
 
@@ -207,19 +232,17 @@ void OptimizerSet::bind(Strategy& strategy) {
       const at::Device device = found == devices.end() ? at::kCPU : found->second;
       State state{range_key(range), {}, {}};
       for (const StateSlot& slot : slots) {
-        const bool scalar = slot.like == StateSlot::Like::scalar;
         state.names.push_back(slot.name);
-        state.slots.push_back(at::zeros(scalar ? at::IntArrayRef() : shape,
-                                        at::TensorOptions(slot.dtype).device(device)));
+        state.slots.push_back(
+            at::zeros(state_shape(slot, shape), at::TensorOptions(slot.dtype).device(device)));
       }
       states_[{range.name, range.begin}] = std::move(state);
     }
   }
 }
 
-void OptimizerSet::step(Strategy& strategy, int64_t update, double factor) {
+void OptimizerSet::step(Strategy& strategy, const OptimStep& step, const UpdateObserver& observer) {
   at::NoGradGuard no_grad;
-  const OptimStep step{update, factor};
   for (size_t i = 0; i < members_.size(); ++i)
     checked::update(strategy, int(i), [&](std::span<UpdateTensor> tensors) {
       std::vector<Slice> slices;
@@ -231,8 +254,26 @@ void OptimizerSet::step(Strategy& strategy, int64_t update, double factor) {
                       "', which is not in its update_ranges()");
         slices.push_back({tensor.range, tensor.value, tensor.grad, state->second.slots});
       }
+      std::vector<at::Tensor> before;
+      for (const Slice& slice : slices)
+        if (observer) before.push_back(slice.value.clone());
       call(*members_[i].optimizer, "step", &Optimizer::step, slices, step);
+      if (observer) observer(updates_of(members_[i], slices, before));
     });
+}
+
+std::vector<ParameterUpdate> OptimizerSet::updates_of(
+    const OptimizerMember& member, std::span<const Slice> slices,
+    std::span<const at::Tensor> values_before) const {
+  std::vector<ParameterUpdate> updates;
+  for (size_t i = 0; i < slices.size(); ++i)
+    updates.push_back({.range = slices[i].range,
+                       .role = roles_.at(slices[i].range.name),
+                       .optimizer = member.spec.component.plugin,
+                       .whole_matrices = whole_matrices(*member.optimizer),
+                       .grad = slices[i].grad,
+                       .change = slices[i].value - values_before[i]});
+  return updates;
 }
 
 std::vector<std::pair<std::string, double>> OptimizerSet::learning_rates(double factor) const {
@@ -278,10 +319,14 @@ int64_t OptimizerSet::state_bytes() const {
   if (!states_.empty()) return bytes;
   for (const Owned& owned : owned_) {
     const Optimizer& optimizer = *members_[owned.group].optimizer;
-    const int64_t pieces = whole_matrices(optimizer) ? owned.parameter.spec.matrices : 1;
+    const at::Tensor& tensor = owned.parameter.tensor;
+    const bool whole = whole_matrices(optimizer);
+    const int64_t pieces = whole ? owned.parameter.spec.matrices : 1;
+    std::vector<int64_t> shape{tensor.numel() / pieces};
+    if (whole) shape = {shape[0] / tensor.size(-1), tensor.size(-1)};
     for (const StateSlot& slot : state_slots(optimizer))
-      bytes += int64_t(c10::elementSize(slot.dtype)) *
-               (slot.like == StateSlot::Like::scalar ? pieces : owned.parameter.tensor.numel());
+      bytes += pieces * int64_t(c10::elementSize(slot.dtype)) *
+               c10::multiply_integers(state_shape(slot, shape));
   }
   return bytes;
 }

@@ -57,21 +57,27 @@ std::vector<double> numbers_of(const at::Tensor& host) {
   return {host.const_data_ptr<double>(), host.const_data_ptr<double>() + host.numel()};
 }
 
-/// `values` contains the total, main and MTP losses, the gradient norm and the load ratios.
-StepResult result_of(int64_t step, const std::vector<double>& values) {
-  return {.step = step,
-          .loss = values[0],
-          .main_loss = values[1],
-          .mtp_loss = values[2],
-          .grad_norm = values[3],
-          .loads = {values.begin() + 4, values.end()}};
+/// `values` contains the total, main and MTP losses, the gradient norm and the recorded metrics,
+/// whose names are `names`.
+StepResult result_of(int64_t step, const std::vector<double>& values,
+                     const std::vector<std::string>& names) {
+  StepResult result{.step = step,
+                    .loss = values[0],
+                    .main_loss = values[1],
+                    .mtp_loss = values[2],
+                    .grad_norm = values[3],
+                    .metrics = {}};
+  for (size_t i = 0; i < names.size(); ++i) result.metrics.emplace_back(names[i], values[4 + i]);
+  return result;
 }
 
 }  // namespace
 
 PendingStep::PendingStep(int64_t number, const at::Tensor& device_values,
-                         std::vector<Batch> step_batches, LossScale loss_scale)
+                         std::vector<std::string> metric_names, std::vector<Batch> step_batches,
+                         LossScale loss_scale)
     : step(number),
+      names(std::move(metric_names)),
       batches(std::move(step_batches)),
       scale(std::move(loss_scale)),
       values_(at::empty(device_values.sizes(),
@@ -109,8 +115,9 @@ Trainer::Trainer(Experiment experiment, Plugins& plugins, RunFolder& folder, boo
   figures_ = figures(*model_, experiment_);
   optimizers_ = std::make_unique<OptimizerSet>(experiment_, plugins_, model_->store());
   schedule_ = make<Schedule>(plugins_, experiment_.schedule);
-  strategy_ = make<Strategy>(plugins_, experiment_.strategy,
-                             StrategyContext{world_, device_, compute_dtype(experiment_.train)});
+  strategy_ = make<Strategy>(
+      plugins_, experiment_.strategy,
+      StrategyContext{world_, device_, compute_dtype(experiment_.train), Metrics(sink_)});
   model_->adopt(*strategy_, uint64_t(experiment_.train.seed),
                 [this](const Parameter& parameter) { return optimizers_->group_of(parameter); });
   call(*strategy_, "ready", &Strategy::ready, optimizers_->specs());
@@ -183,17 +190,22 @@ void Trainer::train_step() {
   world_->all_reduce_sum(targets);
   const LossScale scale = scale_of(targets);
 
+  if (is_logged(step_ + 1)) sink_->open();
   const at::Tensor sums = run_micro_batches(batches, scale);
   const at::Tensor norm = checked::grad_norm(*strategy_, device_);
   const at::Tensor values = at::cat({sums.to(at::kDouble), norm.view({1})});
   lr_factor_ = checked::number(*schedule_, "factor", &Schedule::factor, step_ + 1, total_steps_);
   if (device_.is_cpu() || experiment_.train.not_finite == "skip") {
     update_if_finite(values, batches, scale);
-    if (is_logged(step_ + 1)) result_.loads = numbers_of(load_ratios().cpu());
+    const RecordedMetrics recorded = sink_->take(*world_, device_);
+    const std::vector<double> numbers = numbers_of(recorded.values.cpu());
+    for (size_t i = 0; i < numbers.size(); ++i)
+      result_.metrics.emplace_back(recorded.names[i], numbers[i]);
   } else {
     update_on_device(values);
-    const at::Tensor all = is_logged(step_ + 1) ? at::cat({values, load_ratios()}) : values;
-    PendingStep pending(step_ + 1, all, std::move(batches), scale);
+    RecordedMetrics recorded = sink_->take(*world_, device_);
+    PendingStep pending(step_ + 1, at::cat({values, recorded.values}), std::move(recorded.names),
+                        std::move(batches), scale);
     if (pending_)
       finish_step();  // waits for the previous step only, so that the GPU never runs out of work
     pending_.emplace(std::move(pending));
@@ -203,21 +215,22 @@ void Trainer::train_step() {
 
 void Trainer::update_if_finite(const at::Tensor& values, std::span<const Batch> batches,
                                const LossScale& scale) {
-  result_ = result_of(step_ + 1, numbers_of(values.cpu()));
+  result_ = result_of(step_ + 1, numbers_of(values.cpu()), {});
   const bool skipped = result_.skipped = !result_.is_finite();
   std::string cause;
   if (skipped) {
     const bool stops = experiment_.train.not_finite != "skip" && world_->size() == 1;
-    cause = find_not_finite(*model_, *strategy_, *optimizers_, batches, scale, stops);
+    cause =
+        find_not_finite(*model_, *strategy_, *optimizers_, batches, scale, passes(step_), stops);
   } else {
     const double clip = experiment_.train.clip;
     if (clip > 0 && result_.grad_norm > clip)
       call(*strategy_, "scale_grads", &Strategy::scale_grads,
            at::full({}, clip / (result_.grad_norm + 1e-6), values.options()));
-    optimizers_->step(*strategy_, ++updates_, lr_factor_);
+    optimizers_->step(*strategy_, optim_step());
   }
   call(*strategy_, "end_step", &Strategy::end_step);
-  end_feed_forward_step(skipped);
+  end_layers_step(skipped);
   if (skipped) report_not_finite(result_, cause);
 }
 
@@ -229,19 +242,20 @@ void Trainer::update_on_device(const at::Tensor& values) {
   // parameters finite, so that the search for the cause can use them.
   call(*strategy_, "scale_grads", &Strategy::scale_grads,
        at::where(values.isfinite().all(), factor, at::zeros_like(norm)));
-  optimizers_->step(*strategy_, ++updates_, lr_factor_);
+  optimizers_->step(*strategy_, optim_step());
   call(*strategy_, "end_step", &Strategy::end_step);
-  end_feed_forward_step(false);
+  end_layers_step(false);
 }
 
 void Trainer::finish_step() {
   if (!pending_) return;
   const PendingStep pending = std::move(*pending_);
   pending_.reset();
-  result_ = result_of(pending.step, pending.read());
+  result_ = result_of(pending.step, pending.read(), pending.names);
   if (result_.is_finite()) return;
-  const std::string cause = find_not_finite(*model_, *strategy_, *optimizers_, pending.batches,
-                                            pending.scale, world_->size() == 1);
+  const std::string cause =
+      find_not_finite(*model_, *strategy_, *optimizers_, pending.batches, pending.scale,
+                      passes(pending.step - 1), world_->size() == 1);
   report_not_finite(result_, cause);
 }
 
@@ -249,9 +263,10 @@ at::Tensor Trainer::run_micro_batches(std::span<const Batch> batches, const Loss
   // Keep sums on the device until all gradients are computed, because reading them synchronises
   // with the device.
   at::Tensor sums = at::zeros({3}, at::TensorOptions().dtype(at::kFloat).device(device_));
+  const std::vector<PassContext> contexts = passes(step_);
   for (size_t m = 0; m < batches.size(); ++m) {
     call(*strategy_, "begin_microbatch", &Strategy::begin_microbatch, m + 1 == batches.size());
-    const LossParts parts = model_->loss(batches[m], scale);
+    const LossParts parts = model_->loss(batches[m], scale, contexts[m]);
     checked::backward(*strategy_, {parts.total});
     const at::Tensor mtp = parts.mtp.defined() ? parts.mtp : at::zeros_like(parts.main);
     sums += at::stack({parts.total.detach(), parts.main, mtp});
@@ -295,38 +310,51 @@ void Trainer::report_not_finite(const StepResult& result, const std::string& cau
               ExitCode::not_finite);
 }
 
-void Trainer::end_feed_forward_step(bool skipped) {
-  std::vector<size_t> layers;  // layers that count their tokens
-  std::vector<at::Tensor> counts;
-  for (size_t i = 0; i < model_->feed_forward().size(); ++i)
-    if (const at::Tensor count = checked::step_counts(*model_->feed_forward()[i]);
-        count.defined()) {
-      layers.push_back(i);
-      counts.push_back(count);
-    }
-  if (counts.empty()) return;
-  at::Tensor all = at::cat(counts);
-  world_->all_reduce_sum(all);
-  loads_.clear();
-  const double progress = static_cast<double>(step_ + 1) / static_cast<double>(total_steps_);
-  for (size_t i = 0, offset = 0; i < layers.size(); offset += counts[i++].size(0)) {
-    FeedForward& layer = *model_->feed_forward()[layers[i]];
-    const at::Tensor sum = all.narrow(0, int64_t(offset), counts[i].size(0));
-    counts[i].zero_();
-    const std::string metric = call(layer, "load_metric", &FeedForward::load_metric);
-    if (!metric.empty()) loads_.emplace_back(metric + "/" + std::to_string(layers[i]), sum);
-    if (!skipped) call(layer, "on_step_end", &FeedForward::on_step_end, StepEnd{sum, progress});
+std::vector<PassContext> Trainer::passes(int64_t step) const {
+  std::vector<PassContext> contexts;
+  for (int64_t m = 0; m < accumulate_; ++m) {
+    const int64_t first_row = (m * world_->size() + world_->rank()) * micro_batch_;
+    contexts.push_back({.key = {.seed = uint64_t(experiment_.train.seed),
+                                .step = step + 1,
+                                .first_row = first_row},
+                        .metrics = Metrics(sink_)});
   }
+  return contexts;
 }
 
-at::Tensor Trainer::load_ratios() const {
-  std::vector<at::Tensor> ratios;
-  for (const auto& [name, counts] : loads_) {
-    const at::Tensor loads = counts.to(at::kDouble);
-    ratios.push_back(loads.max() / loads.mean().clamp_min(1e-12));
+OptimStep Trainer::optim_step() {
+  return {.update = ++updates_,
+          .lr_factor = lr_factor_,
+          .progress = double(step_ + 1) / double(total_steps_),
+          .metrics = Metrics(sink_)};
+}
+
+void Trainer::end_layers_step(bool skipped) {
+  std::vector<Component*> layers;
+  for (size_t i = 0; i < model_->attention().size(); ++i) {
+    layers.push_back(model_->attention()[i].get());
+    layers.push_back(model_->feed_forward()[i].get());
   }
-  return ratios.empty() ? at::empty({0}, at::TensorOptions().dtype(at::kDouble).device(device_))
-                        : at::stack(ratios);
+  std::vector<at::Tensor> counts, defined;
+  for (Component* layer : layers) {
+    counts.push_back(checked::step_counts(*layer));
+    if (counts.back().defined()) defined.push_back(counts.back());
+  }
+  at::Tensor all;  // counts of all layers, summed over ranks
+  if (!defined.empty()) world_->all_reduce_sum(all = at::cat(defined));
+  const double progress = double(step_ + 1) / double(total_steps_);
+  int64_t offset = 0;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    StepEnd end{{}, progress, step_ + 1, Metrics(sink_)};
+    if (counts[i].defined()) {
+      end.counts = all.narrow(0, offset, counts[i].size(0));
+      offset += counts[i].size(0);
+      counts[i].zero_();
+    }
+    if (!skipped) call(*layers[i], "on_step_end", &Component::on_step_end, end);
+  }
+  for (const auto& [width, position] : model_->positions())
+    if (!skipped) position->on_step_end({{}, progress, step_ + 1, Metrics(sink_)});
 }
 
 std::optional<double> Trainer::validate() {

@@ -15,6 +15,7 @@
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/schedule.h>
 
+#include "sdk/metric_sink.h"
 #include "track/sender.h"
 #include "train/progress.h"
 
@@ -35,18 +36,19 @@ std::vector<LoadedLibrary> libraries_of(const Experiment& experiment, const Plug
 /// Strategy::end_step(). The repeated forward passes do not count tokens. With `backward`, also
 /// repeats the backward passes if the forward passes are finite, which invalidates gradients.
 std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet& optimizers,
-                            std::span<const Batch> batches, const LossScale& scale, bool backward);
+                            std::span<const Batch> batches, const LossScale& scale,
+                            const std::vector<PassContext>& passes, bool backward);
 
 /// Losses and norms of one optimizer step.
 struct StepResult {
   int64_t step = 0;
   double loss = 0;  ///< main + weighted MTP (+ z), mean over valid targets
   double main_loss = 0;
-  double mtp_loss = 0;        ///< mean over prediction depths, unweighted; 0 without MTP
-  double grad_norm = 0;       ///< before clipping
-  std::vector<double> loads;  ///< largest / mean token count per expert, for each layer that counts
-                              ///< tokens; logged steps only
-  bool skipped = false;       ///< the step had non-finite values and `not_finite` is skip
+  double mtp_loss = 0;   ///< mean over prediction depths, unweighted; 0 without MTP
+  double grad_norm = 0;  ///< before clipping
+  /// Metrics that components recorded; logged steps only.
+  std::vector<std::pair<std::string, double>> metrics;
+  bool skipped = false;  ///< the step had non-finite values and `not_finite` is skip
 
   bool is_finite() const { return std::isfinite(loss) && std::isfinite(grad_norm); }
 };
@@ -55,12 +57,14 @@ struct StepResult {
 class PendingStep {
  public:
   /// `values` is a float64 tensor on the device: the total, main and MTP losses, the gradient norm
-  /// and the load ratios.
-  PendingStep(int64_t step, const at::Tensor& values, std::vector<Batch> batches, LossScale scale);
+  /// and the recorded metrics, whose names are `names`.
+  PendingStep(int64_t step, const at::Tensor& values, std::vector<std::string> names,
+              std::vector<Batch> batches, LossScale scale);
   /// Waits for the device and returns the values.
   std::vector<double> read() const;
 
   int64_t step;
+  std::vector<std::string> names;
   std::vector<Batch> batches;
   LossScale scale;
 
@@ -103,15 +107,17 @@ class Trainer {
   void finish_step();
   /// Whether metrics are recorded after `step`.
   bool is_logged(int64_t step) const;
-  /// Ratio of the largest to the mean token count per expert, for each layer in `loads_`; float64,
-  /// on the device.
-  at::Tensor load_ratios() const;
+  /// One element per micro-batch of step `step` + 1.
+  std::vector<PassContext> passes(int64_t step) const;
   /// Runs a step's forward and backward passes. Returns the sums of the total, main and MTP losses
   /// as [3] on the device.
   at::Tensor run_micro_batches(std::span<const Batch> batches, const LossScale& scale);
   LossScale scale_of(const at::Tensor& targets) const;
+  OptimStep optim_step();
   void hash_rows(const Batch& batch);
-  void end_feed_forward_step(bool skipped);
+  /// Calls on_step_end() of layers and positions, unless the step was skipped, and clears the
+  /// layers' counts.
+  void end_layers_step(bool skipped);
   /// Warns about a skipped step, or throws if `train.not_finite` is stop.
   void report_not_finite(const StepResult& result, const std::string& cause) const;
   std::optional<double> validate();
@@ -150,9 +156,7 @@ class Trainer {
   double lr_factor_ = 0;
   StepResult result_;  ///< result of the last finished step
   std::optional<PendingStep> pending_;
-  /// For each layer that counts tokens: the name of its load metric, and its token counts per
-  /// expert in the last step.
-  std::vector<std::pair<std::string, at::Tensor>> loads_;
+  std::shared_ptr<MetricSink> sink_ = std::make_shared<MetricSink>();
   double logged_seconds_ = 0, logged_wait_ = 0;  // values at the last logged step
   int64_t logged_tokens_ = 0;
   std::string init_hash_, data_hash_;

@@ -65,14 +65,14 @@ void Trainer::record(const StepResult* result, std::optional<double> val_loss) {
     line.wait_fraction = (loader_->wait_seconds() - logged_wait_) / std::max(elapsed, 1e-9);
     line.memory_bytes = peak_memory_bytes(device_);
     if (!logged) return progress_.show(line, false);
-    add("train/loss", result->loss);
-    add("train/main_loss", result->main_loss);
+    add("train/loss", result->main_loss);
+    add("train/total_loss", result->loss);
     if (experiment_.mtp.depth > 0) add("train/mtp_loss", result->mtp_loss);
     add("train/grad_norm", result->grad_norm);
     if (result->skipped) add("train/skipped", 1);
     for (const auto& [group, lr] : optimizers_->learning_rates(lr_factor_))
       add("train/lr/" + group, lr);
-    for (size_t i = 0; i < loads_.size(); ++i) add(loads_[i].first, result->loads.at(i));
+    for (const auto& [name, value] : result->metrics) add(name, value);
   }
   if (val_loss) add("val/loss", *val_loss);
   if (result) {

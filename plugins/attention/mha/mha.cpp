@@ -120,7 +120,7 @@ at::Tensor Mha::forward(const at::Tensor& x, const dsv3::Sequence& seq) {
   }
   std::tie(q, k) = rotated(q, k, seq.positions);
   const auto mix = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-    return dsv3::attend(q, k, v, seq, scale_);
+    return dsv3::attend(q, k, v, seq, {.scale = scale_});
   };
   at::Tensor mixed;
   if (seq.cache) {

@@ -120,7 +120,7 @@ at::Tensor Mla::expanded(const at::Tensor& q, const at::Tensor& latent, const at
                                          .split_with_sizes({o_.qk_nope_dim, o_.v_dim}, -1);
   const at::Tensor k =
       at::cat({kv[0], k_rope.expand({batch, length, o_.heads, o_.qk_rope_dim})}, -1);
-  return dsv3::attend(q, k, kv[1], seq, scale_);
+  return dsv3::attend(q, k, kv[1], seq, {.scale = scale_});
 }
 
 // Computes attention over the cache, which already contains the new tokens.
@@ -150,7 +150,7 @@ at::Tensor Mla::absorbed(const at::Tensor& q, const dsv3::Sequence& seq) const {
                                   .reshape({batch, length, o_.heads, o_.kv_lora_rank});
   const auto attend = [&](const at::Tensor& row_q, const at::Tensor& all) {
     const at::Tensor shared = all.unsqueeze(2);  // [1, S, 1, kv_lora + rope]
-    return dsv3::attend(row_q, shared, shared, seq, scale_);
+    return dsv3::attend(row_q, shared, shared, seq, {.scale = scale_});
   };
   // Dropping the rope columns of the result is cheaper than copying the cache without them.
   const at::Tensor mixed =

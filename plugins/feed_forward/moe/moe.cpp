@@ -76,6 +76,16 @@ void MoeOptions::describe(dsv3::OptionSchema<MoeOptions>& s) {
   s.add("balance_alpha", &MoeOptions::balance_alpha,
         "weight of the sequence-wise load-balancing loss; 0 disables it")
       .min(0);
+  s.metric("moe/load_max/<layer>", "", "tokens of the layer's busiest expert / mean over experts");
+  s.metric("moe/max_violation", "",
+           "largest load_max - 1 over the layers (MaxVio, arXiv 2408.15664)");
+  s.metric("moe/dead_experts", "experts", "experts of all layers that received no token");
+  s.metric("moe/entropy", "",
+           "mean entropy of a token's normalized expert scores / its maximum, log(routed)");
+  s.metric("moe/margin", "",
+           "mean difference between the lowest chosen and the highest other expert score, "
+           "including the routing bias");
+  s.metric("moe/bias_range", "", "largest minus smallest routing bias, maximum over the layers");
   s.check(conflict);
 }
 
@@ -86,7 +96,6 @@ class Moe final : public dsv3::FeedForward {
 
   at::Tensor forward(const at::Tensor& x, const dsv3::Sequence& seq) override;
   at::Tensor step_counts() override { return counts_; }
-  std::string load_metric() const override { return "moe/load_max"; }
   void on_step_end(const dsv3::StepEnd& end) override;
   int64_t saved_values_per_token() const override;
 
@@ -152,6 +161,7 @@ at::Tensor Moe::forward(const at::Tensor& x, const dsv3::Sequence& seq) {
   const moe::Routing routing = moe::route(logits, bias_, rule_);
   const dsv3::ExpertRows rows = dsv3::sort_by_expert(routing.chosen, o_.routed);
   if (seq.training && !seq.recompute) counts_.add_(rows.counts);
+  if (seq.metrics.wanted()) moe::record(seq.metrics, routing, bias_, rule_);
 
   at::Tensor y = routed(tokens, routing, rows);
   if (o_.shared > 0) y = y + shared_down_(dsv3::swiglu(shared_gate_up_(tokens)));
@@ -162,6 +172,7 @@ at::Tensor Moe::forward(const at::Tensor& x, const dsv3::Sequence& seq) {
 }
 
 void Moe::on_step_end(const dsv3::StepEnd& end) {
+  if (end.metrics.wanted()) moe::record(end.metrics, end.counts, bias_, context().layer);
   if (o_.bias_rate == 0 || end.progress > o_.bias_until) return;
   const at::NoGradGuard no_grad;
   bias_.add_(moe::bias_change(end.counts, o_.bias_rate, o_.bias_update == "centered"));

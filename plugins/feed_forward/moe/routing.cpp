@@ -1,5 +1,6 @@
 #include "routing.h"
 
+#include <cmath>
 #include <limits>
 
 #include <ATen/ATen.h>
@@ -56,6 +57,29 @@ at::Tensor bias_change(const at::Tensor& counts, double rate, bool centered) {
   const at::Tensor load = counts.to(at::kDouble);
   const at::Tensor change = (load.mean() - load).sign() * rate;
   return centered ? change - change.mean() : change;
+}
+
+void record(const dsv3::Metrics& metrics, const Routing& routing, const at::Tensor& bias,
+            const RoutingRule& rule) {
+  const at::NoGradGuard no_grad;
+  const int64_t experts = routing.scores.size(1);
+  if (experts == 1) return;
+  const at::Tensor share = routing.scores / routing.scores.sum(-1, /*keepdim=*/true);
+  metrics.scalar("moe/entropy", at::special_entr(share).sum(-1).mean() / std::log(experts));
+  if (rule.top_k >= experts || rule.groups > 1) return;  // no expert competes with the chosen ones
+  const at::Tensor best = std::get<0>((routing.scores + bias).topk(rule.top_k + 1, -1));
+  metrics.scalar("moe/margin",
+                 (best.select(-1, rule.top_k - 1) - best.select(-1, rule.top_k)).mean());
+}
+
+void record(const dsv3::Metrics& metrics, const at::Tensor& counts, const at::Tensor& bias,
+            int64_t layer) {
+  const at::Tensor load = counts.to(at::kDouble);
+  const at::Tensor largest = load.max() / load.mean().clamp_min(1e-12);
+  metrics.scalar("moe/load_max/" + std::to_string(layer), largest);
+  metrics.scalar("moe/max_violation", largest - 1, dsv3::Reduce::max);
+  metrics.scalar("moe/dead_experts", counts.eq(0).sum(), dsv3::Reduce::sum);
+  metrics.scalar("moe/bias_range", bias.max() - bias.min(), dsv3::Reduce::max);
 }
 
 }  // namespace moe

@@ -1,7 +1,7 @@
 // Chooses each token's experts and their weights (DeepSeek-V3, arXiv 2412.19437, equations 12-20).
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include <dsv3/sdk/metrics.h>
 
 namespace moe {
 
@@ -36,5 +36,13 @@ at::Tensor balance_loss(const Routing& routing, int64_t rows);
 /// The routing-bias update for one step, [E] float64, from `counts` tokens per expert: +rate for
 /// experts below the mean count, -rate for those above it. `centered` subtracts the mean update.
 at::Tensor bias_change(const at::Tensor& counts, double rate, bool centered);
+
+/// Records how decided the router is: moe/entropy and moe/margin.
+void record(const dsv3::Metrics& metrics, const Routing& routing, const at::Tensor& bias,
+            const RoutingRule& rule);
+/// Records a layer's balance in one step, from `counts` tokens per expert: moe/load_max,
+/// moe/max_violation, moe/dead_experts and moe/bias_range.
+void record(const dsv3::Metrics& metrics, const at::Tensor& counts, const at::Tensor& bias,
+            int64_t layer);
 
 }  // namespace moe

@@ -178,12 +178,12 @@ TEST_CASE("attend computes causal attention for any head dimensions and with sha
   const dsv3::Sequence seq = test::sequence(2, 6);
   const at::Tensor expected =
       attend_formula(q, k, v, 0.3, [](int64_t, int64_t t, int64_t s) { return s <= t; });
-  const at::Tensor y = dsv3::attend(q, k, v, seq, 0.3);
+  const at::Tensor y = dsv3::attend(q, k, v, seq, {.scale = 0.3});
   CHECK(difference(y, expected) < 1e-12);
   const auto actual = gradients(y, {q, k, v}), expected_grads = gradients(expected, {q, k, v});
   for (int i = 0; i < 3; ++i) CHECK(difference(actual[i], expected_grads[i]) < 1e-11);
   const test::ReferenceOps reference;
-  CHECK(difference(dsv3::attend(q, k, v, seq, 0.3), expected) < 1e-12);
+  CHECK(difference(dsv3::attend(q, k, v, seq, {.scale = 0.3}), expected) < 1e-12);
 }
 
 TEST_CASE("attend supports fp32 and bf16") {
@@ -193,7 +193,7 @@ TEST_CASE("attend supports fp32 and bf16") {
   const at::Tensor expected =
       attend_formula(q, k, v, 0.3, [](int64_t, int64_t t, int64_t s) { return s <= t; });
   const at::Tensor y =
-      dsv3::attend(q.to(dtype), k.to(dtype), v.to(dtype), test::sequence(1, 5), 0.3);
+      dsv3::attend(q.to(dtype), k.to(dtype), v.to(dtype), test::sequence(1, 5), {.scale = 0.3});
   CHECK(y.scalar_type() == dtype);
   CHECK(difference(y, expected) < bound(dtype));
 }
@@ -211,9 +211,11 @@ TEST_CASE("attend respects the mask") {
   const auto may = [&](int64_t b, int64_t t, int64_t s) {
     return s <= t && documents[b][t].item<int64_t>() == documents[b][s].item<int64_t>();
   };
-  CHECK(difference(dsv3::attend(q, k, v, seq, 0.5), attend_formula(q, k, v, 0.5, may)) < 1e-12);
+  CHECK(difference(dsv3::attend(q, k, v, seq, {.scale = 0.5}), attend_formula(q, k, v, 0.5, may)) <
+        1e-12);
   const test::ReferenceOps reference;
-  CHECK(difference(dsv3::attend(q, k, v, seq, 0.5), attend_formula(q, k, v, 0.5, may)) < 1e-12);
+  CHECK(difference(dsv3::attend(q, k, v, seq, {.scale = 0.5}), attend_formula(q, k, v, 0.5, may)) <
+        1e-12);
 }
 
 TEST_CASE("attend with a cache treats the queries as the last tokens in the row") {
@@ -222,12 +224,14 @@ TEST_CASE("attend with a cache treats the queries as the last tokens in the row"
   dsv3::Sequence seq = test::sequence(1, queries);
   const at::Tensor q = normal({1, queries, 4, 8}, 26), k = normal({1, keys, key_heads, 8}, 27),
                    v = normal({1, keys, key_heads, 8}, 28);
-  CHECK_THROWS(dsv3::attend(q, k, v, seq, 0.4));  // without a cache
+  CHECK_THROWS(dsv3::attend(q, k, v, seq, {.scale = 0.4}));  // without a cache
   seq.cache = &cache;
   const auto may = [&](int64_t, int64_t t, int64_t s) { return s <= keys - queries + t; };
-  CHECK(difference(dsv3::attend(q, k, v, seq, 0.4), attend_formula(q, k, v, 0.4, may)) < 1e-12);
+  CHECK(difference(dsv3::attend(q, k, v, seq, {.scale = 0.4}), attend_formula(q, k, v, 0.4, may)) <
+        1e-12);
   const test::ReferenceOps reference;
-  CHECK(difference(dsv3::attend(q, k, v, seq, 0.4), attend_formula(q, k, v, 0.4, may)) < 1e-12);
+  CHECK(difference(dsv3::attend(q, k, v, seq, {.scale = 0.4}), attend_formula(q, k, v, 0.4, may)) <
+        1e-12);
 }
 
 TEST_CASE("grouped_linear multiplies each group of rows by the group's matrix") {

@@ -160,7 +160,7 @@ TEST_CASE("a step updates every matrix and vector with its own state") {
   strategy->begin_microbatch(true);
   strategy->backward(
       {at::stack({parameters[1].tensor.sum(), parameters[2].tensor.sum() * 5}).sum()});
-  set.step(*strategy, 1, 0.5);
+  set.step(*strategy, {1, 0.5});
   CHECK(at::equal(parameters[3].tensor, at::full({3, 8, 4}, 2.0)));
   CHECK(at::equal(parameters[4].tensor, at::full({10, 4}, 2.5)));
 
@@ -184,7 +184,7 @@ void train(Strategy& strategy, OptimizerSet& set, const std::vector<Parameter>& 
     for (const Parameter& p : parameters)
       loss = loss + (p.tensor * at::arange(p.tensor.numel()).view(p.tensor.sizes())).sin().sum();
     strategy.backward({loss});
-    set.step(strategy, update, 1.0 / double(update));
+    set.step(strategy, {update, 1.0 / double(update)});
     strategy.end_step();
   }
 }

@@ -304,7 +304,7 @@ Trace train(const std::shared_ptr<Strategy>& strategy, const Experiment& experim
     }
     trace.numbers.push_back(strategy->grad_norm().item<double>());
     strategy->scale_grads(at::full({}, std::min(1.0, 0.3 / trace.numbers.back()), at::kDouble));
-    set.step(*strategy, step, 1.0 / double(step));
+    set.step(*strategy, {step, 1.0 / double(step)});
     strategy->end_step();
     for (const auto& feed_forward : model.feed_forward())
       if (const at::Tensor counts = feed_forward->step_counts(); counts.defined())

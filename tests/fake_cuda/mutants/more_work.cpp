@@ -20,14 +20,14 @@ DSV3_MUTANT at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, d
 }
 
 DSV3_MUTANT at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                              const Sequence& seq, double scale) {
+                              const Sequence& seq, const AttendOptions& options) {
   Sequence masked = seq;
   if (mutant::variant() == "mask" && !seq.packing) {
     const int64_t length = q.size(1);
     masked.packing = std::make_shared<Packing>(
         at::ones({q.size(0), 1, length, length}, q.options().dtype(at::kBool)).tril_());
   }
-  return mutant::replaced(&attend)(q, k, v, masked, scale);
+  return mutant::replaced(&attend)(q, k, v, masked, options);
 }
 
 }  // namespace dsv3

@@ -105,7 +105,7 @@ struct Side {
     strategy->backward({parts.total});
     const double norm = strategy->grad_norm();
     if (norm > e.train.clip) strategy->scale_grads(e.train.clip / (norm + 1e-6));
-    optimizers->step(*strategy, ++updates, 1.0);
+    optimizers->step(*strategy, {++updates, 1.0});
     strategy->end_step();
     return parts.total.item<double>();
   }

@@ -29,6 +29,7 @@ constexpr std::array kStructure{
     Row{"data", "", "training data: one component"},
     Row{"data.tokenizer", "", "tokenizer: one component, or null"},
     Row{"tracker", "", "experiment trackers: one component, a list, or null"},
+    Row{"callback", "", "observers that may stop the run: one component, a list, or null"},
     Row{"plugin_paths", "", "config.yaml only: registry folders, relative to that file"},
 };
 
@@ -47,8 +48,9 @@ constexpr std::array kComponentKeys{
 
 constexpr std::array kMetrics{
     Row{"train/loss", "nats per target",
-        "training objective: main loss + weighted MTP loss + z-loss, mean over the step's targets"},
-    Row{"train/main_loss", "nats per target", "cross-entropy of next-token prediction"},
+        "cross-entropy of next-token prediction, mean over the step's targets"},
+    Row{"train/total_loss", "nats per target",
+        "training objective: train/loss + weighted MTP loss + z-loss"},
     Row{"train/mtp_loss", "nats per target",
         "cross-entropy of the MTP modules, mean over prediction depths, unweighted; only with MTP"},
     Row{"train/grad_norm", "", "gradient norm over all parameters, before clipping"},
@@ -56,11 +58,11 @@ constexpr std::array kMetrics{
         "1 for a step skipped by `train.not_finite: skip`; otherwise absent"},
     Row{"train/lr/GROUP", "",
         "learning rate of the optimizer group, including the schedule's factor"},
-    Row{"moe/load_max/LAYER", "ratio",
-        "number of tokens routed to the layer's busiest expert, divided by the mean over its "
-        "experts; 1 = balanced"},
     Row{"val/loss", "nats per target",
         "cross-entropy of next-token prediction on the held-out set"},
+    Row{"attention/max_logit", "",
+        "largest attention score among 64 sampled queries per layer and micro-batch; maximum over "
+        "the layers"},
     Row{"throughput/tokens_per_s", "tokens/s",
         "training tokens per second since the last logged line, without the time for validation, "
         "samples and checkpoints"},
@@ -84,6 +86,20 @@ void print_table(const char* header, const std::array<Row, N>& rows, bool units)
   }
 }
 
+/// Prints the metrics of the plugins in this build or installation.
+void print_component_metrics() {
+  dsv3::Plugins plugins(dsv3::plugin_search_levels({}, {}));
+  std::cout << "| metric | unit | component | meaning |\n|---|---|---|---|\n";
+  for (const dsv3::PluginEntry& entry : plugins.entries()) {
+    const auto* found = plugins.find_if_known(entry.kind, entry.name);
+    if (!found) continue;
+    for (const dsv3::MetricSpec& metric : found->schema->metrics)
+      std::cout << "| `" << metric.name << "` | " << metric.unit << (metric.unit.empty() ? "" : " ")
+                << "| " << dsv3::kind_name(entry.kind) << "/" << entry.name << " | " << metric.doc
+                << " |\n";
+  }
+}
+
 void print_reference() {
   std::cout << "# Reference\n\n"
                "Every key of an experiment that the core reads, and every metric it writes. The "
@@ -103,6 +119,9 @@ void print_reference() {
          "`time` "
          "(seconds since 1970) and, every\n`train.log_every` steps and after a validation:\n\n";
   print_table("metric", kMetrics, true);
+  std::cout
+      << "\nBuilt-in components add these, combined over layers, micro-batches and ranks:\n\n";
+  print_component_metrics();
 }
 
 }  // namespace

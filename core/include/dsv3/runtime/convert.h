@@ -28,8 +28,8 @@ struct ExportResult {
 ExportResult export_model(const ExportRequest& request, Plugins& plugins);
 
 /// Converts the model in a Hugging Face folder to a checkpoint and adds an experiment.yaml that
-/// continues training it. `checkpoint` must not exist and is deleted on error. Returns notes for the
-/// user.
+/// continues training it. `checkpoint` must not exist and is deleted on error. Returns notes for
+/// the user.
 std::vector<std::string> import_model(const std::filesystem::path& folder,
                                       const std::filesystem::path& checkpoint, Plugins& plugins);
 

@@ -18,6 +18,14 @@ struct LossScale {
   int64_t sequences = 1;            ///< number of rows in the step
 };
 
+/// What the layers of a training micro-batch receive besides the batch.
+struct PassContext {
+  StepKey key;  ///< of the micro-batch; `layer` and `sublayer` are ignored
+  Metrics metrics = {};
+  /// Whether an earlier pass already counted the batch's tokens.
+  bool recompute = false;
+};
+
 /// Returns the number of valid targets in one micro-batch: for the main model, then for each MTP
 /// depth.
 std::vector<int64_t> count_targets(const Batch& batch, int64_t mtp_depth);
@@ -75,9 +83,8 @@ class Model {
   void adopt(Strategy& strategy, uint64_t seed,
              const std::function<int(const Parameter&)>& group_of);
 
-  /// Forward pass of one training micro-batch up to the loss. If `recompute`, layers do not count
-  /// the batch's tokens, because an earlier forward pass already counted them.
-  LossParts loss(const Batch& batch, const LossScale& scale, bool recompute = false);
+  /// Forward pass of one training micro-batch up to the loss.
+  LossParts loss(const Batch& batch, const LossScale& scale, const PassContext& pass = {});
   /// Returns the sum of the main cross-entropy over valid targets and the number of valid targets.
   /// Runs under no_grad.
   std::pair<double, int64_t> evaluate(const Batch& batch);
@@ -106,6 +113,8 @@ class Model {
   const ParameterStore& store() const;
   const std::vector<std::shared_ptr<Attention>>& attention() const;       ///< MTP modules last
   const std::vector<std::shared_ptr<FeedForward>>& feed_forward() const;  ///< MTP modules last
+  /// Position encodings by rotary width. Layers of the same width share one.
+  const std::map<int64_t, std::shared_ptr<Position>>& positions() const;
   int64_t vocab() const;
   int64_t mtp_depth() const;
   /// Returns all units (groups of parameters, such as one block) in the order in which adopt()

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <dsv3/runtime/plugins.h>
+#include <dsv3/sdk/callback.h>
 #include <dsv3/sdk/component.h>
 #include <dsv3/sdk/optimizer.h>
 #include <dsv3/sdk/strategy.h>
@@ -39,9 +40,11 @@ class OptimizerSet {
   /// Creates zero-initialised state for every parameter range that `strategy` updates on this rank.
   /// Call this after Strategy::ready().
   void bind(Strategy& strategy);
-  /// Applies one optimizer update to all groups. `update` counts from 1; `factor` is the schedule's
-  /// learning-rate factor.
-  void step(Strategy& strategy, int64_t update, double factor);
+  /// Receives the updates of one group.
+  using UpdateObserver = std::function<void(std::span<const ParameterUpdate>)>;
+  /// Applies one optimizer update to all groups. If `observer` is set, it is called after each
+  /// group's update, which costs a copy of the group's values.
+  void step(Strategy& strategy, const OptimStep& step, const UpdateObserver& observer = {});
 
   /// Returns each group's name and its learning rate multiplied by `factor`.
   std::vector<std::pair<std::string, double>> learning_rates(double factor) const;
@@ -76,12 +79,16 @@ class OptimizerSet {
   };
   using RangeKey = std::pair<std::string, int64_t>;  // parameter, first element
 
+  std::vector<ParameterUpdate> updates_of(const OptimizerMember& member,
+                                          std::span<const Slice> slices,
+                                          std::span<const at::Tensor> values_before) const;
   /// Throws if groups and parameters do not match.
   void check(const std::vector<Parameter>& unowned, const std::vector<bool>& matched) const;
 
   std::vector<OptimizerMember> members_;
   std::vector<Owned> owned_;             // in declaration order
   std::map<std::string, int> group_of_;  // by parameter name
+  std::map<std::string, Role> roles_;    // by parameter name
   std::map<RangeKey, State> states_;
 };
 

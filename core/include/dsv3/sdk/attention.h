@@ -1,6 +1,8 @@
 // Interface for attention plugins, and the micro-batch that the core passes to every layer.
 #pragma once
 
+#include <map>
+
 #include <dsv3/sdk/component.h>
 
 namespace dsv3 {
@@ -46,6 +48,24 @@ class KvCache {
 
 class Packing;
 
+/// Tensors that layers pass to later layers in the same forward pass, e.g. the first layer's
+/// attention values in value residual learning (Zhou et al., arXiv 2410.17897). Activation
+/// checkpointing and strategies treat them as outputs of one layer and inputs of the next ones.
+class SharedValues {
+ public:
+  /// Makes `value` available to later layers. Replaces an earlier value of the same name.
+  void set(const std::string& name, at::Tensor value) { values_[name] = std::move(value); }
+  /// Returns a value that an earlier layer has set; undefined if there is none.
+  at::Tensor find(const std::string& name) const {
+    const auto found = values_.find(name);
+    return found == values_.end() ? at::Tensor() : found->second;
+  }
+  const std::map<std::string, at::Tensor>& all() const { return values_; }
+
+ private:
+  std::map<std::string, at::Tensor> values_;
+};
+
 /// What layers receive with a micro-batch besides its hidden states. Cheap to copy.
 struct Sequence {
   at::Tensor positions;     ///< int64 [B, T]; positions restart at 0 in each document
@@ -60,6 +80,10 @@ struct Sequence {
                            ///< not count tokens
   double aux_scale = 0;    ///< 1 / number of sequences in the optimizer step (all micro-batches,
                            ///< all ranks)
+  StepKey key;             ///< for random numbers in training
+  Metrics metrics;         ///< for numbers that the layer reports
+  /// Values of earlier layers; never null when the core calls a layer.
+  std::shared_ptr<SharedValues> shared;
 
   /// Returns a bool mask [B, 1, T, T], true = may attend; undefined = plain causal mask.
   /// dsv3::attend avoids building it if a kernel can use the documents' boundaries.

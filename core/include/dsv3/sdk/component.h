@@ -9,6 +9,7 @@
 
 #include <dsv3/sdk/communicator.h>
 #include <dsv3/sdk/pluggable.h>
+#include <dsv3/sdk/step.h>
 
 namespace dsv3 {
 
@@ -114,6 +115,13 @@ class Component : public Pluggable {
   /// Declares a buffer "<prefix>.<name>" and fills it with `init` (zeros or ones).
   at::Tensor buffer(const std::string& name, at::IntArrayRef sizes, at::ScalarType dtype,
                     Init init);
+
+  /// Returns int64 [n] counts since the core last zeroed them, e.g. tokens per expert; undefined =
+  /// none. Count only if seq.training and not seq.recompute. The core sums the counts of all layers
+  /// over ranks in one call and zeroes them after every step.
+  virtual at::Tensor step_counts() { return {}; }
+  /// Called after every optimizer step that was not skipped. May change buffers, but no parameters.
+  virtual void on_step_end(const StepEnd&) {}
 
  protected:
   explicit Component(const LayerContext& context) : context_(context) {}

@@ -27,6 +27,7 @@
   ROW(schedule, Schedule, NoContext, "schedule", one, required, "")                            \
   ROW(strategy, Strategy, StrategyContext, "strategy", one, required, "")                      \
   ROW(tracker, Tracker, RunContext, "tracker", list, optional, "")                             \
+  ROW(callback, Callback, NoContext, "callback", list, optional, "")                           \
   ROW(data, Data, DataContext, "data", one, required, "tokenizer")                             \
   ROW(tokenizer, Tokenizer, TokenizerContext, "data.tokenizer", one, optional, "")             \
   ROW(format, Format, NoContext, "", one, optional, "")                                        \

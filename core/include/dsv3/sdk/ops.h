@@ -1,6 +1,8 @@
 // Operators that components share. Each also has a reference implementation in plain LibTorch.
 #pragma once
 
+#include <optional>
+
 #include <ATen/core/Tensor.h>
 
 namespace dsv3 {
@@ -26,12 +28,24 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
                   bool interleaved);
 
+struct AttendOptions {
+  std::optional<double> scale;    ///< multiplies the scores; default: Dk^-0.5
+  std::optional<int64_t> window;  ///< number of tokens a query attends to: itself and the
+                                  ///< window - 1 tokens before it; unset = all
+  /// Logits [H] that join each query's softmax and take part of its weight without adding a value
+  /// (gpt-oss, arXiv 2508.10925). Undefined = none. Differentiable.
+  at::Tensor sinks;
+  double softcap = 0;  ///< scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv
+                       ///< 2408.00118); 0 = off
+};
+
 /// Causal attention within documents (`seq.mask`). q is [B, T, H, Dk], k [B, S, Hk, Dk],
 /// v [B, S, Hk, Dv], H a multiple of Hk; the result is [B, T, H, Dv]. If S > T (a row of a
-/// KvCache), the queries belong to the last T tokens. `scale` multiplies the scores. Uses flash
-/// attention wherever the shapes allow it.
+/// KvCache), the queries belong to the last T tokens, and a mask in `seq` must be [B or 1, 1, T,
+/// S]. Uses flash attention wherever the shapes and options allow it. Records the metric
+/// attention/max_logit, the largest score among 64 sampled queries.
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                  const Sequence& seq, double scale);
+                  const Sequence& seq, const AttendOptions& options = {});
 
 /// Grouped GEMM: rows of x [N, K], sorted by group, times weight [E, M, K] transposed -> [N, M].
 /// `ends` int32 [E], on x's device, contains the index after each group's last row.

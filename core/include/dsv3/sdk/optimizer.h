@@ -8,6 +8,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <dsv3/sdk/metrics.h>
 #include <dsv3/sdk/pluggable.h>
 
 namespace dsv3 {
@@ -24,15 +25,23 @@ struct Range {
 
 /// One state tensor of an optimizer, stored for each slice.
 struct StateSlot {
-  enum class Like { value = 1, matrix, scalar };
-  std::string name;         ///< e.g. "exp_avg"
-  Like like = Like::value;  ///< shape of the state: like the value, like the whole matrix, or a
-                            ///< scalar
+  /// Shape of the state. All but `value` and `scalar` require whole matrices [rows, columns].
+  enum class Like {
+    value = 1,           ///< like the slice's value
+    matrix,              ///< [rows, columns]
+    scalar,              ///< []
+    rows,                ///< [rows]
+    columns,             ///< [columns]
+    rows_by_rows,        ///< [rows, rows]
+    columns_by_columns,  ///< [columns, columns]
+  };
+  std::string name;  ///< e.g. "exp_avg"
+  Like like = Like::value;
   at::ScalarType dtype = at::kFloat;
 };
 
-/// Input of an update: a piece's fp32 value, which is updated in place, its fp32 gradient, and its
-/// state tensors in the order of slots().
+/// Input of an update: a piece's fp32 value, which is updated in place, its fp32 gradient, which
+/// must not be changed, and its state tensors in the order of slots().
 struct Slice {
   const Range& range;
   at::Tensor value, grad;  // [rows, cols] for whole matrices, else one-dimensional
@@ -43,6 +52,8 @@ struct OptimStep {
   int64_t update = 1;    ///< update number for bias correction, counted from 1 without skipped
                          ///< steps
   double lr_factor = 1;  ///< learning-rate factor from the schedule
+  double progress = 0;   ///< step / total steps, in (0, 1]
+  Metrics metrics = {};
 };
 
 class Optimizer : public Pluggable {
@@ -57,6 +68,13 @@ class Optimizer : public Pluggable {
   virtual void step(std::span<const Slice> slices, const OptimStep& step) = 0;
   /// Learning rate before it is multiplied by the schedule's factor, for --dry-run and the metrics.
   virtual double lr() const = 0;
+  /// Whether validation, samples and stored models use evaluation_weights() instead of the weights
+  /// that are trained.
+  virtual bool has_evaluation_weights() const { return false; }
+  /// Returns a slice's weights for evaluation, fp32 of the same shape, such as a moving average or
+  /// the averaged iterate of schedule-free methods (Defazio et al., arXiv 2405.15682). Called
+  /// between steps, with an undefined gradient.
+  virtual at::Tensor evaluation_weights(const Slice& slice) const { return slice.value; }
 };
 
 }  // namespace dsv3

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -50,9 +51,17 @@ struct OptionSpec {
   std::function<void(void* options, const OptionValue&)> store;
 };
 
+/// A metric that a component records, for the documentation.
+struct MetricSpec {
+  std::string name;  ///< e.g. "moe/entropy"
+  std::string unit;  ///< empty = none
+  std::string doc;
+};
+
 /// All options of one component, type-erased. Built by OptionSchema<T>.
 struct Schema {
   std::vector<OptionSpec> options;
+  std::vector<MetricSpec> metrics;
   /// Checks that involve several options, called with the filled options struct. They return an
   /// error message, or "" if the options are valid.
   std::vector<std::function<std::string(const void* options)>> checks;
@@ -68,6 +77,22 @@ struct Schema {
 };
 
 namespace detail {
+/// The type in which OptionValue stores a member of type V; void = V cannot be an option.
+template <class V>
+struct Stored {
+  using Type = std::conditional_t<
+      std::is_same_v<V, bool> || std::is_same_v<V, std::string>, V,
+      std::conditional_t<std::is_integral_v<V>, int64_t,
+                         std::conditional_t<std::is_floating_point_v<V>, double, void>>>;
+};
+template <class V>
+struct Stored<std::vector<V>> {
+  using Element = typename Stored<V>::Type;
+  using Type =
+      std::conditional_t<std::is_void_v<Element> || std::is_same_v<V, bool>, void,
+                         std::vector<std::conditional_t<std::is_void_v<Element>, int, Element>>>;
+};
+
 template <class V>
 struct Member : std::false_type {
   using Value = V;
@@ -76,6 +101,27 @@ template <class V>
 struct Member<std::optional<V>> : std::true_type {
   using Value = V;
 };
+
+/// Converts between a member's type and the type in which it is stored.
+template <class To, class From>
+To converted(const From& from) {
+  if constexpr (std::is_same_v<To, From> || std::is_arithmetic_v<From>)
+    return static_cast<To>(from);
+  else
+    return To(from.begin(), from.end());
+}
+
+/// Bounds that all values of type V or, for lists, of its elements satisfy.
+template <class V>
+void set_bounds(std::optional<double>& min, std::optional<double>& max) {
+  if constexpr (std::is_integral_v<V> && !std::is_same_v<V, bool>) {
+    if (std::is_unsigned_v<V>) min = 0;
+    if (sizeof(V) < sizeof(int64_t)) {
+      min = static_cast<double>(std::numeric_limits<V>::min());
+      max = static_cast<double>(std::numeric_limits<V>::max());
+    }
+  }
+}
 }  // namespace detail
 
 /// Refines an option that was added with `OptionSchema::add`.
@@ -120,32 +166,72 @@ class OptionRef {
 ///   static void describe(dsv3::OptionSchema<MlaOptions>& s) {
 ///     s.add("heads", &MlaOptions::heads, "attention heads").min(1);
 ///   }
-/// The struct's member initialisers are the only definition of the defaults. A std::optional member
-/// is an option that may be unset.
+/// The struct's member initialisers are the only definition of the defaults. Members are booleans,
+/// integers, floating-point numbers, strings, enums, or std::vectors of integers, floating-point
+/// numbers or strings. A std::optional of one of these is an option that may be unset.
 template <class T>
 class OptionSchema {
  public:
-  template <class V>
-  OptionRef add(std::string key, V T::*member, std::string doc) {
-    using Value = typename detail::Member<V>::Value;
-    static_assert(std::is_constructible_v<OptionValue, std::in_place_type_t<Value>, Value>,
-                  "options are bool, int64_t, double, std::string, vectors of the last three, or "
-                  "std::optional of one of these");
-    OptionSpec spec;
-    spec.key = std::move(key);
-    spec.doc = std::move(doc);
-    spec.default_value.emplace<Value>();
-    spec.type = OptionType(spec.default_value.index() + 1);
-    spec.optional = detail::Member<V>::value;
-    spec.default_value = to_value(defaults_.*member);
-    spec.store = [member](void* options, const OptionValue& value) {
-      V& target = static_cast<T*>(options)->*member;
-      if constexpr (detail::Member<V>::value)
-        if (std::holds_alternative<std::monostate>(value)) return target.reset();
-      target = std::get<Value>(value);
-    };
-    schema_.options.push_back(std::move(spec));
+  template <class V, class Struct>
+  OptionRef add(std::string key, V Struct::*member, std::string doc) {
+    using Plain = typename detail::Member<V>::Value;
+    using Value = typename detail::Stored<Plain>::Type;
+    constexpr bool supported = !std::is_void_v<Value> && std::is_base_of_v<Struct, T>;
+    static_assert(supported,
+                  "an option is a bool, integer, floating-point number, string, a vector of the "
+                  "last three, or a std::optional of one of these; for an enum, pass its names: "
+                  "add(key, &Options::member, {{\"name\", Enum::value}}, doc)");
+    if constexpr (supported) {
+      OptionSpec spec = described<Value>(std::move(key), std::move(doc));
+      spec.optional = detail::Member<V>::value;
+      spec.default_value = to_value<Value>(defaults_.*member);
+      detail::set_bounds<Plain>(spec.min, spec.max);
+      spec.store = [member](void* options, const OptionValue& value) {
+        V& target = static_cast<T*>(options)->*member;
+        if constexpr (detail::Member<V>::value)
+          if (std::holds_alternative<std::monostate>(value)) return target.reset();
+        target = detail::converted<Plain>(std::get<Value>(value));
+      };
+      schema_.options.push_back(std::move(spec));
+    }
     return OptionRef(schema_.options.back());
+  }
+
+  /// Adds an enum, which experiments set by one of `names`, such as {{"sum", Score::sum}, {"max",
+  /// Score::max}}. The member may be a std::optional. Its default must have a name.
+  template <class V, class Struct>
+  OptionRef add(std::string key, V Struct::*member,
+                std::vector<std::pair<std::string, typename detail::Member<V>::Value>> names,
+                std::string doc) {
+    using Enum = typename detail::Member<V>::Value;
+    constexpr bool supported = std::is_enum_v<Enum> && std::is_base_of_v<Struct, T>;
+    static_assert(supported, "only options with an enum member have names for their values");
+    if constexpr (supported) {
+      OptionSpec spec = described<std::string>(std::move(key), std::move(doc));
+      for (const auto& [name, value] : names) spec.choices.push_back(name);
+      if constexpr (detail::Member<V>::value) {
+        spec.optional = true;
+        spec.default_value = OptionValue(std::monostate());
+        if (defaults_.*member) spec.default_value = name_in(names, *(defaults_.*member), spec.key);
+      } else {
+        spec.default_value = name_in(names, defaults_.*member, spec.key);
+      }
+      spec.store = [member, names](void* options, const OptionValue& value) {
+        V& target = static_cast<T*>(options)->*member;
+        if constexpr (detail::Member<V>::value)
+          if (std::holds_alternative<std::monostate>(value)) return target.reset();
+        for (const auto& [name, constant] : names)
+          if (name == std::get<std::string>(value)) target = constant;
+      };
+      schema_.options.push_back(std::move(spec));
+    }
+    return OptionRef(schema_.options.back());
+  }
+
+  /// Describes a metric that the component records, for `dsv3 plugins describe` and the
+  /// documentation. Write "<layer>" for the layer's number in `name`.
+  void metric(std::string name, std::string unit, std::string doc) {
+    schema_.metrics.push_back({std::move(name), std::move(unit), std::move(doc)});
   }
 
   /// Adds a check that involves several options. `check` returns an error message, or "" if they
@@ -166,12 +252,30 @@ class OptionSchema {
   }
 
  private:
-  template <class V>
+  template <class Value>
+  static OptionSpec described(std::string key, std::string doc) {
+    OptionSpec spec;
+    spec.key = std::move(key);
+    spec.doc = std::move(doc);
+    spec.type = OptionType(OptionValue(std::in_place_type<Value>).index() + 1);
+    return spec;
+  }
+
+  template <class Value, class V>
   static OptionValue to_value(const V& member) {
     if constexpr (detail::Member<V>::value)
-      return member ? OptionValue(*member) : OptionValue(std::monostate());
+      return member ? OptionValue(detail::converted<Value>(*member))
+                    : OptionValue(std::monostate());
     else
-      return member;
+      return detail::converted<Value>(member);
+  }
+
+  template <class Enum>
+  static std::string name_in(const std::vector<std::pair<std::string, Enum>>& names, Enum value,
+                             const std::string& key) {
+    for (const auto& [name, constant] : names)
+      if (constant == value) return name;
+    throw Error("the default of option '" + key + "' has no name", ExitCode::plugin);
   }
 
   T defaults_{};

@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <dsv3/sdk/pluggable.h>
+#include <dsv3/sdk/step.h>
 
 namespace dsv3 {
 
@@ -24,6 +25,8 @@ class Position : public Pluggable {
                                                    const at::Tensor& positions) const = 0;
   /// Factor by which attention multiplies its softmax scale qk_dim^-0.5 (YaRN's mscale).
   virtual double softmax_scale() const { return 1.0; }
+  /// Called after every optimizer step that was not skipped. `counts` is undefined.
+  virtual void on_step_end(const StepEnd&) {}
 };
 
 }  // namespace dsv3

@@ -38,16 +38,45 @@ std::shared_ptr<Interface> construct(const Registration& registration, const Opt
   return (*factory)(options, context);
 }
 
+namespace detail {
+/// Whether T has Options and the constructor that its kind requires.
+template <class Interface, class T>
+constexpr bool is_constructible = false;
+template <class Interface, class T>
+requires requires {
+  typename T::Options;
+}
+constexpr bool is_constructible<Interface, T> =
+    std::is_same_v<ContextOf<Interface>, NoContext>
+        ? std::is_constructible_v<T, const typename T::Options&>
+        : std::is_constructible_v<T, const typename T::Options&, const ContextOf<Interface>&>;
+}  // namespace detail
+
 /// Passed to a plugin's registration function. It has one method per kind, such as
 ///   registrar.attention<Mla>("mla", "Multi-head latent attention");
 /// The class needs `using Options = ...;` with a static `describe`, and a constructor
 /// (const Options&, const Context&), or (const Options&) for a kind without a context.
 class Registrar {
  public:
-#define DSV3_REGISTRAR_METHOD(kind, Interface, ...)         \
-  template <class T>                                        \
-  void kind(std::string name, std::string summary) {        \
-    add<Interface, T>(std::move(name), std::move(summary)); \
+#define DSV3_REGISTRAR_METHOD(kind, Interface, ...)                                              \
+  template <class T>                                                                             \
+  void kind(std::string name, std::string summary) {                                             \
+    constexpr bool derived = std::is_base_of_v<Interface, T>;                                    \
+    static_assert(derived,                                                                       \
+                  "registrar." #kind "<T> needs a class T that derives from dsv3::" #Interface); \
+    constexpr bool complete = !derived || !std::is_abstract_v<T>;                                \
+    static_assert(complete, "registrar." #kind                                                   \
+                            "<T>: T does not override every pure virtual "                       \
+                            "function of dsv3::" #Interface ", see dsv3/sdk/" #kind ".h");       \
+    constexpr bool constructible =                                                               \
+        !derived || !complete || detail::is_constructible<Interface, T>;                         \
+    static_assert(constructible,                                                                 \
+                  "registrar." #kind                                                             \
+                  "<T>: T needs `using Options = ...;` with "                                    \
+                  "describe(), and a constructor (const Options&, const dsv3::" #Interface       \
+                  "'s context&), see dsv3/sdk/" #kind ".h");                                     \
+    if constexpr (derived && complete && constructible)                                          \
+      add<Interface, T>(std::move(name), std::move(summary));                                    \
   }
   DSV3_KINDS(DSV3_REGISTRAR_METHOD)
 #undef DSV3_REGISTRAR_METHOD

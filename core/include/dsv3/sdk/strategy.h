@@ -4,6 +4,7 @@
 #include <functional>
 
 #include <dsv3/sdk/communicator.h>
+#include <dsv3/sdk/metrics.h>
 #include <dsv3/sdk/optimizer.h>
 #include <dsv3/sdk/pluggable.h>
 
@@ -63,6 +64,7 @@ struct StrategyContext {
   std::shared_ptr<Communicator> world;
   at::Device device = at::kCPU;
   at::ScalarType compute_dtype = at::kFloat;
+  Metrics metrics = {};
 };
 
 /// Calls come from the training thread, in the same order on all ranks. Calls marked "Collective"
@@ -97,7 +99,8 @@ class Strategy : public Pluggable {
   /// to 0 even if they are not finite.
   virtual void scale_grads(const at::Tensor& factor) = 0;
   /// Collective. Calls `fn` zero or more times with disjoint tensors. `fn` updates the values in
-  /// place, keeps no references and calls no collectives.
+  /// place, keeps no references and calls no collectives. Also called between steps, to exchange
+  /// the values; the gradients are then undefined or zero.
   virtual void update(int group, const std::function<void(std::span<UpdateTensor>)>& fn) = 0;
   /// Collective. Clears gradients, even after a skipped step, and refreshes the tensors that
   /// components compute with. May return before this is complete.

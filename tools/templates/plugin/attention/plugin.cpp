@@ -53,7 +53,7 @@ class SelfAttention final : public dsv3::Attention {
     std::tie(q, k) = position_->rotate(q, k, seq.positions);
     // attend() is causal and keeps documents separate.
     const auto mix = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-      return dsv3::attend(q, k, v, seq, scale_).flatten(2);
+      return dsv3::attend(q, k, v, seq, {.scale = scale_}).flatten(2);
     };
     if (!seq.cache) return out_(mix(q, k, v));
     // During generation, each sequence in the batch also attends to its cached tokens.
