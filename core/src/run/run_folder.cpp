@@ -1,5 +1,4 @@
 #include <fcntl.h>
-#include <random>
 #include <sys/file.h>
 #include <unistd.h>
 
@@ -15,21 +14,13 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
-constexpr std::array kAdjectives{"amber", "brave",  "calm",   "clear",  "copper", "crisp", "daring",
-                                 "early", "fleet",  "gentle", "golden", "grand",  "green", "happy",
-                                 "keen",  "little", "lively", "lucky",  "mellow", "noble", "polar",
-                                 "proud", "quick",  "quiet",  "rapid",  "silver", "solar", "steady",
-                                 "still", "swift",  "vivid",  "warm"};
-constexpr std::array kNouns{"badger", "beacon", "birch",  "brook",  "canyon", "cedar",  "comet",
-                            "coral",  "crane",  "delta",  "ember",  "falcon", "fjord",  "glacier",
-                            "harbor", "heron",  "island", "jaguar", "lark",   "lagoon", "maple",
-                            "meadow", "otter",  "pine",   "raven",  "reef",   "river",  "sparrow",
-                            "summit", "tiger",  "valley", "willow"};
-
-std::string random_name() {
-  std::random_device random;
-  return std::string(kAdjectives[random() % kAdjectives.size()]) + "-" +
-         kNouns[random() % kNouns.size()] + "-" + std::to_string(1 + random() % 999);
+/// "<experiment>-<date>-" with characters that run names may contain.
+std::string name_prefix(const std::string& experiment) {
+  std::string prefix = experiment.substr(0, 100);
+  for (char& c : prefix)
+    if (!is_run_name(std::string("a") + c)) c = '-';
+  const std::string day = utc_text(wall_seconds()).data();
+  return (prefix.empty() ? "run" : prefix) + "-" + day.substr(0, day.find('T')) + "-";
 }
 
 [[noreturn]] void fail_existing(const stdfs::path& output, const std::string& name) {
@@ -133,11 +124,14 @@ void RunFolder::require_new(const stdfs::path& output, const std::string& name) 
   if (stdfs::exists(output / name, ignored)) fail_existing(output, name);
 }
 
-RunFolder RunFolder::create(const stdfs::path& output, const std::string& name) {
+RunFolder RunFolder::create(const stdfs::path& output, const std::string& name,
+                            const std::string& experiment) {
   if (!name.empty()) check_run_name(name);
   std::vector<stdfs::path> created = create_output(output);
-  for (;;) {
-    stdfs::path path = stdfs::absolute(output) / (name.empty() ? random_name() : name);
+  const std::string prefix = name_prefix(experiment);
+  for (int64_t number = 1;; ++number) {
+    const std::string chosen = name.empty() ? prefix + std::to_string(number) : name;
+    const stdfs::path path = stdfs::absolute(output) / chosen;
     if (create_run(path)) return RunFolder(path, true, std::move(created));
     if (!name.empty()) fail_existing(output, name);
   }

@@ -4,7 +4,10 @@
 #include "call/call.h"
 #include "machine/machine.h"
 #include "support/host.h"
-#include "train/trainer.h"
+#include <dsv3/runtime/trainer.h>
+
+#include "train/progress.h"
+#include "train/training.h"
 
 namespace dsv3 {
 namespace {

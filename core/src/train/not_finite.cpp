@@ -4,7 +4,7 @@
 #include <dsv3/sdk/log.h>
 
 #include "call/checked.h"
-#include "train/trainer.h"
+#include "train/step.h"
 
 namespace dsv3 {
 namespace {

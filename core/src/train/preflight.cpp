@@ -1,11 +1,12 @@
 #include <unistd.h>
 
+#include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/log.h>
 
 #include "call/call.h"
 #include "config/diagnostics.h"
 #include "machine/machine.h"
-#include "train/trainer.h"
+#include "train/training.h"
 
 namespace dsv3 {
 namespace {
@@ -48,6 +49,7 @@ class Preflight {
           plugins_, experiment_.strategy,
           StrategyContext{local_communicator(), at::kMeta, compute_dtype(experiment_.train)});
     });
+    builds([&] { CallbackSet(experiment_, plugins_); });
     for (const ComponentSpec* spec : experiment_.components()) check_paths(*spec);
     if (plugins_.find(experiment_.data).schema->needs_tokenizer &&
         experiment_.tokenizer.plugin.empty())

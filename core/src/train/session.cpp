@@ -1,6 +1,7 @@
 // Starts and resumes runs: turns a request into a run folder, a trainer and the run's files.
 #include <set>
 
+#include <dsv3/runtime/trainer.h>
 #include <dsv3/runtime/compare.h>
 #include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/logging.h>
@@ -47,13 +48,13 @@ void write_provenance(const RunFolder& folder, const Json& content) {
 }
 
 void write_start(const RunRequest& request, const RunFolder& folder, const Experiment& experiment,
-                 const Plugins& plugins, const Trainer& trainer) {
+                 const Plugins& plugins, const Training& training) {
   fs::write_atomically(folder.config(), experiment.resolved.yaml());
   if (!request.experiment.file.empty())
     fs::write_atomically(folder.experiment(), fs::read(request.experiment.file));
   Json origin = provenance(request.command, std::filesystem::current_path());
-  if (trainer.device().is_cuda()) origin["gpu"] = gpu_provenance(trainer.device());
-  origin["init_hash"] = trainer.init_hash();
+  if (training.device.is_cuda()) origin["gpu"] = gpu_provenance(training.device);
+  origin["init_hash"] = training.state.init_hash;
   origin["plugins"] = Json::array();
   for (const LoadedLibrary& library : libraries_of(experiment, plugins))
     origin["plugins"].push_back({{"name", library.name},
@@ -91,7 +92,7 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
              bool resumed) {
   open_log_file(folder.log());
   const CrashesInFolder crashes(folder);
-  std::unique_ptr<Trainer> trainer;
+  std::unique_ptr<Training> training;
   bool started = false;
   try {
     // Write the settings before training, so that the run can be resumed without repeating its
@@ -101,7 +102,7 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
       fs::write_atomically(folder.config(), experiment.resolved.yaml());
     folder.write_status("running", std::nullopt, 0, "");
     for (const std::string& note : experiment.notes) log::info(note);
-    trainer = std::make_unique<Trainer>(experiment, plugins, folder, request.quiet);
+    training = std::make_unique<Training>(experiment, plugins, folder);
     const CheckpointStore checkpoints(folder.checkpoints(), experiment.checkpoint.keep_best);
     const auto newest = resumed ? checkpoints.newest() : std::nullopt;
     if (resumed && !newest && !checkpoints.all().empty())
@@ -111,21 +112,22 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
                       folder.checkpoints().string() + " to restart the run at step 0",
                   ExitCode::checkpoint);
     if (newest) {
-      trainer->restore(*newest);
+      training->restore(*newest);
     } else {
       if (resumed) log::warning("no checkpoint yet: the run restarts at step 0");
       if (!request.from.empty())
         with_starting_model(request.from, plugins,
-                            [&](const auto& model) { trainer->start_from(model); });
+                            [&](const auto& model) { training->start_from(model); });
     }
+    Trainer trainer(*training, resumed, request.quiet);
     if (!resumed || !std::filesystem::exists(folder.provenance()))
-      write_start(request, folder, experiment, plugins, *trainer);
+      write_start(request, folder, experiment, plugins, *training);
     started = true;
-    const int code = trainer->run(resumed);
+    const int code = trainer.run();
     Json origin = read_json(folder.provenance());
-    origin["data_hash"] = trainer->data_hash();
+    origin["data_hash"] = training->state.data_hash;
     write_provenance(folder, origin);
-    folder.write_status(state_of(code), code, trainer->step(), "");
+    folder.write_status(state_of(code), code, training->state.step, "");
     return code;
   } catch (const std::exception& error) {
     const auto* known = dynamic_cast<const Error*>(&error);
@@ -138,7 +140,8 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
         close_log_file();
         folder.remove();
       } else {
-        folder.write_status("failed", static_cast<int>(code), trainer ? trainer->step() : 0, text);
+        folder.write_status("failed", static_cast<int>(code), training ? training->state.step : 0,
+                            text);
       }
     } catch (const std::exception& second) {
       log::error(std::string("cannot write status.json: ") + second.what());
@@ -184,8 +187,9 @@ int train(const RunRequest& request, Plugins& plugins) {
     preflight(*experiment, plugins, PreflightScope::everything);
   }
   RunFolder folder = !request.run_id.empty() ? RunFolder::open(output, request.run_id)
-                     : request.resume_auto   ? RunFolder::open_or_create(output, request.run_name)
-                                             : RunFolder::create(output, request.run_name);
+                     : request.resume_auto
+                         ? RunFolder::open_or_create(output, request.run_name)
+                         : RunFolder::create(output, request.run_name, experiment->name);
   if (resumed && std::filesystem::exists(folder.config())) {
     Experiment stored = stored_experiment(folder.config(), plugins);
     resolve_machine(stored);

@@ -1,4 +1,4 @@
-#include <set>
+#include <regex>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -61,14 +61,17 @@ TEST_CASE("a new run requires an unused name") {
   REQUIRE(text.find("--run_id first") != std::string::npos);
 }
 
-TEST_CASE("random run names are valid and unused") {
+TEST_CASE("a run's default name is its experiment, the date and the first unused number") {
   TemporaryFolder output;
-  std::set<std::string> names;
-  for (int i = 0; i < 50; ++i) {
-    std::string name = RunFolder::create(output.path(), "").name();
-    REQUIRE(dsv3::is_run_name(name));
-    REQUIRE(names.insert(name).second);
-  }
+  const auto name = [&](const std::string& experiment) {
+    return RunFolder::create(output.path(), "", experiment).name();
+  };
+  const std::string first = name("nano"), second = name("nano");
+  REQUIRE(std::regex_match(first, std::regex("nano-20\\d\\d-\\d\\d-\\d\\d-1")));
+  REQUIRE(second == first.substr(0, first.size() - 1) + "2");
+  REQUIRE(name("a/b c\xc3\xa9").starts_with("a-b-c---20"));
+  REQUIRE(dsv3::is_run_name(name(std::string(300, 'x'))));
+  REQUIRE(dsv3::is_run_name(name("")));
 }
 
 TEST_CASE("resuming requires an existing run, and the error suggests similar names") {

@@ -29,9 +29,10 @@ void check_run_name(const std::string& name);
 /// Errors are dsv3::Error, with ExitCode::usage if the user chose the wrong folder.
 class RunFolder {
  public:
-  /// Creates the run OUTPUT/NAME; throws if it exists. If `name` is empty, chooses an unused random
-  /// one such as amber-falcon-217.
-  static RunFolder create(const std::filesystem::path& output, const std::string& name);
+  /// Creates the run OUTPUT/NAME; throws if it exists. If `name` is empty, uses the first unused
+  /// name <experiment>-<date>-<number>, such as nano-2026-11-27-1.
+  static RunFolder create(const std::filesystem::path& output, const std::string& name,
+                          const std::string& experiment = "run");
   /// Throws if create() would throw for this name, without creating anything.
   static void require_new(const std::filesystem::path& output, const std::string& name);
   /// Opens an existing run to resume it. If the name is unknown, throws an error that suggests

@@ -9,12 +9,12 @@ namespace dsv3 {
 /// Arguments of `dsv3-run`.
 struct RunRequest {
   ExperimentRequest experiment;
-  std::string run_name;              ///< name of a new run; empty = a random one
-  std::string run_id;                ///< run folder to resume
-  bool resume_auto = false;          ///< resume the run `run_name` if it exists, else create it
-  std::filesystem::path from;        ///< start a new run with the weights of this model
-  std::filesystem::path output;      ///< parent folder of the run folder; empty = as in the
-                                     ///< experiment
+  std::string run_name;          ///< name of a new run; empty = chosen from the experiment's name
+  std::string run_id;            ///< run folder to resume
+  bool resume_auto = false;      ///< resume the run `run_name` if it exists, else create it
+  std::filesystem::path from;    ///< start a new run with the weights of this model
+  std::filesystem::path output;  ///< parent folder of the run folder; empty = as in the
+                                 ///< experiment
   std::vector<std::string> command;  ///< argv, for provenance
   bool quiet = false;                ///< no progress display
 };

@@ -1,0 +1,79 @@
+#include "train/callbacks.h"
+
+#include "call/call.h"
+
+namespace dsv3 {
+
+CallbackSet::CallbackSet(const Experiment& experiment, Plugins& plugins) {
+  const auto specs = experiment.others.find(Kind::callback);
+  if (specs == experiment.others.end()) return;
+  for (const ComponentSpec& spec : specs->second) {
+    callbacks_.push_back(make<Callback>(plugins, spec));
+    names_.push_back(spec.plugin);
+  }
+}
+
+std::function<void(std::span<const ParameterUpdate>)> CallbackSet::update_observer(
+    Metrics metrics) {
+  std::vector<Callback*> watching;
+  for (const std::shared_ptr<Callback>& callback : callbacks_)
+    if (call(*callback, "watches_updates", &Callback::watches_updates))
+      watching.push_back(callback.get());
+  if (watching.empty()) return {};
+  return [watching, metrics](std::span<const ParameterUpdate> updates) {
+    for (Callback* callback : watching)
+      call(*callback, "on_update", &Callback::on_update, updates, metrics);
+  };
+}
+
+void CallbackSet::run_started(const RunInfo& run) {
+  for (const auto& callback : callbacks_)
+    call(*callback, "on_run_start", &Callback::on_run_start, run);
+}
+
+void CallbackSet::step_ended(const StepInfo& info) {
+  for (const auto& callback : callbacks_)
+    call(*callback, "on_step_end", &Callback::on_step_end, info, *this);
+}
+
+void CallbackSet::metrics_recorded(const Event& event) {
+  for (const auto& callback : callbacks_)
+    call(*callback, "on_metrics", &Callback::on_metrics, event, *this);
+}
+
+void CallbackSet::checkpoint_saved(const CheckpointInfo& info) {
+  for (const auto& callback : callbacks_)
+    call(*callback, "on_checkpoint_saved", &Callback::on_checkpoint_saved, info);
+}
+
+void CallbackSet::run_ended(RunStatus status) {
+  for (const auto& callback : callbacks_)
+    call(*callback, "on_run_end", &Callback::on_run_end, status);
+}
+
+void CallbackSet::stop(const std::string& reason) {
+  if (reason_.empty()) reason_ = reason.empty() ? "stopped by a callback" : reason;
+}
+
+Json CallbackSet::state() const {
+  Json states = Json::array();
+  for (size_t i = 0; i < callbacks_.size(); ++i)
+    states.push_back(
+        {{"plugin", names_[i]}, {"state", call(*callbacks_[i], "state", &Callback::state)}});
+  return states;
+}
+
+void CallbackSet::load_state(const Json& states) {
+  const bool same =
+      states.size() == names_.size() &&
+      std::ranges::equal(states, names_, [](const Json& entry, const std::string& name) {
+        return entry.at("plugin") == name;
+      });
+  if (!same)
+    throw Error("the checkpoint is of a run with other callbacks: " + states.dump(),
+                ExitCode::checkpoint);
+  for (size_t i = 0; i < callbacks_.size(); ++i)
+    call(*callbacks_[i], "load_state", &Callback::load_state, states[i].at("state"));
+}
+
+}  // namespace dsv3

@@ -1,0 +1,143 @@
+// Observers that validate, sample, save and update status.json.
+#include <fmt/format.h>
+
+#include <dsv3/runtime/generate.h>
+#include <dsv3/sdk/log.h>
+
+#include "eval/validation.h"
+#include "support/host.h"
+#include "train/observer.h"
+
+namespace dsv3 {
+namespace {
+
+class Validation final : public Observer {
+ public:
+  explicit Validation(Training& training)
+      : run_(training),
+        loader_(make_loader(run_.experiment, run_.plugins, *run_.model, Split::validation,
+                            run_.micro_batch, run_.tokenizer)),
+        start_(loader_->state()) {}
+
+  void step_ended(StepReport& report) override {
+    const ValidationOptions& options = run_.experiment.validation;
+    if (report.val_loss) return;
+    if (report.step > 0 && !report.last && !Training::divides(options.every, report.step)) return;
+    loader_->load_state(start_);
+    // Use whole batches, so that the rows do not depend on the micro-batch size.
+    const ValidationSum sum = validate(*run_.model, *loader_, options.batches * run_.accumulate);
+    if (sum.targets > 0)
+      report.val_loss = sum.loss();
+    else
+      log::warning(
+          c10::str("skipping validation: the validation split is empty (validation.share is ",
+                   options.share, ")"));
+  }
+
+ private:
+  Training& run_;
+  std::unique_ptr<Loader> loader_;
+  Json start_;
+};
+
+class Samples final : public Observer {
+ public:
+  explicit Samples(Training& training) : run_(training) {}
+
+  void step_ended(StepReport& report) override {
+    const int64_t every = run_.experiment.samples.every;
+    if (report.step == written_ || every == 0 || !run_.tokenizer) return;
+    if (!report.last && !Training::divides(every, report.step)) return;
+    written_ = report.step;
+    write(text());
+  }
+
+ private:
+  std::string text() const {
+    const SamplesOptions& samples = run_.experiment.samples;
+    const Tokenizer& tokenizer = *run_.tokenizer;
+    GenerateOptions options{
+        .sampling = {.temperature = samples.temperature, .top_k = samples.top_k},
+        .tokens = samples.tokens,
+        .ids = tokenizer.vocab_size()};
+    if (tokenizer.eos_id() >= 0) options.stop_ids.push_back(tokenizer.eos_id());
+    std::vector<Prompt> prompts;
+    for (const std::string& prompt : samples.prompts) {
+      const uint64_t seed = uint64_t(run_.experiment.train.seed) * 1'000'003u +
+                            uint64_t(run_.state.step) * 1'009u + prompts.size();
+      std::vector<int32_t> ids = tokenizer.encode(prompt);
+      if (ids.empty()) ids.push_back(std::max(tokenizer.eos_id(), 0));
+      prompts.push_back({std::move(ids), seed});
+    }
+    const Generation generation = generate(*run_.model, prompts, options);
+    std::string text;
+    for (size_t i = 0; i < prompts.size(); ++i)
+      text += c10::str(i ? "---\n" : "", samples.prompts[i],
+                       tokenizer.decode(generation.texts[i].ids), "\n");
+    return text;
+  }
+
+  void write(const std::string& text) const {
+    const std::filesystem::path folder = run_.folder.samples();
+    fs::make_folders(folder);
+    fs::write_atomically(folder / fmt::format("step-{:07}.txt", run_.state.step), text);
+    log::info(fmt::format("sample at step {}: {}", run_.state.step, text));
+  }
+
+  Training& run_;
+  int64_t written_ = 0;  // step of the last samples
+};
+
+class Checkpoints final : public Observer {
+ public:
+  explicit Checkpoints(Training& training) : run_(training), saved_(training.state.step) {}
+
+  void step_ended(StepReport& report) override {
+    if (report.step == saved_) return;
+    if (!report.last && !report.stopping &&
+        !Training::divides(run_.experiment.checkpoint.every, report.step))
+      return;
+    saved_ = report.step;
+    run_.save(report.val_loss);
+  }
+
+ private:
+  Training& run_;
+  int64_t saved_;  // step of the last checkpoint
+};
+
+class Status final : public Observer {
+ public:
+  explicit Status(Training& training) : run_(training) {}
+
+  void step_ended(StepReport& report) override {
+    if (!run_.is_logged(report.step) || seconds_now() < written_ + kInterval) return;
+    written_ = seconds_now();
+    run_.folder.write_status("running", std::nullopt, report.step, "");
+  }
+
+ private:
+  static constexpr double kInterval = 1;  // seconds, because every write waits for the disk
+  Training& run_;
+  double written_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Observer> validation_observer(Training& training) {
+  return std::make_unique<Validation>(training);
+}
+
+std::unique_ptr<Observer> samples_observer(Training& training) {
+  return std::make_unique<Samples>(training);
+}
+
+std::unique_ptr<Observer> checkpoint_observer(Training& training) {
+  return std::make_unique<Checkpoints>(training);
+}
+
+std::unique_ptr<Observer> status_observer(Training& training) {
+  return std::make_unique<Status>(training);
+}
+
+}  // namespace dsv3

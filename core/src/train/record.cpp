@@ -1,0 +1,130 @@
+// The observer that records metrics and shows progress.
+#include <fmt/format.h>
+
+#include <dsv3/sdk/log.h>
+
+#include "machine/machine.h"
+#include "support/host.h"
+#include "track/sender.h"
+#include "train/observer.h"
+#include "train/progress.h"
+
+namespace dsv3 {
+namespace {
+
+class MetricsRecorder final : public Observer {
+ public:
+  MetricsRecorder(Training& training, bool resumed, bool quiet)
+      : run_(training),
+        info_{run_.folder.name(), run_.folder.path().string(), run_.experiment.name,
+              run_.experiment.resolved.yaml(), resumed},
+        progress_(quiet) {}
+
+  void run_started() override {
+    std::vector<NamedTracker> trackers;
+    for (size_t i = 0; i < run_.experiment.tracker.size(); ++i) {
+      const ComponentSpec& spec = run_.experiment.tracker[i];
+      trackers.push_back({spec.plugin + "-" + std::to_string(i),
+                          make<Tracker>(run_.plugins, spec, RunContext{info_.folder})});
+    }
+    sender_ = std::make_unique<TrackerSender>(std::move(trackers), info_, run_.folder.metrics());
+    run_.callbacks.run_started(info_);
+    start_interval();
+  }
+
+  void step_ended(StepReport& report) override {
+    const bool repeated = report.step == reported_ && report.result;
+    reported_ = report.step;
+    Event event{
+        .step = report.step, .tokens = run_.state.tokens, .time = wall_seconds(), .metrics = {}};
+    if (report.result && !repeated) {
+      line_ = line_of(report);
+      if (!run_.is_logged(report.step) && !report.last) return progress_.show(line_, false);
+      add_step(event, report);
+    }
+    if (report.val_loss && validated_ != report.step) {
+      validated_ = report.step;
+      add(event, "val/loss", *report.val_loss);
+    }
+    if (report.result && !repeated) add_rates(event);
+    if (!event.metrics.empty()) record(event, report, !repeated);
+  }
+
+  void run_ended(RunStatus status) override {
+    run_.callbacks.run_ended(status);
+    sender_->finish(status);
+  }
+
+ private:
+  static void add(Event& event, const std::string& name, double value) {
+    event.metrics.emplace_back(name, value);
+  }
+
+  ProgressLine line_of(const StepReport& report) const {
+    ProgressLine line{.step = report.step, .steps = run_.steps};
+    const double elapsed = std::max(run_.seconds - interval_seconds_, 1e-9);
+    line.loss = report.result->main_loss;
+    line.grad_norm = report.result->grad_norm;
+    line.lr_factor = report.lr_factor;
+    line.tokens_per_s = double(run_.state.tokens - interval_tokens_) / elapsed;
+    line.eta_seconds = double((run_.steps - report.step) * run_.tokens_per_step()) /
+                       std::max(line.tokens_per_s, 1e-9);
+    if (const double peak = peak_flops(run_.device); peak > 0)
+      line.mfu = line.tokens_per_s * run_.model_figures.flops_per_token / peak;
+    line.wait_fraction = (run_.loader->wait_seconds() - interval_wait_) / elapsed;
+    line.memory_bytes = peak_memory_bytes(run_.device);
+    return line;
+  }
+
+  void add_step(Event& event, const StepReport& report) const {
+    const StepResult& result = *report.result;
+    add(event, "train/loss", result.main_loss);
+    add(event, "train/total_loss", result.loss);
+    if (run_.experiment.mtp.depth > 0) add(event, "train/mtp_loss", result.mtp_loss);
+    add(event, "train/grad_norm", result.grad_norm);
+    if (result.skipped) add(event, "train/skipped", 1);
+    for (const auto& [group, lr] : run_.optimizers->learning_rates(report.lr_factor))
+      add(event, "train/lr/" + group, lr);
+    for (const auto& [name, value] : result.metrics) add(event, name, value);
+  }
+
+  void add_rates(Event& event) const {
+    add(event, "throughput/tokens_per_s", line_.tokens_per_s);
+    if (line_.mfu > 0) add(event, "throughput/mfu", line_.mfu);
+    add(event, "data/wait_fraction", line_.wait_fraction);
+    add(event, "memory/peak_bytes", double(line_.memory_bytes));
+  }
+
+  void record(Event& event, const StepReport& report, bool show) {
+    if (run_.metrics.append(event)) sender_->notify();
+    if (report.result && show) progress_.show(line_, true);
+    if (report.val_loss)
+      log::info(fmt::format("step {}  validation loss {:.4f}", report.step, *report.val_loss));
+    run_.callbacks.metrics_recorded(event);
+    start_interval();
+  }
+
+  /// Starts the interval over which rates are measured.
+  void start_interval() {
+    interval_seconds_ = run_.seconds;
+    interval_wait_ = run_.loader->wait_seconds();
+    interval_tokens_ = run_.state.tokens;
+  }
+
+  Training& run_;
+  const RunInfo info_;
+  std::unique_ptr<TrackerSender> sender_;
+  Progress progress_;
+  ProgressLine line_;
+  int64_t reported_ = -1, validated_ = -1;  // steps of the last report and validation
+  double interval_seconds_ = 0, interval_wait_ = 0;
+  int64_t interval_tokens_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Observer> metrics_observer(Training& training, bool resumed, bool quiet) {
+  return std::make_unique<MetricsRecorder>(training, resumed, quiet);
+}
+
+}  // namespace dsv3

@@ -1,0 +1,28 @@
+// The part of a run's state that is not tensors.
+#pragma once
+
+#include <string>
+
+#include <dsv3/runtime/checkpoint.h>
+
+namespace dsv3 {
+
+/// Where a run is. Checkpoint manifests, status.json, trackers and callbacks read it from here.
+/// Random numbers need no state, because they depend only on the seed and the step.
+struct RunState {
+  int64_t step = 0;                ///< number of completed steps
+  int64_t tokens = 0;              ///< number of training tokens in these steps, over all ranks
+  int64_t updates = 0;             ///< number of these steps that were not skipped
+  Json data;                       ///< position in the training data
+  std::string init_hash;           ///< SHA-256 of all parameters' initial values
+  std::string data_hash;           ///< hash of all rows used for training so far, in order
+  Json callbacks = Json::array();  ///< state of each callback, in the experiment's order
+  std::string stopped;             ///< why a callback ended the run; empty = it did not
+
+  /// Returns the `state` entries of a checkpoint manifest. `step` and `tokens` are not among them.
+  Json to_json() const;
+  /// Reads a checkpoint manifest. Keys that older versions do not write have their defaults.
+  static RunState from_json(const Json& manifest);
+};
+
+}  // namespace dsv3

@@ -1,0 +1,162 @@
+// Builds the components of a run, saves the run to a checkpoint and restores it.
+#include "train/training.h"
+
+#include <set>
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <dsv3/runtime/compare.h>
+#include <dsv3/runtime/trainer.h>
+#include <dsv3/sdk/log.h>
+#include <dsv3/sdk/ops.h>
+#include <dsv3/support/sha256.h>
+
+#include "call/checked.h"
+#include "checkpoint/tensor_views.h"
+#include "eval/validation.h"
+#include "machine/machine.h"
+
+namespace dsv3 {
+namespace {
+
+/// Throws an error that lists the model settings that differ from the checkpoint's, or states
+/// `cause` if they are identical.
+[[noreturn]] void reject_model(const StoredModel& stored, const Experiment& experiment,
+                               const std::string& cause) {
+  const std::string settings = difference_lines(stored.resolved(), experiment.resolved,
+                                                "in the checkpoint", "here", "model");
+  throw Error(stored.path.string() + " is a checkpoint of another model:" +
+                  (settings.empty() ? " " + cause : settings) +
+                  "\nSet `model` as in the checkpoint, or start without the checkpoint",
+              ExitCode::checkpoint);
+}
+
+/// Returns the name of a stored weight that the model does not have; empty = none.
+std::string unused_weight(const TensorViews& tensors, Strategy& strategy) {
+  constexpr std::string_view kModel = "model/";
+  std::set<std::string> known;
+  for (const OwnedTensor& owned : checked::owned(strategy)) known.insert(owned.range.name);
+  for (const auto& [key, view] : tensors) {
+    if (!key.starts_with(kModel)) continue;
+    const std::string name =
+        key.substr(kModel.size(), key.find('/', kModel.size()) - kModel.size());
+    if (!known.contains(name)) return name;
+  }
+  return "";
+}
+
+}  // namespace
+
+Training::Training(Experiment resolved, Plugins& search, RunFolder& run_folder)
+    : experiment(std::move(resolved)),
+      plugins(search),
+      folder(run_folder),
+      device(device_of(experiment.train)),
+      callbacks(experiment, plugins),
+      checkpoints(folder.checkpoints(), experiment.checkpoint.keep_best),
+      metrics(folder.metrics()) {
+  choose_determinism(experiment.train, device);
+  at::set_num_threads(int(experiment.train.threads.value()));
+  use_reference_ops(experiment.train.ops == "reference");
+  steps = total_steps(experiment);
+  micro_batch = micro_batch_of(experiment.train, world->size());
+  accumulate = experiment.train.batch / (micro_batch * world->size());
+
+  if (!experiment.tokenizer.plugin.empty())
+    tokenizer = make<Tokenizer>(plugins, experiment.tokenizer, TokenizerContext{});
+  model = std::make_unique<Model>(experiment, vocab_of(experiment, tokenizer.get()),
+                                  factory_of(experiment, plugins), device);
+  model_figures = figures(*model, experiment);
+  optimizers = std::make_unique<OptimizerSet>(experiment, plugins, model->store());
+  schedule = make<Schedule>(plugins, experiment.schedule);
+  strategy = make<Strategy>(
+      plugins, experiment.strategy,
+      StrategyContext{world, device, compute_dtype(experiment.train), Metrics(sink)});
+  model->adopt(*strategy, uint64_t(experiment.train.seed),
+               [this](const Parameter& parameter) { return optimizers->group_of(parameter); });
+  call(*strategy, "ready", &Strategy::ready, optimizers->specs());
+  optimizers->bind(*strategy);
+  state.init_hash = hash_parameters();
+  loader = make_loader(experiment, plugins, *model, Split::train, micro_batch, tokenizer);
+}
+
+bool Training::is_logged(int64_t step) const {
+  return step == steps || divides(experiment.train.log_every, step) ||
+         divides(experiment.validation.every, step);
+}
+
+std::string Training::hash_parameters() {
+  Sha256 digest;
+  for (const OwnedTensor& owned : checked::owned(*strategy)) {
+    const at::Tensor host = owned.value.cpu().contiguous();
+    digest.update(owned.range.name).update(host.const_data_ptr(), host.nbytes());
+  }
+  return digest.hex();
+}
+
+void Training::save(std::optional<double> val_loss) {
+  metrics.sync();
+  CheckpointContent content{.step = state.step, .tokens = state.tokens, .val_loss = val_loss};
+  Json libraries = Json::object();
+  for (const LoadedLibrary& library : libraries_of(experiment, plugins))
+    libraries[library.name] = library.sha256;
+  std::vector<at::Tensor> alive = save_parameters(*strategy, content.tensors);
+  const std::vector<at::Tensor> states = optimizers->save(content.tensors);
+  for (const Buffer& buffer : model->store().buffers())
+    alive.push_back(add_view(content.tensors, "buffer/" + buffer.name, buffer.tensor));
+  state.data = loader->state();
+  state.callbacks = callbacks.state();
+  state.stopped = callbacks.reason();
+  content.state = state.to_json();
+  content.state["config"] = experiment.resolved.yaml();
+  content.state["conventions"] = experiment.conventions;
+  content.state["tokenizer"] = tokenizer ? Json(tokenizer->digest()) : Json();
+  content.state["plugins"] = libraries;
+  content.state["strategy"] = experiment.strategy.plugin;
+  content.state["world"] = world->size();
+  const std::filesystem::path saved = checkpoints.save(content).folder;
+  log::info("saved checkpoint " + saved.string());
+  callbacks.checkpoint_saved({state.step, saved.string()});
+}
+
+void Training::load_model(const StoredModel& stored) {
+  if (tokenizer && !fits(*tokenizer, stored))
+    throw Error(stored.path.string() +
+                    " was trained with a different tokenizer than this experiment's '" +
+                    experiment.tokenizer.plugin +
+                    "': use the one it was trained with, or start without the checkpoint",
+                ExitCode::checkpoint);
+  if (const std::string extra = unused_weight(stored.tensors, *strategy); !extra.empty())
+    reject_model(stored, experiment, "this model has no '" + extra + "'");
+  try {
+    load_parameters(*strategy, stored.tensors);
+    for (const Buffer& buffer : model->store().buffers())
+      copy_view(stored.tensors, "buffer/" + buffer.name, buffer.tensor);
+  } catch (const Error& error) {
+    reject_model(stored, experiment, error.what());
+  }
+}
+
+void Training::restore(const StoredCheckpoint& checkpoint) {
+  const StoredModel stored = stored_model_of(checkpoint);
+  load_model(stored);
+  // Check conventions after the tensors, because if the attention differs, a model mismatch is the
+  // better explanation.
+  require_conventions(stored, experiment, true);
+  optimizers->load(stored.tensors);
+  state = RunState::from_json(checkpoint.manifest);
+  loader->load_state(state.data);
+  callbacks.load_state(state.callbacks);
+  checkpoints.clean_up(state.step);
+}
+
+void Training::start_from(const StoredModel& stored) {
+  load_model(stored);
+  require_conventions(stored, experiment, false);
+  state.init_hash = hash_parameters();
+  // If the run is killed before its first checkpoint, it must resume from these weights.
+  save(std::nullopt);
+}
+
+}  // namespace dsv3

@@ -1,0 +1,69 @@
+// What a run trains: its components and its state.
+#pragma once
+
+#include <dsv3/runtime/data.h>
+#include <dsv3/runtime/metrics_file.h>
+#include <dsv3/runtime/optimizer_set.h>
+#include <dsv3/runtime/run_folder.h>
+#include <dsv3/runtime/stored_model.h>
+#include <dsv3/sdk/schedule.h>
+
+#include "sdk/metric_sink.h"
+#include "train/callbacks.h"
+#include "train/run_state.h"
+
+namespace dsv3 {
+
+/// Returns `model.vocab`, or the tokenizer's vocabulary size for `auto`. Throws if model.vocab is
+/// too small or cannot be determined. `tokenizer` may be null.
+int64_t vocab_of(const Experiment& experiment, const Tokenizer* tokenizer);
+
+/// Returns the libraries of an experiment's components, in the order in which they were loaded.
+/// Excludes libraries that the experiment does not use, such as that of a replaced plugin.
+std::vector<LoadedLibrary> libraries_of(const Experiment& experiment, const Plugins& plugins);
+
+struct Training {
+  Training(Experiment experiment, Plugins& plugins, RunFolder& folder);
+
+  /// Resumes from a verified checkpoint. The next step is bit-identical to that of an uninterrupted
+  /// run.
+  void restore(const StoredCheckpoint& checkpoint);
+  /// Starts a new run with the weights and buffers of a stored model and saves them as step 0.
+  void start_from(const StoredModel& stored);
+  /// Saves a checkpoint of the last completed step.
+  void save(std::optional<double> val_loss);
+
+  /// Whether metrics are recorded after `step`.
+  bool is_logged(int64_t step) const;
+  int64_t tokens_per_step() const { return experiment.train.batch * experiment.train.sequence; }
+  /// Whether `step` is a multiple of the interval `every`; 0 = never.
+  static bool divides(int64_t every, int64_t step) { return every > 0 && step % every == 0; }
+
+  Experiment experiment;
+  Plugins& plugins;
+  RunFolder& folder;
+  at::Device device;
+  std::shared_ptr<Communicator> world = local_communicator();
+  std::shared_ptr<MetricSink> sink = std::make_shared<MetricSink>();
+  std::shared_ptr<const Tokenizer> tokenizer;  ///< null if the experiment has none
+  std::shared_ptr<Strategy> strategy;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<OptimizerSet> optimizers;
+  std::shared_ptr<Schedule> schedule;
+  std::unique_ptr<Loader> loader;
+  CallbackSet callbacks;
+  CheckpointStore checkpoints;
+  MetricsFile metrics;
+  ModelFigures model_figures;
+  int64_t micro_batch = 0;  ///< rows per rank and micro-batch
+  int64_t accumulate = 0;   ///< micro-batches per step
+  int64_t steps = 0;        ///< total number of steps
+  RunState state;
+  double seconds = 0;  ///< time spent in steps by this process, without validation and saving
+
+ private:
+  std::string hash_parameters();
+  void load_model(const StoredModel& stored);
+};
+
+}  // namespace dsv3
