@@ -222,7 +222,7 @@ def train(fault, folder):
     folder.mkdir()
     (folder / "tiny.yaml").write_text(experiment(fault))
     (folder / "text.txt").write_text("\n\n".join(f"line {i} of the text, {'and more ' * (i % 7)}" for i in range(200)) + "\n")
-    done = call("dsv3-run", "tiny.yaml", "--plugin-path", PREFIX / "registries/faulty.toml", "--run_name", "bad", "--quiet",
+    done = call("dsv3-run", "tiny.yaml", "--plugin-path", PREFIX / "registries/faulty.toml", "--run_name", "bad",
                 *fault.settings, cwd=folder)
     status = folder / "runs/bad/status.json"
     return done, json.loads(status.read_text()) if status.exists() else None

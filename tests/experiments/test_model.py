@@ -92,7 +92,7 @@ def test_formulas_match_the_dry_run(file, tmp_path):
     everything = re.search(r"^  all .*\((\d+) / (\d+)\)$", out, re.M)
     assert int(everything[1]) == sum(expected[part] for part in parts)
     assert int(everything[2]) == sum(expected.get(f"{part}, active", expected[part]) for part in parts)
-    all_keys, causal = re.search(r"FLOPs/token    ([\d.]+ ?\w?) forward and backward \(([\d.]+ ?\w?) with", out).groups()
+    all_keys, causal = re.search(r"FLOPs/token    ([\d.]+ \w?)FLOP forward and backward \(([\d.]+ \w?)FLOP with", out).groups()
     for text, value in ((all_keys, expected["matrices"] + expected["scores"]),
                         (causal, expected["matrices"] + expected["scores"] / 2)):
         number, tolerance = shown(text)

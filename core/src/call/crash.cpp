@@ -20,6 +20,7 @@
 
 #include "call/backward.h"
 #include "support/host.h"
+#include "support/terminal.h"
 
 namespace dsv3 {
 namespace {
@@ -55,7 +56,7 @@ struct Text {
 struct Prepared {
   pid_t process = 0;                               // a forked child has a different id
   const CallRecord* const* main_thread = nullptr;  // its innermost call
-  bool terminal = false, ending = false, backtrace = false;
+  bool ending = false, backtrace = false;
   char status[4096] = "", temporary[4096] = "", host[256] = "";
   std::atomic<pid_t> reporter{0};  // thread that is reporting or has reported a crash
   std::array<char, 64 << 10> stack;
@@ -122,7 +123,8 @@ bool may_report() {
 void report(const char* event, const char* cause, int exit_code) {
   Text message, line;
   describe(message, event, cause);
-  line.add("%serror: %s\n", prepared.terminal ? "\r\x1b[K" : "", message.bytes);
+  line.add("error: %s\n", message.bytes);
+  end_live_line();
   line.write_to(STDERR_FILENO);
   if (prepared.backtrace) {
     std::array<void*, 64> frames;
@@ -172,7 +174,6 @@ void on_exit_of_process(int status, void*) {
 CrashReports::CrashReports() {
   prepared.process = ::getpid();
   prepared.main_thread = &CallRecord::current();
-  prepared.terminal = ::isatty(STDERR_FILENO) == 1;
   ::gethostname(prepared.host, sizeof prepared.host - 1);
   const stack_t stack{
       .ss_sp = prepared.stack.data(), .ss_flags = 0, .ss_size = prepared.stack.size()};

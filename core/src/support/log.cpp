@@ -2,6 +2,7 @@
 #include <array>
 #include <memory>
 #include <mutex>
+#include <string_view>
 #include <utility>
 
 #include <spdlog/logger.h>
@@ -11,6 +12,8 @@
 #include <dsv3/runtime/logging.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/log.h>
+
+#include "support/terminal.h"
 
 namespace dsv3 {
 namespace {
@@ -31,15 +34,18 @@ std::unique_ptr<spdlog::logger> make_logger(spdlog::sink_ptr sink) {
   return logger;
 }
 
-// The sinks need no locks, because `mutex` also protects the progress hooks.
+std::unique_ptr<spdlog::logger> terminal_logger() {
+  return make_logger(std::make_shared<spdlog::sinks::stderr_color_sink_st>(
+      stderr_has_colors() ? spdlog::color_mode::always : spdlog::color_mode::never));
+}
+
+// The sinks need no locks, because `mutex` also protects the live line.
 struct Logging {
   std::mutex mutex;
-  std::unique_ptr<spdlog::logger> terminal, file;
-  std::function<void()> before_line, after_line;
+  std::unique_ptr<spdlog::logger> terminal = terminal_logger(), file;
+  std::string live_line;
 
-  Logging() : terminal(make_logger(std::make_shared<spdlog::sinks::stderr_color_sink_st>())) {
-    terminal->set_pattern("%H:%M:%S %^%l%$ %v");
-  }
+  Logging() { terminal->set_pattern("%H:%M:%S %^%l%$ %v"); }
 };
 
 // Never destroyed, because plugins and threads may log while the process exits.
@@ -48,16 +54,43 @@ Logging& logging() {
   return instance;
 }
 
+/// Whether byte `i` belongs to a control character other than a newline or a tab. U+0080 to U+009F
+/// are also control characters, and C2 80 to C2 9F in UTF-8.
+bool is_control(std::string_view text, size_t i) {
+  const auto byte = [&](size_t j) {
+    return static_cast<unsigned char>(j < text.size() ? text[j] : 0);
+  };
+  const auto is_c1 = [&](size_t j) {
+    return byte(j) == 0xc2 && byte(j + 1) >= 0x80 && byte(j + 1) < 0xa0;
+  };
+  if (text[i] == '\n' || text[i] == '\t') return false;
+  return byte(i) < ' ' || byte(i) == 0x7f || is_c1(i) || (i > 0 && is_c1(i - 1));
+}
+
+/// Returns `message` without newlines at its end, and with control characters escaped, because text
+/// from a model or a file must not control the terminal.
+std::string printable(std::string_view message) {
+  message = message.substr(0, message.find_last_not_of('\n') + 1);
+  std::string text;
+  for (size_t i = 0; i < message.size(); ++i)
+    if (is_control(message, i))
+      text += spdlog::fmt_lib::format("\\x{:02x}", static_cast<unsigned char>(message[i]));
+    else
+      text += message[i];
+  return text;
+}
+
 }  // namespace
 
 void log::write(Level level, const std::string& message) {
   Logging& state = logging();
   std::lock_guard lock(state.mutex);
-  if (state.file) state.file->log(spdlog_level(level), message);
+  const std::string text = printable(message);
+  if (state.file) state.file->log(spdlog_level(level), text);
   if (!state.terminal->should_log(spdlog_level(level))) return;
-  if (state.before_line) state.before_line();
-  state.terminal->log(spdlog_level(level), message);
-  if (state.after_line) state.after_line();
+  erase_live_line();
+  state.terminal->log(spdlog_level(level), text);
+  draw_live_line(state.live_line);
 }
 
 void open_log_file(const std::filesystem::path& path) {
@@ -89,10 +122,22 @@ void set_log_level(const std::string& name) {
   logging().terminal->set_level(spdlog_level(level));
 }
 
-void set_progress_hooks(std::function<void()> before, std::function<void()> after) {
+bool terminal_shows(log::Level level) {
   std::lock_guard lock(logging().mutex);
-  logging().before_line = std::move(before);
-  logging().after_line = std::move(after);
+  return logging().terminal->should_log(spdlog_level(level));
+}
+
+void show_live_line(const std::string& line) {
+  std::lock_guard lock(logging().mutex);
+  logging().live_line = line;
+  erase_live_line();
+  draw_live_line(line);
+}
+
+void keep_live_line() {
+  std::lock_guard lock(logging().mutex);
+  logging().live_line.clear();
+  end_live_line();
 }
 
 }  // namespace dsv3

@@ -1,11 +1,12 @@
 // --dry-run: estimates an experiment's requirements on the meta device.
 #include <fmt/format.h>
 
+#include <dsv3/runtime/quantities.h>
+#include <dsv3/runtime/trainer.h>
+
 #include "call/call.h"
 #include "machine/machine.h"
 #include "support/host.h"
-#include <dsv3/runtime/trainer.h>
-
 #include "train/progress.h"
 #include "train/training.h"
 
@@ -155,18 +156,18 @@ void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64
   print_parameters(figures);
   fmt::print(
       "FLOPs/token    {} forward and backward ({} without the masked half of causal attention)\n",
-      format_count(figures.flops_per_token), format_count(figures.flops_per_token_causal));
+      format_flops(figures.flops_per_token), format_flops(figures.flops_per_token_causal));
   print_cache(model, experiment);
   print_memory(memory, recompute);
   if (memory_limit) print_fit(experiment, figures, memory, micro_batch, *memory_limit);
   fmt::print("steps          {} of {} x {} tokens, {} tokens in total\n", steps,
              experiment.train.batch, experiment.train.sequence, format_count(tokens));
   if (rate > 0)
-    fmt::print("time           about {} at {:.0f}% of the {} of {}FLOP/s\n",
+    fmt::print("time           about {} at {:.0f}% of the {} of {}/s\n",
                format_duration(tokens * figures.flops_per_token / (rate * kUtilisation)),
                100 * kUtilisation,
                experiment.train.device == "cuda" ? "GPU's peak" : "CPU's matmul rate",
-               format_count(rate));
+               format_flops(rate));
   else
     fmt::print("time           unknown: no GPU was found, or its peak FLOP/s is unknown\n");
   fmt::print("{}", optimizers.plan());

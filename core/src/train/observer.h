@@ -17,7 +17,7 @@ struct StepReport {
   bool stopping = false;               ///< a signal stops the run here, to be resumed later
   const StepResult* result = nullptr;  ///< null at step 0
   double lr_factor = 0;
-  std::optional<double> val_loss;  ///< set by the validation observer
+  std::optional<double> val_loss = {};  ///< set by the validation observer
 };
 
 /// Acts on the events of a run. The loop calls the observers in a fixed order: validation, metrics,

@@ -1,8 +1,9 @@
-// The progress line on a terminal, and the formats of rates, sizes and times.
+// The progress line on a terminal.
 #pragma once
 
 #include <cstdint>
-#include <string>
+
+#include <dsv3/runtime/quantities.h>
 
 namespace dsv3 {
 
@@ -12,29 +13,22 @@ struct ProgressLine {
   double loss = 0, lr_factor = 0, grad_norm = 0, tokens_per_s = 0, mfu = 0, wait_fraction = 0,
          eta_seconds = 0;
   int64_t memory_bytes = 0;
+  double flops_per_s = 0;  ///< the model's; shown if `mfu` is 0
 };
 
-/// Redraws the line in place on a terminal, and writes `logged` lines to the log as well.
+/// Shows the state of training in the terminal's last line, and writes `logged` lines to the log.
 class Progress {
  public:
-  explicit Progress(bool quiet);
-  ~Progress();
+  explicit Progress(bool quiet) : quiet_(quiet) {}
+  ~Progress() { finish(); }
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
   void show(const ProgressLine& line, bool logged);
+  /// Leaves the last line on the screen, above all later lines.
+  void finish();
 
  private:
-  void draw() const;
-  void clear() const;
-  bool visible_;
-  std::string current_;
+  bool quiet_;
 };
-
-/// "1h02m", "3m20s", "12s"
-std::string format_duration(double seconds);
-/// "1.50 GB", "12 MB"
-std::string format_bytes(double bytes);
-/// "142.3 M", "1.97 B", "512"
-std::string format_count(double count);
 
 }  // namespace dsv3

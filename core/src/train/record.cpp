@@ -48,6 +48,7 @@ class MetricsRecorder final : public Observer {
     }
     if (report.result && !repeated) add_rates(event);
     if (!event.metrics.empty()) record(event, report, !repeated);
+    if (report.last || report.stopping) progress_.finish();
   }
 
   void run_ended(RunStatus status) override {
@@ -69,8 +70,8 @@ class MetricsRecorder final : public Observer {
     line.tokens_per_s = double(run_.state.tokens - interval_tokens_) / elapsed;
     line.eta_seconds = double((run_.steps - report.step) * run_.tokens_per_step()) /
                        std::max(line.tokens_per_s, 1e-9);
-    if (const double peak = peak_flops(run_.device); peak > 0)
-      line.mfu = line.tokens_per_s * run_.model_figures.flops_per_token / peak;
+    line.flops_per_s = line.tokens_per_s * run_.model_figures.flops_per_token;
+    if (const double peak = peak_flops(run_.device); peak > 0) line.mfu = line.flops_per_s / peak;
     line.wait_fraction = (run_.loader->wait_seconds() - interval_wait_) / elapsed;
     line.memory_bytes = peak_memory_bytes(run_.device);
     return line;

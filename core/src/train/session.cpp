@@ -1,11 +1,11 @@
 // Starts and resumes runs: turns a request into a run folder, a trainer and the run's files.
 #include <set>
 
-#include <dsv3/runtime/trainer.h>
 #include <dsv3/runtime/compare.h>
 #include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/logging.h>
 #include <dsv3/runtime/machine.h>
+#include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/log.h>
 #include <dsv3/support/fs.h>
 
@@ -177,7 +177,7 @@ int train(const RunRequest& request, Plugins& plugins) {
   if (!request.experiment.file.empty()) {
     experiment = load_experiment(request.experiment, plugins);
     if (output.empty()) output = experiment->output;
-    set_log_level(experiment->log_level);
+    if (!request.quiet) set_log_level(experiment->log_level);
   }
   if (output.empty()) output = "runs";
   const bool resumed = !request.run_id.empty() ||
@@ -196,6 +196,7 @@ int train(const RunRequest& request, Plugins& plugins) {
     if (!experiment) experiment = stored_experiment(folder.config(), plugins, request.experiment);
     require_same_settings(folder.name(), stored, std::move(*experiment));
     experiment = std::move(stored);
+    if (!request.quiet) set_log_level(experiment->log_level);
   } else if (!request.run_id.empty()) {
     throw Error("run '" + folder.name() +
                     "' was stopped before its settings were written: repeat its first command "

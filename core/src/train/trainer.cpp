@@ -5,11 +5,13 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <dsv3/runtime/quantities.h>
 #include <dsv3/sdk/log.h>
 
 #include "call/call.h"
 #include "machine/machine.h"
 #include "support/host.h"
+#include "support/terminal.h"
 
 namespace dsv3 {
 namespace {
@@ -20,7 +22,10 @@ volatile std::sig_atomic_t requested_code = 0;
 
 extern "C" void on_signal(int signal) {
   const int code = int(signal == SIGINT ? ExitCode::interrupted : ExitCode::preempted);
-  if (signal == SIGINT && requested_code == code) _exit(code);
+  if (signal == SIGINT && requested_code == code) {
+    end_live_line();
+    _exit(code);
+  }
   requested_code = code;
 }
 

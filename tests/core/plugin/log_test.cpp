@@ -1,4 +1,4 @@
-// Tests logging: levels, the log file and its rotation, and hooks for a progress display.
+// Tests logging: levels, the log file and its rotation, and what a file receives.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -7,6 +7,7 @@
 #include "fixtures.h"
 
 using Catch::Matchers::Contains;
+using Catch::Matchers::EndsWith;
 
 namespace {
 
@@ -62,20 +63,30 @@ TEST_CASE("the log file is rotated at 10 MiB, and the two previous files are ret
   CHECK_FALSE(std::filesystem::exists(folder / "run.3.log"));
 }
 
-TEST_CASE("a progress display is cleared before a log line and redrawn after it") {
+TEST_CASE("newlines at the end are removed, and control characters are escaped") {
   TemporaryFolder folder;
   const CapturedStderr terminal(folder / "stderr");
-  dsv3::set_progress_hooks([] { ::write(2, "<off>", 5) == 5 ? void() : throw 1; },
-                           [] { ::write(2, "<on>", 4) == 4 ? void() : throw 1; });
-  dsv3::log::debug("hidden");
-  dsv3::log::info("seen");
-  dsv3::set_progress_hooks({}, {});
-  dsv3::log::info("plain");
-  const std::string text = terminal.text();
-  CHECK(text.substr(0, 5) == "<off>");
-  CHECK_THAT(text, Contains("info seen\n<on>"));
-  CHECK_THAT(text, !Contains("hidden"));
-  CHECK(text.find("<off>", 5) == std::string::npos);
+  dsv3::open_log_file(folder / "run.log");
+  dsv3::log::info(
+      "a\tb\r\x1b[2Jc\x7f\xc2\x9b"
+      "d \xc2\xa9 \xe2\x80\x9c\n  e\n\n");
+  dsv3::log::info("\n");
+  dsv3::close_log_file();
+  for (const std::string& text : {terminal.text(), get(folder / "run.log")}) {
+    CHECK_THAT(text,
+               Contains("info a\tb\\x0d\\x1b[2Jc\\x7f\\xc2\\x9bd \xc2\xa9 \xe2\x80\x9c\n  e\n"));
+    CHECK_THAT(text, EndsWith("info \n") && !Contains("\n\n"));
+  }
+}
+
+TEST_CASE("a file contains neither a live line nor escapes") {
+  TemporaryFolder folder;
+  const CapturedStderr terminal(folder / "stderr");
+  dsv3::show_live_line("step 1");
+  dsv3::log::warning("seen");
+  dsv3::keep_live_line();
+  CHECK_THAT(terminal.text(),
+             EndsWith("warning seen\n") && !Contains("step 1") && !Contains("\x1b"));
 }
 
 TEST_CASE("unknown levels and log files that cannot be opened are errors") {

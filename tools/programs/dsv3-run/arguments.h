@@ -59,5 +59,7 @@ inline void declare(CLI::App& app, Arguments& a) {
   app.add_option("--config", a.config, "File with machine defaults, instead of config.yaml")
       ->type_name("FILE");
   app.add_flag("--backtrace", a.backtrace, "Print a backtrace if the process crashes");
-  app.add_flag("--quiet", a.quiet, "Hide the progress display");
+  app.add_flag("--quiet", a.quiet,
+               "Print errors only: no progress, notes or warnings. log.txt in the run folder still "
+               "contains them");
 }

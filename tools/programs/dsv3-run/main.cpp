@@ -157,6 +157,7 @@ int run(int argc, char** argv) {
     return app.exit(success);
   }
   if (a.backtrace) dsv3::print_backtraces();
+  if (a.quiet) dsv3::set_log_level("error");
   dsv3::RunRequest request;
   request.experiment = experiment_of(a);
   check_usage(a, request.experiment);

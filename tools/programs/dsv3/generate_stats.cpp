@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <dsv3/runtime/quantities.h>
 #include <dsv3/support/json.h>
 
 namespace {
@@ -33,9 +34,9 @@ Cached cached_of(const dsv3::Model& model) {
   return cached;
 }
 
-std::string number(double value, int digits = 1) {
+std::string number(double value) {
   char text[64];
-  std::snprintf(text, sizeof text, "%.*f", value == double(int64_t(value)) ? 0 : digits, value);
+  std::snprintf(text, sizeof text, "%.*f", value == double(int64_t(value)) ? 0 : 1, value);
   return text;
 }
 
@@ -70,8 +71,8 @@ std::string as_text(const dsv3::GenerateStats& stats, const Cached& cached) {
   const double layers = double(cached.layers), values = double(cached.values);
   std::string text =
       "prompts: " + std::to_string(stats.prompt_tokens) + " tokens in " +
-      number(stats.prompt_seconds, 2) + " s\n" + "new: " + std::to_string(stats.new_tokens) +
-      " tokens in " + number(stats.seconds, 2) + " s, " +
+      dsv3::format_duration(stats.prompt_seconds) + "\nnew: " + std::to_string(stats.new_tokens) +
+      " tokens in " + dsv3::format_duration(stats.seconds) + ", " +
       number(rate(stats.new_tokens, stats.seconds)) + " tokens/s, " +
       std::to_string(stats.forwards) + " forward passes\n" + "cache: " + number(values / layers) +
       " values per token and layer; multi-head attention with the same heads: " +

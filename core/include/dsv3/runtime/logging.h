@@ -2,7 +2,6 @@
 #pragma once
 
 #include <filesystem>
-#include <functional>
 #include <string>
 
 #include <dsv3/sdk/log.h>
@@ -20,10 +19,15 @@ void close_log_file();
 /// dsv3::Error (ExitCode::usage) for other names.
 void set_log_level(const std::string& name);
 
-/// Hooks for a one-line progress display. `before` clears the display before a log line is written,
-/// and `after` redraws it. They are called on the thread that logs, one line at a time, and must
-/// not log. Pass {} to remove the hooks.
-void set_progress_hooks(std::function<void()> before, std::function<void()> after);
+/// Whether the terminal shows log lines of this level.
+bool terminal_shows(log::Level level);
+
+/// Shows `line`, a line of ASCII, below the log until the next call; "" removes it. Log lines
+/// appear above it. If the terminal is too narrow, drops fields, separated by two spaces, at its
+/// end. Shows nothing if standard error is not a terminal or TERM is dumb.
+void show_live_line(const std::string& line);
+/// Leaves the live line, if any, where it is, above later log lines and the shell's prompt.
+void keep_live_line();
 
 /// Formats an error as programs print it, with the prefix "error: ". A configuration error gets no
 /// prefix, because its message already contains "error: " after each location. Below each line with

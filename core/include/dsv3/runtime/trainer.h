@@ -16,7 +16,7 @@ struct RunRequest {
   std::filesystem::path output;  ///< parent folder of the run folder; empty = as in the
                                  ///< experiment
   std::vector<std::string> command;  ///< argv, for provenance
-  bool quiet = false;                ///< no progress display
+  bool quiet = false;                ///< show no progress, and ignore the experiment's log.level
 };
 
 /// Trains, and returns the exit code of a run that finished or was stopped: 0, 75 or 130.
