@@ -3,7 +3,7 @@
 #include <cmath>
 #include <set>
 
-#include <dsv3/sdk/optimizer.h>
+#include <dsv3/runtime/optimizer_set.h>
 
 #include "conformance/device.h"
 #include "conformance/layers.h"
@@ -22,11 +22,7 @@ struct Updated {
   Updated(std::shared_ptr<Optimizer> by, Range of, at::Tensor values)
       : optimizer(std::move(by)), range(std::move(of)), value(std::move(values)) {
     if (!optimizer->whole_matrices()) value = value.flatten();
-    for (const StateSlot& slot : optimizer->slots()) {
-      const bool scalar = slot.like == StateSlot::Like::scalar;
-      state.push_back(
-          at::zeros(scalar ? at::IntArrayRef{} : value.sizes(), value.options().dtype(slot.dtype)));
-    }
+    state = zero_state(optimizer->slots(), value.sizes(), value.device());
   }
 
   /// A gradient that depends on the parameter's value and on the update number.
@@ -34,6 +30,7 @@ struct Updated {
     return normal(value.sizes(), 500 + uint64_t(update), at::kFloat) + value * 0.1;
   }
   Slice slice(const at::Tensor& grad) { return {range, value, grad, state}; }
+  at::Tensor evaluation() { return optimizer->evaluation_weights(slice({})); }
   void step(const at::Tensor& grad, int64_t update, double factor = 1) {
     optimizer->step(std::array{slice(grad.clone())}, {update, factor});
   }
@@ -82,7 +79,7 @@ void require_same_updates_on_device(const Subject& subject) {
   }
   // An update that is computed in bf16, such as Muon's by default, is compared by itself, with the
   // bound for bf16.
-  const auto results = [&](const std::vector<Updated>& parameters) {
+  const auto results = [&](std::vector<Updated>& parameters) {
     Computed computed;
     for (size_t i = 0; i < parameters.size(); ++i) {
       const at::Tensor& value = parameters[i].value;
@@ -91,6 +88,8 @@ void require_same_updates_on_device(const Subject& subject) {
       require_like(value, before[i].sizes(), at::kFloat, "the value" + of, value.device());
       computed.results.emplace_back(in_half ? "the change" + of : "the value" + of,
                                     in_half ? value.cpu() - before[i] : value);
+      if (parameters[i].optimizer->has_evaluation_weights())
+        computed.results.emplace_back("the evaluation weights" + of, parameters[i].evaluation());
       for (size_t slot = 0; slot < state.size(); ++slot)
         computed.results.emplace_back("state " + std::to_string(slot) + of, state[slot]);
     }
@@ -110,8 +109,10 @@ void optimizer_checks(const AddCheck& check) {
       require(!slot.name.empty() && slot.name.find('/') == std::string::npos, "state slot '",
               slot.name, "' needs a name without '/'");
       require(names.insert(slot.name).second, "two state slots are named ", slot.name);
-      require(slot.like != StateSlot::Like::matrix || optimizer->whole_matrices(), "state slot ",
-              slot.name, " has the shape of a whole matrix, but whole_matrices() is false");
+      const bool of_any_slice =
+          slot.like == StateSlot::Like::value || slot.like == StateSlot::Like::scalar;
+      require(of_any_slice || optimizer->whole_matrices(), "the shape of state slot ", slot.name,
+              " requires whole matrices, but whole_matrices() is false");
     }
     require(std::isfinite(optimizer->lr()) && optimizer->lr() >= 0, "lr() is ", optimizer->lr());
   });
@@ -125,16 +126,17 @@ void optimizer_checks(const AddCheck& check) {
       require(state.use_count() == 1, "the optimizer keeps a reference to its state after step()");
   });
   check("lr_factor", "scales the learning rate by lr_factor", [](const Subject& subject) {
+    // Two updates, because some optimizers, such as SOAP, use the first gradient only to initialise
+    // their state.
     const auto change = [&](double factor) {
       Updated one(subject, 1);
-      const at::Tensor before = one.value.clone();
-      one.step(one.gradient(1), 1, factor);
+      const at::Tensor before = one.value.clone(), grads[] = {one.gradient(1), one.gradient(2)};
+      for (int64_t update = 1; update <= 2; ++update) one.step(grads[update - 1], update, factor);
       return at::Tensor(one.value - before);
     };
-    require(change(0).abs().max().item<double>() == 0,
-            "a step with lr_factor 0 changes the weights");
+    require(change(0).abs().max().item<double>() == 0, "steps with lr_factor 0 change the weights");
     const at::Tensor full = change(1);
-    require(full.abs().max().item<double>() > 0, "a step changes nothing");
+    require(full.abs().max().item<double>() > 0, "two steps change nothing");
     // The tolerance allows for rounding, because the weights are far larger than their changes.
     require_close(
         change(0.5) * 2, full, 2e-2,
@@ -217,6 +219,20 @@ void optimizer_checks(const AddCheck& check) {
                   "the parameter after resuming from saved parameters and optimizer state (check "
                   "that slots() lists every state tensor)");
   });
+  check("evaluation", "computes evaluation weights without changing its state",
+        [](const Subject& subject) {
+          Updated one(subject, 10);
+          if (!one.optimizer->has_evaluation_weights()) return;
+          for (int64_t update = 1; update <= 3; ++update) one.step(update);
+          std::vector<at::Tensor> tensors = one.state, before;
+          tensors.push_back(one.value);
+          for (const at::Tensor& tensor : tensors) before.push_back(tensor.clone());
+          require_like(one.evaluation(), one.value.sizes(), at::kFloat,
+                       "the result of evaluation_weights()");
+          for (size_t i = 0; i < tensors.size(); ++i)
+            require_equal(tensors[i], before[i],
+                          "the state or the value after evaluation_weights()");
+        });
   check("memory", "frees its memory", [](const Subject& subject) {
     Updated one(subject, 8);
     int64_t update = 0;

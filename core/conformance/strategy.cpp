@@ -140,6 +140,31 @@ void strategy_checks(const AddCheck& check) {
     require(actual == expected, "the loss after loading through owned() and loaded() is ", actual,
             ", expected ", expected);
   });
+  check("exchange", "exchanges weights between steps", [](const Subject& subject) {
+    OneUnit one(subject, at::kBFloat16);
+    const auto exchange = [&](double expected, double replacement) {
+      one.update([&](UpdateTensor& tensor) {
+        require_close(tensor.value, at::full({3}, expected), 0,
+                      "a weight that update() passes between steps");
+        require(!tensor.grad.defined() || largest(tensor.grad) == 0,
+                "update() passes a gradient between steps that is not zero");
+        tensor.value.fill_(replacement);
+      });
+      one.checked->loaded();
+      const at::NoGradGuard no_grad;
+      at::Tensor x = at::ones({3}), y;
+      one.checked->enter(one.unit, {&x});
+      y = one.w.to(at::kFloat);
+      one.checked->leave(one.unit, {&y});
+      require_close(y, at::full({3}, replacement), 0,
+                    "a weight in the forward pass after update() and loaded()");
+    };
+    exchange(2, 3);
+    one.backward(1);
+    one.update([](UpdateTensor& tensor) { tensor.value.sub_(tensor.grad); });
+    one.checked->end_step();
+    exchange(2, 4);
+  });
   check("estimate", "estimates memory on the meta device", [](const Subject& subject) {
     const Model model(tiny_experiment(), kVocab, tiny_factory(), at::kMeta);
     int64_t values = 0;

@@ -145,12 +145,17 @@ at::Tensor grad_norm(Strategy& strategy, at::Device device) {
 }
 
 void update(Strategy& strategy, int group, const std::function<void(std::span<UpdateTensor>)>& fn) {
+  exchange(strategy, group, [&](std::span<UpdateTensor> tensors) {
+    for (const UpdateTensor& tensor : tensors) require_fp32(tensor.range, tensor.grad, "update");
+    fn(tensors);
+  });
+}
+
+void exchange(Strategy& strategy, int group,
+              const std::function<void(std::span<UpdateTensor>)>& fn) {
   call(strategy, "update", [&](Strategy& s) {
     s.update(group, [&](std::span<UpdateTensor> tensors) {
-      for (const UpdateTensor& tensor : tensors) {
-        require_fp32(tensor.range, tensor.value, "update");
-        require_fp32(tensor.range, tensor.grad, "update");
-      }
+      for (const UpdateTensor& tensor : tensors) require_fp32(tensor.range, tensor.value, "update");
       fn(tensors);
     });
   });
@@ -161,6 +166,14 @@ std::vector<OwnedTensor> owned(Strategy& strategy) {
     std::vector<OwnedTensor> owned = s.owned();
     for (const OwnedTensor& tensor : owned) require_fp32(tensor.range, tensor.value, "owned");
     return owned;
+  });
+}
+
+at::Tensor evaluation_weights(const Optimizer& optimizer, const Slice& slice) {
+  return call(optimizer, "evaluation_weights", [&](const Optimizer& o) {
+    at::Tensor weights = o.evaluation_weights(slice);
+    require_like(weights, slice.value, slice.range.name.c_str());
+    return weights;
   });
 }
 

@@ -68,7 +68,12 @@ int adopt(Strategy& strategy, UnitSpec unit, int unit_index);
 void backward(Strategy& strategy, at::TensorList roots);
 at::Tensor grad_norm(Strategy& strategy, at::Device device);
 void update(Strategy& strategy, int group, const std::function<void(std::span<UpdateTensor>)>& fn);
+/// Calls Strategy::update() between steps to read or replace values. Gradients may be undefined.
+void exchange(Strategy& strategy, int group,
+              const std::function<void(std::span<UpdateTensor>)>& fn);
 std::vector<OwnedTensor> owned(Strategy& strategy);
+/// Calls Optimizer::evaluation_weights(). The result must be like the slice's value.
+at::Tensor evaluation_weights(const Optimizer& optimizer, const Slice& slice);
 
 /// `data` must have been constructed with `context`.
 Batch next(Data& data, const DataContext& context);

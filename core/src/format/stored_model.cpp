@@ -89,6 +89,15 @@ std::shared_ptr<const Tokenizer> tokenizer_of(const StoredModel& stored,
   return tokenizer;
 }
 
+/// Replaces the training weights by the evaluation weights, where a checkpoint has them.
+StoredModel for_evaluation(StoredModel stored) {
+  constexpr std::string_view kEvaluation = "evaluation/";
+  for (const auto& [key, view] : stored.tensors)
+    if (key.starts_with(kEvaluation))
+      stored.tensors.insert_or_assign("model/" + key.substr(kEvaluation.size()), view);
+  return stored;
+}
+
 /// Casts all weights to `dtype`, except those that must stay in fp32.
 void cast_weights(Model& model, at::ScalarType dtype) {
   if (dtype == at::kFloat) return;
@@ -137,10 +146,10 @@ StoredModel open_stored_model(const stdfs::path& path, Plugins& plugins,
                               const stdfs::path& tokenizer) {
   std::error_code ignored;
   if (stdfs::exists(path / "manifest.json", ignored))
-    return stored_model_of(verify_checkpoint(path));
+    return for_evaluation(stored_model_of(verify_checkpoint(path)));
   if (stdfs::is_directory(path / "checkpoints", ignored))
     if (const auto newest = CheckpointStore(path / "checkpoints", 0).newest())
-      return stored_model_of(*newest);
+      return for_evaluation(stored_model_of(*newest));
   if (stdfs::exists(path / "config.json", ignored)) return read_folder(path, plugins, tokenizer);
   reject(path);
 }

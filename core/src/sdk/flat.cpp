@@ -67,6 +67,7 @@ FlatLayout::FlatLayout(const std::vector<UnitParam>& params) {
 }
 
 at::Tensor FlatLayout::view(const at::Tensor& flat, size_t index) const {
+  if (!flat.defined()) return {};
   const Place& place = places_.at(index);
   return flat.narrow(0, place.offset, c10::multiply_integers(place.shape)).view(place.shape);
 }
@@ -100,6 +101,7 @@ std::vector<Range> update_ranges(const UnitParam& param, bool whole_matrices) {
 }
 
 at::Tensor piece_of(const at::Tensor& tensor, const Range& range, bool whole_matrices) {
+  if (!tensor.defined()) return {};
   const at::Tensor flat = tensor.view({-1}).narrow(0, range.begin, range.end - range.begin);
   return whole_matrices ? flat.view({-1, range.box_shape.back()}) : flat;
 }

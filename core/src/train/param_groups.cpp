@@ -21,40 +21,48 @@ bool whole_matrices(const Optimizer& optimizer) {
   return call(optimizer, "whole_matrices", &Optimizer::whole_matrices);
 }
 
+bool needs_matrix(StateSlot::Like like) {
+  return like != StateSlot::Like::value && like != StateSlot::Like::scalar;
+}
+
 std::vector<StateSlot> state_slots(const Optimizer& optimizer) {
   return call(optimizer, "slots", [](const Optimizer& o) {
     std::vector<StateSlot> slots = o.slots();
     std::set<std::string> names;
-    for (const StateSlot& slot : slots)
+    for (const StateSlot& slot : slots) {
       if (!names.insert(slot.name).second)
         throw Error("slots() has two slots named '" + slot.name + "'; slot names must be unique",
                     ExitCode::plugin);
+      if (needs_matrix(slot.like) && !o.whole_matrices())
+        throw Error("slots(): the shape of '" + slot.name +
+                        "' requires whole matrices; return true from whole_matrices()",
+                    ExitCode::plugin);
+    }
     return slots;
   });
 }
 
 /// Shape of a state tensor for a slice of the shape `value`.
-std::vector<int64_t> state_shape(const StateSlot& slot, const std::vector<int64_t>& value) {
+std::vector<int64_t> state_shape(StateSlot::Like like, at::IntArrayRef value) {
   using Like = StateSlot::Like;
-  if (slot.like == Like::scalar) return {};
-  if (slot.like == Like::value) return value;
-  if (value.size() != 2)
-    throw Error("slots(): the shape of '" + slot.name +
-                    "' requires whole matrices; return true from whole_matrices()",
-                ExitCode::plugin);
-  const int64_t rows = value[0], columns = value[1];
-  switch (slot.like) {
+  switch (like) {
+    case Like::scalar:
+      return {};
     case Like::rows:
-      return {rows};
+      return {value.at(0)};
     case Like::columns:
-      return {columns};
+      return {value.at(1)};
     case Like::rows_by_rows:
-      return {rows, rows};
+      return {value.at(0), value.at(0)};
     case Like::columns_by_columns:
-      return {columns, columns};
+      return {value.at(1), value.at(1)};
     default:
-      return value;
+      return value.vec();
   }
+}
+
+bool averages(const Optimizer& optimizer) {
+  return call(optimizer, "has_evaluation_weights", &Optimizer::has_evaluation_weights);
 }
 
 double base_lr(const Optimizer& optimizer) {
@@ -130,6 +138,15 @@ std::string table(const std::vector<std::vector<std::string>>& rows,
 }
 
 }  // namespace
+
+std::vector<at::Tensor> zero_state(std::span<const StateSlot> slots, at::IntArrayRef value,
+                                   at::Device device) {
+  std::vector<at::Tensor> state;
+  for (const StateSlot& slot : slots)
+    state.push_back(
+        at::zeros(state_shape(slot.like, value), at::TensorOptions(slot.dtype).device(device)));
+  return state;
+}
 
 OptimizerSet::OptimizerSet(const Experiment& experiment, Plugins& plugins,
                            const ParameterStore& store)
@@ -230,12 +247,8 @@ void OptimizerSet::bind(Strategy& strategy) {
                 : std::vector<int64_t>{count};
       const auto found = devices.find(range.name);
       const at::Device device = found == devices.end() ? at::kCPU : found->second;
-      State state{range_key(range), {}, {}};
-      for (const StateSlot& slot : slots) {
-        state.names.push_back(slot.name);
-        state.slots.push_back(
-            at::zeros(state_shape(slot, shape), at::TensorOptions(slot.dtype).device(device)));
-      }
+      State state{range_key(range), {}, zero_state(slots, shape, device)};
+      for (const StateSlot& slot : slots) state.names.push_back(slot.name);
       states_[{range.name, range.begin}] = std::move(state);
     }
   }
@@ -247,19 +260,37 @@ void OptimizerSet::step(Strategy& strategy, const OptimStep& step, const UpdateO
     checked::update(strategy, int(i), [&](std::span<UpdateTensor> tensors) {
       std::vector<Slice> slices;
       slices.reserve(tensors.size());
-      for (const UpdateTensor& tensor : tensors) {
-        const auto state = states_.find({tensor.range.name, tensor.range.begin});
-        if (state == states_.end())
-          throw Error("the strategy updates '" + range_key(tensor.range) +
-                      "', which is not in its update_ranges()");
-        slices.push_back({tensor.range, tensor.value, tensor.grad, state->second.slots});
-      }
+      for (const UpdateTensor& tensor : tensors) slices.push_back(slice_of(tensor));
       std::vector<at::Tensor> before;
       for (const Slice& slice : slices)
         if (observer) before.push_back(slice.value.clone());
       call(*members_[i].optimizer, "step", &Optimizer::step, slices, step);
       if (observer) observer(updates_of(members_[i], slices, before));
     });
+}
+
+Slice OptimizerSet::slice_of(const UpdateTensor& tensor) {
+  const auto state = states_.find({tensor.range.name, tensor.range.begin});
+  if (state == states_.end())
+    throw Error("the strategy updates '" + range_key(tensor.range) +
+                "', which is not in its update_ranges()");
+  return {tensor.range, tensor.value, tensor.grad, state->second.slots};
+}
+
+std::vector<int> OptimizerSet::groups_with_evaluation_weights() const {
+  std::vector<int> groups;
+  for (size_t i = 0; i < members_.size(); ++i)
+    if (averages(*members_[i].optimizer)) groups.push_back(int(i));
+  return groups;
+}
+
+bool OptimizerSet::has_evaluation_weights(const std::string& parameter) const {
+  return averages(*members_.at(group_of_.at(parameter)).optimizer);
+}
+
+at::Tensor OptimizerSet::evaluation_weights(int group, const UpdateTensor& tensor) {
+  const at::NoGradGuard no_grad;
+  return checked::evaluation_weights(*members_.at(group).optimizer, slice_of(tensor));
 }
 
 std::vector<ParameterUpdate> OptimizerSet::updates_of(
@@ -326,7 +357,7 @@ int64_t OptimizerSet::state_bytes() const {
     if (whole) shape = {shape[0] / tensor.size(-1), tensor.size(-1)};
     for (const StateSlot& slot : state_slots(optimizer))
       bytes += pieces * int64_t(c10::elementSize(slot.dtype)) *
-               c10::multiply_integers(state_shape(slot, shape));
+               c10::multiply_integers(state_shape(slot.like, shape));
   }
   return bytes;
 }

@@ -44,6 +44,9 @@ struct MuonOptions {
           "momentum) G, sum: B = momentum B + G")
         .choices({"ema", "sum"})
         .convention();
+    s.metric("muon/orthogonality_error", "",
+             "root mean square of s^2 - 1 over the singular values s of an update direction, mean "
+             "over matrices");
     s.check([](const MuonOptions& o) { return o.momentum < 1 ? "" : "momentum must be below 1"; });
   }
 };
@@ -54,8 +57,8 @@ int64_t workspace(const at::Device& device) {
   return device.is_cpu() ? int64_t(32) << 20 : int64_t(256) << 20;
 }
 
-/// Without AMX, oneDNN's bf16 matrix products are slower than its fp32 ones (1.6x in one benchmark),
-/// even with AVX512-BF16.
+/// Without AMX, oneDNN's bf16 matrix products are slower than its fp32 ones (1.6x in one
+/// benchmark), even with AVX512-BF16.
 bool bf16_is_faster(const at::Device& device) {
   if (!device.is_cpu()) return true;
   static const bool amx = [] {
@@ -88,7 +91,7 @@ class Muon final : public dsv3::Optimizer {
       const size_t batch = std::max<int64_t>(1, workspace(device) / bytes);
       const std::span<const dsv3::Slice* const> all(group);
       for (size_t begin = 0; begin < all.size(); begin += batch)
-        step_batch(all.subspan(begin, std::min(batch, all.size() - begin)), dtype, step.lr_factor);
+        step_batch(all.subspan(begin, std::min(batch, all.size() - begin)), dtype, step);
     }
   }
 
@@ -102,7 +105,7 @@ class Muon final : public dsv3::Optimizer {
   /// Updates matrices of the same shape. Updates their momentum one by one and then orthogonalises
   /// all update directions as a batch.
   void step_batch(std::span<const dsv3::Slice* const> slices, at::ScalarType dtype,
-                  double lr_factor) const {
+                  const dsv3::OptimStep& step) const {
     const at::Tensor& first = slices.front()->value;
     const int64_t rows = first.size(0), cols = first.size(1);
     at::Tensor directions =
@@ -110,8 +113,12 @@ class Muon final : public dsv3::Optimizer {
     for (size_t i = 0; i < slices.size(); ++i)
       directions.select(0, i).copy_(momentum(slices[i]->state[0], slices[i]->grad));
     directions = dsv3::muon::orthogonalise(std::move(directions), options_.ns_steps);
+    if (step.metrics.wanted())
+      step.metrics.scalar("muon/orthogonality_error",
+                          dsv3::muon::orthogonality_errors(directions).mean(), dsv3::Reduce::mean,
+                          double(slices.size()));
 
-    const double lr = options_.lr * lr_factor;
+    const double lr = options_.lr * step.lr_factor;
     for (size_t i = 0; i < slices.size(); ++i) {
       const at::Tensor& value = slices[i]->value;
       value.mul_(1 - lr * options_.weight_decay);

@@ -1,6 +1,7 @@
 #include "orthogonalise.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include <ATen/ATen.h>
@@ -25,6 +26,14 @@ at::Tensor orthogonalise(at::Tensor x, int64_t steps) {
     std::swap(x, next);
   }
   return tall ? x.transpose(1, 2) : x;
+}
+
+at::Tensor orthogonality_errors(const at::Tensor& x) {
+  const at::Tensor wide = x.size(1) > x.size(2) ? x.transpose(1, 2) : x;
+  const at::Tensor gram = at::bmm(wide, wide.transpose(1, 2));
+  gram.diagonal(0, 1, 2).sub_(1);
+  return at::linalg_vector_norm(gram, 2, at::IntArrayRef{1, 2}, /*keepdim=*/false, at::kFloat)
+      .div_(std::sqrt(double(wide.size(1))));
 }
 
 int64_t orthogonalise_bytes(int64_t rows, int64_t cols, at::ScalarType dtype) {

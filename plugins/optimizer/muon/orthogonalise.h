@@ -11,6 +11,11 @@ namespace dsv3::muon {
 /// [0.7, 1.2]. Computes in x's dtype (fp32 or bf16) and may overwrite x.
 at::Tensor orthogonalise(at::Tensor x, int64_t steps);
 
+/// Returns |X X^T - I|_F / sqrt(n) of each matrix [n, m] in `x` [matrices, n, m], transposed if n >
+/// m: the root mean square of s^2 - 1 over the singular values s. Computes in x's dtype, and
+/// allocates less than orthogonalise().
+at::Tensor orthogonality_errors(const at::Tensor& x);
+
 /// Number of bytes that orthogonalise() allocates for one matrix, including x and the result.
 int64_t orthogonalise_bytes(int64_t rows, int64_t cols, at::ScalarType dtype);
 

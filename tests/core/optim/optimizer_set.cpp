@@ -5,7 +5,7 @@
 #include <dsv3/runtime/optimizer_set.h>
 #include <dsv3/sdk/error.h>
 
-#include "support/built_plugins.h"
+#include "core/optim/groups.h"
 
 namespace dsv3::test {
 namespace {
@@ -36,32 +36,9 @@ class Adder final : public Optimizer {
   double amount_;
 };
 
-OptimizerMember member(const std::string& name, std::vector<std::string> roles, std::string match,
-                       bool whole = false, double lr = 1) {
-  OptimizerMember result;
-  result.spec.name = name;
-  result.spec.roles = std::move(roles);
-  result.spec.match = std::move(match);
-  result.spec.component.plugin = name;
-  result.spec.component.origin = {"run.yaml", 7, 3};
-  result.optimizer = std::make_shared<Adder>(whole, lr);
-  return result;
-}
-
-Parameter parameter(const std::string& name, Role role, at::IntArrayRef shape,
-                    int64_t matrices = 1) {
-  ParamSpec spec;
-  spec.role = role;
-  spec.matrices = matrices;
-  return {name, at::ones(shape).set_requires_grad(true), spec};
-}
-
-std::vector<Parameter> some_parameters() {
-  return {parameter("embedding.weight", Role::embedding, {10, 4}),
-          parameter("layers.0.attention.q.weight", Role::matrix, {4, 4}),
-          parameter("layers.0.norm.weight", Role::norm, {4}),
-          parameter("layers.1.experts.up.weight", Role::matrix, {3, 8, 4}, 6),
-          parameter("head.weight", Role::head, {10, 4})};
+OptimizerMember adder(const std::string& name, std::vector<std::string> roles, std::string match,
+                      bool whole = false, double lr = 1) {
+  return member(name, std::make_shared<Adder>(whole, lr), std::move(roles), std::move(match));
 }
 
 std::string error_of(std::vector<OptimizerMember> members) {
@@ -75,34 +52,10 @@ std::string error_of(std::vector<OptimizerMember> members) {
   return {};
 }
 
-UnitSpec unit_of(const std::vector<Parameter>& parameters, const OptimizerSet& set) {
-  UnitSpec unit;
-  unit.name = "all";
-  for (const Parameter& p : parameters) {
-    UnitParam param;
-    param.name = p.name;
-    param.tensor = p.tensor;
-    param.global_shape = p.tensor.sizes().vec();
-    param.box_offset.assign(param.global_shape.size(), 0);
-    param.matrices = p.spec.matrices;
-    param.group = set.group_of(p);
-    unit.params.push_back(param);
-  }
-  return unit;
-}
-
-std::shared_ptr<Strategy> single_with(const std::vector<Parameter>& parameters,
-                                      const OptimizerSet& set) {
-  auto strategy = make_built<Strategy>(Kind::strategy, "single", {}, StrategyContext{});
-  strategy->adopt(unit_of(parameters, set));
-  strategy->ready(set.specs());
-  return strategy;
-}
-
 TEST_CASE("a parameter belongs to the first group that matches it") {
   const auto parameters = some_parameters();
-  const OptimizerSet set({member("experts", {"matrix", "head"}, "experts|^head"),
-                          member("matrices", {"matrix"}, "", true), member("rest", {}, "")},
+  const OptimizerSet set({adder("experts", {"matrix", "head"}, "experts|^head"),
+                          adder("matrices", {"matrix"}, "", true), adder("rest", {}, "")},
                          parameters);
   std::vector<int> groups;
   for (const Parameter& p : parameters) groups.push_back(set.group_of(p));
@@ -114,8 +67,8 @@ TEST_CASE("a parameter belongs to the first group that matches it") {
 
 TEST_CASE("groups without parameters and parameters without a group are reported together") {
   const std::string text =
-      error_of({member("a", {"matrix"}, ""), member("b", {"matrix"}, "q"),
-                member("c", {"router", "bias"}, ""), member("d", {"head"}, "heat")});
+      error_of({adder("a", {"matrix"}, ""), adder("b", {"matrix"}, "q"),
+                adder("c", {"router", "bias"}, ""), adder("d", {"head"}, "heat")});
   CHECK_THAT(text, Contains("run.yaml:7:3"));
   CHECK_THAT(text, Contains("'b' owns no parameters: all parameters it matches"));
   CHECK_THAT(text, Contains("'c' owns no parameters: no parameter has role router or bias"));
@@ -126,8 +79,8 @@ TEST_CASE("groups without parameters and parameters without a group are reported
 }
 
 TEST_CASE("invalid regular expressions, and vectors in a matrix optimizer's group, are errors") {
-  CHECK_THAT(error_of({member("a", {}, "lay(ers")}), Contains("'lay(ers' is not a regular"));
-  CHECK_THAT(error_of({member("m", {}, "", true)}),
+  CHECK_THAT(error_of({adder("a", {}, "lay(ers")}), Contains("'lay(ers' is not a regular"));
+  CHECK_THAT(error_of({adder("m", {}, "", true)}),
              Contains("works on matrices") && Contains("layers.0.norm.weight"));
 }
 
@@ -135,7 +88,7 @@ TEST_CASE(
     "the optimizer plan lists groups, learning rates and parameter counts, and optionally every "
     "parameter") {
   const OptimizerSet set(
-      {member("muon", {"matrix"}, "", true, 0.02), member("adamw", {}, "", false, 3e-4)},
+      {adder("muon", {"matrix"}, "", true, 0.02), adder("adamw", {}, "", false, 3e-4)},
       some_parameters());
   const std::string plan = set.plan(), verbose = set.plan(true);
   CHECK_THAT(plan, Contains("muon") && Contains("0.02") && Contains("112"));
@@ -148,10 +101,9 @@ TEST_CASE(
 
 TEST_CASE("a step updates every matrix and vector with its own state") {
   const auto parameters = some_parameters();
-  OptimizerSet set({member("m", {"matrix"}, "", true, 2), member("r", {}, "", false, 3)},
-                   parameters);
+  OptimizerSet set({adder("m", {"matrix"}, "", true, 2), adder("r", {}, "", false, 3)}, parameters);
   const int64_t before = set.state_bytes();
-  const auto strategy = single_with(parameters, set);
+  const auto strategy = strategy_with(parameters, set);
   set.bind(*strategy);
   // The state contains one fp32 value per element, and one int64 counter for each of 1 + 6 matrices
   // and 3 other tensors.
@@ -193,14 +145,12 @@ struct Run {
   std::vector<Parameter> parameters = some_parameters();
   OptimizerSet set;
   std::shared_ptr<Strategy> strategy;
-  Run() : set(members(), parameters), strategy(single_with(parameters, set)) {
+  Run() : set(members(), parameters), strategy(strategy_with(parameters, set)) {
     set.bind(*strategy);
   }
   static std::vector<OptimizerMember> members() {
-    std::vector<OptimizerMember> members{member("muon", {"matrix"}, ""), member("adamw", {}, "")};
-    for (OptimizerMember& m : members)
-      m.optimizer = make_built<Optimizer>(Kind::optimizer, m.spec.name, {});
-    return members;
+    return {member("muon", make_built<Optimizer>(Kind::optimizer, "muon", {}), {"matrix"}),
+            member("adamw", make_built<Optimizer>(Kind::optimizer, "adamw", {}))};
   }
 };
 

@@ -7,6 +7,7 @@
 
 #include <dsv3/sdk/optimizer.h>
 
+#include "sdk/metric_sink.h"
 #include "support/built_plugins.h"
 
 namespace dsv3::test {
@@ -32,10 +33,13 @@ struct Slices {
   }
   void step(Optimizer& optimizer, const std::vector<at::Tensor>& grads, int64_t update,
             double factor = 1) {
+    step(optimizer, grads, {.update = update, .lr_factor = factor});
+  }
+  void step(Optimizer& optimizer, const std::vector<at::Tensor>& grads, const OptimStep& step) {
     std::vector<Slice> slices;
     for (size_t i = 0; i < values.size(); ++i)
       slices.push_back({ranges[i], values[i], grads[i], state[i]});
-    optimizer.step(slices, {update, factor});
+    optimizer.step(slices, step);
   }
 };
 
@@ -137,6 +141,43 @@ TEST_CASE("muon's update direction is nearly orthogonal, even in bf16") {
   const at::Tensor s = at::linalg_svdvals(actual / std::sqrt(48.0 / 32.0));
   CHECK(s.min().item<float>() > 0.6);
   CHECK(s.max().item<float>() < 1.3);
+}
+
+TEST_CASE("muon records the orthogonality error of its update directions") {
+  const std::string dtype = GENERATE("fp32", "bf16");
+  const auto muon = optimizer(
+      "muon", {{"lr", 1.0}, {"weight_decay", 0.0}, {"scale", "original"}, {"ns_dtype", dtype}});
+  // Three matrices in one batch, and one in another.
+  const std::vector<std::vector<int64_t>> shapes{{9, 4}, {9, 4}, {4, 9}, {9, 4}};
+  std::vector<at::Tensor> start, grads;
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    start.push_back(at::zeros(shapes[i]));
+    grads.push_back(random(shapes[i], 50 + i));
+  }
+  const auto sink = std::make_shared<MetricSink>();
+  const auto step = [&] {
+    std::vector<at::Tensor> values;
+    for (const at::Tensor& value : start) values.push_back(value.clone());
+    Slices slices(*muon, values);
+    slices.step(*muon, grads, {.metrics = Metrics(sink)});
+    return slices.values;
+  };
+  const auto take = [&] { return sink->take(*local_communicator(), at::kCPU); };
+  const std::vector<at::Tensor> quiet = step();
+  CHECK(take().names.empty());
+  sink->open();
+  const std::vector<at::Tensor> values = step();
+  double expected = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    CHECK(at::equal(values[i], quiet[i]));
+    const double ratio = std::sqrt(std::max(1.0, double(shapes[i][0]) / double(shapes[i][1])));
+    const at::Tensor s = at::linalg_svdvals(values[i].to(at::kDouble) / ratio);
+    expected += (s.square() - 1).square().mean().sqrt().item<double>() / double(values.size());
+  }
+  const RecordedMetrics recorded = take();
+  CHECK(recorded.names == std::vector<std::string>{"muon/orthogonality_error"});
+  CHECK(recorded.values[0].item<double>() ==
+        Approx(expected).epsilon(dtype == "fp32" ? 1e-5 : 2e-2));
 }
 
 TEST_CASE("muon updates the matrices in a batch independently") {

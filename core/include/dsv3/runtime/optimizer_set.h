@@ -17,6 +17,10 @@ struct OptimizerMember {
   std::shared_ptr<Optimizer> optimizer;
 };
 
+/// Creates a slice's optimizer state, zero-initialised. `value` is the shape of the slice's value.
+std::vector<at::Tensor> zero_state(std::span<const StateSlot> slots, at::IntArrayRef value,
+                                   at::Device device);
+
 /// A checkpoint's tensors by name.
 using TensorViews = std::map<std::string, safetensors::View>;
 
@@ -45,6 +49,13 @@ class OptimizerSet {
   /// Applies one optimizer update to all groups. If `observer` is set, it is called after each
   /// group's update, which costs a copy of the group's values.
   void step(Strategy& strategy, const OptimStep& step, const UpdateObserver& observer = {});
+
+  /// Returns the groups whose optimizer has evaluation weights.
+  std::vector<int> groups_with_evaluation_weights() const;
+  /// Whether the optimizer that updates `parameter` has evaluation weights.
+  bool has_evaluation_weights(const std::string& parameter) const;
+  /// Returns the evaluation weights of a piece that belongs to `group`: fp32, of the same shape.
+  at::Tensor evaluation_weights(int group, const UpdateTensor& tensor);
 
   /// Returns each group's name and its learning rate multiplied by `factor`.
   std::vector<std::pair<std::string, double>> learning_rates(double factor) const;
@@ -79,6 +90,8 @@ class OptimizerSet {
   };
   using RangeKey = std::pair<std::string, int64_t>;  // parameter, first element
 
+  /// Adds the piece's optimizer state to `tensor`, whose `range` the result refers to.
+  Slice slice_of(const UpdateTensor& tensor);
   std::vector<ParameterUpdate> updates_of(const OptimizerMember& member,
                                           std::span<const Slice> slices,
                                           std::span<const at::Tensor> values_before) const;

@@ -35,17 +35,18 @@ struct StoredModel {
 };
 
 /// Finds a model at `path`: a checkpoint folder (manifest.json), a run folder (its newest
-/// checkpoint), or a Hugging Face folder (config.json). Throws dsv3::Error: with ExitCode::usage
-/// for a Hugging Face model that dsv3 cannot express, and with ExitCode::checkpoint if `path` is
-/// not a model or a file is damaged. `tokenizer` is a tokenizer.json to use instead of the one in a
-/// Hugging Face folder.
+/// checkpoint), or a Hugging Face folder (config.json). Where a checkpoint has evaluation weights
+/// (see Optimizer::evaluation_weights()), they replace the weights that are trained. Throws
+/// dsv3::Error: with ExitCode::usage for a Hugging Face model that dsv3 cannot express, and with
+/// ExitCode::checkpoint if `path` is not a model or a file is damaged. `tokenizer` is a
+/// tokenizer.json to use instead of the one in a Hugging Face folder.
 StoredModel open_stored_model(const std::filesystem::path& path, Plugins& plugins,
                               const std::filesystem::path& tokenizer = {});
 
 /// Whether the model may have been trained with `tokenizer`.
 bool fits(const Tokenizer& tokenizer, const StoredModel& stored);
 
-/// Returns the model in a verified checkpoint.
+/// Returns the model in a verified checkpoint, with the weights that are trained.
 StoredModel stored_model_of(const StoredCheckpoint& checkpoint);
 
 /// How to load a model. If `device` or `precision` is empty, uses the one in the model's

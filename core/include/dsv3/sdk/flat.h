@@ -13,7 +13,8 @@ class FlatLayout {
   explicit FlatLayout(const std::vector<UnitParam>& params);
   /// Number of elements in the whole buffer, including padding.
   int64_t size() const { return size_; }
-  /// Returns parameter `index` in `flat` [size()], as a view with the parameter's shape.
+  /// Returns parameter `index` in `flat` [size()], as a view with the parameter's shape. Returns an
+  /// undefined tensor if `flat` is undefined.
   at::Tensor view(const at::Tensor& flat, size_t index) const;
 
  private:
@@ -34,7 +35,8 @@ Range whole_range(const UnitParam& param);
 std::vector<Range> update_ranges(const UnitParam& param, bool whole_matrices);
 
 /// Returns elements range.begin to range.end of `tensor`, as [rows, cols] if `whole_matrices`, else
-/// as [n]. `tensor` is contiguous and has the shape range.box_shape.
+/// as [n]. `tensor` is contiguous and has the shape range.box_shape. Returns an undefined tensor if
+/// `tensor` is undefined, as gradients may be between steps.
 at::Tensor piece_of(const at::Tensor& tensor, const Range& range, bool whole_matrices);
 
 /// Returns the norm of all elements of `tensors`, as a float64 scalar on their device. Finite if
