@@ -44,8 +44,9 @@ function(dsv3_add_plugin name)
   set_target_properties(${name} PROPERTIES
     OUTPUT_NAME dsv3_${name} PREFIX lib SUFFIX .so LIBRARY_OUTPUT_DIRECTORY ${prefix}/lib/dsv3/plugins
     CXX_EXTENSIONS OFF CXX_VISIBILITY_PRESET hidden
-    # The folders of libdsv3, as seen from an installed plugin, and of LibTorch.
-    INSTALL_RPATH "$ORIGIN/../..;$<TARGET_FILE_DIR:LibTorch::cpu>")
+    # The folders of libdsv3 and LibTorch, as seen from a plugin in the same prefix. In another prefix, the plugin uses the
+    # ones that the program has already loaded.
+    INSTALL_RPATH "$ORIGIN/../..;$ORIGIN/../libtorch/torch/lib")
   target_link_libraries(${name} PRIVATE dsv3::sdk ${arg_LINK})
   target_link_options(${name} PRIVATE -Wl,--no-undefined)
 
@@ -55,12 +56,40 @@ function(dsv3_add_plugin name)
     list(APPEND definitions "DSV3_STAMP_CUDA=\"${cuda_major}\"")
   endif()
   set_source_files_properties(${stamp} PROPERTIES COMPILE_DEFINITIONS "${definitions}" SKIP_PRECOMPILE_HEADERS ON)
-  if(TARGET dsv3_plugin_pch)
-    target_precompile_headers(${name} REUSE_FROM dsv3_plugin_pch)
-  endif()
+  dsv3_share_plugin_pch(${name} ${arg_SOURCES})
 
   dsv3_register_plugin(${name} ${prefix})
   install(TARGETS ${name} LIBRARY DESTINATION lib/dsv3/plugins)
+endfunction()
+
+# Creates the target dsv3_plugin_pch, a precompiled header for all plugins of a project. They must hide their symbols too.
+function(dsv3_add_plugin_pch header)
+  set(source ${CMAKE_CURRENT_BINARY_DIR}/plugin_pch.cpp)
+  file(CONFIGURE OUTPUT ${source} CONTENT "")  # does not rewrite an unchanged file
+  add_library(dsv3_plugin_pch OBJECT EXCLUDE_FROM_ALL ${source})
+  target_compile_features(dsv3_plugin_pch PRIVATE cxx_std_20)
+  set_target_properties(dsv3_plugin_pch PROPERTIES
+    CXX_EXTENSIONS OFF CXX_VISIBILITY_PRESET hidden POSITION_INDEPENDENT_CODE ON)
+  target_link_libraries(dsv3_plugin_pch PRIVATE dsv3::sdk)
+  target_precompile_headers(dsv3_plugin_pch PRIVATE ${header})
+endfunction()
+
+# Lets a plugin use the precompiled header if one of its sources includes all of ATen or part of torch. Files without
+# tensors compile faster without it.
+function(dsv3_share_plugin_pch name)
+  foreach(source IN LISTS ARGN)
+    cmake_path(ABSOLUTE_PATH source BASE_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR})
+    if(EXISTS ${source})  # it may be generated later
+      file(STRINGS ${source} includes REGEX "^#include [<\"](ATen/ATen|torch/[a-z/_]+)\\.h[>\"]")
+      list(APPEND tensors ${includes})
+    endif()
+  endforeach()
+  if(tensors)
+    if(NOT TARGET dsv3_plugin_pch)
+      dsv3_add_plugin_pch(<ATen/ATen.h>)
+    endif()
+    target_precompile_headers(${name} REUSE_FROM dsv3_plugin_pch)
+  endif()
 endfunction()
 
 # Records the registry entries of one plugin. The registry is written after all folders have been processed.

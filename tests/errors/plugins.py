@@ -167,6 +167,15 @@ summary = "Halves"
 """
 
 
+@case(3, "schedule 'cosine' of FOLDER/libmine.so", "built-in plugin (BUILD/lib/dsv3/plugins/libdsv3_schedule_cosine.so)",
+      "`library: FOLDER/libmine.so`", "tiny.yaml:17:20")
+def registry_built_in_name(folder):
+    """A plugin on a search path with the name of a built-in plugin."""
+    experiment(folder)
+    (folder / "mine.toml").write_text(GOOD_ENTRY.replace('"halving"', '"cosine"').replace("libhalving.so", "libmine.so"))
+    return dsv3_run("tiny.yaml", "--plugin-path", "mine.toml")
+
+
 REGISTRIES = [
     # name, title, text in the registry, its replacement, expected phrases
     ("library_missing", "A registry entry for a library that was not built.", "stable", "stable", GOLDEN),

@@ -12,27 +12,21 @@ SOURCE = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("DSV3_BUILD_DIR", SOURCE / "build"))
 VENV = SOURCE / ".venv"
 
-# Runs a command with an empty source tree and build folder. Only .venv remains, which contains LibTorch, CMake and
-# Ninja. A separate mount namespace ensures that other tests keep their files. If $LIBTORCH is set, LibTorch is moved to
-# that folder.
+# Runs a command with an empty source tree and build folder. Only .venv remains, without LibTorch: it contains CMake and
+# Ninja. A separate mount namespace ensures that other tests keep their files.
 HIDDEN = r"""
 set -eu
 held=$(mktemp -d)
-mount -t tmpfs none "$held"
-mkdir "$held/venv"
-mount --bind "$(realpath "$VENV")" "$held/venv"
+mount --bind "$(realpath "$VENV")" "$held"
 mount -t tmpfs none "$BUILD"
 mount -t tmpfs none "$SOURCE"
 mkdir "$VENV"
-mount --bind "$held/venv" "$VENV"
-if [ -n "${LIBTORCH:-}" ]; then
-  for part in torch nvidia; do
-    mount --bind "$held/venv"/lib/python3*/site-packages/$part "$LIBTORCH/$part"
-    mount -t tmpfs none "$VENV"/lib/python3*/site-packages/$part
-  done
-fi
+mount --bind "$held" "$VENV"
 umount -l "$held"
 rmdir "$held"
+for part in torch nvidia; do
+  mount -t tmpfs none "$VENV"/lib/python3*/site-packages/$part
+done
 cd "$PWD"
 exec "$@"
 """
@@ -64,4 +58,5 @@ def prefix(tmp_path_factory):
     root = tmp_path_factory.mktemp("prefix")
     run("cmake", "--install", BUILD, "--prefix", root / "installed")
     shutil.move(root / "installed", root / "moved")
-    return root / "moved"
+    yield root / "moved"
+    shutil.rmtree(root)  # it may contain a copy of LibTorch

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include <dsv3/runtime/plugins.h>
+#include <dsv3/runtime/prefix.h>
 #include <dsv3/runtime/suggest.h>
 #include <dsv3/sdk/error.h>
 
@@ -60,6 +61,19 @@ const Entry* lookup(const std::vector<Entry>& entries, Kind kind, const std::str
            "; choose one with --plugin-path, or set `library:`");
   }
   return found;
+}
+
+// Whether a registry belongs to this build or installation.
+bool is_built_in(const Path& registry) {
+  std::error_code ignored;
+  return std::filesystem::equivalent(registry.parent_path(), own_prefix() / "registries", ignored);
+}
+
+template <class Entry>
+const Entry* built_in(const std::vector<Entry>& entries, Kind kind, const std::string& name) {
+  for (const Entry& entry : entries)
+    if (entry.kind == kind && entry.name == name && is_built_in(entry.registry)) return &entry;
+  return nullptr;
 }
 
 const Registration& in_library(const Library& library, Kind kind, const std::string& name,
@@ -170,9 +184,9 @@ std::shared_ptr<Pluggable> make_component(
   const std::string library = library_of(registration).path.string();
   // `dsv3 plugins check` resolves names only in its own build or installation, so pass other
   // libraries by path.
-  const PluginEntry* entry = plugins.find_entry(spec.kind, spec.plugin);
-  const bool found_by_name =
-      spec.library.empty() && entry && entry->registry.parent_path() == own_prefix() / "registries";
+  const PluginEntry* entry =
+      spec.library.empty() ? plugins.find_entry(spec.kind, spec.plugin) : nullptr;
+  const bool found_by_name = entry && is_built_in(entry->registry);
   const Callee& callee = remember({.label = name + " '" + spec.plugin + "'",
                                    .check = found_by_name ? name + "/" + spec.plugin : library,
                                    .origin = spec.origin.text(),
@@ -196,12 +210,29 @@ const Registration* Plugins::find_if_known(Kind kind, const std::string& name) {
   return entry ? &load_entry(*entry) : nullptr;
 }
 
+// Adding a search path must not change what an experiment means. So a name of a built-in plugin
+// always refers to that plugin, and only `library:` in the experiment can replace it.
 const Alias* Plugins::find_alias(Kind kind, const std::string& name) const {
-  return lookup(aliases_, kind, name);
+  const Alias* found = lookup(aliases_, kind, name);
+  if (!found || is_built_in(found->registry)) return found;
+  const Alias* original = built_in(aliases_, kind, name);
+  if (original ? original->yaml != found->yaml : built_in(entries_, kind, name) != nullptr)
+    fail("short form `" + std::string(kind_name(kind)) + ": " + name + "` in " +
+         found->registry.string() + " has the name of a built-in plugin or short form; rename it");
+  return found;
 }
 
 const PluginEntry* Plugins::find_entry(Kind kind, const std::string& name) const {
-  return lookup(entries_, kind, name);
+  const PluginEntry* found = lookup(entries_, kind, name);
+  if (!found || is_built_in(found->registry)) return found;
+  const PluginEntry* original = built_in(entries_, kind, name);
+  std::error_code ignored;
+  if (original && !std::filesystem::equivalent(found->library, original->library, ignored))
+    fail(std::string(kind_name(kind)) + " '" + name + "' of " + found->library.string() +
+         " has the name of a built-in plugin (" + original->library.string() +
+         "); rename it, or set `library: " + found->library.string() +
+         "` in the experiment to use it instead");
+  return found;
 }
 
 std::vector<std::string> Plugins::names(Kind kind) const {

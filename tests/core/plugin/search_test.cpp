@@ -88,6 +88,49 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("a plugin on a search path cannot replace a built-in one, unless `library:` names it") {
+  const std::filesystem::path own = DSV3_BUILD_DIR "/registries";
+  const std::string cosine = DSV3_BUILD_DIR "/lib/dsv3/plugins/libdsv3_schedule_cosine.so";
+  TemporaryFolder folder;
+  put(folder / "r.toml", head + entry("cosine", library("good").string()) +
+                             entry("halving", library("good").string()));
+  Plugins plugins({{folder.path()}, {own}});
+  CHECK_THAT(error_of([&] { plugins.find(schedule("cosine")); }),
+             Contains("schedule 'cosine' of " + library("good").string() +
+                      " has the name of a built-in plugin (" + cosine + "); rename it, or set") &&
+                 Contains("`library: " + library("good").string() + "`") &&
+                 Contains("requested by nano.yaml:5:13"));
+  CHECK(dsv3::make<dsv3::Schedule>(plugins, schedule("cosine", cosine)));
+  CHECK(plugins.find(schedule("halving")).name == "halving");
+  CHECK(plugins.find(schedule("constant")).name == "constant");
+  SECTION("a second registry that lists the same library is no conflict") {
+    put(folder / "r.toml", head + entry("cosine", cosine));
+    CHECK(Plugins({{folder.path()}, {own}}).find(schedule("cosine")).name == "cosine");
+  }
+}
+
+TEST_CASE("a short form on a search path cannot replace a built-in plugin or short form") {
+  const auto alias = [](const std::string& kind, const std::string& name) {
+    return "[[alias]]\nkind = \"" + kind + "\"\nname = \"" + name + "\"\nyaml = \"x\"\n";
+  };
+  TemporaryFolder folder;
+  put(folder / "r.toml",
+      head + alias("schedule", "cosine") + alias("optimizer", "muon") + alias("optimizer", "mine"));
+  const Plugins plugins({{folder.path()}, {DSV3_BUILD_DIR "/registries"}});
+  CHECK_THAT(error_of([&] { plugins.find_alias(Kind::schedule, "cosine"); }),
+             Contains("short form `schedule: cosine` in " + (folder / "r.toml").string() +
+                      " has the name of a built-in plugin or short form; rename it"));
+  CHECK_THAT(error_of([&] { plugins.find_alias(Kind::optimizer, "muon"); }),
+             Contains("short form `optimizer: muon`"));
+  CHECK(plugins.find_alias(Kind::optimizer, "mine")->yaml == "x");
+  SECTION("an equal short form is no conflict") {
+    std::filesystem::copy_file(DSV3_BUILD_DIR "/registries/builtin.toml", folder / "builtin.toml");
+    std::filesystem::remove(folder / "r.toml");
+    const Plugins twice({{folder.path()}, {DSV3_BUILD_DIR "/registries"}});
+    CHECK(twice.find_alias(Kind::optimizer, "muon"));
+  }
+}
+
 TEST_CASE(
     "the error for an unknown name contains a suggestion, the known names and the searched paths") {
   Plugins plugins({{registry("good")}, {registry("twin")}});

@@ -8,6 +8,7 @@
 #include <system_error>
 #include <unistd.h>
 
+#include <dsv3/runtime/plugins.h>
 #include <dsv3/runtime/prefix.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/support/fs.h>
@@ -99,9 +100,18 @@ path templates_folder() {
   return folder;
 }
 
+/// A third-party plugin with the name of a built-in one can only be used with `library:`.
+void check_no_built_in(dsv3::Kind kind, const std::string& name) {
+  const dsv3::Plugins plugins({{dsv3::own_prefix() / "registries"}});
+  if (plugins.find_entry(kind, name))
+    reject(std::string(dsv3::kind_name(kind)) + " '" + name +
+           "' is a built-in plugin; choose another name, e.g. my_" + name);
+}
+
 void write_plugin(const Request& request) {
-  dsv3::kind_from_name(request.kind);  // throws an error that lists the known kinds
+  const dsv3::Kind kind = dsv3::kind_from_name(request.kind);
   check_name(request.name);
+  check_no_built_in(kind, request.name);
   if (!std::filesystem::is_directory(request.output))
     reject("--output " + request.output + " is not a folder; create it first");
   const path target = std::filesystem::absolute(request.output) / request.name;

@@ -56,8 +56,9 @@ class Plugins final : public Catalog {
  public:
   /// Each path is a registry file, a folder of registries (*.toml), or an installation prefix (a
   /// folder with registries/*.toml). The first level that contains a name wins. Two matches on one
-  /// level are an error when that name is requested. Throws dsv3::Error (ExitCode::plugin) if a
-  /// path does not exist or a registry is invalid. The error for an invalid registry contains
+  /// level are an error when that name is requested, and so is an entry that replaces a plugin or
+  /// alias of this build or installation. Throws dsv3::Error (ExitCode::plugin) if a path does not
+  /// exist or a registry is invalid. The error for an invalid registry contains
   /// file:line:col.
   explicit Plugins(SearchLevels levels);
 
