@@ -1,6 +1,6 @@
 #include "track/sender.h"
 
-#include <condition_variable>
+#include <algorithm>
 #include <fstream>
 #include <thread>
 
@@ -13,16 +13,31 @@
 namespace dsv3 {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr size_t kEventsPerCall = 200;
-constexpr double kFirstRetry = 0.5, kLongestRetry = 60;  // seconds
+constexpr double kFirstRetry = 0.5, kLongestRetry = 60;               // seconds
+constexpr double kShortestPause = 0.1, kLongestPause = 24 * 60 * 60;  // that a tracker may request
 
-Clock::duration clock_duration(double seconds) {
-  return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+SenderClock::Time::duration clock_duration(double seconds) {
+  return std::chrono::duration_cast<SenderClock::Time::duration>(
+      std::chrono::duration<double>(seconds));
+}
+
+/// The seconds of a RetryAfter within limits, so that a tracker cannot keep a core busy. NaN
+/// becomes the lower limit.
+double pause_of(const RetryAfter& retry) {
+  return std::min(std::max(kShortestPause, retry.seconds), kLongestPause);
 }
 
 }  // namespace
+
+SenderClock::Time SenderClock::now() {
+  return std::chrono::steady_clock::now();
+}
+
+void SenderClock::wait_until(std::condition_variable& wake, std::unique_lock<std::mutex>& lock,
+                             Time until, const std::function<bool()>& stop) {
+  wake.wait_until(lock, until, stop);
+}
 
 Event parse_event(const std::string& line, int64_t id) {
   const Json object = parse_json(line, "metrics.jsonl:" + std::to_string(id + 1));
@@ -45,9 +60,11 @@ Event parse_event(const std::string& line, int64_t id) {
 /// retries.
 class TrackerSender::Worker {
  public:
-  Worker(NamedTracker tracker, const RunInfo& run, std::filesystem::path journal)
+  Worker(NamedTracker tracker, const RunInfo& run, std::filesystem::path journal,
+         SenderClock& clock)
       : tracker_(std::move(tracker)),
         run_(run),
+        clock_(clock),
         journal_(std::move(journal)),
         offset_file_(std::filesystem::path(run.folder) / "trackers" / (tracker_.name + ".json")) {
     load_offset();
@@ -56,7 +73,7 @@ class TrackerSender::Worker {
 
   ~Worker() {
     if (!thread_.joinable()) return;
-    begin_finish(RunStatus::failed, Clock::now());
+    begin_finish(RunStatus::failed, clock_.now());
     join();
   }
 
@@ -68,7 +85,7 @@ class TrackerSender::Worker {
 
   /// Must be called only once, because the sender thread reads these values without the lock
   /// afterwards.
-  void begin_finish(RunStatus status, Clock::time_point deadline) {
+  void begin_finish(RunStatus status, SenderClock::Time deadline) {
     const std::lock_guard lock(mutex_);
     status_ = status;
     deadline_ = deadline;
@@ -80,7 +97,9 @@ class TrackerSender::Worker {
 
  private:
   /// Resumes after the last acknowledged line. If a power cut removed acknowledged lines, starts at
-  /// the end of the journal: the run writes those lines again, and they are sent again.
+  /// the end of the journal: the run writes those lines again, and they are sent again. Stores that
+  /// place, because otherwise the next start would take lines that were never sent for
+  /// acknowledged.
   void load_offset() {
     if (!std::filesystem::exists(offset_file_)) return;
     const auto acknowledged = read_json(offset_file_).at("lines").get<int64_t>();
@@ -89,6 +108,7 @@ class TrackerSender::Worker {
       ++lines_;
       bytes_ += int64_t(line.size()) + 1;
     }
+    if (lines_ < acknowledged) save_offset();
   }
 
   void save_offset() const {
@@ -132,18 +152,8 @@ class TrackerSender::Worker {
       std::vector<Event> events;
       if (!attempt("read the journal", [&] { events = read_events(end); })) return false;
       if (events.empty()) return true;
-      size_t first = 0;
-      const bool sent = attempt("deliver", [&] {
-        try {
-          checked::deliver(*tracker_.tracker, std::span<const Event>(events).subspan(first));
-        } catch (const Rejected& rejected) {
-          log::warning("tracker '" + tracker_.name + "' rejected step " +
-                       std::to_string(events.at(first + rejected.index).step) + ": " +
-                       rejected.what());
-          first += rejected.index + 1;
-          if (first < events.size()) throw RetryAfter("the rest follows", 0);
-        }
-      });
+      size_t first = 0;  // the first event that the tracker has neither accepted nor rejected
+      const bool sent = attempt("deliver", [&] { deliver(events, first); });
       if (!sent) return false;
       lines_ += int64_t(events.size());
       bytes_ = end;
@@ -151,8 +161,25 @@ class TrackerSender::Worker {
     }
   }
 
-  /// Calls `action` until it succeeds, with capped exponential backoff. Returns false if the
-  /// deadline set by finish() passes first.
+  /// Delivers events[first] and the events after it. Skips events that the tracker rejects, and
+  /// advances `first` beyond them, so that a retry does not deliver them again.
+  void deliver(const std::vector<Event>& events, size_t& first) {
+    while (first < events.size()) {
+      try {
+        return checked::deliver(*tracker_.tracker, std::span<const Event>(events).subspan(first));
+      } catch (const Rejected& rejected) {
+        if (rejected.index >= events.size() - first)
+          throw Error(c10::str("it rejected event ", rejected.index, " of ", events.size() - first,
+                               " (events are counted from 0): ", rejected.what()));
+        first += rejected.index + 1;
+        log::warning("tracker '" + tracker_.name + "' rejected step " +
+                     std::to_string(events[first - 1].step) + ": " + rejected.what());
+      }
+    }
+  }
+
+  /// Calls `action` until it succeeds, with capped exponential backoff. Returns false if the next
+  /// attempt would be after the deadline set by finish().
   template <class Action>
   bool attempt(const char* what, Action action) {
     double wait = kFirstRetry;
@@ -164,20 +191,18 @@ class TrackerSender::Worker {
         return true;
       } catch (const RetryAfter& retry) {
         cause = retry.what();
-        pause = retry.seconds;
+        pause = pause_of(retry);
       } catch (const std::exception& error) {
         cause = error.what();
       } catch (...) {
         cause = "threw a value that is not a std::exception";
       }
-      if (!warned && pause > 0)
+      if (!warned)
         log::warning("tracker '" + tracker_.name + "' cannot " + what + ", retrying: " + cause);
       wait = std::min(2 * wait, kLongestRetry);
       std::unique_lock lock(mutex_);
-      const auto until = Clock::now() + clock_duration(pause);
-      wake_.wait_until(lock, until,
-                       [&] { return finishing_ && (Clock::now() >= until || deadline_ < until); });
-      if (finishing_ && Clock::now() >= std::min(until, deadline_) && deadline_ < until) {
+      const auto until = clock_.now() + clock_duration(pause);
+      if (finishing_ && until > deadline_) {
         log::warning(
             "tracker '" + tracker_.name +
             "' has not received all metrics; the rest will be sent from metrics.jsonl when "
@@ -185,11 +210,16 @@ class TrackerSender::Worker {
             cause);
         return false;
       }
+      const bool was_finishing = finishing_;
+      clock_.wait_until(wake_, lock, until, [&] { return finishing_ && !was_finishing; });
+      // When the run ends, retry at once, because the pause may be longer than the time left.
+      if (finishing_ && !was_finishing) wait = kFirstRetry;
     }
   }
 
   NamedTracker tracker_;
   RunInfo run_;
+  SenderClock& clock_;
   std::filesystem::path journal_, offset_file_;
   int64_t lines_ = 0, bytes_ = 0;  // acknowledged
   std::mutex mutex_;
@@ -197,14 +227,15 @@ class TrackerSender::Worker {
   bool journal_grew_ = true;  // a resumed run may have unsent lines
   bool finishing_ = false;
   RunStatus status_ = RunStatus::failed;
-  Clock::time_point deadline_{};
+  SenderClock::Time deadline_{};
   std::thread thread_;
 };
 
 TrackerSender::TrackerSender(std::vector<NamedTracker> trackers, RunInfo run,
-                             std::filesystem::path journal) {
+                             std::filesystem::path journal, std::shared_ptr<SenderClock> clock)
+    : clock_(std::move(clock)) {
   for (NamedTracker& tracker : trackers)
-    workers_.push_back(std::make_unique<Worker>(std::move(tracker), run, journal));
+    workers_.push_back(std::make_unique<Worker>(std::move(tracker), run, journal, *clock_));
 }
 
 TrackerSender::~TrackerSender() = default;
@@ -214,7 +245,7 @@ void TrackerSender::notify() {
 }
 
 void TrackerSender::finish(RunStatus status, double seconds) {
-  const auto deadline = Clock::now() + clock_duration(seconds);
+  const auto deadline = clock_->now() + clock_duration(seconds);
   for (auto& worker : workers_) worker->begin_finish(status, deadline);
   for (auto& worker : workers_) worker->join();
   workers_.clear();

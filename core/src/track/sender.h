@@ -2,8 +2,12 @@
 // and never fails because of one.
 #pragma once
 
+#include <chrono>
+#include <condition_variable>
 #include <filesystem>
+#include <functional>
 #include <memory>
+#include <mutex>
 
 #include <dsv3/sdk/tracker.h>
 
@@ -14,24 +18,38 @@ struct NamedTracker {
   std::shared_ptr<Tracker> tracker;
 };
 
+/// The time, and waiting for it. Tests replace it by a clock that does not sleep.
+class SenderClock {
+ public:
+  using Time = std::chrono::steady_clock::time_point;
+  virtual ~SenderClock() = default;
+  virtual Time now();
+  /// Waits until `stop` returns true or `until` is reached. Evaluates `stop` first, and whenever
+  /// `wake` is notified. `lock` is held except while waiting.
+  virtual void wait_until(std::condition_variable& wake, std::unique_lock<std::mutex>& lock,
+                          Time until, const std::function<bool()>& stop);
+};
+
 /// Uses metrics.jsonl as a journal. Each tracker reads it from the line after the last one that it
 /// acknowledged. The number of that line is stored in <run folder>/trackers/<name>.json. A killed
 /// run therefore loses no metrics, and a tracker that fails catches up later.
 class TrackerSender {
  public:
   /// Starts one thread per tracker. `journal` need not exist yet.
-  TrackerSender(std::vector<NamedTracker> trackers, RunInfo run, std::filesystem::path journal);
+  TrackerSender(std::vector<NamedTracker> trackers, RunInfo run, std::filesystem::path journal,
+                std::shared_ptr<SenderClock> clock = std::make_shared<SenderClock>());
   ~TrackerSender();
   TrackerSender(const TrackerSender&) = delete;
   TrackerSender& operator=(const TrackerSender&) = delete;
   /// Call this after each append to the journal.
   void notify();
-  /// Sends the remaining lines for at most `seconds`, then ends the threads. Lines that could not
-  /// be sent stay in the journal and are sent when the run resumes.
+  /// Sends the remaining lines, and starts no attempt later than `seconds` from now. Then ends the
+  /// threads. Lines that could not be sent stay in the journal and are sent when the run resumes.
   void finish(RunStatus status, double seconds = 10);
 
  private:
   class Worker;
+  std::shared_ptr<SenderClock> clock_;
   std::vector<std::unique_ptr<Worker>> workers_;
 };
 

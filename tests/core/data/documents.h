@@ -10,6 +10,7 @@
 #include <ATen/ATen.h>
 
 #include <dsv3/sdk/documents.h>
+#include <dsv3/sdk/error.h>
 
 /// Documents with the given lengths. Token `offset` of document `index` is 1000 * (index + 1) +
 /// offset, so every token identifies its document and offset.

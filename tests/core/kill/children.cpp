@@ -4,6 +4,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <fcntl.h>
 #include <new>
 #include <sys/mman.h>
@@ -11,7 +12,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <ATen/ATen.h>
+
 #include <dsv3/support/fs.h>
+
+#include "call/call.h"
+#include "call/checked.h"
 
 namespace fs = dsv3::fs;
 using Clock = std::chrono::steady_clock;
@@ -51,11 +57,22 @@ std::string made_text() {
   return text;
 }
 
-std::atomic<int>& shared_counter() {
-  void* memory = ::mmap(nullptr, sizeof(std::atomic<int>), PROT_READ | PROT_WRITE,
-                        MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  return *new (memory) std::atomic<int>(0);
+/// What a child counts, in memory that it shares with its parent.
+struct Counts {
+  std::atomic<int> calls = 0;
+  std::array<std::atomic<int>, 3> points{};
+  std::atomic<int> signals_sent = 0;
+  std::atomic<int64_t> steps_at_signal = 0;
+};
+
+Counts& counts() {
+  static Counts& shared = []() -> Counts& {
+    void* memory =
+        ::mmap(nullptr, sizeof(Counts), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    return *new (memory) Counts;
+  }();
+  return shared;
 }
 
 [[noreturn]] void die() {
@@ -75,12 +92,12 @@ void limit_file(const fs::Path& path, uint64_t more) {
 }
 
 /// Installs a hook that counts this process's system calls and kills it at the requested one.
-void arrange(const std::optional<Death>& death, const fs::Path& run, std::atomic<int>& calls) {
+void arrange(const std::optional<Death>& death, const fs::Path& run) {
   // Never deleted, because the hook uses it until the process ends.
   PowerCut* disk =
       death && death->kind == Death::power_cut ? new PowerCut(run.parent_path()) : nullptr;
-  fs::set_fault_hook([=, &calls](fs::Call call, const fs::Path& path) {
-    const int number = ++calls;
+  fs::set_fault_hook([=](fs::Call call, const fs::Path& path) {
+    const int number = ++counts().calls;
     if (!death || number < death->call || death->kind == Death::moment) {
       if (disk) disk->before(call, path);
       return 0;
@@ -97,7 +114,42 @@ void arrange(const std::optional<Death>& death, const fs::Path& run, std::atomic
   });
 }
 
+/// Sends this process the requested signals. Signals reach the thread that trains.
+class Sender final : public dsv3::Watch {
+ public:
+  explicit Sender(std::vector<Signal> signals) : signals_(std::move(signals)) {
+    fs::set_fault_hook([this](fs::Call, const fs::Path& path) {
+      if (path.string().find("/checkpoints/") != std::string::npos) visit(Signal::saving);
+      return 0;
+    });
+  }
+  void passed(const std::string&, at::TensorList, at::TensorList) override {
+    visit(at::GradMode::is_enabled() ? Signal::training : Signal::evaluation);
+  }
+
+ private:
+  void visit(Signal::Place place) {
+    ++counts().points[place];
+    const size_t next = size_t(counts().signals_sent);
+    if (next == signals_.size() || signals_[next].place != place) return;
+    if (++visits_ < signals_[next].count) return;
+    visits_ = 0;
+    ++counts().signals_sent;
+    counts().steps_at_signal = dsv3::current_step.finished.load();
+    ::raise(signals_[next].number);
+  }
+
+  std::vector<Signal> signals_;
+  int visits_ = 0;  // of the next signal's place, since the previous signal
+};
+
 }  // namespace
+
+std::string Signal::text() const {
+  constexpr const char* kPlaces[] = {"module output in training", "module output in evaluation",
+                                     "system call in a save"};
+  return std::string(::strsignal(number)) + " at " + kPlaces[place] + " " + std::to_string(count);
+}
 
 std::string Death::text() const {
   switch (kind) {
@@ -136,8 +188,26 @@ dsv3::RunRequest TinyExperiment::request(const std::string& name) const {
 }
 
 Ending TinyExperiment::train(const std::string& name, const std::optional<Death>& death) {
-  static std::atomic<int>& calls = shared_counter();
-  calls = 0;
+  const bool at_moment = death && death->kind == Death::moment;
+  Ending ending = train_in_child(
+      name, [&] { arrange(death, run(name)); },
+      at_moment ? std::optional<double>(death->seconds) : std::nullopt);
+  if (const auto left = folder_ / "runs-left"; std::filesystem::exists(left)) {
+    std::filesystem::remove_all(folder_ / "runs");
+    std::filesystem::rename(left, folder_ / "runs");
+  }
+  return ending;
+}
+
+Ending TinyExperiment::train(const std::string& name, const std::vector<Signal>& signals) {
+  return train_in_child(name, [&] {
+    new Sender(signals);  // never deleted, because it is used until the process ends
+  });
+}
+
+Ending TinyExperiment::train_in_child(const std::string& name, const std::function<void()>& prepare,
+                                      const std::optional<double>& kill_after) {
+  new (&counts()) Counts;  // back to 0
   const auto terminal = folder_ / "terminal.txt";
   put(terminal, "");  // the child may die before it creates the file
   const auto begin = Clock::now();
@@ -147,27 +217,27 @@ Ending TinyExperiment::train(const std::string& name, const std::optional<Death>
     int code = 1;
     try {
       std::filesystem::current_path(folder_.path());
-      arrange(death, run(name), calls);
+      prepare();
       code = dsv3::train(request(name), plugins_);
     } catch (const std::exception& error) {
       std::fprintf(stderr, "%s\n", error.what());
     }
     ::_exit(code);
   }
-  if (death && death->kind == Death::moment) {
-    ::usleep(static_cast<useconds_t>(death->seconds * 1e6));
+  if (kill_after) {
+    ::usleep(static_cast<useconds_t>(*kill_after * 1e6));
     ::kill(child, SIGKILL);
   }
   int status = 0;
   ::waitpid(child, &status, 0);
-  if (const auto left = folder_ / "runs-left"; std::filesystem::exists(left)) {
-    std::filesystem::remove_all(folder_ / "runs");
-    std::filesystem::rename(left, folder_ / "runs");
-  }
   Ending ending;
   ending.killed = WIFSIGNALED(status);
   ending.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  ending.calls = calls;
+  ending.calls = counts().calls;
+  for (size_t place = 0; place < ending.points.size(); ++place)
+    ending.points[place] = counts().points[place];
+  ending.signals_sent = counts().signals_sent;
+  ending.steps_at_signal = counts().steps_at_signal;
   ending.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   ending.output = get(terminal);
   return ending;
