@@ -24,6 +24,7 @@ class Validation final : public Observer {
     if (report.val_loss) return;
     if (report.step > 0 && !report.last && !Training::divides(options.every, report.step)) return;
     loader_->load_state(start_);
+    const EvaluationWeights weights = run_.evaluation_weights();
     // Use whole batches, so that the rows do not depend on the micro-batch size.
     const ValidationSum sum = validate(*run_.model, *loader_, options.batches * run_.accumulate);
     if (sum.targets > 0)
@@ -69,6 +70,7 @@ class Samples final : public Observer {
       if (ids.empty()) ids.push_back(std::max(tokenizer.eos_id(), 0));
       prompts.push_back({std::move(ids), seed});
     }
+    const EvaluationWeights weights = run_.evaluation_weights();
     const Generation generation = generate(*run_.model, prompts, options);
     std::string text;
     for (size_t i = 0; i < prompts.size(); ++i)

@@ -103,6 +103,8 @@ void Training::save(std::optional<double> val_loss) {
     libraries[library.name] = library.sha256;
   std::vector<at::Tensor> alive = save_parameters(*strategy, content.tensors);
   const std::vector<at::Tensor> states = optimizers->save(content.tensors);
+  const std::vector<at::Tensor> evaluation =
+      save_evaluation_weights(*strategy, *optimizers, state.updates, content.tensors);
   for (const Buffer& buffer : model->store().buffers())
     alive.push_back(add_view(content.tensors, "buffer/" + buffer.name, buffer.tensor));
   state.data = loader->state();

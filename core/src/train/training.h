@@ -10,6 +10,7 @@
 
 #include "sdk/metric_sink.h"
 #include "train/callbacks.h"
+#include "train/evaluation_weights.h"
 #include "train/run_state.h"
 
 namespace dsv3 {
@@ -33,6 +34,10 @@ struct Training {
   /// Saves a checkpoint of the last completed step.
   void save(std::optional<double> val_loss);
 
+  /// Evaluates with the optimizers' evaluation weights while the returned object exists.
+  EvaluationWeights evaluation_weights() {
+    return EvaluationWeights(*strategy, *optimizers, state.updates);
+  }
   /// Whether metrics are recorded after `step`.
   bool is_logged(int64_t step) const;
   int64_t tokens_per_step() const { return experiment.train.batch * experiment.train.sequence; }

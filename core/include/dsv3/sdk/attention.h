@@ -80,10 +80,10 @@ struct Sequence {
                            ///< not count tokens
   double aux_scale = 0;    ///< 1 / number of sequences in the optimizer step (all micro-batches,
                            ///< all ranks)
-  StepKey key;             ///< for random numbers in training
-  Metrics metrics;         ///< for numbers that the layer reports
+  StepKey key = {};        ///< for random numbers in training
+  Metrics metrics = {};    ///< for numbers that the layer reports
   /// Values of earlier layers; never null when the core calls a layer.
-  std::shared_ptr<SharedValues> shared;
+  std::shared_ptr<SharedValues> shared = {};
 
   /// Returns a bool mask [B, 1, T, T], true = may attend; undefined = plain causal mask.
   /// dsv3::attend avoids building it if a kernel can use the documents' boundaries.

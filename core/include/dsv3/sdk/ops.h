@@ -29,12 +29,12 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
                   bool interleaved);
 
 struct AttendOptions {
-  std::optional<double> scale;    ///< multiplies the scores; default: Dk^-0.5
-  std::optional<int64_t> window;  ///< number of tokens a query attends to: itself and the
-                                  ///< window - 1 tokens before it; unset = all
+  std::optional<double> scale = {};    ///< multiplies the scores; default: Dk^-0.5
+  std::optional<int64_t> window = {};  ///< number of tokens a query attends to: itself and the
+                                       ///< window - 1 tokens before it; unset = all
   /// Logits [H] that join each query's softmax and take part of its weight without adding a value
   /// (gpt-oss, arXiv 2508.10925). Undefined = none. Differentiable.
-  at::Tensor sinks;
+  at::Tensor sinks = {};
   double softcap = 0;  ///< scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv
                        ///< 2408.00118); 0 = off
 };
