@@ -10,7 +10,7 @@ from runs import assert_exact_resume, manifest
 from support import BUILD, dsv3_run, make_tiny, metrics, tensors
 
 PLUGINS = ["--plugin-path", BUILD / "tests/plugins/ragged"]
-LOSS = "train/loss"  # the weighted sum of all losses, which the gradient belongs to
+LOSS = "train/total_loss"  # the weighted sum of all losses, which the gradient belongs to
 RAGGED = ["model.vocab=64", "train.sequence=24", "train.log_every=1", "schedule.warmup=3", "validation.every=1", "validation.batches=2",
           "checkpoint.every=1", "checkpoint.keep_best=50"]
 RATE, BETA1, BETA2, EPS, DECAY = 5e-3, 0.9, 0.95, 1e-8, 0.1

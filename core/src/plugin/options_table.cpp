@@ -66,7 +66,8 @@ std::string as_markdown(const std::vector<Row>& rows) {
       for (size_t at = 0; (at = cell.find('|', at)) != std::string::npos; at += 2)
         cell.insert(at, "\\");
       const bool code =
-          row > 0 && !cell.empty() && (column == 0 || (column == 2 && cell != "(required)"));
+          row > 0 && !cell.empty() &&
+          (column == 0 || (column == 2 && rows[0][2] == "default" && cell != "(required)"));
       out += code ? "| `" + cell + "` " : "| " + cell + (cell.empty() ? "" : " ");
     }
     out += "|\n";
@@ -93,9 +94,15 @@ std::string as_text(const std::vector<Row>& rows) {
   return out;
 }
 
-}  // namespace
+std::string metrics_table(const Schema& schema, bool markdown) {
+  if (schema.metrics.empty()) return "";
+  std::vector<Row> rows{{"metric", "unit", "meaning"}};
+  for (const MetricSpec& metric : schema.metrics)
+    rows.push_back({metric.name, metric.unit, metric.doc});
+  return "\nMetrics:\n\n" + (markdown ? as_markdown(rows) : as_text(rows));
+}
 
-std::string options_table(const Schema& schema, bool markdown) {
+std::string options_only(const Schema& schema, bool markdown) {
   if (schema.options.empty()) return "This plugin has no options.\n";
   std::vector<Row> rows{{"option", "type", "default", "unit", "values", "meaning"}};
   bool has_units = false;
@@ -107,6 +114,12 @@ std::string options_table(const Schema& schema, bool markdown) {
   if (!has_units)
     for (Row& row : rows) row.erase(row.begin() + 3);
   return markdown ? as_markdown(rows) : as_text(rows);
+}
+
+}  // namespace
+
+std::string options_table(const Schema& schema, bool markdown) {
+  return options_only(schema, markdown) + metrics_table(schema, markdown);
 }
 
 }  // namespace dsv3

@@ -69,3 +69,62 @@ TEST_CASE("the option table shows each option's type, default, allowed values an
   CHECK_THAT(text, Contains("option  type              default     values"));
   CHECK_THAT(text, Contains("\nfile    string            (required)                      a | b\n"));
 }
+
+TEST_CASE("options have the range and the default of their member's type") {
+  enum class Size { small, large };
+  struct Base {
+    float rate = 0.1f;
+  };
+  struct Options : Base {
+    uint32_t count = 3;
+    int8_t shift = -1;
+    size_t width = 4;
+    std::optional<float> limit;
+    std::vector<int> list{1, 2};
+    std::vector<float> shares{0.5f, 0.1f};
+    Size size = Size::small;
+    std::optional<Size> other;
+    static void describe(dsv3::OptionSchema<Options>& s) {
+      s.add("rate", &Options::rate, "member of a base class");
+      s.add("count", &Options::count, "count");
+      s.add("shift", &Options::shift, "shift");
+      s.add("width", &Options::width, "width");
+      s.add("limit", &Options::limit, "limit").word("none");
+      s.add("list", &Options::list, "list");
+      s.add("shares", &Options::shares, "shares");
+      s.add("size", &Options::size, {{"small", Size::small}, {"large", Size::large}}, "size");
+      s.add("other", &Options::other, {{"small", Size::small}, {"large", Size::large}}, "other");
+      s.metric("mine/size", "bytes", "how big");
+    }
+  };
+  const dsv3::Schema schema = dsv3::schema_of<Options>();
+  CHECK(dsv3::options_table(schema, true) ==
+        "| option | type | default | values | meaning |\n"
+        "|---|---|---|---|---|\n"
+        "| `rate` | number | `0.1` | | member of a base class |\n"
+        "| `count` | integer | `3` | 0 to 4294967295 | count |\n"
+        "| `shift` | integer | `-1` | -128 to 127 | shift |\n"
+        "| `width` | integer | `4` | at least 0 | width |\n"
+        "| `limit` | number | `none` | none | limit |\n"
+        "| `list` | list of integers | `[1, 2]` | | list |\n"
+        "| `shares` | list of numbers | `[0.5, 0.1]` | | shares |\n"
+        "| `size` | string | `small` | small, large | size |\n"
+        "| `other` | string | | small, large | other |\n"
+        "\nMetrics:\n\n"
+        "| metric | unit | meaning |\n"
+        "|---|---|---|\n"
+        "| `mine/size` | bytes | how big |\n");
+  const auto options = dsv3::options_from<Options>(schema, {{"rate", 0.25},
+                                                            {"count", int64_t{7}},
+                                                            {"limit", 1.5},
+                                                            {"list", std::vector<int64_t>{3}},
+                                                            {"size", std::string("large")},
+                                                            {"other", std::string("small")}});
+  CHECK(options.rate == 0.25f);
+  CHECK(options.count == 7);
+  CHECK(options.shift == -1);
+  CHECK(options.limit == 1.5f);
+  CHECK(options.list == std::vector<int>{3});
+  CHECK(options.size == Size::large);
+  CHECK(options.other == Size::small);
+}

@@ -95,8 +95,8 @@ class Plugins final : public Catalog {
 /// Returns all plugin libraries that this process has loaded, in load order.
 std::vector<LoadedLibrary> loaded_libraries();
 
-/// Formats the options as a table (key, type, default, allowed values, description): aligned text,
-/// or Markdown for plugins' READMEs.
+/// Formats the options as a table (key, type, default, allowed values, description), followed by a
+/// table of the metrics, if there are any: aligned text, or Markdown for plugins' READMEs.
 std::string options_table(const Schema& schema, bool markdown);
 
 /// An error thrown by a component's constructor. Its message also contains the component and the

@@ -2,6 +2,7 @@
 // checks an experiment's values against the declarations before it builds anything.
 #pragma once
 
+#include <charconv>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -102,10 +103,20 @@ struct Member<std::optional<V>> : std::true_type {
   using Value = V;
 };
 
+/// The number that a reader of the source code expects: 0.1 for 0.1f, not 0.10000000149.
+inline double decimal(float value) {
+  char text[32];
+  double result = value;
+  std::from_chars(text, std::to_chars(text, text + sizeof text, value).ptr, result);
+  return result;
+}
+
 /// Converts between a member's type and the type in which it is stored.
 template <class To, class From>
 To converted(const From& from) {
-  if constexpr (std::is_same_v<To, From> || std::is_arithmetic_v<From>)
+  if constexpr (std::is_same_v<From, float> && std::is_same_v<To, double>)
+    return decimal(from);
+  else if constexpr (std::is_same_v<To, From> || std::is_arithmetic_v<From>)
     return static_cast<To>(from);
   else
     return To(from.begin(), from.end());
