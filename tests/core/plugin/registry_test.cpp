@@ -109,7 +109,7 @@ TEST_CASE("options have the range and the default of their member's type") {
         "| `list` | list of integers | `[1, 2]` | | list |\n"
         "| `shares` | list of numbers | `[0.5, 0.1]` | | shares |\n"
         "| `size` | string | `small` | small, large | size |\n"
-        "| `other` | string | | small, large | other |\n"
+        "| `other` | string | `unset` | small, large | other |\n"
         "\nMetrics:\n\n"
         "| metric | unit | meaning |\n"
         "|---|---|---|\n"

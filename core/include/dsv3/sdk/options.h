@@ -118,8 +118,14 @@ To converted(const From& from) {
     return decimal(from);
   else if constexpr (std::is_same_v<To, From> || std::is_arithmetic_v<From>)
     return static_cast<To>(from);
-  else
-    return To(from.begin(), from.end());
+  else if constexpr (std::is_same_v<From, std::string>)
+    return from;
+  else {
+    To list;
+    for (const auto& element : from)
+      list.push_back(converted<typename To::value_type, typename From::value_type>(element));
+    return list;
+  }
 }
 
 /// Bounds that all values of type V or, for lists, of its elements satisfy.
