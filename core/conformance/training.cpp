@@ -34,11 +34,9 @@ double accumulate(Model& model, int64_t step, int64_t micro, Strategy* strategy 
   double loss = 0;
   for (int64_t row = 0; row < kRows; row += micro) {
     if (strategy) strategy->begin_microbatch(row + micro >= kRows);
-    const at::Tensor total =
-        model
-            .loss({batch.tokens.narrow(0, row, micro), batch.document_ids.narrow(0, row, micro)},
-                  scale)
-            .total;
+    const Batch rows{batch.tokens.narrow(0, row, micro), batch.document_ids.narrow(0, row, micro)};
+    const StepKey key{.seed = kSeed, .step = step + 1, .first_row = row};
+    const at::Tensor total = model.loss(rows, scale, {.key = key}).total;
     if (strategy)
       strategy->backward({total});
     else

@@ -1,8 +1,9 @@
 // fake_cuda_cases NAME: runs one case on the fake CUDA device and prints its result, or "threw: "
 // and the exception's message. test_device.py checks the output of each case.
+#include "cases.h"
+
 #include <cstdio>
 #include <dlfcn.h>
-#include <functional>
 #include <map>
 #include <string>
 
@@ -17,28 +18,8 @@
 
 namespace {
 
+using namespace fake_cuda_cases;
 using at::Tensor;
-
-at::TensorOptions cuda(at::ScalarType dtype = at::kFloat) {
-  return at::TensorOptions().device(at::kCUDA).dtype(dtype);
-}
-
-/// Deterministic values in [-1, 1], on the host.
-Tensor values(at::IntArrayRef sizes, at::ScalarType dtype = at::kFloat, double phase = 0) {
-  int64_t count = 1;
-  for (const int64_t size : sizes) count *= size;
-  return (at::arange(count, at::kFloat) * 0.7 + phase).sin().view(sizes).to(dtype);
-}
-
-void print(double value) {
-  std::printf("%.9g\n", value);
-}
-
-/// Prints the largest absolute difference between a result on the device and the same result on the
-/// host.
-void print_difference(const Tensor& device, const Tensor& host) {
-  print((device.cpu().to(at::kFloat) - host.to(at::kFloat)).abs().max().item<double>());
-}
 
 int64_t aggregate(const c10::CachingAllocator::StatArray& stats, bool peak) {
   const auto& stat = stats[size_t(c10::CachingAllocator::StatType::AGGREGATE)];
@@ -354,8 +335,6 @@ void list_operators() {
   }
 }
 
-#define CASE(name) \
-  { #name, &name }
 const std::map<std::string, void (*)()> kCases{
     CASE(read_on_the_host),      CASE(write_on_the_host),
     CASE(read_in_backward),      CASE(mix_devices),
@@ -380,9 +359,11 @@ const std::map<std::string, void (*)()> kCases{
 }  // namespace
 
 int main(int count, char** arguments) {
-  const auto found = count > 1 ? kCases.find(arguments[1]) : kCases.end();
-  if (found == kCases.end() || !dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL)) {
-    std::fprintf(stderr, "%s\n", found == kCases.end() ? "unknown case" : dlerror());
+  std::map<std::string, void (*)()> cases = kCases;
+  cases.insert(fake_cuda_cases::kOperators.begin(), fake_cuda_cases::kOperators.end());
+  const auto found = count > 1 ? cases.find(arguments[1]) : cases.end();
+  if (found == cases.end() || !dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL)) {
+    std::fprintf(stderr, "%s\n", found == cases.end() ? "unknown case" : dlerror());
     return 2;
   }
   at::set_num_threads(1);

@@ -57,6 +57,28 @@ def test_twins_compute_what_the_host_computes(name, bound):
     assert differences and max(differences) <= bound, differences
 
 
+@pytest.mark.parametrize("name, bound", [
+    ("draw_uniform", 0), ("drop_out", 0),
+    ("attend_window", 0.02), ("attend_window_packed", 0.02), ("attend_sinks", 0.02), ("attend_sinks_packed", 0.02),
+    ("attend_softcap", 0.02), ("attend_softcap_packed", 0.02), ("attend_fp32_packed", 1e-5), ("attend_with_metrics", 0.02)])
+def test_operators_of_dsv3_compute_what_the_host_computes(name, bound):
+    differences = [float(line) for line in case(name).stdout.split()]
+    assert differences and max(differences) <= bound, differences
+
+
+@pytest.mark.parametrize("name, kernels", [
+    ("attend_window", {"flash_varlen": 1}), ("attend_window_packed", {"flash_varlen": 1}),
+    ("attend_sinks", {"flash_varlen": 1}), ("attend_sinks_packed", {"flash_varlen": 1}),
+    ("attend_softcap", {}), ("attend_fp32_packed", {})])
+def test_windows_and_sinks_use_the_flash_kernel(tmp_path, name, kernels):
+    case(name, FAKE_CUDA_LOG=tmp_path / "log.json")
+    assert statistics(tmp_path / "log.json").get("attention", {}) == kernels
+
+
+def test_attention_with_options_does_not_wait():
+    assert case("attend_without_waiting", FAKE_CUDA_SYNC="error").stdout == ""
+
+
 @pytest.mark.parametrize("name, capability, kernel", [
     ("attend_equal_dims", "9.0", "cudnn"), ("attend_equal_dims", "8.9", "flash"),
     ("attend_different_dims", "9.0", "cudnn"), ("attend_different_dims", "8.9", "efficient"),

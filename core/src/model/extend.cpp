@@ -81,7 +81,8 @@ std::vector<KvCache> Model::make_caches(int64_t rows) const {
     caches.emplace_back(
         rows,
         checked::number(*attention, "cache_values_per_token", &Attention::cache_values_per_token),
-        parts_->embedding.scalar_type(), parts_->device);
+        parts_->embedding.scalar_type(), parts_->device,
+        call(*attention, "cache_window", &Attention::cache_window));
   return caches;
 }
 

@@ -67,6 +67,20 @@ at::Tensor Packing::mask() const {
   return mask_;
 }
 
+at::Tensor Packing::starts() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!starts_.defined() && boundaries_.defined()) {
+    const int64_t rows = document_ids_.size(0), length = document_ids_.size(1);
+    const at::Tensor offsets = boundaries_.to(at::kLong);  // in the flattened rows
+    const at::Tensor begins = at::zeros({rows * length + 1}, offsets.options());
+    const at::Tensor document =
+        begins.scatter_(0, offsets, 1).narrow(0, 0, rows * length).cumsum(0) - 1;
+    const at::Tensor row_begins = at::arange(rows, offsets.options()).mul_(length);
+    starts_ = offsets.index_select(0, document).view({rows, length}) - row_begins.unsqueeze(1);
+  }
+  return starts_;
+}
+
 std::shared_ptr<const Packing> packing_of(const at::Tensor& document_ids) {
   const auto [boundaries, longest] = document_boundaries(document_ids);
   if (boundaries.size(0) <= document_ids.size(0) + 1) return nullptr;

@@ -73,7 +73,7 @@ at::Tensor dropout(const at::Tensor& x, double p, const Sequence& seq, int64_t s
                 ExitCode::usage);
   if (p == 0 || !seq.training) return x;
   const at::Tensor keep = uniform(seq.key, x.sizes(), x.device(), stream).ge(p);
-  return x * (keep.to(x.scalar_type()) / (1 - p));
+  return x * keep.to(x.scalar_type()) * (1 / (1 - p));
 }
 
 }  // namespace dsv3

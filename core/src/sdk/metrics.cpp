@@ -61,8 +61,9 @@ void MetricSink::add(const std::string& name, const at::Tensor& recorded, Reduce
   if (reduce == Reduce::rms) value = value.square();
   if (reduce == Reduce::mean || reduce == Reduce::rms) value = value * weight;
   const std::lock_guard lock(mutex_);
+  if (!entries_.contains(name)) check_name(name);
   const auto [found, added] = entries_.try_emplace(name, Entry{reduce, value, weight});
-  if (added) return check_name(name);
+  if (added) return;
   Entry& entry = found->second;
   if (entry.reduce != reduce)
     throw Error("cannot record metric '" + name + "': it was recorded with another reduction",

@@ -58,6 +58,17 @@ TEST_CASE("a query attends only to its document and not to later positions") {
         CHECK(mask[b][0][q][k].item<bool>() == (k <= q && same_document(some_ids[b], q, k)));
 }
 
+TEST_CASE("every token knows where its document starts") {
+  const Rows actual = rows_of(packing_of(tensor_of(some_ids))->starts());
+  for (size_t b = 0; b < some_ids.size(); ++b)
+    for (size_t t = 0; t < some_ids[b].size(); ++t) {
+      size_t start = t;
+      while (start > 0 && some_ids[b][start - 1] == some_ids[b][t]) --start;
+      CHECK(actual[b][t] == int64_t(start));
+    }
+  CHECK_FALSE(Packing(at::ones({1, 1, 3, 3}, at::kBool)).starts().defined());
+}
+
 TEST_CASE("rows that contain only one document need no packing") {
   CHECK(packing_of(tensor_of({{1, 1, 1}, {2, 2, 2}})) == nullptr);
   const auto packing =

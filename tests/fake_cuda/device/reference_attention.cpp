@@ -32,9 +32,22 @@ Tensor scores(const Attention& a) {
   if (a.bias.defined()) scores = scores + a.bias.to(at::kFloat);
   if (!a.causal) return scores;
   const int64_t tokens = a.query.size(2), keys = a.key.size(2);
-  const Tensor visible =
-      at::ones({tokens, keys}, at::kBool).tril_(a.bottom_right ? keys - tokens : 0);
+  const int64_t own = a.bottom_right ? keys - tokens : 0;  // index of the first token's own key
+  Tensor visible = at::ones({tokens, keys}, at::kBool).tril_(own);
+  if (a.left >= 0) visible.triu_(own - a.left);
   return scores.masked_fill(visible.logical_not(), -std::numeric_limits<double>::infinity());
+}
+
+std::tuple<Tensor, Tensor, Tensor> gradients(const Attention& a, const Tensor& weights,
+                                             const Tensor& out, const Tensor& gradient) {
+  const Tensor dout = gradient.to(at::kFloat);
+  const Tensor dweights = at::matmul(dout, repeated(a.value, a.query).transpose(2, 3));
+  const Tensor means = (dout * out.to(at::kFloat)).sum(-1, true);
+  const Tensor dscores = weights * (dweights - means) * a.scale;
+  const Tensor dquery = at::matmul(dscores, repeated(a.key, a.query)).to(a.query.scalar_type());
+  const Tensor dkey = at::matmul(dscores.transpose(2, 3), a.query.to(at::kFloat));
+  const Tensor dvalue = at::matmul(weights.transpose(2, 3), dout);
+  return {dquery, folded(dkey, a.key), folded(dvalue, a.value)};
 }
 
 }  // namespace
@@ -47,13 +60,12 @@ std::tuple<Tensor, Tensor> forward(const Attention& a) {
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Attention& a, const Tensor& gradient) {
   const Tensor weights = scores(a).softmax(-1);
-  const Tensor dout = gradient.to(at::kFloat);
-  const Tensor dweights = at::matmul(dout, repeated(a.value, a.query).transpose(2, 3));
-  const Tensor dscores = weights * (dweights - (dweights * weights).sum(-1, true)) * a.scale;
-  const Tensor dquery = at::matmul(dscores, repeated(a.key, a.query)).to(a.query.scalar_type());
-  const Tensor dkey = at::matmul(dscores.transpose(2, 3), a.query.to(at::kFloat));
-  const Tensor dvalue = at::matmul(weights.transpose(2, 3), dout);
-  return {dquery, folded(dkey, a.key), folded(dvalue, a.value)};
+  return gradients(a, weights, at::matmul(weights, repeated(a.value, a.query)), gradient);
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(const Attention& a, const Tensor& gradient,
+                                            const Tensor& out, const Tensor& lse) {
+  return gradients(a, (scores(a) - lse.unsqueeze(-1)).exp(), out, gradient);
 }
 
 }  // namespace fake_cuda

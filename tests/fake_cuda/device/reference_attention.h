@@ -18,6 +18,7 @@ struct Attention {
                         ///< `bottom_right`
   bool bottom_right = false;
   double scale = 1;
+  int64_t left = -1;  ///< number of keys before a token's own key that it attends to; -1 = all
 };
 
 /// Returns the output [batch, heads, tokens, value dim] in the query's dtype, and the log-sum-exp
@@ -28,5 +29,11 @@ std::tuple<at::Tensor, at::Tensor> forward(const Attention& attention);
 /// gradient of the output.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const Attention& attention,
                                                         const at::Tensor& gradient);
+/// Like the flash kernel, computes the weights from the log-sum-exp `lse`, and the gradient of the
+/// softmax from the output `out`. The caller may have changed both.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const Attention& attention,
+                                                        const at::Tensor& gradient,
+                                                        const at::Tensor& out,
+                                                        const at::Tensor& lse);
 
 }  // namespace fake_cuda

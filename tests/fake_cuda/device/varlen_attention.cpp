@@ -79,21 +79,23 @@ struct Window {
   std::optional<SymInt> left, right;
 };
 
-void check_supported(double dropout, const Window& window) {
+void check_supported(double dropout, bool causal, const Window& window) {
   TORCH_CHECK(dropout == 0, "fake_cuda: attention with dropout is not implemented");
-  TORCH_CHECK(window.left.value_or(-1) == -1 && window.right.value_or(-1) == -1,
-              "fake_cuda: sliding-window attention is not implemented");
+  const SymInt left = window.left.value_or(-1), right = window.right.value_or(-1);
+  TORCH_CHECK((left == -1 && right == -1) || (causal && left >= -1 && right <= 0),
+              "fake_cuda: sliding-window attention that is not causal is not implemented");
 }
 
 Attention attention_of_row(const Tensor& q, const Tensor& k, const Tensor& v, const Rows& rows,
-                           size_t i, bool causal, double scale) {
+                           size_t i, bool causal, double scale, const Window& window) {
   return {.query = row(q, rows.query_ends, i),
           .key = row(k, rows.key_ends, i),
           .value = row(v, rows.key_ends, i),
           .bias = {},
           .causal = causal,
           .bottom_right = true,
-          .scale = scale};
+          .scale = scale,
+          .left = window.left.value_or(-1).expect_int()};
 }
 
 double scale_or_default(std::optional<double> scale, const Tensor& query) {
@@ -105,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> varlen(
     const OptionalTensor& k_ends, SymInt max_q, SymInt max_k, double dropout, bool causal, bool,
     std::optional<double> scale, std::optional<SymInt> left, std::optional<SymInt> right,
     const OptionalTensor& seqused, const OptionalTensor& slopes) {
-  check_supported(dropout, {left, right});
+  check_supported(dropout, causal, {left, right});
   TORCH_CHECK(q_ends && k_ends && !seqused && !slopes,
               "fake_cuda: _flash_attention_forward requires cum_seq_q and cum_seq_k, without "
               "seqused_k and alibi_slopes");
@@ -121,8 +123,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> varlen(
                     values_of(*k_ends, k.size(0), max_k.expect_int())};
     std::vector<Tensor> outs, lses;
     for (size_t i = 0; i + 1 < rows.query_ends.size(); ++i) {
-      const auto [row_out, row_lse] = forward(
-          attention_of_row(twin(q), twin(k), twin(v), rows, i, causal, scale_or_default(scale, q)));
+      const auto [row_out, row_lse] = forward(attention_of_row(
+          twin(q), twin(k), twin(v), rows, i, causal, scale_or_default(scale, q), {left, right}));
       outs.push_back(row_out);
       lses.push_back(row_lse.squeeze(0));
     }
@@ -141,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor> varlen_backward(
     const Tensor& lse, const Tensor& q_ends, const Tensor& k_ends, SymInt max_q, SymInt max_k,
     double dropout, bool causal, const Tensor&, const Tensor&, std::optional<double> scale,
     std::optional<SymInt> left, std::optional<SymInt> right) {
-  check_supported(dropout, {left, right});
+  check_supported(dropout, causal, {left, right});
   TORCH_CHECK(q_ends.defined() && k_ends.defined(),
               "fake_cuda: _flash_attention_backward requires cum_seq_q and cum_seq_k");
   check(q, k, v);
@@ -161,9 +163,11 @@ std::tuple<Tensor, Tensor, Tensor> varlen_backward(
                     values_of(k_ends, k.size(0), max_k.expect_int())};
     std::vector<Tensor> dqs, dks, dvs;
     for (size_t i = 0; i + 1 < rows.query_ends.size(); ++i) {
-      const auto [row_dq, row_dk, row_dv] = backward(
-          attention_of_row(twin(q), twin(k), twin(v), rows, i, causal, scale_or_default(scale, q)),
-          row(twin(dout), rows.query_ends, i));
+      const auto [row_dq, row_dk, row_dv] =
+          backward(attention_of_row(twin(q), twin(k), twin(v), rows, i, causal,
+                                    scale_or_default(scale, q), {left, right}),
+                   row(twin(dout), rows.query_ends, i), row(twin(out), rows.query_ends, i),
+                   twin(lse).slice(1, rows.query_ends[i], rows.query_ends[i + 1]).unsqueeze(0));
       dqs.push_back(row_dq);
       dks.push_back(row_dk);
       dvs.push_back(row_dv);

@@ -67,6 +67,20 @@ std::string as_json(const dsv3::GenerateStats& stats, const Cached& cached) {
   return Json{{"stats", json}}.dump() + "\n";
 }
 
+std::string largest_cache(const dsv3::GenerateStats& stats, const Cached& cached) {
+  std::string text = "largest cache: " + std::to_string(stats.cache_tokens) + " tokens";
+  if (stats.cache_bytes == stats.cache_tokens * cached.values * cached.element_bytes)
+    text += " x " + std::to_string(cached.layers) + " layers x " +
+            number(double(cached.values) / double(cached.layers)) + " values x " +
+            std::to_string(cached.element_bytes) + " bytes = ";
+  else
+    text += "; some layers keep only a window: ";
+  text += std::to_string(stats.cache_bytes) + " bytes";
+  if (!stats.drafts.empty())
+    text += ", and " + std::to_string(stats.mtp_cache_bytes) + " bytes for MTP modules";
+  return text + "\n";
+}
+
 std::string as_text(const dsv3::GenerateStats& stats, const Cached& cached) {
   const double layers = double(cached.layers), values = double(cached.values);
   std::string text =
@@ -78,15 +92,7 @@ std::string as_text(const dsv3::GenerateStats& stats, const Cached& cached) {
       " values per token and layer; multi-head attention with the same heads: " +
       number(cached.multi_head / layers) + ", " + number(cached.multi_head / values) +
       " times as many\n";
-  if (stats.cache_tokens > 0)
-    text += "largest cache: " + std::to_string(stats.cache_tokens) + " tokens x " +
-            std::to_string(cached.layers) + " layers x " + number(values / layers) + " values x " +
-            std::to_string(cached.element_bytes) + " bytes = " + std::to_string(stats.cache_bytes) +
-            " bytes" +
-            (stats.drafts.empty()
-                 ? ""
-                 : ", and " + std::to_string(stats.mtp_cache_bytes) + " bytes for MTP modules") +
-            "\n";
+  if (stats.cache_tokens > 0) text += largest_cache(stats, cached);
   for (size_t k = 0; k < stats.drafts.size(); ++k)
     text += "speculation, depth " + std::to_string(k + 1) + ": " +
             std::to_string(stats.accepted[k]) + " of " + std::to_string(stats.drafts[k]) +

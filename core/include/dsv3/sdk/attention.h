@@ -2,25 +2,29 @@
 #pragma once
 
 #include <map>
+#include <optional>
 
 #include <dsv3/sdk/component.h>
 
 namespace dsv3 {
 
 /// One layer's key-value cache during generation. It has one row for each sequence in the batch,
-/// and each row is as long as its sequence. Rows share no storage and contain no padding.
+/// and each row is as long as its sequence, or as the layer's window. Rows share no storage and
+/// contain no padding.
 class KvCache {
  public:
   /// `values` is the number of cached values per token, see Attention::cache_values_per_token().
-  /// The capacity grows as needed.
-  KvCache(int64_t rows, int64_t values, at::ScalarType dtype, at::Device device);
+  /// `window` is Attention::cache_window(). The capacity grows as needed.
+  KvCache(int64_t rows, int64_t values, at::ScalarType dtype, at::Device device,
+          std::optional<int64_t> window = {});
 
   // Called by layers.
   /// Appends `values` [1, N, C] for the new tokens in this forward pass, concatenated row by row.
+  /// With a window, first drops the tokens that are outside of every new token's window.
   void append(const at::Tensor& values);
   /// Calls `attend` for each row that has new tokens. Its arguments are the row's slice [1, T, ..]
-  /// of q [1, N, ..] and all of the row's cached values [1, S, C], S >= T, in q's dtype. Returns
-  /// the concatenated results [1, N, ..].
+  /// of q [1, N, ..] and the row's cached values [1, S, C], S >= T, in q's dtype. With a window, S
+  /// is at most T + window - 1. Returns the concatenated results [1, N, ..].
   using RowFunction = std::function<at::Tensor(const at::Tensor& q, const at::Tensor& all)>;
   at::Tensor each_row(const at::Tensor& q, const RowFunction& attend) const;
   /// Whether all rows were empty before the last append().
@@ -29,20 +33,29 @@ class KvCache {
   // For the code that runs the layers.
   /// Sets the number of new tokens in each row, possibly 0. Call this before each forward pass.
   void expect(const std::vector<int64_t>& counts);
-  /// Number of tokens in each row.
+  /// Number of tokens in each row, including those that were dropped.
   const std::vector<int64_t>& lengths() const { return lengths_; }
   /// Truncates a row to `length` tokens, e.g. after draft tokens were rejected. A `length` of 0
-  /// frees the row's memory. Throws dsv3::Error if the row has fewer tokens.
+  /// frees the row's memory. Throws dsv3::Error if the row has fewer tokens, or if the next token's
+  /// window contains dropped tokens. The last append() can always be undone.
   void truncate(int64_t row, int64_t length);
-  /// Size of the cached values in bytes: tokens * C * element size.
+  /// Size of the cached values in bytes: cached tokens * C * element size.
   int64_t bytes() const;
   /// Allocated bytes: bytes(), plus spare capacity for fewer than 64 tokens per row, plus memory
   /// that truncate() did not free.
   int64_t reserved_bytes() const;
 
  private:
-  std::vector<at::Tensor> rows_;  // [capacity, C] each
+  struct Row {
+    at::Tensor storage;             // [capacity, C]
+    int64_t first = 0, cached = 0;  // the cached tokens are storage[first .. first + cached)
+  };
+  // Makes room for `count` new tokens and returns their place in the row's storage.
+  at::Tensor place(Row& row, int64_t count);
+
+  std::vector<Row> rows_;
   std::vector<int64_t> lengths_, counts_;
+  std::optional<int64_t> window_;
   bool fresh_ = true;
 };
 
@@ -101,6 +114,9 @@ class Attention : public Component {
   virtual double attention_flops(int64_t seq) const = 0;
   /// C, the number of values per token in this layer's KvCache.
   virtual int64_t cache_values_per_token() const = 0;
+  /// The window in tokens if this layer only attends to a window, so that its KvCache can drop
+  /// older tokens. See AttendOptions::window. Unset = the cache keeps all tokens.
+  virtual std::optional<int64_t> cache_window() const { return {}; }
   /// Number of values per token that the forward pass saves for the backward pass, for memory
   /// estimates.
   virtual int64_t saved_values_per_token(int64_t seq) const = 0;

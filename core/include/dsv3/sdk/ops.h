@@ -39,11 +39,14 @@ struct AttendOptions {
                        ///< 2408.00118); 0 = off
 };
 
-/// Causal attention within documents (`seq.mask`). q is [B, T, H, Dk], k [B, S, Hk, Dk],
-/// v [B, S, Hk, Dv], H a multiple of Hk; the result is [B, T, H, Dv]. If S > T (a row of a
-/// KvCache), the queries belong to the last T tokens, and a mask in `seq` must be [B or 1, 1, T,
-/// S]. Uses flash attention wherever the shapes and options allow it. Records the metric
-/// attention/max_logit, the largest score among 64 sampled queries.
+/// Causal attention within documents (`seq.packing`). q is [B, T, H, Dk], k [B, S, Hk, Dk], v [B,
+/// S, Hk, Dv], H a multiple of Hk; the result is [B, T, H, Dv]. If S > T (a row of a KvCache), the
+/// queries belong to the last T tokens. An arbitrary mask in `seq.packing` replaces causality. It
+/// must broadcast to [B, 1, T, S] and allow every query at least one key.
+/// Uses flash attention wherever the shapes and options allow it. Otherwise, options cost memory
+/// for the scores of one block of queries at a time. Records the metric attention/max_logit: the
+/// largest score, before softcap, of up to 64 sampled queries. Throws c10::Error if shapes or
+/// options are invalid.
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                   const Sequence& seq, const AttendOptions& options = {});
 

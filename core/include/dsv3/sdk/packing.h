@@ -24,6 +24,9 @@ class Packing {
   /// bool [B, 1, T, T], true where a query may attend to a key: in the same document and not later.
   /// Built at its first use. Thread-safe.
   at::Tensor mask() const;
+  /// int64 [B, T]: index in its row of the first token of each token's document. Undefined for an
+  /// arbitrary mask. Built at its first use. Thread-safe. The host does not wait for a GPU.
+  at::Tensor starts() const;
   /// Offsets of all documents, as passed to the constructor; undefined for an arbitrary mask.
   const at::Tensor& boundaries() const { return boundaries_; }
   int64_t longest() const { return longest_; }
@@ -32,7 +35,7 @@ class Packing {
   at::Tensor document_ids_, boundaries_;
   int64_t longest_ = 0;
   mutable std::mutex mutex_;
-  mutable at::Tensor mask_;
+  mutable at::Tensor mask_, starts_;
 };
 
 /// Returns the packing of rows on the host, with `document_ids` int64 [B, T]. Returns null if every
