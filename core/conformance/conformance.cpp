@@ -20,6 +20,7 @@
 #include "call/call.h"
 #include "config/check.h"
 #include "config/layers.h"
+#include "conformance/fake_device.h"
 #include "conformance/suite.h"
 #include "machine/machine.h"
 #include "plugin/library.h"
@@ -30,6 +31,7 @@ namespace {
 using OnResult = std::function<void(const Result&)>;
 
 constexpr size_t kLongestMessage = 1 << 16;        // bytes
+constexpr size_t kMostNotes = 8;                   // per check
 constexpr rlim_t kMemoryLimit = rlim_t{12} << 30;  // bytes of address space per child process
 
 // Sends each message as one packet, so that messages sent before a crash are not lost.
@@ -113,7 +115,7 @@ const Registration& component_of(const Library& library, const std::string& comp
 at::Device gpu() {
   TrainOptions train;
   train.device = "cuda";
-  return device_of(train);
+  return device_of(train, {"--device", "pass --device fake, which needs no GPU"});
 }
 
 // Makes LibTorch start its threads and allocate its internal memory now, on the CPU and on
@@ -130,6 +132,16 @@ void warm_up(at::Device device) {
   }
 }
 
+/// The socket of a child process for the parent, for report_fault().
+int fault_socket = -1;
+
+// Tells the parent what preceded the crash. Runs in a signal handler.
+void report_fault(const char* text) {
+  char message[256];
+  const int size = std::snprintf(message, sizeof message, R"({"fault": "%s"})", text);
+  (void)!::send(fault_socket, message, static_cast<size_t>(size), 0);
+}
+
 void run(const Check& check, const Subject& subject, int report) {
   send(report, {{"check", check.name}, {"promise", check.promise}});
   std::string error;
@@ -140,7 +152,15 @@ void run(const Check& check, const Subject& subject, int report) {
   } catch (...) {
     error = "the plugin throws an exception: " + current_exception_text();
   }
-  send(report, {{"error", cut(error)}});
+  std::vector<std::string> notes = take_wait_notes();
+  const std::string untestable = untestable_part(error);
+  if (!untestable.empty()) {
+    notes = {untestable};
+    error.clear();
+  }
+  for (std::string& note : notes) note = cut(note);
+  if (notes.size() > kMostNotes) notes.resize(kMostNotes);
+  send(report, {{"error", cut(error)}, {"tested", untestable.empty()}, {"notes", notes}});
 }
 
 // Entry point of the child process. Runs the component's checks, starting at index `first`, and
@@ -149,6 +169,8 @@ void run(const Check& check, const Subject& subject, int report) {
 void run_child(const Request& request, size_t first, int report) {
   try {
     const at::Device device = request.gpu ? gpu() : at::Device(at::kCPU);
+    fault_socket = report;
+    report_faults_to(&report_fault);
     send(report, {{"device", device.str()}});
     const Library& library = load_library(request.library);
     send(report, {{"provides", library.stamp.provides}});
@@ -268,13 +290,15 @@ class Child {
 int check_component(const Request& request, const OnResult& on_result) {
   int broken = 0;
   const auto report = [&](const std::string& check, const std::string& promise,
-                          const std::string& error) {
+                          const std::string& error, const Json& message = Json::object()) {
     if (!error.empty()) ++broken;
-    on_result({request.component, check, promise, error.empty(), error});
+    on_result({request.component, check, promise, error.empty(), error,
+               message.value("tested", true), message.value("notes", std::vector<std::string>())});
   };
   for (size_t finished = 0;;) {
     Child child(request, finished);
-    Json begun;  // the check that is running in the child process
+    Json begun;         // the check that is running in the child process
+    std::string fault;  // what preceded a crash
     for (bool alive = true; alive;) {
       const Json message = child.read();
       if (message.contains("rejected"))
@@ -282,6 +306,8 @@ int check_component(const Request& request, const OnResult& on_result) {
       alive = !message.contains("died");
       if (message.contains("check")) {
         begun = message;
+      } else if (message.contains("fault")) {
+        fault = ": " + message["fault"].get<std::string>() + " (see the backtrace on stderr)";
       } else if (message.contains("done")) {
         std::string error = child.wait(std::min(request.time_limit, std::chrono::seconds(20)));
         if (error.empty() && ::waitpid(-1, nullptr, WNOHANG) >= 0)
@@ -294,7 +320,8 @@ int check_component(const Request& request, const OnResult& on_result) {
           return broken;
         }
         ++finished;
-        report(begun["check"], begun["promise"], message["error"]);
+        report(begun["check"], begun["promise"], message["error"].get<std::string>() + fault,
+               message);
         begun = nullptr;
       }
     }

@@ -25,11 +25,14 @@ struct Result {
   std::string component;  ///< KIND/NAME; empty if the check applies to the whole library
   std::string check, promise;
   bool kept = false;
-  std::string text;  ///< why the check failed
+  std::string text;    ///< why the check failed
+  bool tested = true;  ///< false = the fake device cannot run an operator; see `notes`
+  std::vector<std::string> notes = {};  ///< what the author should know, even if the check passed
 };
 
 /// Runs the requested checks. Each component runs in a separate process, and a process that crashes
-/// is replaced. `on_result` is called as results arrive. Returns the number of failed checks.
+/// is replaced. `on_result` is called as results arrive. Returns the number of failed checks, which
+/// excludes untested ones.
 /// Throws dsv3::Error for an invalid request, such as a missing file, an unknown component or
 /// invalid options, and if a GPU is requested but cannot be used.
 int check_library(const Request& request, const std::function<void(const Result&)>& on_result);

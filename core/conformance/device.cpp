@@ -1,10 +1,13 @@
 #include "conformance/device.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include <ATen/record_function.h>
 
 #include <dsv3/sdk/packing.h>
+
+#include "conformance/fake_device.h"
 
 namespace dsv3::conformance {
 namespace {
@@ -55,7 +58,8 @@ void require_same_on_device(const Computed& actual, const Computed& expected, at
       const double worst = difference(a[i].second, e[i].second, smallest);
       require(worst <= bound, e[i].first, " on ", device, " (", precision_name(dtype), input,
               ") differs from that on the CPU by ", worst,
-              " (relative to the largest value); at most ", bound, " is allowed");
+              " (relative to the largest value); at most ", bound, " is allowed",
+              std::isinf(worst) ? nan_hint() : "");
     }
   };
   compare(actual.results, expected.results, 1e-30);

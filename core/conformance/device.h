@@ -1,6 +1,7 @@
 // Helpers for the check that a component computes the same on a GPU as on the CPU.
 #pragma once
 
+#include "conformance/fake_device.h"
 #include "conformance/layers.h"
 
 namespace dsv3::conformance {
@@ -43,7 +44,11 @@ Computed compute(const LayerUnderTest<Layer>& layer, const Sequence& seq) {
   const at::Tensor x =
       normal({seq.positions.size(0), seq.positions.size(1), kHidden}, 50, dtype).to(device);
   x.requires_grad_();
-  const at::Tensor y = layer(x, to_device(seq, device));
+  const Sequence on_device = to_device(seq, device);
+  const at::Tensor y = [&] {
+    const WaitRecorder recorder("forward");
+    return layer(x, on_device);
+  }();
   require_like(y, x.sizes(), dtype, "forward's result", device);
   Computed computed{{{"forward's result", y}}, gradients_of(y, layer.inputs(x))};
   if constexpr (std::is_same_v<Layer, FeedForward>) {

@@ -12,6 +12,8 @@
 #include <dsv3/sdk/ops.h>
 #include <dsv3/sdk/packing.h>
 
+#include "conformance/fake_device.h"
+
 namespace dsv3::conformance {
 namespace {
 
@@ -142,7 +144,8 @@ void require_like(const at::Tensor& tensor, at::IntArrayRef sizes, at::ScalarTyp
           dtype);
   require(tensor.device() == device, what, " is on device ", tensor.device(), ", expected ",
           device);
-  require(at::isfinite(tensor).all().item<bool>(), what, " contains NaN or infinite values");
+  require(at::isfinite(tensor).all().item<bool>(), what, " contains NaN or infinite values",
+          device.is_cuda() ? nan_hint() : "");
 }
 
 void require_equal(const at::Tensor& actual, const at::Tensor& expected, const std::string& what) {
@@ -162,9 +165,11 @@ std::vector<at::Tensor> gradients(const at::Tensor& y, const NamedTensors& input
   require(y.requires_grad(), "the result does not require grad, so no gradients can be computed");
   std::vector<at::Tensor> tensors;
   for (const auto& [name, tensor] : inputs) tensors.push_back(tensor);
-  std::vector<at::Tensor> grads =
-      torch::autograd::grad({y}, tensors, {normal(y.sizes(), 99, y.scalar_type()).to(y.device())},
-                            std::nullopt, false, true);
+  const at::Tensor direction = normal(y.sizes(), 99, y.scalar_type()).to(y.device());
+  std::vector<at::Tensor> grads = [&] {
+    const WaitRecorder recorder("backward");
+    return torch::autograd::grad({y}, tensors, {direction}, std::nullopt, false, true);
+  }();
   for (size_t i = 0; i < grads.size(); ++i)
     if (!grads[i].defined()) grads[i] = at::zeros_like(tensors[i]);
   return grads;

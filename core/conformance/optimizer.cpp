@@ -65,6 +65,7 @@ void require_same_updates_on_device(const Subject& subject) {
     for (size_t i = 0; i < parameters.size(); ++i)
       slices.push_back(parameters[i].slice(gradients[i].to(parameters[i].value.device(), at::kFloat,
                                                            /*non_blocking=*/false, /*copy=*/true)));
+    const WaitRecorder recorder("step");
     parameters.front().optimizer->step(slices, {update, 1});
   };
   std::vector<Updated> expected = create(at::kCPU), actual = create(subject.device);
@@ -95,8 +96,8 @@ void require_same_updates_on_device(const Subject& subject) {
     }
     return computed;
   };
-  require_same_on_device(results(actual), results(expected), subject.device,
-                         in_half ? at::kBFloat16 : at::kFloat);
+  const Computed on_cpu = results(expected), on_gpu = results(actual);
+  require_same_on_device(on_gpu, on_cpu, subject.device, in_half ? at::kBFloat16 : at::kFloat);
 }
 
 }  // namespace

@@ -23,6 +23,7 @@ struct Rotation {
   explicit Rotation(const Subject& subject)
       : position(construct<Position>(subject, PositionContext{kRotary, 16})) {}
   Rotated operator()(const Rotated& in) const {
+    const WaitRecorder recorder("rotate");
     const auto [q, k] = position->rotate(in.q, in.k, in.positions);
     return {q, k, in.positions};
   }

@@ -92,6 +92,28 @@ def test_a_driver_without_gpus(folder):
     assert "note: check nvidia-smi and CUDA_VISIBLE_DEVICES, or set train.device=cpu" in done.stderr
 
 
+@pytest.mark.parametrize("visible, warns", [("9", True), ("GPU-0", True), ("", False), ("-1", False), ("NoDevFiles", False)])
+def test_gpus_that_are_hidden_by_mistake(folder, visible, warns):
+    done = run("--check", cwd=folder, LD_LIBRARY_PATH=str(FAKE), CUDA_VISIBLE_DEVICES=visible)
+    assert ("using the CPU, because the NVIDIA driver reports no GPU with CUDA_VISIBLE_DEVICES=" in done.stderr) == warns
+
+
+def test_a_run_that_began_on_a_gpu_does_not_resume_without_one(folder):
+    """The advice works: a new run starts from the weights. `auto` chose the GPU."""
+    run("train.steps=2", "schedule.warmup=0", "--run_name", "gpu", cwd=folder, **on_fake_gpu())
+    none = {"LD_LIBRARY_PATH": str(FAKE), "CUDA_VISIBLE_DEVICES": ""}
+    advice = (f"resume the run on a machine with a GPU or start a new run from its weights with --from "
+              f"{folder}/runs/gpu --device cpu")
+    for words in (["--run_name", "gpu", "--resume", "auto"], ["--run_name", "gpu", "--resume", "auto", "--check"]):
+        done = run("train.steps=2", "schedule.warmup=0", *words, cwd=folder, check=4, **none)
+        assert advice in done.stderr and "set train.device=cpu" not in done.stderr, done.stderr
+    run("train.steps=2", "schedule.warmup=0", "--from", f"{folder}/runs/gpu", "--device", "cpu", "--run_name", "cpu",
+        cwd=folder, **none)
+    done = subprocess.run([BUILD / "bin/dsv3", "eval", folder / "runs/gpu", "--device", "cuda"], cwd=folder, text=True,
+                          capture_output=True, timeout=120, env={**os.environ, **none})
+    assert done.returncode == 4 and "--device is cuda, but " in done.stderr and "or pass --device cpu" in done.stderr
+
+
 def test_the_local_rank_selects_a_gpu(folder):
     two = {"FAKE_CUDA_COUNT": "3", "CUDA_VISIBLE_DEVICES": "0,2"}
     done = run("train.device=cuda", "train.steps=1", "schedule.warmup=0", "--run_name", "second", cwd=folder,
@@ -130,7 +152,8 @@ def test_a_driver_that_does_not_work(folder):
     broken = {"LD_LIBRARY_PATH": str(FAKE), "FAKE_CUDA_ERROR": "803"}
     why = "the NVIDIA driver does not work (error 803: system has unsupported display driver / cuda driver combination)"
     done = run("train.steps=1", "schedule.warmup=0", "--run_name", "new", cwd=folder, **broken)
-    assert "warning training on the CPU, because " + why in done.stderr
+    assert "warning using the CPU, because " + why in done.stderr
+    assert "using the CPU, because " + why in run("--check", cwd=folder, **broken).stderr
     done = run("train.device=cuda", "--check", cwd=folder, check=4, **broken)
     assert "train.device is cuda, but " + why in done.stderr
 

@@ -8,6 +8,7 @@
 #include <string>
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/CachingDeviceAllocator.h>
@@ -113,6 +114,18 @@ void count_without_determinism() {
   at::globalContext().setDeterministicAlgorithms(true, false);
   at::ones({4}, cuda()).cumsum(0);
   at::histc(at::ones({4}, cuda()), 4);
+}
+
+void use_host_generator() {
+  at::empty({4}, cuda()).normal_(0, 1, at::make_generator<at::CPUGeneratorImpl>());
+}
+
+void run_gru() {
+  std::vector<Tensor> weights;
+  for (const bool bias : {false, false, true, true})
+    weights.push_back(bias ? at::ones({24}, cuda()) : at::ones({24, 8}, cuda()));
+  at::gru(at::ones({2, 3, 8}, cuda()), at::ones({1, 2, 8}, cuda()), weights, true, 1, 0, false,
+          false, true);
 }
 
 void call_without_twin() {
@@ -267,6 +280,52 @@ void group() {
   print_difference(out, at::cat({at::mm(a.slice(0, 0, 3), b[0]), at::mm(a.slice(0, 3, 8), b[1])}));
 }
 
+/// Prints the differences between the results of `run` on the device and on the host.
+template <class Run>
+void compare(const Run& run) {
+  const std::vector<Tensor> device = run(at::Device(at::kCUDA, 0)), host = run(at::kCPU);
+  for (size_t i = 0; i < device.size(); ++i) print_difference(device[i], host[i]);
+}
+
+void compute_with_complex_numbers() {
+  compare([](at::Device device) {
+    const Tensor x = values({2, 8}).to(device).set_requires_grad(true);
+    const Tensor turns = at::view_as_complex(values({4, 2}, at::kFloat, 1).to(device));
+    const Tensor turned = at::view_as_real(at::view_as_complex(x.view({2, 4, 2})) * turns.conj());
+    const Tensor filtered = at::fft_irfft(at::fft_rfft(x) * 2);
+    torch::autograd::backward({(turned.flatten(1) * filtered).sum()}, {});
+    Tensor changed = x.detach().clone();
+    at::view_as_complex(changed.view({2, 4, 2})).mul_(turns);  // through a view
+    return std::vector<Tensor>{filtered.detach(), x.grad(), changed};
+  });
+}
+
+void convolve() {
+  for (const int64_t groups : {1, 4})  // ordinary and depthwise
+    compare([groups](at::Device device) {
+      std::vector<Tensor> in{values({2, 4, 9}), values({4, 4 / groups, 3}, at::kFloat, 1),
+                             values({4}, at::kFloat, 2)};
+      for (Tensor& t : in) t = t.to(device).set_requires_grad(true);
+      const Tensor y = at::conv1d(in[0], in[1], in[2], 1, 2, 1, groups).slice(2, 0, 9);
+      torch::autograd::backward({y.square().sum()}, {});
+      return std::vector<Tensor>{y.detach(), in[0].grad(), in[1].grad(), in[2].grad()};
+    });
+}
+
+/// Compares numbers of a device generator with those for the same seed, and the host's generator
+/// with what it was before.
+void draw_from_device_generator() {
+  at::Generator generator = at::globalContext().defaultGenerator(at::Device(at::kCUDA, 0)).clone();
+  const auto draw = [&] { return at::empty({64}, cuda()).normal_(0, 1, generator).cpu(); };
+  const Tensor state = at::detail::getDefaultCPUGenerator().get_state();
+  generator.set_current_seed(5);
+  const Tensor first = draw(), second = draw();
+  generator.set_current_seed(5);
+  print_difference(draw(), first);
+  print_difference(at::detail::getDefaultCPUGenerator().get_state(), state);
+  print(at::equal(first, second));
+}
+
 void update_with_adamw() {
   std::vector<Tensor> device, host;
   for (int i = 0; i < 4; ++i) {
@@ -336,24 +395,46 @@ void list_operators() {
 }
 
 const std::map<std::string, void (*)()> kCases{
-    CASE(read_on_the_host),      CASE(write_on_the_host),
-    CASE(read_in_backward),      CASE(mix_devices),
-    CASE(mix_devices_in_a_list), CASE(read_unwritten),
-    CASE(read_reused),           CASE(call_without_kernel),
-    CASE(exceed_memory),         CASE(change_pinned_source),
-    CASE(read_before_arrival),   CASE(softmax_of_bf16),
-    CASE(group_with_odd_rows),   CASE(attend_packed_with_different_dims),
-    CASE(multiply_integers),     CASE(count_without_determinism),
-    CASE(call_without_twin),     CASE(add_a_number),
-    CASE(copy_pinned),           CASE(run_backward_on_device_thread),
-    CASE(measure_memory),        CASE(normalize_fp32),
-    CASE(normalize_bf16),        CASE(attend_equal_dims),
-    CASE(attend_different_dims), CASE(attend_grouped),
-    CASE(attend_masked),         CASE(attend_packed),
-    CASE(multiply_into_fp32),    CASE(group),
-    CASE(update_with_adamw),     CASE(index_by_mask),
-    CASE(put_a_number),          CASE(choose_attention),
+    CASE(read_on_the_host),
+    CASE(write_on_the_host),
+    CASE(read_in_backward),
+    CASE(mix_devices),
+    CASE(mix_devices_in_a_list),
+    CASE(read_unwritten),
+    CASE(read_reused),
+    CASE(call_without_kernel),
+    CASE(exceed_memory),
+    CASE(change_pinned_source),
+    CASE(read_before_arrival),
+    CASE(softmax_of_bf16),
+    CASE(group_with_odd_rows),
+    CASE(attend_packed_with_different_dims),
+    CASE(multiply_integers),
+    CASE(count_without_determinism),
+    CASE(call_without_twin),
+    CASE(add_a_number),
+    CASE(copy_pinned),
+    CASE(run_backward_on_device_thread),
+    CASE(measure_memory),
+    CASE(normalize_fp32),
+    CASE(normalize_bf16),
+    CASE(attend_equal_dims),
+    CASE(attend_different_dims),
+    CASE(attend_grouped),
+    CASE(attend_masked),
+    CASE(attend_packed),
+    CASE(multiply_into_fp32),
+    CASE(group),
+    CASE(update_with_adamw),
+    CASE(index_by_mask),
+    CASE(put_a_number),
+    CASE(choose_attention),
     CASE(list_operators),
+    CASE(use_host_generator),
+    CASE(run_gru),
+    CASE(compute_with_complex_numbers),
+    CASE(convolve),
+    CASE(draw_from_device_generator),
 };
 
 }  // namespace

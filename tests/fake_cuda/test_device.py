@@ -41,7 +41,9 @@ def test_memory_that_nobody_wrote_is_nan(name):
     ("attend_packed_with_different_dims", "the same head dimension"),
     ("multiply_integers", "not implemented for 'Long'"),
     ("count_without_determinism", "_histc_cuda with floating point input does not have a deterministic implementation"),
-    ("call_without_twin", "neither a CPU kernel nor a twin"),
+    ("use_host_generator", "Expected a 'cuda' device type for generator but found 'cpu'"),
+    ("call_without_twin", "not testable on the fake device: aten::_efficient_attention_forward .*nor a twin"),
+    ("run_gru", "not testable on the fake device: aten::gru "),
 ])
 def test_invalid_calls_throw(name, message):
     assert re.search("threw: .*" + message, case(name).stdout)
@@ -49,7 +51,8 @@ def test_invalid_calls_throw(name, message):
 
 @pytest.mark.parametrize("name, bound", [
     ("run_backward_on_device_thread", 0), ("multiply_into_fp32", 1e-6), ("group", 1e-6), ("update_with_adamw", 1e-6),
-    ("normalize_fp32", 1e-6), ("normalize_bf16", 0.02),
+    ("normalize_fp32", 1e-6), ("normalize_bf16", 0.02), ("compute_with_complex_numbers", 1e-5), ("convolve", 1e-5),
+    ("draw_from_device_generator", 0),
     ("attend_equal_dims", 0.02), ("attend_different_dims", 0.02), ("attend_grouped", 0.02), ("attend_masked", 0.02),
     ("attend_packed", 0.02)])
 def test_twins_compute_what_the_host_computes(name, bound):
@@ -83,11 +86,16 @@ def test_attention_with_options_does_not_wait():
     ("attend_equal_dims", "9.0", "cudnn"), ("attend_equal_dims", "8.9", "flash"),
     ("attend_different_dims", "9.0", "cudnn"), ("attend_different_dims", "8.9", "efficient"),
     ("attend_masked", "9.0", "cudnn"), ("attend_masked", "8.0", "efficient"),
-    ("attend_grouped", "8.0", "flash"), ("attend_packed", "9.0", "flash_varlen")])
+    ("attend_grouped", "8.0", "flash"), ("attend_packed", "9.0", "flash_varlen"),
+    ("attend_equal_dims", "7.5", "math"), ("attend_masked", "7.5", "math")])
 def test_libtorch_chooses_an_attention_kernel(tmp_path, name, capability, kernel):
     differences = case(name, FAKE_CUDA_CAPABILITY=capability, FAKE_CUDA_LOG=tmp_path / "log.json").stdout.split()
     assert max(map(float, differences)) < 0.02
     assert statistics(tmp_path / "log.json")["attention"] == {kernel: 1}
+
+
+def test_flash_attention_needs_an_ampere_gpu():
+    assert "threw: FlashAttention only supports Ampere GPUs" in case("attend_packed", FAKE_CUDA_CAPABILITY="7.5").stdout
 
 
 def test_attention_kernels_are_those_of_an_h100():

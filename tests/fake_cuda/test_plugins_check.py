@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -58,7 +59,9 @@ def test_a_component_without_a_fault_passes(kind):
 
 
 @pytest.mark.parametrize("kind, fault, text", [
-    ("attention", "reads_device_memory", "the plugin crashed with SIGSEGV"),
+    ("attention", "reads_device_memory",
+     "the plugin crashed with SIGSEGV (Segmentation fault): host code accesses device memory (see the backtrace on stderr)"),
+    ("attention", "reads_new_memory", "forward's result contains NaN or infinite values; the fake device fills new memory"),
     ("attention", "makes_host_tensor", "at least two devices, cuda:0 and cpu!"),
     ("feed_forward", "wrong_device", "forward's result is on device meta"),
     ("position", "throws", "the plugin throws an exception: broken on purpose"),
@@ -71,6 +74,22 @@ def test_a_fault_fails_the_check_and_names_the_component(kind, fault, text):
     assert name.startswith("  FAIL  device ") and text in failed, done.stdout
     if fault == "reads_device_memory":
         assert "host code accesses device memory" in done.stderr and FAULTY.name in done.stderr
+
+
+def test_waits_are_notes():
+    done = check_faulty("attention", "waits")
+    assert done.returncode == 0, done.stdout + done.stderr
+    notes = re.findall("note: (.*)", done.stdout)
+    assert notes and all(re.match(r"the host waits for the GPU in forward \(4 time\(s\)\): item, called by " + FAULTY.name, note)
+                         for note in notes), notes
+    assert "note" not in check_faulty("attention", "none").stdout
+
+
+def test_an_operator_that_only_a_gpu_can_run_is_not_a_failure():
+    done = check_faulty("attention", "runs_gru")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skip  device" in done.stdout and "note: not testable on the fake device: aten::gru " in done.stdout
+    assert "1 of 2 checks passed, 1 not testable" in done.stdout, done.stdout
 
 
 def test_other_checks_do_not_use_the_device():
@@ -92,7 +111,8 @@ def test_cuda_is_the_machines_gpu():
     words = ["position/rope", "--device", "cuda", *words_of()]
     assert "ok    device" in dsv3("plugins", "check", *words, cwd="/").stdout
     done = check(*words, LD_LIBRARY_PATH=str(LIBRARIES), FAKE_CUDA_COUNT="0")
-    assert done.returncode == 4 and "train.device is cuda, but " in done.stderr, done.stderr
+    assert done.returncode == 4 and "--device is cuda, but " in done.stderr, done.stderr
+    assert "or pass --device fake, which needs no GPU" in done.stderr and "train.device" not in done.stderr
     assert "FAIL" not in done.stdout
 
 

@@ -1,13 +1,14 @@
 """Checkpoints, generation, logits and evaluation on the fake device match those on the CPU."""
 
 import json
+import re
 import signal
 import struct
 import subprocess
 
 import pytest
 
-from support import BUILD, dsv3, environment, last_checkpoint, losses, make_tiny, on_cpu, resume, tensors, train
+from support import BUILD, dsv3, environment, last_checkpoint, losses, make_tiny, on_cpu, resume, statistics, tensors, train
 
 STEPS = ["train.steps=6", "schedule.warmup=0", "checkpoint.every=3", "validation.every=3"]
 
@@ -34,7 +35,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder, sent, code):
     process.communicate(timeout=60)
     assert process.returncode == code
     assert last_checkpoint(run).name in (("step-3",) if sent == signal.SIGKILL else ("step-4", "step-5"))
-    assert "resuming from step" in resume(run).stderr
+    assert "resuming from step" in resume(run, FAKE_CUDA_NAME="Other").stderr
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert provenance["gpu"]["name"] == "NVIDIA H100 80GB HBM3"
+    (resumed,) = provenance["resumes"]
+    assert resumed["gpu"]["name"] == "Other" and resumed["step"] >= 3 and {"time", "host", "plugins"} <= set(resumed)
     assert losses(run) == losses(folder / "runs/whole")
     assert tensors(last_checkpoint(run)) == tensors(last_checkpoint(folder / "runs/whole"))
 
@@ -93,3 +98,38 @@ def test_unaligned_experts_are_reported_before_training(folder):
     assert warning in train(*words, "train.precision=bf16", cwd=folder).stderr
     assert warning not in train(*words, "train.precision=fp32", cwd=folder).stderr
     assert warning not in train("tiny.yaml", "--check", "train.precision=bf16", cwd=folder).stderr
+
+
+def test_a_gpu_before_ampere_trains_in_fp32_and_without_flash_attention(folder):
+    """Rows are packed, for which newer GPUs use a flash kernel."""
+    for name, words, precision in (("turing", [], "fp32"), ("turing-bf16", ["train.precision=bf16"], "bf16")):
+        log = folder / f"{name}.json"
+        train("tiny.yaml", "train.precision=auto", "train.steps=1", "schedule.warmup=0", *words, "--run_name", name,
+              cwd=folder, FAKE_CUDA_CAPABILITY="7.5", FAKE_CUDA_LOG=log)
+        assert f"precision: {precision}" in (folder / "runs" / name / "config.yaml").read_text()
+        kernels = statistics(log)["attention"]
+        assert kernels and not any("flash" in kernel for kernel in kernels), kernels
+
+
+@pytest.mark.parametrize("decay, says", [
+    (0, "; repeated with parameters that have been updated since: first non-finite value: "),
+    (0.1, "; it is updated by optimizer 'adamw' (tiny.yaml:14:5); the step cannot be repeated, because the parameters have"
+          " been updated since; to search with the parameters of the step, start the run with train.not_finite=skip"),
+])
+def test_the_search_for_non_finite_values_knows_that_the_parameters_have_changed(folder, decay, says):
+    """The step has updated the parameters, with gradients of 0, before its values are read."""
+    done = train("tiny.yaml", f"optimizer={{plugin: adamw, lr: 1.0e+30, weight_decay: {decay}}}", "train.steps=30",
+                 "--run_name", f"diverges-{decay}", cwd=folder, check=7)
+    assert says in done.stderr and "before the step" not in done.stderr, done.stderr
+
+
+def test_a_crash_on_a_gpu_suggests_a_check_on_the_fake_device(folder):
+    library = BUILD / "tests/bad_plugins/prefix/lib/dsv3/plugins/libdsv3_fixture_faulty.so"
+    done = train("tiny.yaml", f"attention={{library: {library}, plugin: faulty, fault: reads_device_memory}}",
+                 "--run_name", "crash", cwd=folder, check=-signal.SIGSEGV)
+    assert re.search(r"run `dsv3 plugins check \S+ --device fake` to test the component", done.stderr), done.stderr
+
+
+def test_running_out_of_memory_suggests_what_to_do(folder):
+    done = train("tiny.yaml", "--run_name", "memory", cwd=folder, check=1, FAKE_CUDA_MEMORY=2_000_000)
+    assert "bytes are free; reduce train.micro_batch" in done.stderr and "model.recompute=full" in done.stderr, done.stderr

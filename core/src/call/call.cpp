@@ -18,8 +18,8 @@ __attribute__((tls_model("initial-exec"))) constinit thread_local const CallReco
     nullptr;
 
 constexpr const char* kUseLess =
-    "; reduce train.micro_batch, train.sequence or the model size (--dry-run estimates the memory "
-    "an experiment needs)";
+    "; reduce train.micro_batch, train.sequence or the model size, or set model.recompute=full "
+    "(--dry-run estimates the memory an experiment needs)";
 
 struct Failure {
   std::string text;
@@ -33,7 +33,8 @@ Failure current_failure() {
     throw;
   } catch (const c10::Error& error) {
     const std::string text = error.what_without_backtrace();
-    if (text.find("CUDA out of memory") != text.npos) return {text + kUseLess, true};
+    if (text.find("CUDA out of memory") != text.npos)
+      return {text.substr(0, text.find_last_not_of(". \n") + 1) + kUseLess, true};
     constexpr std::string_view kBefore = "you tried to allocate ";
     const size_t at = text.find(kBefore);
     if (at == text.npos) return {text};

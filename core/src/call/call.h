@@ -49,6 +49,7 @@ class CallRecord {
 struct CurrentStep {
   std::atomic<int64_t> number{-1};   ///< -1 = training has not begun
   std::atomic<int64_t> finished{0};  ///< number of completed steps
+  std::atomic<bool> on_gpu{false};   ///< whether the run trains on a GPU
 };
 extern CurrentStep current_step;
 

@@ -88,7 +88,8 @@ void describe(Text& text, const char* event, const char* cause) {
   if (callee) text.add(", plugin %s", callee->library.c_str());
   if (*cause) text.add(": %s", cause);
   if (callee)
-    text.add("; run `dsv3 plugins check %s` to test the component", callee->check.c_str());
+    text.add("; run `dsv3 plugins check %s%s` to test the component", callee->check.c_str(),
+             current_step.on_gpu ? " --device fake" : "");
 }
 
 /// Writes a status.json with the same keys as RunFolder::write_status.

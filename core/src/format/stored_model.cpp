@@ -215,7 +215,7 @@ LoadedModel load_model(const LoadRequest& request, Plugins& plugins) {
             " uses conventions that this dsv3 or its plugins no longer support:" + differences,
         ExitCode::checkpoint);
   if (request.with_tokenizer) loaded.tokenizer = tokenizer_of(stored, loaded.experiment, plugins);
-  loaded.device = device_of(loaded.experiment.train);
+  loaded.device = device_of(loaded.experiment.train, {"--device", "pass --device cpu"});
   choose_determinism(loaded.experiment.train, loaded.device);
   loaded.model = std::make_unique<Model>(loaded.experiment, vocab_of(stored),
                                          factory_of(loaded.experiment, plugins), loaded.device);

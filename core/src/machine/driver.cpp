@@ -1,6 +1,7 @@
 #include "machine/driver.h"
 
 #include <array>
+#include <cctype>
 #include <cstdlib>
 #include <dlfcn.h>
 
@@ -42,8 +43,21 @@ std::string error_text(void* library, int code) {
   return "error " + std::to_string(code) + (text ? std::string(": ") + text : "");
 }
 
+/// CUDA_VISIBLE_DEVICES; null if it is not set.
+const char* visible_devices() {
+  return std::getenv("CUDA_VISIBLE_DEVICES");
+}
+
+/// Whether CUDA_VISIBLE_DEVICES names GPUs, by index or by UUID. "", "-1" and "NoDevFiles" hide all
+/// GPUs on purpose.
+bool names_gpus(const char* visible) {
+  const std::string text = visible ? visible : "";
+  return !text.empty() && (std::isdigit(static_cast<unsigned char>(text[0])) ||
+                           text.starts_with("GPU-") || text.starts_with("MIG-"));
+}
+
 std::string no_gpu_text() {
-  const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+  const char* visible = visible_devices();
   return "the NVIDIA driver reports no GPU" +
          (visible ? " with CUDA_VISIBLE_DEVICES='" + std::string(visible) + "'" : std::string()) +
          "; check nvidia-smi" + (visible ? " and CUDA_VISIBLE_DEVICES" : "");
@@ -71,6 +85,7 @@ GpuDriver ask() {
   if (code == kSuccess) code = count(&gpus);
   if (code == kNoDevice || code == kStubLibrary || (code == kSuccess && gpus == 0)) {
     driver.problem = no_gpu_text();
+    driver.hidden = names_gpus(visible_devices());
     return driver;
   }
   for (int i = 0; i < gpus && code == kSuccess; ++i) {

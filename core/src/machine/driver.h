@@ -19,6 +19,7 @@ struct Gpu {
 struct GpuDriver {
   bool installed = false;  ///< libcuda.so.1 was found
   bool failed = false;     ///< libcuda.so.1 was found, but a call to it failed
+  bool hidden = false;     ///< CUDA_VISIBLE_DEVICES names GPUs, but the driver finds none of them
   int cuda_version = 0;    ///< newest supported CUDA version, e.g. 13000 for 13.0; 0 = unknown
   std::vector<Gpu> gpus;   ///< the visible GPUs, in CUDA's order
   /// The reason why no GPU was found and, after "; ", how to fix it. Empty if there is a GPU.

@@ -69,7 +69,7 @@ int local_rank() {
 }
 
 /// Returns the GPU for this process. Throws if it does not exist or LibTorch does not support it.
-at::Device local_gpu() {
+at::Device local_gpu(const DeviceAdvice& advice) {
   const int rank = local_rank();
   const std::vector<Gpu>& gpus = gpu_driver().gpus;
   if (rank >= int(gpus.size()))
@@ -81,9 +81,8 @@ at::Device local_gpu() {
   const Gpu& gpu = gpus[size_t(rank)];
   if (libtorch_cuda_version() >= 13000 && gpu.major * 10 + gpu.minor < kCuda13Capability)
     throw Error("GPU '" + gpu.name + "' cannot be used: its compute capability is " +
-                    gpu.capability() +
-                    ", but LibTorch for CUDA 13 needs 7.5 (Turing) or newer; set "
-                    "train.device=cpu",
+                    gpu.capability() + ", but LibTorch for CUDA 13 needs 7.5 (Turing) or newer; " +
+                    advice.alternative,
                 ExitCode::data);
   return at::Device(at::kCUDA, c10::DeviceIndex(rank));
 }
@@ -108,14 +107,15 @@ void assign_automatic(Experiment& experiment, const TrainOptions& chosen) {
 
 }  // namespace
 
-at::Device device_of(const TrainOptions& train) {
+at::Device device_of(const TrainOptions& train, const DeviceAdvice& advice) {
   if (train.device == "cpu") return at::kCPU;
   const bool any = !gpu_driver().gpus.empty();
   if (train.device == "auto" && !any) return at::kCPU;
   if (const std::string& problem = gpu_problem(); !problem.empty())
-    throw Error((any ? "" : "train.device is cuda, but ") + problem + ", or set train.device=cpu",
-                ExitCode::data);
-  const at::Device device = local_gpu();
+    throw Error(
+        (any ? "" : advice.setting + " is cuda, but ") + problem + ", or " + advice.alternative,
+        ExitCode::data);
+  const at::Device device = local_gpu(advice);
   // Make this GPU the default for code in LibTorch and plugins that does not specify a device
   // index.
   if (device.index() > 0) c10::impl::VirtualGuardImpl(at::kCUDA).setDevice(device);
@@ -143,8 +143,21 @@ void choose_determinism(const TrainOptions& train, at::Device device) {
   context.setSDPUseCuDNN(false);  // cuDNN's attention has no deterministic backward pass
 }
 
+void warn_about_unused_gpu(const TrainOptions& train) {
+  const GpuDriver& driver = gpu_driver();
+  if (train.device == "auto" && (driver.failed || driver.hidden))
+    log::warning("using the CPU, because " + driver.problem);
+}
+
+bool is_ampere_or_newer(at::Device device) {
+  const Gpu* gpu = gpu_of(device);
+  return gpu && gpu->major >= 8;
+}
+
 const char* automatic_precision(at::Device device) {
-  return device.is_cuda() || __builtin_cpu_supports("amx-bf16") ? "bf16" : "fp32";
+  const bool fast =
+      device.is_cuda() ? is_ampere_or_newer(device) : __builtin_cpu_supports("amx-bf16") != 0;
+  return fast ? "bf16" : "fp32";
 }
 
 at::ScalarType compute_dtype(const TrainOptions& train) {
@@ -152,8 +165,9 @@ at::ScalarType compute_dtype(const TrainOptions& train) {
 }
 
 bool trains_on_gpu_in_bf16(const TrainOptions& train) {
-  return train.precision != "fp32" &&
-         (train.device == "cuda" || (train.device == "auto" && !gpu_driver().gpus.empty()));
+  const bool gpu = train.device == "cuda" || (train.device == "auto" && !gpu_driver().gpus.empty());
+  return gpu && (train.precision == "bf16" ||
+                 (train.precision == "auto" && is_ampere_or_newer(at::kCUDA)));
 }
 
 double peak_flops(at::Device device) {
@@ -176,8 +190,7 @@ int64_t peak_memory_bytes(at::Device device) {
 void resolve_machine(Experiment& experiment) {
   TrainOptions machine;
   const GpuDriver& driver = gpu_driver();
-  if (experiment.train.device == "auto" && driver.failed)
-    log::warning("training on the CPU, because " + driver.problem);
+  warn_about_unused_gpu(experiment.train);
   // device_of checks whether LibTorch can use the GPU. If not, it throws rather than fall back to
   // the CPU.
   const bool gpu = experiment.train.device == "cuda" ||

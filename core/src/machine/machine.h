@@ -11,12 +11,22 @@
 
 namespace dsv3 {
 
+/// Words for the errors of device_of().
+struct DeviceAdvice {
+  std::string setting = "train.device";              ///< the setting that selects the device
+  std::string alternative = "set train.device=cpu";  ///< what to do without a GPU
+};
+
 /// The device selected by `train.device`. The environment variable LOCAL_RANK selects the GPU; the
 /// default is GPU 0. `auto` selects the CPU only if the driver reports no GPU. Throws a dsv3::Error
 /// (ExitCode::data) if the selected GPU cannot be used. The first call that selects a GPU loads
 /// LibTorch's CUDA library. No code may query LibTorch about CUDA before that call, because
 /// LibTorch caches its first answer.
-at::Device device_of(const TrainOptions& train);
+at::Device device_of(const TrainOptions& train, const DeviceAdvice& advice = {});
+
+/// Warns if `device: auto` selects the CPU although the machine seems to have a GPU: its driver
+/// does not work, or CUDA_VISIBLE_DEVICES names only GPUs that do not exist.
+void warn_about_unused_gpu(const TrainOptions& train);
 
 /// The driver's entry for a CUDA device. Returns nullptr if the driver does not report the device,
 /// or if `device` is a CPU.
@@ -27,7 +37,12 @@ const Gpu* gpu_of(at::Device device);
 /// nothing on a CPU.
 void choose_determinism(const TrainOptions& train, at::Device device);
 
-/// "fp32" or "bf16" for `precision: auto`: bf16 on GPUs and on CPUs with AMX, otherwise fp32.
+/// Whether a GPU has flash attention and fast matrix products in bf16: compute capability 8.0
+/// (Ampere) or newer. False for a CPU.
+bool is_ampere_or_newer(at::Device device);
+
+/// "fp32" or "bf16" for `precision: auto`: bf16 on GPUs since Ampere and on CPUs with AMX,
+/// otherwise fp32. For a CUDA device without an index, the first GPU decides.
 const char* automatic_precision(at::Device device);
 at::ScalarType compute_dtype(const TrainOptions& train);
 /// Whether the experiment trains on a GPU in bf16, also if `device` and `precision` are `auto`.

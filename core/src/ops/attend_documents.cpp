@@ -4,6 +4,7 @@
 
 #include <dsv3/sdk/packing.h>
 
+#include "machine/machine.h"
 #include "ops/attend.h"
 #include "ops/kernels.h"
 
@@ -78,7 +79,7 @@ bool has_kernel_for_documents(const at::Tensor& q, const at::Tensor& v) {
   constexpr int64_t kWidest = 256;
   const int64_t width = std::max(q.size(3), v.size(3));
   const bool half = q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kHalf;
-  return q.is_cuda() && half && width <= kWidest && width % 8 == 0;
+  return is_ampere_or_newer(q.device()) && half && width <= kWidest && width % 8 == 0;
 }
 
 at::Tensor attend_documents(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

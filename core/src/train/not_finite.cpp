@@ -80,7 +80,10 @@ class FirstParameter {
 
 std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet& optimizers,
                             std::span<const Batch> batches, const LossScale& scale,
-                            const std::vector<PassContext>& passes, bool backward) {
+                            const std::vector<PassContext>& passes, bool backward, bool updated) {
+  // train.not_finite=skip checks each step before it updates the parameters.
+  constexpr const char* kUnchanged =
+      "; to search with the parameters of the step, start the run with train.not_finite=skip";
   std::string text;
   const auto add = [&text](const std::string& part) { text += (text.empty() ? "" : "; ") + part; };
   try {
@@ -88,8 +91,13 @@ std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet
     for (const OwnedTensor& owned : checked::owned(strategy))
       value.check(owned.range.name, owned.value);
     if (!value.found().empty())
-      add("parameter " + value.found() + " was not finite before the step; it is updated by " +
+      add("parameter " + value.found() +
+          (updated ? " is not finite" : " was not finite before the step") + "; it is updated by " +
           optimizers.owner_of(value.found()));
+    if (updated && !value.found().empty())
+      return text +
+             "; the step cannot be repeated, because the parameters have been updated since" +
+             kUnchanged;
     const std::string module = first_module(model, strategy, batches, scale, passes, backward);
     for (size_t group = 0; group < optimizers.specs().size(); ++group)
       checked::update(strategy, static_cast<int>(group), [&](std::span<UpdateTensor> tensors) {
@@ -98,6 +106,11 @@ std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet
     if (!module.empty()) add("first non-finite value: " + module);
     if (!gradient.found().empty())
       add("first non-finite parameter gradient in backward order: " + gradient.found());
+    if (updated)
+      text = text.empty() ? "everything is finite when the step is repeated with parameters that "
+                            "have been updated since" +
+                                std::string(kUnchanged)
+                          : "repeated with parameters that have been updated since: " + text;
   } catch (const std::exception& error) {
     log::debug(std::string("the search for non-finite values failed: ") + error.what());
   }

@@ -57,6 +57,7 @@ class Preflight {
           label_of(experiment_.data) + "needs a tokenizer; add `tokenizer: {plugin: bytes}` or " +
               "another tokenizer to `data`");
     if (inputs_too_) {
+      warn_about_unused_gpu(experiment_.train);
       try {
         device_of(experiment_.train);
       } catch (const Error& error) {

@@ -10,6 +10,7 @@
 #include <dsv3/support/fs.h>
 
 #include "call/call.h"
+#include "machine/machine.h"
 #include "run/gpu_provenance.h"
 #include "train/trainer.h"
 
@@ -41,10 +42,33 @@ void require_same_settings(const std::string& name, const Experiment& stored,
                 ExitCode::usage);
 }
 
+/// Throws if this machine does not have the device of run `run`, which is to be resumed. A run
+/// keeps its device, even if it was chosen by `auto`.
+void require_device_of(const Experiment& stored, const std::filesystem::path& run) {
+  device_of(stored.train,
+            {.alternative = "resume the run on a machine with a GPU or start a new run from its "
+                            "weights with --from " +
+                            std::filesystem::absolute(run).string() + " --device cpu"});
+}
+
 /// Replaces bytes that are not UTF-8, which file names may contain, by U+FFFD.
 void write_provenance(const RunFolder& folder, const Json& content) {
   fs::write_atomically(folder.provenance(),
                        content.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+/// What the process that trains the run uses: machine, GPU, versions and plugins.
+Json process_provenance(const RunRequest& request, const Experiment& experiment,
+                        const Plugins& plugins, const Training& training) {
+  Json origin = provenance(request.command, std::filesystem::current_path());
+  if (training.device.is_cuda()) origin["gpu"] = gpu_provenance(training.device);
+  origin["plugins"] = Json::array();
+  for (const LoadedLibrary& library : libraries_of(experiment, plugins))
+    origin["plugins"].push_back({{"name", library.name},
+                                 {"version", library.version},
+                                 {"path", library.path.string()},
+                                 {"sha256", library.sha256}});
+  return origin;
 }
 
 void write_start(const RunRequest& request, const RunFolder& folder, const Experiment& experiment,
@@ -52,15 +76,19 @@ void write_start(const RunRequest& request, const RunFolder& folder, const Exper
   fs::write_atomically(folder.config(), experiment.resolved.yaml());
   if (!request.experiment.file.empty())
     fs::write_atomically(folder.experiment(), fs::read(request.experiment.file));
-  Json origin = provenance(request.command, std::filesystem::current_path());
-  if (training.device.is_cuda()) origin["gpu"] = gpu_provenance(training.device);
+  Json origin = process_provenance(request, experiment, plugins, training);
   origin["init_hash"] = training.state.init_hash;
-  origin["plugins"] = Json::array();
-  for (const LoadedLibrary& library : libraries_of(experiment, plugins))
-    origin["plugins"].push_back({{"name", library.name},
-                                 {"version", library.version},
-                                 {"path", library.path.string()},
-                                 {"sha256", library.sha256}});
+  write_provenance(folder, origin);
+}
+
+/// Appends this process to the list `resumes` in provenance.json, because the run may have moved to
+/// another machine or GPU.
+void write_resume(const RunRequest& request, const RunFolder& folder, const Experiment& experiment,
+                  const Plugins& plugins, const Training& training) {
+  Json origin = read_json(folder.provenance());
+  Json resume = process_provenance(request, experiment, plugins, training);
+  resume["step"] = training.state.step;
+  origin["resumes"].push_back(std::move(resume));
   write_provenance(folder, origin);
 }
 
@@ -102,6 +130,8 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
       fs::write_atomically(folder.config(), experiment.resolved.yaml());
     folder.write_status("running", std::nullopt, 0, "");
     for (const std::string& note : experiment.notes) log::info(note);
+    current_step.on_gpu = experiment.train.device == "cuda";
+    if (resumed) require_device_of(experiment, folder.path());
     training = std::make_unique<Training>(experiment, plugins, folder);
     const CheckpointStore checkpoints(folder.checkpoints(), experiment.checkpoint.keep_best);
     const auto newest = resumed ? checkpoints.newest() : std::nullopt;
@@ -122,6 +152,8 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
     Trainer trainer(*training, resumed, request.quiet);
     if (!resumed || !std::filesystem::exists(folder.provenance()))
       write_start(request, folder, experiment, plugins, *training);
+    else
+      write_resume(request, folder, experiment, plugins, *training);
     started = true;
     const int code = trainer.run();
     Json origin = read_json(folder.provenance());
@@ -162,6 +194,8 @@ Experiment check(const RunRequest& request, Plugins& plugins, PreflightScope sco
     Experiment stored = stored_experiment(config, plugins);
     resolve_machine(stored);
     require_same_settings(name, stored, experiment);
+    if (scope == PreflightScope::everything) require_device_of(stored, output / name);
+    resolve_machine_as(experiment, stored);
   } else if (!request.run_name.empty() && !request.resume_auto) {
     RunFolder::require_new(output, request.run_name);
   }

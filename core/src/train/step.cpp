@@ -101,7 +101,7 @@ void Stepper::update_if_finite(const at::Tensor& values, std::span<const Batch> 
   if (skipped) {
     const bool stops = run_.experiment.train.not_finite != "skip" && run_.world->size() == 1;
     cause = find_not_finite(*run_.model, *run_.strategy, *run_.optimizers, batches, scale,
-                            passes(result_.step), stops);
+                            passes(result_.step), stops, /*updated=*/false);
   } else {
     const double clip = run_.experiment.train.clip;
     if (clip > 0 && result_.grad_norm > clip)
@@ -135,7 +135,7 @@ void Stepper::finish() {
   if (result_.is_finite()) return;
   const std::string cause =
       find_not_finite(*run_.model, *run_.strategy, *run_.optimizers, pending.batches, pending.scale,
-                      passes(pending.step), run_.world->size() == 1);
+                      passes(pending.step), run_.world->size() == 1, /*updated=*/true);
   report_not_finite(result_, cause);
 }
 

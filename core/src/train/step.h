@@ -16,10 +16,12 @@ namespace dsv3 {
 /// parameter for which the backward pass computes a non-finite gradient. Returns "" if everything
 /// is finite when repeated. Call it on all ranks between the step's last backward pass and
 /// Strategy::end_step(). The repeated forward passes do not count tokens. With `backward`, also
-/// repeats the backward passes if the forward passes are finite, which invalidates gradients.
+/// repeats the backward passes if the forward passes are finite, which invalidates gradients. With
+/// `updated`, the parameters have been updated since the step, as on a GPU: the result then says
+/// so, and the step is repeated only if they are finite.
 std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet& optimizers,
                             std::span<const Batch> batches, const LossScale& scale,
-                            const std::vector<PassContext>& passes, bool backward);
+                            const std::vector<PassContext>& passes, bool backward, bool updated);
 
 /// Losses and norms of one optimizer step.
 struct StepResult {

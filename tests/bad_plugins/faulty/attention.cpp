@@ -10,6 +10,18 @@
 namespace faulty {
 namespace {
 
+/// Runs an operator that the fake CUDA device cannot run.
+at::Tensor run_gru(const at::Tensor& x) {
+  if (!x.is_cuda()) return x;
+  const int64_t width = x.size(2);
+  const std::vector<at::Tensor> weights{at::ones({3 * width, width}, x.options()),
+                                        at::ones({3 * width, width}, x.options())};
+  const at::Tensor start = at::ones({1, x.size(0), width}, x.options());
+  return std::get<0>(at::gru(x, start, weights, /*has_biases=*/false, /*num_layers=*/1,
+                             /*dropout=*/0, /*train=*/false, /*bidirectional=*/false,
+                             /*batch_first=*/true));
+}
+
 class Faulty final : public dsv3::Attention {
  public:
   using Options = FaultyOptions;
@@ -25,6 +37,9 @@ class Faulty final : public dsv3::Attention {
     if (fault_.is("forgets_cache")) used.cache = nullptr;
     const at::Tensor y = working_.forward(x, used);
     if (fault_.is("reads_device_memory") && x.is_cuda()) return y * *x.const_data_ptr<float>();
+    if (fault_.is("reads_new_memory") && x.is_cuda()) return y + at::empty_like(y);
+    if (fault_.is("waits")) return y * (y.sum().item<double>() * 0 + 1);
+    if (fault_.is("runs_gru")) return run_gru(x);
     if (fault_.is("makes_host_tensor")) return y * at::ones({x.size(-1)}, x.scalar_type());
     return spoiled(fault_, x, y);
   }

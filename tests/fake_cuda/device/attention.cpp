@@ -46,9 +46,10 @@ bool supports_heads(const Tensor& q, const Tensor& k, const Tensor& v, bool grou
 // (can_use_..._attention).
 bool flash_fits(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
                 bool causal, bool grouped) {
-  return at::globalContext().userEnabledFlashSDP() && all_half(q, k, v) && !mask &&
-         q.size(3) == v.size(3) && q.size(3) <= 256 && (!causal || q.size(2) == k.size(2)) &&
-         have_dense_last_dim(q, k, v) && supports_heads(q, k, v, grouped);
+  return at::globalContext().userEnabledFlashSDP() && is_ampere_or_newer() && all_half(q, k, v) &&
+         !mask && q.size(3) == v.size(3) && q.size(3) <= 256 &&
+         (!causal || q.size(2) == k.size(2)) && have_dense_last_dim(q, k, v) &&
+         supports_heads(q, k, v, grouped);
 }
 
 bool cudnn_fits(const Tensor& q, const Tensor& k, const Tensor& v, bool grouped) {
@@ -56,7 +57,7 @@ bool cudnn_fits(const Tensor& q, const Tensor& k, const Tensor& v, bool grouped)
   int64_t limit = gpu.major == 9 && gpu.minor == 0 ? 256 : 128;
   if (gpu.major == 10 && q.size(3) == 192 && v.size(3) == 128) limit = 192;
   const at::Context& context = at::globalContext();
-  return context.userEnabledCuDNNSDP() &&
+  return context.userEnabledCuDNNSDP() && is_ampere_or_newer() &&
          (!context.deterministicAlgorithms() || context.deterministicAlgorithmsWarnOnly()) &&
          all_half(q, k, v) && q.size(3) <= limit && v.size(3) <= limit && q.size(3) % 8 == 0 &&
          v.size(3) % 8 == 0 && k.size(2) != 1 && have_dense_last_dim(q, k, v) &&
@@ -65,7 +66,8 @@ bool cudnn_fits(const Tensor& q, const Tensor& k, const Tensor& v, bool grouped)
 
 bool efficient_fits(const Tensor& q, const Tensor& k, const Tensor& v) {
   const int64_t alignment = is_half(q) ? 8 : 4;
-  return at::globalContext().userEnabledMemEfficientSDP() &&
+  const bool has_dtype = is_ampere_or_newer() || q.scalar_type() != at::kBFloat16;
+  return at::globalContext().userEnabledMemEfficientSDP() && has_dtype &&
          (is_half(q) || q.scalar_type() == at::kFloat) && q.size(3) % alignment == 0 &&
          v.size(3) % alignment == 0 && have_dense_last_dim(q, k, v) &&
          supports_heads(q, k, v, false);
@@ -181,6 +183,7 @@ using WithSeeds =
 WithSeeds flash(const Tensor& q, const Tensor& k, const Tensor& v, double dropout, bool causal,
                 bool, std::optional<double> scale) {
   check_no_dropout(dropout);
+  TORCH_CHECK(is_ampere_or_newer(), "FlashAttention only supports Ampere GPUs or newer.");
   TORCH_CHECK(all_half(q, k, v), "FlashAttention only support fp16 and bf16 data type");
   TORCH_CHECK(q.size(3) == v.size(3),
               "FlashAttention requires query and value to have the same head dimension");

@@ -11,4 +11,9 @@ struct Capability {
 /// reports the same value.
 Capability capability();
 
+/// Whether the GPU has flash kernels and bf16 units: Ampere (8.0) or newer.
+inline bool is_ampere_or_newer() {
+  return capability().major >= 8;
+}
+
 }  // namespace fake_cuda

@@ -1,5 +1,6 @@
 // Registers the fake device with LibTorch: the device guard, the hooks, and the code that runs when
 // the library is loaded and when the program exits.
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -27,6 +28,21 @@ constexpr c10::StreamId kPooledStreams = 4;
 struct Recorded {
   int64_t operators;  // number of operators called before the event
   int64_t copy;       // number of the next asynchronous copy
+};
+
+/// A generator on the device. Its numbers differ from CUDA's.
+struct DeviceGenerator final : at::CPUGeneratorImpl {
+  explicit DeviceGenerator(c10::DeviceIndex index) {
+    device_ = c10::Device(c10::kCUDA, std::max<c10::DeviceIndex>(index, 0));
+    key_set_ = c10::DispatchKeySet(c10::DispatchKey::CUDA);
+  }
+
+ private:
+  CPUGeneratorImpl* clone_impl() const override {
+    auto* copy = new DeviceGenerator(device_.index());
+    copy->set_state(*get_state());
+    return copy;
+  }
 };
 
 /// Id of this thread's current stream.
@@ -129,6 +145,11 @@ struct FakeCudaHooks final : CUDAHooksInterface {
   bool hasCUDART() const override { return true; }
   bool hasCuDNN() const override { return true; }
   bool compiledWithCuDNN() const override { return true; }
+  bool supportsDilatedConvolutionWithCuDNN() const override { return true; }
+  bool supportsDepthwiseConvolutionWithCuDNN() const override { return true; }
+  bool supportsBFloat16ConvolutionWithCuDNNv8() const override {
+    return fake_cuda::is_ampere_or_newer();
+  }
   long versionCuDNN() const override { return 91900; }
   long versionRuntimeCuDNN() const override { return 91900; }
   long versionCUDART() const override { return 13000; }
@@ -160,11 +181,11 @@ struct FakeCudaHooks final : CUDAHooksInterface {
     fake_cuda::count_wait("synchronize device");
   }
   const Generator& getDefaultGenerator(DeviceIndex) const override {
-    static const Generator generator = make_generator<CPUGeneratorImpl>();
+    static const Generator generator = make_generator<fake_cuda::DeviceGenerator>(0);
     return generator;
   }
-  Generator getNewGenerator(DeviceIndex) const override {
-    return make_generator<CPUGeneratorImpl>();
+  Generator getNewGenerator(DeviceIndex index) const override {
+    return make_generator<fake_cuda::DeviceGenerator>(index);
   }
 };
 

@@ -5,8 +5,8 @@
 #include <utility>
 #include <vector>
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/as_strided_native.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
@@ -76,16 +76,15 @@ class Call {
     if (dry()) {
       run_dry(operation_, name_, arguments_, stack_);
     } else {
-      TORCH_CHECK_NOT_IMPLEMENTED(
-          operation_.hasComputedKernelForDispatchKey(c10::DispatchKey::CPU), "fake_cuda: ", name_,
-          " has a CUDA kernel, but neither a CPU kernel nor a twin (tests/fake_cuda/README.md "
-          "explains how to add one)");
+      if (!operation_.hasComputedKernelForDispatchKey(c10::DispatchKey::CPU))
+        reject_untestable(name_);
       operation_.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack_);
     }
     const size_t count = operation_.schema().returns().size();
     Values results(stack_->end() - std::ptrdiff_t(count), stack_->end());
     torch::jit::drop(*stack_, count);
     for (c10::IValue& result : results) result = without_twins(result);
+    if (generator_.defined()) generator_.set_state(host_generator_.get_state());
     count_operator(name_, arguments_, results);
     for (c10::IValue& result : results) stack_->push_back(std::move(result));
   }
@@ -139,8 +138,20 @@ class Call {
     }
     if (value.isDevice()) device_ = value.toDevice();
     if (value.isDevice()) return c10::Device(dry() ? at::kMeta : at::kCPU);
-    if (value.isGenerator()) return {};
+    if (value.isGenerator()) return generator_twin(value.toGenerator());
     return value;
+  }
+
+  /// Returns a generator on the host with the state of `generator`.
+  c10::IValue generator_twin(const at::Generator& generator) {
+    TORCH_CHECK(generator.device().is_cuda(),
+                "Expected a 'cuda' device type for generator but found '",
+                generator.device().type(), "'");
+    if (dry()) return {};
+    generator_ = generator;
+    host_generator_ = at::make_generator<at::CPUGeneratorImpl>();
+    host_generator_.set_state(generator.get_state());
+    return host_generator_;
   }
 
   c10::IValue without_twins(const c10::IValue& value) {
@@ -160,11 +171,22 @@ class Call {
         adopt_size(tensor, host);
         return tensor;
       }
-      if (result.numel() > 0 && result.is_alias_of(host))
-        return at::native::as_strided_tensorimpl(tensor, result.sizes(), result.strides(),
-                                                 result.storage_offset());
+      if (result.numel() > 0 && result.is_alias_of(host)) return view_of(tensor, result);
     }
     return to_device(result);
+  }
+
+  /// Returns a view of `tensor` with the dtype, sizes and strides of `host`, which may view real
+  /// numbers as complex ones or the reverse.
+  static Tensor view_of(const Tensor& tensor, const Tensor& host) {
+    const auto keys =
+        tensor.key_set().remove(c10::DispatchKey::Conjugate).remove(c10::DispatchKey::Negative);
+    auto impl = c10::make_intrusive<c10::TensorImpl>(
+        c10::TensorImpl::VIEW, c10::Storage(tensor.storage()), keys, host.dtype());
+    impl->set_sizes_and_strides(host.sizes(), host.strides(), host.storage_offset());
+    if (host.is_conj()) impl->_set_conj(true);
+    if (host.is_neg()) impl->_set_neg(true);
+    return Tensor(std::move(impl));
   }
 
   /// If the kernel resized `host`, the twin of the argument `tensor`, resizes the argument as well.
@@ -183,6 +205,7 @@ class Call {
   Values arguments_;
   std::optional<c10::Device> device_;             // of the results
   std::vector<std::pair<Tensor, Tensor>> twins_;  // device tensor, twin
+  at::Generator generator_, host_generator_;      // an argument and its twin
 };
 
 template <bool checks_devices>

@@ -22,15 +22,19 @@ Sigaction libc_sigaction() {
   return function;
 }
 
-void report(std::string_view text) {
-  (void)!write(STDERR_FILENO, text.data(), text.size());
+FaultCallback fault_callback = nullptr;
+
+void report(const char* text) {
+  if (fault_callback) fault_callback(text);
+  for (const std::string_view part : {"fake_cuda: ", text, ":\n"})
+    (void)!write(STDERR_FILENO, part.data(), part.size());
   std::array<void*, 40> frames{};
   backtrace_symbols_fd(frames.data(), backtrace(frames.data(), int(frames.size())), STDERR_FILENO);
 }
 
 void on_fault(int signal, siginfo_t* info, void* context) {
-  if (on_device(info->si_addr)) report("fake_cuda: host code accesses device memory:\n");
-  if (replaces_host(info->si_addr)) report("fake_cuda: the device accesses host memory:\n");
+  if (on_device(info->si_addr)) report("host code accesses device memory");
+  if (replaces_host(info->si_addr)) report("the device accesses host memory");
   if (program_handler.sa_flags & SA_SIGINFO) {
     if (program_handler.sa_sigaction) return program_handler.sa_sigaction(signal, info, context);
   } else if (program_handler.sa_handler != SIG_DFL && program_handler.sa_handler != SIG_IGN) {
@@ -55,6 +59,10 @@ void report_faults() {
   libc_sigaction()(SIGSEGV, nullptr, &current);
   if ((current.sa_flags & SA_SIGINFO) && current.sa_sigaction == &on_fault) return;
   install(current);
+}
+
+void fake_cuda_on_fault(FaultCallback callback) {
+  fault_callback = callback;
 }
 
 }  // namespace fake_cuda

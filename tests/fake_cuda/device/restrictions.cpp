@@ -53,4 +53,11 @@ void check_restrictions(const std::string& name, const std::vector<c10::IValue>&
     at::globalContext().alertNotDeterministic(kernel);
 }
 
+void reject_untestable(const std::string& operation) {
+  C10_THROW_ERROR(NotImplementedError,
+                  "not testable on the fake device: " + operation +
+                      " (it has a CUDA kernel, but neither a CPU kernel nor a twin; "
+                      "tests/fake_cuda/README.md explains how to add one)");
+}
+
 }  // namespace fake_cuda

@@ -13,4 +13,8 @@ namespace fake_cuda {
 /// algorithms are required.
 void check_restrictions(const std::string& name, const std::vector<c10::IValue>& arguments);
 
+/// Throws c10::NotImplementedError, because the device cannot run `operation`, such as "aten::gru",
+/// although a GPU can. `dsv3 plugins check` looks for the start of the message.
+[[noreturn]] void reject_untestable(const std::string& operation);
+
 }  // namespace fake_cuda

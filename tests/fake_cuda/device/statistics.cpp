@@ -1,5 +1,7 @@
 #include "statistics.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <fstream>
 #include <map>
@@ -7,6 +9,7 @@
 #include <vector>
 
 #include <c10/util/Exception.h>
+#include <c10/util/StringUtil.h>
 #include <nlohmann/json.hpp>
 
 #include "call_site.h"
@@ -91,6 +94,8 @@ Statistics& statistics() {
   return instance;
 }
 
+std::atomic<WaitCallback> wait_callback{nullptr};
+
 int64_t peak_bytes() {
   using c10::CachingAllocator::StatType;
   return heap().getDeviceStats(0).allocated_bytes[size_t(StatType::AGGREGATE)].peak;
@@ -112,12 +117,19 @@ void count_operator(const std::string& name, const std::vector<c10::IValue>& arg
 }
 
 void count_wait(const std::string& reason) {
+  const WaitCallback callback = wait_callback;
   static const char* mode = std::getenv("FAKE_CUDA_SYNC");
   static const bool is_error = mode && std::string(mode) == "error";
   TORCH_CHECK(!is_error, "the host waits for the device: ", reason);
   Statistics& all = statistics();
+  const std::vector<std::string> site =
+      log_path() || callback ? call_site(kFrames) : std::vector<std::string>();
+  if (callback) {
+    const std::vector<std::string> innermost(site.begin(),
+                                             site.begin() + std::min<int64_t>(2, std::ssize(site)));
+    callback(reason.c_str(), c10::Join(" < ", innermost).c_str());
+  }
   if (log_path()) {
-    const std::vector<std::string> site = call_site(kFrames);
     const std::lock_guard lock(all.mutex);
     ++all.current().waits[{reason, site}];
   }
@@ -155,6 +167,10 @@ void fake_cuda_mark(const char* name) {
   all.current().peak_bytes = peak_bytes();
   heap().resetPeakStats(0);
   all.sections.push_back(Section{.name = name});
+}
+
+void fake_cuda_on_wait(WaitCallback callback) {
+  wait_callback = callback;
 }
 
 void fake_cuda_finish() {

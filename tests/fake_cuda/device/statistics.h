@@ -30,10 +30,17 @@ void count_attention(const std::string& kernel);
 /// Returns the number of operators called so far.
 int64_t operator_count();
 
+/// Receives the reason and the call site of a wait: the two innermost frames,
+/// separated by " < ".
+using WaitCallback = void (*)(const char* reason, const char* site);
+
+// Programs and plugins look up these functions with dlsym.
 extern "C" {
-/// Starts a new section called `name` in the statistics. Plugins look up this function and
-/// fake_cuda_finish() with dlsym.
+/// Starts a new section called `name` in the statistics.
 __attribute__((visibility("default"))) void fake_cuda_mark(const char* name);
+
+/// Calls `callback` for every wait that count_wait() counts, on the waiting thread; null = none.
+__attribute__((visibility("default"))) void fake_cuda_on_wait(WaitCallback callback);
 
 /// Writes the statistics and ends the process with exit code 0.
 __attribute__((visibility("default"))) void fake_cuda_finish();

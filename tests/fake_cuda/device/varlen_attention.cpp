@@ -9,6 +9,7 @@
 #include <ATen/ops/stack.h>
 #include <torch/library.h>
 
+#include "capability.h"
 #include "memory.h"
 #include "reference_attention.h"
 #include "statistics.h"
@@ -33,6 +34,7 @@ void check_ends(const Tensor& ends) {
 }
 
 void check(const Tensor& q, const Tensor& k, const Tensor& v) {
+  TORCH_CHECK(is_ampere_or_newer(), "FlashAttention only supports Ampere GPUs or newer.");
   for (const Tensor& t : {q, k, v}) {
     TORCH_CHECK(t.is_cuda(), "Input tensor must be on CUDA device");
     TORCH_CHECK(t.scalar_type() == at::kBFloat16 || t.scalar_type() == at::kHalf,

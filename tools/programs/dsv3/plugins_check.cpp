@@ -52,9 +52,14 @@ void print(const conformance::Result& result, std::string& shown) {
   if (result.component != shown) std::cout << result.component << '\n';
   shown = result.component;
   const std::string label = result.component.empty() ? "" : "  ";
-  std::cout << label << (result.kept ? "ok    " : "FAIL  ") << result.check
+  std::cout << label
+            << (!result.kept    ? "FAIL  "
+                : result.tested ? "ok    "
+                                : "skip  ")
+            << result.check
             << std::string(result.check.size() < 14 ? 14 - result.check.size() : 1, ' ')
             << result.promise << '\n';
+  for (const std::string& note : result.notes) std::cout << label << "      note: " << note << '\n';
   if (result.kept) return;
   std::string text = result.text;
   for (size_t at = 0; (at = text.find('\n', at)) != std::string::npos; at += 9)
@@ -69,23 +74,27 @@ int check(Arguments& arguments) {
   if (!arguments.json) std::cout << arguments.request.library.string() << '\n';
   dsv3::Json list = dsv3::Json::array();
   std::string shown;
-  int count = 0;
+  int count = 0, untested = 0;
   const int broken =
       conformance::check_library(arguments.request, [&](const conformance::Result& result) {
         ++count;
+        untested += !result.tested;
         if (arguments.json)
           list.push_back({{"component", result.component},
                           {"check", result.check},
                           {"promise", result.promise},
-                          {"passed", result.kept},
-                          {"text", result.text}});
+                          {"passed", result.kept && result.tested},
+                          {"tested", result.tested},
+                          {"text", result.text},
+                          {"notes", result.notes}});
         else
           print(result, shown);
       });
   if (arguments.json)
     std::cout << list.dump(2) << '\n';
   else
-    std::cout << count - broken << " of " << count << " checks passed\n";
+    std::cout << count - broken - untested << " of " << count << " checks passed"
+              << (untested > 0 ? ", " + std::to_string(untested) + " not testable" : "") << '\n';
   return broken == 0 ? 0 : static_cast<int>(dsv3::ExitCode::plugin);
 }
 

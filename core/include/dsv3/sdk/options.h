@@ -118,8 +118,6 @@ To converted(const From& from) {
     return decimal(from);
   else if constexpr (std::is_same_v<To, From> || std::is_arithmetic_v<From>)
     return static_cast<To>(from);
-  else if constexpr (std::is_same_v<From, std::string>)
-    return from;
   else {
     To list;
     for (const auto& element : from)
