@@ -3,13 +3,9 @@ in float64 without Muon's cast to bf16, except in the bf16 test. Differences the
 plugins.
 """
 
-import json
-import os
-import struct
-import subprocess
-
 import pytest
 import torch
+from optimizer_driver import updates
 
 SHAPES = [(8, 8), (8, 24), (24, 8), (1, 16), (16, 1), (8, 24)]
 FACTORS = [0.1, 1.0, 1.0, 0.5, 0.25, 0.01]
@@ -24,19 +20,7 @@ def vectors(scale):
 
 
 def ours(name, options, values, grads):
-    data = struct.pack("q", len(values))
-    for value in values:
-        data += struct.pack("qq", *value.shape) + value.numpy().tobytes()
-    data += struct.pack("q", len(grads))
-    for factor, update in zip(FACTORS, grads):
-        data += struct.pack("d", factor) + b"".join(grad.numpy().tobytes() for grad in update)
-    driver = os.path.join(os.environ.get("DSV3_BUILD_DIR", "build"), "bin/optimizer_driver")
-    done = subprocess.run([driver, name, json.dumps(options)], input=data, capture_output=True, timeout=60)
-    assert done.returncode == 0, done.stderr.decode()
-    flat = torch.frombuffer(bytearray(done.stdout), dtype=torch.float32)
-    assert flat.numel() == len(grads) * sum(value.numel() for value in values)
-    pieces = flat.split([value.numel() for value in values] * len(grads))
-    return [[piece.view(shape) for piece, shape in zip(pieces[i * len(values):], SHAPES)] for i in range(len(grads))]
+    return updates(name, options, values, grads, FACTORS)
 
 
 def oracle(make, lr, values, grads, dtype=torch.float64):
