@@ -62,7 +62,7 @@ class Run {
     const Range range{"layers.0.attention.q.weight", shape, {0, 0}, shape, 0, 24};
     const at::Tensor grad = at::arange(1, 25, at::kFloat).view({6, 4}) / double(number);
     const std::vector<ParameterUpdate> updates{
-        {range, Role::matrix, "adamw", false, grad, grad * -1e-3}};
+        {range, Role::matrix, "adamw", false, grad, grad * -1e-3, grad / 10}};
     callback->on_update(updates, Metrics());
     require(at::equal(grad * -1e-3, updates[0].change), "on_update() changed its arguments");
   }

@@ -303,7 +303,8 @@ std::vector<ParameterUpdate> OptimizerSet::updates_of(
                        .optimizer = member.spec.component.plugin,
                        .whole_matrices = whole_matrices(*member.optimizer),
                        .grad = slices[i].grad,
-                       .change = slices[i].value - values_before[i]});
+                       .change = slices[i].value - values_before[i],
+                       .value = slices[i].value});
   return updates;
 }
 

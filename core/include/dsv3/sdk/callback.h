@@ -22,6 +22,7 @@ struct ParameterUpdate {
   bool whole_matrices = false;  ///< the optimizer's whole_matrices()
   at::Tensor grad;              ///< fp32, after clipping
   at::Tensor change;            ///< fp32, new value minus old value, of the same shape
+  at::Tensor value;             ///< fp32, the new value, of the same shape; read-only
 };
 
 /// State of a run at the end of a step.

@@ -1,0 +1,196 @@
+#include "alarms.h"
+
+#include <algorithm>
+#include <cmath>
+#include <fmt/format.h>
+#include <optional>
+
+namespace health {
+namespace {
+
+using Values = std::map<std::string, double>;
+
+/// The metrics of a logged step, and values that rules remember from earlier ones.
+struct Step {
+  const Values& metrics;
+  Values& memory;
+  const Options& options;
+
+  /// NaN if the step has no such metric. Comparisons with NaN are false, so rules stay silent.
+  double value(const std::string& name) const {
+    const auto found = metrics.find(name);
+    return found == metrics.end() ? NAN : found->second;
+  }
+  /// Returns the metrics "<prefix><layer>" by layer.
+  Values by_layer(const std::string& prefix) const {
+    Values values;
+    for (auto at = metrics.lower_bound(prefix);
+         at != metrics.end() && at->first.starts_with(prefix); ++at)
+      values.emplace(at->first.substr(prefix.size()), at->second);
+    return values;
+  }
+};
+
+/// Returns the layer with the largest value and that value, or {"", NaN}.
+std::pair<std::string, double> largest(const Values& values) {
+  std::pair<std::string, double> best{"", NAN};
+  for (const auto& [layer, value] : values)
+    if (!(value <= best.second) && !std::isnan(value)) best = {layer, value};
+  return best;
+}
+
+// Each rule describes the sign that it sees, or returns "" if it sees none.
+
+std::string large_updates(const Step& step) {
+  Values ratios;
+  for (const auto& [layer, update] : step.by_layer("health/update_rms/"))
+    ratios[layer] = update / step.value("health/weight_rms/" + layer);
+  const auto [layer, ratio] = largest(ratios);
+  if (!(ratio > step.options.update_ratio)) return "";
+  return fmt::format(
+      "health/update_rms/{0} is {1:.3g} times health/weight_rms/{0}, above "
+      "update_ratio: {2:g}",
+      layer, ratio, step.options.update_ratio);
+}
+
+std::string large_logits(const Step& step) {
+  const double logit = step.value("attention/max_logit");
+  if (!(logit > step.options.max_logit)) return "";
+  return fmt::format("attention/max_logit is {:.4g}, above max_logit: {:g}", logit,
+                     step.options.max_logit);
+}
+
+std::string uneven_rows(const Step& step) {
+  const auto [layer, ratio] = largest(step.by_layer("health/block_ratio/"));
+  if (!(ratio > step.options.block_ratio)) return "";
+  return fmt::format("health/block_ratio/{} is {:.3g}, above block_ratio: {:g}", layer, ratio,
+                     step.options.block_ratio);
+}
+
+std::string constant_bias(const Step& step) {
+  const double range = step.value("moe/bias_range"), load = step.value("moe/max_violation");
+  if (std::isnan(range)) return "";
+  const auto previous = step.memory.find("moe/bias_range");
+  const bool constant = previous != step.memory.end() && previous->second == range;
+  step.memory["moe/bias_range"] = range;
+  if (!constant || !(load > step.options.max_violation)) return "";
+  return fmt::format(
+      "moe/max_violation is {:.3g}, above max_violation: {:g}, while "
+      "moe/bias_range stays {:g}",
+      load, step.options.max_violation, range);
+}
+
+std::string saturated_router(const Step& step) {
+  const double entropy = step.value("moe/entropy"), load = step.value("moe/max_violation");
+  if (!(entropy < step.options.entropy && load > step.options.max_violation)) return "";
+  return fmt::format(
+      "moe/entropy is {:.3g}, below entropy: {:g}, and moe/max_violation is {:.3g}, "
+      "above max_violation: {:g}",
+      entropy, step.options.entropy, load, step.options.max_violation);
+}
+
+std::string dead_experts(const Step& step) {
+  const double experts = step.value("moe/dead_experts");
+  if (!(experts > 0)) return "";
+  const auto [layer, load] = largest(step.by_layer("moe/load_max/"));
+  return fmt::format("moe/dead_experts is {:g}, and moe/load_max/{} is {:.3g}", experts, layer,
+                     load);
+}
+
+std::string zero_gradients(const Step& step) {
+  const auto [layer, count] = largest(step.by_layer("health/zero_gradients/"));
+  if (!(count > 0)) return "";
+  return fmt::format("health/zero_gradients/{} is {:g}, above 0", layer, count);
+}
+
+std::string rising_loss(const Step& step) {
+  const double loss = step.value("train/loss");
+  if (std::isnan(loss)) return "";
+  double& lowest = step.memory.try_emplace("train/loss", loss).first->second;
+  lowest = std::min(lowest, loss);
+  if (!(loss > lowest + step.options.loss_rise)) return "";
+  return fmt::format(
+      "train/loss is {:.4g}, above its minimum of {:.4g} by more than loss_rise: "
+      "{:g}",
+      loss, lowest, step.options.loss_rise);
+}
+
+struct Rule {
+  const char* name;
+  std::string (*sign)(const Step&);
+  int64_t patience;  // multiple of the option `patience`
+  const char* cause;
+  const char* cure;
+};
+
+/// In order of priority: a fault may cause the signs of later rules, but hardly those of earlier
+/// ones.
+constexpr Rule kRules[] = {
+    {"learning_rate", large_updates, 1, "the learning rate is too high",
+     "lower optimizer.lr of the group that updates this layer, or lengthen schedule.warmup"},
+    {"logits", large_logits, 1, "the attention logits explode",
+     "check the softmax scale (mscale_all_dim of position: yarn) and model.init.std; normalize "
+     "queries and keys (qk_norm: true of attention: mha), or lower the learning rate"},
+    {"fused", uneven_rows, 1,
+     "a matrix that consists of several, such as queries, keys and values, is updated as one, so "
+     "that some of them hardly change",
+     "declare the number of matrices in the component (ParamSpec::matrices), or assign the "
+     "parameter to adamw by a group with `match`"},
+    {"bias", constant_bias, 5, "the routing bias that should balance the experts is not updated",
+     "set bias_rate: 0.001 and bias_until: 1 in model.feed_forward, or raise balance_alpha if the "
+     "balance loss replaces the bias"},
+    {"collapse", saturated_router, 1,
+     "the router has collapsed: its scores are saturated, and few experts receive most tokens",
+     "lower the learning rate of role: router, or raise balance_alpha in model.feed_forward"},
+    {"starved", dead_experts, 20, "experts receive no tokens because their load is not balanced",
+     "raise bias_rate or balance_alpha in model.feed_forward, or train with more tokens per step"},
+    {"dead_layer", zero_gradients, 1,
+     "a part of the layer does not affect the loss, or its output is detached",
+     "look for detach(), a factor of 0 or a frozen projection of zeros in the layer's component"},
+    {"divergence", rising_loss, 1, "the run diverges, most often because of the learning rate",
+     "lower optimizer.lr, lengthen schedule.warmup, lower train.clip, or check the data"},
+};
+
+}  // namespace
+
+std::vector<std::string> Alarms::observe(const dsv3::Event& event) {
+  if (event.step <= last_step_) return {};  // a resumed run repeats a step
+  last_step_ = event.step;
+  const Values metrics(event.metrics.begin(), event.metrics.end());
+  std::vector<std::string> warnings;
+  active_ = 0;
+  for (const Rule& rule : kRules) {
+    Count& count = counts_[rule.name];
+    const std::string sign = rule.sign({metrics, memory_, options_});
+    if (sign.empty()) {
+      count = {};
+      continue;
+    }
+    const int64_t needed = rule.patience * options_.patience;
+    if (++count.seen < needed) continue;
+    if (active_++ > 0) continue;  // probably a consequence of the fault that was named
+    if (count.warned_at >= 0 && event.step - count.warned_at < options_.repeat_every) continue;
+    count.warned_at = event.step;
+    warnings.push_back(
+        fmt::format("health: {}. Sign: at step {}, {} ({} logged steps in a row). To do: {}.",
+                    rule.cause, event.step, sign, count.seen, rule.cure));
+  }
+  return warnings;
+}
+
+nlohmann::json Alarms::state() const {
+  nlohmann::json counts = nlohmann::json::object();
+  for (const auto& [rule, count] : counts_) counts[rule] = {count.seen, count.warned_at};
+  return {{"active", active_}, {"counts", counts}, {"memory", memory_}, {"last_step", last_step_}};
+}
+
+void Alarms::load(const nlohmann::json& state) {
+  active_ = state.at("active").get<int64_t>();
+  counts_.clear();
+  for (const auto& [rule, count] : state.at("counts").items())
+    counts_[rule] = {count.at(0).get<int64_t>(), count.at(1).get<int64_t>()};
+  memory_ = state.at("memory").get<Values>();
+  last_step_ = state.at("last_step").get<int64_t>();
+}
+
+}  // namespace health
