@@ -14,7 +14,7 @@ std::vector<at::Tensor> upload(const std::vector<at::Tensor>& hosts, at::Device 
   int64_t size = 0;
   for (const at::Tensor& host : hosts) size += host.numel();
   const at::Tensor pinned =
-      at::empty({size}, at::TensorOptions().dtype(at::kLong).pinned_memory(true));
+      at::empty({size}, at::TensorOptions().dtype(at::kLong).pinned_memory(device.is_cuda()));
   int64_t offset = 0;
   for (const at::Tensor& host : hosts) {
     pinned.narrow(0, offset, host.numel()).view(host.sizes()).copy_(host);

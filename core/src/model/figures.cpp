@@ -1,12 +1,10 @@
 // Computes a model's parameter counts and FLOPs per token, for --dry-run and for the summary at the
 // start of a run.
-#include <algorithm>
-
 #include <ATen/ATen.h>
 
-#include <dsv3/runtime/model.h>
+#include <dsv3/sdk/error.h>
 
-#include "call/checked.h"
+#include "model/measure.h"
 
 namespace dsv3 {
 namespace {
@@ -22,34 +20,13 @@ std::string part_of(const Parameter& parameter, int64_t layers) {
   return "norms";
 }
 
-int64_t saved_values(const Model& model, const Experiment& experiment) {
-  const int64_t hidden = experiment.model.hidden;
-  const int64_t sequence = experiment.train.sequence, layers = experiment.model.layers;
-  int64_t sum = 0, largest = 0;
-  for (size_t i = 0; i < model.attention().size(); ++i) {
-    // Adds the inputs of both norms and of both sublayers.
-    int64_t block = checked::number(*model.attention()[i], "saved_values_per_token",
-                                    &Attention::saved_values_per_token, sequence) +
-                    checked::number(*model.feed_forward()[i], "saved_values_per_token",
-                                    &FeedForward::saved_values_per_token) +
-                    4 * hidden;
-    if (int64_t(i) >= layers)
-      block += 6 * hidden;  // for two more norms, the concatenated input and the final norm
-    sum += block;
-    largest = std::max(largest, block);
-  }
-  if (experiment.model.recompute == "full")
-    sum = int64_t(model.attention().size()) * hidden + largest;
-  return sum + 2 * hidden * (1 + experiment.mtp.depth);  // final norms' inputs and heads' dx
-}
-
 }  // namespace
 
-ModelFigures figures(const Model& model, const Experiment& experiment) {
+ModelFigures figures(const Model& model, const Experiment& experiment,
+                     const ModelFactory& factory) {
   ModelFigures result;
   for (const char* name : {"embedding", "attention", "feed_forward", "norms", "head", "mtp"})
     result.parts.push_back({.name = name});
-  double multiplied = 0;  // number of weights in the matrix products for one token
   for (const Parameter& parameter : model.store().parameters()) {
     const std::string name = part_of(parameter, experiment.model.layers);
     const int64_t count = parameter.tensor.numel();
@@ -65,20 +42,14 @@ ModelFigures figures(const Model& model, const Experiment& experiment) {
       result.total_without_embeddings += count;
       result.active_without_embeddings += active;
     }
-    const Role role = parameter.spec.role;
-    if (role == Role::matrix || role == Role::router || role == Role::head) multiplied += active;
   }
-  // Every MTP module also uses the head. A tied head was counted as the embedding above.
-  const double head = double(model.vocab()) * double(experiment.model.hidden);
-  multiplied += head * double(experiment.mtp.depth + (experiment.model.tied_head ? 1 : 0));
-
-  double attention = 0;
-  for (const std::shared_ptr<Attention>& layer : model.attention())
-    attention += checked::number(*layer, "attention_flops", &Attention::attention_flops,
-                                 experiment.train.sequence);
-  result.flops_per_token = 6 * multiplied + 3 * attention;
-  result.flops_per_token_causal = 6 * multiplied + 1.5 * attention;
-  result.saved_values_per_token = saved_values(model, experiment);
+  try {
+    const Flops flops = Measurement(experiment, model.vocab(), factory).flops_per_token();
+    result.flops_per_token = flops.all;
+    result.flops_per_token_causal = flops.causal;
+  } catch (const Error& error) {
+    result.flops_unknown = error.what();
+  }
   return result;
 }
 

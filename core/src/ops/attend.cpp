@@ -9,6 +9,8 @@
 
 #include <dsv3/sdk/packing.h>
 
+#include "ops/meta.h"
+
 namespace dsv3 {
 namespace {
 
@@ -18,10 +20,10 @@ namespace {
 at::Tensor fused(at::Tensor q, at::Tensor k, at::Tensor v, const at::Tensor& mask, bool causal,
                  double scale) {
   const int64_t key_dim = q.size(3), value_dim = v.size(3);
-  if (q.is_cpu() && key_dim < value_dim) {
+  if (on_cpu(q) && key_dim < value_dim) {
     q = at::constant_pad_nd(q, {0, value_dim - key_dim});
     k = at::constant_pad_nd(k, {0, value_dim - key_dim});
-  } else if (q.is_cpu() && value_dim < key_dim) {
+  } else if (on_cpu(q) && value_dim < key_dim) {
     v = at::constant_pad_nd(v, {0, key_dim - value_dim});
   }
   std::optional<at::Tensor> allowed;

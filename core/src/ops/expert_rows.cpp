@@ -41,6 +41,7 @@ at::Tensor gather(const at::Tensor& x, const at::Tensor& source, int64_t slots) 
   if (!fused_on_cpu(x)) return x.index_select(0, source.div(slots, "floor"));
   const at::Tensor in = x.contiguous();
   at::Tensor out = at::empty({source.numel(), x.size(1)}, x.options());
+  if (x.is_meta()) return out;
   const int64_t* from = source.const_data_ptr<int64_t>();
   const auto* data = static_cast<const char*>(in.const_data_ptr());
   auto* to = static_cast<char*>(out.mutable_data_ptr());
@@ -58,7 +59,7 @@ at::Tensor sum(const at::Tensor& y, const at::Tensor& row) {
     return y.index_select(0, row.reshape({-1})).view({tokens, slots, size}).sum(1);
   const at::Tensor in = y.contiguous();
   at::Tensor out = at::empty({tokens, size}, y.options());
-  for_type(y.scalar_type(), [&]<class T>(T) {
+  for_type(y, [&]<class T>(T) {
     const T* from = in.const_data_ptr<T>();
     const int64_t* rows = row.const_data_ptr<int64_t>();
     T* to = out.mutable_data_ptr<T>();
@@ -100,6 +101,7 @@ ExpertRows counting_sort(const at::Tensor& chosen, int64_t experts) {
   const auto longs = flat.options().dtype(at::kLong);
   ExpertRows rows{at::empty({total}, longs), at::empty(flat.sizes(), longs),
                   at::empty({experts}, longs.dtype(at::kInt)), at::zeros({experts}, longs)};
+  if (chosen.is_meta()) return rows;
   const int64_t* expert = flat.const_data_ptr<int64_t>();
   int64_t* count = rows.counts.mutable_data_ptr<int64_t>();
   for (int64_t i = 0; i < total; ++i) ++count[expert[i]];
@@ -125,7 +127,7 @@ ExpertRows sort_by_expert(const at::Tensor& chosen, int64_t experts) {
   const at::NoGradGuard no_grad;
   TORCH_CHECK(chosen.dim() == 2 && chosen.scalar_type() == at::kLong,
               "sort_by_expert: chosen must be int64 [tokens, k], not ", chosen.sizes());
-  if (chosen.is_cpu() && !reference_ops()) return counting_sort(chosen, experts);
+  if (on_cpu(chosen) && !reference_ops()) return counting_sort(chosen, experts);
   ExpertRows rows;
   const at::Tensor flat = chosen.reshape({-1});
   rows.source = std::get<1>(flat.sort(/*stable=*/true, 0, /*descending=*/false));

@@ -19,12 +19,15 @@ struct Task {
   int64_t group, begin, size;
 };
 
-// The row range of each group, including empty groups.
-std::vector<Task> groups_of(const at::Tensor& ends) {
-  const at::Tensor host = ends.cpu();
+// The row range of each group, including empty groups. Groups on the meta device have equal sizes.
+std::vector<Task> groups_of(const at::Tensor& ends, int64_t rows) {
+  const int64_t count = ends.numel();
+  const at::Tensor host = ends.is_meta()
+                              ? at::arange(1, count + 1).mul(rows).floor_divide(count).to(at::kInt)
+                              : ends.cpu();
   const int32_t* end = host.const_data_ptr<int32_t>();
   std::vector<Task> groups;
-  for (int64_t group = 0, begin = 0; group < host.numel(); begin = end[group++])
+  for (int64_t group = 0, begin = 0; group < count; begin = end[group++])
     groups.push_back({group, begin, end[group] - begin});
   return groups;
 }
@@ -98,12 +101,12 @@ struct GroupedLinearFunction : torch::autograd::Function<GroupedLinearFunction> 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
                             const at::Tensor& ends) {
     ctx->save_for_backward({x, weight, ends});
-    return products(x, weight.transpose(1, 2), groups_of(ends));
+    return products(x, weight.transpose(1, 2), groups_of(ends, x.size(0)));
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const std::vector<Task> groups = groups_of(saved[2]);
+    const std::vector<Task> groups = groups_of(saved[2], saved[0].size(0));
     const at::Tensor dy = grads[0].contiguous();
     at::Tensor dx, dweight;
     if (ctx->needs_input_grad(0)) dx = products(dy, saved[1], groups);
@@ -116,7 +119,7 @@ struct GroupedLinearFunction : torch::autograd::Function<GroupedLinearFunction> 
 // can differentiate.
 at::Tensor plain(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& ends) {
   std::vector<at::Tensor> parts;
-  for (const Task& group : groups_of(ends))
+  for (const Task& group : groups_of(ends, x.size(0)))
     parts.push_back(
         at::matmul(x.narrow(0, group.begin, group.size), weight.select(0, group.group).t()));
   return at::cat(parts);
@@ -136,7 +139,7 @@ at::Tensor grouped_linear(const at::Tensor& x, const at::Tensor& weight, const a
               "grouped_linear: x ", x.sizes(), ", weight ", weight.sizes(), " and ends ",
               ends.sizes(), " are incompatible");
   if (reference_ops()) return plain(x, weight, ends);
-  if (x.is_cuda() && x.scalar_type() == at::kBFloat16 && has_aligned_rows(weight))
+  if (on_cuda(x) && x.scalar_type() == at::kBFloat16 && has_aligned_rows(weight))
     return at::_grouped_mm(x.contiguous(), weight.transpose(1, 2), ends);
   return GroupedLinearFunction::apply(x.contiguous(), weight, ends);
 }

@@ -12,6 +12,8 @@
 
 #include <dsv3/sdk/ops.h>
 
+#include "ops/meta.h"
+
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
 #define DSV3_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
@@ -173,10 +175,10 @@ namespace dsv3 {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// Whether the fused CPU loops support `tensor`.
+/// Whether the fused CPU loops support `tensor`. On meta tensors they run without their kernels.
 inline bool fused_on_cpu(const at::Tensor& tensor) {
   const at::ScalarType type = tensor.scalar_type();
-  return tensor.is_cpu() && !reference_ops() &&
+  return on_cpu(tensor) && !reference_ops() &&
          (type == at::kFloat || type == at::kBFloat16 || type == at::kDouble);
 }
 
@@ -185,9 +187,12 @@ inline at::ScalarType math_type(at::ScalarType type) {
   return type == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-/// Calls body(T{}), where T is the C++ type for a dtype that fused_on_cpu() accepts.
+/// Calls body(T{}), where T is the C++ type for the dtype of `tensor`, which fused_on_cpu()
+/// accepts. Does nothing for meta tensors, which have no data.
 template <class Body>
-void for_type(at::ScalarType type, const Body& body) {
+void for_type(const at::Tensor& tensor, const Body& body) {
+  if (tensor.is_meta()) return;
+  const at::ScalarType type = tensor.scalar_type();
   if (type == at::kDouble) return body(double{});
   if (type == at::kBFloat16) return body(c10::BFloat16{});
   body(float{});

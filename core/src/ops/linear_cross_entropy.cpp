@@ -156,6 +156,9 @@ template <class T>
 std::pair<at::Tensor, at::Tensor> chunk_by_rows(at::Tensor& logits, const at::Tensor& targets,
                                                 const Job& job) {
   const int64_t rows = logits.size(0), vocab = logits.size(1);
+  if (logits.is_meta())
+    return {at::empty({}, logits.options().dtype(at::kDouble)),
+            at::empty({}, logits.options().dtype(at::kDouble))};
   T* const data = logits.data_ptr<T>();
   const int64_t* classes = targets.const_data_ptr<int64_t>();
   std::vector<double> losses(rows), entropies(rows);
@@ -184,9 +187,9 @@ std::pair<at::Tensor, at::Tensor> chunk_by_rows(at::Tensor& logits, const at::Te
 
 std::pair<at::Tensor, at::Tensor> chunk_losses(at::Tensor& logits, const at::Tensor& targets,
                                                const Job& job) {
-  if (logits.is_cpu() && logits.scalar_type() == at::kFloat)
+  if (on_cpu(logits) && logits.scalar_type() == at::kFloat)
     return chunk_by_rows<float>(logits, targets, job);
-  if (logits.is_cpu() && logits.scalar_type() == at::kBFloat16)
+  if (on_cpu(logits) && logits.scalar_type() == at::kBFloat16)
     return chunk_by_rows<c10::BFloat16>(logits, targets, job);
   return chunk_by_operators(logits, targets, job);
 }
@@ -216,7 +219,7 @@ int64_t chunk_rows(const at::Tensor& x, const at::Tensor& weight, int64_t chunk)
   const int64_t rows = x.size(0), vocab = weight.size(0);
   if (chunk <= 0) {
     const int64_t bytes = vocab * int64_t(weight.element_size());
-    chunk = x.is_cpu() ? std::max(x.size(1), (int64_t(64) << 20) / bytes) : 4096;
+    chunk = on_cpu(x) ? std::max(x.size(1), (int64_t(64) << 20) / bytes) : 4096;
   }
   const int64_t chunks = (rows + chunk - 1) / chunk;
   return chunks > 1 ? (rows + chunks - 1) / chunks : rows;
@@ -277,9 +280,11 @@ Result compute(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& 
 /// synchronise.
 Result compute_valid(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
                      const Job& job) {
-  if (!x.is_cpu()) return compute(x, weight, targets, job);
-  const at::Tensor valid = targets.ge(0).nonzero().squeeze(1);
-  if (valid.size(0) == x.size(0)) return compute(x, weight, targets, job);
+  if (!on_cpu(x)) return compute(x, weight, targets, job);
+  // For meta tensors, assume that only a few rows have no target.
+  const at::Tensor valid =
+      x.is_meta() ? at::arange(x.size(0), targets.options()) : targets.ge(0).nonzero().squeeze(1);
+  if (!x.is_meta() && valid.size(0) == x.size(0)) return compute(x, weight, targets, job);
   Result result = compute(x.index_select(0, valid), weight, targets.index_select(0, valid), job);
   if (job.need_dx) result.dx = at::zeros_like(x).index_copy_(0, valid, result.dx);
   return result;

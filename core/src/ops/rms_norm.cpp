@@ -92,7 +92,7 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
     const int64_t size = rows.size(1), stride = rows.stride(0);
     at::Tensor y = at::empty(x.sizes(), x.options());
     at::Tensor rstd = at::empty({rows.size(0)}, x.options().dtype(math_type(x.scalar_type())));
-    for_type(x.scalar_type(), [&]<class T>(T) {
+    for_type(x, [&]<class T>(T) {
       const T* from = rows.const_data_ptr<T>();
       const T* with = scale.const_data_ptr<T>();
       T* to = y.mutable_data_ptr<T>();
@@ -118,7 +118,7 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
     const int64_t blocks = (count + block - 1) / block;
     at::Tensor dx = at::empty(saved[0].sizes(), rows.options());
     at::Tensor partial = at::zeros({blocks, size}, rstd.options());
-    for_type(rows.scalar_type(), [&]<class T>(T) {
+    for_type(rows, [&]<class T>(T) {
       const T* from = rows.const_data_ptr<T>();
       const T* with = weight.const_data_ptr<T>();
       const auto* scale = rstd.const_data_ptr<simd::Scalar<T>>();

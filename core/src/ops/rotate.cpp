@@ -56,7 +56,7 @@ at::Tensor rotated(const at::Tensor& x, const at::Tensor& cos, const at::Tensor&
   const int64_t row_stride = in.stride(0), token_stride = in.stride(1), head_stride = in.stride(2);
   const int64_t row_angles = cos.dim() == 3 ? length * half : 0;
   at::Tensor out = at::empty(in.sizes(), in.options());
-  for_type(in.scalar_type(), [&]<class T>(T) {
+  for_type(in, [&]<class T>(T) {
     using S = simd::Scalar<T>;
     const T* from = in.const_data_ptr<T>();
     const S* c = cos.const_data_ptr<S>();

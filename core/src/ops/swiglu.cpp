@@ -98,7 +98,7 @@ at::Tensor swiglu_forward(const at::Tensor& gate_up, const at::Tensor& row_weigh
   shape.back() = size;
   const at::Tensor in = gate_up.contiguous();
   at::Tensor out = at::empty(shape, in.options());
-  for_type(in.scalar_type(), [&]<class T>(T) {
+  for_type(in, [&]<class T>(T) {
     using S = simd::Scalar<T>;
     const T* from = in.const_data_ptr<T>();
     const S* weights = row_weights.defined() ? row_weights.const_data_ptr<S>() : nullptr;
@@ -120,7 +120,7 @@ std::pair<at::Tensor, at::Tensor> swiglu_backward(const at::Tensor& gate_up,
   const at::Tensor upstream = grad.contiguous();
   at::Tensor out = at::empty(in.sizes(), in.options());
   at::Tensor dweights = row_weights.defined() ? at::empty_like(row_weights) : at::Tensor();
-  for_type(in.scalar_type(), [&]<class T>(T) {
+  for_type(in, [&]<class T>(T) {
     using S = simd::Scalar<T>;
     const T* from = in.const_data_ptr<T>();
     const S* weights = row_weights.defined() ? row_weights.const_data_ptr<S>() : nullptr;

@@ -1,43 +1,21 @@
 // --dry-run: estimates an experiment's requirements on the meta device.
+#include <algorithm>
 #include <fmt/format.h>
 
 #include <dsv3/runtime/quantities.h>
 #include <dsv3/runtime/trainer.h>
+#include <dsv3/sdk/error.h>
 
-#include "call/call.h"
 #include "machine/machine.h"
 #include "support/host.h"
-#include "train/progress.h"
+#include "train/memory.h"
 #include "train/training.h"
 
 namespace dsv3 {
 namespace {
 
-/// Memory in bytes that one rank needs during a step.
-struct Memory {
-  int64_t weights = 0;  ///< fp32 master and compute copy
-  int64_t gradients = 0;
-  int64_t optimizer = 0;
-  int64_t activations = 0;  ///< for one micro-batch and one chunk of logits in the loss
-  int64_t total() const { return weights + gradients + optimizer + activations; }
-};
-
 /// Assumed fraction of the measured or nominal matmul rate that a training step reaches.
 constexpr double kUtilisation = 0.4;
-/// Maximum size of a chunk of logits in linear_cross_entropy, in bytes.
-constexpr int64_t kLogitsChunk = int64_t{128} << 20;
-
-int64_t activation_bytes(const Experiment& experiment, const ModelFigures& figures,
-                         int64_t micro_batch, bool recompute) {
-  const int64_t element = compute_dtype(experiment.train) == at::kBFloat16 ? 2 : 4;
-  const int64_t blocks = experiment.model.layers + experiment.mtp.depth;
-  // With recomputation, each block saves only its input, and the activations of only one block
-  // exist at a time.
-  const int64_t values =
-      recompute ? blocks * experiment.model.hidden + figures.saved_values_per_token / blocks
-                : figures.saved_values_per_token;
-  return micro_batch * experiment.train.sequence * values * element + kLogitsChunk;
-}
 
 /// This machine's FLOP/s: the nominal rate of a GPU, or the rate that matmuls of about 20 ms reach
 /// on a CPU. Returns 0 for `train.device: cuda` if there is no GPU or its nominal rate is unknown.
@@ -70,9 +48,20 @@ void print_parameters(const ModelFigures& figures) {
              int64_t(active));
 }
 
-void print_memory(const Memory& memory, bool recompute) {
-  fmt::print("memory         weights {}, gradients {}, optimizer {}, activations {} ({}): {}\n",
-             format_bytes(memory.weights), format_bytes(memory.gradients),
+void print_flops(const ModelFigures& figures) {
+  if (!figures.flops_unknown.empty())
+    fmt::print("FLOPs/token    unknown: {}\n", figures.flops_unknown);
+  else
+    fmt::print(
+        "FLOPs/token    {} forward and backward ({} without the masked part of causal attention)\n",
+        format_flops(figures.flops_per_token), format_flops(figures.flops_per_token_causal));
+}
+
+void print_memory(const MemoryEstimate& memory, bool recompute) {
+  const std::string process =
+      memory.process > 0 ? "process " + format_bytes(memory.process) + ", " : "";
+  fmt::print("memory         {}weights {}, gradients {}, optimizer {}, activations {} ({}): {}\n",
+             process, format_bytes(memory.weights), format_bytes(memory.gradients),
              format_bytes(memory.optimizer), format_bytes(memory.activations),
              recompute ? "recomputed" : "saved", format_bytes(memory.total()));
 }
@@ -94,26 +83,53 @@ void print_cache(const Model& model, const Experiment& experiment) {
       all * int64_t(c10::elementSize(type)), experiment.model.layers, experiment.train.precision);
 }
 
+/// Returns the largest micro-batch of at most `micro_batch` rows that divides `batch` and fits; 0 =
+/// none. Assumes that a smaller micro-batch needs less memory.
+int64_t largest_fitting(const MemoryEstimator& estimator, int64_t batch, int64_t micro_batch,
+                        bool recompute, int64_t limit) {
+  std::vector<int64_t> rows;
+  for (int64_t count = 1; count <= micro_batch; ++count)
+    if (batch % count == 0) rows.push_back(count);
+  const auto end = std::partition_point(rows.begin(), rows.end(), [&](int64_t count) {
+    return estimator.estimate(count, recompute).total() <= limit;
+  });
+  return end == rows.begin() ? 0 : *std::prev(end);
+}
+
 /// Prints whether `limit` bytes suffice. If not, prints a micro-batch and recomputation setting
 /// that would fit.
-void print_fit(const Experiment& experiment, const ModelFigures& figures, Memory memory,
-               int64_t micro_batch, int64_t limit) {
+void print_fit(const Experiment& experiment, const MemoryEstimator& estimator,
+               const MemoryEstimate& memory, int64_t micro_batch, int64_t limit) {
   const std::string size = format_bytes(limit);
   if (memory.total() <= limit) {
     fmt::print("fits           yes, in {}\n", size);
     return;
   }
-  for (const bool recompute : {false, true})
-    for (int64_t rows = micro_batch; rows >= 1; --rows) {
-      if (experiment.train.batch % rows != 0) continue;
-      memory.activations = activation_bytes(experiment, figures, rows, recompute);
-      if (memory.total() > limit) continue;
-      fmt::print("fits           no, but would fit with train.micro_batch={}{}: {} of {}\n", rows,
-                 recompute ? " model.recompute=full" : "", format_bytes(memory.total()), size);
-      return;
-    }
-  fmt::print("fits           no: weights, gradients and optimizer state alone need {} of {}\n",
-             format_bytes(memory.total() - memory.activations), size);
+  for (const bool recompute : {false, true}) {
+    const int64_t rows =
+        largest_fitting(estimator, experiment.train.batch, micro_batch, recompute, limit);
+    if (rows == 0) continue;
+    fmt::print("fits           no, but would fit with train.micro_batch={}{}: {} of {}\n", rows,
+               recompute ? " model.recompute=full" : "",
+               format_bytes(estimator.estimate(rows, recompute).total()), size);
+    return;
+  }
+  fmt::print("fits           no: even one row needs {} with model.recompute=full, more than {}\n",
+             format_bytes(estimator.estimate(1, true).total()), size);
+}
+
+/// Prints the estimated memory, or why it is unknown.
+void print_memory_and_fit(const Experiment& experiment, const MemoryEstimator& estimator,
+                          std::optional<int64_t> limit) {
+  const int64_t micro_batch = experiment.train.micro_batch.value_or(experiment.train.batch);
+  const bool recompute = experiment.model.recompute == "full";
+  try {
+    const MemoryEstimate memory = estimator.estimate(micro_batch, recompute);
+    print_memory(memory, recompute);
+    if (limit) print_fit(experiment, estimator, memory, micro_batch, *limit);
+  } catch (const Error& error) {
+    fmt::print("memory         unknown: {}\n", error.what());
+  }
 }
 
 /// A dry run reads the tokenizer only if `model.vocab` is auto.
@@ -133,43 +149,32 @@ int64_t vocab_for_dry_run(const Experiment& experiment, Plugins& plugins) {
 
 void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64_t> memory_limit) {
   preflight(experiment, plugins, PreflightScope::configuration);
-  const Model model(experiment, vocab_for_dry_run(experiment, plugins),
-                    factory_of(experiment, plugins), at::kMeta);
-  const ModelFigures figures = dsv3::figures(model, experiment);
+  const ModelFactory factory = factory_of(experiment, plugins);
+  const Model model(experiment, vocab_for_dry_run(experiment, plugins), factory, at::kMeta);
+  const ModelFigures figures = dsv3::figures(model, experiment, factory);
   const OptimizerSet optimizers(experiment, plugins, model.store());
-  const auto strategy = make<Strategy>(
-      plugins, experiment.strategy,
-      StrategyContext{local_communicator(), at::kMeta, compute_dtype(experiment.train)});
-  const auto units =
-      model.units([&](const Parameter& parameter) { return optimizers.group_of(parameter); });
-  const Cost cost = call(*strategy, "estimate", &Strategy::estimate, units, 1);
-
-  const int64_t micro_batch = experiment.train.micro_batch.value_or(experiment.train.batch);
-  const bool recompute = experiment.model.recompute == "full";
-  const Memory memory{cost.bytes_held, cost.bytes_peak - cost.bytes_held, optimizers.state_bytes(),
-                      activation_bytes(experiment, figures, micro_batch, recompute)};
+  const MemoryEstimator estimator(experiment, plugins, factory, model, optimizers);
 
   const int64_t steps = total_steps(experiment);
   const double tokens = double(steps * experiment.train.batch * experiment.train.sequence);
   const double rate = matmul_rate(experiment);
   fmt::print("{} ({})\n", experiment.name, experiment.file);
   print_parameters(figures);
-  fmt::print(
-      "FLOPs/token    {} forward and backward ({} without the masked half of causal attention)\n",
-      format_flops(figures.flops_per_token), format_flops(figures.flops_per_token_causal));
+  print_flops(figures);
   print_cache(model, experiment);
-  print_memory(memory, recompute);
-  if (memory_limit) print_fit(experiment, figures, memory, micro_batch, *memory_limit);
+  print_memory_and_fit(experiment, estimator, memory_limit);
   fmt::print("steps          {} of {} x {} tokens, {} tokens in total\n", steps,
              experiment.train.batch, experiment.train.sequence, format_count(tokens));
-  if (rate > 0)
+  if (rate > 0 && figures.flops_per_token > 0)
     fmt::print("time           about {} at {:.0f}% of the {} of {}/s\n",
                format_duration(tokens * figures.flops_per_token / (rate * kUtilisation)),
                100 * kUtilisation,
                experiment.train.device == "cuda" ? "GPU's peak" : "CPU's matmul rate",
                format_flops(rate));
   else
-    fmt::print("time           unknown: no GPU was found, or its peak FLOP/s is unknown\n");
+    fmt::print(
+        "time           unknown: {}\n",
+        rate > 0 ? "FLOPs/token are unknown" : "no GPU was found, or its peak FLOP/s is unknown");
   fmt::print("{}", optimizers.plan());
 }
 

@@ -67,7 +67,7 @@ Training::Training(Experiment resolved, Plugins& search, RunFolder& run_folder)
     tokenizer = make<Tokenizer>(plugins, experiment.tokenizer, TokenizerContext{});
   model = std::make_unique<Model>(experiment, vocab_of(experiment, tokenizer.get()),
                                   factory_of(experiment, plugins), device);
-  model_figures = figures(*model, experiment);
+  model_figures = figures(*model, experiment, factory_of(experiment, plugins));
   optimizers = std::make_unique<OptimizerSet>(experiment, plugins, model->store());
   schedule = make<Schedule>(plugins, experiment.schedule);
   strategy = make<Strategy>(

@@ -5,7 +5,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "mutant.h"
-#include "train/trainer.h"
+#include "train/step.h"
 
 namespace dsv3 {
 

@@ -146,10 +146,13 @@ struct ModelFigures {
                                                     ///< and MTP
   double active = 0, active_without_embeddings = 0;
   double flops_per_token = 0;  ///< of the forward and backward pass, computing attention scores for
-                               ///< all pairs of tokens
-  double flops_per_token_causal = 0;
-  int64_t saved_values_per_token = 0;
+                               ///< all pairs of tokens; 0 = unknown
+  double flops_per_token_causal = 0;  ///< without the scores that the causal mask discards
+  std::string flops_unknown;  ///< why FLOPs could not be measured: the error of a component that
+                              ///< does not run on the meta device
 };
-ModelFigures figures(const Model& model, const Experiment& experiment);
+/// Counts the model's parameters, and measures its FLOPs by running a copy of it, made by
+/// `factory`, on the meta device.
+ModelFigures figures(const Model& model, const Experiment& experiment, const ModelFactory& factory);
 
 }  // namespace dsv3
