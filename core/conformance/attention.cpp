@@ -99,30 +99,6 @@ void attention_checks(const AddCheck& check) {
     require(cache.bytes() == tokens * width * 8,
             "the cache size does not match cache_values_per_token()");
   });
-  check("flops", "performs the declared number of FLOPs", [](const Subject& subject) {
-    const Layer layer(subject, at::kFloat);
-    const double declared = layer.layer->attention_flops(kLength);
-    require(declared > 0, "attention_flops() is not positive");
-    const double growth = layer.layer->attention_flops(2 * kLength) / declared;
-    require(growth >= 1 && growth < 2 + 1e-9,
-            "attention_flops() per token grows faster than the sequence length, or decreases");
-    double weights = 0;
-    for (const Parameter& parameter : layer.parameters())
-      if (parameter.tensor.dim() >= 2)
-        weights += 2.0 * parameter.spec.active * double(parameter.tensor.numel());
-    const at::NoGradGuard no_grad;
-    const at::Tensor x = normal({1, kLength, kHidden}, 25, at::kFloat);
-    const Sequence seq = one_document(1, kLength, false);
-    const bool reference = reference_ops();
-    use_reference_ops(true);  // product_flops() counts only LibTorch's matrix products
-    const double all = product_flops([&] { layer(x, seq); }) / kLength;
-    use_reference_ops(reference);
-    // Reference operators compute the scores outside of a window, too.
-    const bool windowed = growth < 2 - 1e-9 && declared < all - weights;
-    require(windowed || std::abs(all - weights - declared) < 0.05 * declared, "attention_flops(",
-            kLength, ") is ", declared, " per token, but the measured value is ", all - weights,
-            " (all matrix products: ", all, ", products with weights: ", weights, ")");
-  });
   costly_layer_checks<Attention>(check);
   device_check(check, &require_same_layer_on_device<Attention>);
 }

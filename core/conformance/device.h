@@ -32,9 +32,6 @@ void require_same_on_device(const Computed& actual, const Computed& expected, at
 /// Whether `body` calls an operator on bf16 or fp16 tensors.
 bool computes_in_half(const std::function<void()>& body);
 
-/// Returns a description of rows on the CPU as a description of the same rows on `device`.
-Sequence to_device(Sequence seq, at::Device device);
-
 /// Returns what a layer computes for fixed input values with the rows that `seq`, on the CPU,
 /// describes.
 template <class Layer>

@@ -3,9 +3,6 @@
 #include <cmath>
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/record_function.h>
-#include <c10/core/Allocator.h>
-#include <c10/util/ThreadLocalDebugInfo.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <dsv3/sdk/angles.h>
@@ -35,29 +32,6 @@ uint64_t seed_of(const std::string& name) {
   uint64_t hash = 1469598103934665603u;  // FNV-1a
   for (const unsigned char c : name) hash = (hash ^ c) * 1099511628211u;
   return hash >> 1;
-}
-
-// Tracks the bytes that LibTorch's CPU allocator allocates and frees on this thread.
-class AllocationCounter final : public c10::MemoryReportingInfoBase {
- public:
-  void reportMemoryUsage(void*, int64_t bytes, size_t, size_t, c10::Device) override {
-    live += bytes;
-  }
-  bool memoryProfilingEnabled() const override { return true; }
-  int64_t live = 0;
-};
-
-thread_local double counted_flops = 0;
-
-std::unique_ptr<at::ObserverContext> count_product(const at::RecordFunction& function) {
-  const auto inputs = function.inputs();
-  const std::string name = function.name();
-  const bool with_bias = name == "aten::addmm" || name == "aten::baddbmm";
-  if (!with_bias && name != "aten::mm" && name != "aten::bmm") return nullptr;
-  const at::Tensor& a = inputs[with_bias ? 1 : 0].toTensor();
-  const at::Tensor& b = inputs[with_bias ? 2 : 1].toTensor();
-  counted_flops += 2.0 * double(a.numel()) * double(b.size(-1));
-  return nullptr;
 }
 
 void require_sound(const Parameter& parameter, const LayerContext& context) {
@@ -203,24 +177,6 @@ void require_gradients(const std::function<at::Tensor()>& function, const NamedT
               name, " at element ", j, " is ", actual, ", but central differences give ", expected);
     }
   }
-}
-
-int64_t bytes_saved(const std::function<at::Tensor()>& body) {
-  const auto counter = std::make_shared<AllocationCounter>();
-  const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, counter);
-  const at::Tensor result = body();
-  return counter->live - int64_t(result.nbytes());
-}
-
-double product_flops(const std::function<void()>& body) {
-  counted_flops = 0;
-  const at::CallbackHandle handle =
-      at::addThreadLocalCallback(at::RecordFunctionCallback(&count_product)
-                                     .needsInputs(true)
-                                     .scopes({at::RecordScope::FUNCTION}));
-  const std::shared_ptr<void> removal(nullptr, [=](void*) { at::removeCallback(handle); });
-  body();
-  return counted_flops;
 }
 
 void require_declarations(const std::function<void(const LayerContext&)>& build) {

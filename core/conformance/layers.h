@@ -30,6 +30,9 @@ Sequence one_document(int64_t batch, int64_t length, bool training = true);
 /// `starts`.
 Sequence packed(int64_t batch, int64_t length, const std::vector<int64_t>& starts);
 
+/// Returns a description of rows on the CPU as a description of the same rows on `device`.
+Sequence to_device(Sequence seq, at::Device device);
+
 /// Returns the largest absolute difference divided by the largest absolute value in `expected`, or
 /// infinity if shapes differ or a value is not finite. The divisor is at least `smallest`. The
 /// tensors may be on different devices.
@@ -58,13 +61,6 @@ std::vector<at::Tensor> gradients(const at::Tensor& y, const NamedTensors& input
 /// Throws a Violation unless autograd agrees with central differences for a sample of elements of
 /// each input. `inputs` must be float64.
 void require_gradients(const std::function<at::Tensor()>& function, const NamedTensors& inputs);
-
-/// Returns the number of bytes allocated by `body` that remain allocated while its result is alive,
-/// without the result itself.
-int64_t bytes_saved(const std::function<at::Tensor()>& body);
-
-/// Returns the number of FLOPs performed by matrix products in `body`. A multiply-add counts as 2.
-double product_flops(const std::function<void()>& body);
 
 /// Throws a Violation if declared parameters are invalid or differ on the meta device.
 void require_declarations(const std::function<void(const LayerContext&)>& build);
@@ -208,22 +204,16 @@ void costly_layer_checks(const AddCheck& check) {
     seq.recompute = true;
     require_equal(layer(x, seq), first, "the output when the forward pass is recomputed");
   });
-  check("saved_values", "declares saved_values_per_token() correctly", [](const Subject& subject) {
-    constexpr int64_t kBatch = 4, kRow = 64;
-    const LayerUnderTest<Layer> layer(subject, at::kFloat);
-    const at::Tensor x = normal({kBatch, kRow, kHidden}, 26, at::kFloat).requires_grad_();
-    layer(x);  // warm-up: fills tables and caches
-    const double measured = double(bytes_saved([&] { return layer(x); })) / (4.0 * kBatch * kRow);
-    double declared = 0;
-    if constexpr (std::is_same_v<Layer, Attention>)
-      declared = double(layer.layer->saved_values_per_token(kRow));
-    else
-      declared = double(layer.layer->saved_values_per_token());
-    require(declared > 0, "saved_values_per_token() is not positive");
-    require(declared >= 0.5 * measured && declared <= 2 * measured + 1,
-            "saved_values_per_token() is ", declared, ", but ", measured,
-            " values per token remain allocated between the forward and the backward pass");
-  });
+  check("meta", "runs on the meta device, where FLOPs and memory are measured",
+        [](const Subject& subject) {
+          const LayerUnderTest<Layer> layer(subject, at::kFloat, at::kMeta);
+          const at::Tensor x =
+              at::empty({2, kLength, kHidden}, at::TensorOptions().device(at::kMeta))
+                  .requires_grad_();
+          const at::Tensor y = layer(x, to_device(one_document(2, kLength), at::kMeta));
+          require(y.is_meta() && y.sizes() == x.sizes(), "forward's result is not like its input");
+          gradients(y, layer.inputs(x));
+        });
   check("memory", "frees its memory", [](const Subject& subject) {
     const LayerUnderTest<Layer> layer(subject, at::kFloat);
     require_steady_memory([&] {

@@ -20,7 +20,6 @@ class ProjectedAttention : public Attention {
     for (size_t i = 0; i < 4; ++i)
       projections_[i] = Linear(*this, std::string(1, "qkvo"[i]), width_, width_);
   }
-  double attention_flops(int64_t seq) const override { return 4.0 * double(seq * width_); }
   int64_t cache_values_per_token() const override { return 2 * width_; }
 
  protected:
@@ -46,7 +45,6 @@ class ReferenceAttention final : public ProjectedAttention {
                      at::arange(all.size(1), seq.positions.options()).unsqueeze(0), {});
         }));
   }
-  int64_t saved_values_per_token(int64_t) const override { return 4 * width_; }
 
  private:
   /// q [B, T, D], keys_values [B, S, 2 D], positions [B, T], key_positions [B, S].
@@ -74,7 +72,6 @@ class RotaryAttention final : public ProjectedAttention {
     const double scale = position_->softmax_scale() / std::sqrt(double(head));
     return projections_[3](attend(q, k, heads(2), seq, {.scale = scale}).reshape({batch, length, width_}));
   }
-  int64_t saved_values_per_token(int64_t) const override { return 6 * width_; }
 
  private:
   std::shared_ptr<Position> position_;
@@ -101,7 +98,6 @@ class ReferenceFeedForward final : public FeedForward {
     return add_loss(y, aux, seq.aux_scale);
   }
   at::Tensor step_counts() override { return counts_; }
-  int64_t saved_values_per_token() const override { return 4 * width_; }
 
  private:
   int64_t width_;

@@ -41,7 +41,6 @@ class Watched final : public dsv3::FeedForward {
   }
   at::Tensor step_counts() override { return inner_->step_counts(); }
   void on_step_end(const dsv3::StepEnd& end) override { inner_->on_step_end(end); }
-  int64_t saved_values_per_token() const override { return inner_->saved_values_per_token(); }
 
   std::vector<at::Tensor> choices;  // int64 [tokens, E] per micro-batch
 

@@ -17,7 +17,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 thread_local at::DeviceType simulated = at::kMeta;
-thread_local int64_t window = INT64_MAX;
 thread_local Flops* counted = nullptr;
 
 void count(const Flops& flops) {
@@ -42,7 +41,7 @@ std::unique_ptr<at::ObserverContext> count_product(const at::RecordFunction& fun
 /// FLOPs of q k^T and of the product of the weights with v. q [B, H, T, Dk], v [.., S, Dv].
 Flops attention_flops(const at::Tensor& q, const at::Tensor& v, bool causal) {
   const double per_pair = 2.0 * double(q.size(0) * q.size(1) * (q.size(3) + v.size(3)));
-  const double queries = double(q.size(2)), keys = double(std::min(v.size(2), window));
+  const double queries = double(q.size(2)), keys = double(v.size(2));
   const double all = per_pair * queries * keys;
   return {all, causal && queries >= keys ? all - per_pair * keys * keys / 2 : all};
 }
@@ -163,13 +162,6 @@ bool on_cpu(const at::Tensor& tensor) {
 }
 bool on_cuda(const at::Tensor& tensor) {
   return tensor.is_cuda() || (tensor.is_meta() && simulated == at::kCUDA);
-}
-
-AttentionWindow::AttentionWindow(int64_t keys) : previous_(window) {
-  window = std::min(window, keys);
-}
-AttentionWindow::~AttentionWindow() {
-  window = previous_;
 }
 
 FlopCounter::FlopCounter()

@@ -9,7 +9,8 @@ namespace dsv3 {
 
 /// FLOPs of matrix products. A multiply-add counts as 2.
 struct Flops {
-  double all = 0;     ///< attention computes the scores of all pairs of tokens (in the window)
+  double all = 0;     ///< attention computes the scores of all pairs of tokens; with a window,
+                      ///< those that its kernel computes
   double causal = 0;  ///< attention computes only the scores that the causal mask keeps
 
   Flops& operator+=(const Flops& other) {
@@ -33,19 +34,6 @@ class SimulatedDevice {
 bool on_cpu(const at::Tensor& tensor);
 /// Whether operators on `tensor` run CUDA kernels, or would on the simulated device.
 bool on_cuda(const at::Tensor& tensor);
-
-/// While this object exists, this thread's calls of scaled_dot_product_attention on meta tensors
-/// count as if each query had at most `keys` keys, because kernels may skip the others.
-class AttentionWindow {
- public:
-  explicit AttentionWindow(int64_t keys);
-  ~AttentionWindow();
-  AttentionWindow(const AttentionWindow&) = delete;
-  AttentionWindow& operator=(const AttentionWindow&) = delete;
-
- private:
-  int64_t previous_;
-};
 
 /// While this object exists, it counts the FLOPs of matrix products and attention on meta tensors
 /// in this thread, including those of backward passes.

@@ -42,9 +42,7 @@ class Mha final : public dsv3::Attention {
   Mha(const MhaOptions& options, const dsv3::LayerContext& context);
 
   at::Tensor forward(const at::Tensor& x, const dsv3::Sequence& seq) override;
-  double attention_flops(int64_t seq) const override;
   int64_t cache_values_per_token() const override;
-  int64_t saved_values_per_token(int64_t seq) const override;
 
  private:
   std::pair<at::Tensor, at::Tensor> rotated(const at::Tensor& q, const at::Tensor& k,
@@ -137,19 +135,8 @@ at::Tensor Mha::forward(const at::Tensor& x, const dsv3::Sequence& seq) {
   return out_(mixed.reshape({batch, length, o_.heads * o_.head_dim}));
 }
 
-double Mha::attention_flops(int64_t seq) const {
-  return 4.0 * seq * o_.heads * o_.head_dim;
-}
-
 int64_t Mha::cache_values_per_token() const {
   return 2 * o_.kv_heads * o_.head_dim;
-}
-
-// Saves for the backward pass: x, queries, keys and values (queries and keys also before their
-// norms), the attention output and its log-sum-exp.
-int64_t Mha::saved_values_per_token(int64_t) const {
-  const int64_t q = o_.heads * o_.head_dim, kv = o_.kv_heads * o_.head_dim;
-  return context().dims.hidden + 2 * q + 2 * kv + (o_.qk_norm ? q + kv : 0) + o_.heads;
 }
 
 }  // namespace

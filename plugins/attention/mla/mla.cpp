@@ -61,9 +61,7 @@ class Mla final : public dsv3::Attention {
   Mla(const MlaOptions& options, const dsv3::LayerContext& context);
 
   at::Tensor forward(const at::Tensor& x, const dsv3::Sequence& seq) override;
-  double attention_flops(int64_t seq) const override;
   int64_t cache_values_per_token() const override;
-  int64_t saved_values_per_token(int64_t seq) const override;
 
  private:
   int64_t qk_dim() const { return o_.qk_nope_dim + o_.qk_rope_dim; }
@@ -175,20 +173,8 @@ at::Tensor Mla::forward(const at::Tensor& x, const dsv3::Sequence& seq) {
   return out_(mixed.reshape({batch, length, o_.heads * o_.v_dim}));
 }
 
-double Mla::attention_flops(int64_t seq) const {
-  return 2.0 * seq * o_.heads * (qk_dim() + o_.v_dim);
-}
-
 int64_t Mla::cache_values_per_token() const {
   return o_.kv_lora_rank + o_.qk_rope_dim;
-}
-
-// Saves for the backward pass: x, latents before and after their norms, queries, keys, kv_b's
-// output (the values are a view of it), the attention output and its log-sum-exp.
-int64_t Mla::saved_values_per_token(int64_t) const {
-  const int64_t latents = 2 * o_.q_lora_rank + 2 * o_.kv_lora_rank + o_.qk_rope_dim;
-  return context().dims.hidden + latents +
-         o_.heads * (2 * qk_dim() + o_.qk_nope_dim + 2 * o_.v_dim + 1);
 }
 
 }  // namespace

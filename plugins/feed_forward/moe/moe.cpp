@@ -97,7 +97,6 @@ class Moe final : public dsv3::FeedForward {
   at::Tensor forward(const at::Tensor& x, const dsv3::Sequence& seq) override;
   at::Tensor step_counts() override { return counts_; }
   void on_step_end(const dsv3::StepEnd& end) override;
-  int64_t saved_values_per_token() const override;
 
  private:
   at::Tensor routed(const at::Tensor& tokens, const moe::Routing& routing,
@@ -176,13 +175,6 @@ void Moe::on_step_end(const dsv3::StepEnd& end) {
   if (o_.bias_rate == 0 || end.progress > o_.bias_until) return;
   const at::NoGradGuard no_grad;
   bias_.add_(moe::bias_change(end.counts, o_.bias_rate, o_.bias_update == "centered"));
-}
-
-// Saves for the backward pass: x, two copies of the router scores, the shared expert's values, and
-// for each chosen expert its input row, gate and up, and their product.
-int64_t Moe::saved_values_per_token() const {
-  const int64_t width = context().dims.hidden;
-  return width + 2 * o_.routed + 3 * o_.shared * o_.hidden + o_.top_k * (width + 3 * o_.hidden);
 }
 
 }  // namespace

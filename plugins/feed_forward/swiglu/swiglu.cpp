@@ -32,9 +32,6 @@ class Swiglu final : public dsv3::FeedForward {
     return down_(dsv3::swiglu(gate_up_(x)));
   }
 
-  // Saves x, gate and up, and the product silu(gate) * up for the backward pass.
-  int64_t saved_values_per_token() const override { return context().dims.hidden + 3 * hidden_; }
-
  private:
   int64_t hidden_;
   dsv3::Linear gate_up_, down_;

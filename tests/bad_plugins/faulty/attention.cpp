@@ -43,11 +43,7 @@ class Faulty final : public dsv3::Attention {
     if (fault_.is("makes_host_tensor")) return y * at::ones({x.size(-1)}, x.scalar_type());
     return spoiled(fault_, x, y);
   }
-  double attention_flops(int64_t seq) const override { return working_.attention_flops(seq); }
   int64_t cache_values_per_token() const override { return working_.cache_values_per_token(); }
-  int64_t saved_values_per_token(int64_t seq) const override {
-    return working_.saved_values_per_token(seq);
-  }
 
  private:
   Fault fault_;

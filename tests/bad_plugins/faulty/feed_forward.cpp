@@ -32,9 +32,6 @@ class Faulty final : public dsv3::FeedForward {
   void on_step_end(const dsv3::StepEnd&) override {
     if (fault_.is("step_end_throws")) throw std::runtime_error("broken on purpose");
   }
-  int64_t saved_values_per_token() const override {
-    return fault_.is("saves_less_than_nothing") ? -1 : working_.saved_values_per_token();
-  }
 
  private:
   Fault fault_;

@@ -1,6 +1,8 @@
 // Measurements on the meta device. tests/e2e/test_memory.py compares them with real runs.
 #include <catch2/catch.hpp>
 
+#include <dsv3/sdk/ops.h>
+
 #include "model/measure.h"
 #include "tiny.h"
 
@@ -17,20 +19,15 @@ class NoRotation final : public Position {
   }
 };
 
-/// Counts as attention within a window.
+/// Attention within a window, without projections.
 class WindowAttention final : public Attention {
  public:
-  explicit WindowAttention(const LayerContext& context) : Attention(context), full_(context) {}
+  using Attention::Attention;
   at::Tensor forward(const at::Tensor& x, const Sequence& seq) override {
-    const AttentionWindow window(kWindow);
-    return full_.forward(x, seq);
+    const at::Tensor heads = x.unsqueeze(2);
+    return attend(heads, heads, heads, seq, {.window = kWindow}).squeeze(2);
   }
-  double attention_flops(int64_t) const override { return 0; }
-  int64_t cache_values_per_token() const override { return full_.cache_values_per_token(); }
-  int64_t saved_values_per_token(int64_t) const override { return 0; }
-
- private:
-  conformance::RotaryAttention full_;
+  int64_t cache_values_per_token() const override { return context().dims.hidden; }
 };
 
 /// Reads a value on the host, which is impossible on the meta device.
@@ -40,7 +37,6 @@ class HostRead final : public FeedForward {
   at::Tensor forward(const at::Tensor& x, const Sequence&) override {
     return x * x.max().item<double>();
   }
-  int64_t saved_values_per_token() const override { return 0; }
 };
 
 Experiment experiment_of(int64_t layers = 2) {
@@ -79,13 +75,20 @@ TEST_CASE("FLOPs include attention scores, with and without the masked ones") {
     CHECK(flops.all == Approx(6 * matrices + pair * kSequence));
     CHECK(flops.causal == Approx(6 * matrices + pair * kSequence / 2));
   }
-  SECTION("a window") {
+}
+
+TEST_CASE("FLOPs of attention within a window do not grow with the sequence") {
+  const auto attention_flops = [](int64_t sequence) {
+    Experiment experiment = experiment_of();
+    experiment.train.sequence = sequence;
     const ModelFactory factory = with_attention<WindowAttention>();
-    const Flops flops = Measurement(experiment, tiny_vocab, factory).flops_per_token();
-    CHECK(flops.all == Approx(6 * matrices + pair * kWindow));
-    const double kept = kWindow - double(kWindow) * kWindow / (2 * kSequence);
-    CHECK(flops.causal == Approx(6 * matrices + pair * kept));
-  }
+    const double all = Measurement(experiment, tiny_vocab, factory).flops_per_token().all;
+    experiment.train.sequence = 2;
+    return all - Measurement(experiment, tiny_vocab, factory).flops_per_token().all;
+  };
+  const double shorter = attention_flops(2048), longer = attention_flops(8192);
+  CHECK(shorter > 0);
+  CHECK(longer < 1.1 * shorter);
 }
 
 TEST_CASE("activations grow with rows and layers, and recomputation saves most of them") {

@@ -26,9 +26,7 @@ class ResidualAttention final : public Attention {
     const auto head = [](const at::Tensor& t) { return t.unsqueeze(2); };
     return attend(head(layers_[0](x)), head(layers_[1](x)), head(v), seq).squeeze(2);
   }
-  double attention_flops(int64_t seq) const override { return 4.0 * double(seq * width_); }
   int64_t cache_values_per_token() const override { return 2 * width_; }
-  int64_t saved_values_per_token(int64_t) const override { return 4 * width_; }
 
  private:
   int64_t width_;
@@ -42,7 +40,6 @@ class DropoutFeedForward final : public FeedForward {
   at::Tensor forward(const at::Tensor& x, const Sequence& seq) override {
     return dropout(layer_(x), 0.3, seq);
   }
-  int64_t saved_values_per_token() const override { return 4; }
 
  private:
   Linear layer_;

@@ -140,13 +140,6 @@ TEST_CASE("numbers returned by a component are checked, and the error lists the 
                                      int64_t{9});
              }),
              Contains("factor(3, 9) is nan; it must be finite and at least 0"));
-  const auto negative = faulty<dsv3::FeedForward>("saves_less_than_nothing", layer());
-  CHECK_THAT(error_of([&] {
-               dsv3::checked::number(*negative, "saved_values_per_token",
-                                     &dsv3::FeedForward::saved_values_per_token);
-             }),
-             Contains("feed_forward 'faulty' (layer 1, saved_values_per_token)") &&
-                 Contains("saved_values_per_token() is -1"));
 }
 
 TEST_CASE("a component that dsv3::make did not construct is called without a wrapper") {

@@ -50,9 +50,7 @@ class Fused final : public dsv3::Attention {
     const double scale = o_.scale / std::sqrt(double(dim_));
     return out_(dsv3::attend(q, k, parts[2], seq, {.scale = scale}).flatten(2));
   }
-  double attention_flops(int64_t seq) const override { return 4.0 * double(seq * o_.heads * dim_); }
   int64_t cache_values_per_token() const override { return 2 * o_.kv_heads * dim_; }
-  int64_t saved_values_per_token(int64_t) const override { return 5 * context().dims.hidden; }
 
  private:
   FusedOptions o_;
@@ -73,7 +71,6 @@ class Detached final : public dsv3::FeedForward {
   at::Tensor forward(const at::Tensor& x, const dsv3::Sequence&) override {
     return down_(up_(x).relu()).detach() + 0 * x;
   }
-  int64_t saved_values_per_token() const override { return 5 * context().dims.hidden; }
 
  private:
   dsv3::Linear up_, down_;

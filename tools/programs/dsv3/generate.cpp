@@ -203,7 +203,9 @@ void run(Arguments& a) {
   options.on_token = [&](size_t i, int32_t id) { return print().token(i, id); };
   options.on_done = [&](size_t i, const dsv3::Continuation& text) { print().done(i, text); };
   const dsv3::GenerateStats stats = dsv3::generate(*loaded.model, encoded, options).stats;
-  if (a.stats) std::cerr << describe_stats(stats, *loaded.model, a.json) << std::flush;
+  if (a.stats)
+    std::cerr << describe_stats(stats, loaded, factory_of(loaded.experiment, plugins), a.json)
+              << std::flush;
 }
 
 void add_options(CLI::App& command, Arguments& a) {

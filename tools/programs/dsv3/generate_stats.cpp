@@ -1,5 +1,6 @@
 #include "generate_stats.h"
 
+#include <cmath>
 #include <cstdio>
 
 #include <ATen/core/Tensor.h>
@@ -19,16 +20,28 @@ struct Cached {
   int64_t element_bytes = 0;
 };
 
-Cached cached_of(const dsv3::Model& model) {
+/// Sum of the query, key and value features of all heads, H (Dk + Dv), over all layers: the values
+/// per token that multi-head attention would cache.
+double head_features(const dsv3::LoadedModel& loaded, const dsv3::ModelFactory& factory) {
+  constexpr int64_t kSequence = 64;
+  dsv3::Experiment experiment = loaded.experiment;
+  experiment.train.sequence = kSequence;
+  const dsv3::ModelFigures figures = dsv3::figures(*loaded.model, experiment, factory);
+  // The masked half of the scores takes 3 passes of 2 FLOPs for kSequence / 2 keys and each
+  // feature.
+  return (figures.flops_per_token - figures.flops_per_token_causal) / (3.0 * kSequence);
+}
+
+Cached cached_of(const dsv3::LoadedModel& loaded, const dsv3::ModelFactory& factory) {
+  const dsv3::Model& model = *loaded.model;
   Cached cached;
   cached.layers = int64_t(model.attention().size()) - model.mtp_depth();
   for (int64_t i = 0; i < cached.layers; ++i) {
     const dsv3::Attention& layer = *model.attention()[size_t(i)];
     cached.values += layer.cache_values_per_token();
-    // attention_flops(1) is 2 FLOPs per feature of each head's key and value, i.e. per value that
-    // multi-head attention would cache.
-    cached.multi_head += layer.attention_flops(1) / 2;
   }
+  const double share = double(cached.layers) / double(model.attention().size());  // without MTP
+  cached.multi_head = std::round(head_features(loaded, factory) * share);
   // A cache has the dtype of the embedding, which is the first parameter in the store.
   cached.element_bytes = int64_t(model.store().parameters().front().tensor.element_size());
   return cached;
@@ -103,7 +116,8 @@ std::string as_text(const dsv3::GenerateStats& stats, const Cached& cached) {
 
 }  // namespace
 
-std::string describe_stats(const dsv3::GenerateStats& stats, const dsv3::Model& model, bool json) {
-  const Cached cached = cached_of(model);
+std::string describe_stats(const dsv3::GenerateStats& stats, const dsv3::LoadedModel& loaded,
+                           const dsv3::ModelFactory& factory, bool json) {
+  const Cached cached = cached_of(loaded, factory);
   return json ? as_json(stats, cached) : as_text(stats, cached);
 }

@@ -109,17 +109,11 @@ class Attention : public Component {
   ~Attention() override;
   /// x and the result are [B, T, D].
   virtual at::Tensor forward(const at::Tensor& x, const Sequence& seq) = 0;
-  /// Forward FLOPs per token for the scores and their product with the values, without a causal
-  /// mask: 2 * seq * H * (qk + v).
-  virtual double attention_flops(int64_t seq) const = 0;
   /// C, the number of values per token in this layer's KvCache.
   virtual int64_t cache_values_per_token() const = 0;
   /// The window in tokens if this layer only attends to a window, so that its KvCache can drop
   /// older tokens. See AttendOptions::window. Unset = the cache keeps all tokens.
   virtual std::optional<int64_t> cache_window() const { return {}; }
-  /// Number of values per token that the forward pass saves for the backward pass, for memory
-  /// estimates.
-  virtual int64_t saved_values_per_token(int64_t seq) const = 0;
 };
 
 }  // namespace dsv3

@@ -64,15 +64,7 @@ class SelfAttention final : public dsv3::Attention {
     }));
   }
 
-  // FLOPs for the scores and their product with the values; a multiply-add counts as 2.
-  double attention_flops(int64_t seq) const override {
-    return 4.0 * static_cast<double>(seq * heads_ * head_dim_);
-  }
   int64_t cache_values_per_token() const override { return 2 * heads_ * head_dim_; }
-  // Counts x, q, k, v, the result, and one log-sum-exp per head.
-  int64_t saved_values_per_token(int64_t) const override {
-    return context().dims.hidden + 4 * heads_ * head_dim_ + heads_;
-  }
 
  private:
   int64_t heads_, head_dim_;

@@ -36,9 +36,6 @@ class GatedMlp final : public dsv3::FeedForward {
     return down_(at::gelu(gate_(x)) * up_(x));
   }
 
-  // Counts x, gate, gelu(gate), up, and their product.
-  int64_t saved_values_per_token() const override { return context().dims.hidden + 4 * hidden_; }
-
  private:
   int64_t hidden_;
   dsv3::Linear gate_, up_, down_;
