@@ -32,8 +32,8 @@ at::Tensor mix(const at::Tensor& x) {
 }
 
 uint64_t key_of(const StepKey& key, int64_t stream) {
-  uint64_t state = key.seed;
-  for (const int64_t part : {key.step, key.layer, key.sublayer, stream})
+  uint64_t state = 0;
+  for (const int64_t part : {int64_t(key.seed), key.step, key.layer, key.sublayer, stream})
     state = mix(state + kGamma + uint64_t(part));
   return state;
 }

@@ -97,8 +97,9 @@ void check_call(const Call& call) {
     const at::Tensor y = call.actual();
     CHECK(difference(y, expected) < 1e-12);
     const auto grads = gradients(y, call.inputs());
+    // Not relative: with one visible key, the gradients of queries and keys are 0.
     for (size_t i = 0; i < grads.size(); ++i)
-      CHECK(difference(grads[i], expected_grads[i]) < 1e-11);
+      CHECK((grads[i] - expected_grads[i]).abs().max().item<double>() < 1e-11);
   };
   check();
   const test::ReferenceOps reference;
