@@ -22,7 +22,7 @@ class NoRotation final : public Position {
 /// Attention within a window, without projections.
 class WindowAttention final : public Attention {
  public:
-  using Attention::Attention;
+  explicit WindowAttention(const LayerContext& context) : Attention(context) {}
   at::Tensor forward(const at::Tensor& x, const Sequence& seq) override {
     const at::Tensor heads = x.unsqueeze(2);
     return attend(heads, heads, heads, seq, {.window = kWindow}).squeeze(2);
