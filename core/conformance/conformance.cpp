@@ -135,7 +135,7 @@ void warm_up(at::Device device) {
 /// The socket of a child process for the parent, for report_fault().
 int fault_socket = -1;
 
-// Tells the parent what preceded the crash. Runs in a signal handler.
+// Reports to the parent what preceded the crash. Runs in a signal handler.
 void report_fault(const char* text) {
   char message[256];
   const int size = std::snprintf(message, sizeof message, R"({"fault": "%s"})", text);

@@ -25,7 +25,7 @@ std::vector<std::string> take_wait_notes();
 /// the device is fake.
 std::string nan_hint();
 
-/// Makes the signal handler call `report`, before the process dies, if host code accesses device
+/// Makes the signal handler call `report`, before the process ends, if host code accesses device
 /// memory. `report` must not allocate.
 void report_faults_to(void (*report)(const char* text));
 

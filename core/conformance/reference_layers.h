@@ -70,7 +70,8 @@ class RotaryAttention final : public ProjectedAttention {
     const auto heads = [&](size_t i) { return projections_[i](x).view({batch, length, 2, head}); };
     const auto [q, k] = position_->rotate(heads(0), heads(1), seq.positions);
     const double scale = position_->softmax_scale() / std::sqrt(double(head));
-    return projections_[3](attend(q, k, heads(2), seq, {.scale = scale}).reshape({batch, length, width_}));
+    return projections_[3](
+        attend(q, k, heads(2), seq, {.scale = scale}).reshape({batch, length, width_}));
   }
 
  private:

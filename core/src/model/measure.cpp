@@ -107,7 +107,7 @@ void run(Model& model, const Batch& batch) try {
 
 Flops Measurement::flops_per_token() const {
   Experiment experiment = experiment_;
-  experiment.model.recompute = "none";  // recomputation is no part of a model's FLOPs
+  experiment.model.recompute = "none";  // recomputation does not count as part of a model's FLOPs
   Model model(experiment, vocab_, factory_, at::kMeta);
   const FlopCounter counter;
   run(model, batch_of(1, experiment.train.sequence, /*packed=*/false));
