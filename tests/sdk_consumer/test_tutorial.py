@@ -8,7 +8,7 @@ from conftest import BUILD, SOURCE, run
 def test_the_tutorial_works_as_written(prefix, tmp_path):
     text = (SOURCE / "docs/writing-a-plugin.md").read_text()
     blocks = re.findall(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```", text, re.M | re.S)
-    assert [b[0] for b in blocks] == ["sh", "cpp", "sh", "sh", "sh"]
+    assert [b[0] for b in blocks] == ["sh", "cpp", "sh", "sh", "sh", "sh", "cpp", "sh"]
     script = f"set -eu\nexport DSV3_PREFIX={prefix}\n"
     for i, (language, file, body) in enumerate(blocks):
         if language == "cpp":
@@ -18,7 +18,9 @@ def test_the_tutorial_works_as_written(prefix, tmp_path):
             script += body
     (tmp_path / "work").mkdir()
     output = run("bash", "-c", script, cwd=tmp_path / "work")
-    assert "feed_forward/squared" in output and "ok" in output
+    assert "feed_forward/squared" in output and "attention/sliding_window" in output
+    paper = SOURCE / "tests/papers/sliding_window.cpp"  # tested there
+    assert paper.read_text() in [body for _, _, body in blocks]
 
 
 def test_the_list_of_plugins_matches_the_schemas(tmp_path):
