@@ -148,8 +148,13 @@ constexpr Rule kRules[] = {
      "a part of the layer does not affect the loss, or its output is detached",
      "look for detach(), a factor of 0 or a frozen projection of zeros in the layer's component"},
     {"divergence", rising_loss, 1, "the run diverges, most often because of the learning rate",
-     "lower optimizer.lr, lengthen schedule.warmup, lower train.clip, or check the data"},
+     "lower optimizer.lr, lengthen schedule.warmup, set train.clip, or check the data"},
 };
+
+std::string warning(const Rule& rule, const std::string& sign, int64_t step, int64_t seen) {
+  return fmt::format("health: {}. Sign: at step {}, {} ({} logged steps in a row). To do: {}.",
+                     rule.cause, step, sign, seen, rule.cure);
+}
 
 }  // namespace
 
@@ -159,28 +164,33 @@ std::vector<std::string> Alarms::observe(const dsv3::Event& event) {
   const Values metrics(event.metrics.begin(), event.metrics.end());
   std::vector<std::string> warnings;
   active_ = 0;
+  bool explained = false;  // by a rule of higher priority
   for (const Rule& rule : kRules) {
     Count& count = counts_[rule.name];
-    const std::string sign = rule.sign({metrics, memory_, options_});
-    if (sign.empty()) {
-      count = {};
-      continue;
-    }
     const int64_t needed = rule.patience * options_.patience;
-    if (++count.seen < needed) continue;
-    if (active_++ > 0) continue;  // probably a consequence of the fault that was named
-    if (count.warned_at >= 0 && event.step - count.warned_at < options_.repeat_every) continue;
-    count.warned_at = event.step;
-    warnings.push_back(
-        fmt::format("health: {}. Sign: at step {}, {} ({} logged steps in a row). To do: {}.",
-                    rule.cause, event.step, sign, count.seen, rule.cure));
+    const std::string sign = rule.sign({metrics, memory_, options_});
+    count.seen = sign.empty() ? 0 : count.seen + 1;
+    count.missed = sign.empty() ? count.missed + 1 : 0;
+    if (count.missed >= needed) count.gone = true;
+    const bool recent =
+        count.warned_at >= 0 && event.step - count.warned_at < options_.repeat_every;
+    if (count.seen >= needed) {
+      ++active_;
+      if (!explained && (count.gone || !recent)) {
+        count.warned_at = event.step;
+        count.gone = false;
+        warnings.push_back(warning(rule, sign, event.step, count.seen));
+      }
+    }
+    explained |= count.seen >= needed || recent;
   }
   return warnings;
 }
 
 nlohmann::json Alarms::state() const {
   nlohmann::json counts = nlohmann::json::object();
-  for (const auto& [rule, count] : counts_) counts[rule] = {count.seen, count.warned_at};
+  for (const auto& [rule, count] : counts_)
+    counts[rule] = {count.seen, count.missed, count.warned_at, count.gone};
   return {{"active", active_}, {"counts", counts}, {"memory", memory_}, {"last_step", last_step_}};
 }
 
@@ -188,7 +198,8 @@ void Alarms::load(const nlohmann::json& state) {
   active_ = state.at("active").get<int64_t>();
   counts_.clear();
   for (const auto& [rule, count] : state.at("counts").items())
-    counts_[rule] = {count.at(0).get<int64_t>(), count.at(1).get<int64_t>()};
+    counts_[rule] = {count.at(0).get<int64_t>(), count.at(1).get<int64_t>(),
+                     count.at(2).get<int64_t>(), count.at(3).get<bool>()};
   memory_ = state.at("memory").get<Values>();
   last_step_ = state.at("last_step").get<int64_t>();
 }

@@ -30,8 +30,9 @@ class Alarms {
 
  private:
   struct Count {
-    int64_t seen = 0;        ///< logged steps in a row with the sign
-    int64_t warned_at = -1;  ///< step of the last warning since the sign appeared; -1 = none yet
+    int64_t seen = 0, missed = 0;  ///< logged steps in a row with and without the sign
+    int64_t warned_at = -1;        ///< step of the last warning; -1 = none
+    bool gone = true;              ///< whether the sign has been absent for long since then
   };
 
   Options options_;

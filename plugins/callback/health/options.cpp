@@ -4,26 +4,37 @@ namespace health {
 
 void Options::describe(dsv3::OptionSchema<Options>& s) {
   s.add("max_layers", &Options::max_layers,
-        "number of layers with metrics of their own; later layers share the key 'rest'")
+        "number of layers with their own metrics; the others share the key \"rest\"")
       .min(1);
   s.add("patience", &Options::patience,
-        "number of logged steps in a row that must show a sign before its alarm is raised")
+        "number of logged steps in a row with a sign that raise an alarm; some alarms need a "
+        "multiple of it")
       .min(1);
   s.add("repeat_every", &Options::repeat_every,
-        "number of steps after which an alarm is repeated if its sign is still present")
-      .unit("steps")
+        "number of steps after which an alarm is repeated while its sign lasts")
       .min(1);
   s.add("update_ratio", &Options::update_ratio,
-        "alarm if a layer's update RMS exceeds its weight RMS times this")
+        "largest healthy update_rms / weight_rms of a layer")
       .min(0);
-  s.add("max_logit", &Options::max_logit, "alarm if the largest attention logit exceeds this")
+  s.add("max_logit", &Options::max_logit, "largest healthy attention/max_logit").min(0);
+  s.add("block_ratio", &Options::block_ratio, "largest healthy block_ratio of a layer").min(1);
+  s.add("max_violation", &Options::max_violation, "largest healthy moe/max_violation").min(0);
+  s.add("entropy", &Options::entropy, "smallest healthy moe/entropy").min(0).max(1);
+  s.add("loss_rise", &Options::loss_rise,
+        "largest healthy difference between train/loss and its minimum so far")
+      .unit("nats")
       .min(0);
-  s.add("block_ratio", &Options::block_ratio, "alarm if health/block_ratio of a layer exceeds this")
-      .min(1);
-  s.add("max_violation", &Options::max_violation,
-        "alarm if moe/max_violation exceeds this while the routing bias does not change")
-      .min(0);
-  s.add("entropy", &Options::entropy, "alarm if moe/entropy falls below this").min(0).max(1);
+  s.metric("health/grad_rms/<layer>", "",
+           "root mean square of the gradients of the layer's matrices, after clipping");
+  s.metric("health/update_rms/<layer>", "",
+           "root mean square of the changes of the layer's matrices");
+  s.metric("health/weight_rms/<layer>", "", "root mean square of the layer's matrices");
+  s.metric("health/zero_gradients/<layer>", "parameters",
+           "parameters of the layer whose gradient is 0, without stacked experts");
+  s.metric("health/block_ratio/<layer>", "",
+           "largest factor by which the updates of all rows in one part of a matrix exceed those "
+           "in the other part");
+  s.metric("health/alarms", "alarms", "alarms that were active after the previous logged step");
 }
 
 }  // namespace health

@@ -13,7 +13,7 @@ struct Options {
   double max_logit = 100;
   double block_ratio = 2;
   double max_violation = 1.5;
-  double entropy = 0.3;
+  double entropy = 0.5;
   double loss_rise = 0.5;
 
   static void describe(dsv3::OptionSchema<Options>& s);
