@@ -7,7 +7,7 @@
 namespace fake_cuda {
 
 /// Returns at most `count` stack frames, innermost first, without those in LibTorch and the C++
-/// runtime. A frame is "libdsv3.so dsv3::Trainer::train_step" for an exported function, and
+/// runtime. A frame is "libdsv3.so dsv3::Stepper::step" for an exported function, and
 /// "libdsv3.so+0x1234" for others (`addr2line -fCe FILE 0x1234` prints their names).
 std::vector<std::string> call_site(int count);
 

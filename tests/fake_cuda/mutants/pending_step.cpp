@@ -10,8 +10,10 @@
 namespace dsv3 {
 
 DSV3_MUTANT PendingStep::PendingStep(int64_t number, const at::Tensor& device_values,
+                                     std::vector<std::string> metric_names,
                                      std::vector<Batch> step_batches, LossScale loss_scale)
     : step(number),
+      names(std::move(metric_names)),
       batches(std::move(step_batches)),
       scale(std::move(loss_scale)),
       values_(at::empty(device_values.sizes(),

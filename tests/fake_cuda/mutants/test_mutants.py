@@ -272,7 +272,7 @@ def fewest_operators(runs, run):
     """Return the least number of operators that were queued between an event and the wait for it in a training step."""
     log = json.loads(runs.log_of(run).read_text())
     return min(wait["operators_since"] for section in log["sections"] for wait in section["event_waits"]
-               if any("Trainer::train_step" in frame for frame in wait["site"]))
+               if any("Stepper::step" in frame for frame in wait["site"]))
 
 
 @pytest.mark.parametrize("run", cases([WAIT_AT_ONCE]))
