@@ -16,8 +16,8 @@ const dsv3::StepKey kKey{.seed = uint64_t{1} << 63 | 5, .step = 70000, .first_ro
 
 /// Prints the differences of uniform numbers on the device from those on the host. They must be 0.
 void draw_uniform() {
+  const std::vector<int64_t> sizes{3, 70, 5};
   for (const int64_t stream : {0, 1, -1}) {
-    const at::IntArrayRef sizes{3, 70, 5};
     const Tensor host = dsv3::uniform(kKey, sizes, at::kCPU, stream);
     print_difference(dsv3::uniform(kKey, sizes, at::Device(at::kCUDA, 0), stream), host);
     std::printf("%d\n", host.min().item<float>() == host.max().item<float>());
