@@ -8,6 +8,7 @@
 #include <dsv3/runtime/model.h>
 
 #include "conformance/suite.h"
+#include "ops/meta_kernels.h"
 
 namespace dsv3::conformance {
 
@@ -206,6 +207,7 @@ void costly_layer_checks(const AddCheck& check) {
   });
   check("meta", "runs on the meta device, where FLOPs and memory are measured",
         [](const Subject& subject) {
+          const MetaKernels kernels;
           const LayerUnderTest<Layer> layer(subject, at::kFloat, at::kMeta);
           const at::Tensor x =
               at::empty({2, kLength, kHidden}, at::TensorOptions().device(at::kMeta))

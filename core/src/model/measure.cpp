@@ -12,6 +12,8 @@
 
 #include "call/backward.h"
 #include "machine/machine.h"
+#include "ops/meta_kernels.h"
+#include "ops/meta_kernels.h"
 
 namespace dsv3 {
 namespace {
@@ -96,6 +98,7 @@ std::string first_sentence(const std::string& text) {
 }
 
 void run(Model& model, const Batch& batch) try {
+  const MetaKernels kernels;
   const LossParts parts = model.loss(batch, {});
   torch::autograd::backward({parts.total}, {});
   leave_backward();
