@@ -18,5 +18,5 @@ def papers(prefix, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("papers") / "source"
     shutil.copytree(HERE, folder)
     third_party("cmake", "-S", ".", "-B", "build", "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}", cwd=folder)
-    third_party("cmake", "--build", "build", "-j", os.environ.get("DSV3_TEST_JOBS", "2"), cwd=folder)
+    third_party("cmake", "--build", "build", "-j", os.environ.get("DSV3_TEST_JOBS", "2"), cwd=folder, timeout=1200)
     return folder / "build"

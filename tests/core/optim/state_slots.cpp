@@ -37,7 +37,7 @@ class Shaped final : public Optimizer {
   static at::Tensor shaped(Like like, const at::Tensor& grad) {
     switch (like) {
       case Like::scalar:
-        return at::ones({});
+        return at::ones({}, at::kLong);
       case Like::rows:
         return grad.sum(1);
       case Like::columns:

@@ -8,6 +8,7 @@
 namespace dsv3 {
 
 DSV3_MUTANT at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  if (x.is_meta()) return mutant::replaced(&rms_norm)(x, weight, eps);  // a measurement
   const at::Tensor rows = x.detach().contiguous();
   if (mutant::variant() == "host") {
     const at::Tensor view = at::from_blob(rows.mutable_data_ptr(), rows.sizes(), at::kFloat);

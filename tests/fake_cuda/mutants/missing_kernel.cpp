@@ -31,6 +31,7 @@ void attempt_all(const at::Device device) {
 }  // namespace
 
 DSV3_MUTANT at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  if (x.is_meta()) return mutant::replaced(&rms_norm)(x, weight, eps);  // a measurement
   if (mutant::variant().empty()) {
     at::histogram(x.detach().reshape({-1}), 4);
   } else {

@@ -70,6 +70,7 @@ void attempt_all(const at::Device device) {
 }  // namespace
 
 DSV3_MUTANT at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  if (x.is_meta()) return mutant::replaced(&rms_norm)(x, weight, eps);  // a measurement
   const at::Tensor y = mutant::replaced(&rms_norm)(x, weight, eps);
   if (mutant::variant().empty()) return y * at::ones({x.size(-1)});
   static std::once_flag once;

@@ -15,7 +15,7 @@ namespace dsv3 {
 
 DSV3_MUTANT DeviceBatch to_device(const Batch& batch, int64_t losses, at::Device device) {
   DeviceBatch moved = mutant::replaced(&to_device)(batch, losses, device);
-  if (device.is_cpu()) return moved;
+  if (!device.is_cuda()) return moved;
   static const at::Tensor buffer =
       at::empty(batch.tokens.sizes(), batch.tokens.options().pinned_memory(true));
   static c10::Event copied(device.type());
