@@ -3,6 +3,7 @@
 // rename.
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <cstdarg>
@@ -92,8 +93,11 @@ void describe(Text& text, const char* event, const char* cause) {
              current_step.on_gpu ? " --device fake" : "");
 }
 
+std::atomic<bool> crash_reported{false};
+
 /// Writes a status.json with the same keys as RunFolder::write_status.
 void write_status(const char* message, int exit_code) {
+  crash_reported = true;
   if (!prepared.status[0]) return;
   Text json;
   json.add("{\n \"exit_code\": %d,\n \"host\": \"", exit_code);
@@ -199,6 +203,10 @@ void print_backtraces() {
   void* frame = nullptr;
   ::backtrace(&frame, 1);  // the first call allocates memory, so make it now
   prepared.backtrace = true;
+}
+
+bool has_reported_crash() {
+  return crash_reported;
 }
 
 void report_crashes_to(const std::filesystem::path& status) {

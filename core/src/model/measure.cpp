@@ -11,8 +11,8 @@
 #include <dsv3/sdk/error.h>
 
 #include "call/backward.h"
+#include "call/call.h"
 #include "machine/machine.h"
-#include "ops/meta_kernels.h"
 #include "ops/meta_kernels.h"
 
 namespace dsv3 {
@@ -104,6 +104,8 @@ void run(Model& model, const Batch& batch) try {
   leave_backward();
 } catch (const c10::Error& error) {
   throw Error(first_sentence(error.what_without_backtrace()), ExitCode::plugin);
+} catch (...) {
+  throw Error(first_sentence(current_exception_text()), ExitCode::plugin);
 }
 
 }  // namespace

@@ -64,7 +64,7 @@ struct Block {
         attention.visible.block(begin, count, key_range.first, key_range.second);
     // [N, R, keys] -> [B or 1, N * G / B, count, keys]
     scores.view({visible.size(0), -1, count, key_range.second})
-        .masked_fill_(visible.logical_not(), -std::numeric_limits<double>::infinity());
+        .masked_fill_(visible.bitwise_not(), -std::numeric_limits<double>::infinity());
   }
   // The softmax weights, given the logarithm of each query's sum [N, R, 1]. Overwrites `scores`. A
   // query that sees no key has a sum of 0 and weights of 0.
@@ -194,10 +194,10 @@ at::Tensor VisibleKeys::block(int64_t begin, int64_t count, int64_t first_key,
     return limits.narrow(1, begin, count).unsqueeze(2);
   };
   at::Tensor visible = index.ge(part(first))
-                           .logical_and_(index.le(part(last)))
+                           .bitwise_and_(index.le(part(last)))
                            .unsqueeze(1);  // [.., 1, count, keys]
   if (mask.defined())
-    visible = visible.logical_and(mask.narrow(2, begin, count).narrow(3, first_key, key_count));
+    visible = visible.bitwise_and(mask.narrow(2, begin, count).narrow(3, first_key, key_count));
   return visible;
 }
 

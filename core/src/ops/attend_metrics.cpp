@@ -28,7 +28,7 @@ void record_max_logit(const at::Tensor& q, const at::Tensor& k, const VisibleKey
   const at::Tensor seen = sampled.block(0, count, 0, k.size(1));
   const at::Tensor masked =
       scores.view({batch, q.size(2), count, k.size(1)})
-          .masked_fill(seen.logical_not(), -std::numeric_limits<double>::infinity());
+          .masked_fill(seen.bitwise_not(), -std::numeric_limits<double>::infinity());
   metrics.scalar("attention/max_logit", masked.amax(), Reduce::max);
 }
 

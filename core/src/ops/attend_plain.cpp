@@ -16,7 +16,7 @@ at::Tensor allowed(const at::Tensor& q, const at::Tensor& k, const Sequence& seq
   const at::Tensor all = at::ones({1, 1, queries, keys}, q.options().dtype(at::kBool));
   const at::Tensor mask = seq.packing ? seq.mask() : all.tril(offset);
   if (!window) return mask;
-  return mask.logical_and(all.tril(offset)).logical_and(all.triu(offset - *window + 1));
+  return mask.bitwise_and(all.tril(offset)).bitwise_and(all.triu(offset - *window + 1));
 }
 
 // softmax over the keys and, if there is one, the head's sink. scores [B, H, T, S].
@@ -39,7 +39,7 @@ at::Tensor attend_plainly(const at::Tensor& q, const at::Tensor& k, const at::Te
   at::Tensor scores = at::matmul(q.transpose(1, 2), keys.transpose(2, 3)).to(math) * scale;
   if (options.softcap > 0) scores = (scores / options.softcap).tanh() * options.softcap;
   const at::Tensor weights =
-      softmax(scores.masked_fill(allowed(q, k, seq, options.window).logical_not(),
+      softmax(scores.masked_fill(allowed(q, k, seq, options.window).bitwise_not(),
                                  -std::numeric_limits<double>::infinity()),
               options.sinks);
   return at::matmul(weights.to(v.scalar_type()), values).transpose(1, 2);

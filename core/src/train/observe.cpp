@@ -1,6 +1,7 @@
 // Observers that validate, sample, save and update status.json.
 #include <fmt/format.h>
 
+#include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/generate.h>
 #include <dsv3/sdk/log.h>
 
@@ -114,6 +115,7 @@ class Status final : public Observer {
 
   void step_ended(StepReport& report) override {
     if (!run_.is_logged(report.step) || seconds_now() < written_ + kInterval) return;
+    if (has_reported_crash()) return;  // another thread ends the process
     written_ = seconds_now();
     run_.folder.write_status("running", std::nullopt, report.step, "");
   }

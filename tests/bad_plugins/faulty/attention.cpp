@@ -29,6 +29,7 @@ class Faulty final : public dsv3::Attention {
       : Attention(context), fault_(options), working_(::Options{}, context) {}
 
   at::Tensor forward(const at::Tensor& x, const dsv3::Sequence& seq) override {
+    if (x.is_meta()) return working_.forward(x, seq);  // a measurement
     fault_.work();
     dsv3::Sequence used = seq;
     if (fault_.is("looks_ahead") && !seq.cache)

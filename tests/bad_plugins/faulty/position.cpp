@@ -19,6 +19,7 @@ class Faulty final : public dsv3::Position {
 
   std::pair<at::Tensor, at::Tensor> rotate(const at::Tensor& q, const at::Tensor& k,
                                            const at::Tensor& positions) const override {
+    if (q.is_meta()) return working_.rotate(q, k, positions);  // a measurement
     fault_.work();
     auto [new_q, new_k] = working_.rotate(q, k, positions);
     if (fault_.is("k_of_q")) return {new_q, k};

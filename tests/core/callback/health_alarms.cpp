@@ -94,7 +94,7 @@ TEST_CASE("a saturated router is an alarm only if the load is unbalanced") {
   CHECK_THAT(warning, Contains("the router has collapsed") && Contains("moe/entropy is 0.1"));
 }
 
-TEST_CASE("a routing bias that changes is no alarm, however unbalanced the load is") {
+TEST_CASE("a routing bias that changes raises no alarm, however unbalanced the load is") {
   Alarms alarms{Options()};
   for (int64_t step = 1; step <= 100; ++step)
     CHECK(observe(alarms, step,

@@ -26,4 +26,7 @@ void print_backtraces();
 /// Makes later crashes also write their message to this status.json. An empty path turns this off.
 void report_crashes_to(const std::filesystem::path& status);
 
+/// Whether a crash was reported, after which status.json must not be overwritten.
+bool has_reported_crash();
+
 }  // namespace dsv3
