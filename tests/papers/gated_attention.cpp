@@ -49,7 +49,6 @@ class GatedAttention final : public dsv3::Attention {
     return out_((y * gate_(x).sigmoid().unsqueeze(3)).flatten(2));
   }
 
-  double attention_flops(int64_t seq) const override { return 4.0 * double(seq * hidden_); }
   int64_t cache_values_per_token() const override { return 2 * hidden_; }
 
  private:
