@@ -48,10 +48,10 @@ class MetricsRecorder final : public Observer {
     }
     if (report.result && !repeated) add_rates(event);
     if (!event.metrics.empty()) record(event, report, !repeated);
-    if (report.last || report.stopping) progress_.finish();
   }
 
   void run_ended(RunStatus status) override {
+    progress_.finish();
     run_.callbacks.run_ended(status);
     sender_->finish(status);
   }

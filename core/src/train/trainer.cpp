@@ -67,6 +67,9 @@ int Trainer::run() {
   try {
     const int code = train();
     end(code == 0 ? RunStatus::finished : RunStatus::stopped);
+    if (code != 0)
+      log::info("stopped by a signal at step " + std::to_string(run_.state.step) +
+                "; resume with --run_id " + run_.folder.name());
     return code;
   } catch (...) {
     // An error of a callback or tracker must not replace the one that ended the run.
@@ -109,11 +112,7 @@ int Trainer::train() {
     publish(report);
     if (const std::string& reason = run_.callbacks.reason(); !reason.empty())
       end_early(report, reason);
-    if (report.stopping && !report.last) {
-      log::info("stopped by a signal at step " + std::to_string(state.step) +
-                "; resume with --run_id " + run_.folder.name());
-      return signal;
-    }
+    if (report.stopping && !report.last) return signal;
   }
   return 0;
 }
