@@ -81,7 +81,7 @@ def test_dropout_does_not_depend_on_the_micro_batch(train):
     without = metrics(train("without", layer % 0, "train.micro_batch=4"))
     for step in whole:
         assert split[step]["train/loss"] == pytest.approx(whole[step]["train/loss"], rel=1e-5)
-        assert abs(without[step]["train/loss"] - whole[step]["train/loss"]) > 1e-4
+        assert abs(without[step]["train/loss"] - whole[step]["train/loss"]) > 1e-6
 
 
 def test_layers_record_metrics(train, prefix, papers):
@@ -99,7 +99,7 @@ def test_layers_record_metrics(train, prefix, papers):
 @pytest.mark.parametrize("attention, window", [("gated_attention", None), ("sliding_window", 3), ("sliding_window", 100)])
 def test_generation_with_a_cache_equals_generation_without(attention, window, train, prefix, papers, tmp_path):
     options = "" if window is None else f", window: {window}"
-    run = train("trained", f"model.attention={{plugin: {attention}{options}}}", "mtp.depth=1", "train.steps=3")
+    run = train("trained", f"model.attention={{plugin: {attention}{options}}}", "model.mtp.depth=1", "train.steps=3")
 
     def generate(*words):
         return third_party(prefix / "bin/dsv3", "generate", run, "--prompt", "line 12 of", "--prompt", "the text",
