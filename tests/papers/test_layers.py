@@ -106,6 +106,3 @@ def test_generation_with_a_cache_equals_generation_without(attention, window, tr
                            "--tokens", 40, "--temperature", 0, "--plugin-path", papers, *words, cwd=tmp_path)
 
     assert generate("--speculate") == generate("--no-speculate") == generate("--no-cache")
-    stats = json.loads(generate("--no-speculate", "--stats", "--json", "--batch", 1).splitlines()[-1])["stats"]
-    tokens = stats["cache_bytes"] / stats["layers"] / stats["cache_values_per_token_per_layer"] / stats["cache_element_bytes"]
-    assert tokens == (3 if window == 3 else stats["cache_tokens"])
