@@ -146,6 +146,7 @@ VARIABLE = (
     (r'("sha256": ")[0-9a-f]{6,}', r"\1DIGEST"),
     (r"\bheaders [0-9a-f]{4,16}", "headers DIGEST"),
     (r"[\d.]+ (B|[KMG]iB) free", "SPACE free"),
+    (r"[\d.]+ (B|[KMG]iB) needed", "SIZE needed"),  # what fits depends on the order of concurrent writes
     (r"\b(digest|experiment's is) [0-9a-f]{12}", r"\1 DIGEST"),
     (r"\b((?:this dsv3|plugin) )libstdcpp\w+", r"\1CXX_ABI"),
     (r"LibTorch( *: +plugin [\w.]+, this dsv3|) 2\.\d+\.\d+", r"LibTorch\1 TORCH"),

@@ -37,8 +37,12 @@ std::pair<at::Tensor, at::Tensor> Angles::on_device(const at::Tensor& positions,
   Recent& recent = recent_;
   if (recent.positions.is_same(positions) && recent.cos.scalar_type() == dtype)
     return {recent.cos, recent.sin};
-  if (!rates_.defined() || rates_.device() != positions.device())
-    rates_ = at::tensor(frequencies_, at::kDouble).to(positions.device());
+  if (!rates_.defined() || rates_.device() != positions.device()) {
+    const auto options = at::TensorOptions(at::kDouble).pinned_memory(positions.is_cuda());
+    const at::Tensor host = at::empty({int64_t(frequencies_.size())}, options)
+                                .copy_(at::tensor(frequencies_, at::kDouble));
+    rates_ = host.to(positions.device(), /*non_blocking=*/true);
+  }
   const at::Tensor angles = positions.to(at::kDouble).unsqueeze(-1) * rates_;
   recent = {positions, (angles.cos() * scale_).to(dtype), (angles.sin() * scale_).to(dtype)};
   return {recent.cos, recent.sin};

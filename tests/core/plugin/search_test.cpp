@@ -103,7 +103,7 @@ TEST_CASE("a plugin on a search path cannot replace a built-in one, unless `libr
   CHECK(dsv3::make<dsv3::Schedule>(plugins, schedule("cosine", cosine)));
   CHECK(plugins.find(schedule("halving")).name == "halving");
   CHECK(plugins.find(schedule("constant")).name == "constant");
-  SECTION("a second registry that lists the same library is no conflict") {
+  SECTION("a second registry that lists the same library does not conflict") {
     put(folder / "r.toml", head + entry("cosine", cosine));
     CHECK(Plugins({{folder.path()}, {own}}).find(schedule("cosine")).name == "cosine");
   }
@@ -123,7 +123,7 @@ TEST_CASE("a short form on a search path cannot replace a built-in plugin or sho
   CHECK_THAT(error_of([&] { plugins.find_alias(Kind::optimizer, "muon"); }),
              Contains("short form `optimizer: muon`"));
   CHECK(plugins.find_alias(Kind::optimizer, "mine")->yaml == "x");
-  SECTION("an equal short form is no conflict") {
+  SECTION("an equal short form does not conflict") {
     std::filesystem::copy_file(DSV3_BUILD_DIR "/registries/builtin.toml", folder / "builtin.toml");
     std::filesystem::remove(folder / "r.toml");
     const Plugins twice({{folder.path()}, {DSV3_BUILD_DIR "/registries"}});
