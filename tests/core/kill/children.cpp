@@ -123,7 +123,8 @@ class Sender final : public dsv3::Watch {
       return 0;
     });
   }
-  void passed(const std::string&, at::TensorList, at::TensorList) override {
+  void passed(const std::string&, at::TensorList, at::TensorList outputs) override {
+    if (outputs[0].is_meta()) return;  // a measurement before the first step
     visit(at::GradMode::is_enabled() ? Signal::training : Signal::evaluation);
   }
 
