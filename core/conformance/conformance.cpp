@@ -5,6 +5,7 @@
 #include <csignal>
 #include <cstring>
 #include <iostream>
+#include <map>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -20,6 +21,7 @@
 #include "call/call.h"
 #include "config/check.h"
 #include "config/layers.h"
+#include "conformance/backtrace.h"
 #include "conformance/fake_device.h"
 #include "conformance/suite.h"
 #include "machine/machine.h"
@@ -173,6 +175,7 @@ void run_child(const Request& request, size_t first, int report) {
     report_faults_to(&report_fault);
     send(report, {{"device", device.str()}});
     const Library& library = load_library(request.library);
+    report_crashes_to(report, library.path);
     send(report, {{"provides", library.stamp.provides}});
     if (request.component.empty()) return;
     Subject subject{component_of(library, request.component), {}, "", request.levels, device};
@@ -285,20 +288,35 @@ class Child {
   bool ended_ = false;
 };
 
+// What errors with one cause have in common: their text without numbers.
+std::string cause_of(const std::string& error) {
+  if (error.find(kNotFinite) != error.npos) return kNotFinite;
+  std::string cause;
+  std::ranges::copy_if(error, std::back_inserter(cause), [](char c) { return c < '0' || c > '9'; });
+  return cause;
+}
+
 // Runs the checks and starts a new child process after each crash. Returns the number of failed
 // checks.
 int check_component(const Request& request, const OnResult& on_result) {
   int broken = 0;
+  std::map<std::string, std::string> first_checks;  // by cause
   const auto report = [&](const std::string& check, const std::string& promise,
                           const std::string& error, const Json& message = Json::object()) {
-    if (!error.empty()) ++broken;
-    on_result({request.component, check, promise, error.empty(), error,
+    std::string same_as;
+    if (!error.empty()) {
+      ++broken;
+      const auto [first, is_new] = first_checks.emplace(cause_of(error), check);
+      if (!is_new) same_as = first->second;
+    }
+    on_result({request.component, check, promise, error.empty(), error, same_as,
                message.value("tested", true), message.value("notes", std::vector<std::string>())});
   };
   for (size_t finished = 0;;) {
     Child child(request, finished);
-    Json begun;         // the check that is running in the child process
-    std::string fault;  // what preceded a crash
+    Json begun;          // the check that is running in the child process
+    std::string fault;   // what preceded a crash
+    std::string frames;  // where it happened
     for (bool alive = true; alive;) {
       const Json message = child.read();
       if (message.contains("rejected"))
@@ -308,6 +326,8 @@ int check_component(const Request& request, const OnResult& on_result) {
         begun = message;
       } else if (message.contains("fault")) {
         fault = ": " + message["fault"].get<std::string>() + " (see the backtrace on stderr)";
+      } else if (message.contains("frames")) {
+        frames = frame_lines(message["frames"], request.library);
       } else if (message.contains("done")) {
         std::string error = child.wait(std::min(request.time_limit, std::chrono::seconds(20)));
         if (error.empty() && ::waitpid(-1, nullptr, WNOHANG) >= 0)
@@ -316,12 +336,13 @@ int check_component(const Request& request, const OnResult& on_result) {
         return broken;
       } else if (message.contains("error")) {
         if (begun.is_null()) {  // the child process crashed between checks or before the first one
-          report("process", "does not terminate the process", message["error"]);
+          report("process", "does not terminate the process",
+                 message["error"].get<std::string>() + frames);
           return broken;
         }
         ++finished;
-        report(begun["check"], begun["promise"], message["error"].get<std::string>() + fault,
-               message);
+        report(begun["check"], begun["promise"],
+               message["error"].get<std::string>() + fault + frames, message);
         begun = nullptr;
       }
     }

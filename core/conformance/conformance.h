@@ -25,8 +25,9 @@ struct Result {
   std::string component;  ///< KIND/NAME; empty if the check applies to the whole library
   std::string check, promise;
   bool kept = false;
-  std::string text;    ///< why the check failed
-  bool tested = true;  ///< false = the fake device cannot run an operator; see `notes`
+  std::string text;          ///< why the check failed
+  std::string same_as = {};  ///< earlier check of the component that failed with the same error
+  bool tested = true;        ///< false = the fake device cannot run an operator; see `notes`
   std::vector<std::string> notes = {};  ///< what the author should know, even if the check passed
 };
 

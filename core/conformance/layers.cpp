@@ -1,9 +1,12 @@
 #include "conformance/layers.h"
 
+#include <algorithm>
 #include <cmath>
+#include <set>
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/functions/accumulate_grad.h>
 
 #include <dsv3/sdk/angles.h>
 #include <dsv3/sdk/ops.h>
@@ -50,6 +53,15 @@ void require_sound(const Parameter& parameter, const LayerContext& context) {
   require(tensor.dim() >= 2, name, " has role matrix, but its shape is ", tensor.sizes());
   require(tensor.numel() / tensor.size(-1) % spec.matrices == 0, name, " with sizes ",
           tensor.sizes(), " cannot be split into ", spec.matrices, " matrices of equal size");
+}
+
+void require_comparable(const at::Tensor& actual, const at::Tensor& expected,
+                        const std::string& what) {
+  require(actual.defined(), what, " is an undefined tensor");
+  require(actual.sizes() == expected.sizes(), what, " has sizes ", actual.sizes(), ", expected ",
+          expected.sizes());
+  require_finite(actual, what);
+  require_finite(expected, "the expected value of " + what);
 }
 
 }  // namespace
@@ -110,6 +122,11 @@ double difference(const at::Tensor& actual, const at::Tensor& expected, double s
   return std::isfinite(worst) ? worst : HUGE_VAL;
 }
 
+void require_finite(const at::Tensor& tensor, const std::string& what) {
+  require(at::isfinite(tensor).all().item<bool>(), what, kNotFinite,
+          tensor.is_cuda() ? nan_hint() : "");
+}
+
 void require_like(const at::Tensor& tensor, at::IntArrayRef sizes, at::ScalarType dtype,
                   const std::string& what, at::Device device) {
   require(tensor.defined(), what, " is an undefined tensor");
@@ -118,18 +135,19 @@ void require_like(const at::Tensor& tensor, at::IntArrayRef sizes, at::ScalarTyp
           dtype);
   require(tensor.device() == device, what, " is on device ", tensor.device(), ", expected ",
           device);
-  require(at::isfinite(tensor).all().item<bool>(), what, " contains NaN or infinite values",
-          device.is_cuda() ? nan_hint() : "");
+  require_finite(tensor, what);
 }
 
 void require_equal(const at::Tensor& actual, const at::Tensor& expected, const std::string& what) {
   if (actual.defined() && actual.sizes() == expected.sizes() && at::equal(actual, expected)) return;
+  require_comparable(actual, expected, what);
   throw Violation(c10::str(what, " differs by ", difference(actual, expected),
                            " (relative to the largest value); it must be bit-identical"));
 }
 
 void require_close(const at::Tensor& actual, const at::Tensor& expected, double bound,
                    const std::string& what) {
+  require_comparable(actual, expected, what);
   const double worst = difference(actual, expected);
   require(worst <= bound, what, " differs by ", worst, " (relative to the largest value); at most ",
           bound, " is allowed");
@@ -156,7 +174,10 @@ void require_gradients(const std::function<at::Tensor()>& function, const NamedT
   const at::Tensor direction = normal(y.sizes(), 99);
   const std::vector<at::Tensor> analytic = gradients(y, inputs);
   double scale = 0;
-  for (const at::Tensor& grad : analytic) scale = std::max(scale, largest(grad));
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    require_finite(analytic[i], "the gradient of " + inputs[i].first);
+    scale = std::max(scale, largest(analytic[i]));
+  }
   const at::NoGradGuard no_grad;
   for (size_t i = 0; i < inputs.size(); ++i) {
     const std::string name = "the gradient of " + inputs[i].first;
@@ -176,6 +197,25 @@ void require_gradients(const std::function<at::Tensor()>& function, const NamedT
       require(std::abs(actual - expected) <= kBound * std::max(scale * 0.1, std::abs(expected)),
               name, " at element ", j, " is ", actual, ", but central differences give ", expected);
     }
+  }
+}
+
+void require_declared_leaves(const at::Tensor& y, const NamedTensors& inputs) {
+  std::set<torch::autograd::Node*> visited;
+  std::vector<torch::autograd::Node*> open{y.grad_fn().get()};
+  while (!open.empty()) {
+    torch::autograd::Node* node = open.back();
+    open.pop_back();
+    if (!node || !visited.insert(node).second) continue;
+    for (const torch::autograd::Edge& edge : node->next_edges())
+      open.push_back(edge.function.get());
+    const auto* leaf = dynamic_cast<const torch::autograd::AccumulateGrad*>(node);
+    if (!leaf) continue;
+    const bool declared = std::ranges::any_of(
+        inputs, [&](const auto& input) { return input.second.is_same(leaf->variable); });
+    require(declared, "the result depends on a tensor of sizes ", leaf->variable.sizes(),
+            " that requires gradients but is not a declared parameter, so it would be neither "
+            "trained nor saved; create it with parameter()");
   }
 }
 

@@ -39,6 +39,9 @@ Sequence to_device(Sequence seq, at::Device device);
 /// tensors may be on different devices.
 double difference(const at::Tensor& actual, const at::Tensor& expected, double smallest = 1e-30);
 
+/// Throws a Violation unless every element is finite.
+void require_finite(const at::Tensor& tensor, const std::string& what);
+
 /// Throws a Violation unless `tensor` is finite, has these sizes and this dtype, and is on
 /// `device`.
 void require_like(const at::Tensor& tensor, at::IntArrayRef sizes, at::ScalarType dtype,
@@ -62,6 +65,9 @@ std::vector<at::Tensor> gradients(const at::Tensor& y, const NamedTensors& input
 /// Throws a Violation unless autograd agrees with central differences for a sample of elements of
 /// each input. `inputs` must be float64.
 void require_gradients(const std::function<at::Tensor()>& function, const NamedTensors& inputs);
+
+/// Throws a Violation if `y` depends on a tensor that requires gradients and is not in `inputs`.
+void require_declared_leaves(const at::Tensor& y, const NamedTensors& inputs);
 
 /// Throws a Violation if declared parameters are invalid or differ on the meta device.
 void require_declarations(const std::function<void(const LayerContext&)>& build);
@@ -162,6 +168,11 @@ void cheap_layer_checks(const AddCheck& check) {
         require_like(layer(normal({batch, length, kHidden}, 7, dtype)), {batch, length, kHidden},
                      dtype, "forward's result");
     }
+  });
+  check("leaves", "declares every tensor that requires gradients", [](const Subject& subject) {
+    const LayerUnderTest<Layer> layer(subject, at::kFloat);
+    const at::Tensor x = normal({2, kLength, kHidden}, 13, at::kFloat).requires_grad_();
+    require_declared_leaves(layer(x), layer.inputs(x));
   });
   check("inputs", "does not modify inputs or parameters, and does not retain inputs",
         [](const Subject& subject) {

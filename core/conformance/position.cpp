@@ -55,6 +55,14 @@ void position_checks(const AddCheck& check) {
     require(in.q.use_count() == 1 && in.k.use_count() == 1 && in.positions.use_count() == 1,
             "rotate() keeps a reference to an argument after the result is freed");
   });
+  check("leaves", "has no tensors that require gradients", [](const Subject& subject) {
+    Rotated in = inputs(at::kFloat);
+    in.q.requires_grad_();
+    in.k.requires_grad_();
+    const Rotated out = Rotation(subject)(in);
+    require_declared_leaves(at::cat({out.q.flatten(), out.k.flatten()}),
+                            {{"q", in.q}, {"k", in.k}});
+  });
   check("tokens", "rotates each token based only on its position", [](const Subject& subject) {
     const Rotation rotate(subject);
     const Rotated in = inputs(at::kDouble), out = rotate(in);

@@ -22,6 +22,9 @@ void require(bool condition, const Parts&... parts) {
   if (!condition) throw Violation(c10::str(parts...));
 }
 
+/// How every error about a value that is not finite ends or continues.
+constexpr const char* kNotFinite = " contains NaN or infinite values";
+
 /// The component under test and its options.
 struct Subject {
   const Registration& component;

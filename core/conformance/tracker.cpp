@@ -1,7 +1,11 @@
 // Conformance checks for trackers. A tracker's service may be unreachable. The tracker then throws
 // RetryAfter, and the core delivers the same events again.
 #include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
 #include <limits>
+#include <sys/resource.h>
 
 #include <dsv3/sdk/tracker.h>
 
@@ -35,26 +39,49 @@ class Session {
   void deliver(const std::vector<Event>& list, const std::string& what = "deliver()") {
     if (started_) call(what, [&] { tracker_->deliver(list); });
   }
+  /// Whether every call so far has succeeded.
+  bool accepted() const { return accepted_; }
   void finish(RunStatus status) {
     if (started_) call("finish()", [&] { tracker_->finish(status); });
   }
 
  private:
-  static void call(const std::string& what, const std::function<void()>& body) {
+  void call(const std::string& what, const std::function<void()>& body) {
     for (int attempt = 0; attempt < 3; ++attempt) {
       try {
         return body();
       } catch (const RetryAfter& e) {
+        accepted_ = false;
         require(std::isfinite(e.seconds) && e.seconds >= 0, what, " throws RetryAfter with ",
                 e.seconds, " seconds");
       } catch (const Rejected&) {
+        accepted_ = false;
         return;
       }
     }
   }
 
   std::shared_ptr<Tracker> tracker_;
-  bool started_ = false;
+  bool started_ = false, accepted_ = true;
+};
+
+/// What this thread has done that can have recorded an event: bytes that the process has written to
+/// files and pipes, and waits, such as for the reply of a server.
+struct Activity {
+  Activity() {
+    std::cout.flush();
+    std::fflush(nullptr);
+    std::ifstream file("/proc/self/io");
+    for (std::string key; file >> key && key != "wchar:";) {
+    }
+    file >> written;
+    rusage usage;
+    ::getrusage(RUSAGE_THREAD, &usage);
+    waits = usage.ru_nvcsw;
+  }
+  bool operator==(const Activity&) const = default;
+
+  int64_t written = 0, waits = 0;
 };
 
 }  // namespace
@@ -65,6 +92,17 @@ void tracker_checks(const AddCheck& check) {
     session.deliver(events(0, 1));
     session.deliver(events(1, 50));
     session.deliver({}, "deliver() of an empty list");
+    session.finish(RunStatus::finished);
+  });
+  check("records", "records events before deliver() returns", [](const Subject& subject) {
+    Session session(subject);
+    for (int64_t id = 0; id < 3; ++id) {
+      const Activity before;
+      session.deliver(events(id, 1));
+      require(!session.accepted() || Activity() != before,
+              "deliver() returns without having written or sent the event; the core never delivers "
+              "an accepted event again, so write files without buffers, or throw RetryAfter");
+    }
     session.finish(RunStatus::finished);
   });
   check("values", "accepts NaN, infinity, unusual names and new metrics",

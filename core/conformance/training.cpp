@@ -167,6 +167,8 @@ void model_check(const AddCheck& check) {
     const ModelFactory factory = tiny_factory(&subject);
     const Trained plain = train_plainly(tiny_experiment("none"), factory, 1, kRows);
     const Trained recomputed = train_plainly(tiny_experiment("full"), factory, 1, kRows);
+    for (const double loss : plain.losses)
+      require(std::isfinite(loss), "the loss of a model with the component", kNotFinite);
     require(recomputed.losses == plain.losses,
             "with recomputation (model.recompute: full) the loss is not bit-identical");
     // The gradients of tied weights may be added in a different order.

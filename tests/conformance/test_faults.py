@@ -162,6 +162,8 @@ FAULTS = [
     Fault("tracker", "finish_throws", "delivery", PURPOSE, 0, "finish", r"\d", PURPOSE),
     # Faults that only the conformance suite detects.
     Fault("attention", "looks_ahead", "causality", "the output for earlier tokens after changing token"),
+    Fault("attention", "undeclared_leaf", "leaves", "is not a declared parameter"),
+    Fault("position", "undeclared_leaf", "leaves", "is not a declared parameter"),
     Fault("attention", "keeps_input", "inputs", "reference to its input"),
     Fault("attention", "changes_input", "inputs", "the input after forward"),
     Fault("attention", "grows", "memory", "memory grows by about"),
@@ -185,6 +187,7 @@ FAULTS = [
     Fault("data", "depends_on_rank", "ranks", "the global stream"),
     Fault("tokenizer", "decodes_wrong", "round_trip", "decode(encode("),
     Fault("tokenizer", "eos_beyond", "vocabulary", "eos_id() is 5000"),
+    Fault("tracker", "ignores_events", "records", "without having written or sent the event"),
     Fault("tracker", "thread", "delivery", "the number of threads"),
     Fault("tracker", "environment", "delivery", "the process's environment"),
     Fault("tracker", "folder", "delivery", "the current folder"),
@@ -301,7 +304,31 @@ def test_a_component_without_a_fault_passes(kind):
 
 def test_checks_after_a_crashed_one_run():
     done = check(Fault("schedule", "segfault", "", ""))
-    assert done.stdout.count("SIGSEGV") == 3 and "lets the process exit" in done.stdout, done.stdout
+    assert done.stdout.count("FAIL") == 3 and "lets the process exit" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("kind, name, cause", [
+    ("schedule", "segfault", "SIGSEGV"),
+    ("attention", "throws_in_constructor", PURPOSE),
+    ("attention", "rng", "torch's global random generator"),
+    ("attention", "nan", "NaN or infinite"),
+    ("optimizer", "nan", "NaN or infinite"),
+])
+def test_one_cause_is_reported_once(kind, name, cause):
+    done = check(Fault(kind, name, "", ""))
+    assert done.stdout.count(cause) == 1, done.stdout
+    assert done.stdout.count("same error as") >= 2, done.stdout
+
+
+@pytest.mark.parametrize("kind, name, function", [
+    ("attention", "segfault", "Faulty::forward"), ("attention", "backward_segfault", "BadBackward"),
+    ("feed_forward", "stack_overflow", "overflow_stack"), ("tokenizer", "abort", "Faulty::encode"),
+    ("feed_forward", "segfault_in_a_thread", "std::thread"),
+])
+def test_a_crash_is_reported_with_its_functions(kind, name, function):
+    fault = next(fault for fault in FAULTS if (fault.kind, fault.name) == (kind, name))
+    done = check(fault)
+    assert re.search(rf"\n +in .*{re.escape(function)}", done.stdout), done.stdout + done.stderr
 
 
 def test_a_component_without_a_fault_trains(tmp_path):

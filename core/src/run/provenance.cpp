@@ -17,20 +17,9 @@ namespace {
 
 /// Returns the output of `git -C folder ARGUMENTS`; nullopt if it fails or git is not installed.
 std::optional<std::string> git(const std::filesystem::path& folder, const char* arguments) {
-  std::string quoted;
-  for (const char c : folder.string()) quoted += c == '\'' ? "'\\''" : std::string(1, c);
   // These flags keep git from running the repository's hooks and from taking locks in it.
-  const std::string command = "git --no-optional-locks -c core.fsmonitor=false -C '" + quoted +
-                              "' " + arguments + " </dev/null 2>/dev/null";
-  std::FILE* pipe = ::popen(command.c_str(), "re");
-  if (!pipe) return std::nullopt;
-  std::string output;
-  char buffer[4096];
-  while (const size_t count = std::fread(buffer, 1, sizeof buffer, pipe))
-    output.append(buffer, count);
-  if (::pclose(pipe) != 0) return std::nullopt;
-  while (output.ends_with('\n')) output.pop_back();
-  return output;
+  return output_of("git --no-optional-locks -c core.fsmonitor=false -C " +
+                   shell_quoted(folder.string()) + " " + arguments + " </dev/null 2>/dev/null");
 }
 
 Json git_state(const std::filesystem::path& folder) {

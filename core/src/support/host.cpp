@@ -28,4 +28,22 @@ std::string host_name() {
   return name;
 }
 
+std::string shell_quoted(const std::string& text) {
+  std::string quoted = "'";
+  for (const char c : text) quoted += c == '\'' ? "'\\''" : std::string(1, c);
+  return quoted + "'";
+}
+
+std::optional<std::string> output_of(const std::string& command) {
+  std::FILE* pipe = ::popen(command.c_str(), "re");
+  if (!pipe) return std::nullopt;
+  std::string output;
+  char buffer[4096];
+  while (const size_t count = std::fread(buffer, 1, sizeof buffer, pipe))
+    output.append(buffer, count);
+  if (::pclose(pipe) != 0) return std::nullopt;
+  while (output.ends_with('\n')) output.pop_back();
+  return output;
+}
+
 }  // namespace dsv3

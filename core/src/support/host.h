@@ -1,8 +1,9 @@
-// This machine's clocks and host name.
+// This machine's clocks, host name and programs.
 #pragma once
 
 #include <array>
 #include <chrono>
+#include <optional>
 #include <string>
 
 namespace dsv3 {
@@ -20,5 +21,11 @@ std::array<char, 40> utc_text(double seconds);
 
 /// This machine's name.
 std::string host_name();
+
+/// Quotes `text` as one word of a shell command.
+std::string shell_quoted(const std::string& text);
+/// Returns what a shell command prints, without line ends at its end; nullopt if it fails or does
+/// not exist.
+std::optional<std::string> output_of(const std::string& command);
 
 }  // namespace dsv3

@@ -42,6 +42,7 @@ class Faulty final : public dsv3::Attention {
     if (fault_.is("waits")) return y * (y.sum().item<double>() * 0 + 1);
     if (fault_.is("runs_gru")) return run_gru(x);
     if (fault_.is("makes_host_tensor")) return y * at::ones({x.size(-1)}, x.scalar_type());
+    if (fault_.is("undeclared_leaf")) return y * scale_;
     return spoiled(fault_, x, y);
   }
   int64_t cache_values_per_token() const override { return working_.cache_values_per_token(); }
@@ -49,6 +50,7 @@ class Faulty final : public dsv3::Attention {
  private:
   Fault fault_;
   SelfAttention working_;
+  at::Tensor scale_ = at::ones({1}).requires_grad_();
 };
 
 }  // namespace

@@ -23,6 +23,7 @@ class Faulty final : public dsv3::Position {
     fault_.work();
     auto [new_q, new_k] = working_.rotate(q, k, positions);
     if (fault_.is("k_of_q")) return {new_q, k};
+    if (fault_.is("undeclared_leaf")) return {new_q * scale_, new_k};
     return {new_q, spoiled(fault_, k, new_k)};
   }
   double softmax_scale() const override {
@@ -33,6 +34,7 @@ class Faulty final : public dsv3::Position {
  private:
   mutable Fault fault_;
   Rotary working_;
+  at::Tensor scale_ = at::ones({1}).requires_grad_();
 };
 
 }  // namespace

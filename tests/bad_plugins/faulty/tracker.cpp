@@ -24,6 +24,7 @@ class Faulty final : public dsv3::Tracker {
   void deliver(std::span<const dsv3::Event> events) override {
     fault_.work();
     if (fault_.is("retries_at_nan")) throw dsv3::RetryAfter("later", std::nan(""));
+    if (fault_.is("ignores_events")) return;
     working_.deliver(events);
   }
   void finish(dsv3::RunStatus status) override {

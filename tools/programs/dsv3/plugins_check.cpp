@@ -61,7 +61,7 @@ void print(const conformance::Result& result, std::string& shown) {
             << result.promise << '\n';
   for (const std::string& note : result.notes) std::cout << label << "      note: " << note << '\n';
   if (result.kept) return;
-  std::string text = result.text;
+  std::string text = result.same_as.empty() ? result.text : "same error as " + result.same_as;
   for (size_t at = 0; (at = text.find('\n', at)) != std::string::npos; at += 9)
     text.replace(at, 1, "\n        ");
   std::cout << label << "      " << text << '\n' << std::flush;
@@ -86,6 +86,7 @@ int check(Arguments& arguments) {
                           {"passed", result.kept && result.tested},
                           {"tested", result.tested},
                           {"text", result.text},
+                          {"same_as", result.same_as},
                           {"notes", result.notes}});
         else
           print(result, shown);
