@@ -168,6 +168,7 @@ FAULTS = [
     Fault("attention", "changes_input", "inputs", "the input after forward"),
     Fault("attention", "grows", "memory", "memory grows by about"),
     Fault("attention", "rng", "shapes", "torch's global random generator"),
+    Fault("feed_forward", "reads_meta_tensor", "meta", "its data is not allocated yet"),
     Fault("feed_forward", "default_dtype", "shapes", "torch's default dtype"),
     Fault("feed_forward", "grad_mode", "shapes", "torch's grad mode"),
     Fault("feed_forward", "counts_twice", "counts", "counts tokens again"),
@@ -334,6 +335,12 @@ def test_a_crash_is_reported_with_its_functions(kind, name, function):
 def test_a_component_without_a_fault_trains(tmp_path):
     done, status = train(Fault("attention", "none", "", ""), tmp_path / "working")
     assert done.returncode == 0 and status["state"] == "finished", done.stderr
+
+
+def test_a_component_that_cannot_be_measured_trains(tmp_path):
+    done, status = train(Fault("feed_forward", "reads_meta_tensor", "", ""), tmp_path / "unmeasured")
+    assert done.returncode == 0 and status["state"] == "finished", done.stderr
+    assert "step 4/4" in done.stderr and "FLOP/s" not in done.stderr
 
 
 def test_backtrace_prints_the_frames_of_a_crash(tmp_path):

@@ -69,18 +69,26 @@ void print_memory(const MemoryEstimate& memory, bool recompute) {
 /// Prints the cache size per token during generation. Each of DeepSeek-V3's 61 layers caches 576
 /// values, whereas multi-head attention with 128 heads of 128 would cache 32,768.
 void print_cache(const Model& model, const Experiment& experiment) {
-  int64_t least = INT64_MAX, most = 0, all = 0;
+  int64_t least = INT64_MAX, most = 0, all = 0, windows = 0, longest_window = 0;
   for (int64_t i = 0; i < experiment.model.layers; ++i) {  // MTP modules are not included
-    const int64_t values = model.attention()[size_t(i)]->cache_values_per_token();
+    const Attention& attention = *model.attention()[size_t(i)];
+    const int64_t values = attention.cache_values_per_token();
+    if (const auto window = attention.cache_window()) {
+      ++windows;
+      longest_window = std::max(longest_window, *window);
+    }
     least = std::min(least, values);
     most = std::max(most, values);
     all += values;
   }
   const at::ScalarType type = compute_dtype(experiment.train);
   fmt::print(
-      "KV cache       {} values per token and layer, {} bytes per token in {} layer(s) of {}\n",
+      "KV cache       {} values per token and layer, {} bytes per token in {} layer(s) of {}{}\n",
       least == most ? fmt::format("{}", most) : fmt::format("{} to {}", least, most),
-      all * int64_t(c10::elementSize(type)), experiment.model.layers, experiment.train.precision);
+      all * int64_t(c10::elementSize(type)), experiment.model.layers, experiment.train.precision,
+      windows == 0
+          ? ""
+          : fmt::format("; {} of them keep(s) at most {} tokens", windows, longest_window));
 }
 
 /// Returns the largest micro-batch of at most `micro_batch` rows that divides `batch` and fits; 0 =

@@ -20,6 +20,7 @@ class Faulty final : public dsv3::FeedForward {
   }
 
   at::Tensor forward(const at::Tensor& x, const dsv3::Sequence& seq) override {
+    if (x.is_meta() && fault_.is("reads_meta_tensor")) return x * *x.const_data_ptr<float>();
     if (x.is_meta()) return working_.forward(x, seq);  // a measurement
     fault_.work();
     if (seq.training && (!seq.recompute || fault_.is("counts_twice"))) counts_ += x.size(0);
