@@ -43,7 +43,7 @@ MUTATIONS = {
         MHA, "attend($q, $k, $v, $seq, $scale)",
         "attend($seq.cache ? $q : $q.flip(1), $seq.cache ? $k : $k.flip(1), $seq.cache ? $v : $v.flip(1), $seq, $scale)"
         ".flip(std::vector<int64_t>(!$seq.cache, 1))", "heads=4"),
-    "absorbed_scale_missing": mutation(MLA, "attend($q, $k, $k, $seq, $scale)", "attend($q, $k, $k, $seq, 1.0)"),
+    "absorbed_scale_missing": mutation(MLA, "attend($q, $k, $k, $seq, $scale)", "attend($q, $k, $k, $seq, {.scale = 1.0})"),
     "off_by_one_position": mutation(
         MHA, "rotated($q, $k, $seq.positions)",
         "rotated($q, $k, $seq.cache ? $seq.positions + 1 + $seq.positions : $seq.positions)", "heads=4"),
@@ -55,7 +55,7 @@ MUTATIONS = {
         ("append(at::cat({$latent, $rotated.squeeze(2)}, -1))", "append(at::cat({$latent, $k.squeeze(2)}, -1))")]),
     "cache_too_small": mutation(MHA, "cache_values_per_token() const { return 2 * $values; }",
                                 "cache_values_per_token() const { return $values; }", "heads=4"),
-    "host_read": mutation(SWIGLU, "down_(dsv3::swiglu($gate))", "down_(dsv3::swiglu($gate + 0 * $gate.max().item<double>()))"),
+    "host_read": mutation(SWIGLU, "down_(dsv3::swiglu($gate))", "down_(dsv3::swiglu($gate.add(0 * $gate.max().item<double>())))"),
     "double_count": mutation(MOE, "($seq.training && !$seq.recompute)", "($seq.training)"),
     "counts_in_validation": mutation(MOE, "($seq.training && !$seq.recompute)", "(!$seq.recompute)"),
     "side_loss_unscaled": mutation(MOE, "add_loss($y, $loss, $seq.aux_scale)", "add_loss($y, $loss, 1.0)",
@@ -65,7 +65,7 @@ MUTATIONS = {
     "weights_without_gradient": mutation(MOE, "= $scores.gather(1, $chosen);", "= $scores.detach().gather(1, $chosen);"),
     "bias_shared_by_layers": mutation(MOE, "bias_ = buffer($name, {$experts}, at::kFloat, $init);",
                                       "static at::Tensor shared = at::zeros({$experts}); bias_ = shared;"),
-    "half_the_gate": mutation(SWIGLU, "down_(dsv3::swiglu($gate))", "down_(dsv3::swiglu(0.5 * $gate.mean() + $gate))"),
+    "half_the_gate": mutation(SWIGLU, "down_(dsv3::swiglu($gate))", "down_(dsv3::swiglu($gate.mean().mul(0.5).add($gate)))"),
     "keys_not_rotated": mutation(
         ROPE, "{dsv3::rotate($q, $cos, $sin, $layout), dsv3::rotate($k, $cos, $sin, $layout)}",
         "{dsv3::rotate($q, $cos, $sin, $layout), $k}"),

@@ -70,8 +70,8 @@ class EarlyStop final : public dsv3::Callback {
       return;
     }
     if (++misses_ < o_.patience) return;
-    run.stop(fmt::format("{} has not improved for {} values; its best value was {} at step {}",
-                         o_.metric, misses_, best_, best_step_));
+    run.stop(fmt::format("{} has not improved for {} value{}; its best value was {:.5g} at step {}",
+                         o_.metric, misses_, misses_ == 1 ? "" : "s", best_, best_step_));
   }
 
   EarlyStopOptions o_;
