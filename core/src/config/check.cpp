@@ -85,15 +85,17 @@ OptionValues Checker::values(const Node* map, const Schema& schema, const Scope&
   std::vector<const Entry*> dropped;
   if (map)
     for (const Entry& entry : map->entries) {
-      if (contains(scope.others, entry.key) || schema.find(entry.key)) continue;
-      if (is_dropped_option(entry, scope))
+      if (contains(scope.others, entry.key)) continue;
+      if (is_dropped_option(entry, schema, scope))
         dropped.push_back(&entry);
-      else
+      else if (!schema.find(entry.key))
         unknown_key(entry, schema, scope);
     }
   checked_.insert(scope.conventions);
   for (const OptionSpec& spec : schema.options) {
-    const Entry* entry = map ? map->find(spec.key) : nullptr;
+    const Entry* written_entry = map ? map->find(spec.key) : nullptr;
+    const bool is_dropped = std::ranges::count(dropped, written_entry) > 0;
+    const Entry* entry = is_dropped ? nullptr : written_entry;
     const Node* preset = given_convention(spec, scope);
     const Node* node = entry ? &entry->value : preset;
     const std::string path = join(scope.path, spec.key);
@@ -107,8 +109,11 @@ OptionValues Checker::values(const Node* map, const Schema& schema, const Scope&
         complete = false;
       }
     } else if (spec.required) {
-      diagnostics_.error(position_of(map), 1, "'" + spec.key + "' is missing in " + scope.text(),
-                         {spec.doc});
+      diagnostics_.error(
+          position_of(map), 1, "'" + spec.key + "' is missing in " + scope.text(),
+          {spec.doc + (is_dropped ? "; the value for '" + written_entry->inherited_from + "' (" +
+                                        diagnostics_.place(written_entry->at) + ") is not used"
+                                  : "")});
       complete = false;
     } else {
       add_convention(spec, spec.default_value, scope);
@@ -178,10 +183,13 @@ void Checker::add_convention(const OptionSpec& spec, const OptionValue& value, c
     experiment_.conventions[key + " (" + scope.part + ")"] = text;
 }
 
-bool Checker::is_dropped_option(const Entry& entry, const Scope& scope) {
+bool Checker::is_dropped_option(const Entry& entry, const Schema& schema, const Scope& scope) {
   if (!scope.kind || entry.inherited_from.empty()) return false;
-  const Schema* before = schema(*scope.kind, entry.inherited_from, "", entry.at);
-  return !before || before->find(entry.key);
+  const Schema* former = this->schema(*scope.kind, entry.inherited_from, "", entry.at);
+  if (!former) return true;
+  const OptionSpec *before = former->find(entry.key), *now = schema.find(entry.key);
+  if (!before || !now) return before || now;  // in neither schema, the key is unknown
+  return before->shared.empty() || before->shared != now->shared;
 }
 
 void Checker::note_dropped(const std::vector<const Entry*>& dropped, const Scope& scope) {
@@ -191,7 +199,7 @@ void Checker::note_dropped(const std::vector<const Entry*>& dropped, const Scope
                                                ")");
   for (const auto& [plugin, keys] : by_plugin)
     experiment_.notes.push_back(scope.path + ": options of '" + plugin + "' that '" + scope.plugin +
-                                "' does not have were dropped: " + comma_list(keys));
+                                "' does not share were dropped: " + comma_list(keys));
 }
 
 std::vector<std::string> Checker::siblings_with(const std::string& key, const Scope& scope) {

@@ -90,7 +90,7 @@ class Checker {
   std::string known_plugins(Kind kind);
   void unknown_plugin(const Node& name, Kind kind, const std::string& text);
   void unknown_key(const Entry& entry, const Schema& schema, const Scope& scope);
-  bool is_dropped_option(const Entry& entry, const Scope& scope);
+  bool is_dropped_option(const Entry& entry, const Schema& schema, const Scope& scope);
   std::vector<std::string> siblings_with(const std::string& key, const Scope& scope);
   void note_dropped(const std::vector<const Entry*>& dropped, const Scope& scope);
   void run_checks(const Node* map, const Schema& schema, const Scope& scope,

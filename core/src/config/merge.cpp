@@ -1,6 +1,8 @@
 // Merges an experiment's configuration layers, lowest precedence first.
 #include <algorithm>
+#include <map>
 #include <optional>
+#include <set>
 
 #include <dsv3/runtime/suggest.h>
 
@@ -40,6 +42,39 @@ std::string elements(const Node& list, const std::string& path) {
   }
   return comma_list(words);
 }
+
+// The components configured at a slot: one map, or the items of a list.
+std::vector<Node*> elements_of(Node& slot) {
+  if (!slot.is_list()) return {&slot};
+  std::vector<Node*> elements;
+  for (Node& item : slot.items) elements.push_back(&item);
+  return elements;
+}
+
+// The component's plugin; empty = unset.
+std::string plugin_of(const Node& component) {
+  const Entry* plugin = component.is_map() ? component.find("plugin") : nullptr;
+  return plugin && plugin->value.is_scalar() ? plugin->value.text : "";
+}
+
+bool same_value(const Node& a, const Node& b) {
+  const auto same_entry = [](const Entry& x, const Entry& y) {
+    return x.key == y.key && same_value(x.value, y.value);
+  };
+  return a.type == b.type && a.text == b.text && a.quoted == b.quoted &&
+         std::ranges::equal(a.items, b.items, same_value) &&
+         std::ranges::equal(a.entries, b.entries, same_entry);
+}
+
+bool all_have(const std::vector<const Node*>& components, const Entry& entry) {
+  return std::ranges::all_of(components, [&](const Node* component) {
+    const Entry* other = component->find(entry.key);
+    return other && same_value(other->value, entry.value);
+  });
+}
+
+/// Components by plugin.
+using Components = std::map<std::string, std::vector<const Node*>>;
 
 class Merger {
  public:
@@ -85,6 +120,7 @@ class Merger {
         node = component_of(std::move(node));
       } else {
         node = std::move(*meaning);
+        node.from_alias = true;
       }
     } else if (node.is_list() && list) {
       for (Node& item : node.items) expand_slot(item, kind, false);
@@ -144,6 +180,7 @@ class Merger {
     } else if (base.is_list() && over.is_map()) {
       merge_into_list(base, std::move(over), path);
     } else {
+      if (slot && over.from_alias) carry_options(base, over, path);
       base = std::move(over);
     }
   }
@@ -176,6 +213,7 @@ class Merger {
     }
     const Slot* slot = slot_at(path);
     if (slot && over.find("plugin")) {
+      carry_options(base, over, path);
       base = std::move(over);
     } else if (slot && base.items.size() == 1) {
       merge(base.items[0], std::move(over), join(path, "0"));
@@ -191,6 +229,63 @@ class Merger {
     } else {
       base = std::move(over);
     }
+  }
+
+  // Copies options from the components in `base` to those in `over` that replace them. A component
+  // receives the options of those with its own plugin. If there are none, it receives the options
+  // of the replaced plugin, of which the checker drops those that the two plugins do not share.
+  void carry_options(Node& base, Node& over, const std::string& path) {
+    Components before;
+    for (const Node* component : elements_of(base))
+      if (const std::string plugin = plugin_of(*component); !plugin.empty())
+        before[plugin].push_back(component);
+    Components replaced = before;
+    for (const Node* component : elements_of(over)) replaced.erase(plugin_of(*component));
+    bool inherited = false;
+    for (Node* component : elements_of(over)) {
+      if (const auto same = before.find(plugin_of(*component)); same != before.end()) {
+        copy_options(*same, *component, path, /*keeps_plugin=*/true);
+      } else if (replaced.size() == 1) {
+        copy_options(*replaced.begin(), *component, path, /*keeps_plugin=*/false);
+        inherited = true;
+      }
+    }
+    if (!inherited)
+      for (const auto& [plugin, components] : replaced) note_replaced(plugin, components, path);
+  }
+
+  // Copies the options on which all components in `from` agree.
+  void copy_options(const Components::value_type& from, Node& to, const std::string& path,
+                    bool keeps_plugin) {
+    const auto& [plugin, components] = from;
+    std::vector<std::string> core = core_keys(slot_at(path)->kind);
+    if (keeps_plugin) std::erase(core, "library");
+    std::set<std::string> seen;
+    for (const Node* component : components)
+      for (Entry entry : component->entries) {
+        if (std::ranges::count(core, entry.key) || to.find(entry.key)) continue;
+        if (!seen.insert(entry.key).second) continue;
+        if (!all_have(components, entry)) {
+          notes_.push_back(path + ": option '" + entry.key + "' of '" + plugin +
+                           "' was dropped, because its components have different values, such as " +
+                           diagnostics_.place(entry.at));
+          continue;
+        }
+        if (!keeps_plugin && entry.inherited_from.empty()) entry.inherited_from = plugin;
+        to.entries.push_back(std::move(entry));
+      }
+  }
+
+  void note_replaced(const std::string& plugin, const std::vector<const Node*>& components,
+                     const std::string& path) {
+    const std::vector<std::string> core = core_keys(slot_at(path)->kind);
+    std::vector<std::string> options;
+    for (const Node* component : components)
+      for (const Entry& entry : component->entries)
+        if (!std::ranges::count(core, entry.key))
+          options.push_back(entry.key + " (" + diagnostics_.place(entry.at) + ")");
+    if (!options.empty())
+      notes_.push_back(path + ": options of '" + plugin + "' were dropped: " + comma_list(options));
   }
 
   void change_plugin(Node& base, const Node& over, const std::string& path) {

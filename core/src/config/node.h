@@ -34,6 +34,7 @@ struct Node {
   std::optional<OptionValue>
       value;  ///< a scalar's value if a program set it; `text` is then for display only
   Position at;
+  bool from_alias = false;  ///< the expansion of a registry's alias
   int layer = 0;  ///< number of the configuration layer that set it; higher layers take precedence
   std::vector<Node> items;
   std::vector<Entry> entries;  ///< in file order, with unique keys

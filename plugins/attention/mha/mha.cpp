@@ -19,7 +19,7 @@ struct MhaOptions {
   double rotary_share = 1;
 
   static void describe(dsv3::OptionSchema<MhaOptions>& s) {
-    s.add("heads", &MhaOptions::heads, "number of query heads").min(1);
+    s.add("heads", &MhaOptions::heads, "number of query heads").min(1).shared("attention heads");
     s.add("kv_heads", &MhaOptions::kv_heads,
           "number of key-value heads; 1 = multi-query, fewer than heads = grouped-query")
         .min(0)

@@ -24,7 +24,9 @@ struct MlaOptions {
   std::string decode = "absorbed";
 
   static void describe(dsv3::OptionSchema<MlaOptions>& s) {
-    s.add("heads", &MlaOptions::heads, "number of attention heads").min(1);
+    s.add("heads", &MlaOptions::heads, "number of attention heads")
+        .min(1)
+        .shared("attention heads");
     s.add("q_lora_rank", &MlaOptions::q_lora_rank,
           "width of the query latent; 0 = project queries directly, without a latent")
         .min(0)

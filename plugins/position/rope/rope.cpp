@@ -11,13 +11,15 @@ struct RopeOptions {
   std::string layout = "interleaved";
   static void describe(dsv3::OptionSchema<RopeOptions>& s) {
     s.add("theta", &RopeOptions::theta, "base (theta) of the position frequencies theta^(-2i/d)")
-        .min(1);
+        .min(1)
+        .shared("base of the frequencies");
     s.add("layout", &RopeOptions::layout,
           "which features are rotated as pairs: interleaved = (0,1),(2,3).. as in DeepSeek, half = "
           "(0,R/2).. "
           "as in Llama")
         .choices({"interleaved", "half"})
-        .convention();
+        .convention()
+        .shared("rotated pairs");
   }
 };
 

@@ -22,7 +22,8 @@ struct YarnOptions {
 
   static void describe(dsv3::OptionSchema<YarnOptions>& s) {
     s.add("theta", &YarnOptions::theta, "base (theta) of the position frequencies theta^(-2i/d)")
-        .min(1.001);
+        .min(1.001)
+        .shared("base of the frequencies");
     s.add("factor", &YarnOptions::factor, "factor by which the context length is extended").min(1);
     s.add("original_length", &YarnOptions::original_length,
           "context length before the extension, in tokens")
@@ -49,7 +50,8 @@ struct YarnOptions {
           "(0,R/2).. "
           "as in Llama")
         .choices({"interleaved", "half"})
-        .convention();
+        .convention()
+        .shared("rotated pairs");
     s.check([](const YarnOptions& o) -> std::string {
       return o.beta_fast < o.beta_slow ? "beta_fast must be at least beta_slow" : "";
     });

@@ -7,7 +7,9 @@ namespace {
 struct ConstantOptions {
   int64_t warmup = 0;
   static void describe(dsv3::OptionSchema<ConstantOptions>& s) {
-    s.add("warmup", &ConstantOptions::warmup, "number of linear warm-up steps").min(0);
+    s.add("warmup", &ConstantOptions::warmup, "number of linear warm-up steps")
+        .min(0)
+        .shared("warm-up steps");
   }
 };
 

@@ -12,11 +12,14 @@ struct CosineOptions {
   int64_t warmup = 0;
   double min_ratio = 0.1;
   static void describe(dsv3::OptionSchema<CosineOptions>& s) {
-    s.add("warmup", &CosineOptions::warmup, "number of linear warm-up steps").min(0);
+    s.add("warmup", &CosineOptions::warmup, "number of linear warm-up steps")
+        .min(0)
+        .shared("warm-up steps");
     s.add("min_ratio", &CosineOptions::min_ratio,
           "factor applied to the learning rate in the last step")
         .min(0)
-        .max(1);
+        .max(1)
+        .shared("final factor");
   }
 };
 

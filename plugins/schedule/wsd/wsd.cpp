@@ -13,7 +13,9 @@ struct WsdOptions {
   double decay = 0.2, min_ratio = 0.0;
   std::string shape = "linear";
   static void describe(dsv3::OptionSchema<WsdOptions>& s) {
-    s.add("warmup", &WsdOptions::warmup, "number of linear warm-up steps").min(0);
+    s.add("warmup", &WsdOptions::warmup, "number of linear warm-up steps")
+        .min(0)
+        .shared("warm-up steps");
     s.add("decay", &WsdOptions::decay,
           "fraction of the run, at its end, in which the learning rate decays")
         .min(0)
@@ -21,7 +23,8 @@ struct WsdOptions {
     s.add("min_ratio", &WsdOptions::min_ratio,
           "factor applied to the learning rate in the last step")
         .min(0)
-        .max(1);
+        .max(1)
+        .shared("final factor");
     s.add("shape", &WsdOptions::shape, "decay shape: linear, cosine, or sqrt = 1 - sqrt(progress)")
         .choices({"linear", "cosine", "sqrt"});
   }

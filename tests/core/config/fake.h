@@ -18,7 +18,7 @@ struct Mla {
   int64_t heads = 10, kv_lora_rank = 128, qk_rope_dim = 32;
   double init_scale = 1;
   static void describe(dsv3::OptionSchema<Mla>& s) {
-    s.add("heads", &Mla::heads, "attention heads").min(1);
+    s.add("heads", &Mla::heads, "attention heads").min(1).shared("heads");
     s.add("kv_lora_rank", &Mla::kv_lora_rank, "rank").min(1);
     s.add("qk_rope_dim", &Mla::qk_rope_dim, "number of rotated features").min(2);
     s.add("init_scale", &Mla::init_scale, "scale");
@@ -31,7 +31,7 @@ struct Mha {
   int64_t heads = 8, kv_heads = 0;
   bool qk_norm = false;
   static void describe(dsv3::OptionSchema<Mha>& s) {
-    s.add("heads", &Mha::heads, "attention heads").min(1);
+    s.add("heads", &Mha::heads, "attention heads").min(1).shared("heads");
     s.add("kv_heads", &Mha::kv_heads, "number of key and value heads").min(1).word("heads", 0);
     s.add("qk_norm", &Mha::qk_norm, "norm");
   }
@@ -123,13 +123,14 @@ class Catalog final : public dsv3::Catalog {
     add<dsv3::NoOptions>(Kind::strategy, "single");
     add<Zero>(Kind::strategy, "zero");
     add<Text>(Kind::data, "text");
+    add<Text>(Kind::data, "files");
     add<dsv3::NoOptions>(Kind::data, "synthetic");
     add<dsv3::NoOptions>(Kind::tokenizer, "bytes");
     add<Bpe>(Kind::tokenizer, "bpe");
     add<dsv3::NoOptions>(Kind::tracker, "csv");
     add<Server>(Kind::tracker, "mlflow");
     aliases[{Kind::optimizer, "muon"}] =
-        "- {role: [embedding, head, norm, router, bias], plugin: adamw, lr: 3.0e-4}\n"
+        "- {role: [embedding, head, norm, router, bias], plugin: adamw}\n"
         "- {role: matrix, plugin: muon}\n";
     aliases[{Kind::strategy, "deepspeed_stage_2"}] = "{plugin: zero, stage: 2}";
   }

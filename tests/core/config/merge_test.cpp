@@ -151,9 +151,7 @@ samples: {prompts: [c]}
   CHECK_THROWS_AS(load_experiment(request, catalog), dsv3::ConfigError);
 }
 
-TEST_CASE(
-    "changing a plugin keeps the options that the new plugin also has and reports the dropped "
-    "ones") {
+TEST_CASE("changing a plugin keeps the options that both plugins share and reports the others") {
   fake::Folder folder;
   const auto file = folder.write("e.yaml", fake::kExperiment);
   for (const std::string word :
@@ -163,7 +161,7 @@ TEST_CASE(
     CHECK(fake::show(e.attention[0].component.options) == "heads=4");
     CHECK(e.attention[0].component.origin.text() == "command line");
     CHECK(folder.shorten(joined(e.notes)) ==
-          "model.attention: options of 'mla' that 'mha' does not have were dropped: kv_lora_rank "
+          "model.attention: options of 'mla' that 'mha' does not share were dropped: kv_lora_rank "
           "(e.yaml:8:38)\n");
   }
   const Experiment e =
@@ -181,7 +179,7 @@ TEST_CASE("a list of components can be replaced, and its elements can be changed
   const Experiment swiglu = fake::load(file, {"feed_forward=swiglu"});
   REQUIRE(swiglu.feed_forward.size() == 1);
   CHECK(swiglu.feed_forward[0].last == 3);
-  CHECK(swiglu.feed_forward[0].component.options.empty());
+  CHECK(fake::show(swiglu.feed_forward[0].component.options) == "hidden=256");
   const Experiment indexed = fake::load(file, {"feed_forward.1.top_k=3", "optimizer.1={lr: 7}"});
   CHECK(value(indexed.feed_forward[1].component, "top_k") == dsv3::OptionValue(int64_t{3}));
   CHECK(value(indexed.feed_forward[1].component, "routed") == dsv3::OptionValue(int64_t{16}));
@@ -206,6 +204,8 @@ TEST_CASE("aliases expand to YAML") {
   REQUIRE(one.optimizer.size() == 1);
   CHECK(one.optimizer[0].roles.empty());
   CHECK(fake::show(one.optimizer[0].component.options) == "lr=0.500000f");
+  CHECK(folder.shorten(joined(one.notes)) ==
+        "optimizer: options of 'muon' were dropped: lr (e.yaml:15:34)\n");
   const Experiment muon =
       fake::load(file, {"optimizer=adamw", "optimizer=muon", "optimizer.1.lr=0.25"});
   REQUIRE(muon.optimizer.size() == 2);
@@ -220,6 +220,56 @@ TEST_CASE("aliases expand to YAML") {
   CHECK(zero.strategy.origin.text() == "command line");
   const Experiment three = fake::load(file, {"strategy={plugin: deepspeed_stage_2, stage: 3}"});
   CHECK(value(three.strategy, "stage") == dsv3::OptionValue(int64_t{3}));
+}
+
+TEST_CASE("replacing a list of components keeps the options of plugins that remain") {
+  fake::Folder folder;
+  const auto file = folder.write("e.yaml", fake::kExperiment);
+  const std::string one = "optimizer={plugin: adamw, lr: 5.0e-3, betas: [0.8, 0.9]}";
+  const auto lr = [](const dsv3::OptimizerGroup& group) { return value(group.component, "lr"); };
+  for (const std::string& before : {one, "optimizer=[" + one.substr(10) + "]"}) {
+    const Experiment muon = fake::load(file, {before, "optimizer=muon"});
+    REQUIRE(muon.optimizer.size() == 2);
+    CHECK(fake::show(muon.optimizer[0].component.options) ==
+          "betas=[0.800000f;0.900000f;] lr=0.005000f");
+    CHECK(muon.optimizer[1].component.options.empty());
+    const Experiment back = fake::load(file, {before, "optimizer=muon", "optimizer=adamw"});
+    REQUIRE(back.optimizer.size() == 1);
+    CHECK(lr(back.optimizer[0]) == dsv3::OptionValue(5e-3));
+  }
+  // Options of the same name do not carry over to another plugin.
+  const std::string text = fake::kExperiment;
+  const size_t list = text.find("optimizer:"), end = text.find("schedule:");
+  const auto single =
+      folder.write("single.yaml", text.substr(0, list) + "optimizer: [{plugin: adamw, lr: 1}]\n" +
+                                      text.substr(end));
+  for (const std::string& over : {"optimizer={plugin: muon}", "optimizer=[{plugin: muon}]"}) {
+    const Experiment replaced = fake::load(single, {over});
+    CHECK(replaced.optimizer[0].component.options.empty());
+  }
+  CHECK(folder.shorten(joined(fake::load(single, {"optimizer={plugin: muon}"}).notes)) ==
+        "optimizer: options of 'adamw' that 'muon' does not share were dropped: lr "
+        "(single.yaml:13:29)\n");
+  // Groups with different values have no common value to keep.
+  const std::string two = "optimizer=[{plugin: adamw, role: norm, lr: 1}, {plugin: adamw, lr: 2}]";
+  const Experiment differing = fake::load(file, {two, "optimizer=muon"});
+  CHECK(differing.optimizer[0].component.options.empty());
+  CHECK(joined(differing.notes) ==
+        "optimizer: option 'lr' of 'adamw' was dropped, because its components have different "
+        "values, such as command line\n");
+  // A complete list replaces everything.
+  const Experiment whole = fake::load(file, {one, "optimizer=[{plugin: adamw, betas: [0, 1]}]"});
+  CHECK(fake::show(whole.optimizer[0].component.options) == "betas=[0.000000f;1.000000f;]");
+  CHECK(fake::load(file, {"tracker={plugin: mlflow, token: t}"}).tracker[0].options.size() == 2);
+}
+
+TEST_CASE("a required option of a replaced plugin is missing, and the error says why") {
+  fake::Folder folder;
+  const auto file = folder.write("e.yaml", fake::kExperiment);
+  const std::string error = fake::errors_of(file, {"tokenizer=bytes", "data={plugin: files}"});
+  CHECK(has(error, "'path' is missing in data (plugin 'files')"));
+  INFO(error);
+  CHECK(has(folder.shorten(error), "the value for 'text' (e.yaml:18:22) is not used"));
 }
 
 TEST_CASE("train.tokens on the command line replaces train.steps in the experiment file") {

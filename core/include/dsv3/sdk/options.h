@@ -49,6 +49,7 @@ struct OptionSpec {
                             ///< exist
   bool convention = false;  ///< implementations differ in this option, so checkpoints save and
                             ///< compare its value
+  std::string shared;  ///< what the value means in every plugin that shares it; empty = nothing
   std::function<void(void* options, const OptionValue&)> store;
 };
 
@@ -166,6 +167,10 @@ class OptionRef {
   /// Declares that implementations of the same method differ in this option. Checkpoints save its
   /// value, and loading a checkpoint into an experiment with a different value is an error.
   OptionRef& convention() { return set(spec_.convention, true); }
+  /// Declares that plugins of this kind with an option of the same key and `meaning` mean the same
+  /// by it. Its value is kept if a higher configuration layer, such as the command line, replaces
+  /// one of these plugins by another. All other options of the replaced plugin are dropped.
+  OptionRef& shared(const std::string& meaning) { return set(spec_.shared, meaning); }
 
  private:
   template <class Field, class Value>

@@ -17,7 +17,7 @@ namespace {
 struct Options {
   int64_t heads = 4;
   static void describe(dsv3::OptionSchema<Options>& s) {
-    s.add("heads", &Options::heads, "attention heads").min(1);
+    s.add("heads", &Options::heads, "attention heads").min(1).shared("attention heads");
   }
 };
 
