@@ -6,6 +6,7 @@
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/error.h>
 
+#include "call/checked.h"
 #include "machine/machine.h"
 #include "support/host.h"
 #include "train/memory.h"
@@ -71,9 +72,10 @@ void print_memory(const MemoryEstimate& memory, bool recompute) {
 void print_cache(const Model& model, const Experiment& experiment) {
   int64_t least = INT64_MAX, most = 0, all = 0, windows = 0, longest_window = 0;
   for (int64_t i = 0; i < experiment.model.layers; ++i) {  // MTP modules are not included
-    const Attention& attention = *model.attention()[size_t(i)];
-    const int64_t values = attention.cache_values_per_token();
-    if (const auto window = attention.cache_window()) {
+    Attention& attention = *model.attention()[size_t(i)];
+    const int64_t values =
+        checked::number(attention, "cache_values_per_token", &Attention::cache_values_per_token);
+    if (const auto window = call(attention, "cache_window", &Attention::cache_window)) {
       ++windows;
       longest_window = std::max(longest_window, *window);
     }
