@@ -1,5 +1,6 @@
 """Tests the experiment tools: flags, editor schema, comparison, value origins and shell completion."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ import jsonschema
 import pytest
 import yaml
 
-from support import BUILD, SOURCE, TINY, dsv3_run, make_tiny
+from support import BUILD, SOURCE, TINY, dsv3_run, make_tiny, metrics
 
 
 def dsv3(*arguments, cwd=SOURCE, check=0):
@@ -138,7 +139,7 @@ def compared(folder, *changes, a="tiny.yaml"):
         assert before in text
         text = text.replace(before, after, 1)
     (folder / "b.yaml").write_text(text)
-    return json.loads(dsv3("compare", a, "b.yaml", "--json", cwd=folder))
+    return json.loads(dsv3("compare", a, "b.yaml", "--json", cwd=folder))["comparisons"][0]
 
 
 MLA = "{plugin: mla, heads: 2, q_lora_rank: 16, kv_lora_rank: 16, qk_nope_dim: 8, qk_rope_dim: 8, v_dim: 16}"
@@ -167,14 +168,76 @@ def test_comparison_of_runs_names_origins_and_losses(tmp_path):
     make_tiny(tmp_path)
     for name, override in ("a", "train.seed=7"), ("b", "attention=mha"):
         dsv3_run("tiny.yaml", "train.steps=3", "schedule.warmup=0", override, "--run_name", name, cwd=tmp_path)
-    found = json.loads(dsv3("compare", "runs/a", "runs/b", "--json", cwd=tmp_path))
+    result = json.loads(dsv3("compare", "runs/a", "runs/b", "--json", cwd=tmp_path))
+    [found] = result["comparisons"]
     assert found["factors"] == ["model.attention (mla -> mha)"]
-    assert found["metrics"]["val/loss"]["a"] != found["metrics"]["val/loss"]["b"]
+    a, b = result["groups"]
+    assert a["metrics"]["val/loss"]["mean"] != b["metrics"]["val/loss"]["mean"]
+    assert a["parameters"] != b["parameters"] and a["tokens"] == b["tokens"] > 0
     plugin = next(d for d in found["differences"] if d["key"] == "model.attention.plugin")
     assert plugin["b"]["value"] == "mha" and plugin["b"]["origin"].startswith("runs/b/config.yaml:")
     table = dsv3("compare", "runs/a", "runs/b", cwd=tmp_path)
     assert "one factor: model.attention (mla -> mha)" in table and "last val/loss" in table
     dsv3("compare", "runs/a", "runs/none", cwd=tmp_path, check=2)
+
+
+def test_runs_that_differ_only_in_their_seeds_form_a_group(tmp_path):
+    make_tiny(tmp_path)
+    small = ("train.steps=3", "schedule.warmup=0", "validation.every=0")
+    losses = []
+    for name, *overrides in (("a1", "train.seed=1"), ("b1", "attention=mha", "train.seed=1"), ("a2", "train.seed=2")):
+        dsv3_run("tiny.yaml", *small, *overrides, "--run_name", name, cwd=tmp_path)
+        losses.append(metrics(tmp_path / "runs" / name)[3]["val/loss"])
+    result = json.loads(dsv3("compare", "runs/a1", "runs/b1", "runs/a2", "--json", cwd=tmp_path))
+    a, b = result["groups"]
+    assert (a["items"], a["seeds"], b["items"]) == (["runs/a1", "runs/a2"], [1, 2], ["runs/b1"])
+    assert a["metrics"]["val/loss"]["mean"] == pytest.approx((losses[0] + losses[2]) / 2)
+    assert a["metrics"]["val/loss"]["sd"] == pytest.approx(abs(losses[0] - losses[2]) / 2 ** 0.5)
+    assert [c["factors"] for c in result["comparisons"]] == [["model.attention (mla -> mha)"]]
+    table = dsv3("compare", "runs/a1", "runs/b1", "runs/a2", cwd=tmp_path)
+    assert "one factor: model.attention (mla -> mha)" in table and "+-" in table and "FLOPs/token" in table
+
+
+# Options that plugins need in the tiny experiment.
+OPTIONS = {"attention/mla": MLA, "attention/mha": "{plugin: mha, heads: 2}", "data/text": "{plugin: text, path: text.txt}",
+           "data/tokens": "{plugin: tokens, path: text.txt}", "tokenizer/bpe": "{plugin: bpe, file: text.txt}",
+           "position/yarn": "{plugin: yarn, factor: 2, original_length: 64}"}
+PATHS = {"attention": "model.attention", "position": "model.position", "feed_forward": "model.feed_forward", "tokenizer": "data.tokenizer"}
+
+
+def resolved(folder, name, file, *overrides):
+    """Write the resolved experiment to NAME.yaml."""
+    (folder / f"{name}.yaml").write_text(dsv3_run(file, *overrides, "--print-config", cwd=folder).stdout)
+
+
+def test_a_swap_of_any_two_plugins_is_one_factor(tmp_path):
+    make_tiny(tmp_path)
+    plugins = {}
+    for component in json.loads(dsv3("plugins", "list", "--json")):
+        plugins.setdefault(component["kind"], []).append(component["name"])
+    pairs = [(kind, *pair) for kind, names in plugins.items() if kind not in ("tracker", "callback", "format")
+             for pair in itertools.permutations(names, 2)]
+    assert len(pairs) > 15
+    for kind, before, after in pairs:
+        path = PATHS.get(kind, kind)
+        first, second = (OPTIONS.get(f"{kind}/{name}", f"{{plugin: {name}}}") for name in (before, after))
+        resolved(tmp_path, "a", "tiny.yaml", f"{path}={first}")
+        resolved(tmp_path, "b", "a.yaml", f"{path}={second}")
+        [found] = json.loads(dsv3("compare", "a.yaml", "b.yaml", "--json", cwd=tmp_path))["comparisons"]
+        assert found["factors"] == [f"{path} ({before} -> {after})"], (kind, before, after)
+
+
+@pytest.mark.parametrize("override, factors", [
+    ("optimizer=muon", ["optimizer (adamw -> adamw + muon)"]),
+    ("optimizer=[{role: matrix, plugin: muon}, {plugin: adamw, lr: 3.0e-4}]", ["optimizer.adamw.lr", "optimizer (adamw -> muon + adamw)"]),
+    ("optimizer={plugin: adamw, beta2: 0.9}", ["optimizer.beta2"]),
+])
+def test_options_of_a_plugin_on_both_sides_are_factors(tmp_path, override, factors):
+    make_tiny(tmp_path)
+    resolved(tmp_path, "a", "tiny.yaml", "optimizer={plugin: adamw, lr: 5.0e-3}")
+    resolved(tmp_path, "b", "a.yaml", override)
+    [found] = json.loads(dsv3("compare", "a.yaml", "b.yaml", "--json", cwd=tmp_path))["comparisons"]
+    assert sorted(found["factors"]) == sorted(factors)
 
 
 def test_print_config_names_every_layer(tmp_path):
@@ -213,7 +276,7 @@ def test_conventions_go_into_checkpoints_and_comparisons(tmp_path):
     manifest = json.loads((tmp_path / "runs/megatron/checkpoints/step-1/manifest.json").read_text())
     conventions = manifest["state"]["conventions"]
     assert conventions["optimizer.muon.nesterov"] == "false" and conventions["optimizer.muon.scale"] == "spectral"
-    found = json.loads(dsv3("compare", "runs/deepseek", "runs/megatron", "--json", cwd=tmp_path))
+    [found] = json.loads(dsv3("compare", "runs/deepseek", "runs/megatron", "--json", cwd=tmp_path))["comparisons"]
     assert found["verdict"] == "3 factors: model.mtp.denominator, optimizer.1.nesterov, optimizer.1.scale"
     # Weights can be reused with a different optimizer, or with the conventions that they were trained with.
     dsv3_run("tiny.yaml", "train.steps=1", "schedule.warmup=0", "optimizer=adamw", "--from", "runs/deepseek", "--run_name", "a", cwd=tmp_path)

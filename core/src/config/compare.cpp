@@ -91,21 +91,85 @@ std::map<std::string_view, std::string> changed_slots(const Values& a, const Val
   return changed;
 }
 
-std::string factor_of(const std::string& key,
-                      const std::map<std::string_view, std::string>& changed) {
-  if (is_no_factor(key)) return "";
-  if (const auto slot = changed.find(slot_of(key)); slot != changed.end()) return slot->second;
-  // Both of these keys set the length of a run, so they count as one factor.
-  return key == "train.steps" || key == "train.tokens" ? "train.steps or train.tokens" : key;
+// Names components in a list by their plugins, so that each is compared with the component of the
+// same plugin in another list: "optimizer.0.lr" becomes "optimizer.adamw.lr", as does
+// "optimizer.lr" of a single component. A second component with the plugin becomes "adamw#2".
+void name_components(Values& values, std::string_view slot) {
+  const auto element_of = [&](const std::string& path) {  // "0" for "optimizer.0.lr"
+    const std::string rest = path.substr(slot.size() + 1);
+    const std::string part = rest.substr(0, rest.find('.'));
+    return config::is_index(part) ? part : "";
+  };
+  const auto is_inside = [&](const std::string& path) {
+    return path != slot && is_below(path, slot);
+  };
+  std::map<std::string, std::string> names;  // by element
+  std::map<std::string, int> counts;         // by plugin
+  for (const ResolvedValue& value : values)
+    if (is_inside(value.path) && value.path.ends_with(".plugin")) {
+      const int count = ++counts[value.yaml()];
+      names[element_of(value.path)] =
+          value.yaml() + (count > 1 ? "#" + std::to_string(count) : std::string());
+    }
+  for (ResolvedValue& value : values) {
+    if (!is_inside(value.path)) continue;
+    const std::string element = element_of(value.path);
+    const size_t replaced = element.empty() ? 0 : element.size() + 1;
+    value.path.replace(slot.size() + 1, replaced, names[element] + ".");
+  }
 }
+
+bool is_list(const Values& values, std::string_view slot) {
+  const std::string second = std::string(slot) + ".1.";
+  return std::ranges::any_of(
+      values, [&](const ResolvedValue& value) { return value.path.starts_with(second); });
+}
+
+// Assigns differing keys to factors.
+class Factors {
+ public:
+  /// Renames the components in changed lists of `left` and `right`.
+  Factors(Resolved& left, Resolved& right)
+      : left_(left), right_(right), changed_(changed_slots(left.values, right.values)) {
+    for (const auto& [slot, text] : changed_) {
+      if (!is_list(left.values, slot) && !is_list(right.values, slot)) continue;
+      name_components(left.values, slot);
+      name_components(right.values, slot);
+    }
+  }
+
+  /// Returns "" for a key that does not count as a factor.
+  std::string of(const std::string& key) const {
+    if (is_no_factor(key)) return "";
+    const std::string_view slot = slot_of(key);
+    const auto found = changed_.find(slot);
+    if (found != changed_.end() && !is_option_of_both(key, found->second)) return found->second;
+    if (slot == "optimizer" && key.ends_with(".name")) return "";  // of a group, for metrics
+    // Both of these keys set the length of a run, so they count as one factor.
+    return key == "train.steps" || key == "train.tokens" ? "train.steps or train.tokens" : key;
+  }
+
+ private:
+  // Whether `key` is an option of a plugin that both experiments have in a changed slot.
+  bool is_option_of_both(const std::string& key, const std::string& change) const {
+    const auto [component, option] = config::split_last(key);
+    const bool nested = !change.starts_with(slot_of(key));  // the outer component has changed
+    if (nested || std::ranges::count(kIdentity, option)) return false;
+    const ResolvedValue *a = left_.find(component + ".plugin"),
+                        *b = right_.find(component + ".plugin");
+    return a && b && a->yaml() == b->yaml();
+  }
+
+  const Resolved &left_, &right_;
+  std::map<std::string_view, std::string> changed_;
+};
 
 // Gives a single component and a list with one component the same paths, because the two are
 // equivalent.
 Resolved comparable(Resolved resolved) {
   for (const config::Slot& slot : config::slots()) {
     const std::string list = std::string(slot.path) + ".";
-    const auto is_second = [&](const auto& value) { return value.path.starts_with(list + "1."); };
-    if (std::ranges::any_of(resolved.values, is_second)) continue;
+    if (is_list(resolved.values, slot.path)) continue;
     for (ResolvedValue& value : resolved.values)
       if (value.path.starts_with(list + "0.")) value.path.erase(slot.path.size(), 2);
   }
@@ -162,12 +226,12 @@ std::string Comparison::verdict() const {
 }
 
 Comparison compare_experiments(const Experiment& a, const Experiment& b) {
-  const Resolved left = comparable(a.resolved), right = comparable(b.resolved);
-  const auto changed = changed_slots(left.values, right.values);
+  Resolved left = comparable(a.resolved), right = comparable(b.resolved);
+  const Factors assigned(left, right);
   Comparison comparison{differing(left, right), {}};
   std::vector<std::string>& factors = comparison.factors;
   for (Difference& difference : comparison.differences) {
-    difference.factor = factor_of(difference.key, changed);
+    difference.factor = assigned.of(difference.key);
     if (!difference.factor.empty() &&
         std::find(factors.begin(), factors.end(), difference.factor) == factors.end())
       factors.push_back(difference.factor);

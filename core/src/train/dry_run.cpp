@@ -5,6 +5,7 @@
 #include <dsv3/runtime/quantities.h>
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/error.h>
+#include <dsv3/sdk/ops.h>
 
 #include "call/checked.h"
 #include "machine/machine.h"
@@ -157,8 +158,15 @@ int64_t vocab_for_dry_run(const Experiment& experiment, Plugins& plugins) {
 
 }  // namespace
 
+ModelFigures figures(const Experiment& experiment, Plugins& plugins) {
+  const ModelFactory factory = factory_of(experiment, plugins);
+  const Model model(experiment, vocab_for_dry_run(experiment, plugins), factory, at::kMeta);
+  return figures(model, experiment, factory);
+}
+
 void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64_t> memory_limit) {
   preflight(experiment, plugins, PreflightScope::configuration);
+  use_reference_ops(experiment.train.ops == "reference");
   const ModelFactory factory = factory_of(experiment, plugins);
   const Model model(experiment, vocab_for_dry_run(experiment, plugins), factory, at::kMeta);
   const ModelFigures figures = dsv3::figures(model, experiment, factory);

@@ -1,13 +1,18 @@
-// dsv3 compare A B
+// dsv3 compare A B ...
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <filesystem>
+#include <fmt/format.h>
 #include <fstream>
 #include <iostream>
 #include <memory>
 #include <optional>
 
 #include <dsv3/runtime/compare.h>
+#include <dsv3/runtime/model.h>
+#include <dsv3/runtime/quantities.h>
+#include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/support/json.h>
 
@@ -19,9 +24,25 @@ namespace stdfs = std::filesystem;
 
 struct CompareArguments {
   PluginOptions plugins;
-  std::string a, b;
+  std::vector<std::string> paths;
   bool json = false;
 };
+
+// What a run computes. A number is nullopt if it is unknown, such as without the tokenizer.
+struct Costs {
+  std::optional<double> parameters, active, flops_per_token;
+  double tokens = 0;
+};
+
+// An experiment file or run folder.
+struct Item {
+  std::string path;
+  dsv3::Experiment experiment;
+  Costs costs;
+};
+
+// Items that differ in nothing but the seed and settings that do not count as factors.
+using Group = std::vector<const Item*>;
 
 // Returns an experiment from an experiment file, or the resolved experiment from a run folder.
 dsv3::ExperimentRequest request_of(const std::string& what, const std::string& config) {
@@ -52,46 +73,115 @@ std::optional<double> last_metric(const std::string& run, const std::string& key
   return last;
 }
 
-struct MetricPair {
-  std::string name;
-  double a, b;
-};
-
-// Lists the metrics that both runs recorded.
-std::vector<MetricPair> metrics_of(const CompareArguments& arguments) {
-  std::vector<MetricPair> pairs;
-  for (const char* name : {"val/loss", "train/loss", "step"}) {
-    const auto a = last_metric(arguments.a, name), b = last_metric(arguments.b, name);
-    if (a && b) pairs.push_back({name, *a, *b});
+Costs costs_of(const dsv3::Experiment& experiment, dsv3::Plugins& plugins) {
+  Costs costs;
+  const auto& train = experiment.train;
+  costs.tokens = double(dsv3::total_steps(experiment) * train.batch * train.sequence);
+  try {
+    const dsv3::ModelFigures figures = dsv3::figures(experiment, plugins);
+    costs.parameters = double(figures.total);
+    costs.active = figures.active;
+    if (figures.flops_per_token > 0) costs.flops_per_token = figures.flops_per_token;
+  } catch (const dsv3::Error&) {
+    // The tokenizer of a run may be on another machine.
   }
-  return pairs;
+  return costs;
 }
 
-dsv3::Json as_json(const dsv3::Comparison& comparison, const std::vector<MetricPair>& metrics) {
+std::vector<Group> groups_of(const std::vector<Item>& items) {
+  std::vector<Group> groups;
+  for (const Item& item : items) {
+    const auto same = std::ranges::find_if(groups, [&](const Group& group) {
+      return dsv3::compare_experiments(group[0]->experiment, item.experiment).factors.empty();
+    });
+    if (same != groups.end())
+      same->push_back(&item);
+    else
+      groups.push_back({&item});
+  }
+  return groups;
+}
+
+// "A" to "Z", then "A1" to "Z1" and so on.
+std::string letter(size_t index) {
+  return std::string(1, char('A' + index % 26)) + (index < 26 ? "" : std::to_string(index / 26));
+}
+
+// The values of a metric that the group's runs recorded last.
+std::vector<double> metric_of(const Group& group, const std::string& name) {
+  std::vector<double> values;
+  for (const Item* item : group)
+    if (const auto value = last_metric(item->path, name)) values.push_back(*value);
+  return values;
+}
+
+// The mean and the sample standard deviation, which is NaN for a single value.
+std::pair<double, double> statistics(const std::vector<double>& values) {
+  double sum = 0, squares = 0;
+  for (const double value : values) sum += value;
+  const double mean = sum / double(values.size());
+  for (const double value : values) squares += (value - mean) * (value - mean);
+  return {mean, std::sqrt(squares / double(values.size() - 1))};
+}
+
+std::string statistics_text(const std::vector<double>& values) {
+  if (values.empty()) return "-";
+  const auto [mean, deviation] = statistics(values);
+  return values.size() == 1 ? fmt::format("{:.5g}", mean)
+                            : fmt::format("{:.5g} +- {:.2g}", mean, deviation);
+}
+
+constexpr std::array kMetrics{"val/loss", "train/loss", "step"};
+
+dsv3::Json as_json(const dsv3::Comparison& comparison) {
   const auto side = [](const std::string& value, const std::string& origin) {
     return origin.empty() ? dsv3::Json(nullptr) : dsv3::Json{{"value", value}, {"origin", origin}};
   };
   dsv3::Json out{{"verdict", comparison.verdict()},
                  {"one_factor", comparison.factors.size() == 1},
                  {"factors", comparison.factors},
-                 {"differences", dsv3::Json::array()},
-                 {"metrics", dsv3::Json::object()}};
+                 {"differences", dsv3::Json::array()}};
   for (const dsv3::Difference& d : comparison.differences)
     out["differences"].push_back(
         {{"key", d.key},
          {"a", side(d.a, d.a_origin)},
          {"b", side(d.b, d.b_origin)},
          {"factor", d.factor.empty() ? dsv3::Json() : dsv3::Json(d.factor)}});
-  for (const MetricPair& m : metrics)
-    out["metrics"][m.name] = {{"a", dsv3::number_to_json(m.a)}, {"b", dsv3::number_to_json(m.b)}};
   return out;
 }
 
-void print_rows(const std::vector<std::array<std::string, 5>>& rows) {
-  std::array<size_t, 5> width{};
-  for (const auto& row : rows)
+dsv3::Json as_json(const Group& group) {
+  const auto known = [](const std::optional<double>& value) {
+    return value ? dsv3::Json(*value) : dsv3::Json();
+  };
+  const Costs& costs = group[0]->costs;
+  dsv3::Json out{{"items", dsv3::Json::array()},
+                 {"seeds", dsv3::Json::array()},
+                 {"parameters", known(costs.parameters)},
+                 {"active_parameters", known(costs.active)},
+                 {"flops_per_token", known(costs.flops_per_token)},
+                 {"tokens", costs.tokens},
+                 {"metrics", dsv3::Json::object()}};
+  for (const Item* item : group) {
+    out["items"].push_back(item->path);
+    out["seeds"].push_back(item->experiment.train.seed);
+  }
+  for (const char* name : kMetrics)
+    if (const std::vector<double> values = metric_of(group, name); !values.empty()) {
+      const auto [mean, deviation] = statistics(values);
+      out["metrics"][name] = {{"mean", dsv3::number_to_json(mean)}, {"count", values.size()}};
+      if (values.size() > 1) out["metrics"][name]["sd"] = dsv3::number_to_json(deviation);
+    }
+  return out;
+}
+
+using Row = std::vector<std::string>;
+
+void print_rows(const std::vector<Row>& rows) {
+  std::vector<size_t> width(rows[0].size());
+  for (const Row& row : rows)
     for (size_t i = 0; i < row.size(); ++i) width[i] = std::max(width[i], row[i].size());
-  for (const auto& row : rows) {
+  for (const Row& row : rows) {
     std::string line;
     for (size_t i = 0; i < row.size(); ++i)
       line += row[i] + std::string(width[i] - row[i].size() + 2, ' ');
@@ -100,37 +190,93 @@ void print_rows(const std::vector<std::array<std::string, 5>>& rows) {
   }
 }
 
-void print_table(const CompareArguments& arguments, const dsv3::Comparison& comparison,
-                 const std::vector<MetricPair>& metrics) {
-  std::cout << "A  " << arguments.a << "\nB  " << arguments.b << "\n\n";
-  std::vector<std::array<std::string, 5>> rows{{"key", "A", "B", "origin of A", "origin of B"}};
+// Prints what each group costs and reached.
+void print_groups(const std::vector<Group>& groups) {
+  const auto count = [](const std::optional<double>& value) {
+    return value ? dsv3::format_count(*value) : "unknown";
+  };
+  std::vector<Row> rows{{"", "seeds", "parameters", "active", "FLOPs/token", "tokens"}};
+  for (size_t i = 0; i < groups.size(); ++i) {
+    const Costs& costs = groups[i][0]->costs;
+    std::string seeds;
+    for (const Item* item : groups[i])
+      seeds += (seeds.empty() ? "" : ", ") + std::to_string(item->experiment.train.seed);
+    const auto flops = costs.flops_per_token;
+    rows.push_back({letter(i), seeds, count(costs.parameters), count(costs.active),
+                    flops ? dsv3::format_flops(*flops) : "unknown",
+                    dsv3::format_count(costs.tokens)});
+  }
+  for (const char* name : kMetrics) {
+    const auto recorded = [&](const Group& group) { return !metric_of(group, name).empty(); };
+    if (std::ranges::none_of(groups, recorded)) continue;
+    rows[0].push_back(std::string("last ") + name);
+    for (size_t i = 0; i < groups.size(); ++i)
+      rows[i + 1].push_back(statistics_text(metric_of(groups[i], name)));
+  }
+  print_rows(rows);
+  std::cout << '\n';
+}
+
+void print_differences(const dsv3::Comparison& comparison, const std::string& a,
+                       const std::string& b) {
+  std::vector<Row> rows{{"key", a, b, "origin of " + a, "origin of " + b}};
   const auto shown = [](const std::string& text) { return text.empty() ? "-" : text; };
   for (const dsv3::Difference& d : comparison.differences)
     rows.push_back({(d.factor.empty() ? "(" + d.key + ")" : d.key), shown(d.a), shown(d.b),
                     shown(d.a_origin), shown(d.b_origin)});
-  if (rows.size() > 1) {
-    print_rows(rows);
-    std::cout << '\n';
+  if (rows.size() == 1) return;
+  print_rows(rows);
+  std::cout << '\n';
+}
+
+void print_all(const std::vector<Group>& groups) {
+  for (size_t i = 0; i < groups.size(); ++i)
+    for (const Item* item : groups[i]) std::cout << letter(i) << "  " << item->path << '\n';
+  std::cout << '\n';
+  print_groups(groups);
+  if (groups.size() == 1) {
+    const dsv3::Comparison comparison =
+        dsv3::compare_experiments(groups[0].front()->experiment, groups[0].back()->experiment);
+    print_differences(comparison, "first", "last");
+    std::cout << comparison.verdict() << '\n';
   }
-  for (const MetricPair& m : metrics)
-    std::cout << "last " << m.name << "  A " << m.a << "  B " << m.b << "  B - A " << m.b - m.a
+  for (size_t i = 1; i < groups.size(); ++i) {
+    const dsv3::Comparison comparison =
+        dsv3::compare_experiments(groups[0][0]->experiment, groups[i][0]->experiment);
+    print_differences(comparison, "A", letter(i));
+    std::cout << (groups.size() == 2 ? "" : "A and " + letter(i) + ": ") << comparison.verdict()
               << '\n';
-  std::cout << comparison.verdict() << '\n';
+  }
+}
+
+void print_json(const std::vector<Group>& groups) {
+  // With a single group, compares its first item with its last one.
+  const dsv3::Experiment& first = groups[0].front()->experiment;
+  dsv3::Json out{{"groups", dsv3::Json::array()}, {"comparisons", dsv3::Json::array()}};
+  for (const Group& group : groups) out["groups"].push_back(as_json(group));
+  if (groups.size() == 1)
+    out["comparisons"].push_back(
+        as_json(dsv3::compare_experiments(first, groups[0].back()->experiment)));
+  for (size_t i = 1; i < groups.size(); ++i)
+    out["comparisons"].push_back(
+        as_json(dsv3::compare_experiments(first, groups[i][0]->experiment)));
+  std::cout << out.dump(2) << '\n';
 }
 
 void compare(const CompareArguments& arguments) {
   dsv3::Plugins plugins = arguments.plugins.open();
   const std::string config = arguments.plugins.config();
-  const auto load = [&](const std::string& what) {
-    return dsv3::load_experiment(request_of(what, config), plugins);
-  };
-  const dsv3::Comparison comparison =
-      dsv3::compare_experiments(load(arguments.a), load(arguments.b));
-  const std::vector<MetricPair> metrics = metrics_of(arguments);
+  std::vector<Item> items;
+  for (const std::string& path : arguments.paths) {
+    dsv3::Experiment experiment = dsv3::load_experiment(request_of(path, config), plugins);
+    const Costs costs = costs_of(experiment, plugins);
+    items.push_back({path, std::move(experiment), costs});
+  }
+  const std::vector<Group> groups = groups_of(items);
   if (arguments.json)
-    std::cout << as_json(comparison, metrics).dump(2) << '\n';
+    print_json(groups);
   else
-    print_table(arguments, comparison, metrics);
+    print_all(groups);
 }
 
 }  // namespace
@@ -139,12 +285,10 @@ void add_compare_commands(CLI::App& app, int&) {
   const auto arguments = std::make_shared<CompareArguments>();
   CLI::App* command = app.add_subcommand(
       "compare",
-      "Show how two experiments or runs differ, and whether they differ in only one factor");
-  command->add_option("A", arguments->a, "Experiment file or run folder")
+      "Group experiments or runs by everything but their seeds, and show how the groups differ");
+  command->add_option("experiment", arguments->paths, "Experiment files or run folders")
       ->required()
-      ->type_name("PATH");
-  command->add_option("B", arguments->b, "Experiment file or run folder")
-      ->required()
+      ->expected(-2)  // at least 2
       ->type_name("PATH");
   command->add_flag("--json", arguments->json, "Print JSON");
   arguments->plugins.add_to(*command);

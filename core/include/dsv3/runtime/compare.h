@@ -11,7 +11,9 @@ namespace dsv3 {
 /// A configuration key whose value differs between two resolved experiments. If one of them lacks
 /// the key, its value is empty.
 struct Difference {
-  std::string key;                 ///< dotted path: "model.attention.heads"
+  std::string key;                 ///< dotted path: "model.attention.heads"; compare_experiments
+                                   ///< writes "optimizer.adamw.lr" if the lists of optimizers have
+                                   ///< different components
   std::string a, b;                ///< values as YAML
   std::string a_origin, b_origin;  ///< such as "file:line:col" or "default"; empty if the key is
                                    ///< absent
@@ -27,8 +29,9 @@ struct Comparison {
 };
 
 /// Compares two resolved experiments, including defaults. A replaced component counts as one factor
-/// together with all its options. Every other key is a factor by itself, except keys that only
-/// affect a run's name, seed, monitoring or storage.
+/// together with all its options. Every other key is a factor by itself, also an option of a
+/// component that both lists contain when one of several components is replaced. Keys that only
+/// affect a run's name, seed, monitoring or storage do not count as factors.
 Comparison compare_experiments(const Experiment& a, const Experiment& b);
 
 /// Lists the keys whose values differ between two resolved experiments. Does not assign factors.

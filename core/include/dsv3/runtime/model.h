@@ -154,5 +154,8 @@ struct ModelFigures {
 /// Counts the model's parameters, and measures its FLOPs by running a copy of it, made by
 /// `factory`, on the meta device.
 ModelFigures figures(const Model& model, const Experiment& experiment, const ModelFactory& factory);
+/// Like figures(), for an experiment whose model has not been built. Reads the tokenizer if
+/// `model.vocab` is auto, and throws a dsv3::Error if that fails.
+ModelFigures figures(const Experiment& experiment, Plugins& plugins);
 
 }  // namespace dsv3
