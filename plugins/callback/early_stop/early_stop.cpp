@@ -37,8 +37,20 @@ class EarlyStop final : public dsv3::Callback {
   explicit EarlyStop(const EarlyStopOptions& options) : o_(options) {}
 
   void on_metrics(const dsv3::Event& event, dsv3::RunControl& run) override {
-    for (const auto& [name, value] : event.metrics)
-      if (name == o_.metric) observe(event.step, value, run);
+    bool found = false;
+    for (const auto& [name, value] : event.metrics) {
+      trained_ |= name == "train/loss";
+      validated_ |= name == "val/loss";
+      if (name != o_.metric) continue;
+      found = true;
+      observe(event.step, value, run);
+    }
+    // Both kinds of metrics have been recorded, so that the name may be misspelled.
+    if (!found && best_step_ < 0 && trained_ && validated_ && !warned_) {
+      dsv3::log::warning("early_stop: the run has not recorded a metric '" + o_.metric +
+                         "' so far; metrics.jsonl lists the names");
+      warned_ = true;
+    }
   }
 
   void on_run_end(dsv3::RunStatus status) override {
@@ -76,6 +88,7 @@ class EarlyStop final : public dsv3::Callback {
 
   EarlyStopOptions o_;
   double best_ = 0;
+  bool trained_ = false, validated_ = false, warned_ = false;
   int64_t best_step_ = -1;  // -1 = no value yet
   int64_t last_step_ = -1;
   int64_t misses_ = 0;

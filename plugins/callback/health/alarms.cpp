@@ -41,6 +41,12 @@ std::pair<std::string, double> largest(const Values& values) {
 
 // Each rule describes the sign that it sees, or returns "" if it sees none.
 
+std::string no_updates(const Step& step) {
+  const Values updates = step.by_layer("health/update_rms/");
+  return !updates.empty() && largest(updates).second == 0 ? "health/update_rms is 0 in all layers"
+                                                          : "";
+}
+
 std::string large_updates(const Step& step) {
   Values ratios;
   for (const auto& [layer, update] : step.by_layer("health/update_rms/"))
@@ -68,16 +74,11 @@ std::string uneven_rows(const Step& step) {
 }
 
 std::string constant_bias(const Step& step) {
-  const double range = step.value("moe/bias_range"), load = step.value("moe/max_violation");
-  if (std::isnan(range)) return "";
-  const auto previous = step.memory.find("moe/bias_range");
-  const bool constant = previous != step.memory.end() && previous->second == range;
-  step.memory["moe/bias_range"] = range;
-  if (!constant || !(load > step.options.max_violation)) return "";
+  const double change = step.value("moe/bias_change"), load = step.value("moe/max_violation");
+  if (!(change == 0 && load > step.options.max_violation)) return "";
   return fmt::format(
-      "moe/max_violation is {:.3g}, above max_violation: {:g}, while "
-      "moe/bias_range stays {:g}",
-      load, step.options.max_violation, range);
+      "moe/max_violation is {:.3g}, above max_violation: {:g}, while moe/bias_change is 0", load,
+      step.options.max_violation);
 }
 
 std::string saturated_router(const Step& step) {
@@ -104,15 +105,18 @@ std::string zero_gradients(const Step& step) {
 }
 
 std::string rising_loss(const Step& step) {
+  constexpr double kWeight = 0.2;  // of a new value in the moving average
   const double loss = step.value("train/loss");
   if (std::isnan(loss)) return "";
-  double& lowest = step.memory.try_emplace("train/loss", loss).first->second;
-  lowest = std::min(lowest, loss);
-  if (!(loss > lowest + step.options.loss_rise)) return "";
+  double& average = step.memory.try_emplace("average loss", loss).first->second;
+  average += kWeight * (loss - average);
+  double& lowest = step.memory.try_emplace("lowest average loss", average).first->second;
+  lowest = std::min(lowest, average);
+  if (!(average > lowest + step.options.loss_rise)) return "";
   return fmt::format(
-      "train/loss is {:.4g}, above its minimum of {:.4g} by more than loss_rise: "
-      "{:g}",
-      loss, lowest, step.options.loss_rise);
+      "the moving average of train/loss is {:.4g}, above its minimum of {:.4g} by more than "
+      "loss_rise: {:g}",
+      average, lowest, step.options.loss_rise);
 }
 
 struct Rule {
@@ -126,11 +130,15 @@ struct Rule {
 /// In order of priority: a fault may cause the signs of later rules, but hardly those of earlier
 /// ones.
 constexpr Rule kRules[] = {
+    {"no_updates", no_updates, 1, "the optimizer does not change the weights",
+     "raise optimizer.lr, and check that the schedule's factor (train/lr) is not 0"},
     {"learning_rate", large_updates, 1, "the learning rate is too high",
      "lower optimizer.lr of the group that updates this layer, or lengthen schedule.warmup"},
-    {"logits", large_logits, 1, "the attention logits explode",
-     "check the softmax scale (mscale_all_dim of position: yarn) and model.init.std; normalize "
-     "queries and keys (qk_norm: true of attention: mha), or lower the learning rate"},
+    {"logits", large_logits, 1,
+     "the attention logits explode, because the learning rate or the softmax scale is too high",
+     "lower optimizer.lr if the logits were small in the first steps; otherwise check the softmax "
+     "scale (mscale_all_dim of position: yarn) and model.init.std, or normalize queries and keys "
+     "(qk_norm: true of attention: mha)"},
     {"fused", uneven_rows, 1,
      "a matrix that consists of several, such as queries, keys and values, is updated as one, so "
      "that some of them hardly change",
@@ -146,7 +154,8 @@ constexpr Rule kRules[] = {
      "raise bias_rate or balance_alpha in model.feed_forward, or train with more tokens per step"},
     {"dead_layer", zero_gradients, 1,
      "a part of the layer does not affect the loss, or its output is detached",
-     "look for detach(), a factor of 0 or a frozen projection of zeros in the layer's component"},
+     "look for settings of 0 (model.init.std, model.mtp.weight), a weight_decay that shrinks "
+     "weights to 0, rows too short for an MTP module, or detach() in the layer's component"},
     {"divergence", rising_loss, 1, "the run diverges, most often because of the learning rate",
      "lower optimizer.lr, lengthen schedule.warmup, set train.clip, or check the data"},
 };

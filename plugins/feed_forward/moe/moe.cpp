@@ -86,6 +86,8 @@ void MoeOptions::describe(dsv3::OptionSchema<MoeOptions>& s) {
            "mean difference between the lowest chosen and the highest other expert score, "
            "including the routing bias");
   s.metric("moe/bias_range", "", "largest minus smallest routing bias, maximum over the layers");
+  s.metric("moe/bias_change", "",
+           "largest change of a routing bias in the step, maximum over the layers");
   s.check(conflict);
 }
 
@@ -171,10 +173,11 @@ at::Tensor Moe::forward(const at::Tensor& x, const dsv3::Sequence& seq) {
 }
 
 void Moe::on_step_end(const dsv3::StepEnd& end) {
-  if (end.metrics.wanted()) moe::record(end.metrics, end.counts, bias_, context().layer);
-  if (o_.bias_rate == 0 || end.progress > o_.bias_until) return;
   const at::NoGradGuard no_grad;
-  bias_.add_(moe::bias_change(end.counts, o_.bias_rate, o_.bias_update == "centered"));
+  const double rate = end.progress > o_.bias_until ? 0 : o_.bias_rate;
+  const at::Tensor change = moe::bias_change(end.counts, rate, o_.bias_update == "centered");
+  if (end.metrics.wanted()) moe::record(end.metrics, end.counts, bias_, change, context().layer);
+  if (rate != 0) bias_.add_(change);
 }
 
 }  // namespace

@@ -73,13 +73,14 @@ void record(const dsv3::Metrics& metrics, const Routing& routing, const at::Tens
 }
 
 void record(const dsv3::Metrics& metrics, const at::Tensor& counts, const at::Tensor& bias,
-            int64_t layer) {
+            const at::Tensor& bias_change, int64_t layer) {
   const at::Tensor load = counts.to(at::kDouble);
   const at::Tensor largest = load.max() / load.mean().clamp_min(1e-12);
   metrics.scalar("moe/load_max/" + std::to_string(layer), largest);
   metrics.scalar("moe/max_violation", largest - 1, dsv3::Reduce::max);
   metrics.scalar("moe/dead_experts", counts.eq(0).sum(), dsv3::Reduce::sum);
   metrics.scalar("moe/bias_range", bias.max() - bias.min(), dsv3::Reduce::max);
+  metrics.scalar("moe/bias_change", bias_change.abs().max(), dsv3::Reduce::max);
 }
 
 }  // namespace moe

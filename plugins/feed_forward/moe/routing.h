@@ -41,8 +41,8 @@ at::Tensor bias_change(const at::Tensor& counts, double rate, bool centered);
 void record(const dsv3::Metrics& metrics, const Routing& routing, const at::Tensor& bias,
             const RoutingRule& rule);
 /// Records a layer's balance in one step, from `counts` tokens per expert: moe/load_max,
-/// moe/max_violation, moe/dead_experts and moe/bias_range.
+/// moe/max_violation, moe/dead_experts, moe/bias_range and moe/bias_change.
 void record(const dsv3::Metrics& metrics, const at::Tensor& counts, const at::Tensor& bias,
-            int64_t layer);
+            const at::Tensor& bias_change, int64_t layer);
 
 }  // namespace moe
