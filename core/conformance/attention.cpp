@@ -27,7 +27,7 @@ void attention_checks(const AddCheck& check) {
                 "a token's output does not depend on the previous token");
     }
   });
-  check("documents", "isolates packed documents from each other, bit for bit",
+  check("documents", "isolates packed documents from each other, bit for bit, as dsv3::attend does",
         [](const Subject& subject) {
           const Layer layer(subject, at::kFloat);
           const at::Tensor x = normal({2, kLength, kHidden}, 22, at::kFloat);

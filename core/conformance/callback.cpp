@@ -86,6 +86,11 @@ void callback_checks(const AddCheck& check) {
     run.callback->on_metrics(event, run.stops);
     event.metrics.clear();
     run.callback->on_metrics(event, run.stops);
+    const nlohmann::json numbers = run.callback->state().flatten();
+    for (const auto& [path, value] : numbers.items())
+      require(!value.is_number_float() || std::isfinite(value.get<double>()),
+              "state() has a number at '", path,
+              "' that is not finite, which checkpoints cannot store");
     run.callback->on_run_end(RunStatus::failed);
   });
   check("state", "resumes from a saved state as if it had not stopped", [](const Subject& subject) {

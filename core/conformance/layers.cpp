@@ -13,6 +13,7 @@
 #include <dsv3/sdk/packing.h>
 
 #include "conformance/fake_device.h"
+#include "sdk/metric_sink.h"
 
 namespace dsv3::conformance {
 namespace {
@@ -217,6 +218,26 @@ void require_declared_leaves(const at::Tensor& y, const NamedTensors& inputs) {
             " that requires gradients but is not a declared parameter, so it would be neither "
             "trained nor saved; create it with parameter()");
   }
+}
+
+void require_described_metrics(const Subject& subject,
+                               const std::function<void(const Metrics&)>& body) {
+  const auto sink = std::make_shared<MetricSink>();
+  sink->open();
+  body(Metrics(sink));
+  const auto is_described = [&](const std::string& name) {
+    const size_t slash = name.rfind('/');
+    const std::string last = name.substr(slash + 1);
+    const bool of_layer = !last.empty() && last.find_first_not_of("0123456789") == last.npos;
+    const std::string described = of_layer ? name.substr(0, slash) + "/<layer>" : name;
+    return name == "attention/max_logit" ||  // dsv3::attend records it
+           std::ranges::any_of(subject.component.schema->metrics,
+                               [&](const MetricSpec& metric) { return metric.name == described; });
+  };
+  for (const std::string& name : sink->take(*local_communicator(), at::kCPU).names)
+    require(is_described(name), "it records metric '", name,
+            "', which its options do not describe; add s.metric(name, unit, description) to "
+            "describe()");
 }
 
 void require_declarations(const std::function<void(const LayerContext&)>& build) {

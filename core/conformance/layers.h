@@ -69,6 +69,11 @@ void require_gradients(const std::function<at::Tensor()>& function, const NamedT
 /// Throws a Violation if `y` depends on a tensor that requires gradients and is not in `inputs`.
 void require_declared_leaves(const at::Tensor& y, const NamedTensors& inputs);
 
+/// Calls `body` with metrics that are recorded, and throws a Violation unless the component's
+/// schema describes each of them.
+void require_described_metrics(const Subject& subject,
+                               const std::function<void(const Metrics&)>& body);
+
 /// Throws a Violation if declared parameters are invalid or differ on the meta device.
 void require_declarations(const std::function<void(const LayerContext&)>& build);
 
@@ -226,6 +231,19 @@ void costly_layer_checks(const AddCheck& check) {
           const at::Tensor y = layer(x, to_device(one_document(2, kLength), at::kMeta));
           require(y.is_meta() && y.sizes() == x.sizes(), "forward's result is not like its input");
           gradients(y, layer.inputs(x));
+        });
+  check("metrics", "records described metrics, without changing its result",
+        [](const Subject& subject) {
+          const LayerUnderTest<Layer> layer(subject, at::kFloat), other(subject, at::kFloat);
+          const at::Tensor x = normal({2, kLength, kHidden}, 14, at::kFloat);
+          const Sequence seq = one_document(2, kLength);
+          require_described_metrics(subject, [&](const Metrics& metrics) {
+            Sequence recording = seq;
+            recording.metrics = metrics;
+            require_equal(layer(x, recording), other(x, seq),
+                          "the result when metrics are recorded");
+            layer.layer->on_step_end({layer.layer->step_counts(), 0.1, 1, metrics});
+          });
         });
   check("memory", "frees its memory", [](const Subject& subject) {
     const LayerUnderTest<Layer> layer(subject, at::kFloat);

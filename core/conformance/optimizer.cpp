@@ -158,7 +158,8 @@ void optimizer_checks(const AddCheck& check) {
   check("extremes", "stays finite for zero, tiny and huge gradients", [](const Subject& subject) {
     for (const double size : {0.0, 1e-30, 1e-12, 1e6, 1e15}) {
       Updated one(subject, 4);
-      for (int64_t update = 1; update <= 3; ++update) one.step(one.gradient(update) * size, update);
+      for (int64_t update = 1; update <= 3; ++update)
+        one.step(normal(one.value.sizes(), 500 + uint64_t(update), at::kFloat) * size, update);
       one.require_finite(c10::str("after gradients of size ", size));
     }
   });
@@ -205,6 +206,17 @@ void optimizer_checks(const AddCheck& check) {
           }
           require_close(at::cat({first.value, second.value}), whole.value, 1e-6,
                         "a parameter updated in two pieces, compared with one updated as a whole,");
+        });
+  check("metrics", "records described metrics, without changing its updates",
+        [](const Subject& subject) {
+          Updated recording(subject, 8), other(subject, 8);
+          require_described_metrics(subject, [&](const Metrics& metrics) {
+            const at::Tensor grad = other.gradient(1);
+            recording.optimizer->step(std::array{recording.slice(grad.clone())},
+                                      {1, 1, 0.1, metrics});
+            other.optimizer->step(std::array{other.slice(grad.clone())}, {1, 1, 0.1});
+          });
+          require_equal(recording.value, other.value, "the parameter when metrics are recorded");
         });
   check("resume", "resumes from saved state, bit for bit", [](const Subject& subject) {
     Updated straight(subject, 6), resumed(subject, 7);

@@ -66,8 +66,10 @@ void require_no_side_effects(const std::function<void()>& body) {
   for (size_t i = 0; i < now.size(); ++i) {
     const std::string &before = facts[i].second, &after = now[i].second;
     const bool readable = before.size() < 40 && after.size() < 40;
+    const bool random = now[i].first.ends_with("random generator");
     require(before == after, "the component changes ", now[i].first,
-            readable ? ": '" + before + "' before, '" + after + "' after" : "");
+            readable ? ": '" + before + "' before, '" + after + "' after" : "",
+            random ? "; draw random numbers with dsv3::uniform or dsv3::dropout" : "");
   }
 }
 

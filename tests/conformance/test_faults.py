@@ -31,6 +31,7 @@ PARTS = {
     "strategy": "{plugin: single}",
     "data": "{plugin: synthetic}",
     "tracker": "[]",
+    "callback": "[]",
 }
 EXPERIMENT = """\
 dsv3: 1
@@ -51,6 +52,7 @@ validation: {every: 0, batches: 1, share: 0.2}
 samples: {every: %(samples)s, tokens: 4}
 checkpoint: {every: 0}
 tracker: %(tracker)s
+callback: %(callback)s
 """
 
 
@@ -160,7 +162,12 @@ FAULTS = [
     Fault("tracker", "throws", "delivery", PURPOSE, 0, "deliver", r"\d", PURPOSE),
     Fault("tracker", "start_throws", "delivery", PURPOSE, 0, "start", r"\d", PURPOSE),
     Fault("tracker", "finish_throws", "delivery", PURPOSE, 0, "finish", r"\d", PURPOSE),
+    Fault("callback", "throws", "events", PURPOSE, 3, "on_metrics", r"\d", PURPOSE),
+    Fault("callback", "nan_state", "values", "'/mean' that is not finite", 3, "state", "4", "returned a number at '/mean' that is not finite"),
     # Faults that only the conformance suite detects.
+    Fault("attention", "undescribed_metric", "metrics", "records metric 'faulty/mean', which its options do not describe"),
+    Fault("attention", "core_metric", "metrics", "train/"),
+    Fault("attention", "metric_changes_result", "metrics", "the result when metrics are recorded"),
     Fault("attention", "looks_ahead", "causality", "the output for earlier tokens after changing token"),
     Fault("attention", "undeclared_leaf", "leaves", "is not a declared parameter"),
     Fault("position", "undeclared_leaf", "leaves", "is not a declared parameter"),
@@ -212,7 +219,7 @@ def experiment(fault):
     if fault.kind == "tokenizer":
         parts["data"] = f"{{plugin: text, path: text.txt, tokenizer: {component}}}"
     else:
-        parts[fault.kind] = f"[{component}]" if fault.kind == "tracker" else component
+        parts[fault.kind] = f"[{component}]" if fault.kind in ("tracker", "callback") else component
     return EXPERIMENT % parts
 
 

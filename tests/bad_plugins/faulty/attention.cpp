@@ -43,6 +43,9 @@ class Faulty final : public dsv3::Attention {
     if (fault_.is("runs_gru")) return run_gru(x);
     if (fault_.is("makes_host_tensor")) return y * at::ones({x.size(-1)}, x.scalar_type());
     if (fault_.is("undeclared_leaf")) return y * scale_;
+    if (fault_.is("undescribed_metric")) seq.metrics.scalar("faulty/mean", y.mean());
+    if (fault_.is("core_metric")) seq.metrics.scalar("train/mean", y.mean());
+    if (fault_.is("metric_changes_result") && seq.metrics.wanted()) return y + 1;
     return spoiled(fault_, x, y);
   }
   int64_t cache_values_per_token() const override { return working_.cache_values_per_token(); }

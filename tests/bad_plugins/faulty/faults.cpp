@@ -137,6 +137,7 @@ at::Tensor spoiled(const Fault& fault, const at::Tensor& x, at::Tensor y) {
 
 DSV3_PLUGIN(registrar) {
   faulty::register_attention(registrar);
+  faulty::register_callback(registrar);
   faulty::register_data(registrar);
   faulty::register_feed_forward(registrar);
   faulty::register_optimizer(registrar);

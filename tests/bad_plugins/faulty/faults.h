@@ -48,6 +48,7 @@ class Fault {
 at::Tensor spoiled(const Fault& fault, const at::Tensor& x, at::Tensor y);
 
 void register_attention(dsv3::Registrar& registrar);
+void register_callback(dsv3::Registrar&);
 void register_data(dsv3::Registrar& registrar);
 void register_feed_forward(dsv3::Registrar& registrar);
 void register_optimizer(dsv3::Registrar& registrar);

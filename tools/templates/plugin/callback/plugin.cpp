@@ -1,4 +1,7 @@
 // callback/@NAME@: logs every new minimum of a metric.
+#include <cmath>
+#include <optional>
+
 #include <nlohmann/json.hpp>
 
 #include <dsv3/sdk/callback.h>
@@ -21,7 +24,7 @@ class LogMinimum final : public dsv3::Callback {
 
   void on_metrics(const dsv3::Event& event, dsv3::RunControl&) override {
     for (const auto& [name, value] : event.metrics) {
-      if (name != o_.metric || (minimum_ && value >= *minimum_)) continue;
+      if (name != o_.metric || std::isnan(value) || (minimum_ && value >= *minimum_)) continue;
       minimum_ = value;
       dsv3::log::info("step " + std::to_string(event.step) + ": new minimum of " + name + ": " +
                       std::to_string(value));
