@@ -45,10 +45,9 @@ at::Tensor ParameterStore::add_buffer(std::string name, at::IntArrayRef sizes, a
                                       Init init, at::Device device) {
   require_new(*this, name);
   if (init.kind == Init::Kind::normal)
-    throw Error("buffer '" + name + "' must be initialised with zeros or ones", ExitCode::plugin);
-  const auto options = at::TensorOptions().dtype(dtype).device(device);
-  at::Tensor tensor =
-      init.kind == Init::Kind::ones ? at::ones(sizes, options) : at::zeros(sizes, options);
+    throw Error("buffer '" + name + "' must be initialised with a constant", ExitCode::plugin);
+  const at::Tensor tensor =
+      at::full(sizes, init.value, at::TensorOptions().dtype(dtype).device(device));
   buffers_.push_back({std::move(name), tensor});
   return tensor;
 }

@@ -50,7 +50,7 @@ void initialise(at::Tensor& tensor, const std::string& name, const Init& init, d
   if (tensor.is_meta()) return;
   const at::NoGradGuard no_grad;
   if (init.kind != Init::Kind::normal) {
-    tensor.fill_(init.kind == Init::Kind::ones ? 1 : 0);
+    tensor.fill_(init.value);
     return;
   }
   const float std = float(init.std < 0 ? default_std : init.std);

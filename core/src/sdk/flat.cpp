@@ -85,8 +85,8 @@ Range whole_range(const UnitParam& param) {
 
 std::vector<Range> update_ranges(const UnitParam& param, bool whole_matrices) {
   const Range whole = whole_range(param);
-  if (!whole_matrices) return {whole};
-  if (whole.box_shape.size() < 2 || whole.end % (param.matrices * whole.box_shape.back()) != 0)
+  if (!whole_matrices || whole.box_shape.size() < 2) return {whole};
+  if (whole.end % (param.matrices * whole.box_shape.back()) != 0)
     throw Error("parameter '" + param.name + "' of shape " + c10::str(param.tensor.sizes()) +
                     " cannot be split into " + std::to_string(param.matrices) +
                     " matrices, as its optimizer requires; move it to another optimizer group",

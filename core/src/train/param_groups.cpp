@@ -21,6 +21,19 @@ bool whole_matrices(const Optimizer& optimizer) {
   return call(optimizer, "whole_matrices", &Optimizer::whole_matrices);
 }
 
+bool whole_vectors(const Optimizer& optimizer) {
+  return call(optimizer, "whole_vectors", &Optimizer::whole_vectors);
+}
+
+/// Formats the roles of `parameters`, such as "norm, bias".
+std::string role_list(const std::vector<Parameter>& parameters) {
+  std::vector<std::string> roles;
+  for (const Parameter& parameter : parameters)
+    if (const std::string role = role_name(parameter.spec.role); !std::ranges::count(roles, role))
+      roles.push_back(role);
+  return c10::Join(", ", roles);
+}
+
 bool needs_matrix(StateSlot::Like like) {
   return like != StateSlot::Like::value && like != StateSlot::Like::scalar;
 }
@@ -197,9 +210,11 @@ void OptimizerSet::check(const std::vector<Parameter>& unowned,
     if (!owns && !matched[i])
       add(label + " owns no parameters: no parameter has " + condition(member.spec) +
           "; correct its condition, or remove the group");
-    if (whole_matrices(*member.optimizer) && !vectors.empty())
+    if (!vectors.empty() && whole_matrices(*member.optimizer) && !whole_vectors(*member.optimizer))
       add(label + ": '" + member.spec.component.plugin +
-          "' works on matrices only; move these vectors to another group:" + name_list(vectors));
+          "' works on matrices only; move these vectors to another group before it, such as {role: "
+          "[" +
+          role_list(vectors) + "], plugin: adamw, lr: NUMBER}:" + name_list(vectors));
   }
   if (!unowned.empty()) {
     const std::string where = members_.empty() ? "" : members_.back().spec.component.origin.text();

@@ -33,7 +33,7 @@ TEST_CASE("Linear adds its bias") {
   const dsv3::Parameter& weight = declared(context, "layer.up.weight");
   const dsv3::Parameter& bias = declared(context, "layer.up.bias");
   CHECK(bias.spec.role == dsv3::Role::bias);
-  CHECK(bias.spec.init.kind == dsv3::Init::Kind::zeros);
+  CHECK(bias.spec.init.value == 0);
   CHECK(bias.tensor.sizes() == at::IntArrayRef{4});
   test::fill(*context.store);
   const at::Tensor x = normal({2, 3, 6}, 1).requires_grad_();
@@ -53,9 +53,9 @@ TEST_CASE("LayerNorm normalises mean and variance") {
   const double eps = 0.1;  // large, so that ignoring eps would fail the test
   const dsv3::LayerNorm norm(owner, "norm", 24, eps);
   CHECK(declared(context, "layer.norm.weight").spec.role == dsv3::Role::norm);
-  CHECK(declared(context, "layer.norm.weight").spec.init.kind == dsv3::Init::Kind::ones);
+  CHECK(declared(context, "layer.norm.weight").spec.init.value == 1);
   CHECK(declared(context, "layer.norm.bias").spec.role == dsv3::Role::bias);
-  CHECK(declared(context, "layer.norm.bias").spec.init.kind == dsv3::Init::Kind::zeros);
+  CHECK(declared(context, "layer.norm.bias").spec.init.value == 0);
   test::fill(*context.store);
   const at::Tensor x = normal({2, 5, 24}, 1).add(0.5).to(dtype).requires_grad_();
   std::vector<at::Tensor> inputs{x, test::parameter(*context.store, "layer.norm.weight"),

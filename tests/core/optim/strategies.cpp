@@ -166,8 +166,13 @@ TEST_CASE(
     }
   });
   CHECK(experts.tensor[1][2][0].item<float>() == 30);
-  UnitParam vector = param("vector", random({5}, 2));
-  CHECK_THROWS_WITH(update_ranges(vector, true), Catch::Contains("'vector'"));
+  UnitParam odd = param("odd", random({3, 5}, 2));
+  odd.matrices = 2;
+  CHECK_THROWS_WITH(update_ranges(odd, true), Catch::Contains("'odd'"));
+  const UnitParam vector = param("vector", random({5}, 2));
+  REQUIRE(update_ranges(vector, true).size() == 1);
+  CHECK(piece_of(vector.tensor, update_ranges(vector, true)[0], true).sizes() ==
+        at::IntArrayRef({1, 5}));
 }
 
 TEST_CASE("the gradient norm is accumulated in float64 and is non-finite if any gradient is") {

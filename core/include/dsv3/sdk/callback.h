@@ -60,12 +60,14 @@ class Callback : public Pluggable {
   /// Called after every step. On a GPU, the step's values may not have been computed yet.
   virtual void on_step_end(const StepInfo&, RunControl&) {}
   /// Called with the metrics of a logged step, including validation, after they were written to
-  /// metrics.jsonl. The values are identical on all ranks.
+  /// metrics.jsonl. The values are identical on all ranks. A callback that needs the loss of every
+  /// step needs train.log_every: 1, because reading it makes the host wait for a GPU.
   virtual void on_metrics(const Event&, RunControl&) {}
   virtual void on_checkpoint_saved(const CheckpointInfo&) {}
   virtual void on_run_end(RunStatus) {}
   /// Returns the callback's state after the last completed step, for checkpoints. A run that
-  /// resumes passes it to load_state() before on_run_start().
+  /// resumes passes it to load_state() before on_run_start(). Numbers must be finite, because JSON
+  /// has no others.
   virtual nlohmann::json state() const;
   virtual void load_state(const nlohmann::json&) {}
 };

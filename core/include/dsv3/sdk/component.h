@@ -15,7 +15,8 @@ namespace dsv3 {
 
 class Position;
 
-/// What a parameter is used for. Optimizer groups select parameters by role.
+/// What a parameter is used for. Optimizer groups select parameters by role. Gains of norms and
+/// other vectors around 1 are `norm`; biases and other scalars and vectors are `bias`.
 enum class Role { matrix = 1, embedding, head, norm, router, bias };
 
 /// Returns "matrix", "embedding", ..., as written in experiments.
@@ -24,13 +25,15 @@ const char* role_name(Role role);
 /// Distribution of a parameter's initial values. The values depend only on the seed, the
 /// parameter's full name and the element index.
 struct Init {
-  enum class Kind { normal = 1, zeros, ones };
+  enum class Kind { normal = 1, constant };
   Kind kind = Kind::normal;
-  double std = -1;  ///< standard deviation for `normal`; negative = the model's `init.std`
+  double std = -1;   ///< standard deviation for `normal`; negative = the model's `init.std`
+  double value = 0;  ///< for `constant`
 
   static Init normal(double std = -1) { return {Kind::normal, std}; }
-  static Init zeros() { return {Kind::zeros, 0}; }
-  static Init ones() { return {Kind::ones, 0}; }
+  static Init constant(double value) { return {Kind::constant, 0, value}; }
+  static Init zeros() { return constant(0); }
+  static Init ones() { return constant(1); }
 };
 
 /// Properties of a parameter that the core needs.

@@ -30,13 +30,13 @@ class FlatLayout {
 Range whole_range(const UnitParam& param);
 
 /// Returns the ranges that an optimizer receives for a parameter that is not sharded: one range per
-/// matrix for optimizers that need whole matrices, else a single range. Throws dsv3::Error if
-/// `whole_matrices` is true and the parameter is a vector.
+/// matrix for optimizers that need whole matrices, else a single range. Throws dsv3::Error if the
+/// parameter cannot be split into its matrices.
 std::vector<Range> update_ranges(const UnitParam& param, bool whole_matrices);
 
-/// Returns elements range.begin to range.end of `tensor`, as [rows, cols] if `whole_matrices`, else
-/// as [n]. `tensor` is contiguous and has the shape range.box_shape. Returns an undefined tensor if
-/// `tensor` is undefined, as gradients may be between steps.
+/// Returns elements range.begin to range.end of `tensor`, as [rows, cols] if `whole_matrices` (a
+/// vector as [1, n]), else as [n]. `tensor` is contiguous and has the shape range.box_shape.
+/// Returns an undefined tensor if `tensor` is undefined, as gradients may be between steps.
 at::Tensor piece_of(const at::Tensor& tensor, const Range& range, bool whole_matrices);
 
 /// Returns the norm of all elements of `tensors`, as a float64 scalar on their device. Finite if

@@ -62,6 +62,9 @@ class Optimizer : public Pluggable {
   /// Whether step() requires whole matrices [rows, cols]. If false, it accepts one-dimensional
   /// pieces of any length.
   virtual bool whole_matrices() const = 0;
+  /// If whole_matrices(), whether step() also accepts whole vectors, as [1, n]. An optimizer that
+  /// reduces over a whole vector, such as Adafactor's update clipping, returns true from both.
+  virtual bool whole_vectors() const { return false; }
   virtual std::vector<StateSlot> slots() const = 0;
   /// Updates `slices` in place. Uses no collectives and keeps no state between calls. Called
   /// several times per step, with disjoint slices.

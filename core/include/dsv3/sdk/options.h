@@ -306,7 +306,13 @@ class OptionSchema {
 template <class T>
 Schema schema_of() {
   OptionSchema<T> builder;
-  T::describe(builder);
+  constexpr bool described = requires {
+    T::describe(builder);
+  };
+  static_assert(described,
+                "an options struct declares its options in "
+                "static void describe(dsv3::OptionSchema<Options>&)");
+  if constexpr (described) T::describe(builder);
   return builder.take();
 }
 
