@@ -264,7 +264,8 @@ void Checker::unknown_plugin(const Node& name, Kind kind, const std::string& tex
     if (slot.kind != kind && contains(catalog_.names(slot.kind), text))
       hint = "'" + text + "' is of kind " + kind_name(slot.kind) + "; ";
   diagnostics_.error(name, "unknown " + std::string(kind_name(kind)) + " plugin '" + text + "'",
-                     {hint + known_plugins(kind)});
+                     {hint + known_plugins(kind) +
+                      (hint.empty() ? "; pass --plugin-path FOLDER for a plugin elsewhere" : "")});
 }
 
 std::optional<std::string> Checker::word(const Node& node, const std::string& what) {

@@ -106,6 +106,11 @@ void open_log_file(const std::filesystem::path& path) {
   state.file->set_pattern("%Y-%m-%d %H:%M:%S.%e %l %v");
 }
 
+void log_to_file(log::Level level, const std::string& message) {
+  const std::lock_guard lock(logging().mutex);
+  if (logging().file) logging().file->log(spdlog_level(level), printable(message));
+}
+
 void close_log_file() {
   std::lock_guard lock(logging().mutex);
   logging().file.reset();

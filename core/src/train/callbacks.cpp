@@ -1,8 +1,24 @@
 #include "train/callbacks.h"
 
+#include <cmath>
+
 #include "call/call.h"
 
 namespace dsv3 {
+namespace {
+
+/// Returns the callback's state. Throws dsv3::Error if JSON cannot represent it.
+Json finite_state(const Callback& component) {
+  const Json state = component.state(), numbers = state.flatten();
+  for (const auto& [path, value] : numbers.items())
+    if (value.is_number_float() && !std::isfinite(value.get<double>()))
+      throw Error(
+          "returned a number at '" + path + "' that is not finite; checkpoints cannot store it",
+          ExitCode::plugin);
+  return state;
+}
+
+}  // namespace
 
 CallbackSet::CallbackSet(const Experiment& experiment, Plugins& plugins) {
   const auto specs = experiment.others.find(Kind::callback);
@@ -59,7 +75,7 @@ Json CallbackSet::state() const {
   Json states = Json::array();
   for (size_t i = 0; i < callbacks_.size(); ++i)
     states.push_back(
-        {{"plugin", names_[i]}, {"state", call(*callbacks_[i], "state", &Callback::state)}});
+        {{"plugin", names_[i]}, {"state", call(*callbacks_[i], "state", &finite_state)}});
   return states;
 }
 

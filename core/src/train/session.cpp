@@ -1,4 +1,5 @@
 // Starts and resumes runs: turns a request into a run folder, a trainer and the run's files.
+#include <csignal>
 #include <set>
 
 #include <dsv3/runtime/compare.h>
@@ -108,6 +109,18 @@ void with_starting_model(const std::string& from, Plugins& plugins, const F& f) 
   }
 }
 
+/// Warns about plugin libraries that have changed since the checkpoint was saved, because the run
+/// may then continue differently.
+void warn_of_changed_plugins(const StoredCheckpoint& checkpoint, const Experiment& experiment,
+                             const Plugins& plugins) {
+  const Json saved = checkpoint.manifest.value("plugins", Json::object());
+  for (const LoadedLibrary& library : libraries_of(experiment, plugins))
+    if (saved.contains(library.name) && saved[library.name] != library.sha256)
+      log::warning("plugin '" + library.name + "' (" + library.path.string() +
+                   ") has changed since the checkpoint was saved, so the run may not continue "
+                   "bit-identically");
+}
+
 /// While this object exists, crashes are reported in the run's status.json.
 class CrashesInFolder {
  public:
@@ -118,6 +131,7 @@ class CrashesInFolder {
 /// Trains in `folder` and writes status.json, even on an error.
 int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment, Plugins& plugins,
              bool resumed) {
+  std::signal(SIGPIPE, SIG_IGN);  // a closed pipe, such as `2>&1 | head`, must not end the run
   open_log_file(folder.log());
   const CrashesInFolder crashes(folder);
   std::unique_ptr<Training> training;
@@ -142,6 +156,7 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
                       folder.checkpoints().string() + " to restart the run at step 0",
                   ExitCode::checkpoint);
     if (newest) {
+      warn_of_changed_plugins(*newest, experiment, plugins);
       training->restore(*newest);
     } else {
       if (resumed) log::warning("no checkpoint yet: the run restarts at step 0");
@@ -172,6 +187,7 @@ int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment
         close_log_file();
         folder.remove();
       } else {
+        log_to_file(log::Level::error, text);  // the program prints it on the terminal
         folder.write_status("failed", static_cast<int>(code), training ? training->state.step : 0,
                             text);
       }

@@ -127,7 +127,14 @@ void Trainer::end_early(StepReport& report, const std::string& reason) {
 }
 
 void Trainer::publish(StepReport& report) {
-  for (const auto& observer : observers_) observer->step_ended(report);
+  // If an observer fails, such as a sample, later ones may still have to save the step.
+  std::exception_ptr failure;
+  for (const auto& observer : observers_) try {
+      observer->step_ended(report);
+    } catch (...) {
+      if (!failure) failure = std::current_exception();
+    }
+  if (failure) std::rethrow_exception(failure);
 }
 
 void Trainer::end(RunStatus status) {

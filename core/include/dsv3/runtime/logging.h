@@ -12,6 +12,8 @@ namespace dsv3 {
 /// and keeps two older files (run.log, run.1.log, run.2.log). Closes the previous log file. Throws
 /// dsv3::Error if the file cannot be opened.
 void open_log_file(const std::filesystem::path& path);
+/// Writes a line to the log file only, if there is one.
+void log_to_file(log::Level level, const std::string& message);
 /// Flushes and closes the log file, if any.
 void close_log_file();
 
