@@ -235,7 +235,8 @@ def train(fault, folder):
     (folder / "text.txt").write_text("\n\n".join(f"line {i} of the text, {'and more ' * (i % 7)}" for i in range(200)) + "\n")
     done = call("dsv3-run", "tiny.yaml", "--plugin-path", PREFIX / "registries/faulty.toml", "--run_name", "bad",
                 *fault.settings, cwd=folder)
-    status = folder / "runs/bad/status.json"
+    done.run = folder / "runs/bad"
+    status = done.run / "status.json"
     return done, json.loads(status.read_text()) if status.exists() else None
 
 
@@ -289,6 +290,10 @@ def test_training_names_the_component(fault, outcomes, request):
         assert re.search(fault.says, lines[0]), lines[0]
     for noise in ("frame #", "terminate called", "what():"):
         assert noise not in done.stderr
+    if status is not None and fault.run > 0 and NO_EXIT not in fault.says:  # an error, not a crash
+        assert re.search(fault.says.replace("PLACE", re.escape(place(experiment(fault)))), (done.run / "log.txt").read_text())
+    if fault.samples:  # a sample that fails does not lose the step
+        assert (done.run / f"checkpoints/step-{fault.samples}/manifest.json").exists()
     if status is None:  # the run failed before its first step, so its folder was removed
         assert fault.step == ""
     else:

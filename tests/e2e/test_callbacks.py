@@ -65,6 +65,8 @@ def test_a_resumed_callback_counts_on(folder):
 def test_a_metric_that_does_not_exist_is_reported(folder):
     stop = "callback=[{plugin: early_stop, metric: val/los}]"
     done = dsv3_run("tiny.yaml", stop, "train.steps=5", "--run_name", "a", cwd=folder)
+    early, late = (done.stderr.index(text) for text in ("the run has not recorded a metric 'val/los' so far", "step 3/5"))
+    assert early < late
     assert "early_stop: the run recorded no metric 'val/los'" in done.stderr
 
 

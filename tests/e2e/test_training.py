@@ -2,13 +2,14 @@
 resumes are rejected."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
 
 import pytest
 
-from support import RUN, dsv3_run, last_checkpoint, losses, make_tiny, metrics, tensors
+from support import BUILD, RUN, dsv3_run, last_checkpoint, losses, make_tiny, metrics, tensors
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +182,30 @@ def test_from_starts_with_the_weights(folder, finished):
     rejected = dsv3_run("tiny.yaml", "model.position.layout=half", "--run_name", "other", "--from", "runs/finished",
                        cwd=folder, check=5)
     assert "layout" in rejected.stderr
+
+
+def test_a_closed_pipe_does_not_end_the_run(folder):
+    process = subprocess.Popen([RUN, "tiny.yaml", "--run_name", "piped"], cwd=folder, stderr=subprocess.PIPE)
+    assert process.stderr.readline()
+    process.stderr.close()
+    assert process.wait(timeout=300) == 0
+    assert json.loads((folder / "runs/piped/status.json").read_text())["state"] == "finished"
+
+
+def test_a_resumed_run_warns_of_a_changed_plugin(folder):
+    plugins = folder / "plugins"
+    shutil.copytree(BUILD / "tests/plugins/faults", plugins)
+    [library] = plugins.rglob("*.so")
+    for run in ("same", "changed"):
+        process = started(folder, "tiny.yaml", "attention={plugin: fused, heads: 2, kv_heads: 2}", "--run_name", run, "--plugin-path", plugins)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 75
+        if run == "changed":
+            with library.open("ab") as file:
+                file.write(b"\0")
+        resumed = dsv3_run("--run_id", run, "--plugin-path", plugins, cwd=folder)
+        warning = f"warning plugin 'faults' ({library}) has changed since the checkpoint was saved"
+        assert (warning in resumed.stderr) == (run == "changed"), resumed.stderr
 
 
 def test_errors_have_exit_codes(folder):

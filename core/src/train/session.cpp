@@ -113,7 +113,7 @@ void with_starting_model(const std::string& from, Plugins& plugins, const F& f) 
 /// may then continue differently.
 void warn_of_changed_plugins(const StoredCheckpoint& checkpoint, const Experiment& experiment,
                              const Plugins& plugins) {
-  const Json saved = checkpoint.manifest.value("plugins", Json::object());
+  const Json saved = checkpoint.manifest.at("state").value("plugins", Json::object());
   for (const LoadedLibrary& library : libraries_of(experiment, plugins))
     if (saved.contains(library.name) && saved[library.name] != library.sha256)
       log::warning("plugin '" + library.name + "' (" + library.path.string() +
