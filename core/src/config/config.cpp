@@ -134,6 +134,12 @@ Experiment load_experiment(const ExperimentRequest& request, Catalog& catalog) {
   Checker checker(tree, diagnostics, catalog, experiment);
   fill(checker, experiment);
   diagnostics.throw_if_any();
+  if (request.debug_vocab && !experiment.model.vocab) {
+    experiment.model.vocab = request.debug_vocab;
+    experiment.resolved.set("model.vocab", *request.debug_vocab, {"--debug"});
+    experiment.notes.push_back("model.vocab is " + std::to_string(*request.debug_vocab) +
+                               ", because --debug reads no tokenizer");
+  }
   return experiment;
 }
 

@@ -80,7 +80,10 @@ std::vector<dsv3::Setting> debug_settings() {
 dsv3::ExperimentRequest experiment_of(const Arguments& a) {
   dsv3::ExperimentRequest request;
   request.machine_config = machine_config(a);
-  if (a.debug) request.settings = debug_settings();
+  if (a.debug) {
+    request.settings = debug_settings();
+    request.debug_vocab = 1024;
+  }
   check_spaces(a.words);
   for (const std::string& word : a.words) {
     if (is_setting(word))

@@ -64,6 +64,7 @@ struct ExperimentRequest {
   std::filesystem::path machine_config;  ///< config.yaml; empty = none
   std::vector<Setting> settings;
   std::vector<std::string> command_line;  ///< key=value, in order
+  std::optional<int64_t> debug_vocab;     ///< for --debug: replaces `model.vocab: auto`
 };
 
 /// Reads only the settings needed to find plugins.
