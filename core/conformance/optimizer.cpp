@@ -185,6 +185,15 @@ void optimizer_checks(const AddCheck& check) {
               b[i].value, a[i].value,
               "a parameter updated in a separate call, compared with one call for all parameters,");
       });
+  check("vectors", "updates whole vectors if it accepts them", [](const Subject& subject) {
+    const auto optimizer = construct<Optimizer>(subject);
+    if (!optimizer->whole_matrices() || !optimizer->whole_vectors()) return;
+    Updated vector(optimizer, {"v", {12}, {0}, {12}, 0, 12, true}, normal({1, 12}, 9, at::kFloat));
+    const at::Tensor before = vector.value.clone();
+    for (int64_t update = 1; update <= 3; ++update) vector.step(update);
+    vector.require_finite("after updates of a vector [1, n]");
+    require(!at::equal(vector.value, before), "updates do not change a vector [1, n]");
+  });
   // Sharded strategies pass pieces of parameters.
   check("pieces", "updates pieces of a parameter like the whole parameter",
         [](const Subject& subject) {

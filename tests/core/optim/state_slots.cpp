@@ -20,6 +20,7 @@ class Shaped final : public Optimizer {
   explicit Shaped(std::vector<StateSlot> slots, bool whole = true)
       : slots_(std::move(slots)), whole_(whole) {}
   bool whole_matrices() const override { return whole_; }
+  bool whole_vectors() const override { return takes_vectors; }
   double lr() const override { return 1; }
   std::vector<StateSlot> slots() const override { return slots_; }
   void step(std::span<const Slice> slices, const OptimStep& step) override {
@@ -32,6 +33,7 @@ class Shaped final : public Optimizer {
   }
 
   std::vector<OptimStep> steps;
+  bool takes_vectors = false;
 
  private:
   static at::Tensor shaped(Like like, const at::Tensor& grad) {
@@ -121,6 +123,27 @@ TEST_CASE("the state has the shape and dtype that a slot declares") {
   CHECK(at::equal(tensor_of(views.at("optimizer/rows/b/15"), at::kFloat), grad.sum(1)));
   CHECK(at::equal(tensor_of(views.at("optimizer/columns_by_columns/b/15"), at::kDouble),
                   grad.t().mm(grad).to(at::kDouble)));
+}
+
+TEST_CASE("an optimizer for matrices receives whole vectors as [1, n] if it accepts them") {
+  const std::vector<Parameter> parameters{parameter("v", Role::norm, {5})};
+  const auto optimizer = std::make_shared<Shaped>(all_slots());
+  CHECK_THROWS_WITH(OptimizerSet({member("shaped", optimizer)}, parameters),
+                    Catch::Contains("works on matrices only") &&
+                        Catch::Contains("such as {role: [norm], plugin: adamw, lr: NUMBER}"));
+  optimizer->takes_vectors = true;
+  OptimizerSet set({member("shaped", optimizer)}, parameters);
+  const auto strategy = strategy_with(parameters, set);
+  const int64_t bytes_before_bind = set.state_bytes();
+  set.bind(*strategy);
+  CHECK(set.state_bytes() == bytes_before_bind);
+  backward(*strategy, parameters);
+  set.step(*strategy, {1, 1});
+  CHECK(at::equal(parameters[0].tensor.detach(), 1 - at::arange(1, 6, at::kFloat)));
+  TensorViews views;
+  const auto hosts = set.save(views);
+  CHECK(views.at("optimizer/rows/v").shape == std::vector<int64_t>{1});
+  CHECK(views.at("optimizer/columns/v").shape == std::vector<int64_t>{5});
 }
 
 TEST_CASE("state_bytes() counts state of every shape, before and after bind()") {
