@@ -102,7 +102,7 @@ def test_prepares_tokens(named):
 def test_compares_and_extends(named):
     folder, name = named
     (folder / "top.yaml").write_text(json.dumps({"dsv3": 1, "extends": [f"{name}.yaml"], "train": {"seed": 8}}))
-    found = json.loads(dsv3("compare", f"{name}.yaml", "top.yaml", "--json", cwd=folder))
+    [found] = json.loads(dsv3("compare", f"{name}.yaml", "top.yaml", "--json", cwd=folder))["comparisons"]
     assert [d["key"] for d in found["differences"]] == ["name", "train.seed"] or [d["key"] for d in found["differences"]] == ["train.seed"]
     (folder / f"{name} machine.yaml").write_text("log: {level: warning}\n")
     out = dsv3_run("top.yaml", "--config", f"{name} machine.yaml", "--print-config", cwd=folder).stdout

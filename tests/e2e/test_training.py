@@ -116,7 +116,9 @@ def test_swapped_optimizer_runs_and_prints_its_plan(folder, finished):
     rows, muon = metrics(folder / "runs/swapped"), metrics(finished)
     assert [k for k in rows[1] if k.startswith("train/lr/")] == ["train/lr/adamw"]
     assert rows[1]["train/loss"] != muon[1]["train/loss"]
-    assert "adamw" in done.stderr and "muon" not in done.stderr.replace("tiny_muon", "")
+    plan = done.stderr.split("group  optimizer", 1)[1]
+    assert "adamw" in plan and "muon" not in plan
+    assert "optimizer: options of 'muon' were dropped: lr (tiny.yaml:" in done.stderr
     keys = tensors(last_checkpoint(folder / "runs/swapped"))
     assert any(k.startswith("optimizer/exp_avg_sq/layers.0.attention") for k in keys)
 
@@ -206,6 +208,21 @@ def test_a_resumed_run_warns_of_a_changed_plugin(folder):
         resumed = dsv3_run("--run_id", run, "--plugin-path", plugins, cwd=folder)
         warning = f"warning plugin 'faults' ({library}) has changed since the checkpoint was saved"
         assert (warning in resumed.stderr) == (run == "changed"), resumed.stderr
+
+
+def test_a_comparison_names_plugins_of_different_builds(folder):
+    plugins = folder / "other_plugins"
+    shutil.copytree(BUILD / "tests/plugins/faults", plugins)
+    [library] = plugins.rglob("*.so")
+    for run in ("build1", "build2"):
+        dsv3_run("tiny.yaml", "attention={plugin: fused, heads: 2, kv_heads: 2}", "train.steps=1", "schedule.warmup=0", "--run_name", run,
+                 "--plugin-path", plugins, cwd=folder)
+        with library.open("ab") as file:
+            file.write(b"\0")
+    done = subprocess.run([BUILD / "bin/dsv3", "compare", "runs/build1", "runs/build2", "--plugin-path", plugins], cwd=folder, text=True,
+                          capture_output=True, check=True)
+    assert "same experiment" in done.stdout
+    assert "note: runs/build1 and runs/build2 used different builds of plugin 'faults'" in done.stdout
 
 
 def test_errors_have_exit_codes(folder):

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <optional>
 
@@ -102,6 +103,26 @@ std::vector<Group> groups_of(const std::vector<Item>& items) {
   return groups;
 }
 
+// The digests of the plugin libraries with which a run was started, by name; empty for a file.
+std::map<std::string, std::string> digests_of(const std::string& run) {
+  std::map<std::string, std::string> digests;
+  const stdfs::path file = stdfs::path(run) / "provenance.json";
+  if (!stdfs::exists(file)) return digests;
+  for (const dsv3::Json& plugin : dsv3::read_json(file).value("plugins", dsv3::Json::array()))
+    digests[plugin.at("name")] = plugin.at("sha256");
+  return digests;
+}
+
+// The plugins of which two runs used different builds.
+std::vector<std::string> changed_plugins(const Item& a, const Item& b) {
+  const auto before = digests_of(a.path), after = digests_of(b.path);
+  std::vector<std::string> changed;
+  for (const auto& [name, digest] : after)
+    if (const auto found = before.find(name); found != before.end() && found->second != digest)
+      changed.push_back(name);
+  return changed;
+}
+
 // "A" to "Z", then "A1" to "Z1" and so on.
 std::string letter(size_t index) {
   return std::string(1, char('A' + index % 26)) + (index < 26 ? "" : std::to_string(index / 26));
@@ -133,13 +154,15 @@ std::string statistics_text(const std::vector<double>& values) {
 
 constexpr std::array kMetrics{"val/loss", "train/loss", "step"};
 
-dsv3::Json as_json(const dsv3::Comparison& comparison) {
+dsv3::Json as_json(const Item& first, const Item& other) {
+  const dsv3::Comparison comparison = dsv3::compare_experiments(first.experiment, other.experiment);
   const auto side = [](const std::string& value, const std::string& origin) {
     return origin.empty() ? dsv3::Json(nullptr) : dsv3::Json{{"value", value}, {"origin", origin}};
   };
   dsv3::Json out{{"verdict", comparison.verdict()},
                  {"one_factor", comparison.factors.size() == 1},
                  {"factors", comparison.factors},
+                 {"changed_plugins", changed_plugins(first, other)},
                  {"differences", dsv3::Json::array()}};
   for (const dsv3::Difference& d : comparison.differences)
     out["differences"].push_back(
@@ -229,37 +252,42 @@ void print_differences(const dsv3::Comparison& comparison, const std::string& a,
   std::cout << '\n';
 }
 
+// The items that are compared with the first one: the first of each other group or, if there is
+// only one group, its last item.
+std::vector<const Item*> others(const std::vector<Group>& groups) {
+  if (groups.size() == 1) return {groups[0].back()};
+  std::vector<const Item*> items;
+  for (size_t i = 1; i < groups.size(); ++i) items.push_back(groups[i][0]);
+  return items;
+}
+
 void print_all(const std::vector<Group>& groups) {
   for (size_t i = 0; i < groups.size(); ++i)
     for (const Item* item : groups[i]) std::cout << letter(i) << "  " << item->path << '\n';
   std::cout << '\n';
   print_groups(groups);
-  if (groups.size() == 1) {
+  const Item& first = *groups[0][0];
+  const std::vector<const Item*> compared = others(groups);
+  for (size_t i = 0; i < compared.size(); ++i) {
     const dsv3::Comparison comparison =
-        dsv3::compare_experiments(groups[0].front()->experiment, groups[0].back()->experiment);
-    print_differences(comparison, "first", "last");
-    std::cout << comparison.verdict() << '\n';
-  }
-  for (size_t i = 1; i < groups.size(); ++i) {
-    const dsv3::Comparison comparison =
-        dsv3::compare_experiments(groups[0][0]->experiment, groups[i][0]->experiment);
-    print_differences(comparison, "A", letter(i));
-    std::cout << (groups.size() == 2 ? "" : "A and " + letter(i) + ": ") << comparison.verdict()
+        dsv3::compare_experiments(first.experiment, compared[i]->experiment);
+    const std::string name = groups.size() == 1 ? "last" : letter(i + 1);
+    print_differences(comparison, groups.size() == 1 ? "first" : "A", name);
+    std::cout << (compared.size() == 1 ? "" : "A and " + name + ": ") << comparison.verdict()
               << '\n';
   }
+  for (const Group& group : groups)
+    for (const Item* item : group)
+      for (const std::string& plugin : changed_plugins(first, *item))
+        std::cout << "note: " << first.path << " and " << item->path
+                  << " used different builds of plugin '" << plugin << "'\n";
 }
 
 void print_json(const std::vector<Group>& groups) {
-  // With a single group, compares its first item with its last one.
-  const dsv3::Experiment& first = groups[0].front()->experiment;
   dsv3::Json out{{"groups", dsv3::Json::array()}, {"comparisons", dsv3::Json::array()}};
   for (const Group& group : groups) out["groups"].push_back(as_json(group));
-  if (groups.size() == 1)
-    out["comparisons"].push_back(
-        as_json(dsv3::compare_experiments(first, groups[0].back()->experiment)));
-  for (size_t i = 1; i < groups.size(); ++i)
-    out["comparisons"].push_back(
-        as_json(dsv3::compare_experiments(first, groups[i][0]->experiment)));
+  for (const Item* other : others(groups))
+    out["comparisons"].push_back(as_json(*groups[0][0], *other));
   std::cout << out.dump(2) << '\n';
 }
 

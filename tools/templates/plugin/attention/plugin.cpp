@@ -30,13 +30,12 @@ class SelfAttention final : public dsv3::Attention {
   SelfAttention(const Options& options, const dsv3::LayerContext& context)
       : Attention(context), heads_(options.heads) {
     const int64_t hidden = context.dims.hidden;
-    if (hidden % heads_ != 0)
-      throw dsv3::Error("hidden " + std::to_string(hidden) +
-                            " is not a multiple of the number of heads, " + std::to_string(heads_) +
-                            "; change `heads`",
+    if (hidden % heads_ != 0)  // reported at the option whose name comes first
+      throw dsv3::Error("heads (" + std::to_string(heads_) + ") must divide model.hidden (" +
+                            std::to_string(hidden) + ")",
                         dsv3::ExitCode::usage);
     head_dim_ = hidden / heads_;
-    position_ = context.make_position(head_dim_);
+    position_ = dsv3::position_of(context, "heads", head_dim_);
     scale_ = position_->softmax_scale() / std::sqrt(static_cast<double>(head_dim_));
     query_ = dsv3::Linear(*this, "q", hidden, hidden);
     key_ = dsv3::Linear(*this, "k", hidden, hidden);
