@@ -112,4 +112,4 @@ def test_generation_with_a_cache_equals_generation_without(attention, window, tr
 def test_a_dry_run_states_the_window_of_the_cache(prefix, papers, tmp_path):
     output = third_party(prefix / "bin/dsv3-run", "tiny.yaml", "model.attention={plugin: sliding_window, window: 8}", "--dry-run",
                          "--plugin-path", papers, cwd=tmp_path)
-    assert "in 2 layer(s) of fp32; 2 of them keep(s) at most 8 tokens" in output
+    assert "in 2 layer(s) of fp32; 2 layer(s) cache at most 8 tokens" in output

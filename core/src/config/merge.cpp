@@ -267,8 +267,8 @@ class Merger {
         if (!seen.insert(entry.key).second) continue;
         if (!all_have(components, entry)) {
           notes_.push_back(path + ": option '" + entry.key + "' of '" + plugin +
-                           "' was dropped, because its components have different values, such as " +
-                           diagnostics_.place(entry.at));
+                           "' was dropped, because its components do not agree on a value (" +
+                           diagnostics_.place(entry.at) + ")");
           continue;
         }
         if (!keeps_plugin && entry.inherited_from.empty()) entry.inherited_from = plugin;

@@ -89,9 +89,8 @@ void print_cache(const Model& model, const Experiment& experiment) {
       "KV cache       {} values per token and layer, {} bytes per token in {} layer(s) of {}{}\n",
       least == most ? fmt::format("{}", most) : fmt::format("{} to {}", least, most),
       all * int64_t(c10::elementSize(type)), experiment.model.layers, experiment.train.precision,
-      windows == 0
-          ? ""
-          : fmt::format("; {} of them keep(s) at most {} tokens", windows, longest_window));
+      windows == 0 ? ""
+                   : fmt::format("; {} layer(s) cache at most {} tokens", windows, longest_window));
 }
 
 /// Returns the largest micro-batch of at most `micro_batch` rows that divides `batch` and fits; 0 =

@@ -129,11 +129,13 @@ void Trainer::end_early(StepReport& report, const std::string& reason) {
 void Trainer::publish(StepReport& report) {
   // If an observer fails, such as a sample, later ones may still have to save the step.
   std::exception_ptr failure;
-  for (const auto& observer : observers_) try {
+  for (const auto& observer : observers_) {
+    try {
       observer->step_ended(report);
     } catch (...) {
       if (!failure) failure = std::current_exception();
     }
+  }
   if (failure) std::rethrow_exception(failure);
 }
 

@@ -175,6 +175,7 @@ at::Tensor Moe::forward(const at::Tensor& x, const dsv3::Sequence& seq) {
 void Moe::on_step_end(const dsv3::StepEnd& end) {
   const at::NoGradGuard no_grad;
   const double rate = end.progress > o_.bias_until ? 0 : o_.bias_rate;
+  if (rate == 0 && !end.metrics.wanted()) return;
   const at::Tensor change = moe::bias_change(end.counts, rate, o_.bias_update == "centered");
   if (end.metrics.wanted()) moe::record(end.metrics, end.counts, bias_, change, context().layer);
   if (rate != 0) bias_.add_(change);

@@ -255,8 +255,8 @@ TEST_CASE("replacing a list of components keeps the options of plugins that rema
   const Experiment differing = fake::load(file, {two, "optimizer=muon"});
   CHECK(differing.optimizer[0].component.options.empty());
   CHECK(joined(differing.notes) ==
-        "optimizer: option 'lr' of 'adamw' was dropped, because its components have different "
-        "values, such as command line\n");
+        "optimizer: option 'lr' of 'adamw' was dropped, because its components do not agree on a "
+        "value (command line)\n");
   // A complete list replaces everything.
   const Experiment whole = fake::load(file, {one, "optimizer=[{plugin: adamw, betas: [0, 1]}]"});
   CHECK(fake::show(whole.optimizer[0].component.options) == "betas=[0.000000f;1.000000f;]");
