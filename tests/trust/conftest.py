@@ -1,0 +1,27 @@
+"""Check that every promise in promises.yaml has at least two tests."""
+
+import collections
+import pathlib
+import sys
+
+import pytest
+import yaml
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "e2e"))
+
+PROMISES = yaml.safe_load((HERE / "promises.yaml").read_text())
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "promise(name): the promise in promises.yaml that a test checks")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(session, items):
+    counts = collections.Counter(mark.args[0] for item in items for mark in item.iter_markers("promise"))
+    unknown = sorted(set(counts) - set(PROMISES))
+    assert not unknown, f"promises that promises.yaml does not list: {unknown}"
+    if {item.path for item in items} == set(HERE.glob("test_*.py")):
+        few = [name for name in PROMISES if counts[name] < 2]
+        assert not few, f"promises with fewer than two tests: {few}"
