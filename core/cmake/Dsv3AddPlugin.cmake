@@ -44,9 +44,9 @@ function(dsv3_add_plugin name)
   set_target_properties(${name} PROPERTIES
     OUTPUT_NAME dsv3_${name} PREFIX lib SUFFIX .so LIBRARY_OUTPUT_DIRECTORY ${prefix}/lib/dsv3/plugins
     CXX_EXTENSIONS OFF CXX_VISIBILITY_PRESET hidden
-    # The folders of libdsv3 and LibTorch, as seen from a plugin in the same prefix. In another prefix, the plugin uses the
-    # ones that the program has already loaded.
-    INSTALL_RPATH "$ORIGIN/../..;$ORIGIN/../libtorch/torch/lib")
+    # The plugin's own folder, for its private libraries, and the folders of libdsv3 and LibTorch, as seen from a plugin in
+    # the same prefix. In another prefix, the plugin uses the ones that the program has already loaded.
+    INSTALL_RPATH "$ORIGIN;$ORIGIN/../..;$ORIGIN/../libtorch/torch/lib")
   target_link_libraries(${name} PRIVATE dsv3::sdk ${arg_LINK})
   target_link_options(${name} PRIVATE -Wl,--no-undefined)
 
@@ -59,7 +59,12 @@ function(dsv3_add_plugin name)
   dsv3_share_plugin_pch(${name} ${arg_SOURCES})
 
   dsv3_register_plugin(${name} ${prefix})
+  # Installing rewrites the RPATH and may strip the library, so its digest is written again.
+  add_custom_command(TARGET ${name} POST_BUILD VERBATIM
+    COMMAND ${CMAKE_COMMAND} -DLIBRARY=$<TARGET_FILE:${name}> -P ${DSV3_CMAKE_DIR}/Dsv3Seal.cmake)
   install(TARGETS ${name} LIBRARY DESTINATION lib/dsv3/plugins)
+  install(CODE "set(LIBRARY \"\$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}/lib/dsv3/plugins/libdsv3_${name}.so\")
+include([[${DSV3_CMAKE_DIR}/Dsv3Seal.cmake]])")
 endfunction()
 
 # Creates the target dsv3_plugin_pch, a precompiled header for all plugins of a project. They must hide their symbols too.

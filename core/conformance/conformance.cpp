@@ -56,6 +56,9 @@ class OneComponent final : public Catalog {
   std::string alias(Kind, const std::string&) const override { return ""; }
   std::vector<std::string> names(Kind) const override { return {}; }
   std::string searched() const override { return ""; }
+  std::string searched_library(const std::string&, const std::string&) const override {
+    return "";
+  }
 };
 
 // Parses `key=value` settings and checks them like options in an experiment.
@@ -175,7 +178,7 @@ void run_child(const Request& request, size_t first, int report) {
     report_faults_to(&report_fault);
     send(report, {{"device", device.str()}});
     const Library& library = load_library(request.library);
-    report_crashes_to(report, library.path);
+    report_crashes_to(report, library.image);
     send(report, {{"provides", library.stamp.provides}});
     if (request.component.empty()) return;
     Subject subject{component_of(library, request.component), {}, "", request.levels, device};

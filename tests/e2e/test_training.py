@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from support import BUILD, RUN, dsv3_run, last_checkpoint, losses, make_tiny, metrics, tensors
+from support import BUILD, RUN, dsv3_run, last_checkpoint, losses, make_tiny, metrics, seal, tensors
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +194,12 @@ def test_a_closed_pipe_does_not_end_the_run(folder):
     assert json.loads((folder / "runs/piped/status.json").read_text())["state"] == "finished"
 
 
+def rebuild(library):
+    """Change a library as another build would."""
+    library.write_bytes(library.read_bytes()[:-79] + b"\0")
+    seal(library)
+
+
 def test_a_resumed_run_warns_of_a_changed_plugin(folder):
     plugins = folder / "plugins"
     shutil.copytree(BUILD / "tests/plugins/faults", plugins)
@@ -203,8 +209,7 @@ def test_a_resumed_run_warns_of_a_changed_plugin(folder):
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 75
         if run == "changed":
-            with library.open("ab") as file:
-                file.write(b"\0")
+            rebuild(library)
         resumed = dsv3_run("--run_id", run, "--plugin-path", plugins, cwd=folder)
         warning = f"warning plugin 'faults' ({library}) has changed since the checkpoint was saved"
         assert (warning in resumed.stderr) == (run == "changed"), resumed.stderr
@@ -217,8 +222,7 @@ def test_a_comparison_names_plugins_of_different_builds(folder):
     for run in ("build1", "build2"):
         dsv3_run("tiny.yaml", "attention={plugin: fused, heads: 2, kv_heads: 2}", "train.steps=1", "schedule.warmup=0", "--run_name", run,
                  "--plugin-path", plugins, cwd=folder)
-        with library.open("ab") as file:
-            file.write(b"\0")
+        rebuild(library)
     done = subprocess.run([BUILD / "bin/dsv3", "compare", "runs/build1", "runs/build2", "--plugin-path", plugins], cwd=folder, text=True,
                           capture_output=True, check=True)
     assert "same experiment" in done.stdout

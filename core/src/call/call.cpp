@@ -91,12 +91,22 @@ void rethrow_named(const Callee& callee, int64_t layer, const char* action) {
   } catch (...) {
     // Running out of memory is not the plugin's fault.
     const auto [text, out_of_memory] = current_failure();
-    throw NamedError(call + text, out_of_memory ? ExitCode::failed : ExitCode::plugin);
+    throw NamedError(call + text, out_of_memory ? ExitCode::out_of_memory : ExitCode::plugin);
   }
 }
 
 std::string current_exception_text() {
   return current_failure().text;
+}
+
+ExitCode current_exception_code() {
+  try {
+    throw;
+  } catch (const Error& error) {
+    return error.code();
+  } catch (...) {
+    return current_failure().out_of_memory ? ExitCode::out_of_memory : ExitCode::failed;
+  }
 }
 
 }  // namespace dsv3

@@ -61,11 +61,16 @@ class NamedError final : public Error {
 
 /// Rethrows the current exception as a dsv3::Error whose message starts with the call: "attention
 /// 'mla' (layer 3, forward) at step 12, nano.yaml:5:13, plugin /lib/libdsv3_mla.so: ". A
-/// dsv3::Error keeps its exit code. Running out of memory becomes ExitCode::failed, anything else
-/// ExitCode::plugin.
+/// dsv3::Error keeps its exit code. Running out of memory becomes ExitCode::out_of_memory, anything
+/// else ExitCode::plugin.
 [[noreturn]] void rethrow_named(const Callee& callee, int64_t layer, const char* action);
 /// Returns the message of the current exception, whatever its type, without LibTorch's backtrace.
 std::string current_exception_text();
+/// Returns the exit code for the current exception: that of a dsv3::Error, out_of_memory, or failed.
+ExitCode current_exception_code();
+
+/// Makes backtraces print the path of `library` for code that was loaded from `image`. Thread-safe.
+void name_image(const std::string& image, const std::string& library);
 
 /// Calls f(component, args...) and records the call. `f` may be a member function. Calls to
 /// components that dsv3::make did not construct are not recorded.

@@ -10,9 +10,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <dlfcn.h>
 #include <exception>
 #include <execinfo.h>
 #include <fcntl.h>
+#include <mutex>
 #include <string>
 #include <unistd.h>
 
@@ -20,6 +22,7 @@
 #include <dsv3/sdk/error.h>
 
 #include "call/backward.h"
+#include "call/call.h"
 #include "support/host.h"
 #include "support/terminal.h"
 
@@ -63,6 +66,37 @@ struct Prepared {
   std::array<char, 64 << 10> stack;
 };
 Prepared prepared;
+
+/// The libraries that were loaded from copies in memory. Never shrinks, because a signal handler may
+/// read it at any time.
+struct Image {
+  std::string image, library;
+  const Image* next;
+};
+std::atomic<const Image*> images{nullptr};
+
+const char* library_of(const char* image) {
+  for (const Image* one = images; one; one = one->next)
+    if (one->image == image) return one->library.c_str();
+  return image;
+}
+
+/// Prints the call stack like backtrace_symbols_fd(), but with the paths of plugin libraries.
+void print_stack() {
+  std::array<void*, 64> frames;
+  const int count = ::backtrace(frames.data(), int(frames.size()));
+  for (int i = 0; i < count; ++i) {
+    Text line;
+    Dl_info info{};
+    void* frame = frames[size_t(i)];
+    if (::dladdr(frame, &info) && info.dli_fname)
+      line.add("%s(%s+%#tx) ", library_of(info.dli_fname), info.dli_sname ? info.dli_sname : "",
+               static_cast<const char*>(frame) -
+                   static_cast<const char*>(info.dli_sname ? info.dli_saddr : info.dli_fbase));
+    line.add("[%p]\n", frame);
+    line.write_to(STDERR_FILENO);
+  }
+}
 
 /// Describes a crash: "SIGSEGV in attention 'mla' (layer 3, forward) at step 12, nano.yaml:5:13,
 /// plugin /x.so: ..."
@@ -131,10 +165,7 @@ void report(const char* event, const char* cause, int exit_code) {
   line.add("error: %s\n", message.bytes);
   end_live_line();
   line.write_to(STDERR_FILENO);
-  if (prepared.backtrace) {
-    std::array<void*, 64> frames;
-    ::backtrace_symbols_fd(frames.data(), ::backtrace(frames.data(), frames.size()), STDERR_FILENO);
-  }
+  if (prepared.backtrace) print_stack();
   write_status(message.bytes, exit_code);
 }
 
@@ -175,6 +206,12 @@ void on_exit_of_process(int status, void*) {
 }
 
 }  // namespace
+
+void name_image(const std::string& image, const std::string& library) {
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  images = new Image{image, library, images};
+}
 
 CrashReports::CrashReports() {
   prepared.process = ::getpid();

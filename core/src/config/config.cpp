@@ -1,5 +1,6 @@
 // Builds an Experiment from the checked sections.
 #include <algorithm>
+#include <cstdlib>
 #include <utility>
 
 #include <dsv3/runtime/config.h>
@@ -101,12 +102,35 @@ void fill(Checker& checker, Experiment& experiment) {
 
 }  // namespace
 
-MachineConfig read_machine_config(const std::filesystem::path& file) {
-  MachineConfig machine;
-  if (file.empty()) return machine;
-  machine.file = file.string();
+std::vector<MachineFile> machine_files(const std::string& chosen,
+                                       const std::vector<std::filesystem::path>& folders) {
+  std::vector<MachineFile> files;
+  const auto folder = [](const char* variable, const char* below) {
+    const char* value = std::getenv(variable);
+    return value && *value ? std::filesystem::path(value) / below : std::filesystem::path();
+  };
+  std::filesystem::path home = folder("XDG_CONFIG_HOME", "dsv3");
+  if (home.empty()) home = folder("HOME", ".config/dsv3");
+  std::error_code ignored;
+  if (!home.empty() && exists(home / "config.yaml", ignored))
+    files.push_back({home / "config.yaml"});
+  if (!chosen.empty()) {
+    files.push_back({chosen});
+    return files;
+  }
+  for (const std::filesystem::path& candidate : folders)
+    if (exists(candidate / "config.yaml", ignored)) {
+      files.push_back({candidate / "config.yaml", false});
+      break;
+    }
+  return files;
+}
+
+namespace {
+
+void read_machine_file(const MachineFile& file, MachineConfig& machine) {
   config::Diagnostics diagnostics;
-  const Node tree = config::read_yaml_file(diagnostics, file);
+  const Node tree = config::read_yaml_file(diagnostics, file.path);
   config::Resolver resolver(tree, diagnostics);
   const auto read = [&]<class T>(const std::string& key, OptionType type, T& field) {
     OptionSpec spec;
@@ -115,11 +139,23 @@ MachineConfig read_machine_config(const std::filesystem::path& file) {
       if (auto value = convert(spec, entry->value, "'" + key + "'", resolver))
         field = std::get<T>(*value);
   };
-  read("plugin_paths", OptionType::strings, machine.plugin_paths);
+  std::vector<std::string> paths;
+  read("plugin_paths", OptionType::strings, paths);
   read("output", OptionType::string, machine.output);
+  if (!paths.empty() && !file.trusted)
+    diagnostics.error(*tree.find("plugin_paths"),
+                      "config.yaml in the current folder must not set 'plugin_paths'",
+                      {config::kTrustedFiles});
   diagnostics.throw_if_any();
-  for (std::string& path : machine.plugin_paths)
-    path = (file.parent_path() / path).lexically_normal().string();
+  for (const std::string& path : paths)
+    machine.plugin_paths.push_back((file.path.parent_path() / path).lexically_normal().string());
+}
+
+}  // namespace
+
+MachineConfig read_machine_config(const std::vector<MachineFile>& files) {
+  MachineConfig machine;
+  for (const MachineFile& file : files) read_machine_file(file, machine);
   return machine;
 }
 
@@ -127,8 +163,8 @@ Experiment load_experiment(const ExperimentRequest& request, Catalog& catalog) {
   config::Diagnostics diagnostics;
   Experiment experiment;
   experiment.file = request.file.string();
-  Node tree =
-      merge_layers(read_layers(request, diagnostics), diagnostics, catalog, experiment.notes);
+  Node tree = merge_layers(read_layers(request, diagnostics, catalog), diagnostics, catalog,
+                           experiment.notes);
   if (!std::as_const(tree).find("name"))
     tree.add("name", {}, config::make_value(name_from(request.file), {}));
   Checker checker(tree, diagnostics, catalog, experiment);

@@ -81,17 +81,19 @@ Node read_yaml_text(Diagnostics& diagnostics, const stdfs::path& file, std::stri
 
 class LayerReader {
  public:
-  explicit LayerReader(Diagnostics& diagnostics) : diagnostics_(diagnostics) {}
+  LayerReader(Diagnostics& diagnostics, const Catalog& catalog)
+      : diagnostics_(diagnostics), catalog_(catalog) {}
 
   std::vector<Layer> read(const ExperimentRequest& request) {
-    if (!request.machine_config.empty()) add_machine_config(request.machine_config);
+    stored_ = request.stored;
+    for (const MachineFile& file : request.machine_files) add_machine_file(file);
     if (request.text.empty())
       add_file(request.file);
     else
       add_tree(read_yaml_text(diagnostics_, request.file, request.text), request.file);
+    if (request.stored) restrict_stored(layers_.back().trees[0], request.known_libraries);
     // Stop here, because errors in a file would cause misleading errors later.
     diagnostics_.throw_if_any();
-    if (request.stored) drop_old_keys();
     for (const Setting& setting : request.settings) add_setting(setting);
     if (!request.command_line.empty()) layers_.push_back({"command line"});
     for (const std::string& argument : request.command_line)
@@ -103,9 +105,14 @@ class LayerReader {
   }
 
  private:
-  void add_machine_config(const stdfs::path& file) {
-    Node tree = read_yaml_file(diagnostics_, file);
+  void add_machine_file(const MachineFile& file) {
+    Node tree = read_yaml_file(diagnostics_, file.path);
     check_version(tree, false);
+    if (!file.trusted)
+      for_libraries(tree, [&](const Node&, Entry& library) {
+        diagnostics_.error(library, "config.yaml in the current folder must not name libraries",
+                           {kTrustedFiles});
+      });
     tree.erase("dsv3");
     for (const Entry& entry : tree.entries)
       if (std::find(kMachineKeys.begin(), kMachineKeys.end(), entry.key) == kMachineKeys.end())
@@ -113,7 +120,7 @@ class LayerReader {
                            {"known keys: plugin_paths, output, tracker, hub.endpoint, log.level; "
                             "set other keys in the experiment"});
     tree.erase("plugin_paths");  // for read_machine_config
-    layers_.push_back({file.string(), {std::move(tree)}, true});
+    layers_.push_back({file.path.string(), {std::move(tree)}, true});
   }
 
   void add_file(const stdfs::path& file) {
@@ -128,7 +135,10 @@ class LayerReader {
     const bool is_base = !open_.empty();
     open_.push_back(true_path(file));
     check_version(tree, !is_base);
-    if (const Entry* extends = std::as_const(tree).find("extends"))
+    if (const Entry* extends = std::as_const(tree).find("extends"); extends && stored_)
+      diagnostics_.error(*extends, "a stored experiment cannot extend files",
+                         {"a run stores its experiment with all its values"});
+    else if (extends)
       add_bases(*extends, file.parent_path());
     open_.pop_back();
     tree.erase("dsv3");
@@ -190,10 +200,37 @@ class LayerReader {
     }
   }
 
-  // Removes keys from older versions. They have no effect in a stored experiment, which sets every
-  // option.
-  void drop_old_keys() {
-    if (Node* model = find_path(layers_.back().trees[0], "model")) model->erase("conventions");
+  /// Calls `f(component, entry)` for each entry `library` in the tree.
+  template <class F>
+  static void for_libraries(Node& node, const F& f) {
+    if (Entry* library = node.find("library")) f(node, *library);
+    for (Entry& entry : node.entries) for_libraries(entry.value, f);
+    for (Node& item : node.items) for_libraries(item, f);
+  }
+
+  /// Returns the library that the user has chosen for the stored entry `library` of `component`; ""
+  /// if there is none.
+  std::string chosen_library(const Node& component, const Entry& library,
+                             const std::vector<std::string>& known) const {
+    const std::string& stored = library.value.text;
+    if (std::find(known.begin(), known.end(), stored) != known.end()) return stored;
+    const Entry* plugin = component.find("plugin");
+    return plugin ? catalog_.searched_library(plugin->value.text, stored) : "";
+  }
+
+  /// Opening a stored experiment must not run code that came with it, so it may name only libraries
+  /// that the user names too.
+  void restrict_stored(Node& tree, const std::vector<std::string>& known) {
+    // A key from older versions. It has no effect, because a stored experiment sets every option.
+    if (Node* model = find_path(tree, "model")) model->erase("conventions");
+    for_libraries(tree, [&](const Node& component, Entry& library) {
+      const std::string chosen = chosen_library(component, library, known);
+      if (chosen.empty())
+        diagnostics_.error(library, "a stored experiment cannot load a library by itself",
+                           {"if you trust it, pass --plugin-path " + library.value.text});
+      else
+        library.value = make_value(chosen, library.value.at);
+    });
   }
 
   void add_setting(const Setting& setting) {
@@ -206,7 +243,9 @@ class LayerReader {
   }
 
   Diagnostics& diagnostics_;
+  const Catalog& catalog_;
   std::vector<Layer> layers_;
+  bool stored_ = false;
   size_t files_ = 0;
   std::vector<stdfs::path> open_;  // files whose `extends` is currently being read
 };
@@ -255,8 +294,9 @@ std::optional<Node> parse_setting(Diagnostics& diagnostics, int source) {
   return tree_at(long_path(key), key.size(), {source, 1, 1}, std::move(*value));
 }
 
-std::vector<Layer> read_layers(const ExperimentRequest& request, Diagnostics& diagnostics) {
-  return LayerReader(diagnostics).read(request);
+std::vector<Layer> read_layers(const ExperimentRequest& request, Diagnostics& diagnostics,
+                               const Catalog& catalog) {
+  return LayerReader(diagnostics, catalog).read(request);
 }
 
 Node read_yaml_file(Diagnostics& diagnostics, const stdfs::path& file) {

@@ -25,12 +25,18 @@ struct Layer {
 
 /// Reads the configuration layers for `request`, lowest precedence first. Throws ConfigError if a
 /// source cannot be read.
-std::vector<Layer> read_layers(const ExperimentRequest& request, Diagnostics& diagnostics);
+std::vector<Layer> read_layers(const ExperimentRequest& request, Diagnostics& diagnostics,
+                               const Catalog& catalog);
 
 /// Merges all layers into one tree. Adds a note to `notes` for each effect that users may not
 /// expect.
 Node merge_layers(std::vector<Layer> layers, Diagnostics& diagnostics, Catalog& catalog,
                   std::vector<std::string>& notes);
+
+/// Note on a setting that only a trusted file with machine defaults may contain.
+constexpr const char* kTrustedFiles =
+    "the file may have come with a model or a dataset; put this in ~/.config/dsv3/config.yaml, or "
+    "pass the file with --config";
 
 /// Parses the `key=value` in `source`. A value in brackets or braces is a YAML list or map, and a
 /// value in quotes is a YAML string. Anything else is a plain string. Returns nullopt after

@@ -1,7 +1,12 @@
 #include "format/description.h"
 
+#include <charconv>
+#include <optional>
+
 #include <dsv3/runtime/model.h>
 #include <dsv3/runtime/prefix.h>
+
+#include "config/values.h"
 
 namespace dsv3 {
 namespace {
@@ -89,12 +94,34 @@ std::vector<ComponentDescription*> components_of(const ConventionKey& key,
   return found;
 }
 
-/// Converts the text of a convention's value to its option's type.
-OptionValue typed_value(const std::string& text, OptionType type) {
-  if (type == OptionType::boolean) return text == "true";
-  if (type == OptionType::integer) return int64_t(std::stoll(text));
-  if (type == OptionType::number) return std::stod(text);
+/// Converts the text of a convention's value to its option's type. Returns nullopt if that is not
+/// possible.
+std::optional<OptionValue> typed_value(const std::string& text, OptionType type) {
+  const auto number = [&]<class T>(T value) -> std::optional<OptionValue> {
+    const char* end = text.data() + text.size();
+    const auto [last, error] = std::from_chars(text.data(), end, value);
+    return error == std::errc() && last == end ? std::optional<OptionValue>(value) : std::nullopt;
+  };
+  if (type == OptionType::boolean)
+    return text == "true" || text == "false" ? std::optional<OptionValue>(text == "true")
+                                             : std::nullopt;
+  if (type == OptionType::integer) return number(int64_t{0});
+  if (type == OptionType::number) return number(0.0);
   return text;
+}
+
+/// Returns the option of a convention's key; null if there is no such convention in the model.
+const OptionSpec* option_of(const std::string& key, ModelDescription& model, Plugins& plugins) {
+  for (const auto& [path, schema] : core_sections())
+    for (const OptionSpec& option : schema.options)
+      if (option.convention && path + "." + option.key == key) return &option;
+  const ConventionKey parts(key);
+  if (components_of(parts, model).empty()) return nullptr;
+  ComponentSpec spec;
+  spec.kind = kind_from_name(parts.kind);
+  spec.plugin = parts.plugin;
+  const OptionSpec* option = plugins.find(spec).schema->find(parts.option);
+  return option && option->convention ? option : nullptr;
 }
 
 }  // namespace
@@ -107,10 +134,22 @@ ConventionKey::ConventionKey(const std::string& key) {
   const size_t end = key.find(" (layers ");
   option = key.substr(second + 1, end == std::string::npos ? end : end - second - 1);
   if (end == std::string::npos) return;
-  const std::string layers = key.substr(end + 9);  // "2-11)" or "3)"
-  first_layer = last_layer = std::stoul(layers);
-  if (const size_t dash = layers.find('-'); dash != std::string::npos)
-    last_layer = std::stoul(layers.substr(dash + 1));
+  const char* layers = key.c_str() + end + 9;  // "2-11)" or "3)"
+  const char* stop = key.c_str() + key.size();
+  const char* next = std::from_chars(layers, stop, first_layer).ptr;
+  last_layer = first_layer;
+  if (*next == '-') std::from_chars(next + 1, stop, last_layer);
+}
+
+std::string convention_problem(const std::string& key, const std::string& value,
+                               const ModelDescription& model, Plugins& plugins) {
+  ModelDescription copy = model;
+  const OptionSpec* option = option_of(key, copy, plugins);
+  if (!option) return "'" + key + "' is not a convention of this model";
+  const auto typed = typed_value(value, option->type);
+  const std::string misfit =
+      typed ? config::misfit(*option, *typed) : "must be a " + config::type_name(option->type);
+  return misfit.empty() ? "" : "convention '" + key + "' " + misfit + ", not '" + value + "'";
 }
 
 std::set<std::string> add_shapes(ModelDescription& model, const Experiment& experiment,
@@ -163,7 +202,7 @@ void set_convention(ModelDescription& model, const std::string& key, const std::
     spec.kind = kind_from_name(parts.kind);
     spec.plugin = parts.plugin;
     if (const OptionSpec* option = plugins.find(spec).schema->find(parts.option))
-      component->options.emplace(parts.option, typed_value(value, option->type));
+      component->options.emplace(parts.option, *typed_value(value, option->type));
   }
 }
 

@@ -26,7 +26,11 @@ ModelDescription describe_model(const Experiment& experiment, int64_t vocab, Plu
 
 /// Whether `model` sets the option for `key`, a key in Experiment::conventions.
 bool set_by_description(const ModelDescription& model, const std::string& key);
-/// Sets the option for `key`. Does nothing if the option already has a value, if no component has
+/// Checks an entry of conventions from a file: the key must be a convention of the model, and the
+/// value one that its option accepts. Returns an error message, or "" if the entry is valid.
+std::string convention_problem(const std::string& key, const std::string& value,
+                               const ModelDescription& model, Plugins& plugins);
+/// Sets the option for `key`, which must be valid. Does nothing if the option already has a value, if no component has
 /// it, or for core keys such as "model.norm.place". Keys for some layers ("feed_forward.moe.score
 /// (layers 2-11)") must come before those for all other layers.
 void set_convention(ModelDescription& model, const std::string& key, const std::string& value,

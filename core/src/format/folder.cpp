@@ -338,6 +338,10 @@ StoredModel read_folder(const stdfs::path& folder, Plugins& plugins,
     model.mtp_depth = 0;
   }
   const Sidecar sidecar = read_sidecar(folder);
+  for (const auto& [key, value] : sidecar.conventions)
+    if (const std::string problem = convention_problem(key, value, model, plugins);
+        !problem.empty())
+      damaged(folder / kSidecarName, problem + "; remove it to read the folder without it");
   stdfs::path tokenizer = tokenizer_path;
   if (tokenizer.empty() && stdfs::exists(folder / "tokenizer.json"))
     tokenizer = folder / "tokenizer.json";

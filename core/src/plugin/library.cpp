@@ -23,6 +23,8 @@
 #include <dsv3/support/sha256.h>
 
 #include "call/call.h"
+#include "plugin/image.h"
+#include "plugin/owner.h"
 
 namespace dsv3 {
 namespace {
@@ -65,11 +67,11 @@ void check_stamp(const Stamp& stamp, const std::filesystem::path& path) {
 
 // dlopen runs the library's static initialisers. It is declared noexcept, so calling it directly
 // would end the process if an initialiser threw. The volatile pointer hides the declaration.
-void run_static_initialisers(const std::filesystem::path& path) {
+void run_static_initialisers(const std::filesystem::path& image) {
   void* (*volatile open_library)(const char*, int) = &::dlopen;
-  if (open_library(path.c_str(), RTLD_NOW | RTLD_LOCAL)) return;
+  if (open_library(image.c_str(), RTLD_NOW | RTLD_LOCAL)) return;
   std::string cause = ::dlerror();  // shorter than Boost's message
-  if (cause.starts_with(path.string() + ": ")) cause.erase(0, path.string().size() + 2);
+  if (cause.starts_with(image.string() + ": ")) cause.erase(0, image.string().size() + 2);
   constexpr std::string_view kUndefined = "undefined symbol: ";
   if (!cause.starts_with(kUndefined)) fail(cause);
   std::string symbol = cause.substr(kUndefined.size());
@@ -81,14 +83,15 @@ void run_static_initialisers(const std::filesystem::path& path) {
 
 // Opens the library and never closes it, because a plugin's LibTorch objects, exceptions and
 // threads may outlive every reference to the library, and even main. The caller must hold the lock.
-const boost::dll::shared_library& open(const Stamp& stamp, const std::filesystem::path& path) {
+const boost::dll::shared_library& open(const Library& library) {
   using boost::dll::load_mode::type;
   static auto& opened = *new std::deque<boost::dll::shared_library>;
   try {
-    run_static_initialisers(path);
-    return opened.emplace_back(path, type::rtld_now | type::rtld_local);
+    run_static_initialisers(library.image);
+    return opened.emplace_back(library.image, type::rtld_now | type::rtld_local);
   } catch (...) {
-    fail("cannot load " + plugin_label(stamp.name, path) + ": " + current_exception_text());
+    fail("cannot load " + plugin_label(library.stamp.name, library.path) + ": " +
+         current_exception_text());
   }
 }
 
@@ -125,25 +128,34 @@ void check_provides(const std::vector<Registration>& registrations, const Stamp&
        "; make the two lists match");
 }
 
+// Calls `check` and adds the path to its error.
+template <class Check>
+auto checked(const std::filesystem::path& path, const Check& check) {
+  try {
+    return check();
+  } catch (const Error& error) {
+    fail(path.string() + ": " + error.what());
+  }
+}
+
 std::unique_ptr<Library> load(const std::filesystem::path& path) {
   check_libtorch();
+  require_safe_owner(path, "plugin library");
   auto library = std::make_unique<Library>();
   library->path = path;
-  {
-    const std::string bytes = fs::read(path, kLargestLibrary);
-    try {
-      library->stamp = read_stamp(bytes);
-    } catch (const Error& e) {
-      fail(path.string() + ": " + e.what());
-    }
-    check_stamp(library->stamp, path);
-    library->sha256 = sha256(bytes);
-  }
+  const std::string bytes = fs::read(path, kLargestLibrary);
+  library->stamp = checked(path, [&] { return read_stamp(bytes); });
+  check_stamp(library->stamp, path);
+  checked(path, [&] { check_seal(bytes); });
+  library->sha256 = sha256(bytes);
+  library->image = sealed_copy(path, bytes, library->sha256);
+  name_image(library->image.string(), path.string());
   Callee callee;
   callee.label = "plugin '" + library->stamp.name + "'";
   callee.check = callee.library = path.string();
   const CallRecord call(remember(std::move(callee)), "loading");
-  const auto& handle = open(library->stamp, path);
+  load_dependencies(path, bytes);
+  const auto& handle = open(*library);
   library->registrations = collect(handle, library->stamp, path);
   check_provides(library->registrations, library->stamp, path);
   return library;
@@ -173,6 +185,11 @@ const Registration* Library::find(Kind kind, const std::string& name) const {
   for (const Registration& one : registrations)
     if (one.kind == kind && one.name == name) return &one;
   return nullptr;
+}
+
+Stamp stamp_of(const std::filesystem::path& path) {
+  const std::string bytes = fs::read(path, kLargestLibrary);
+  return checked(path, [&] { return read_stamp(bytes); });
 }
 
 const Library& load_library(const std::filesystem::path& path) {

@@ -14,7 +14,8 @@ namespace dsv3 {
 
 /// A plugin library that has passed all checks.
 struct Library {
-  std::filesystem::path path;  ///< canonical
+  std::filesystem::path path;   ///< canonical
+  std::filesystem::path image;  ///< path of the copy in memory that was loaded
   std::string sha256;
   Stamp stamp;
   std::vector<Registration> registrations;
@@ -22,6 +23,10 @@ struct Library {
   /// Returns null if the library does not provide the component.
   const Registration* find(Kind kind, const std::string& name) const;
 };
+
+/// Reads the stamp of the library at `path` without loading it. Throws a dsv3::Error
+/// (ExitCode::plugin) that names the file.
+Stamp stamp_of(const std::filesystem::path& path);
 
 /// Loads the library at `path`, or returns it if it is already loaded. Throws a dsv3::Error
 /// (ExitCode::plugin) that names the plugin and the file. If the file failed to load before, throws

@@ -11,6 +11,7 @@
 
 #include "call/call.h"
 #include "plugin/library.h"
+#include "plugin/owner.h"
 #include "plugin/registry.h"
 
 namespace dsv3 {
@@ -43,6 +44,25 @@ std::vector<Path> registry_files(const Path& path) {
          " contains no registry (*.toml or registries/*.toml); pass the prefix in which the plugin "
          "is installed, or its build folder");
   return files;
+}
+
+// Returns the components of a library that is itself on the search path, from its stamp.
+std::vector<PluginEntry> library_entries(const Path& library) {
+  std::error_code failed;
+  const Path path = std::filesystem::canonical(library, failed);
+  if (failed) fail("plugin path " + library.string() + " does not exist; correct or remove it");
+  std::vector<PluginEntry> entries;
+  const Stamp stamp = stamp_of(path);
+  for (const std::string& component : stamp.provides) {
+    const size_t slash = std::min(component.find('/'), component.size());
+    PluginEntry& entry = entries.emplace_back();
+    entry.kind = kind_from_name(component.substr(0, slash));
+    entry.name = component.substr(std::min(slash + 1, component.size()));
+    entry.version = stamp.version;
+    entry.library = entry.registry = path;
+    entry.library_text = path.filename().string();
+  }
+  return entries;
 }
 
 // Returns the first match in search order. Two matches at one search level are an error, because
@@ -128,8 +148,17 @@ Plugins::Plugins(SearchLevels levels) : levels_(std::move(levels)) {
     std::set<Path> seen;  // listing a file twice at one level is not a conflict
     for (Path& path : levels_[level]) {
       path = std::filesystem::absolute(path).lexically_normal();
+      if (path.extension() == ".so") {
+        for (PluginEntry& entry : library_entries(path)) {
+          entry.level = level;
+          entries_.push_back(std::move(entry));
+        }
+        continue;
+      }
       for (const Path& file : registry_files(path)) {
-        if (!seen.insert(std::filesystem::weakly_canonical(file)).second) continue;
+        const Path canonical = std::filesystem::weakly_canonical(file);
+        if (!seen.insert(canonical).second) continue;
+        require_safe_owner(canonical, "registry");
         Registry registry = read_registry(file);
         const auto append = [&](auto& from, auto& to) {
           for (auto& entry : from) to.emplace_back(std::move(entry)).level = level;
@@ -257,6 +286,14 @@ std::vector<LoadedLibrary> loaded_libraries() {
   for (const Library* library : libraries())
     loaded.push_back({library->stamp.name, library->stamp.version, library->path, library->sha256});
   return loaded;
+}
+
+std::string Plugins::searched_library(const std::string& name, const std::string& library) const {
+  for (const PluginEntry& entry : entries_)
+    if (entry.name == name && entry.library.filename() == Path(library).filename() &&
+        !is_built_in(entry.registry))
+      return entry.library.string();
+  return "";
 }
 
 const Schema* Plugins::schema(Kind kind, const std::string& name, const std::string& library) {

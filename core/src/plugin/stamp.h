@@ -19,6 +19,10 @@ struct Stamp {
 /// for arbitrary bytes.
 Stamp read_stamp(std::string_view file);
 
+/// Requires the library's bytes to have the SHA-256 that dsv3_add_plugin() appends to the file.
+/// Throws like read_stamp().
+void check_seal(std::string_view file);
+
 /// The stamp of this libdsv3; name, version and provides are empty.
 Stamp host_stamp();
 

@@ -151,6 +151,9 @@ class Catalog final : public dsv3::Catalog {
     return names;
   }
   std::string searched() const override { return "the table"; }
+  std::string searched_library(const std::string&, const std::string&) const override {
+    return "";
+  }
 
   std::map<std::pair<dsv3::Kind, std::string>, dsv3::Schema> schemas;
   std::map<std::pair<dsv3::Kind, std::string>, std::string> aliases;

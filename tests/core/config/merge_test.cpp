@@ -110,7 +110,7 @@ samples: {prompts: [c]}
   fake::Catalog catalog;
   dsv3::ExperimentRequest request;
   request.file = file;
-  request.machine_config = machine;
+  request.machine_files = {{machine}};
   request.settings = {{"train.threads", int64_t{2}, "sweep point"},
                       {"train.micro_batch", int64_t{2}, "sweep point"},
                       {"train.not_finite", "skip", "another"}};
@@ -143,11 +143,12 @@ samples: {prompts: [c]}
   CHECK(e.origin("schedule.warmup").text() == "default");
   CHECK(e.origin("no.such.path").text() == "default");
 
-  const dsv3::MachineConfig read = dsv3::read_machine_config(machine);
+  const dsv3::MachineConfig read = dsv3::read_machine_config({{machine}});
   CHECK(read.plugin_paths ==
         std::vector<std::string>{(folder.path() / "plugins").string(), "/abs"});
-  CHECK(dsv3::read_machine_config("").file.empty());
-  request.machine_config = folder.write("bad.yaml", "train: {steps: 3}\n");
+  CHECK(dsv3::read_machine_config({}).plugin_paths.empty());
+  CHECK_THROWS_AS(dsv3::read_machine_config({{machine, false}}), dsv3::ConfigError);
+  request.machine_files = {{folder.write("bad.yaml", "train: {steps: 3}\n")}};
   CHECK_THROWS_AS(load_experiment(request, catalog), dsv3::ConfigError);
 }
 

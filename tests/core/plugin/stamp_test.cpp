@@ -6,6 +6,7 @@
 #include <dsv3/sdk/stamp.h>
 
 #include "fixtures.h"
+#include "plugin/elf.h"
 
 using Catch::Matchers::Contains;
 
@@ -56,7 +57,26 @@ TEST_CASE("the error for a file that is not a plugin states what the file is") {
 TEST_CASE("truncated plugin libraries are rejected") {
   const std::string bytes = get(library("good"));
   for (size_t size = 0; size < bytes.size(); size += size < 4096 ? 1 : 61)
+    CHECK_THROWS_AS(dsv3::check_seal(std::string_view(bytes).substr(0, size)), dsv3::Error);
+  for (size_t size = 0; size < bytes.size() - 4096; size += size < 4096 ? 1 : 61)
     CHECK_THROWS_AS(dsv3::read_stamp(std::string_view(bytes).substr(0, size)), dsv3::Error);
+}
+
+TEST_CASE("every changed byte of a plugin library is found") {
+  const std::string bytes = get(library("good"));
+  CHECK_NOTHROW(dsv3::check_seal(bytes));
+  for (size_t at = 0; at < bytes.size(); at += at + 100 < bytes.size() ? 97 : 1) {
+    std::string copy = bytes;
+    copy[at] ^= char(1 << at % 8);
+    CHECK_THROWS_AS(dsv3::check_seal(copy), dsv3::Error);
+  }
+}
+
+TEST_CASE("the libraries that a plugin needs are read from its file") {
+  const std::string bytes = get(library("good"));
+  const dsv3::Dependencies needed = dsv3::dependencies_of(bytes);
+  CHECK(std::ranges::count(needed.names, "libdsv3.so") == 1);
+  CHECK_THAT(needed.run_path, Contains("$ORIGIN"));
 }
 
 TEST_CASE("corrupt ELF headers result in a stamp or an error, never in an out-of-bounds read") {

@@ -22,15 +22,11 @@ namespace {
 using dsv3::Error;
 using dsv3::ExitCode;
 
-/// Returns the file with machine defaults: the one given by --config, else config.yaml in the
-/// current folder, else the one in the source tree that contains this program.
-std::filesystem::path machine_config(const Arguments& a) {
-  if (!a.config.empty()) return a.config;
+/// Returns the files with machine defaults. Without --config, config.yaml is read from the current
+/// folder, or else from the source tree that contains this program.
+std::vector<dsv3::MachineFile> machine_files(const Arguments& a) {
   const auto program = std::filesystem::read_symlink("/proc/self/exe");
-  for (const std::filesystem::path& folder :
-       {std::filesystem::path("."), program.parent_path().parent_path().parent_path()})
-    if (std::filesystem::exists(folder / "config.yaml")) return folder / "config.yaml";
-  return {};
+  return dsv3::machine_files(a.config, {".", program.parent_path().parent_path().parent_path()});
 }
 
 /// Rejects spaces around '='. The shell passes `train.steps = 5` as three arguments, and
@@ -79,7 +75,7 @@ std::vector<dsv3::Setting> debug_settings() {
 
 dsv3::ExperimentRequest experiment_of(const Arguments& a) {
   dsv3::ExperimentRequest request;
-  request.machine_config = machine_config(a);
+  request.machine_files = machine_files(a);
   if (a.debug) {
     request.settings = debug_settings();
     request.debug_vocab = 1024;
@@ -172,9 +168,8 @@ int run(int argc, char** argv) {
   request.quiet = a.quiet;
   request.command.assign(argv, argv + argc);
 
-  dsv3::MachineConfig machine;
-  if (!request.experiment.machine_config.empty())
-    machine = dsv3::read_machine_config(request.experiment.machine_config);
+  const dsv3::MachineConfig machine =
+      dsv3::read_machine_config(request.experiment.machine_files);
   if (request.output.empty() && request.experiment.file.empty()) request.output = machine.output;
   dsv3::Plugins plugins(dsv3::plugin_search_levels(a.plugin_paths, machine.plugin_paths));
   if (a.print_config) {

@@ -32,9 +32,10 @@ class PluginOptions {
   /// Returns the plugins found through --plugin-path, config.yaml, DSV3_PLUGIN_PATH and this build.
   dsv3::Plugins open() const { return dsv3::Plugins(levels()); }
   dsv3::SearchLevels levels() const;
-  /// Returns the file given by --config, otherwise config.yaml in the current folder; empty if
-  /// neither exists.
-  std::string config() const;
+  /// Returns the files with machine defaults.
+  std::vector<dsv3::MachineFile> machine_files() const {
+    return dsv3::machine_files(config_, {"."});
+  }
 
  private:
   std::vector<std::string> paths_;

@@ -46,10 +46,12 @@ struct Item {
 using Group = std::vector<const Item*>;
 
 // Returns an experiment from an experiment file, or the resolved experiment from a run folder.
-dsv3::ExperimentRequest request_of(const std::string& what, const std::string& config) {
+dsv3::ExperimentRequest request_of(const std::string& what,
+                                   const std::vector<dsv3::MachineFile>& machine_files) {
   dsv3::ExperimentRequest request;
   if (stdfs::is_directory(what)) {
     request.file = stdfs::path(what) / "config.yaml";
+    request.stored = true;
     if (!stdfs::exists(request.file))
       throw dsv3::Error(what +
                             " is not a run folder: it has no config.yaml; pass a run folder "
@@ -57,7 +59,7 @@ dsv3::ExperimentRequest request_of(const std::string& what, const std::string& c
                         dsv3::ExitCode::usage);
   } else {
     request.file = what;
-    request.machine_config = config;
+    request.machine_files = machine_files;
   }
   return request;
 }
@@ -293,10 +295,10 @@ void print_json(const std::vector<Group>& groups) {
 
 void compare(const CompareArguments& arguments) {
   dsv3::Plugins plugins = arguments.plugins.open();
-  const std::string config = arguments.plugins.config();
+  const std::vector<dsv3::MachineFile> machine_files = arguments.plugins.machine_files();
   std::vector<Item> items;
   for (const std::string& path : arguments.paths) {
-    dsv3::Experiment experiment = dsv3::load_experiment(request_of(path, config), plugins);
+    dsv3::Experiment experiment = dsv3::load_experiment(request_of(path, machine_files), plugins);
     const Costs costs = costs_of(experiment, plugins);
     items.push_back({path, std::move(experiment), costs});
   }

@@ -209,7 +209,7 @@ void print_overrides(const std::string& file, const PluginOptions& options) {
   dsv3::Plugins plugins = options.open();
   dsv3::ExperimentRequest request;
   request.file = file;
-  request.machine_config = options.config();
+  request.machine_files = options.machine_files();
   for (const dsv3::ResolvedValue& value : dsv3::load_experiment(request, plugins).resolved.values)
     if (value.path != "dsv3") std::cout << value.path << "=\n";
   for (const dsv3::KindRow& kind : dsv3::kinds()) {

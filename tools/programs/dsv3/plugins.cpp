@@ -84,21 +84,17 @@ void describe(const std::string& component, bool markdown, dsv3::Plugins& plugin
 void PluginOptions::add_to(CLI::App& command) {
   command
       .add_option("--plugin-path", paths_,
-                  "Registry file, folder of registries, or installation prefix to search first")
+                  "Plugin library, registry file, folder of registries, or installation prefix to "
+                  "search first")
       ->type_name("PATH")
       ->allow_extra_args(false);
   command.add_option("--config", config_, "File with machine defaults [config.yaml, if it exists]")
       ->type_name("FILE");
 }
 
-std::string PluginOptions::config() const {
-  return config_.empty() && std::filesystem::exists("config.yaml") ? "config.yaml" : config_;
-}
-
 dsv3::SearchLevels PluginOptions::levels() const {
-  dsv3::MachineConfig machine;
-  if (!config().empty()) machine = dsv3::read_machine_config(config());
-  return dsv3::plugin_search_levels(paths_, machine.plugin_paths);
+  return dsv3::plugin_search_levels(paths_,
+                                    dsv3::read_machine_config(machine_files()).plugin_paths);
 }
 
 void add_plugins_commands(CLI::App& app, int& exit_code) {

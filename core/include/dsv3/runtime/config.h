@@ -27,13 +27,25 @@ class Catalog {
   virtual std::vector<std::string> names(Kind kind) const = 0;
   /// Returns the paths that were searched for components, for error messages.
   virtual std::string searched() const = 0;
+  /// Returns the path of the library on the search path that has the file name of `library` and
+  /// provides a component called `name`; "" if there is none. Stored experiments may name libraries
+  /// only if the user has put them on the search path.
+  virtual std::string searched_library(const std::string& name,
+                                       const std::string& library) const = 0;
+};
+
+/// A file with machine defaults.
+struct MachineFile {
+  std::filesystem::path path;
+  /// Whether it may choose code to load. False for config.yaml in the current folder, which may
+  /// have come with a model or a dataset.
+  bool trusted = true;
 };
 
 /// Machine defaults that are needed before plugins can be found.
 struct MachineConfig {
   std::vector<std::string> plugin_paths;  ///< absolute, or relative to the current folder
   std::string output;                     ///< parent folder of all run folders; empty = not set
-  std::string file;                       ///< file that was read; empty = none
 };
 
 /// Reports all errors in an experiment. what() contains one paragraph per error.
@@ -53,22 +65,32 @@ struct Setting {
 };
 
 /// What to load. Configuration layers, from lowest to highest precedence: defaults,
-/// `machine_config`, files that the experiment extends, the experiment, `settings` (consecutive
+/// `machine_files`, files that the experiment extends, the experiment, `settings` (consecutive
 /// settings with the same label form one layer), the command line.
 struct ExperimentRequest {
   std::filesystem::path file;
   /// The experiment's YAML if it is stored inside another file, such as a checkpoint's manifest.
   /// Errors then name `file`, and relative paths start at its folder.
   std::string text;
-  bool stored = false;                   ///< true = a resolved experiment from a run or checkpoint
-  std::filesystem::path machine_config;  ///< config.yaml; empty = none
+  bool stored = false;  ///< true = a resolved experiment from a run or checkpoint
+  /// Libraries that a stored experiment may name in addition to those on the search path.
+  std::vector<std::string> known_libraries;
+  std::vector<MachineFile> machine_files;  ///< lowest precedence first
   std::vector<Setting> settings;
   std::vector<std::string> command_line;  ///< key=value, in order
   std::optional<int64_t> debug_vocab;     ///< for --debug: replaces `model.vocab: auto`
 };
 
-/// Reads only the settings needed to find plugins.
-MachineConfig read_machine_config(const std::filesystem::path& file);
+/// Returns the files with machine defaults: ~/.config/dsv3/config.yaml (or the one in
+/// $XDG_CONFIG_HOME), then `chosen` (--config). If `chosen` is empty, config.yaml in the first of
+/// `folders` that contains one takes its place, untrusted. Leaves out files that do not exist,
+/// except for `chosen`.
+std::vector<MachineFile> machine_files(const std::string& chosen,
+                                       const std::vector<std::filesystem::path>& folders);
+
+/// Reads only the settings needed to find plugins. Throws a ConfigError if an untrusted file sets
+/// plugin_paths.
+MachineConfig read_machine_config(const std::vector<MachineFile>& files);
 
 /// Reads, merges and checks an experiment. Throws a ConfigError that lists every error.
 Experiment load_experiment(const ExperimentRequest& request, Catalog& catalog);

@@ -45,8 +45,9 @@ struct LoadedLibrary {
 /// Registry paths, grouped into levels. Earlier levels take precedence.
 using SearchLevels = std::vector<std::vector<std::filesystem::path>>;
 
-/// Returns the default levels: --plugin-path, the paths in config.yaml, DSV3_PLUGIN_PATH (paths
-/// separated by `:`), and the registries of this build or installation (found relative to libdsv3).
+/// Returns the default levels: --plugin-path, the paths in trusted config files, DSV3_PLUGIN_PATH
+/// (paths separated by `:`), and the registries of this build or installation (found relative to
+/// libdsv3).
 SearchLevels plugin_search_levels(const std::vector<std::string>& command_line,
                                   const std::vector<std::string>& machine_config);
 
@@ -54,12 +55,12 @@ SearchLevels plugin_search_levels(const std::vector<std::string>& command_line,
 /// unloaded, and a process tries to load each library only once.
 class Plugins final : public Catalog {
  public:
-  /// Each path is a registry file, a folder of registries (*.toml), or an installation prefix (a
-  /// folder with registries/*.toml). The first level that contains a name wins. Two matches on one
-  /// level are an error when that name is requested, and so is an entry that replaces a plugin or
-  /// alias of this build or installation. Throws dsv3::Error (ExitCode::plugin) if a path does not
-  /// exist or a registry is invalid. The error for an invalid registry contains
-  /// file:line:col.
+  /// Each path is a plugin library (*.so), a registry file, a folder of registries (*.toml), or an
+  /// installation prefix (a folder with registries/*.toml). The first level that contains a name
+  /// wins. Two matches on one level are an error when that name is requested, and so is an entry
+  /// that replaces a plugin or alias of this build or installation. Throws dsv3::Error
+  /// (ExitCode::plugin) if a path does not exist or a registry is invalid. The error for an invalid
+  /// registry contains file:line:col.
   explicit Plugins(SearchLevels levels);
 
   /// Finds the component for `spec` and loads its library if necessary. `spec.library` takes
@@ -83,6 +84,7 @@ class Plugins final : public Catalog {
   std::vector<std::string> names(Kind kind) const override;
   /// Returns the searched paths, separated by ", ".
   std::string searched() const override;
+  std::string searched_library(const std::string& name, const std::string& library) const override;
 
  private:
   [[noreturn]] void fail_unknown(Kind kind, const std::string& name) const;

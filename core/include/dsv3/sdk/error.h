@@ -8,15 +8,16 @@ namespace dsv3 {
 
 /// Kinds of errors. A program that ends with an error returns its kind as the exit code.
 enum class ExitCode : int {
-  failed = 1,        ///< any other error
-  usage = 2,         ///< invalid command line or experiment file
-  plugin = 3,        ///< a plugin cannot be found, loaded or constructed
-  data = 4,          ///< invalid input text, token shards or tokenizer files
-  checkpoint = 5,    ///< a checkpoint cannot be read or written
-  peer_lost = 6,     ///< another rank exited or stopped responding
-  not_finite = 7,    ///< loss or gradients are NaN or infinite
-  preempted = 75,    ///< stopped by a signal after saving a checkpoint
-  interrupted = 130  ///< stopped by Ctrl-C
+  failed = 1,         ///< any other error
+  usage = 2,          ///< invalid command line or experiment file
+  plugin = 3,         ///< a plugin cannot be found, loaded or constructed
+  data = 4,           ///< invalid input text, token shards or tokenizer files
+  checkpoint = 5,     ///< a checkpoint cannot be read or written
+  peer_lost = 6,      ///< another rank exited or stopped responding
+  not_finite = 7,     ///< loss, gradients or weights are NaN or infinite
+  out_of_memory = 8,  ///< the host or the GPU has too little memory
+  preempted = 75,     ///< stopped by a signal after saving a checkpoint
+  interrupted = 130   ///< stopped by Ctrl-C
 };
 
 /// An error with a foreseeable cause. `what()` says what failed, where, and what to do about it,

@@ -1,0 +1,11 @@
+# Appends the SHA-256 of the plugin library LIBRARY to it, or replaces the one that it has. The loader compares them.
+file(SIZE ${LIBRARY} size)
+if(size GREATER 79)
+  math(EXPR start "${size} - 79")
+  file(READ ${LIBRARY} end OFFSET ${start} LIMIT 13)
+  if(end STREQUAL "@dsv3-sha256@")
+    execute_process(COMMAND truncate -s ${start} ${LIBRARY} COMMAND_ERROR_IS_FATAL ANY)
+  endif()
+endif()
+file(SHA256 ${LIBRARY} digest)
+file(APPEND ${LIBRARY} "@dsv3-sha256@ ${digest}\n")
