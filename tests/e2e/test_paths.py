@@ -54,8 +54,8 @@ def test_runs_store_paths_as_values(named):
     folder, name = named
     resolved = yaml.safe_load((folder / run_of(named) / "config.yaml").read_text())
     # `${` starts a reference in YAML, so a literal one is written as `$${`.
-    assert resolved["data"]["path"] == f"odd {name}/{name}.txt".replace("${", "$${")
-    assert resolved["data"]["tokenizer"]["file"] == f"odd {name}/{name}.json".replace("${", "$${")
+    assert resolved["data"]["path"] == f"{folder}/odd {name}/{name}.txt".replace("${", "$${")
+    assert resolved["data"]["tokenizer"]["file"] == f"{folder}/odd {name}/{name}.json".replace("${", "$${")
     done = dsv3_run("--run_id", "r", "--output", f"odd {name}/runs", cwd=folder)
     assert "2" in (folder / run_of(named) / "status.json").read_text() and done.returncode == 0
 

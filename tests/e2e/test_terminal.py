@@ -148,7 +148,7 @@ def test_ctrl_c_leaves_the_last_step_and_then_the_prompt(folder):
     terminal.read_until(lambda: len(terminal.live) > 3)
     terminal.type("\x03")
     *_, step, stopped = terminal.finish(130)
-    assert re.search(rf"info stopped by a signal at step {LIVE.search(step)['step']}; resume with --run_id new", stopped)
+    assert re.search(rf"info stopped at step {LIVE.search(step)['step']}; resume with dsv3-run --run_id new", stopped)
 
 
 def test_a_second_ctrl_c_leaves_the_prompt_below_the_live_line(folder):
@@ -188,7 +188,7 @@ def test_a_pipe_receives_lines_only(folder):
 
 
 def test_quiet_prints_errors_only(folder):
-    skips = ["optimizer.0.lr=1e18", "train.not_finite=skip"]
+    skips = ["optimizer.0.lr=1e18", "train.not_finite=skip", "train.max_skipped=100"]
     loud = Terminal(folder, *skips, "train.log_every=10", columns=300)
     assert sum(" warning step " in row for row in loud.finish()) > 0
     assert loud.colors() > {"green", "brown"}  # ANSI's yellow, in which warnings are written

@@ -1,5 +1,6 @@
 #include "checkpoint/tensor_views.h"
 
+#include <cmath>
 #include <cstring>
 
 #include <dsv3/sdk/error.h>
@@ -60,6 +61,20 @@ void copy_view(const std::map<std::string, safetensors::View>& views, const std:
       direct ? tensor : at::empty(tensor.sizes(), tensor.options().device(at::kCPU));
   if (view.size > 0) std::memcpy(host.mutable_data_ptr(), view.bytes, view.size);
   if (!direct) tensor.copy_(host);
+}
+
+void require_finite(const std::map<std::string, safetensors::View>& views, const std::string& where,
+                    ExitCode code) {
+  for (const auto& [name, view] : views) {
+    const auto dtype = dtype_from_name(view.dtype);
+    if (!dtype || !at::isFloatingType(*dtype) || view.size == 0) continue;
+    // from_blob() does not write to the memory.
+    const at::Tensor values =
+        at::from_blob(const_cast<void*>(view.bytes), view.shape, at::TensorOptions().dtype(*dtype));
+    const auto [smallest, largest] = at::aminmax(values);  // NaN if any value is NaN
+    if (std::isfinite(smallest.item<double>()) && std::isfinite(largest.item<double>())) continue;
+    throw Error(where + ": tensor '" + name + "' has values that are not finite", code);
+  }
 }
 
 }  // namespace dsv3

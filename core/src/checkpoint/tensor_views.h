@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 
+#include <dsv3/sdk/error.h>
 #include <dsv3/sdk/optimizer.h>
 #include <dsv3/support/safetensors.h>
 
@@ -30,5 +31,10 @@ at::Tensor add_view(std::map<std::string, safetensors::View>& views, const std::
 /// (ExitCode::checkpoint) if it is missing or has a different shape or dtype.
 void copy_view(const std::map<std::string, safetensors::View>& views, const std::string& key,
                const at::Tensor& tensor);
+
+/// Throws dsv3::Error with `code` if a floating-point tensor contains NaN or infinity: "<where>:
+/// tensor 'model/head.weight' has values that are not finite".
+void require_finite(const std::map<std::string, safetensors::View>& views, const std::string& where,
+                    ExitCode code);
 
 }  // namespace dsv3

@@ -26,6 +26,17 @@ std::string quoted(const std::vector<std::string>& words) {
   return text;
 }
 
+// Resolves relative paths, so that a run folder works from every folder. Leaves "" (unset) as it
+// is.
+void make_absolute(OptionValue& value) {
+  const auto resolve = [](std::string& path) {
+    if (!path.empty()) path = std::filesystem::absolute(path).lexically_normal().string();
+  };
+  if (auto* path = std::get_if<std::string>(&value)) resolve(*path);
+  if (auto* paths = std::get_if<std::vector<std::string>>(&value))
+    for (std::string& path : *paths) resolve(path);
+}
+
 }  // namespace
 
 std::string Scope::text() const {
@@ -102,6 +113,7 @@ OptionValues Checker::values(const Node* map, const Schema& schema, const Scope&
     if (node) {
       const std::string what = "'" + spec.key + "' in " + scope.text();
       if (auto value = convert(spec, *node, what, resolver_)) {
+        if (spec.input_path) make_absolute(*value);
         add_convention(spec, *value, scope);
         record(path, *value, *node, word_of(spec, *value));
         values[spec.key] = std::move(*value);

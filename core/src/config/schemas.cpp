@@ -123,6 +123,11 @@ void TrainOptions::describe(OptionSchema<TrainOptions>& s) {
   s.add("not_finite", &TrainOptions::not_finite,
         "what to do after a step with NaN or infinite gradients")
       .choices({"stop", "skip"});
+  s.add("max_skipped", &TrainOptions::max_skipped,
+        "with not_finite: skip, the number of skipped updates in a row after which the run fails")
+      .min(1)
+      .max(kMaxCount)
+      .unit("steps");
   s.add("deterministic", &TrainOptions::deterministic,
         "on a GPU, use only deterministic kernels; CPU kernels are always deterministic");
   s.check([](const TrainOptions& o) -> std::string {

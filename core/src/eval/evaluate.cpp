@@ -43,6 +43,7 @@ TextScore score_validation(LoadedModel& loaded, Plugins& plugins) {
                experiment.validation.batches * (experiment.train.batch / micro_batch),
                [&](const Batch& batch) {
                  if (loaded.tokenizer) add_bytes(score, *loaded.model, *loaded.tokenizer, batch);
+                 return true;
                });
   if (sum.targets == 0)
     throw Error("the experiment of " + loaded.stored.path.string() +

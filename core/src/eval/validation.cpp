@@ -26,7 +26,7 @@ std::unique_ptr<Loader> make_loader(const Experiment& experiment, Plugins& plugi
 }
 
 ValidationSum validate(Model& model, Loader& loader, int64_t forwards,
-                       const std::function<void(const Batch&)>& visit) {
+                       const std::function<bool(const Batch&)>& visit) {
   ValidationSum sum;
   for (int64_t i = 0; i < forwards; ++i) {
     const Batch batch = loader.next();
@@ -34,7 +34,7 @@ ValidationSum validate(Model& model, Loader& loader, int64_t forwards,
     const auto [nats, targets] = model.evaluate(batch);
     sum.nats += nats;
     sum.targets += targets;
-    if (visit) visit(batch);
+    if (visit && !visit(batch)) break;
   }
   return sum;
 }

@@ -24,8 +24,9 @@ struct ValidationSum {
   double loss() const { return nats / double(targets); }
 };
 
-/// Evaluates up to `forwards` batches from `loader` and passes each one to `visit`.
+/// Evaluates up to `forwards` batches from `loader` and passes each one to `visit`. Stops early if
+/// `visit` returns false.
 ValidationSum validate(Model& model, Loader& loader, int64_t forwards,
-                       const std::function<void(const Batch&)>& visit = {});
+                       const std::function<bool(const Batch&)>& visit = {});
 
 }  // namespace dsv3

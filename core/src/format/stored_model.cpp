@@ -1,5 +1,6 @@
 #include <dsv3/runtime/compare.h>
 #include <dsv3/runtime/machine.h>
+#include <dsv3/runtime/run_folder.h>
 
 #include "checkpoint/tensor_views.h"
 #include "config/schemas.h"
@@ -121,7 +122,12 @@ Resolved StoredModel::resolved() const {
 Experiment StoredModel::load(Plugins& plugins, const std::vector<Setting>& settings) const {
   ExperimentRequest request = source;
   request.settings.insert(request.settings.end(), settings.begin(), settings.end());
-  return load_experiment(request, plugins);
+  try {
+    return load_experiment(request, plugins);
+  } catch (const Error& error) {
+    throw Error(error.what() + (source.stored ? plugin_advice(path.parent_path().parent_path()) : ""),
+                error.code());
+  }
 }
 
 StoredModel stored_model_of(const StoredCheckpoint& checkpoint) {
@@ -133,6 +139,9 @@ StoredModel stored_model_of(const StoredCheckpoint& checkpoint) {
   stored.source.file = checkpoint.folder / "manifest.json";
   stored.source.text = state.at("config").get<std::string>();
   stored.source.stored = true;
+  for (const auto& [option, file] :
+       stored_tokenizer(checkpoint.folder.parent_path().parent_path()))
+    stored.source.settings.push_back({"data.tokenizer." + option, file.string(), "run folder"});
   stored.conventions = state.at("conventions").get<std::map<std::string, std::string>>();
   stored.tokenizers = digests_of(state.at("tokenizer"));
   stored.dtypes = state.value("dtypes", std::map<std::string, std::string>());
@@ -192,6 +201,7 @@ std::filesystem::path settings_file(const StoredModel& stored) {
 
 void load_weights(Model& model, const StoredModel& stored) {
   const at::NoGradGuard no_grad;
+  require_finite(stored.tensors, stored.path.string(), ExitCode::checkpoint);
   try {
     for (const Parameter& parameter : model.store().parameters())
       copy_view(stored.tensors, "model/" + parameter.name, parameter.tensor.detach());

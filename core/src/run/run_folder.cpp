@@ -1,7 +1,9 @@
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <dsv3/runtime/prefix.h>
 #include <dsv3/runtime/run_folder.h>
 #include <dsv3/runtime/suggest.h>
 #include <dsv3/sdk/error.h>
@@ -25,8 +27,8 @@ std::string name_prefix(const std::string& experiment) {
 
 [[noreturn]] void fail_existing(const stdfs::path& output, const std::string& name) {
   throw Error("run '" + name + "' already exists in " + output.string() +
-                  "; choose another name, resume it with --run_id " + name +
-                  ", or add --resume auto",
+                  "; choose another name, resume it with --run_id " + name + " --output " +
+                  shell_quoted(output.string()) + ", or add --resume auto",
               ExitCode::usage);
 }
 
@@ -77,10 +79,27 @@ int lock_file(int fd) {
   }
 }
 
+/// Rejects symbolic links, FIFOs and devices in a run folder. A folder may come from someone else,
+/// and a run must not write outside it.
+void require_plain_files(const stdfs::path& folder) {
+  std::error_code error;
+  for (stdfs::recursive_directory_iterator it(folder, error), end; !error && it != end;
+       it.increment(error)) {
+    const stdfs::file_status status = it->symlink_status(error);
+    if (error || stdfs::is_regular_file(status) || stdfs::is_directory(status)) continue;
+    throw Error(it->path().string() + " is " +
+                    (stdfs::is_symlink(status) ? "a symbolic link" : "not a regular file") +
+                    ", but a run writes only files inside its folder; remove it, or replace it by "
+                    "the file itself (to keep runs on another disk, use --output)",
+                ExitCode::usage);
+  }
+  if (error) throw Error("cannot list " + folder.string() + ": " + error.message());
+}
+
 /// Locks `folder`. The kernel releases the lock when this process ends, however it ends.
 int take_lock(const stdfs::path& folder) {
   stdfs::path path = folder / "lock";
-  int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
   if (fd == -1) throw Error("cannot write " + path.string() + ": " + std::strerror(errno));
   if (const int error = lock_file(fd); error != 0) {
     char owner[300] = "";
@@ -101,6 +120,31 @@ int take_lock(const stdfs::path& folder) {
 }
 
 }  // namespace
+
+std::map<std::string, stdfs::path> stored_tokenizer(const stdfs::path& run) {
+  std::map<std::string, stdfs::path> files;
+  std::error_code error;
+  for (stdfs::directory_iterator it(run / "tokenizer", error), end; !error && it != end;
+       it.increment(error))
+    if (stdfs::is_regular_file(it->symlink_status()))
+      files.emplace(it->path().stem().string(), stdfs::absolute(it->path()));
+  return files;
+}
+
+std::string plugin_advice(const stdfs::path& run) {
+  std::string advice;
+  try {
+    for (const Json& plugin : read_json(run / "provenance.json").at("plugins")) {
+      const stdfs::path library = plugin.at("path").get<std::string>();
+      if (!stdfs::exists(own_prefix() / "lib/dsv3/plugins" / library.filename()))
+        advice += (advice.empty() ? "; the run was trained with other plugins: pass " : " ") +
+                  ("--plugin-path " + shell_quoted(library.string()));
+    }
+  } catch (const std::exception&) {
+    // Without provenance.json, there is no advice.
+  }
+  return advice;
+}
 
 bool is_run_name(const std::string& name) {
   constexpr const char* allowed =
@@ -156,6 +200,7 @@ RunFolder RunFolder::open_or_create(const stdfs::path& output, const std::string
 
 RunFolder::RunFolder(stdfs::path path, bool created, std::vector<stdfs::path> created_parents)
     : path_(std::move(path)), created_(created), created_parents_(std::move(created_parents)) {
+  if (!created_) require_plain_files(path_);
   lock_ = take_lock(path_);
   // The lock keeps other processes from writing here from now on.
   for (const stdfs::path& folder : {path_, trackers(), samples()}) fs::remove_temporaries(folder);
@@ -170,6 +215,21 @@ RunFolder::RunFolder(RunFolder&& other) noexcept
       created_(other.created_),
       created_parents_(std::move(other.created_parents_)),
       lock_(std::exchange(other.lock_, -1)) {}
+
+bool RunFolder::exists() const {
+  struct stat opened {
+  }, present{};
+  return ::fstat(lock_, &opened) == 0 && ::stat((path_ / "lock").c_str(), &present) == 0 &&
+         opened.st_dev == present.st_dev && opened.st_ino == present.st_ino;
+}
+
+void RunFolder::require_exists() const {
+  if (exists()) return;
+  throw Error("run folder " + path_.string() +
+                  " was removed, moved or replaced while the run used it, so nothing more can be "
+                  "saved; restore it and resume the run",
+              ExitCode::checkpoint);
+}
 
 void RunFolder::remove() {
   fs::remove_all(path_);

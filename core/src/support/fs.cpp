@@ -83,10 +83,10 @@ Path parent_of(const Path& path) {
   throw Error(text);
 }
 
-/// Opens a file for reading. `action` is the verb in the error message "cannot <action> <path>".
+/// Opens a file for reading. Does not wait for a writer if it is a FIFO. `action` is the verb in the error message "cannot <action> <path>".
 struct Descriptor {
   explicit Descriptor(const Path& path, const char* action = "read", int flags = 0)
-      : number(retried([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | flags); })) {
+      : number(retried([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | flags); })) {
     if (number == -1) fail(action, path, errno);
   }
   ~Descriptor() { ::close(number); }
@@ -122,7 +122,7 @@ void set_fault_hook(std::function<int(Call, const Path&)> new_hook) {
 Writer::Writer(const Path& path) : Writer(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC) {}
 
 Writer Writer::append(const Path& path) {
-  return Writer(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC);
+  return Writer(path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC);
 }
 
 Writer::Writer(const Path& path, int flags) : path_(path) {

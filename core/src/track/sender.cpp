@@ -1,9 +1,11 @@
 #include "track/sender.h"
 
 #include <algorithm>
+#include <atomic>
 #include <fstream>
 #include <thread>
 
+#include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/log.h>
 #include <dsv3/support/fs.h>
 #include <dsv3/support/json.h>
@@ -14,6 +16,8 @@ namespace dsv3 {
 namespace {
 
 constexpr size_t kEventsPerCall = 200;
+constexpr std::chrono::seconds kLongestEnd{10};
+std::atomic<bool> any_abandoned{false};
 constexpr double kFirstRetry = 0.5, kLongestRetry = 60;               // seconds
 constexpr double kShortestPause = 0.1, kLongestPause = 24 * 60 * 60;  // that a tracker may request
 
@@ -58,23 +62,26 @@ Event parse_event(const std::string& line, int64_t id) {
 
 /// Sends events to one tracker: runs a thread, stores the tracker's offset in the journal, and
 /// retries.
-class TrackerSender::Worker {
+/// The thread shares ownership of the worker, because it may outlive the sender.
+class TrackerSender::Worker : public std::enable_shared_from_this<TrackerSender::Worker> {
  public:
   Worker(NamedTracker tracker, const RunInfo& run, std::filesystem::path journal,
-         SenderClock& clock)
+         std::shared_ptr<SenderClock> clock)
       : tracker_(std::move(tracker)),
         run_(run),
-        clock_(clock),
+        clock_(std::move(clock)),
         journal_(std::move(journal)),
         offset_file_(std::filesystem::path(run.folder) / "trackers" / (tracker_.name + ".json")) {
     load_offset();
-    thread_ = std::thread([this] { work(); });
   }
 
-  ~Worker() {
-    if (!thread_.joinable()) return;
-    begin_finish(RunStatus::failed, clock_.now());
-    join();
+  void start() {
+    thread_ = std::thread([self = shared_from_this()] {
+      self->work();
+      const std::lock_guard lock(self->mutex_);
+      self->ended_ = true;
+      self->end_.notify_one();
+    });
   }
 
   void notify() {
@@ -93,7 +100,20 @@ class TrackerSender::Worker {
     wake_.notify_one();
   }
 
-  void join() { thread_.join(); }
+  /// Joins the thread, or abandons it at `limit`.
+  void end(std::chrono::steady_clock::time_point limit) {
+    std::unique_lock lock(mutex_);
+    if (end_.wait_until(lock, limit, [this] { return ended_; })) {
+      lock.unlock();
+      return thread_.join();
+    }
+    abandoned_ = true;
+    any_abandoned = true;
+    thread_.detach();
+    log::warning("tracker '" + tracker_.name +
+                 "' is still busy, and the run does not wait for it; metrics that it has not "
+                 "received will be sent when the run resumes");
+  }
 
  private:
   /// Resumes after the last acknowledged line. If a power cut removed acknowledged lines, starts at
@@ -112,6 +132,7 @@ class TrackerSender::Worker {
   }
 
   void save_offset() const {
+    if (abandoned_) return;  // another process may have resumed the run
     fs::make_folders(offset_file_.parent_path());
     fs::write_atomically(offset_file_, Json{{"lines", lines_}}.dump());
   }
@@ -201,7 +222,7 @@ class TrackerSender::Worker {
         log::warning("tracker '" + tracker_.name + "' cannot " + what + ", retrying: " + cause);
       wait = std::min(2 * wait, kLongestRetry);
       std::unique_lock lock(mutex_);
-      const auto until = clock_.now() + clock_duration(pause);
+      const auto until = clock_->now() + clock_duration(pause);
       if (finishing_ && until > deadline_) {
         log::warning(
             "tracker '" + tracker_.name +
@@ -211,7 +232,7 @@ class TrackerSender::Worker {
         return false;
       }
       const bool was_finishing = finishing_;
-      clock_.wait_until(wake_, lock, until, [&] { return finishing_ && !was_finishing; });
+      clock_->wait_until(wake_, lock, until, [&] { return finishing_ && !was_finishing; });
       // When the run ends, retry at once, because the pause may be longer than the time left.
       if (finishing_ && !was_finishing) wait = kFirstRetry;
     }
@@ -219,11 +240,13 @@ class TrackerSender::Worker {
 
   NamedTracker tracker_;
   RunInfo run_;
-  SenderClock& clock_;
+  std::shared_ptr<SenderClock> clock_;
   std::filesystem::path journal_, offset_file_;
   int64_t lines_ = 0, bytes_ = 0;  // acknowledged
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable wake_, end_;
+  bool ended_ = false;
+  std::atomic<bool> abandoned_{false};
   bool journal_grew_ = true;  // a resumed run may have unsent lines
   bool finishing_ = false;
   RunStatus status_ = RunStatus::failed;
@@ -235,10 +258,13 @@ TrackerSender::TrackerSender(std::vector<NamedTracker> trackers, RunInfo run,
                              std::filesystem::path journal, std::shared_ptr<SenderClock> clock)
     : clock_(std::move(clock)) {
   for (NamedTracker& tracker : trackers)
-    workers_.push_back(std::make_unique<Worker>(std::move(tracker), run, journal, *clock_));
+    workers_.push_back(std::make_shared<Worker>(std::move(tracker), run, journal, clock_));
+  for (const auto& worker : workers_) worker->start();
 }
 
-TrackerSender::~TrackerSender() = default;
+TrackerSender::~TrackerSender() {
+  finish(RunStatus::failed, 0);
+}
 
 void TrackerSender::notify() {
   for (auto& worker : workers_) worker->notify();
@@ -247,8 +273,13 @@ void TrackerSender::notify() {
 void TrackerSender::finish(RunStatus status, double seconds) {
   const auto deadline = clock_->now() + clock_duration(seconds);
   for (auto& worker : workers_) worker->begin_finish(status, deadline);
-  for (auto& worker : workers_) worker->join();
+  const auto limit = std::chrono::steady_clock::now() + kLongestEnd;
+  for (auto& worker : workers_) worker->end(limit);
   workers_.clear();
+}
+
+bool has_busy_trackers() {
+  return any_abandoned;
 }
 
 }  // namespace dsv3

@@ -44,13 +44,14 @@ class TrackerSender {
   /// Call this after each append to the journal.
   void notify();
   /// Sends the remaining lines, and starts no attempt later than `seconds` from now. Then ends the
-  /// threads. Lines that could not be sent stay in the journal and are sent when the run resumes.
+  /// threads. Abandons a thread whose tracker is still busy after `seconds`. Lines that could not be
+  /// sent stay in the journal and are sent when the run resumes.
   void finish(RunStatus status, double seconds = 10);
 
  private:
   class Worker;
   std::shared_ptr<SenderClock> clock_;
-  std::vector<std::unique_ptr<Worker>> workers_;
+  std::vector<std::shared_ptr<Worker>> workers_;
 };
 
 /// Converts a line of metrics.jsonl to an event; `id` is the line's number, from 0.

@@ -79,13 +79,15 @@ Json CallbackSet::state() const {
   return states;
 }
 
+bool CallbackSet::has_state_of(const Json& states) const {
+  return states.size() == names_.size() &&
+         std::ranges::equal(states, names_, [](const Json& entry, const std::string& name) {
+           return entry.at("plugin") == name;
+         });
+}
+
 void CallbackSet::load_state(const Json& states) {
-  const bool same =
-      states.size() == names_.size() &&
-      std::ranges::equal(states, names_, [](const Json& entry, const std::string& name) {
-        return entry.at("plugin") == name;
-      });
-  if (!same)
+  if (!has_state_of(states))
     throw Error("the checkpoint is of a run with other callbacks: " + states.dump(),
                 ExitCode::checkpoint);
   for (size_t i = 0; i < callbacks_.size(); ++i)

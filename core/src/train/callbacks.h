@@ -29,6 +29,8 @@ class CallbackSet final : public RunControl {
   const std::string& reason() const { return reason_; }
 
   Json state() const;
+  /// Whether `states` are those of the same callbacks.
+  bool has_state_of(const Json& states) const;
   /// Throws dsv3::Error (ExitCode::checkpoint) if `state` is not of these callbacks.
   void load_state(const Json& state);
 

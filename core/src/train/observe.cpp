@@ -27,8 +27,11 @@ class Validation final : public Observer {
     loader_->load_state(start_);
     const EvaluationWeights weights = run_.evaluation_weights();
     // Use whole batches, so that the rows do not depend on the micro-batch size.
-    const ValidationSum sum = validate(*run_.model, *loader_, options.batches * run_.accumulate);
-    if (sum.targets > 0)
+    const ValidationSum sum = validate(*run_.model, *loader_, options.batches * run_.accumulate,
+                                       [](const Batch&) { return !stop_requested(); });
+    if (stop_requested())
+      report.stopping = run_.state.cut_short = true;
+    else if (sum.targets > 0)
       report.val_loss = sum.loss();
     else
       log::warning(
@@ -51,7 +54,11 @@ class Samples final : public Observer {
     if (report.step == written_ || every == 0 || !run_.tokenizer) return;
     if (!report.last && !Training::divides(every, report.step)) return;
     written_ = report.step;
-    write(text());
+    const std::string samples = text();
+    if (stop_requested())
+      report.stopping = run_.state.cut_short = true;
+    else
+      write(samples);
   }
 
  private:
@@ -61,7 +68,8 @@ class Samples final : public Observer {
     GenerateOptions options{
         .sampling = {.temperature = samples.temperature, .top_k = samples.top_k},
         .tokens = samples.tokens,
-        .ids = tokenizer.vocab_size()};
+        .ids = tokenizer.vocab_size(),
+        .on_token = [](size_t, int32_t) { return !stop_requested(); }};
     if (tokenizer.eos_id() >= 0) options.stop_ids.push_back(tokenizer.eos_id());
     std::vector<Prompt> prompts;
     for (const std::string& prompt : samples.prompts) {

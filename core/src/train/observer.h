@@ -14,7 +14,8 @@ namespace dsv3 {
 struct StepReport {
   int64_t step = 0;                    ///< number of completed steps; 0 = before the first step
   bool last = false;                   ///< the run has reached its end
-  bool stopping = false;               ///< a signal stops the run here, to be resumed later
+  bool stopping = false;               ///< a signal stops the run here, to be resumed later; set
+                                       ///< by an observer that a signal has cut short
   const StepResult* result = nullptr;  ///< null at step 0
   double lr_factor = 0;
   std::optional<double> val_loss = {};  ///< set by the validation observer
@@ -30,6 +31,10 @@ class Observer {
   virtual void step_ended(StepReport&) {}
   virtual void run_ended(RunStatus) {}
 };
+
+/// Whether a signal has requested the end of the run. Observers that may take seconds give up then,
+/// and set StepReport::stopping and RunState::cut_short.
+bool stop_requested();
 
 /// Validates before the first step, every `validation.every` steps and at the end.
 std::unique_ptr<Observer> validation_observer(Training& training);

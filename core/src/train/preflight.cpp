@@ -156,8 +156,7 @@ class Preflight {
             option.key + (option.type == OptionType::strings ? "." + std::to_string(i) : "");
         add(inputs_, origin_of(spec, key),
             spec.path + "." + key + ": " + why + ": " + paths[i] +
-                "; correct the path or create it (relative paths start at the current folder, " +
-                std::filesystem::current_path().string() + ")");
+                "; correct the path or create it");
       }
     }
     return readable;

@@ -4,7 +4,8 @@ namespace dsv3 {
 
 Json RunState::to_json() const {
   return {{"data", data},           {"updates", updates},     {"init_hash", init_hash},
-          {"data_hash", data_hash}, {"callbacks", callbacks}, {"stopped", stopped}};
+          {"data_hash", data_hash}, {"callbacks", callbacks}, {"stopped", stopped},
+          {"cut_short", cut_short}};
 }
 
 RunState RunState::from_json(const Json& manifest) {
@@ -16,7 +17,8 @@ RunState RunState::from_json(const Json& manifest) {
           .init_hash = state.at("init_hash").get<std::string>(),
           .data_hash = state.at("data_hash").get<std::string>(),
           .callbacks = state.value("callbacks", Json::array()),
-          .stopped = state.value("stopped", "")};
+          .stopped = state.value("stopped", ""),
+          .cut_short = state.value("cut_short", false)};
 }
 
 }  // namespace dsv3

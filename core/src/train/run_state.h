@@ -18,6 +18,7 @@ struct RunState {
   std::string data_hash;           ///< hash of all rows used for training so far, in order
   Json callbacks = Json::array();  ///< state of each callback, in the experiment's order
   std::string stopped;             ///< why a callback ended the run; empty = it did not
+  bool cut_short = false;          ///< a signal interrupted the validation or samples of this step
 
   /// Returns the `state` entries of a checkpoint manifest. `step` and `tokens` are not among them.
   Json to_json() const;

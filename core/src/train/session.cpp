@@ -2,7 +2,6 @@
 #include <csignal>
 #include <set>
 
-#include <dsv3/runtime/compare.h>
 #include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/logging.h>
 #include <dsv3/runtime/machine.h>
@@ -10,38 +9,15 @@
 #include <dsv3/sdk/log.h>
 #include <dsv3/support/fs.h>
 
-#include "call/call.h"
+#include "call/checked.h"
 #include "machine/machine.h"
 #include "run/gpu_provenance.h"
+#include "support/host.h"
+#include "train/resume.h"
 #include "train/trainer.h"
 
 namespace dsv3 {
 namespace {
-
-/// Loads the experiment with which a run was started, from the run's `config`, and applies the
-/// settings in `changes`.
-Experiment stored_experiment(const std::filesystem::path& config, Plugins& plugins,
-                             const ExperimentRequest& changes = {}) {
-  ExperimentRequest request;
-  request.file = config;
-  request.stored = true;
-  request.settings = changes.settings;
-  request.command_line = changes.command_line;
-  return load_experiment(request, plugins);
-}
-
-/// Throws if the settings in `requested` differ from those of run `name`, which is to be resumed.
-void require_same_settings(const std::string& name, const Experiment& stored,
-                           Experiment requested) {
-  resolve_machine_as(requested, stored);
-  const std::string lines =
-      difference_lines(stored.resolved, requested.resolved, "in the run", "now");
-  if (!lines.empty())
-    throw Error("run '" + name + "' was started with other settings:" + lines +
-                    "\nResume it unchanged with --run_id " + name +
-                    " alone, or start a new run from its checkpoint with --from",
-                ExitCode::usage);
-}
 
 /// Throws if this machine does not have the device of run `run`, which is to be resumed. A run
 /// keeps its device, even if it was chosen by `auto`.
@@ -73,22 +49,28 @@ Json process_provenance(const RunRequest& request, const Experiment& experiment,
 }
 
 void write_start(const RunRequest& request, const RunFolder& folder, const Experiment& experiment,
-                 const Plugins& plugins, const Training& training) {
+                 const Plugins& plugins, const Training& training,
+                 const std::optional<BranchPoint>& branch) {
   fs::write_atomically(folder.config(), experiment.resolved.yaml());
   if (!request.experiment.file.empty())
     fs::write_atomically(folder.experiment(), fs::read(request.experiment.file));
   Json origin = process_provenance(request, experiment, plugins, training);
   origin["init_hash"] = training.state.init_hash;
+  if (branch)
+    origin["branched_from"] = {{"run", std::filesystem::absolute(branch->run).string()},
+                               {"step", branch->checkpoint.step},
+                               {"sha256", branch->checkpoint.manifest.at("sha256")}};
   write_provenance(folder, origin);
 }
 
 /// Appends this process to the list `resumes` in provenance.json, because the run may have moved to
 /// another machine or GPU.
 void write_resume(const RunRequest& request, const RunFolder& folder, const Experiment& experiment,
-                  const Plugins& plugins, const Training& training) {
+                  const Plugins& plugins, const Training& training, const Json& changes) {
   Json origin = read_json(folder.provenance());
   Json resume = process_provenance(request, experiment, plugins, training);
   resume["step"] = training.state.step;
+  if (!changes.empty()) resume["changes"] = changes;
   origin["resumes"].push_back(std::move(resume));
   write_provenance(folder, origin);
 }
@@ -109,18 +91,6 @@ void with_starting_model(const std::string& from, Plugins& plugins, const F& f) 
   }
 }
 
-/// Warns about plugin libraries that have changed since the checkpoint was saved, because the run
-/// may then continue differently.
-void warn_of_changed_plugins(const StoredCheckpoint& checkpoint, const Experiment& experiment,
-                             const Plugins& plugins) {
-  const Json saved = checkpoint.manifest.at("state").value("plugins", Json::object());
-  for (const LoadedLibrary& library : libraries_of(experiment, plugins))
-    if (saved.contains(library.name) && saved[library.name] != library.sha256)
-      log::warning("plugin '" + library.name + "' (" + library.path.string() +
-                   ") has changed since the checkpoint was saved, so the run may not continue "
-                   "bit-identically");
-}
-
 /// While this object exists, crashes are reported in the run's status.json.
 class CrashesInFolder {
  public:
@@ -128,74 +98,189 @@ class CrashesInFolder {
   ~CrashesInFolder() { report_crashes_to({}); }
 };
 
-/// Trains in `folder` and writes status.json, even on an error.
-int train_in(const RunRequest& request, RunFolder& folder, Experiment experiment, Plugins& plugins,
-             bool resumed) {
-  std::signal(SIGPIPE, SIG_IGN);  // a closed pipe, such as `2>&1 | head`, must not end the run
-  open_log_file(folder.log());
-  const CrashesInFolder crashes(folder);
-  std::unique_ptr<Training> training;
-  bool started = false;
-  try {
+/// Copies the files of the tokenizer, so that the run can be used where they do not exist.
+void store_tokenizer(const RunFolder& folder, const ComponentSpec& tokenizer, Plugins& plugins) {
+  if (tokenizer.plugin.empty()) return;
+  for (const OptionSpec& option : plugins.find(tokenizer).schema->options) {
+    const auto value = tokenizer.options.find(option.key);
+    if (!option.input_path || value == tokenizer.options.end()) continue;
+    const auto* file = std::get_if<std::string>(&value->second);
+    if (!file || !std::filesystem::is_regular_file(*file)) continue;
+    fs::make_folders(folder.tokenizer());
+    fs::write_atomically(
+        folder.tokenizer() / (option.key + std::filesystem::path(*file).extension().string()),
+        fs::read(*file));
+  }
+}
+
+/// Logs a setting that a resumed run changes. A longer run may change the learning rate, if the
+/// schedule depends on the number of steps.
+void report_changes(const Json& changes, const Experiment& stored, const Training& training) {
+  for (const Json& change : changes)
+    log::info(change["key"].get<std::string>() + " changes from " +
+              change["before"].get<std::string>() + " to " + change["after"].get<std::string>());
+  const int64_t before = total_steps(stored), next = training.state.step + 1;
+  if (before == training.steps || training.state.step == 0) return;
+  const auto factor = [&](int64_t steps) {
+    return checked::number(*training.schedule, "factor", &Schedule::factor, std::min(next, steps),
+                           steps);
+  };
+  if (const double planned = factor(before), now = factor(training.steps); planned != now)
+    log::warning(c10::str("the schedule depends on the number of steps: its factor for step ", next,
+                          " is ", now, " instead of ", planned));
+}
+
+/// How a run begins.
+struct Start {
+  bool resumed = false;
+  std::optional<Experiment> stored;  ///< a resumed run's experiment, before changes
+  Json changes = Json::array();      ///< see accepted_changes()
+  std::optional<BranchPoint> branch;
+};
+
+/// A run in its folder, from the first file that it writes to status.json.
+class Session {
+ public:
+  Session(const RunRequest& request, RunFolder& folder, Experiment experiment, Plugins& plugins,
+          Start start)
+      : request_(request),
+        folder_(folder),
+        experiment_(std::move(experiment)),
+        plugins_(plugins),
+        start_(std::move(start)) {}
+
+  /// Trains, and writes status.json, even on an error. Returns the exit code.
+  int run() {
+    std::signal(SIGPIPE, SIG_IGN);  // a closed pipe, such as `2>&1 | head`, must not end the run
+    open_log_file(folder_.log());
+    const CrashesInFolder crashes(folder_);
+    try {
+      begin();
+      const int code = trainer_->run();
+      Json origin = read_json(folder_.provenance());
+      origin["data_hash"] = training_->state.data_hash;
+      write_provenance(folder_, origin);
+      // Before the trackers, which may be slow or fail.
+      folder_.write_status(state_of(code), code, training_->state.step, "");
+      trainer_->end(code == 0 ? RunStatus::finished : RunStatus::stopped);
+      if (code != 0)
+        log::info("stopped at step " + step_text() + "; resume with " + resume_command());
+      return code;
+    } catch (const std::exception&) {
+      const std::string text = current_exception_text();
+      const ExitCode code = current_exception_code();
+      fail(text, code);
+      throw Error(text, code);
+    }
+  }
+
+ private:
+  void begin() {
     // Write the settings before training, so that the run can be resumed without repeating its
-    // first command. With --from, write them only once the weights have been saved, because
-    // otherwise a resumed run would start from different weights.
-    if (request.from.empty() && !std::filesystem::exists(folder.config()))
-      fs::write_atomically(folder.config(), experiment.resolved.yaml());
-    folder.write_status("running", std::nullopt, 0, "");
-    for (const std::string& note : experiment.notes) log::info(note);
-    current_step.on_gpu = experiment.train.device == "cuda";
-    if (resumed) require_device_of(experiment, folder.path());
-    training = std::make_unique<Training>(experiment, plugins, folder);
-    const CheckpointStore checkpoints(folder.checkpoints(), experiment.checkpoint.keep_best);
-    const auto newest = resumed ? checkpoints.newest() : std::nullopt;
-    if (resumed && !newest && !checkpoints.all().empty())
-      throw Error("all checkpoints of run '" + folder.name() +
+    // first command. With weights of another run, write them only once the weights have been saved,
+    // because otherwise a resumed run would start from different weights.
+    const bool from_weights = !request_.from.empty() || start_.branch;
+    if (!from_weights && !std::filesystem::exists(folder_.config()))
+      fs::write_atomically(folder_.config(), experiment_.resolved.yaml());
+    folder_.write_status("running", std::nullopt, 0, "");
+    for (const std::string& note : experiment_.notes) log::info(note);
+    current_step.on_gpu = experiment_.train.device == "cuda";
+    if (start_.resumed) require_device_of(experiment_, folder_.path());
+    training_ = std::make_unique<Training>(experiment_, plugins_, folder_);
+    if (!start_.resumed || !resume()) start();
+    report_changes(start_.changes, *start_.stored, *training_);
+    trainer_ = std::make_unique<Trainer>(*training_, start_.resumed, request_.quiet);
+    if (!start_.resumed || !std::filesystem::exists(folder_.provenance())) {
+      write_start(request_, folder_, experiment_, plugins_, *training_, start_.branch);
+      store_tokenizer(folder_, experiment_.tokenizer, plugins_);
+    } else {
+      write_resume(request_, folder_, experiment_, plugins_, *training_, start_.changes);
+      if (!start_.changes.empty())
+        fs::write_atomically(folder_.config(), experiment_.resolved.yaml());
+    }
+    started_ = true;
+  }
+
+  void start() {
+    if (start_.branch)
+      training_->branch_from(start_.branch->checkpoint);
+    else if (!request_.from.empty())
+      with_starting_model(request_.from, plugins_,
+                          [&](const auto& model) { training_->start_from(model); });
+  }
+
+  /// Restores the newest checkpoint. Returns false if there is none.
+  bool resume() {
+    const CheckpointStore checkpoints(folder_.checkpoints(), experiment_.checkpoint.keep_best);
+    const auto newest = checkpoints.newest();
+    if (!newest && !checkpoints.all().empty())
+      throw Error("all checkpoints of run '" + folder_.name() +
                       "' are damaged (see the warnings), so it cannot resume. Restore one from a "
                       "copy, or remove " +
-                      folder.checkpoints().string() + " to restart the run at step 0",
+                      folder_.checkpoints().string() + " to restart the run at step 0",
                   ExitCode::checkpoint);
-    if (newest) {
-      warn_of_changed_plugins(*newest, experiment, plugins);
-      training->restore(*newest);
-    } else {
-      if (resumed) log::warning("no checkpoint yet: the run restarts at step 0");
-      if (!request.from.empty())
-        with_starting_model(request.from, plugins,
-                            [&](const auto& model) { training->start_from(model); });
+    if (!newest) {
+      log::warning("no checkpoint yet: the run starts again");
+      return false;
     }
-    Trainer trainer(*training, resumed, request.quiet);
-    if (!resumed || !std::filesystem::exists(folder.provenance()))
-      write_start(request, folder, experiment, plugins, *training);
-    else
-      write_resume(request, folder, experiment, plugins, *training);
-    started = true;
-    const int code = trainer.run();
-    Json origin = read_json(folder.provenance());
-    origin["data_hash"] = training->state.data_hash;
-    write_provenance(folder, origin);
-    folder.write_status(state_of(code), code, training->state.step, "");
-    return code;
-  } catch (const std::exception& error) {
-    const auto* known = dynamic_cast<const Error*>(&error);
-    const ExitCode code = known ? known->code() : ExitCode::failed;
-    const std::string text = current_exception_text();
-    try {
-      // If the run failed before the first step, remove its folder so that the corrected command
-      // works.
-      if (folder.created() && !started) {
-        close_log_file();
-        folder.remove();
-      } else {
-        log_to_file(log::Level::error, text);  // the program prints it on the terminal
-        folder.write_status("failed", static_cast<int>(code), training ? training->state.step : 0,
-                            text);
-      }
-    } catch (const std::exception& second) {
-      log::error(std::string("cannot write status.json: ") + second.what());
-    }
-    throw Error(text, code);
+    compare_with_checkpoint(*newest, experiment_, plugins_);
+    training_->restore(*newest);
+    return true;
   }
+
+  /// Records an error. If the run failed before its first step, removes its folder, so that the
+  /// corrected command works.
+  void fail(const std::string& text, ExitCode code) {
+    try {
+      if (folder_.created() && !started_) {
+        close_log_file();
+        if (folder_.exists()) folder_.remove();
+        return;
+      }
+      log_to_file(log::Level::error, text);  // the program prints it on the terminal
+      if (folder_.exists())
+        folder_.write_status("failed", int(code), training_ ? training_->state.step : 0, text);
+    } catch (const std::exception& error) {
+      log::error(std::string("cannot write status.json: ") + error.what());
+    }
+    try {
+      // An error of a callback or tracker must not replace the one that ended the run.
+      if (trainer_) trainer_->end(RunStatus::failed);
+    } catch (const std::exception& error) {
+      log::error(error.what());
+    }
+  }
+
+  std::string step_text() const { return std::to_string(training_->state.step); }
+
+  /// Returns a command that works in the current folder.
+  std::string resume_command() const {
+    const std::filesystem::path parent = folder_.path().parent_path();
+    const bool usual = std::filesystem::absolute(request_.usual_output).lexically_normal() ==
+                       parent.lexically_normal();
+    std::string flags;
+    for (const std::string& word : request_.resume_flags) flags += " " + shell_quoted(word);
+    return "dsv3-run --run_id " + folder_.name() +
+           (usual ? "" : " --output " + shell_quoted(parent.string())) + flags;
+  }
+
+  const RunRequest& request_;
+  RunFolder& folder_;
+  const Experiment experiment_;
+  Plugins& plugins_;
+  const Start start_;
+  std::unique_ptr<Training> training_;
+  std::unique_ptr<Trainer> trainer_;
+  bool started_ = false;
+};
+
+/// Libraries that the user's own experiment names.
+std::vector<std::string> libraries_named_by(const std::optional<Experiment>& experiment) {
+  std::vector<std::string> libraries;
+  if (!experiment) return libraries;
+  for (const ComponentSpec* spec : experiment->components())
+    if (!spec->library.empty()) libraries.push_back(spec->library);
+  return libraries;
 }
 
 }  // namespace
@@ -207,11 +292,12 @@ Experiment check(const RunRequest& request, Plugins& plugins, PreflightScope sco
   const std::string& name = request.run_id.empty() ? request.run_name : request.run_id;
   const std::filesystem::path config = output / name / "config.yaml";
   if (!name.empty() && (request.resume_auto || !request.run_id.empty()) && exists(config)) {
-    Experiment stored = stored_experiment(config, plugins);
+    Experiment stored =
+        experiment_of_run(output / name, plugins, {}, libraries_named_by(experiment));
     resolve_machine(stored);
-    require_same_settings(name, stored, experiment);
-    if (scope == PreflightScope::everything) require_device_of(stored, output / name);
     resolve_machine_as(experiment, stored);
+    accepted_changes(name, stored, experiment, plugins);
+    if (scope == PreflightScope::everything) require_device_of(experiment, output / name);
   } else if (!request.run_name.empty() && !request.resume_auto) {
     RunFolder::require_new(output, request.run_name);
   }
@@ -224,15 +310,20 @@ Experiment check(const RunRequest& request, Plugins& plugins, PreflightScope sco
 int train(const RunRequest& request, Plugins& plugins) {
   std::filesystem::path output = request.output;
   std::optional<Experiment> experiment;
-  if (!request.experiment.file.empty()) {
-    experiment = load_experiment(request.experiment, plugins);
-    if (output.empty()) output = experiment->output;
-    if (!request.quiet) set_log_level(experiment->log_level);
+  Start start;
+  if (!request.experiment.file.empty()) experiment = load_experiment(request.experiment, plugins);
+  if (output.empty()) output = experiment ? experiment->output : request.usual_output;
+  const std::filesystem::path existing =
+      output / (request.run_id.empty() ? request.run_name : request.run_id);
+  start.resumed =
+      !request.run_id.empty() || (request.resume_auto && std::filesystem::exists(existing));
+  const bool has_config = start.resumed && std::filesystem::exists(existing / "config.yaml");
+  if (!request.branch.empty() && !has_config) {
+    start.branch = find_branch_point(request.branch, output);
+    if (!experiment) experiment = experiment_of_run(start.branch->run, plugins, request.experiment);
   }
-  if (output.empty()) output = "runs";
-  const bool resumed = !request.run_id.empty() ||
-                       (request.resume_auto && std::filesystem::exists(output / request.run_name));
-  if (!resumed) {
+  if (experiment && !request.quiet) set_log_level(experiment->log_level);
+  if (!start.resumed) {
     resolve_machine(*experiment);
     preflight(*experiment, plugins, PreflightScope::everything);
   }
@@ -240,12 +331,14 @@ int train(const RunRequest& request, Plugins& plugins) {
                      : request.resume_auto
                          ? RunFolder::open_or_create(output, request.run_name)
                          : RunFolder::create(output, request.run_name, experiment->name);
-  if (resumed && std::filesystem::exists(folder.config())) {
-    Experiment stored = stored_experiment(folder.config(), plugins);
+  if (has_config) {
+    Experiment stored =
+        experiment_of_run(folder.path(), plugins, {}, libraries_named_by(experiment));
     resolve_machine(stored);
-    if (!experiment) experiment = stored_experiment(folder.config(), plugins, request.experiment);
-    require_same_settings(folder.name(), stored, std::move(*experiment));
-    experiment = std::move(stored);
+    if (!experiment) experiment = experiment_of_run(folder.path(), plugins, request.experiment);
+    resolve_machine_as(*experiment, stored);
+    start.changes = accepted_changes(folder.name(), stored, *experiment, plugins);
+    start.stored = std::move(stored);
     if (!request.quiet) set_log_level(experiment->log_level);
   } else if (!request.run_id.empty()) {
     throw Error("run '" + folder.name() +
@@ -256,7 +349,8 @@ int train(const RunRequest& request, Plugins& plugins) {
   } else {
     resolve_machine(*experiment);
   }
-  return train_in(request, folder, *experiment, plugins, resumed);
+  if (!start.stored) start.stored = *experiment;
+  return Session(request, folder, *std::move(experiment), plugins, std::move(start)).run();
 }
 
 std::vector<LoadedLibrary> libraries_of(const Experiment& experiment, const Plugins& plugins) {

@@ -111,6 +111,7 @@ void Stepper::update_if_finite(const at::Tensor& values, std::span<const Batch> 
   }
   call(*run_.strategy, "end_step", &Strategy::end_step);
   end_step(skipped);
+  skipped_in_row_ = skipped ? skipped_in_row_ + 1 : 0;
   if (skipped) report_not_finite(result_, cause);
 }
 
@@ -183,8 +184,15 @@ void Stepper::report_not_finite(const StepResult& result, const std::string& cau
   std::string what = c10::str("step ", result.step, " is not finite: loss ", text(result.loss),
                               ", gradient norm ", text(result.grad_norm));
   if (!cause.empty()) what += "; " + cause;
-  if (run_.experiment.train.not_finite == "skip")
+  const TrainOptions& train = run_.experiment.train;
+  if (train.not_finite == "skip" && skipped_in_row_ < train.max_skipped)
     return log::warning(what + "; skipped the update");
+  if (train.not_finite == "skip")
+    throw Error(c10::str(what, ". ", skipped_in_row_,
+                         " updates in a row were skipped (train.max_skipped), so the model does "
+                         "not learn. Saved checkpoints are intact. Lower the learning rate, or "
+                         "branch from an earlier step"),
+                ExitCode::not_finite);
   throw Error(what +
                   ". Saved checkpoints are intact. Lower the "
                   "learning rate, lengthen the warm-up, or set train.not_finite=skip",

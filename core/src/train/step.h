@@ -99,6 +99,7 @@ class Stepper {
   StepResult result_;
   std::optional<PendingStep> pending_;
   double lr_factor_ = 0;
+  int64_t skipped_in_row_ = 0;  // updates
 };
 
 }  // namespace dsv3

@@ -16,7 +16,7 @@
 namespace dsv3 {
 namespace {
 
-constexpr std::array kSignals{SIGTERM, SIGUSR2, SIGINT};
+constexpr std::array kSignals{SIGTERM, SIGHUP, SIGUSR2, SIGINT};
 /// 0 = continue; otherwise the exit code for a stop (preempted or interrupted).
 volatile std::sig_atomic_t requested_code = 0;
 
@@ -29,9 +29,9 @@ extern "C" void on_signal(int signal) {
   requested_code = code;
 }
 
-/// While this object exists, SIGTERM and SIGUSR2 request preemption, and SIGINT requests an
+/// While this object exists, SIGTERM, SIGHUP and SIGUSR2 request preemption, and SIGINT requests an
 /// interrupt. The training loop checks for requests after each step. A second SIGINT ends the
-/// process immediately.
+/// process immediately. SIGHUP stays ignored if it was, as under nohup.
 class SignalGuard {
  public:
   SignalGuard() {
@@ -40,7 +40,11 @@ class SignalGuard {
     action.sa_handler = on_signal;
     sigemptyset(&action.sa_mask);
     action.sa_flags = SA_RESTART;
-    for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &action, &previous_[i]);
+    for (size_t i = 0; i < kSignals.size(); ++i) {
+      sigaction(kSignals[i], &action, &previous_[i]);
+      if (kSignals[i] == SIGHUP && previous_[i].sa_handler == SIG_IGN)
+        sigaction(SIGHUP, &previous_[i], nullptr);
+    }
   }
   ~SignalGuard() {
     for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &previous_[i], nullptr);
@@ -51,6 +55,10 @@ class SignalGuard {
 };
 
 }  // namespace
+
+bool stop_requested() {
+  return requested_code != 0;
+}
 
 Trainer::Trainer(Training& training, bool resumed, bool quiet)
     : run_(training), stepper_(training) {
@@ -64,22 +72,8 @@ Trainer::Trainer(Training& training, bool resumed, bool quiet)
 int Trainer::run() {
   announce();
   for (const auto& observer : observers_) observer->run_started();
-  try {
-    const int code = train();
-    end(code == 0 ? RunStatus::finished : RunStatus::stopped);
-    if (code != 0)
-      log::info("stopped by a signal at step " + std::to_string(run_.state.step) +
-                "; resume with --run_id " + run_.folder.name());
-    return code;
-  } catch (...) {
-    // An error of a callback or tracker must not replace the one that ended the run.
-    try {
-      end(RunStatus::failed);
-    } catch (const std::exception& error) {
-      log::error(error.what());
-    }
-    throw;
-  }
+  running_ = true;
+  return train();
 }
 
 int Trainer::train() {
@@ -90,9 +84,10 @@ int Trainer::train() {
     log::info("the run has ended: " + state.stopped);
     return 0;
   }
-  if (state.step == 0) {
-    StepReport start;
-    publish(start);
+  if (state.step == 0 || state.cut_short) {
+    state.cut_short = false;
+    StepReport start{.step = state.step, .last = state.step == run_.steps};
+    if (const int signal = publish(start)) return signal;
   }
   while (state.step < run_.steps && state.stopped.empty()) {
     current_step.number = state.step + 1;
@@ -100,8 +95,7 @@ int Trainer::train() {
     stepper_.step();
     current_step.finished = ++state.step;
     StepReport report{.step = state.step, .last = state.step == run_.steps};
-    const int signal = report.last ? 0 : int(requested_code);
-    report.stopping = signal != 0;
+    report.stopping = !report.last && stop_requested();
     // Wait for the result only if something depends on it.
     const bool saves = report.last || report.stopping ||
                        Training::divides(run_.experiment.checkpoint.every, state.step);
@@ -109,10 +103,7 @@ int Trainer::train() {
     run_.seconds += seconds_now() - begin;
     report.result = &stepper_.result();
     report.lr_factor = stepper_.lr_factor();
-    publish(report);
-    if (const std::string& reason = run_.callbacks.reason(); !reason.empty())
-      end_early(report, reason);
-    if (report.stopping && !report.last) return signal;
+    if (const int signal = publish(report)) return signal;
   }
   return 0;
 }
@@ -123,10 +114,20 @@ void Trainer::end_early(StepReport& report, const std::string& reason) {
   if (report.last) return;
   stepper_.finish();
   report.last = true;
-  publish(report);
+  notify(report);
 }
 
-void Trainer::publish(StepReport& report) {
+int Trainer::publish(StepReport& report) {
+  notify(report);
+  if (const std::string& reason = run_.callbacks.reason(); !reason.empty()) {
+    // A validation that was cut short is repeated when the run resumes.
+    if (!run_.state.cut_short) report.stopping = false;
+    end_early(report, reason);
+  }
+  return report.stopping ? int(requested_code) : 0;
+}
+
+void Trainer::notify(StepReport& report) {
   // If an observer fails, such as a sample, later ones may still have to save the step.
   std::exception_ptr failure;
   for (const auto& observer : observers_) {
@@ -140,6 +141,7 @@ void Trainer::publish(StepReport& report) {
 }
 
 void Trainer::end(RunStatus status) {
+  if (!std::exchange(running_, false)) return;
   for (const auto& observer : observers_) observer->run_ended(status);
 }
 

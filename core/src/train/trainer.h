@@ -15,17 +15,23 @@ class Trainer {
   /// Trains until the last step, a signal or a callback ends the run. Returns the exit code. Call
   /// it only once.
   int run();
+  /// Reports the end of the run to callbacks and trackers, and waits for the trackers, for 10 s at
+  /// most. Does nothing if it was called before, or if run() was not.
+  void end(RunStatus status);
 
  private:
   int train();
   /// Ends the run after the reported step, because a callback requested it.
   void end_early(StepReport& report, const std::string& reason);
-  void publish(StepReport& report);
-  void end(RunStatus status);
+  /// Reports a step to the observers. Returns the exit code if a signal ends the run here; 0 = it
+  /// does not.
+  int publish(StepReport& report);
+  void notify(StepReport& report);
   void announce() const;
 
   Training& run_;
   Stepper stepper_;
+  bool running_ = false;  // observers know that the run has started
   std::vector<std::unique_ptr<Observer>> observers_;
 };
 

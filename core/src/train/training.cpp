@@ -5,6 +5,8 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <torch/version.h>
 
 #include <dsv3/runtime/compare.h>
 #include <dsv3/runtime/trainer.h>
@@ -96,6 +98,7 @@ std::string Training::hash_parameters() {
 }
 
 void Training::save(std::optional<double> val_loss) {
+  folder.require_exists();
   metrics.sync();
   CheckpointContent content{.step = state.step, .tokens = state.tokens, .val_loss = val_loss};
   Json libraries = Json::object();
@@ -117,6 +120,9 @@ void Training::save(std::optional<double> val_loss) {
   content.state["plugins"] = libraries;
   content.state["strategy"] = experiment.strategy.plugin;
   content.state["world"] = world->size();
+  content.state["machine"] = {{"cpu_capability", at::get_cpu_capability()},
+                              {"libtorch", TORCH_VERSION}};
+  require_finite(content.tensors, c10::str("cannot save step ", state.step), ExitCode::not_finite);
   const std::filesystem::path saved = checkpoints.save(content).folder;
   log::info("saved checkpoint " + saved.string());
   callbacks.checkpoint_saved({state.step, saved.string()});
@@ -131,6 +137,7 @@ void Training::load_model(const StoredModel& stored) {
                 ExitCode::checkpoint);
   if (const std::string extra = unused_weight(stored.tensors, *strategy); !extra.empty())
     reject_model(stored, experiment, "this model has no '" + extra + "'");
+  require_finite(stored.tensors, stored.path.string(), ExitCode::checkpoint);
   try {
     load_parameters(*strategy, stored.tensors);
     for (const Buffer& buffer : model->store().buffers())
@@ -140,7 +147,7 @@ void Training::load_model(const StoredModel& stored) {
   }
 }
 
-void Training::restore(const StoredCheckpoint& checkpoint) {
+void Training::load_state(const StoredCheckpoint& checkpoint) {
   const StoredModel stored = stored_model_of(checkpoint);
   load_model(stored);
   // Check conventions after the tensors, because if the attention differs, a model mismatch is the
@@ -149,8 +156,28 @@ void Training::restore(const StoredCheckpoint& checkpoint) {
   optimizers->load(stored.tensors);
   state = RunState::from_json(checkpoint.manifest);
   loader->load_state(state.data);
+}
+
+void Training::restore(const StoredCheckpoint& checkpoint) {
+  load_state(checkpoint);
   callbacks.load_state(state.callbacks);
   checkpoints.clean_up(state.step);
+}
+
+void Training::branch_from(const StoredCheckpoint& checkpoint) {
+  load_state(checkpoint);
+  if (callbacks.has_state_of(state.callbacks))
+    callbacks.load_state(state.callbacks);
+  else
+    log::info("the callbacks differ from those of " + checkpoint.folder.string() +
+              ", so they start without its state");
+  state.stopped.clear();
+  if (state.step >= steps)
+    throw Error(
+        c10::str("cannot branch at step ", state.step, ", because the run would end at step ",
+                 steps, "; raise train.steps or train.tokens"),
+        ExitCode::usage);
+  save(checkpoint.val_loss);
 }
 
 void Training::start_from(const StoredModel& stored) {

@@ -31,6 +31,9 @@ struct Training {
   void restore(const StoredCheckpoint& checkpoint);
   /// Starts a new run with the weights and buffers of a stored model and saves them as step 0.
   void start_from(const StoredModel& stored);
+  /// Starts a new run from the full state of another run's checkpoint and saves it. Callbacks keep
+  /// their states only if both runs have the same callbacks.
+  void branch_from(const StoredCheckpoint& checkpoint);
   /// Saves a checkpoint of the last completed step.
   void save(std::optional<double> val_loss);
 
@@ -69,6 +72,7 @@ struct Training {
  private:
   std::string hash_parameters();
   void load_model(const StoredModel& stored);
+  void load_state(const StoredCheckpoint& checkpoint);
 };
 
 }  // namespace dsv3

@@ -8,7 +8,7 @@
 
 struct Arguments {
   std::vector<std::string> words;  // the experiment file and key=value settings
-  std::string run_name, run_id, resume, from, output, config, device, optimizer, strategy,
+  std::string run_name, run_id, resume, from, branch, output, config, device, optimizer, strategy,
       gpu_memory;
   std::vector<std::string> plugin_paths;
   bool backtrace = false, debug = false, dry_run = false, check = false, config_only = false,
@@ -43,6 +43,10 @@ inline void declare(CLI::App& app, Arguments& a) {
       ->check(CLI::IsMember({"auto"}));
   app.add_option("--from", a.from, "Start a new run with the weights from this checkpoint or run")
       ->type_name("PATH");
+  app.add_option("--branch", a.branch,
+                 "Start a new run from the full state of a run, at its newest or the given step; "
+                 "key=value changes its settings")
+      ->type_name("RUN[@STEP]");
   app.add_option("--output", a.output, "Parent folder of the run folder")
       ->type_name("DIR")
       ->check([](const std::string& folder) {
@@ -53,7 +57,7 @@ inline void declare(CLI::App& app, Arguments& a) {
   app.add_option("--optimizer", a.optimizer, "Same as optimizer=NAME")->type_name("NAME");
   app.add_option("--strategy", a.strategy, "Same as strategy=NAME")->type_name("NAME");
   app.add_option("--plugin-path", a.plugin_paths,
-                 "Plugin registry or installation to search first; may be repeated")
+                 "Plugin library, registry or installation to search first; may be repeated")
       ->type_name("PATH")
       ->allow_extra_args(false);
   app.add_option("--config", a.config, "File with machine defaults, instead of config.yaml")

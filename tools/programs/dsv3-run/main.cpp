@@ -5,6 +5,8 @@
 #include <filesystem>
 #include <iostream>
 
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 
 #include <dsv3/runtime/crash.h>
@@ -120,9 +122,20 @@ int64_t parse_bytes(const std::string& text) {
   return static_cast<int64_t>(number * factor);
 }
 
+/// Returns the flags with which a run must be resumed.
+std::vector<std::string> resume_flags(const Arguments& a) {
+  std::vector<std::string> flags;
+  const auto add = [&](const char* flag, const std::string& path) {
+    flags.insert(flags.end(), {flag, std::filesystem::absolute(path).lexically_normal().string()});
+  };
+  for (const std::string& path : a.plugin_paths) add("--plugin-path", path);
+  if (!a.config.empty()) add("--config", a.config);
+  return flags;
+}
+
 void check_usage(const Arguments& a, const dsv3::ExperimentRequest& request) {
   const auto reject = [](const std::string& what) { throw Error(what, ExitCode::usage); };
-  if (request.file.empty() && a.run_id.empty())
+  if (request.file.empty() && a.run_id.empty() && a.branch.empty())
     reject(
         "no experiment file: dsv3-run FILE [key=value ...], or dsv3-run --run_id RUN to resume a "
         "run");
@@ -132,6 +145,8 @@ void check_usage(const Arguments& a, const dsv3::ExperimentRequest& request) {
     reject("--resume auto requires the name of the run: add --run_name NAME");
   if (!a.from.empty() && !a.run_id.empty())
     reject("--from starts a new run, --run_id resumes one: use only one of them");
+  if (!a.branch.empty() && !(a.run_id.empty() && a.from.empty()))
+    reject("--branch starts a new run from another run's state: use it without --run_id and --from");
   if (!a.gpu_memory.empty() && !a.dry_run)
     reject(
         "--gpu_memory requires --dry-run, which reports whether the experiment fits: add "
@@ -164,13 +179,15 @@ int run(int argc, char** argv) {
   request.run_id = a.run_id;
   request.resume_auto = !a.resume.empty();
   request.from = a.from;
+  request.branch = a.branch;
   request.output = a.output;
   request.quiet = a.quiet;
   request.command.assign(argv, argv + argc);
 
   const dsv3::MachineConfig machine =
       dsv3::read_machine_config(request.experiment.machine_files);
-  if (request.output.empty() && request.experiment.file.empty()) request.output = machine.output;
+  if (!machine.output.empty()) request.usual_output = machine.output;
+  request.resume_flags = resume_flags(a);
   dsv3::Plugins plugins(dsv3::plugin_search_levels(a.plugin_paths, machine.plugin_paths));
   if (a.print_config) {
     std::cout << dsv3::load_experiment(request.experiment, plugins).resolved.yaml(true);
@@ -193,7 +210,13 @@ int run(int argc, char** argv) {
     dsv3::dry_run(experiment, plugins, limit);
     return 0;
   }
-  return dsv3::train(request, plugins);
+  const int code = dsv3::train(request, plugins);
+  if (dsv3::has_busy_trackers()) {
+    dsv3::close_log_file();
+    std::cout.flush();
+    _exit(code);
+  }
+  return code;
 }
 
 int fail(const char* what, ExitCode code) {

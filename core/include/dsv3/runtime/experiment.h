@@ -115,6 +115,7 @@ struct TrainOptions {
   std::string device = "auto";      ///< auto | cpu | cuda
   std::string ops = "fused";        ///< fused | reference
   std::string not_finite = "stop";  ///< stop | skip
+  int64_t max_skipped = 10;         ///< skipped updates in a row before the run fails
   bool deterministic = false;       ///< on a GPU, use only kernels whose results are bit-identical
                                     ///< when repeated
   static void describe(OptionSchema<TrainOptions>& s);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -23,6 +24,14 @@ Json provenance(const std::vector<std::string>& command, const std::filesystem::
 bool is_run_name(const std::string& name);
 /// Throws dsv3::Error (ExitCode::usage) if `name` is not a valid run name.
 void check_run_name(const std::string& name);
+
+/// Returns the files that a run stores of its tokenizer, by the tokenizer's options: "file" ->
+/// .../tokenizer/file.json. `run` is the run folder; empty if it stores none.
+std::map<std::string, std::filesystem::path> stored_tokenizer(const std::filesystem::path& run);
+
+/// Returns advice to pass --plugin-path, if the run was trained with plugins that are not part of
+/// this build or installation, "; pass --plugin-path FILE, ..."; otherwise "".
+std::string plugin_advice(const std::filesystem::path& run);
 
 /// An open run folder, locked for the object's lifetime so that no other process can train in it.
 /// Opening the folder removes temporary files left by killed processes, except for checkpoints.
@@ -61,6 +70,14 @@ class RunFolder {
   /// Folder that records which events each tracker has acknowledged.
   std::filesystem::path trackers() const { return path_ / "trackers"; }
   std::filesystem::path status() const { return path_ / "status.json"; }
+  /// Folder with copies of the tokenizer's files.
+  std::filesystem::path tokenizer() const { return path_ / "tokenizer"; }
+
+  /// Whether the path still leads to the folder that was opened.
+  bool exists() const;
+  /// Throws dsv3::Error (ExitCode::checkpoint) unless exists(), so that nothing is written to a
+  /// folder that took its place.
+  void require_exists() const;
 
   /// Replaces status.json: {"state", "exit_code" (null while running), "step", "message", "time",
   /// "host", "pid"}. `state` is one of running, finished, failed, preempted, interrupted.

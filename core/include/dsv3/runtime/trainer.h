@@ -13,14 +13,21 @@ struct RunRequest {
   std::string run_id;            ///< run folder to resume
   bool resume_auto = false;      ///< resume the run `run_name` if it exists, else create it
   std::filesystem::path from;    ///< start a new run with the weights of this model
+  std::string branch;            ///< RUN or RUN@STEP: start a new run from this run's state
   std::filesystem::path output;  ///< parent folder of the run folder; empty = as in the
                                  ///< experiment
-  std::vector<std::string> command;  ///< argv, for provenance
-  bool quiet = false;                ///< show no progress, and ignore the experiment's log.level
+  std::vector<std::string> command;   ///< argv, for provenance
+  std::string usual_output = "runs";  ///< where `--run_id` alone looks for runs
+  std::vector<std::string> resume_flags;  ///< other flags that resuming the run needs
+  bool quiet = false;  ///< show no progress, and ignore the experiment's log.level
 };
 
 /// Trains, and returns the exit code of a run that finished or was stopped: 0, 75 or 130.
 int train(const RunRequest& request, Plugins& plugins);
+
+/// Whether a tracker was still busy when its run ended. Its thread still runs then, so the process
+/// must end with _exit().
+bool has_busy_trackers();
 
 /// What `preflight` checks: only the configuration, or also whether its files and its GPU exist.
 enum class PreflightScope { configuration = 1, everything };

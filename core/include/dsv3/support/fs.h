@@ -25,7 +25,7 @@ void set_fault_hook(std::function<int(Call, const Path&)> hook);
 class Writer {
  public:
   explicit Writer(const Path& path);  ///< creates or truncates
-  static Writer append(const Path& path);
+  static Writer append(const Path& path);  ///< fails for a symbolic link
   ~Writer();
   Writer(Writer&&) noexcept;
   void write(const void* bytes, size_t size);
