@@ -1,6 +1,7 @@
-"""Check that every promise in promises.yaml has at least two tests."""
+"""Read the promises of promises.yaml, and count the tests of each."""
 
 import collections
+import os
 import pathlib
 import sys
 
@@ -18,10 +19,10 @@ def pytest_configure(config):
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(session, items):
+def pytest_collection_modifyitems(items):
     counts = collections.Counter(mark.args[0] for item in items for mark in item.iter_markers("promise"))
     unknown = sorted(set(counts) - set(PROMISES))
     assert not unknown, f"promises that promises.yaml does not list: {unknown}"
-    if {item.path for item in items} == set(HERE.glob("test_*.py")):
+    if os.environ.get("DSV3_COUNT_PROMISES"):  # set by test_promises.py, which collects all files
         few = [name for name in PROMISES if counts[name] < 2]
         assert not few, f"promises with fewer than two tests: {few}"

@@ -121,6 +121,8 @@ class TrackerSender::Worker : public std::enable_shared_from_this<TrackerSender:
   /// place, because otherwise the next start would take lines that were never sent for
   /// acknowledged.
   void load_offset() {
+    // Only once, so that a tracker does not write to a folder that takes the run folder's place.
+    fs::make_folders(offset_file_.parent_path());
     if (!std::filesystem::exists(offset_file_)) return;
     const auto acknowledged = read_json(offset_file_).at("lines").get<int64_t>();
     std::ifstream file(journal_, std::ios::binary);
@@ -133,7 +135,6 @@ class TrackerSender::Worker : public std::enable_shared_from_this<TrackerSender:
 
   void save_offset() const {
     if (abandoned_) return;  // another process may have resumed the run
-    fs::make_folders(offset_file_.parent_path());
     fs::write_atomically(offset_file_, Json{{"lines", lines_}}.dump());
   }
 

@@ -66,7 +66,10 @@ dsv3::ExperimentRequest request_of(const std::string& what,
 
 // Returns the last line in a run's metrics.jsonl that contains `key`.
 std::optional<double> last_metric(const std::string& run, const std::string& key) {
-  std::ifstream file(stdfs::path(run) / "metrics.jsonl");
+  const stdfs::path metrics = stdfs::path(run) / "metrics.jsonl";
+  if (stdfs::exists(metrics) && !stdfs::is_regular_file(metrics))
+    throw dsv3::Error(metrics.string() + " is not a regular file", dsv3::ExitCode::usage);
+  std::ifstream file(metrics);
   std::optional<double> last;
   for (std::string line; std::getline(file, line);) {
     // The file's last line may be incomplete.
