@@ -156,7 +156,7 @@ VARIABLE = (
 def normalised(text, folder):
     """Replace text that differs between machines, folders and runs with placeholders."""
     text = LOG_LINE.sub("", text)  # log lines from a normal start are not part of the error
-    text = re.sub(r"^(group +optimizer|\w+ +\w+ +[\d.e+-]+ +[\d,]+ +[\d,]+$).*\n", "", text, flags=re.M)
+    text = re.sub(r"^ *(group +optimizer|\w+ +\w+ +[\d.e+-]+ +[\d,]+ +[\d,]+$).*\n", "", text, flags=re.M)
     for path, word in ((folder.resolve(), "FOLDER"), (folder.parent.resolve(), "PARENT"), (BUILD.resolve(), "BUILD"),
                        (BUILD, "BUILD"), (SOURCE, "SOURCE")):
         text = text.replace(str(path), word)

@@ -6,6 +6,8 @@
 
 #include <c10/util/Exception.h>
 
+#include <dsv3/runtime/printable.h>
+
 namespace dsv3 {
 
 CurrentStep current_step;
@@ -96,7 +98,7 @@ void rethrow_named(const Callee& callee, int64_t layer, const char* action) {
 }
 
 std::string current_exception_text() {
-  return current_failure().text;
+  return without_secrets(current_failure().text);
 }
 
 ExitCode current_exception_code() {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <utility>
 
+#include <dsv3/runtime/failure.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/pluggable.h>
 
@@ -64,10 +65,6 @@ class NamedError final : public Error {
 /// dsv3::Error keeps its exit code. Running out of memory becomes ExitCode::out_of_memory, anything
 /// else ExitCode::plugin.
 [[noreturn]] void rethrow_named(const Callee& callee, int64_t layer, const char* action);
-/// Returns the message of the current exception, whatever its type, without LibTorch's backtrace.
-std::string current_exception_text();
-/// Returns the exit code for the current exception: that of a dsv3::Error, out_of_memory, or failed.
-ExitCode current_exception_code();
 
 /// Makes backtraces print the path of `library` for code that was loaded from `image`. Thread-safe.
 void name_image(const std::string& image, const std::string& library);

@@ -289,6 +289,11 @@ std::optional<std::string> Checker::word(const Node& node, const std::string& wh
   return text.ok ? std::optional(text.value) : std::nullopt;
 }
 
+std::string Checker::shown_word(const Node& node) {
+  const Text& text = resolver_.resolve(node);
+  return text.environment ? node.text : text.value;
+}
+
 // Returns an absolute path, so that the experiment stored in a run folder works from any folder.
 std::string Checker::library_of(const Node& map, const std::string& path) {
   const Entry* entry = map.find("library");
@@ -322,7 +327,7 @@ ComponentSpec Checker::component(const Node& map, Kind kind, const std::string& 
   spec.library = library_of(map, path);
   const Schema* options = schema(kind, spec.plugin, spec.library, plugin->value.at);
   if (!options) {
-    unknown_plugin(plugin->value, kind, spec.plugin);
+    unknown_plugin(plugin->value, kind, shown_word(plugin->value));
     return spec;
   }
   spec.options =

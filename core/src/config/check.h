@@ -72,6 +72,9 @@ class Checker {
   /// Resolves a scalar to a string. `what` describes it in error messages. Returns nullopt after
   /// reporting an error.
   std::optional<std::string> word(const Node& node, const std::string& what);
+  /// The string in a scalar for error messages: as written if it contains the value of an
+  /// environment variable.
+  std::string shown_word(const Node& node);
 
   /// Records a resolved value and the source position of the node that set it. An empty `node`
   /// means that the value is a default.

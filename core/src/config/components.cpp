@@ -81,8 +81,9 @@ std::vector<std::string> read_roles(Checker& checker, const Node& node, const st
     const std::optional<std::string> role = checker.word(item, "'role' in " + path);
     if (!role) return;
     if (std::find(known.begin(), known.end(), *role) == known.end()) {
-      checker.diagnostics().error(item, "unknown role '" + *role + "' in " + path,
-                                  {suggestion(*role, known, "known roles")});
+      checker.diagnostics().error(item,
+                                  "unknown role '" + checker.shown_word(item) + "' in " + path,
+                                  {suggestion(checker.shown_word(item), known, "known roles")});
     } else if (std::find(roles.begin(), roles.end(), *role) != roles.end()) {
       checker.diagnostics().error(item, "role '" + *role + "' appears twice in " + path);
     } else {
@@ -171,7 +172,8 @@ std::optional<Placed> read_layers_of(Checker& checker, const Node& map, const st
   if (parse_range(*word, layers - 1, placed.first, placed.last)) return placed;
   checker.diagnostics().error(
       entry->value,
-      "'layers' in " + path + " must be a layer index or an ascending range, got '" + *word + "'",
+      "'layers' in " + path + " must be a layer index or an ascending range, got '" +
+          checker.shown_word(entry->value) + "'",
       {"layers are numbered from 0; use a layer such as 3, a range such as 0-1, or an open-ended "
        "range such as 2- (layer 2 to the last)"});
   return std::nullopt;

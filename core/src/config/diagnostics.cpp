@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include <dsv3/runtime/config.h>
+#include <dsv3/runtime/printable.h>
 
 namespace dsv3 {
 
@@ -10,12 +11,12 @@ Catalog::~Catalog() = default;
 ConfigError::~ConfigError() = default;
 
 std::string Origin::text() const {
-  if (line == 0) return source;
-  return source + ":" + std::to_string(line) + ":" + std::to_string(column);
+  if (line == 0) return printable_line(source);
+  return printable_line(source) + ":" + std::to_string(line) + ":" + std::to_string(column);
 }
 
 std::string Origin::full_text() const {
-  return setting.empty() ? text() : source + ": " + setting;
+  return setting.empty() ? text() : text() + ": " + setting;
 }
 
 }  // namespace dsv3
@@ -62,19 +63,19 @@ void Diagnostics::throw_if_any() const {
 Origin Diagnostics::origin(Position at) const {
   if (at.source < 0) return {"default", 0, 0};
   const Source& source = sources_.at(at.source);
-  if (!source.is_file) return {source.label, 0, at.column, printable(source.text)};
+  if (!source.is_file) return {source.label, 0, at.column, printable_line(source.text)};
   return {source.label, at.line, at.column};
 }
 
 std::string Diagnostics::render(const Problem& problem) const {
   const auto& [at, length, message, notes] = problem;
-  std::string text = place(at) + ": error: " + message;
+  std::string text = place(at) + ": error: " + printable_line(message);
   if (at.source >= 0 && at.line > 0) {
     const Source& source = sources_.at(at.source);
     text += excerpt(line_of(source.text, at.line), source.is_file ? at.line : 0, at.column, length);
   }
   for (const std::string& note : notes)
-    if (!note.empty()) text += "\n  note: " + note;
+    if (!note.empty()) text += "\n  note: " + printable_line(note);
   return text;
 }
 

@@ -55,9 +55,6 @@ class Diagnostics {
 /// Line `line` (1-based) of `text` without its newline; empty if there is no such line.
 std::string_view line_of(std::string_view text, int line);
 
-/// Replaces the control characters in `text` with spaces, to protect the terminal.
-std::string printable(std::string_view text);
-
 /// Formats the two lines below an error message: the source line, and `^~~~` under `length` bytes
 /// from `column` (1-based, in bytes). `number` is the line number to print; 0 = none. Truncates a
 /// long line around the column.

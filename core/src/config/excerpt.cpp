@@ -5,6 +5,7 @@
 #include <optional>
 
 #include <dsv3/runtime/logging.h>
+#include <dsv3/runtime/printable.h>
 
 #include "config/diagnostics.h"
 
@@ -57,6 +58,11 @@ bool starts_with_excerpt(std::string_view lines) {
   return caret != lines.npos && lines[caret] == '^';
 }
 
+// Whether `line` starts a problem, such as FILE:LINE:COLUMN: error: ..., or a list of problems.
+bool is_problem(std::string_view line) {
+  return line.find(": error: ") != line.npos || line == "missing or unusable inputs:";
+}
+
 // Whether `line` is a detail or a note, for which no excerpt is shown.
 bool is_detail(std::string_view line) {
   return line.starts_with("  ") && !line.starts_with("  requested by ");
@@ -73,13 +79,6 @@ std::string_view line_of(std::string_view text, int line) {
   return text.substr(0, text.find('\n'));
 }
 
-std::string printable(std::string_view text) {
-  std::string out(text);
-  std::ranges::replace_if(
-      out, [](unsigned char c) { return c < 0x20 || c == 0x7F; }, ' ');
-  return out;
-}
-
 std::string excerpt(std::string_view whole_line, int number, int column, size_t length) {
   std::string line(whole_line);
   if (line.ends_with('\r')) line.pop_back();
@@ -89,17 +88,19 @@ std::string excerpt(std::string_view whole_line, int number, int column, size_t 
     // Do not start inside a UTF-8 character, which has at most four bytes.
     for (int i = 0; i < 3 && begin > 0 && !starts_character(line[begin]); ++i) --begin;
     line = line.substr(begin, kMaxLineShown);
+    line.resize(line.size() - incomplete_character(line));
     at -= begin;
   }
+  std::ranges::replace(line, '\t', ' ');
   const size_t end = std::min(line.size(), at + std::max<size_t>(length, 1));
-  const auto characters = [&](size_t from, size_t to) {
-    return std::count_if(line.begin() + static_cast<long>(from),
-                         line.begin() + static_cast<long>(to), starts_character);
-  };
-  const size_t indent = characters(0, at), width = characters(at, end);
+  const std::string before = printable_line(line.substr(0, at)),
+                    marked = printable_line(line.substr(at, end - at)),
+                    after = printable_line(line.substr(end));
+  const size_t indent = std::ranges::count_if(before, starts_character),
+               width = std::ranges::count_if(marked, starts_character);
   const std::string digits = number ? std::to_string(number) : "";
   const std::string margin = number ? std::string(digits.size() + 1, ' ') + "| " : "";
-  return "\n  " + (number ? digits + " | " : "") + printable(line) + "\n  " + margin +
+  return "\n  " + (number ? digits + " | " : "") + before + marked + after + "\n  " + margin +
          std::string(indent, ' ') + "^" + std::string(width > 1 ? width - 1 : 0, '~');
 }
 
@@ -123,11 +124,17 @@ std::string excerpt_of(const Origin& origin) {
 namespace dsv3 {
 
 std::string error_text(const std::string& what) {
-  std::string text = what.find(": error: ") == std::string::npos ? "error: " : "";
-  std::string_view rest = what;
+  const std::string safe = printable(what);
+  const bool has_problems = config::is_problem(safe.substr(0, safe.find('\n')));
+  std::string text = has_problems ? "" : "error: ";
+  std::string_view rest = safe;
   while (!rest.empty()) {
     const std::string_view line = rest.substr(0, rest.find('\n'));
     rest.remove_prefix(std::min(line.size() + 1, rest.size()));
+    // Text from outside that contains a newline must not look like another error.
+    const bool continues =
+        line.data() != safe.data() && !(has_problems && config::is_problem(line));
+    if (continues && !line.empty() && !line.starts_with("  ")) text += "  ";
     text.append(line);
     if (!config::is_detail(line) && !config::starts_with_excerpt(rest))
       if (const auto place = config::last_place(line)) text += config::excerpt_of(*place);

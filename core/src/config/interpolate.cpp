@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include <dsv3/runtime/printable.h>
+
 #include "config/values.h"
 
 namespace dsv3::config {
@@ -57,7 +59,10 @@ Text Resolver::compute(const Node& scalar) {
 Text Resolver::look_up(const Node& scalar, const std::string& name) {
   if (name.starts_with("env:")) {
     const std::string variable = name.substr(4);
-    if (const char* value = std::getenv(variable.c_str())) return {value, false, true, true};
+    if (const char* value = std::getenv(variable.c_str())) {
+      hide_value(variable, value);
+      return {value, false, true, true};
+    }
     return fail(scalar, "environment variable '" + variable + "' is not set",
                 {"set it for this command: " + variable + "=... dsv3-run ..."});
   }

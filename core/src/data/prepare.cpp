@@ -1,6 +1,7 @@
 #include <ATen/Parallel.h>
 
 #include <dsv3/runtime/data.h>
+#include <dsv3/runtime/printable.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/support/token_file.h>
 
@@ -118,8 +119,8 @@ std::string inspect_tokens(const std::string& path) {
   for (const std::string& name : paths) {
     const TokenFile file(name, "auto");
     const TokenHeader& header = file.header();
-    text += c10::str(name, ": format ", file.format(), ", ", header.tokens, " ids of ",
-                     header.id_bytes, " bytes");
+    text += c10::str(printable_line(name), ": format ", file.format(), ", ", header.tokens,
+                     " ids of ", header.id_bytes, " bytes");
     if (file.format() == "dsv3")
       text +=
           c10::str(", ", header.documents, " documents, vocabulary ", header.vocab,

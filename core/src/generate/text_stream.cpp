@@ -1,19 +1,9 @@
 #include <dsv3/runtime/generate.h>
+#include <dsv3/runtime/printable.h>
 #include <dsv3/support/json.h>
 
 namespace dsv3 {
 namespace {
-
-/// Number of bytes in an incomplete UTF-8 character at the end of `text`.
-size_t open_character(const std::string& text) {
-  for (size_t back = 1; back <= std::min<size_t>(3, text.size()); ++back) {
-    const auto byte = static_cast<unsigned char>(text[text.size() - back]);
-    if ((byte & 0xC0) == 0x80) continue;  // continues one
-    const size_t length = byte >= 0xF0 ? 4 : byte >= 0xE0 ? 3 : byte >= 0xC0 ? 2 : 1;
-    return length > back ? back : 0;
-  }
-  return 0;
-}
 
 /// Number of bytes at the end of `text` that may be the start of `stop`.
 size_t open_stop(const std::string& text, const std::string& stop) {
@@ -45,11 +35,11 @@ std::string TextStream::add(int32_t id) {
     held_.resize(end);
     return finish();
   }
-  size_t back = open_character(held_);
+  size_t back = incomplete_character(held_);
   for (const std::string& stop : stops_) back = std::max(back, open_stop(held_, stop));
   std::string certain = held_.substr(0, held_.size() - back);
   // Do not split the character before a possible stop string.
-  certain.resize(certain.size() - open_character(certain));
+  certain.resize(certain.size() - incomplete_character(certain));
   held_.erase(0, certain.size());
   return valid_utf8(certain);
 }

@@ -10,6 +10,7 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 
 #include <dsv3/runtime/logging.h>
+#include <dsv3/runtime/printable.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/log.h>
 
@@ -54,30 +55,9 @@ Logging& logging() {
   return instance;
 }
 
-/// Whether byte `i` belongs to a control character other than a newline or a tab. U+0080 to U+009F
-/// are also control characters, and C2 80 to C2 9F in UTF-8.
-bool is_control(std::string_view text, size_t i) {
-  const auto byte = [&](size_t j) {
-    return static_cast<unsigned char>(j < text.size() ? text[j] : 0);
-  };
-  const auto is_c1 = [&](size_t j) {
-    return byte(j) == 0xc2 && byte(j + 1) >= 0x80 && byte(j + 1) < 0xa0;
-  };
-  if (text[i] == '\n' || text[i] == '\t') return false;
-  return byte(i) < ' ' || byte(i) == 0x7f || is_c1(i) || (i > 0 && is_c1(i - 1));
-}
-
-/// Returns `message` without newlines at its end, and with control characters escaped, because text
-/// from a model or a file must not control the terminal.
-std::string printable(std::string_view message) {
-  message = message.substr(0, message.find_last_not_of('\n') + 1);
-  std::string text;
-  for (size_t i = 0; i < message.size(); ++i)
-    if (is_control(message, i))
-      text += spdlog::fmt_lib::format("\\x{:02x}", static_cast<unsigned char>(message[i]));
-    else
-      text += message[i];
-  return text;
+/// Returns `message` as it appears in the log, without newlines at its end.
+std::string log_text(std::string_view message) {
+  return indented(printable(message.substr(0, message.find_last_not_of('\n') + 1)));
 }
 
 }  // namespace
@@ -85,7 +65,7 @@ std::string printable(std::string_view message) {
 void log::write(Level level, const std::string& message) {
   Logging& state = logging();
   std::lock_guard lock(state.mutex);
-  const std::string text = printable(message);
+  const std::string text = log_text(message);
   if (state.file) state.file->log(spdlog_level(level), text);
   if (!state.terminal->should_log(spdlog_level(level))) return;
   erase_live_line();
@@ -108,7 +88,7 @@ void open_log_file(const std::filesystem::path& path) {
 
 void log_to_file(log::Level level, const std::string& message) {
   const std::lock_guard lock(logging().mutex);
-  if (logging().file) logging().file->log(spdlog_level(level), printable(message));
+  if (logging().file) logging().file->log(spdlog_level(level), log_text(message));
 }
 
 void close_log_file() {
@@ -134,9 +114,9 @@ bool terminal_shows(log::Level level) {
 
 void show_live_line(const std::string& line) {
   std::lock_guard lock(logging().mutex);
-  logging().live_line = line;
+  logging().live_line = printable_line(line);
   erase_live_line();
-  draw_live_line(line);
+  draw_live_line(logging().live_line);
 }
 
 void keep_live_line() {

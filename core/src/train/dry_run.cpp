@@ -1,6 +1,7 @@
 // --dry-run: estimates an experiment's requirements on the meta device.
 #include <algorithm>
-#include <fmt/format.h>
+#include <fmt/ostream.h>
+#include <iostream>
 
 #include <dsv3/runtime/quantities.h>
 #include <dsv3/runtime/trainer.h>
@@ -35,26 +36,27 @@ double matmul_rate(const Experiment& experiment) {
 }
 
 void print_parameters(const ModelFigures& figures) {
-  fmt::print("{:<14}{:>12}{:>12}\n", "parameters", "total", "active");
+  fmt::print(std::cout, "{:<14}{:>12}{:>12}\n", "parameters", "total", "active");
   const auto row = [](const std::string& name, int64_t total, double active) {
     return fmt::format("  {:<12}{:>12}{:>12}", name, format_count(double(total)),
                        format_count(active));
   };
   for (const ModelFigures::Part& part : figures.parts)
-    fmt::print("{}\n", row(part.name, part.total, part.active));
-  fmt::print("{}   ({} / {})\n", row("all", figures.total, figures.active), figures.total,
-             int64_t(figures.active));
+    fmt::print(std::cout, "{}\n", row(part.name, part.total, part.active));
+  fmt::print(std::cout, "{}   ({} / {})\n", row("all", figures.total, figures.active),
+             figures.total, int64_t(figures.active));
   const int64_t body = figures.total_without_embeddings;
   const double active = figures.active_without_embeddings;
-  fmt::print("{}   ({} / {}; without embedding, head and MTP)\n", row("body", body, active), body,
-             int64_t(active));
+  fmt::print(std::cout, "{}   ({} / {}; without embedding, head and MTP)\n",
+             row("body", body, active), body, int64_t(active));
 }
 
 void print_flops(const ModelFigures& figures) {
   if (!figures.flops_unknown.empty())
-    fmt::print("FLOPs/token    unknown: {}\n", figures.flops_unknown);
+    fmt::print(std::cout, "FLOPs/token    unknown: {}\n", figures.flops_unknown);
   else
     fmt::print(
+        std::cout,
         "FLOPs/token    {} forward and backward ({} without the masked part of causal attention)\n",
         format_flops(figures.flops_per_token), format_flops(figures.flops_per_token_causal));
 }
@@ -62,7 +64,8 @@ void print_flops(const ModelFigures& figures) {
 void print_memory(const MemoryEstimate& memory, bool recompute) {
   const std::string process =
       memory.process > 0 ? "process " + format_bytes(memory.process) + ", " : "";
-  fmt::print("memory         {}weights {}, gradients {}, optimizer {}, activations {} ({}): {}\n",
+  fmt::print(std::cout,
+             "memory         {}weights {}, gradients {}, optimizer {}, activations {} ({}): {}\n",
              process, format_bytes(memory.weights), format_bytes(memory.gradients),
              format_bytes(memory.optimizer), format_bytes(memory.activations),
              recompute ? "recomputed" : "saved", format_bytes(memory.total()));
@@ -86,6 +89,7 @@ void print_cache(const Model& model, const Experiment& experiment) {
   }
   const at::ScalarType type = compute_dtype(experiment.train);
   fmt::print(
+      std::cout,
       "KV cache       {} values per token and layer, {} bytes per token in {} layer(s) of {}{}\n",
       least == most ? fmt::format("{}", most) : fmt::format("{} to {}", least, most),
       all * int64_t(c10::elementSize(type)), experiment.model.layers, experiment.train.precision,
@@ -112,19 +116,21 @@ void print_fit(const Experiment& experiment, const MemoryEstimator& estimator,
                const MemoryEstimate& memory, int64_t micro_batch, int64_t limit) {
   const std::string size = format_bytes(limit);
   if (memory.total() <= limit) {
-    fmt::print("fits           yes, in {}\n", size);
+    fmt::print(std::cout, "fits           yes, in {}\n", size);
     return;
   }
   for (const bool recompute : {false, true}) {
     const int64_t rows =
         largest_fitting(estimator, experiment.train.batch, micro_batch, recompute, limit);
     if (rows == 0) continue;
-    fmt::print("fits           no, but would fit with train.micro_batch={}{}: {} of {}\n", rows,
+    fmt::print(std::cout,
+               "fits           no, but would fit with train.micro_batch={}{}: {} of {}\n", rows,
                recompute ? " model.recompute=full" : "",
                format_bytes(estimator.estimate(rows, recompute).total()), size);
     return;
   }
-  fmt::print("fits           no: even one row needs {} with model.recompute=full, more than {}\n",
+  fmt::print(std::cout,
+             "fits           no: even one row needs {} with model.recompute=full, more than {}\n",
              format_bytes(estimator.estimate(1, true).total()), size);
 }
 
@@ -138,7 +144,7 @@ void print_memory_and_fit(const Experiment& experiment, const MemoryEstimator& e
     print_memory(memory, recompute);
     if (limit) print_fit(experiment, estimator, memory, micro_batch, *limit);
   } catch (const Error& error) {
-    fmt::print("memory         unknown: {}\n", error.what());
+    fmt::print(std::cout, "memory         unknown: {}\n", error.what());
   }
 }
 
@@ -175,24 +181,24 @@ void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64
   const int64_t steps = total_steps(experiment);
   const double tokens = double(steps * experiment.train.batch * experiment.train.sequence);
   const double rate = matmul_rate(experiment);
-  fmt::print("{} ({})\n", experiment.name, experiment.file);
+  fmt::print(std::cout, "{} ({})\n", experiment.name, experiment.file);
   print_parameters(figures);
   print_flops(figures);
   print_cache(model, experiment);
   print_memory_and_fit(experiment, estimator, memory_limit);
-  fmt::print("steps          {} of {} x {} tokens, {} tokens in total\n", steps,
+  fmt::print(std::cout, "steps          {} of {} x {} tokens, {} tokens in total\n", steps,
              experiment.train.batch, experiment.train.sequence, format_count(tokens));
   if (rate > 0 && figures.flops_per_token > 0)
-    fmt::print("time           about {} at {:.0f}% of the {} of {}/s\n",
+    fmt::print(std::cout, "time           about {} at {:.0f}% of the {} of {}/s\n",
                format_duration(tokens * figures.flops_per_token / (rate * kUtilisation)),
                100 * kUtilisation,
                experiment.train.device == "cuda" ? "GPU's peak" : "CPU's matmul rate",
                format_flops(rate));
   else
     fmt::print(
-        "time           unknown: {}\n",
+        std::cout, "time           unknown: {}\n",
         rate > 0 ? "FLOPs/token are unknown" : "no GPU was found, or its peak FLOP/s is unknown");
-  fmt::print("{}", optimizers.plan());
+  fmt::print(std::cout, "{}", optimizers.plan());
 }
 
 }  // namespace dsv3

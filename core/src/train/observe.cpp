@@ -3,6 +3,7 @@
 
 #include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/generate.h>
+#include <dsv3/runtime/printable.h>
 #include <dsv3/sdk/log.h>
 
 #include "eval/validation.h"
@@ -58,7 +59,7 @@ class Samples final : public Observer {
     if (stop_requested())
       report.stopping = run_.state.cut_short = true;
     else
-      write(samples);
+      write(without_secrets(samples));
   }
 
  private:

@@ -3,6 +3,7 @@
 #include <set>
 
 #include <dsv3/runtime/optimizer_set.h>
+#include <dsv3/runtime/printable.h>
 
 #include "call/checked.h"
 #include "checkpoint/tensor_views.h"
@@ -84,7 +85,7 @@ double base_lr(const Optimizer& optimizer) {
 
 /// Formats "nano.yaml:15:5: error: optimizer group 'adamw'", without the position if it is unknown.
 std::string group_label(const OptimizerGroup& group) {
-  std::string text = "optimizer group '" + group.name + "'";
+  std::string text = "optimizer group '" + printable_line(group.name) + "'";
   const std::string origin = group.component.origin.text();
   return origin.empty() ? text : origin + ": error: " + text;
 }

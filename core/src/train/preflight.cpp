@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <dsv3/runtime/printable.h>
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/log.h>
 
@@ -84,8 +85,8 @@ class Preflight {
   /// cause, then "; " and the fix.
   static void add(std::string& blocks, const Origin& at, const std::string& text) {
     const size_t end = std::min(text.find("; "), text.size());
-    add(blocks, at.text() + ": error: " + text.substr(0, end) + config::excerpt_of(at) +
-                    (end < text.size() ? "\n  note: " + text.substr(end + 2) : ""));
+    add(blocks, at.text() + ": error: " + indented(text.substr(0, end)) + config::excerpt_of(at) +
+                    (end < text.size() ? "\n  note: " + indented(text.substr(end + 2)) : ""));
   }
 
   /// Returns the source position of the component's `option` or, if it is not set, of the
@@ -114,7 +115,7 @@ class Preflight {
     Origin at = spec.origin;
     for (const OptionSpec& option : plugins_.find(spec).schema->options)
       if (option.input_path && spec.options.count(option.key)) at = origin_of(spec, option.key);
-    add(inputs_, at.text() + ": error: " + label_of(spec) + text);
+    add(inputs_, at.text() + ": error: " + label_of(spec) + indented(text));
   }
 
   static std::string label_of(const ComponentSpec& spec) {

@@ -1,10 +1,10 @@
 // Starts and resumes runs: turns a request into a run folder, a trainer and the run's files.
-#include <csignal>
 #include <set>
 
 #include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/logging.h>
 #include <dsv3/runtime/machine.h>
+#include <dsv3/runtime/printable.h>
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/log.h>
 #include <dsv3/support/fs.h>
@@ -37,7 +37,9 @@ void write_provenance(const RunFolder& folder, const Json& content) {
 /// What the process that trains the run uses: machine, GPU, versions and plugins.
 Json process_provenance(const RunRequest& request, const Experiment& experiment,
                         const Plugins& plugins, const Training& training) {
-  Json origin = provenance(request.command, std::filesystem::current_path());
+  std::vector<std::string> command = request.command;
+  for (std::string& word : command) word = without_secrets(word);
+  Json origin = provenance(command, std::filesystem::current_path());
   if (training.device.is_cuda()) origin["gpu"] = gpu_provenance(training.device);
   origin["plugins"] = Json::array();
   for (const LoadedLibrary& library : libraries_of(experiment, plugins))
@@ -151,7 +153,6 @@ class Session {
 
   /// Trains, and writes status.json, even on an error. Returns the exit code.
   int run() {
-    std::signal(SIGPIPE, SIG_IGN);  // a closed pipe, such as `2>&1 | head`, must not end the run
     open_log_file(folder_.log());
     const CrashesInFolder crashes(folder_);
     try {

@@ -162,8 +162,8 @@ void Trainer::announce() const {
         fmt::format("{}: {}, {}, compute capability {}{}", run_.device.str(), gpu->name,
                     format_bytes(double(gpu->memory_bytes)), gpu->capability(),
                     peak_flops(run_.device) > 0 ? "" : ", peak unknown, so no MFU is reported"));
-  log::info(run_.optimizers->plan());
-  log::debug(run_.optimizers->plan(true));
+  log::info("parameter groups:\n" + run_.optimizers->plan());
+  log::debug("parameter groups and parameters:\n" + run_.optimizers->plan(true));
   log::info("run folder " + run_.folder.path().string() +
             (run_.state.step > 0 ? ", resuming from step " + std::to_string(run_.state.step) : ""));
 }

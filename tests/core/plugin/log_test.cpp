@@ -74,7 +74,7 @@ TEST_CASE("newlines at the end are removed, and control characters are escaped")
   dsv3::close_log_file();
   for (const std::string& text : {terminal.text(), get(folder / "run.log")}) {
     CHECK_THAT(text,
-               Contains("info a\tb\\x0d\\x1b[2Jc\\x7f\\xc2\\x9bd \xc2\xa9 \xe2\x80\x9c\n  e\n"));
+               Contains("info a\tb\\u000d\\u001b[2Jc\\u007f\\u009bd \xc2\xa9 \xe2\x80\x9c\n  e\n"));
     CHECK_THAT(text, EndsWith("info \n") && !Contains("\n\n"));
   }
 }

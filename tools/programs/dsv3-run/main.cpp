@@ -1,7 +1,5 @@
 // `dsv3-run FILE [key=value ...]`: trains one experiment, or reports what it would do.
-#include <csignal>
 #include <cstdlib>
-#include <exception>
 #include <filesystem>
 #include <iostream>
 
@@ -12,12 +10,14 @@
 #include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/logging.h>
 #include <dsv3/runtime/machine.h>
+#include <dsv3/runtime/printable.h>
 #include <dsv3/runtime/run_folder.h>
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/error.h>
 
 #include "arguments.h"
 #include "common/command_line.h"
+#include "common/standard_streams.h"
 
 namespace {
 
@@ -161,6 +161,7 @@ void check_usage(const Arguments& a, const dsv3::ExperimentRequest& request) {
 }
 
 int run(int argc, char** argv) {
+  const dsv3::CrashReports crash_reports;
   CLI::App app("Train the experiment that a YAML file describes", "dsv3-run");
   Arguments a;
   declare(app, a);
@@ -190,6 +191,7 @@ int run(int argc, char** argv) {
   request.resume_flags = resume_flags(a);
   dsv3::Plugins plugins(dsv3::plugin_search_levels(a.plugin_paths, machine.plugin_paths));
   if (a.print_config) {
+    set_output(Output::escaped);
     std::cout << dsv3::load_experiment(request.experiment, plugins).resolved.yaml(true);
     return 0;
   }
@@ -197,8 +199,9 @@ int run(int argc, char** argv) {
     const dsv3::Experiment experiment = dsv3::check(
         request, plugins,
         a.config_only ? dsv3::PreflightScope::configuration : dsv3::PreflightScope::everything);
-    for (const std::string& note : experiment.notes) std::cout << "note: " << note << '\n';
-    std::cout << request.experiment.file.string() << ": ok"
+    for (const std::string& note : experiment.notes)
+      std::cout << "note: " << dsv3::printable_line(note) << '\n';
+    std::cout << dsv3::printable_line(request.experiment.file.string()) << ": ok"
               << (a.config_only ? " (inputs not checked)" : "") << '\n';
     return 0;
   }
@@ -210,31 +213,15 @@ int run(int argc, char** argv) {
     dsv3::dry_run(experiment, plugins, limit);
     return 0;
   }
-  const int code = dsv3::train(request, plugins);
-  if (dsv3::has_busy_trackers()) {
-    dsv3::close_log_file();
-    std::cout.flush();
-    _exit(code);
-  }
-  return code;
-}
-
-int fail(const char* what, ExitCode code) {
-  std::cerr << dsv3::error_text(what) << '\n';
-  return static_cast<int>(code);
+  allow_failing_output();  // a run's results are in its folder
+  return dsv3::train(request, plugins);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const dsv3::CrashReports crash_reports;
-  // Lets a write beyond `ulimit -f` fail with an error instead of killing the process.
-  std::signal(SIGXFSZ, SIG_IGN);
-  try {
-    return run(argc, argv);
-  } catch (const Error& error) {
-    return fail(error.what(), error.code());
-  } catch (const std::exception& error) {
-    return fail(error.what(), ExitCode::failed);
-  }
+  const int code = run_program(argc, argv, run);
+  dsv3::close_log_file();
+  if (dsv3::has_busy_trackers()) _exit(code);  // a tracker's thread still runs
+  return code;
 }

@@ -12,6 +12,7 @@
 
 #include <dsv3/runtime/compare.h>
 #include <dsv3/runtime/model.h>
+#include <dsv3/runtime/printable.h>
 #include <dsv3/runtime/quantities.h>
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/error.h>
@@ -205,7 +206,9 @@ dsv3::Json as_json(const Group& group) {
 
 using Row = std::vector<std::string>;
 
-void print_rows(const std::vector<Row>& rows) {
+void print_rows(std::vector<Row> rows) {
+  for (Row& row : rows)
+    for (std::string& cell : row) cell = dsv3::printable_line(cell);
   std::vector<size_t> width(rows[0].size());
   for (const Row& row : rows)
     for (size_t i = 0; i < row.size(); ++i) width[i] = std::max(width[i], row[i].size());
@@ -268,7 +271,8 @@ std::vector<const Item*> others(const std::vector<Group>& groups) {
 
 void print_all(const std::vector<Group>& groups) {
   for (size_t i = 0; i < groups.size(); ++i)
-    for (const Item* item : groups[i]) std::cout << letter(i) << "  " << item->path << '\n';
+    for (const Item* item : groups[i])
+      std::cout << letter(i) << "  " << dsv3::printable_line(item->path) << '\n';
   std::cout << '\n';
   print_groups(groups);
   const Item& first = *groups[0][0];
@@ -278,14 +282,15 @@ void print_all(const std::vector<Group>& groups) {
         dsv3::compare_experiments(first.experiment, compared[i]->experiment);
     const std::string name = groups.size() == 1 ? "last" : letter(i + 1);
     print_differences(comparison, groups.size() == 1 ? "first" : "A", name);
-    std::cout << (compared.size() == 1 ? "" : "A and " + name + ": ") << comparison.verdict()
-              << '\n';
+    std::cout << (compared.size() == 1 ? "" : "A and " + name + ": ")
+              << dsv3::printable_line(comparison.verdict()) << '\n';
   }
   for (const Group& group : groups)
     for (const Item* item : group)
       for (const std::string& plugin : changed_plugins(first, *item))
-        std::cout << "note: " << first.path << " and " << item->path
-                  << " used different builds of plugin '" << plugin << "'\n";
+        std::cout << dsv3::printable_line("note: " + first.path + " and " + item->path +
+                                          " used different builds of plugin '" + plugin + "'")
+                  << '\n';
 }
 
 void print_json(const std::vector<Group>& groups) {
@@ -293,7 +298,7 @@ void print_json(const std::vector<Group>& groups) {
   for (const Group& group : groups) out["groups"].push_back(as_json(group));
   for (const Item* other : others(groups))
     out["comparisons"].push_back(as_json(*groups[0][0], *other));
-  std::cout << out.dump(2) << '\n';
+  std::cout << out.dump(2, ' ', false, dsv3::Json::error_handler_t::replace) << '\n';
 }
 
 void compare(const CompareArguments& arguments) {

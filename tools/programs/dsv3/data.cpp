@@ -4,6 +4,7 @@
 #include <memory>
 
 #include <dsv3/runtime/data.h>
+#include <dsv3/runtime/printable.h>
 #include <dsv3/sdk/tokenizer.h>
 
 #include "commands.h"
@@ -32,10 +33,11 @@ void prepare(PrepareArguments& arguments) {
   arguments.request.tokenizer = open_tokenizer(arguments.tokenizer, plugins);
   arguments.request.out = arguments.output;
   const dsv3::PrepareResult result = dsv3::prepare_tokens(arguments.request);
-  std::cout << arguments.output << ": " << result.documents << " documents, " << result.tokens
+  const std::string output = dsv3::printable_line(arguments.output);
+  std::cout << output << ": " << result.documents << " documents, " << result.tokens
             << " tokens in " << result.shards << " shard(s), from " << result.text_bytes
             << " bytes of text\n"
-            << "train on it with data={plugin: tokens, path: " << arguments.output << "}\n";
+            << "train on it with data={plugin: tokens, path: " << output << "}\n";
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include <dsv3/runtime/evaluate.h>
+#include <dsv3/runtime/printable.h>
 #include <dsv3/sdk/error.h>
 
 #include "commands.h"
@@ -33,13 +34,13 @@ std::optional<long long> wide(const std::optional<int64_t>& value) {
 void print_row(const char* what, const dsv3::TextScore& score) {
   std::cout << cell("%lld", wide(score.documents), 10) << cell("%lld", wide(score.tokens), 12)
             << cell("%lld", wide(score.bytes), 12) << cell("%.4f", std::optional(score.loss()), 10)
-            << cell("%.4f", score.bits_per_byte(), 11) << "  " << what << ' ' << score.source
-            << '\n';
+            << cell("%.4f", score.bits_per_byte(), 11) << "  " << what << ' '
+            << dsv3::printable_line(score.source) << '\n';
 }
 
 void print_table(const std::string& model, const dsv3::Evaluation& result) {
-  std::cout << model << ": step " << result.step << ", " << result.precision << " on "
-            << result.device << '\n';
+  std::cout << dsv3::printable_line(model) << ": step " << result.step << ", " << result.precision
+            << " on " << result.device << '\n';
   if (result.validation || !result.text.empty() || !result.shards.empty())
     std::cout << " documents      tokens       bytes      loss  bits/byte\n";
   if (result.validation) print_row("validation of", *result.validation);
@@ -51,7 +52,7 @@ void print_table(const std::string& model, const dsv3::Evaluation& result) {
               << cell("%lld", wide(score.truncated), 12)
               << cell("%.4f", std::optional(score.accuracy(false)), 12)
               << cell("%.4f", std::optional(score.accuracy(true)), 10) << "  choices "
-              << score.source << '\n';
+              << dsv3::printable_line(score.source) << '\n';
 }
 
 void check(const CLI::App& command, const dsv3::EvalRequest& request) {

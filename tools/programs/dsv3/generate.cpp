@@ -17,6 +17,7 @@
 #include <dsv3/support/json.h>
 
 #include "commands.h"
+#include "common/standard_streams.h"
 #include "generate_stats.h"
 
 namespace {
@@ -174,6 +175,7 @@ std::vector<dsv3::Prompt> encode(const Arguments& a, const std::vector<std::stri
 }
 
 void run(Arguments& a) {
+  if (!isatty(STDOUT_FILENO)) set_output(Output::raw);
   a.model.path = a.path;
   a.model.with_tokenizer = !a.ids;
   if (a.ids && !a.stops.empty()) reject("--stop requires a tokenizer; with --ids use --stop-id");

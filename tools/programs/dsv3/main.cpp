@@ -1,21 +1,9 @@
 // `dsv3`: commands for plugins, data, models and generation. `dsv3-run` trains.
-#include <csignal>
-#include <exception>
-#include <iostream>
-#include <string>
-
-#include <dsv3/runtime/logging.h>
-#include <dsv3/sdk/error.h>
-
 #include "commands.h"
 #include "common/command_line.h"
+#include "common/standard_streams.h"
 
 namespace {
-
-int fail(const char* what, dsv3::ExitCode exit_code) {
-  std::cerr << dsv3::error_text(what) << '\n';
-  return static_cast<int>(exit_code);
-}
 
 int run(int argc, char** argv) {
   CLI::App app("Work with plugins, data and models for dsv3 experiments (to train, use dsv3-run)",
@@ -42,13 +30,5 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  // Lets a write beyond `ulimit -f` fail with an error instead of killing the process.
-  std::signal(SIGXFSZ, SIG_IGN);
-  try {
-    return run(argc, argv);
-  } catch (const dsv3::Error& e) {
-    return fail(e.what(), e.code());
-  } catch (const std::exception& e) {
-    return fail(e.what(), dsv3::ExitCode::failed);
-  }
+  return run_program(argc, argv, run);
 }

@@ -6,6 +6,7 @@
 
 #include <dsv3/runtime/convert.h>
 #include <dsv3/runtime/evaluate.h>
+#include <dsv3/runtime/printable.h>
 #include <dsv3/sdk/error.h>
 
 #include "commands.h"
@@ -72,9 +73,10 @@ void add_export(CLI::App& app) {
     a->request.shard_bytes = parse_size(a->shard_size);
     dsv3::Plugins plugins = a->plugins.open();
     const dsv3::ExportResult result = dsv3::export_model(a->request, plugins);
-    std::cout << a->folder << ": " << result.format << ", " << result.tensors << " tensors, "
-              << result.bytes << " bytes in " << result.files << " file(s)\n";
-    for (const std::string& note : result.notes) std::cout << "note: " << note << '\n';
+    std::cout << dsv3::printable_line(a->folder) << ": " << result.format << ", " << result.tensors
+              << " tensors, " << result.bytes << " bytes in " << result.files << " file(s)\n";
+    for (const std::string& note : result.notes)
+      std::cout << "note: " << dsv3::printable_line(note) << '\n';
   });
 }
 
@@ -95,9 +97,10 @@ void add_import(CLI::App& app) {
   command->callback([a] {
     dsv3::Plugins plugins = a->plugins.open();
     for (const std::string& note : dsv3::import_model(a->folder, a->checkpoint, plugins))
-      std::cout << "note: " << note << '\n';
-    std::cout << a->checkpoint << ": continue training with dsv3-run " << a->checkpoint
-              << "/experiment.yaml --from " << a->checkpoint << " data.path=TEXT\n";
+      std::cout << "note: " << dsv3::printable_line(note) << '\n';
+    const std::string checkpoint = dsv3::printable_line(a->checkpoint);
+    std::cout << checkpoint << ": continue training with dsv3-run " << checkpoint
+              << "/experiment.yaml --from " << checkpoint << " data.path=TEXT\n";
   });
 }
 
@@ -136,7 +139,7 @@ void add_logits(CLI::App& app) {
     a->request.out = a->output;
     dsv3::Plugins plugins = a->plugins.open();
     const std::string written = dsv3::write_logits(a->request, plugins);
-    std::cout << a->output << ": " << written << '\n';
+    std::cout << dsv3::printable_line(a->output) << ": " << written << '\n';
   });
 }
 

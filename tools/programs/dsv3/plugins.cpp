@@ -6,6 +6,7 @@
 #include <memory>
 
 #include <dsv3/runtime/config.h>
+#include <dsv3/runtime/printable.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/support/json.h>
 
@@ -42,6 +43,8 @@ void print_table(const dsv3::Plugins& plugins) {
     if (wins(plugins, entry))
       rows.push_back({dsv3::kind_name(entry.kind) + ("/" + entry.name), entry.version, entry.status,
                       entry.summary});
+  for (Row& row : rows)
+    for (std::string& cell : row) cell = dsv3::printable_line(cell);
   std::array<size_t, 4> width{};
   for (const Row& row : rows)
     for (size_t i = 0; i < row.size(); ++i) width[i] = std::max(width[i], row[i].size());
@@ -52,8 +55,8 @@ void print_table(const dsv3::Plugins& plugins) {
   }
   for (const dsv3::Alias& alias : plugins.aliases())
     if (plugins.find_alias(alias.kind, alias.name) == &alias)
-      std::cout << "\nshort form `" << dsv3::kind_name(alias.kind) << ": " << alias.name
-                << "` stands for\n"
+      std::cout << "\nshort form `" << dsv3::kind_name(alias.kind) << ": "
+                << dsv3::printable_line(alias.name) << "` stands for\n"
                 << alias.yaml;
 }
 
@@ -72,10 +75,11 @@ void describe(const std::string& component, bool markdown, dsv3::Plugins& plugin
     return;
   }
   const dsv3::PluginEntry& entry = *plugins.find_entry(spec.kind, spec.plugin);
-  std::cout << component << ' ' << entry.version << " (" << entry.status << "): " << found.summary
-            << "\nlibrary  " << entry.library.string() << "\nregistry " << entry.registry.string()
-            << '\n';
-  if (!entry.docs.empty()) std::cout << "docs     " << entry.docs << '\n';
+  const auto line = [](const std::string& text) { return dsv3::printable_line(text); };
+  std::cout << component << ' ' << line(entry.version) << " (" << line(entry.status)
+            << "): " << line(found.summary) << "\nlibrary  " << line(entry.library.string())
+            << "\nregistry " << line(entry.registry.string()) << '\n';
+  if (!entry.docs.empty()) std::cout << "docs     " << line(entry.docs) << '\n';
   std::cout << '\n' << dsv3::options_table(*found.schema, false);
 }
 

@@ -3,6 +3,7 @@
 #include <iostream>
 #include <memory>
 
+#include <dsv3/runtime/printable.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/support/json.h>
 
@@ -59,7 +60,8 @@ void print(const conformance::Result& result, std::string& shown) {
             << result.check
             << std::string(result.check.size() < 14 ? 14 - result.check.size() : 1, ' ')
             << result.promise << '\n';
-  for (const std::string& note : result.notes) std::cout << label << "      note: " << note << '\n';
+  for (const std::string& note : result.notes)
+    std::cout << label << "      note: " << dsv3::printable_line(note) << '\n';
   if (result.kept) return;
   std::string text = result.same_as.empty() ? result.text : "same error as " + result.same_as;
   for (size_t at = 0; (at = text.find('\n', at)) != std::string::npos; at += 9)
@@ -71,7 +73,8 @@ int check(Arguments& arguments) {
   if (arguments.device == "fake") use_fake_device();
   arguments.request.gpu = arguments.device != "cpu";
   find_library(arguments);
-  if (!arguments.json) std::cout << arguments.request.library.string() << '\n';
+  if (!arguments.json)
+    std::cout << dsv3::printable_line(arguments.request.library.string()) << '\n';
   dsv3::Json list = dsv3::Json::array();
   std::string shown;
   int count = 0, untested = 0;
