@@ -1,5 +1,6 @@
 """Tests the experiment tools: flags, editor schema, comparison, value origins and shell completion."""
 
+import functools
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import tomllib
 
 import jsonschema
 import pytest
@@ -210,21 +212,76 @@ def resolved(folder, name, file, *overrides):
     (folder / f"{name}.yaml").write_text(dsv3_run(file, *overrides, "--print-config", cwd=folder).stdout)
 
 
-def test_a_swap_of_any_two_plugins_is_one_factor(tmp_path):
-    make_tiny(tmp_path)
+def options(experiment, path, named):
+    """Return the value of every key by its path. With `named`, components at `path` are named by their plugins, not by their index."""
+    flat = {}
+
+    def add(value, key):
+        if isinstance(value, dict):
+            for name, item in value.items():
+                add(item, f"{key}.{name}" if key else name)
+        elif key == path and isinstance(value, list) and isinstance(value[0], dict):
+            for item in value:
+                add(item, f"{key}.{item['plugin']}")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for i, item in enumerate(value):
+                add(item, f"{key}.{i}")
+        else:
+            flat[key] = value
+
+    add(experiment, "")
+    if not named:
+        return flat
+    plugin = flat.get(f"{path}.plugin")  # a single component
+    return {key.replace(f"{path}.", f"{path}.{plugin}.", 1) if plugin else key: value for key, value in flat.items()}
+
+
+def check_swap(folder, path, before, after):
+    """Check that the comparison after the swap names exactly the options that differ. Return its factors."""
+    resolved(folder, "a", "tiny.yaml", f"{path}={before}")
+    resolved(folder, "b", "a.yaml", f"{path}={after}")
+    [found] = json.loads(dsv3("compare", "a.yaml", "b.yaml", "--json", cwd=folder))["comparisons"]
+    experiments = [yaml.safe_load((folder / f"{name}.yaml").read_text()) for name in "ab"]
+    slots = [functools.reduce(dict.__getitem__, path.split("."), experiment) for experiment in experiments]
+    a, b = (options(experiment, path, any(isinstance(slot, list) for slot in slots)) for experiment in experiments)
+    differing = {key for key in a.keys() | b.keys() if a.get(key, "absent") != b.get(key, "absent")}
+    assert {d["key"] for d in found["differences"]} == differing, (path, before, after)
+    assert all(key.startswith(path) for key in differing)
+    both = {key for key in differing if a.get(f"{key.rpartition('.')[0]}.plugin") == b.get(f"{key.rpartition('.')[0]}.plugin")}
+    choices = {key for key in both if key.endswith((".role", ".match", ".layers", ".name"))}
+    assert {f for f in found["factors"] if f.startswith(f"{path}.")} == both - choices, (path, before, after)
+    return found["factors"]
+
+
+def plugins_by_kind():
     plugins = {}
     for component in json.loads(dsv3("plugins", "list", "--json")):
         plugins.setdefault(component["kind"], []).append(component["name"])
-    pairs = [(kind, *pair) for kind, names in plugins.items() if kind not in ("tracker", "callback", "format")
+    return plugins
+
+
+def test_a_swap_of_any_two_plugins_is_one_factor(tmp_path):
+    make_tiny(tmp_path)
+    pairs = [(kind, *pair) for kind, names in plugins_by_kind().items() if kind not in ("tracker", "callback", "format")
              for pair in itertools.permutations(names, 2)]
     assert len(pairs) > 15
     for kind, before, after in pairs:
         path = PATHS.get(kind, kind)
         first, second = (OPTIONS.get(f"{kind}/{name}", f"{{plugin: {name}}}") for name in (before, after))
-        resolved(tmp_path, "a", "tiny.yaml", f"{path}={first}")
-        resolved(tmp_path, "b", "a.yaml", f"{path}={second}")
-        [found] = json.loads(dsv3("compare", "a.yaml", "b.yaml", "--json", cwd=tmp_path))["comparisons"]
-        assert found["factors"] == [f"{path} ({before} -> {after})"], (kind, before, after)
+        assert check_swap(tmp_path, path, first, second) == [f"{path} ({before} -> {after})"], (kind, before, after)
+
+
+def test_a_swap_with_any_alias_names_the_options_that_differ(tmp_path):
+    make_tiny(tmp_path)
+    aliases = [a for file in (SOURCE / "registries").glob("*.toml*") for a in tomllib.loads(file.read_text()).get("alias", [])]
+    assert aliases
+    for kind, name in {(alias["kind"], alias["name"]) for alias in aliases}:
+        path = PATHS.get(kind, kind)
+        for plugin in plugins_by_kind()[kind]:
+            explicit = OPTIONS.get(f"{kind}/{plugin}", f"{{plugin: {plugin}, lr: 0.0123}}" if kind == "optimizer" else f"{{plugin: {plugin}}}")
+            for pair in itertools.permutations([explicit, name]):
+                swaps = [factor for factor in check_swap(tmp_path, path, *pair) if not factor.startswith(f"{path}.")]
+                assert len(swaps) == 1 and swaps[0].startswith(f"{path} ("), (name, pair, swaps)
 
 
 @pytest.mark.parametrize("override, factors", [
