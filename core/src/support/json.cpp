@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <set>
 #include <vector>
 
 #include <boost/iterator/transform_iterator.hpp>
@@ -9,11 +8,12 @@
 #include <dsv3/sdk/error.h>
 #include <dsv3/support/fs.h>
 #include <dsv3/support/json.h>
+#include <dsv3/support/utf8.h>
 
 namespace dsv3 {
 namespace {
 
-constexpr int kMaxDepth = 64;
+constexpr size_t kMaxDepth = 64;
 
 [[noreturn]] void fail(std::string_view text, size_t offset, const std::string& origin,
                        const std::string& what) {
@@ -43,40 +43,91 @@ std::string cause(const std::string& what) {
   return "invalid JSON: " + (start == std::string::npos ? what : what.substr(start + 2));
 }
 
+/// Builds a value from the parser's events in linear time. nlohmann's parser with a callback takes
+/// quadratic time in the number of an object's members.
+class Builder final : public nlohmann::json_sax<Json> {
+ public:
+  Builder(std::string_view text, const std::string& origin) : text_(text), origin_(origin) {}
+
+  Json parse() {
+    const auto count = [this](const char& byte) {
+      reached_ = static_cast<size_t>(&byte - text_.data()) + 1;
+      return byte;
+    };
+    Json::sax_parse(boost::make_transform_iterator(text_.data(), count),
+                    boost::make_transform_iterator(text_.data() + text_.size(), count), this);
+    return std::move(root_);
+  }
+
+  bool null() override { return add(nullptr); }
+  bool boolean(bool value) override { return add(value); }
+  bool number_integer(int64_t value) override { return add(value); }
+  bool number_unsigned(uint64_t value) override { return add(value); }
+  bool number_float(double value, const std::string&) override { return add(value); }
+  bool string(std::string& value) override { return add(std::move(value)); }
+  bool binary(Json::binary_t& value) override { return add(std::move(value)); }
+  bool start_object(size_t) override { return open(Json::object()); }
+  bool end_object() override { return close(); }
+  bool start_array(size_t) override { return open(Json::array()); }
+  bool end_array() override { return close(); }
+
+  bool key(std::string& name) override {
+    const auto [member, is_new] = open_.back()->emplace(name, nullptr);
+    if (!is_new)
+      fail(text_, start_of_string(text_, reached_), origin_,
+           "invalid JSON: duplicate key " + Json(name).dump());
+    member_ = &*member;
+    return true;
+  }
+
+  bool parse_error(size_t position, const std::string&, const Json::exception& error) override {
+    fail(text_, position > 0 ? position - 1 : 0, origin_, cause(error.what()));
+  }
+
+ private:
+  bool add(Json value) {
+    place(std::move(value));
+    return true;
+  }
+
+  bool open(Json value) {
+    if (open_.size() >= kMaxDepth)
+      fail(text_, reached_ - 1, origin_,
+           "invalid JSON: nested deeper than " + std::to_string(kMaxDepth) + " levels");
+    open_.push_back(&place(std::move(value)));
+    return true;
+  }
+
+  bool close() {
+    open_.pop_back();
+    return true;
+  }
+
+  Json& place(Json value) {
+    if (open_.empty()) return root_ = std::move(value);
+    if (open_.back()->is_object()) return *member_ = std::move(value);
+    open_.back()->push_back(std::move(value));
+    return open_.back()->back();
+  }
+
+  std::string_view text_;
+  const std::string& origin_;
+  size_t reached_ = 0;  // the parser's position, which is not passed to events
+  Json root_;
+  std::vector<Json*> open_;  // from the outermost to the innermost
+  Json* member_ = nullptr;   // where the next value of an object goes
+};
+
 }  // namespace
 
 Json parse_json(std::string_view text, const std::string& origin) {
   // The parser treats a zero byte as the end of the text.
   if (size_t zero = text.find('\0'); zero != std::string_view::npos)
     fail(text, zero, origin, "invalid JSON: zero byte");
-  const char* reached = text.data();  // the parser's position, which is not passed to callbacks
-  const auto count = [&](const char& byte) {
-    reached = &byte + 1;
-    return byte;
-  };
-  const char* end = text.data() + text.size();
-  auto offset = [&] { return static_cast<size_t>(reached - text.data()); };
-  std::vector<std::set<std::string>> keys;  // keys of the open objects
-  auto callback = [&](int depth, Json::parse_event_t event, Json& value) {
-    using Event = Json::parse_event_t;
-    if ((event == Event::object_start || event == Event::array_start) && depth >= kMaxDepth)
-      fail(text, offset() - 1, origin,
-           "invalid JSON: nested deeper than " + std::to_string(kMaxDepth) + " levels");
-    if (event == Event::object_start) keys.emplace_back();
-    if (event == Event::object_end) keys.pop_back();
-    if (event == Event::key && !keys.back().insert(value.get_ref<const std::string&>()).second)
-      fail(text, start_of_string(text, offset()), origin,
-           "invalid JSON: duplicate key " + value.dump());
-    return true;
-  };
-  try {
-    return Json::parse(boost::make_transform_iterator(text.data(), count),
-                       boost::make_transform_iterator(end, count), callback);
-  } catch (const Json::parse_error& error) {
-    fail(text, error.byte > 0 ? error.byte - 1 : 0, origin, cause(error.what()));
-  } catch (const Json::exception& error) {
-    fail(text, offset() > 0 ? offset() - 1 : 0, origin, cause(error.what()));
-  }
+  // Checked here, because the parser's message would contain the invalid bytes.
+  if (const size_t valid = valid_prefix(text); valid < text.size())
+    fail(text, valid, origin, "invalid JSON: not UTF-8");
+  return Builder(text, origin).parse();
 }
 
 Json read_json(const std::filesystem::path& path) {

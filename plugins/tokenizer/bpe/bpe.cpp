@@ -92,11 +92,11 @@ std::vector<int32_t> Bpe::encode(std::string_view text) const {
   std::vector<int32_t> ids;
   ids.reserve(text.size() / 3);
   while (!text.empty()) {
-    const size_t valid = bpe::valid_prefix(text);
+    const size_t valid = valid_prefix(text);
     if (valid > 0) encode_valid(text.substr(0, valid), borrowed.get(), ids);
     text.remove_prefix(valid);
     size_t invalid = 0;
-    while (invalid < text.size() && bpe::character_size(text.substr(invalid)) == 0) ++invalid;
+    while (invalid < text.size() && character_size(text.substr(invalid)) == 0) ++invalid;
     if (invalid > 0) encode_word(text.substr(0, invalid), borrowed.get(), ids);
     text.remove_prefix(invalid);
   }

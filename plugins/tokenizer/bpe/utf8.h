@@ -1,17 +1,14 @@
-// UTF-8 validation and decoding, and the byte alphabet of byte-level BPE.
+// UTF-8 decoding, and the byte alphabet of byte-level BPE.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <string_view>
 
+#include <dsv3/support/utf8.h>
+
 namespace dsv3::bpe {
 
-/// Size in bytes of the valid character at the start of `text`; 0 = none (an invalid or truncated
-/// byte sequence, a surrogate, or a code point above 10FFFF).
-size_t character_size(std::string_view text);
-/// Size in bytes of the longest valid prefix of `text`.
-size_t valid_prefix(std::string_view text);
 /// The first code point of valid `text`.
 uint32_t code_point(std::string_view text);
 void append_utf8(std::string& text, uint32_t code_point);
