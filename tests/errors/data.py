@@ -159,7 +159,7 @@ def shard_damaged_header(folder):
     return with_data(folder, TOKENS % "shards")
 
 
-@case(4, "shards/shard-00000.tokens", "table", "entry 39")
+@case(4, "shards/shard-00000.tokens", "document table", "SHA-256")
 def shard_damaged_table(folder):
     """A flipped bit in a shard's document table."""
     shard = shards(folder)[0]

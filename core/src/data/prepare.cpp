@@ -101,6 +101,7 @@ PrepareResult prepare_tokens(const PrepareRequest& request) {
     }
     PrepareResult result = writer.finish();
     result.text_bytes = files.bytes();
+    files.warn_about_skipped();
     fs::sync_folder(folder);
     if (stdfs::exists(target, ignored)) fs::remove_all(target);  // empty, see above
     fs::rename(folder, target);
@@ -118,13 +119,14 @@ std::string inspect_tokens(const std::string& path) {
   const std::vector<std::string> paths = token_files_in(path);
   for (const std::string& name : paths) {
     const TokenFile file(name, "auto");
+    file.verify();
     const TokenHeader& header = file.header();
     text += c10::str(printable_line(name), ": format ", file.format(), ", ", header.tokens,
                      " ids of ", header.id_bytes, " bytes");
     if (file.format() == "dsv3")
-      text +=
-          c10::str(", ", header.documents, " documents, vocabulary ", header.vocab,
-                   ", end of text ", header.eos, ", tokenizer ", header.tokenizer.substr(0, 12));
+      text += c10::str(", ", header.documents, " documents, vocabulary ", header.vocab,
+                       ", end of text ", header.eos, ", tokenizer ", header.tokenizer.substr(0, 12),
+                       file.has_digests() ? ", digests match" : ", no digests");
     text += "\n";
     tokens += header.tokens;
     documents += header.documents;

@@ -4,6 +4,7 @@
 
 #include <dsv3/sdk/documents.h>
 #include <dsv3/sdk/error.h>
+#include <dsv3/support/sha256.h>
 #include <dsv3/support/token_file.h>
 
 namespace dsv3 {
@@ -12,11 +13,13 @@ namespace {
 /// The header of a shard; see dsv3/support/token_file.h.
 struct ShardHeader {
   char magic[8] = "dsv3tok";
-  uint32_t version = 1, id_bytes = 2;
+  uint32_t version = 2, id_bytes = 2;
   uint64_t tokens = 0, documents = 0, vocab = 0;
   int64_t eos = -1;
   char tokenizer[64] = {};
-  char reserved[136] = {};
+  uint64_t piece_bytes = 0;
+  char tables[64] = {};
+  char reserved[64] = {};
   uint64_t checksum = 0;
 
   uint64_t computed_checksum() const {
@@ -28,6 +31,9 @@ static_assert(sizeof(ShardHeader) == 256);
 constexpr size_t kLlmcHeaderBytes = 256 * 4;
 constexpr uint32_t kLlmc16 = 20240520, kLlmc32 = 20240801;
 constexpr const char* kShardExtension = ".tokens";
+constexpr uint64_t kPieceBytes = 1 << 20;
+constexpr uint64_t kMaxPieceBytes = 1 << 30;
+constexpr uint64_t kDigestBytes = 64, kDocumentBytes = 16;
 
 template <class T>
 T load(const char* at) {
@@ -48,6 +54,10 @@ fs::Mapping map(const std::string& path) try {
 
 uint64_t padded(uint64_t bytes) {
   return (bytes + 7) / 8 * 8;
+}
+
+uint64_t pieces_in(uint64_t bytes, uint64_t piece_bytes) {
+  return bytes / piece_bytes + (bytes % piece_bytes != 0);
 }
 
 }  // namespace
@@ -81,9 +91,9 @@ void TokenFile::open_shard() {
   if (std::memcmp(header.magic, ShardHeader().magic, sizeof header.magic) != 0)
     fail(path_, std::string("it does not start with a shard's magic bytes; for another format, ") +
                     "rename it (" + kShardExtension + " is for shards) or set `format`");
-  if (header.version != 1)
+  if (header.version != 1 && header.version != 2)
     fail(path_, "version " + std::to_string(header.version) +
-                    " is not supported (this dsv3 reads version 1); prepare the data again");
+                    " is not supported (this dsv3 reads versions 1 and 2); prepare the data again");
   if (header.checksum != header.computed_checksum())
     fail(path_, "its header is damaged (checksum); prepare the data again");
   header_ = {header.version,
@@ -98,14 +108,29 @@ void TokenFile::open_shard() {
                     "-byte ids, but only 2 and 4 bytes are supported; prepare the data again");
   // Divide instead of multiplying, because the counts in a damaged header could overflow.
   const uint64_t room = bytes.size() - sizeof(ShardHeader);
-  if (header_.tokens > room / header_.id_bytes || header_.documents > room / 16 ||
-      padded(header_.tokens * header_.id_bytes) + header_.documents * 16 != room)
+  if (header.version > 1) piece_bytes_ = header.piece_bytes;
+  if (header.version > 1 && (piece_bytes_ < 8 || piece_bytes_ > kMaxPieceBytes))
+    fail(path_, "its header declares pieces of " + std::to_string(piece_bytes_) +
+                    " bytes; prepare the data again");
+  const bool too_many =
+      header_.tokens > room / header_.id_bytes || header_.documents > room / kDocumentBytes;
+  const uint64_t id_bytes = too_many ? 0 : padded(header_.tokens * header_.id_bytes);
+  const uint64_t digest_bytes =
+      header.version > 1 ? pieces_in(id_bytes, piece_bytes_) * kDigestBytes : 0;
+  if (too_many || id_bytes + header_.documents * kDocumentBytes + digest_bytes != room)
     fail(path_, "its header declares " + std::to_string(header_.tokens) + " tokens and " +
                     std::to_string(header_.documents) + " documents, but the file has " +
                     std::to_string(bytes.size()) +
                     " bytes; it is truncated: copy it again, or prepare the data again");
   ids_ = bytes.data() + sizeof(ShardHeader);
-  table_ = ids_ + padded(header_.tokens * header_.id_bytes);
+  table_ = ids_ + id_bytes;
+  if (header.version > 1) {
+    if (sha256({table_, room - id_bytes}) != std::string_view(header.tables, kDigestBytes))
+      fail(path_,
+           "its document table is damaged (SHA-256); copy it again, or prepare the data again");
+    pieces_ = table_ + header_.documents * kDocumentBytes;
+    verified_ = std::make_unique<std::atomic<bool>[]>(pieces_in(id_bytes, piece_bytes_));
+  }
   uint64_t end = 0;
   for (uint64_t i = 0; i < header_.documents; ++i) {
     const uint64_t next = load<uint64_t>(table_ + i * 16);
@@ -145,7 +170,29 @@ void TokenFile::open_raw() {
   ids_ = mapping_.data();
 }
 
+void TokenFile::verify(uint64_t begin, uint64_t end) const {
+  for (uint64_t piece = begin / piece_bytes_; piece * piece_bytes_ < end; ++piece) {
+    if (verified_[piece]) continue;
+    const uint64_t first = piece * piece_bytes_;
+    const uint64_t size =
+        std::min<uint64_t>(piece_bytes_, static_cast<uint64_t>(table_ - ids_) - first);
+    if (sha256({ids_ + first, size}) !=
+        std::string_view(pieces_ + piece * kDigestBytes, kDigestBytes))
+      fail(path_, "tokens " + std::to_string(first / header_.id_bytes) + " to " +
+                      std::to_string(std::min((first + size) / header_.id_bytes, header_.tokens)) +
+                      " are damaged (SHA-256); copy the file again, or prepare the data again");
+    verified_[piece] = true;
+  }
+}
+
+void TokenFile::verify() const {
+  mapping_.check();
+  if (pieces_) verify(0, header_.tokens * header_.id_bytes);
+}
+
 void TokenFile::read(uint64_t begin, std::span<int64_t> out) const {
+  mapping_.check();
+  if (pieces_) verify(begin * header_.id_bytes, (begin + out.size()) * header_.id_bytes);
   const char* at = ids_ + begin * header_.id_bytes;
   for (size_t i = 0; i < out.size(); ++i)
     out[i] = header_.id_bytes == 2 ? load<uint16_t>(at + i * 2) : load<uint32_t>(at + i * 4);
@@ -217,12 +264,19 @@ void TokenShard::write(const fs::Path& path) const {
                      .vocab = header_.vocab,
                      .eos = header_.eos};
   header_.tokenizer.copy(header.tokenizer, sizeof header.tokenizer);
+  std::string ids = ids_;
+  ids.resize(padded(ids.size()), '\0');
+  std::string tables(reinterpret_cast<const char*>(table_.data()),
+                     table_.size() * sizeof(uint64_t));
+  for (size_t begin = 0; begin < ids.size(); begin += kPieceBytes)
+    tables += sha256(std::string_view(ids).substr(begin, kPieceBytes));
+  header.piece_bytes = kPieceBytes;
+  sha256(tables).copy(header.tables, sizeof header.tables);
   header.checksum = header.computed_checksum();
   fs::Writer writer(path);
   writer.write(&header, sizeof header);
-  writer.write(ids_);
-  writer.write(std::string(padded(ids_.size()) - ids_.size(), '\0'));
-  writer.write(table_.data(), table_.size() * sizeof(uint64_t));
+  writer.write(ids);
+  writer.write(tables);
   writer.sync();
   writer.close();
 }

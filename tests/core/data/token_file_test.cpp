@@ -72,7 +72,7 @@ TEST_CASE("a shard round-trips") {
     const TokenFile file(write_shard(folder, id_bytes), "auto");
     CHECK(file.format() == "dsv3");
     const dsv3::TokenHeader& header = file.header();
-    CHECK(header.version == 1);
+    CHECK(header.version == 2);
     CHECK(header.id_bytes == id_bytes);
     CHECK(header.tokens == 11);
     CHECK(header.documents == kDocuments.size());
@@ -109,7 +109,7 @@ TEST_CASE("any damage to a shard's header is reported") {
     INFO("byte " << i);
     CHECK_FALSE(error_of(folder, with(bytes, i, char(bytes[i] ^ 1))).empty());
   }
-  CHECK_THAT(error_of(folder, resealed(bytes, 8, uint32_t{2})), Catch::Contains("version 2"));
+  CHECK_THAT(error_of(folder, resealed(bytes, 8, uint32_t{3})), Catch::Contains("version 3"));
   CHECK_THAT(error_of(folder, resealed(bytes, 12, uint32_t{3})), Catch::Contains("3-byte ids"));
   for (const size_t count : {size_t{16}, size_t{24}})
     for (const uint64_t value : {uint64_t{0}, uint64_t{1} << 62, UINT64_MAX})
@@ -126,9 +126,42 @@ TEST_CASE("a shard with the wrong length is reported") {
   CHECK_FALSE(error_of(folder, bytes + '\0').empty());
 }
 
-TEST_CASE("a document table that does not match the tokens is reported") {
+TEST_CASE("a flipped bit anywhere in a shard is reported") {
   TemporaryFolder folder;
   const std::string bytes = get(write_shard(folder, 2));
+  for (size_t i = 256; i < bytes.size(); ++i) {
+    INFO("byte " << i);
+    put(folder / "flipped.tokens", with(bytes, i, char(bytes[i] ^ 1)));
+    CHECK_THROWS_AS(TokenFile((folder / "flipped.tokens").string(), "auto").verify(), dsv3::Error);
+  }
+}
+
+TEST_CASE("only the pieces that are read are compared with their digests") {
+  TemporaryFolder folder;
+  dsv3::TokenShard shard(dsv3::TokenHeader{});
+  const std::vector<int32_t> ids(1'500'000, 3);  // three pieces of 1 MiB
+  shard.add(ids, 1);
+  shard.write(folder / "long.tokens");
+  const std::string bytes = get(folder / "long.tokens");
+  put(folder / "long.tokens", with(bytes, 256 + 2 * 600'000, uint16_t{4}));
+  const TokenFile file((folder / "long.tokens").string(), "auto");
+  std::vector<int64_t> tokens(10);
+  CHECK_NOTHROW(file.read(0, tokens));
+  CHECK_NOTHROW(file.read(1'499'990, tokens));
+  CHECK_THROWS_WITH(file.read(550'000, tokens), Catch::Contains("tokens 524288 to 1048576"));
+  CHECK_THROWS_WITH(file.read(524'280, tokens), Catch::Contains("damaged"));
+}
+
+TEST_CASE("a shard of version 1 without digests is read") {
+  TemporaryFolder folder;
+  std::string bytes = get(write_shard(folder, 2)).substr(0, 256 + 24 + kDocuments.size() * 16);
+  std::fill(bytes.begin() + 112, bytes.begin() + 248, '\0');
+  bytes = resealed(bytes, 8, uint32_t{1});
+  CHECK(error_of(folder, bytes).empty());
+  const TokenFile file((folder / "damaged.tokens").string(), "auto");
+  CHECK_FALSE(file.has_digests());
+  CHECK(tokens_of(file, file.documents(-1)[0]) == std::vector<int64_t>{5, 0, 65535, 9});
+  // Without a digest, a damaged document table is found where it does not match the tokens.
   const size_t table = bytes.size() - kDocuments.size() * 16;
   CHECK_THAT(error_of(folder, with(bytes, table, uint64_t{12})), Catch::Contains("entry 0"));
   CHECK_THAT(error_of(folder, with(bytes, table + 16, uint64_t{3})), Catch::Contains("entry 1"));
