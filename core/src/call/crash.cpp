@@ -24,6 +24,7 @@
 #include "call/backward.h"
 #include "call/call.h"
 #include "support/host.h"
+#include "support/mapped_files.h"
 #include "support/terminal.h"
 
 namespace dsv3 {
@@ -169,8 +170,24 @@ void report(const char* event, const char* cause, int exit_code) {
   write_status(message.bytes, exit_code);
 }
 
-extern "C" void on_fault(int signal) {
+/// Reports a read from a mapped file that shrank, which raises SIGBUS, and ends the process.
+/// Returns if the fault has another cause.
+void report_shrunk_file(int signal, const siginfo_t& info) {
+  const char* path =
+      signal == SIGBUS && info.si_code > 0 ? fs::mapped_path_at(info.si_addr) : nullptr;
+  if (!path || !may_report()) return;
+  const auto message = fs::shrunk_message(path);
+  Text line;
+  line.add("error: %s\n", message.data());
+  end_live_line();
+  line.write_to(STDERR_FILENO);
+  write_status(message.data(), static_cast<int>(ExitCode::data));
+  ::_exit(static_cast<int>(ExitCode::data));
+}
+
+extern "C" void on_fault(int signal, siginfo_t* info, void*) {
   const int error = errno;
+  report_shrunk_file(signal, *info);
   // The signal is raised again below, with its default action.
   std::signal(signal, SIG_DFL);
   if (may_report()) {
@@ -222,8 +239,8 @@ CrashReports::CrashReports() {
   ::sigaltstack(&stack, nullptr);  // a handler for stack overflows needs a separate stack
   struct sigaction action {
   }, present{};
-  action.sa_handler = on_fault;
-  action.sa_flags = SA_ONSTACK;
+  action.sa_sigaction = on_fault;
+  action.sa_flags = SA_ONSTACK | SA_SIGINFO;
   for (const int signal : kSignals)  // leaves a sanitizer's handlers in place
     if (::sigaction(signal, nullptr, &present) == 0 && present.sa_handler == SIG_DFL)
       ::sigaction(signal, &action, nullptr);

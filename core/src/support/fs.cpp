@@ -14,6 +14,8 @@
 #include <dsv3/sdk/error.h>
 #include <dsv3/support/fs.h>
 
+#include "support/mapped_files.h"
+
 namespace dsv3::fs {
 namespace {
 
@@ -261,13 +263,23 @@ Mapping::Mapping(const Path& path) {
   void* address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.number, 0);
   if (address == MAP_FAILED) fail("map", path, errno);
   data_ = static_cast<const char*>(address);
+  file_ = register_mapping(data_, size_, path, file.number);
 }
 
 Mapping::~Mapping() {
-  if (data_) ::munmap(const_cast<char*>(data_), size_);
+  if (!data_) return;
+  unregister_mapping(*file_);
+  ::munmap(const_cast<char*>(data_), size_);
 }
 
 Mapping::Mapping(Mapping&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      file_(std::exchange(other.file_, nullptr)) {}
+
+void Mapping::check() const {
+  if (!file_ || !has_shrunk(*file_)) return;
+  throw Error(shrunk_message(file_->path.c_str()).data(), ExitCode::data);
+}
 
 }  // namespace dsv3::fs

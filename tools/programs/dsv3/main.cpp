@@ -1,4 +1,6 @@
 // `dsv3`: commands for plugins, data, models and generation. `dsv3-run` trains.
+#include <dsv3/runtime/crash.h>
+
 #include "commands.h"
 #include "common/command_line.h"
 #include "common/standard_streams.h"
@@ -6,6 +8,7 @@
 namespace {
 
 int run(int argc, char** argv) {
+  const dsv3::CrashReports crash_reports;  // also names a mapped file that shrinks
   CLI::App app("Work with plugins, data and models for dsv3 experiments (to train, use dsv3-run)",
                "dsv3");
   app.require_subcommand(1);

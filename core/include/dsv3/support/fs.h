@@ -62,12 +62,16 @@ void sync_folder(const Path& path);
 /// the path does not exist.
 void remove_all(const Path& path);
 
-/// A read-only mapping of a whole regular file, which must not shrink while it is mapped.
+/// A read-only mapping of a whole regular file. If the file shrinks while it is mapped, reading the
+/// lost pages ends the process with ExitCode::data and a message that names the file.
 class Mapping {
  public:
   explicit Mapping(const Path& path);
   ~Mapping();
   Mapping(Mapping&&) noexcept;
+  /// Throws dsv3::Error (ExitCode::data) if the file has shrunk. The bytes between its new end and
+  /// the end of that page read as zeros.
+  void check() const;
   const char* data() const { return data_; }
   size_t size() const { return size_; }
   std::string_view view() const { return {data_, size_}; }
@@ -75,6 +79,7 @@ class Mapping {
  private:
   const char* data_ = nullptr;
   size_t size_ = 0;
+  struct MappedFile* file_ = nullptr;
 };
 
 }  // namespace dsv3::fs
