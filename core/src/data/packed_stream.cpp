@@ -3,6 +3,7 @@
 
 #include <dsv3/sdk/documents.h>
 #include <dsv3/sdk/error.h>
+#include <dsv3/sdk/log.h>
 
 namespace dsv3 {
 namespace {
@@ -37,9 +38,40 @@ int64_t count_field(const nlohmann::json& state, const char* key) {
   return value.get<int64_t>();
 }
 
+/// Compares the documents with the saved `state`. Throws if they have changed, unless those read
+/// before have not: their hash is `read`, which is empty if all documents were read.
+void check_documents(const Documents& documents, const nlohmann::json& state,
+                     const std::string& read) {
+  const int64_t count = count_field(state, "documents");
+  const bool same_count = count == documents.count();
+  if (same_count && state.value("source", std::string()) == documents.fingerprint()) return;
+  if (same_count && !read.empty() && state.value("read", std::string()) == read)
+    return log::warning(
+        documents.source() +
+        " has changed since the data position was saved, but only in documents that were not read "
+        "before; the run continues with their new content");
+  throw Error(
+      c10::str("the text or the tokenizer has changed since the data position was saved: there "
+               "were ",
+               count, " documents, and ", documents.source(), " now has ", documents.count(),
+               ", or the content of those already read differs. Resuming would repeat or skip "
+               "text: restore the original text, or start a new run from the checkpoint"),
+      ExitCode::data);
+}
+
 }  // namespace
 
 Documents::~Documents() = default;
+
+uint64_t Documents::hash(int64_t) const {
+  return document_hash(fingerprint());
+}
+
+nlohmann::json Documents::state() const {
+  return nullptr;
+}
+
+void Documents::load_state(const nlohmann::json&) {}
 
 PackedStream::PackedStream(std::shared_ptr<Documents> documents, const DataContext& context)
     : documents_(std::move(documents)),
@@ -108,6 +140,14 @@ int64_t PackedStream::walk(Cursor& at, int64_t count, int64_t* tokens, int64_t* 
   return done;
 }
 
+/// Extends read_hash_ to the documents of epoch 0 that the stream has begun to read. From epoch 1
+/// on, it has read all of them.
+void PackedStream::hash_read() {
+  if (cursor_.epoch > 0) return;
+  for (const int64_t end = cursor_.position + (cursor_.offset > 0); hashed_ < end; ++hashed_)
+    read_hash_ = random_bits({read_hash_, documents_->hash(document_at({0, hashed_, 0}))});
+}
+
 Batch PackedStream::next() {
   const int64_t T = context_.sequence, B = context_.micro_batch;
   Cursor at = cursor_;
@@ -123,6 +163,7 @@ Batch PackedStream::next() {
   walk(at, (context_.world - context_.rank - 1) * B * T, nullptr, nullptr);
   cursor_ = at;
   rows_ += B * context_.world;
+  hash_read();
 
   Batch batch{at::empty({B, T + 1}, at::kLong), at::empty({B, T + 1}, at::kLong)};
   for (int64_t row = 0; row < B; ++row) {
@@ -140,23 +181,26 @@ nlohmann::json PackedStream::state() const {
           {"offset", cursor_.offset},
           {"documents", documents_->count()},
           {"source", documents_->fingerprint()},
+          {"read", cursor_.epoch == 0 ? std::to_string(read_hash_) : ""},
+          {"selection", documents_->state()},
           {"seed", order_seed(context_)}};
+}
+
+/// Selects the documents of the saved `state` and moves to `at`.
+void PackedStream::move_to(const Cursor& at, const nlohmann::json& state) {
+  documents_->load_state(state.value("selection", nlohmann::json()));
+  order_ = Permutation(documents_->count(), order_seed(context_), 0);
+  order_epoch_ = 0;
+  cursor_ = at;
+  hashed_ = 0;
+  read_hash_ = 0;
+  if (at.position <= documents_->count()) hash_read();
 }
 
 void PackedStream::load_state(const nlohmann::json& state) {
   const Cursor at{count_field(state, "epoch"), count_field(state, "document"),
                   count_field(state, "offset")};
-  const int64_t rows = count_field(state, "rows");
-  const int64_t documents = count_field(state, "documents");
-  if (documents != documents_->count() ||
-      state.value("source", std::string()) != documents_->fingerprint())
-    throw Error(
-        c10::str(
-            "the text or the tokenizer has changed since the data position was saved: there were ",
-            documents, " documents, and ", documents_->source(), " now has ", documents_->count(),
-            ", or their content differs. Resuming would repeat or skip "
-            "text: restore the original text, or start a new run from the checkpoint"),
-        ExitCode::data);
+  const int64_t rows = count_field(state, "rows"), documents = count_field(state, "documents");
   if (state.value("seed", uint64_t{0}) != order_seed(context_))
     throw Error(
         c10::str("the data position was saved with train.seed ",
@@ -165,10 +209,18 @@ void PackedStream::load_state(const nlohmann::json& state) {
         ExitCode::data);
   if (at.position > documents || (at.position == documents && at.offset != 0))
     throw Error("the saved data position is past the last document", ExitCode::data);
-  if (at.position < documents && at.offset > documents_->length(document_at(at)))
-    throw Error("the saved data position is past the end of its document", ExitCode::data);
-  cursor_ = at;
-  rows_ = rows;
+  const Cursor before = cursor_;
+  const nlohmann::json selection{{"selection", documents_->state()}};
+  try {
+    move_to(at, state);
+    check_documents(*documents_, state, at.epoch == 0 ? std::to_string(read_hash_) : "");
+    if (at.position < documents && at.offset > documents_->length(document_at(at)))
+      throw Error("the saved data position is past the end of its document", ExitCode::data);
+    rows_ = rows;
+  } catch (...) {
+    move_to(before, selection);
+    throw;
+  }
 }
 
 }  // namespace dsv3

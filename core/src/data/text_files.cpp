@@ -1,7 +1,11 @@
+#include <ATen/Parallel.h>
+
 #include <dsv3/sdk/documents.h>
 #include <dsv3/sdk/error.h>
+#include <dsv3/sdk/log.h>
 #include <dsv3/support/json.h>
 #include <dsv3/support/text_files.h>
+#include <dsv3/support/utf8.h>
 
 namespace dsv3 {
 namespace {
@@ -9,6 +13,7 @@ namespace {
 namespace stdfs = std::filesystem;
 
 constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+constexpr size_t kListedProblems = 20;
 
 [[noreturn]] void fail(const std::string& what) {
   throw Error(what, ExitCode::data);
@@ -57,12 +62,65 @@ std::string_view take_line(std::string_view& rest) {
   return line;
 }
 
+struct InvalidDocument : std::runtime_error {
+  InvalidDocument(size_t at, const std::string& what) : std::runtime_error(what), offset(at) {}
+  size_t offset;  // of the problem, in the document
+};
+
+/// Throws InvalidDocument unless `text` is UTF-8 without zero bytes.
+void check_text(std::string_view text) {
+  if (const size_t zero = text.find('\0'); zero != text.npos)
+    throw InvalidDocument(zero, "zero byte; convert the file to UTF-8 if it is text");
+  if (const size_t end = valid_prefix(text); end < text.size())
+    throw InvalidDocument(end, "invalid UTF-8; convert the file to UTF-8");
+}
+
+/// Returns the text in a line of a .jsonl file. Throws InvalidDocument.
+std::string decode(std::string_view bytes, const std::string& field) {
+  Json line;
+  try {
+    line = parse_json(bytes, "");
+  } catch (const Error& error) {
+    // The message starts with ":1:COLUMN: ".
+    const std::string what = error.what();
+    char* end = nullptr;
+    const size_t column = std::strtoul(what.c_str() + std::string_view(":1:").size(), &end, 10);
+    throw InvalidDocument(column - 1, end + std::string_view(": ").size());
+  }
+  if (!line.is_object()) throw InvalidDocument(0, "every line of a .jsonl file must be an object");
+  const auto text = line.find(field);
+  if (text == line.end()) {
+    std::string keys;
+    for (const auto& item : line.items()) keys += (keys.empty() ? "" : ", ") + item.key();
+    throw InvalidDocument(0, "no field '" + field + "'; the object has only: " + keys +
+                                 "; set `field` to the one that contains the text");
+  }
+  if (!text->is_string()) throw InvalidDocument(0, "field '" + field + "' must be a string");
+  return std::move(text->get_ref<std::string&>());
+}
+
+/// Returns what is wrong with a document; nullopt = it is valid.
+std::optional<InvalidDocument> problem_in(std::string_view bytes, bool jsonl,
+                                          const std::string& field) {
+  try {
+    if (jsonl)
+      decode(bytes, field);
+    else
+      check_text(bytes);
+    return std::nullopt;
+  } catch (const InvalidDocument& invalid) {
+    return invalid;
+  }
+}
+
 }  // namespace
 
 TextFiles::TextFiles(const std::vector<std::string>& paths, const TextFormat& format)
     : field_(format.field) {
   if (format.documents != "blank_line" && format.documents != "line" && format.documents != "file")
     fail("unknown document boundary '" + format.documents + "'; use blank_line, line or file");
+  if (format.on_error != "fail" && format.on_error != "skip")
+    fail("unknown on_error '" + format.on_error + "'; use fail or skip");
   std::vector<std::string> found;
   for (const std::string& path : paths) {
     find_files(path, found);
@@ -76,6 +134,8 @@ TextFiles::TextFiles(const std::vector<std::string>& paths, const TextFormat& fo
     }
     find_documents(files_.size() - 1, format);
   }
+  check_documents(format.on_error == "skip");
+  if (documents_.empty() && count_ > 0) fail("no valid text in " + source_ + ":" + invalid_);
   if (documents_.empty())
     fail("no text in " + source_ + ": " +
          (found.size() == 1 ? "it is" : "its " + std::to_string(found.size()) + " files are") +
@@ -83,8 +143,9 @@ TextFiles::TextFiles(const std::vector<std::string>& paths, const TextFormat& fo
 }
 
 void TextFiles::add(uint32_t file, std::string_view document) {
-  documents_.push_back({file, uint64_t(document.data() - files_[file].mapping.data()),
-                        document.size(), document_hash(document)});
+  documents_.push_back({file, uint32_t(documents_.size()),
+                        uint64_t(document.data() - files_[file].mapping.data()), document.size(),
+                        document_hash(document)});
   bytes_ += document.size();
 }
 
@@ -113,35 +174,62 @@ void TextFiles::find_documents(uint32_t file, const TextFormat& format) {
   if (!paragraph.empty()) add(file, paragraph);
 }
 
+std::string_view TextFiles::bytes_of(const Document& document) const {
+  return files_[document.file].mapping.view().substr(document.begin, document.size);
+}
+
+/// Lists the first of the documents with these indices: "file:line:column: problem".
+std::string TextFiles::listed(const std::vector<size_t>& invalid) const {
+  std::string text;
+  for (size_t i = 0; i < std::min(invalid.size(), kListedProblems); ++i) {
+    const Document& document = documents_[invalid[i]];
+    const File& file = files_[document.file];
+    const InvalidDocument problem = *problem_in(bytes_of(document), file.jsonl, field_);
+    // Lines are counted only here, because the index does not store their numbers.
+    const std::string_view before = file.mapping.view().substr(0, document.begin + problem.offset);
+    text += c10::str("\n  ", file.path, ":", std::count(before.begin(), before.end(), '\n') + 1,
+                     ":", before.size() - (before.rfind('\n') + 1) + 1, ": ", problem.what());
+  }
+  if (invalid.size() > kListedProblems)
+    text += c10::str("\n  and ", invalid.size() - kListedProblems, " more");
+  return text;
+}
+
+void TextFiles::check_documents(bool skip) {
+  std::vector<char> is_valid(documents_.size());
+  at::parallel_for(0, std::ssize(documents_), 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      is_valid[i] = !problem_in(bytes_of(documents_[i]), files_[documents_[i].file].jsonl, field_)
+                         .has_value();
+  });
+  count_ = documents_.size();
+  std::vector<size_t> invalid, valid;
+  for (size_t i = 0; i < count_; ++i) (is_valid[i] ? valid : invalid).push_back(i);
+  if (invalid.empty()) return;
+  invalid_ = listed(invalid);
+  if (!skip)
+    fail(c10::str(invalid.size(), " of ", count_, count_ == 1 ? " document" : " documents", " of ",
+                  source_, invalid.size() == 1 ? " is" : " are", " invalid:", invalid_,
+                  "\nCorrect or remove them, or set `on_error: skip` to leave them out"));
+  for (const size_t i : invalid) bytes_ -= documents_[i].size;
+  for (size_t i = 0; i < valid.size(); ++i) documents_[i] = documents_[valid[i]];
+  documents_.resize(valid.size());
+}
+
+void TextFiles::warn_about_skipped() const {
+  if (skipped() > 0)
+    log::warning(c10::str("skipped ", skipped(), " of ", count_, " documents of ", source_,
+                          ", which are invalid:", invalid_));
+}
+
 std::string_view TextFiles::text(const Document& document, std::string& buffer) const {
   const File& file = files_[document.file];
-  const std::string_view bytes = file.mapping.view().substr(document.begin, document.size);
-  if (!file.jsonl) return bytes;
-  // Line numbers are counted only for error messages, because the document index does not store
-  // them.
-  const auto where = [&] {
-    const char* begin = file.mapping.data();
-    return c10::str(file.path, ":", std::count(begin, begin + document.begin, '\n') + 1, ":");
-  };
-  Json line;
-  try {
-    line = parse_json(bytes, "line");
-  } catch (const Error& error) {
-    // Replaces the "line:1:" in the parser's "line:1:COLUMN: ..." with the file and line number.
-    fail(where() + std::string(error.what()).substr(std::string_view("line:1:").size()) +
-         "; correct or remove the line");
-  }
-  const auto it = line.is_object() ? line.find(field_) : line.end();
-  if (!line.is_object()) fail(where() + "1: every line of a .jsonl file must be an object");
-  if (it == line.end()) {
-    std::string keys;
-    for (const auto& item : line.items()) keys += (keys.empty() ? "" : ", ") + item.key();
-    fail(where() + "1: no field '" + field_ + "'; the object has only: " + keys +
-         "; set `field` to the one that contains the text");
-  }
-  if (!it->is_string()) fail(where() + "1: field '" + field_ + "' must be a string");
-  buffer = it->get<std::string>();
-  return buffer;
+  const std::string_view bytes = bytes_of(document);
+  if (document_hash(bytes) != document.hash)
+    fail(file.path +
+         " has changed while it was in use; start again, and replace files instead of writing to "
+         "them");
+  return file.jsonl ? buffer = decode(bytes, field_) : bytes;
 }
 
 }  // namespace dsv3

@@ -120,6 +120,7 @@ void Scorer::check_id(int64_t id, const std::string& where) const {
 TextScore score_text(const Scorer& scorer, const std::string& path, const TextFormat& format) {
   const Tokenizer& tokenizer = scorer.required_tokenizer("text");
   const TextFiles files({path}, format);
+  files.warn_about_skipped();
   DocumentSum sum(scorer, path);
   std::string buffer;
   for (const TextFiles::Document& document : files.documents()) {

@@ -58,6 +58,7 @@ class Preflight {
           label_of(experiment_.data) + "needs a tokenizer; add `tokenizer: {plugin: bytes}` or " +
               "another tokenizer to `data`");
     if (inputs_too_) {
+      if (configuration_.empty() && inputs_.empty()) check_data();
       warn_about_unused_gpu(experiment_.train);
       try {
         device_of(experiment_.train);
@@ -163,9 +164,24 @@ class Preflight {
     return readable;
   }
 
+  /// Opens the training data, so that all errors in its files are found before the run starts.
+  void check_data() {
+    const TrainOptions& train = experiment_.train;
+    builds([&] {
+      make<Data>(plugins_, experiment_.data,
+                 DataContext{.split = Split::train,
+                             .micro_batch = train.micro_batch.value_or(1),
+                             .sequence = train.sequence,
+                             .seed = uint64_t(train.seed),
+                             .vocab = vocab_of(experiment_, tokenizer_.get()),
+                             .validation_share = experiment_.validation.share,
+                             .tokenizer = tokenizer_});
+    });
+  }
+
   /// Returns the vocabulary size with which to build the model.
   int64_t check_vocab() {
-    std::shared_ptr<const Tokenizer> tokenizer;
+    std::shared_ptr<const Tokenizer>& tokenizer = tokenizer_;
     const bool named = !experiment_.tokenizer.plugin.empty();
     if (named && check_paths(experiment_.tokenizer))
       builds([&] {
@@ -237,7 +253,8 @@ class Preflight {
   const Experiment& experiment_;
   Plugins& plugins_;
   const bool inputs_too_;
-  std::string configuration_, inputs_;  // blocks
+  std::shared_ptr<const Tokenizer> tokenizer_;  // of check_vocab()
+  std::string configuration_, inputs_;          // blocks
 };
 
 }  // namespace

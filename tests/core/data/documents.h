@@ -16,8 +16,11 @@
 /// offset, so every token identifies its document and offset.
 class NumberedDocuments final : public dsv3::Documents {
  public:
-  explicit NumberedDocuments(std::vector<int64_t> lengths, std::string fingerprint = "numbers")
-      : lengths_(std::move(lengths)), fingerprint_(std::move(fingerprint)) {}
+  explicit NumberedDocuments(std::vector<int64_t> lengths, std::string fingerprint = "numbers",
+                             std::vector<uint64_t> hashes = {})
+      : lengths_(std::move(lengths)),
+        fingerprint_(std::move(fingerprint)),
+        hashes_(std::move(hashes)) {}
   int64_t count() const override { return std::ssize(lengths_); }
   int64_t length(int64_t document) override { return lengths_.at(size_t(document)); }
   void read(int64_t document, int64_t offset, std::span<int64_t> out) override {
@@ -26,11 +29,15 @@ class NumberedDocuments final : public dsv3::Documents {
     for (int64_t& token : out) token = 1000 * (document + 1) + offset++;
   }
   std::string fingerprint() const override { return fingerprint_; }
+  uint64_t hash(int64_t document) const override {
+    return hashes_.empty() ? Documents::hash(document) : hashes_.at(size_t(document));
+  }
   std::string source() const override { return "numbers"; }
 
  private:
   std::vector<int64_t> lengths_;
   std::string fingerprint_;
+  std::vector<uint64_t> hashes_;
 };
 
 inline dsv3::DataContext stream_context(dsv3::Split split, int64_t micro_batch, int64_t sequence) {

@@ -175,12 +175,43 @@ TEST_CASE("a saved state is rejected if it is malformed, or if the documents or 
                                    {"document", 13},
                                    {"offset", 31}}) {
     nlohmann::json changed = state;
+    changed["read"] = "0";
     changed[key] = value;
     CHECK(rejected(changed));
   }
   CHECK(rejected(nlohmann::json(7)));
   CHECK(rejected(nlohmann::json()));
   CHECK(stream.state() == state);  // a rejected state leaves the stream unchanged
+}
+
+TEST_CASE("a stream resumes if only documents that it had not read have changed") {
+  const auto context = stream_context(Split::train, 1, 6);
+  const std::vector<int64_t> lengths(20, 10);
+  const auto documents = [&](std::vector<uint64_t> hashes, const std::string& fingerprint) {
+    return std::make_shared<NumberedDocuments>(lengths, fingerprint, std::move(hashes));
+  };
+  std::vector<uint64_t> hashes(lengths.size());
+  std::iota(hashes.begin(), hashes.end(), 100);
+  PackedStream stream(documents(hashes, "old"), context);
+  const std::vector<Row> rows = read_rows(stream, 4);
+  const nlohmann::json state = stream.state();
+  std::set<int64_t> read;
+  for (const std::vector<int64_t>& document : documents_of(rows))
+    read.insert(document[0] / 1000 - 1);
+  REQUIRE(read.size() == 3);
+  for (int64_t changed = 0; changed < std::ssize(lengths); ++changed) {
+    std::vector<uint64_t> corrected = hashes;
+    corrected[size_t(changed)] = 7;
+    PackedStream resumed(documents(corrected, "new"), context);
+    if (read.contains(changed))
+      CHECK(code_of([&] { resumed.load_state(state); }) == dsv3::ExitCode::data);
+    else
+      CHECK_NOTHROW(resumed.load_state(state));
+  }
+  read_rows(stream, 60);
+  PackedStream later(documents(hashes, "new"), context);
+  CHECK(stream.state()["epoch"] > 0);
+  CHECK(code_of([&] { later.load_state(stream.state()); }) == dsv3::ExitCode::data);
 }
 
 TEST_CASE(

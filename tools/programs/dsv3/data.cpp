@@ -72,6 +72,10 @@ void add_data_commands(CLI::App& app, int&) {
       ->add_option("--documents", request.format.documents, "Where a document ends in a .txt file")
       ->capture_default_str()
       ->check(CLI::IsMember({"blank_line", "line", "file"}));
+  command
+      ->add_option("--on-error", request.format.on_error, "fail on invalid documents, or skip them")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"fail", "skip"}));
   arguments->plugins.add_to(*command);
   command->callback([arguments] { prepare(*arguments); });
 

@@ -90,6 +90,10 @@ void add_eval_commands(CLI::App& app, int&) {
       ->capture_default_str()
       ->check(CLI::IsMember({"blank_line", "line", "file"}));
   command
+      ->add_option("--on-error", request.format.on_error, "fail on invalid documents, or skip them")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"fail", "skip"}));
+  command
       ->add_option("--field", request.format.field,
                    "Name of the .jsonl field that contains the text")
       ->capture_default_str();

@@ -38,9 +38,17 @@ class Documents {
   virtual int64_t length(int64_t document) = 0;
   /// Copies tokens [offset, offset + out.size()) of a document to `out`.
   virtual void read(int64_t document, int64_t offset, std::span<int64_t> out) = 0;
-  /// A string that changes if any document changes. When a stream resumes, it is compared with the
-  /// saved fingerprint.
+  /// A string that changes if any document changes. When a stream resumes with another fingerprint,
+  /// it compares the hashes of the documents that were already read.
   virtual std::string fingerprint() const = 0;
+  /// A hash of a document's tokens. By default, of the fingerprint, so that a stream resumes only
+  /// if no document has changed.
+  virtual uint64_t hash(int64_t document) const;
+  /// What a resumed run needs to select the same documents; null = nothing.
+  virtual nlohmann::json state() const;
+  /// Selects the documents that were selected when state() returned `state`, even if documents have
+  /// been corrected or appended since.
+  virtual void load_state(const nlohmann::json& state);
   /// Where the documents come from, for error messages.
   virtual std::string source() const = 0;
 };
@@ -70,10 +78,14 @@ class PackedStream : public Data {
   int64_t document_at(const Cursor& at);
   int64_t walk(Cursor& at, int64_t count, int64_t* tokens, int64_t* ids);
   void check_enough();
+  void hash_read();
+  void move_to(const Cursor& at, const nlohmann::json& state);
 
   std::shared_ptr<Documents> documents_;
   DataContext context_;
-  Cursor cursor_;     // start of the first row that no rank has returned
+  Cursor cursor_;       // start of the first row that no rank has returned
+  int64_t hashed_ = 0;  // number of documents of epoch 0 in read_hash_
+  uint64_t read_hash_ = 0;
   int64_t rows_ = 0;  // number of rows returned by all ranks together
   int64_t order_epoch_ = 0;
   Permutation order_;
