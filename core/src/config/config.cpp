@@ -7,6 +7,7 @@
 
 #include "config/check.h"
 #include "config/layers.h"
+#include "support/checked_math.h"
 
 namespace dsv3 {
 namespace {
@@ -62,6 +63,38 @@ void read_others(Checker& checker, Experiment& experiment) {
       experiment.others[slot.kind] = components(checker, slot);
 }
 
+/// Adds an error if a step, the run or a validation would process more tokens than supported.
+void check_products(Checker& checker, const TrainOptions& train,
+                    const ValidationOptions& validation) {
+  constexpr int64_t kMaxStepTokens = int64_t{1} << 28, kMaxTokens = 1'000'000'000'000'000;
+  const auto check = [&](const char* section, std::initializer_list<const char*> keys,
+                         const std::string& what, std::initializer_list<int64_t> factors,
+                         int64_t most) {
+    const std::optional<int64_t> product = checked_product(factors);
+    if (product && *product <= most) return true;
+    const Node* node = checker.section(section);
+    const config::Entry* entry = nullptr;
+    for (const char* key : keys)
+      if (node && !entry) entry = node->find(key);
+    const std::string text = what + " must be at most " + std::to_string(most) + " tokens, not " +
+                             (product ? std::to_string(*product) : "more than 2^63");
+    if (entry)
+      checker.diagnostics().error(*entry, text);
+    else
+      checker.diagnostics().error(checker.position_of(node), 1, text);
+    return false;
+  };
+  const int64_t batch = train.batch, sequence = train.sequence;
+  if (!check("train", {"sequence", "batch"}, "train.batch x train.sequence", {batch, sequence},
+             kMaxStepTokens))
+    return;
+  if (train.steps)
+    check("train", {"steps"}, "train.steps x train.batch x train.sequence",
+          {*train.steps, batch, sequence}, kMaxTokens);
+  check("validation", {"batches"}, "validation.batches x train.batch x train.sequence",
+        {validation.batches, batch, sequence}, kMaxTokens);
+}
+
 void check_length(Checker& checker, const TrainOptions& train) {
   if (train.steps.has_value() != train.tokens.has_value()) return;
   const Node* section = checker.section("train");
@@ -91,6 +124,7 @@ void fill(Checker& checker, Experiment& experiment) {
   experiment.train = checker.options<TrainOptions>("train");
   check_length(checker, experiment.train);
   experiment.validation = checker.options<ValidationOptions>("validation");
+  check_products(checker, experiment.train, experiment.validation);
   experiment.samples = checker.options<SamplesOptions>("samples");
   experiment.checkpoint = checker.options<CheckpointOptions>("checkpoint");
   experiment.tracker = components(checker, *config::slot_at("tracker"));

@@ -9,8 +9,10 @@
 
 namespace dsv3 {
 
-// Bounds that no experiment needs to exceed, so that products of sizes cannot overflow.
+// Bounds that no experiment needs to exceed, so that nothing absurd is allocated and products of
+// sizes cannot overflow. check_length() in config.cpp bounds products.
 constexpr double kMaxSize = 1 << 20, kMaxCount = 1 << 30, kMaxTokens = 1e15;
+constexpr double kMaxVocab = 1 << 24, kMaxSequence = 1 << 27, kMaxThreads = 1024;
 
 void ModelOptions::describe(OptionSchema<ModelOptions>& s) {
   s.add("hidden", &ModelOptions::hidden, "width of the residual stream")
@@ -24,7 +26,7 @@ void ModelOptions::describe(OptionSchema<ModelOptions>& s) {
   s.add("vocab", &ModelOptions::vocab,
         "number of token ids in the embedding and the head; auto = the tokenizer's vocabulary size")
       .min(1)
-      .max(kMaxCount)
+      .max(kMaxVocab)
       .word("auto")
       .unit("tokens");
   s.add("tied_head", &ModelOptions::tied_head, "use the embedding's weights in the head");
@@ -49,6 +51,7 @@ void LossOptions::describe(OptionSchema<LossOptions>& s) {
   s.add("chunk", &LossOptions::chunk,
         "number of logit rows in memory at once; auto = chosen by the loss operator")
       .min(1)
+      .max(kMaxCount)
       .word("auto")
       .unit("rows");
 }
@@ -104,16 +107,20 @@ void TrainOptions::describe(OptionSchema<TrainOptions>& s) {
       .unit("sequences");
   s.add("sequence", &TrainOptions::sequence, "tokens per sequence")
       .min(1)
-      .max(kMaxCount)
+      .max(kMaxSequence)
       .unit("tokens");
   s.add("clip", &TrainOptions::clip, "maximum gradient norm; 0 = no clipping").min(0);
   s.add("precision", &TrainOptions::precision,
         "compute dtype; auto = bf16 on CUDA and on CPUs with AMX-BF16, fp32 elsewhere")
       .choices({"auto", "fp32", "bf16"});
   s.add("seed", &TrainOptions::seed, "random seed for initial weights and document order").min(0);
-  s.add("log_every", &TrainOptions::log_every, "steps between logged metrics").min(1).unit("steps");
+  s.add("log_every", &TrainOptions::log_every, "steps between logged metrics")
+      .min(1)
+      .max(kMaxCount)
+      .unit("steps");
   s.add("threads", &TrainOptions::threads, "intra-op threads; auto = all cores")
       .min(1)
+      .max(kMaxThreads)
       .word("auto")
       .unit("threads");
   s.add("device", &TrainOptions::device, "device for training").choices({"auto", "cpu", "cuda"});
@@ -141,10 +148,12 @@ void ValidationOptions::describe(OptionSchema<ValidationOptions>& s) {
   s.add("every", &ValidationOptions::every,
         "steps between validations; 0 = only before the first and after the last step")
       .min(0)
+      .max(kMaxCount)
       .unit("steps");
   s.add("batches", &ValidationOptions::batches,
         "number of batches per validation, each with train.batch sequences")
       .min(1)
+      .max(kMaxCount)
       .unit("batches");
   s.add("share", &ValidationOptions::share, "fraction of documents in the held-out set")
       .min(0)
@@ -158,24 +167,28 @@ void ValidationOptions::describe(OptionSchema<ValidationOptions>& s) {
 void SamplesOptions::describe(OptionSchema<SamplesOptions>& s) {
   s.add("every", &SamplesOptions::every, "steps between text samples; 0 = off")
       .min(0)
+      .max(kMaxCount)
       .unit("steps");
   s.add("prompts", &SamplesOptions::prompts, "prompts to continue");
-  s.add("tokens", &SamplesOptions::tokens, "tokens per sample").min(1).unit("tokens");
+  s.add("tokens", &SamplesOptions::tokens, "tokens per sample").min(1).max(kMaxSize).unit("tokens");
   s.add("temperature", &SamplesOptions::temperature,
         "sampling temperature; 0 = always the most likely token")
       .min(0);
   s.add("top_k", &SamplesOptions::top_k, "sample from the k most likely tokens; 0 = from all")
       .min(0)
+      .max(kMaxVocab)
       .unit("tokens");
 }
 
 void CheckpointOptions::describe(OptionSchema<CheckpointOptions>& s) {
   s.add("every", &CheckpointOptions::every, "steps between checkpoints; 0 = only at the end")
       .min(0)
+      .max(kMaxCount)
       .unit("steps");
   s.add("keep_best", &CheckpointOptions::keep_best,
         "number of checkpoints with the lowest val/loss to keep, in addition to the last")
       .min(0)
+      .max(kMaxSize)
       .unit("checkpoints");
 }
 

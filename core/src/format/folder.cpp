@@ -329,14 +329,6 @@ StoredModel read_folder(const stdfs::path& folder, Plugins& plugins,
       throw NamedError(file.string() + ": " + error.what(), error.code());
     }
   });
-  const FolderTensors files(folder);
-  if (model.mtp_depth > 0 &&
-      lacks_mtp(call(*format, "tensors", &Format::tensors, model), model.layers, files.tensors())) {
-    log::info(
-        folder.string() + ": config.json declares " + std::to_string(model.mtp_depth) +
-        " MTP module(s), but the folder has no weights for them; reading the model without them");
-    model.mtp_depth = 0;
-  }
   const Sidecar sidecar = read_sidecar(folder);
   for (const auto& [key, value] : sidecar.conventions)
     if (const std::string problem = convention_problem(key, value, model, plugins);
@@ -346,9 +338,20 @@ StoredModel read_folder(const stdfs::path& folder, Plugins& plugins,
   if (tokenizer.empty() && stdfs::exists(folder / "tokenizer.json"))
     tokenizer = folder / "tokenizer.json";
   if (!tokenizer.empty()) tokenizer = stdfs::absolute(tokenizer);
+  const std::string name = stdfs::absolute(folder / "").parent_path().filename().string();
+  // Checks the sizes before the format lists the tensors, because config.json may describe an
+  // absurd number of them.
+  experiment_of(model, name, tokenizer, sidecar, plugins);
+  const FolderTensors files(folder);
+  if (model.mtp_depth > 0 &&
+      lacks_mtp(call(*format, "tensors", &Format::tensors, model), model.layers, files.tensors())) {
+    log::info(
+        folder.string() + ": config.json declares " + std::to_string(model.mtp_depth) +
+        " MTP module(s), but the folder has no weights for them; reading the model without them");
+    model.mtp_depth = 0;
+  }
   StoredModel stored;
-  stored.source = request_of(model, stdfs::absolute(folder / "").parent_path().filename().string(),
-                             tokenizer, sidecar, plugins);
+  stored.source = request_of(model, name, tokenizer, sidecar, plugins);
   const Experiment& experiment = stored.experiment.emplace(stored.load(plugins));
   const std::string differences =
       sidecar.conventions.empty()

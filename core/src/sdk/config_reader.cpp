@@ -77,8 +77,12 @@ void read_yarn(const Json& map, int64_t length, RopeParameters& rope, ConfigRead
   rope.beta_slow = number_of(map, "beta_slow", 1, reader);
   rope.mscale = number_of(map, "mscale", 0, reader);
   rope.mscale_all_dim = number_of(map, "mscale_all_dim", 0, reader);
-  rope.original_length = static_cast<int64_t>(
-      number_of(map, "original_max_position_embeddings", double(length), reader));
+  const double original =
+      number_of(map, "original_max_position_embeddings", double(length), reader);
+  if (original >= 1 && original <= double(1 << 30))
+    rope.original_length = static_cast<int64_t>(original);
+  else
+    reader.mistake("\"original_max_position_embeddings\" must be between 1 and 1073741824");
   if (map.contains("truncate") && map["truncate"] != true)
     reader.mistake(
         "\"truncate\" in the RoPE parameters must be true; dsv3 does not support other values");

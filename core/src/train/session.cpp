@@ -12,6 +12,7 @@
 #include "call/checked.h"
 #include "machine/machine.h"
 #include "run/gpu_provenance.h"
+#include "support/checked_math.h"
 #include "support/host.h"
 #include "train/resume.h"
 #include "train/trainer.h"
@@ -369,8 +370,13 @@ std::vector<LoadedLibrary> libraries_of(const Experiment& experiment, const Plug
 int64_t total_steps(const Experiment& experiment) {
   const TrainOptions& train = experiment.train;
   if (train.steps) return *train.steps;
-  const int64_t tokens_per_step = train.batch * train.sequence;
-  return (train.tokens.value() + tokens_per_step - 1) / tokens_per_step;
+  const std::optional<int64_t> per_step = checked_product({train.batch, train.sequence});
+  if (!per_step)
+    throw Error(c10::str("train.batch ", train.batch, " x train.sequence ", train.sequence,
+                         " tokens per step are too many; reduce them"),
+                ExitCode::usage);
+  const int64_t tokens = train.tokens.value();
+  return tokens / *per_step + (tokens % *per_step != 0);
 }
 
 }  // namespace dsv3

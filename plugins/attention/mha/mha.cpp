@@ -19,13 +19,18 @@ struct MhaOptions {
   double rotary_share = 1;
 
   static void describe(dsv3::OptionSchema<MhaOptions>& s) {
-    s.add("heads", &MhaOptions::heads, "number of query heads").min(1).shared("attention heads");
+    s.add("heads", &MhaOptions::heads, "number of query heads")
+        .min(1)
+        .max(1 << 16)
+        .shared("attention heads");
     s.add("kv_heads", &MhaOptions::kv_heads,
           "number of key-value heads; 1 = multi-query, fewer than heads = grouped-query")
         .min(0)
+        .max(1 << 16)
         .word("heads", 0);
     s.add("head_dim", &MhaOptions::head_dim, "features per head; auto = hidden / heads")
         .min(0)
+        .max(1 << 16)
         .word("auto", 0);
     s.add("qk_norm", &MhaOptions::qk_norm, "apply RMSNorm to each query and key head");
     s.add("rotary_share", &MhaOptions::rotary_share,

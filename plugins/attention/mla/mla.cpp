@@ -26,19 +26,25 @@ struct MlaOptions {
   static void describe(dsv3::OptionSchema<MlaOptions>& s) {
     s.add("heads", &MlaOptions::heads, "number of attention heads")
         .min(1)
+        .max(1 << 16)
         .shared("attention heads");
     s.add("q_lora_rank", &MlaOptions::q_lora_rank,
           "width of the query latent; 0 = project queries directly, without a latent")
         .min(0)
+        .max(1 << 20)
         .word("none", 0);
-    s.add("kv_lora_rank", &MlaOptions::kv_lora_rank, "width of the key-value latent").min(1);
+    s.add("kv_lora_rank", &MlaOptions::kv_lora_rank, "width of the key-value latent")
+        .min(1)
+        .max(1 << 20);
     s.add("qk_nope_dim", &MlaOptions::qk_nope_dim,
           "number of query and key features per head that are not rotated")
-        .min(1);
+        .min(1)
+        .max(1 << 16);
     s.add("qk_rope_dim", &MlaOptions::qk_rope_dim,
           "number of rotated features in each query head and in the key shared by all heads")
-        .min(1);
-    s.add("v_dim", &MlaOptions::v_dim, "number of value features per head").min(1);
+        .min(1)
+        .max(1 << 16);
+    s.add("v_dim", &MlaOptions::v_dim, "number of value features per head").min(1).max(1 << 16);
     // A convention, because the Transformers library always uses 1e-6, whereas other
     // implementations use the model's eps.
     s.add("latent_norm_eps", &MlaOptions::latent_norm_eps,

@@ -22,7 +22,8 @@ struct EarlyStopOptions {
     s.add("metric", &EarlyStopOptions::metric, "name of the metric, as in metrics.jsonl");
     s.add("patience", &EarlyStopOptions::patience,
           "number of values in a row without an improvement after which the run stops")
-        .min(1);
+        .min(1)
+        .max(1 << 30);
     s.add("min_delta", &EarlyStopOptions::min_delta,
           "smallest difference from the best value that counts as an improvement")
         .min(0);

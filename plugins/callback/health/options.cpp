@@ -5,14 +5,17 @@ namespace health {
 void Options::describe(dsv3::OptionSchema<Options>& s) {
   s.add("max_layers", &Options::max_layers,
         "number of layers with their own metrics; the others share the key \"rest\"")
-      .min(1);
+      .min(1)
+      .max(10000);
   s.add("patience", &Options::patience,
         "number of logged steps in a row with a sign that raise an alarm; some alarms need a "
         "multiple of it")
-      .min(1);
+      .min(1)
+      .max(1 << 20);
   s.add("repeat_every", &Options::repeat_every,
         "number of steps after which an alarm is repeated while its sign lasts")
-      .min(1);
+      .min(1)
+      .max(1 << 30);
   s.add("update_ratio", &Options::update_ratio,
         "largest healthy update_rms / weight_rms of a layer")
       .min(0);

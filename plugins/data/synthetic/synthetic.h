@@ -15,12 +15,14 @@ struct SyntheticOptions {
   static void describe(OptionSchema<SyntheticOptions>& s) {
     s.add("symbols", &SyntheticOptions::symbols,
           "number of distinct token ids, spread over the vocabulary")
-        .min(2);
+        .min(2)
+        .max(1 << 24);
     s.add("noise", &SyntheticOptions::noise, "fraction of tokens that are drawn at random")
         .min(0)
         .max(1);
     s.add("validation_rows", &SyntheticOptions::validation_rows, "number of validation rows")
-        .min(1);
+        .min(1)
+        .max(1 << 20);
   }
 };
 

@@ -34,6 +34,7 @@ struct TokensOptions {
          "token id that ends a document, for files that do not specify it; none = one document per "
          "file")
         .min(-1)
+        .max(4294967295)
         .word("none", -1);
     s.add("split", &TokensOptions::split,
           "how to choose the held-out set: document = individual documents by hash, shard = the "

@@ -39,18 +39,21 @@ std::string conflict(const MoeOptions& o) {
 }
 
 void MoeOptions::describe(dsv3::OptionSchema<MoeOptions>& s) {
-  s.add("routed", &MoeOptions::routed, "number of routed experts").min(1);
-  s.add("top_k", &MoeOptions::top_k, "number of routed experts per token").min(1);
+  s.add("routed", &MoeOptions::routed, "number of routed experts").min(1).max(1 << 16);
+  s.add("top_k", &MoeOptions::top_k, "number of routed experts per token").min(1).max(1 << 16);
   s.add("shared", &MoeOptions::shared,
         "number of shared experts, which every token uses, built as one expert of width shared * "
         "hidden; 0 = none")
-      .min(0);
-  s.add("hidden", &MoeOptions::hidden, "inner width of each expert").min(1);
+      .min(0)
+      .max(1 << 10);
+  s.add("hidden", &MoeOptions::hidden, "inner width of each expert").min(1).max(1 << 20);
   s.add("groups", &MoeOptions::groups, "number of expert groups; 1 = no group-limited routing")
-      .min(1);
+      .min(1)
+      .max(1 << 16);
   s.add("topk_groups", &MoeOptions::topk_groups,
         "number of expert groups to which each token may be routed")
-      .min(1);
+      .min(1)
+      .max(1 << 16);
   s.add("group_score", &MoeOptions::group_score,
         "score of an expert group: top2_sum = sum of its two highest expert scores (DeepSeek-V3), "
         "max = its highest expert score (DeepSeek-V2)")

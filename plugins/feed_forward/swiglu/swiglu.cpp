@@ -12,6 +12,7 @@ struct SwigluOptions {
     s.add("hidden", &SwigluOptions::hidden,
           "inner width; auto = 8/3 of model.hidden, rounded up to a multiple of 64")
         .min(0)
+        .max(1 << 20)
         .word("auto", 0);
   }
 };

@@ -105,6 +105,10 @@ class Obstacles {
   std::vector<std::string> obstacles_;
 };
 
+/// Largest number of experts in all layers together, which bounds the list of tensors.
+/// DeepSeek-V3 has 14,848.
+constexpr int64_t kMaxExperts = 1 << 18;
+
 Sizes sizes_of(const ModelDescription& model) {
   Sizes sizes;
   const ComponentDescription& mla = model.attention.front();
@@ -271,8 +275,10 @@ ModelDescription DeepseekV3::describe(const Json& config) const {
   model.vocab = reader.integer("vocab_size");
   model.hidden = reader.integer("hidden_size");
   model.layers = reader.integer("num_hidden_layers");
-  if (model.layers < 1 || model.layers > 10'000)
+  if (model.layers < 1 || model.layers > 10'000) {
     reader.mistake("\"num_hidden_layers\" must be between 1 and 10000");
+    model.layers = 1;
+  }
   model.mtp_depth = reader.integer("num_nextn_predict_layers", reader.integer("num_mtp_layers", 0));
   model.norm_eps = reader.number("rms_norm_eps", 1e-6);
   model.init_std = reader.number("initializer_range", 0.02);
@@ -292,6 +298,9 @@ ModelDescription DeepseekV3::describe(const Json& config) const {
     reader.mistake(
         "\"first_k_dense_replace\" makes all layers dense but not the MTP modules; in dsv3, MTP "
         "modules have the same components as the last layer");
+  if (std::get<int64_t>(moe.options.at("routed")) > kMaxExperts / model.layers)
+    reader.mistake("\"num_hidden_layers\" x \"n_routed_experts\" must be at most " +
+                   std::to_string(kMaxExperts));
   reader.finish();
   for (int64_t layer = 0; layer < model.layers; ++layer) {
     model.attention.push_back(attention);

@@ -27,7 +27,8 @@ struct YarnOptions {
     s.add("factor", &YarnOptions::factor, "factor by which the context length is extended").min(1);
     s.add("original_length", &YarnOptions::original_length,
           "context length before the extension, in tokens")
-        .min(1);
+        .min(1)
+        .max(1 << 30);
     s.add("beta_fast", &YarnOptions::beta_fast,
           "feature pairs that complete more rotations than this within the original context keep "
           "their frequency")

@@ -9,6 +9,7 @@ struct ConstantOptions {
   static void describe(dsv3::OptionSchema<ConstantOptions>& s) {
     s.add("warmup", &ConstantOptions::warmup, "number of linear warm-up steps")
         .min(0)
+        .max(1 << 30)
         .shared("warm-up steps");
   }
 };

@@ -14,6 +14,7 @@ struct CosineOptions {
   static void describe(dsv3::OptionSchema<CosineOptions>& s) {
     s.add("warmup", &CosineOptions::warmup, "number of linear warm-up steps")
         .min(0)
+        .max(1 << 30)
         .shared("warm-up steps");
     s.add("min_ratio", &CosineOptions::min_ratio,
           "factor applied to the learning rate in the last step")

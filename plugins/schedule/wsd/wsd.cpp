@@ -15,6 +15,7 @@ struct WsdOptions {
   static void describe(dsv3::OptionSchema<WsdOptions>& s) {
     s.add("warmup", &WsdOptions::warmup, "number of linear warm-up steps")
         .min(0)
+        .max(1 << 30)
         .shared("warm-up steps");
     s.add("decay", &WsdOptions::decay,
           "fraction of the run, at its end, in which the learning rate decays")
