@@ -68,6 +68,7 @@ std::vector<Batch> Stepper::next_batches(at::Tensor& targets) {
 void Stepper::step() {
   at::Tensor targets;  // number of valid targets, for the main loss and for each MTP depth
   std::vector<Batch> batches = next_batches(targets);
+  if (targets[0].item<int64_t>() == 0) warn_about_no_targets();
   const LossScale scale = scale_of(targets);
   if (run_.is_logged(run_.state.step + 1)) run_.sink->open();
   const at::Tensor sums = run_micro_batches(batches, scale);
@@ -177,6 +178,20 @@ LossScale Stepper::scale_of(const at::Tensor& targets) const {
   for (int64_t k = 1; k < targets.size(0); ++k) scale.mtp_targets.push_back(divisor(k));
   scale.sequences = run_.experiment.train.batch;
   return scale;
+}
+
+void Stepper::warn_about_no_targets() {
+  if (++steps_without_targets_ == 1)
+    log::warning(c10::str(
+        "step ", run_.state.step + 1,
+        " has no valid target, so nothing is learned from it; a target is the next token of the "
+        "same document, so check that documents have more than one token. Further steps are "
+        "counted"));
+}
+
+void Stepper::report_no_targets() const {
+  if (steps_without_targets_ > 0)
+    log::warning(c10::str(steps_without_targets_, " step(s) had no valid target"));
 }
 
 void Stepper::report_not_finite(const StepResult& result, const std::string& cause) const {

@@ -70,6 +70,8 @@ class Stepper {
   const StepResult& result() const { return result_; }
   /// The schedule's learning-rate factor in the last step.
   double lr_factor() const { return lr_factor_; }
+  /// Warns about the number of steps without a valid target, if there were any.
+  void report_no_targets() const;
 
  private:
   std::vector<Batch> next_batches(at::Tensor& targets);
@@ -90,6 +92,8 @@ class Stepper {
   /// Calls on_step_end() of layers, positions and callbacks, and clears the layers' counts. Layers
   /// and positions are not called after a skipped step.
   void end_step(bool skipped);
+  /// Counts a step without a valid target, and warns about the first.
+  void warn_about_no_targets();
   /// Warns about a skipped step, or throws if `train.not_finite` is stop.
   void report_not_finite(const StepResult& result, const std::string& cause) const;
   double progress() const { return double(run_.state.step + 1) / double(run_.steps); }
@@ -100,6 +104,7 @@ class Stepper {
   std::optional<PendingStep> pending_;
   double lr_factor_ = 0;
   int64_t skipped_in_row_ = 0;  // updates
+  int64_t steps_without_targets_ = 0;
 };
 
 }  // namespace dsv3

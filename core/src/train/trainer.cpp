@@ -142,6 +142,7 @@ void Trainer::notify(StepReport& report) {
 
 void Trainer::end(RunStatus status) {
   if (!std::exchange(running_, false)) return;
+  stepper_.report_no_targets();
   for (const auto& observer : observers_) observer->run_ended(status);
 }
 
