@@ -191,7 +191,7 @@ def resume_all_damaged(folder):
 def resume_changed_data(folder):
     """Resuming a run whose training text has changed."""
     trained(folder)
-    (folder / "text.txt").write_text((folder / "text.txt").read_text() + "\n\nOne more paragraph of text.\n")
+    (folder / "text.txt").write_text((folder / "text.txt").read_text().upper())
     return dsv3_run("--run_id", "done")
 
 

@@ -65,7 +65,7 @@ def data_parquet(folder):
     return with_data(folder, TEXT % "part.parquet")
 
 
-@case(4, "docs.jsonl:10:1", "'text'", "content, url", "`field`")
+@case(4, "docs.jsonl:10:1: no field", "50 of 50 documents", "'text'", "content, url", "`field`")
 def data_jsonl_field(folder):
     """A JSON Lines file with the text in a different field."""
     (folder / "docs.jsonl").write_text("".join(json.dumps({"content": "word " * 40, "url": "x"}) + "\n" for _ in range(50)))

@@ -99,7 +99,7 @@ def loss_not_finite(folder):
 def memory_model_too_large(folder):
     """A model that does not fit into memory."""
     experiment(folder)
-    return dsv3_run("tiny.yaml", "model.hidden=32768", "model.feed_forward={plugin: swiglu, hidden: 4194304}", "--run_name", "new",
+    return dsv3_run("tiny.yaml", "model.hidden=131072", "model.feed_forward={plugin: swiglu, hidden: 1048576}", "--run_name", "new",
                     limits={"RLIMIT_AS": 16 << 30})
 
 

@@ -50,12 +50,14 @@ void check_documents(const Documents& documents, const nlohmann::json& state,
         documents.source() +
         " has changed since the data position was saved, but only in documents that were not read "
         "before; the run continues with their new content");
+  const std::string difference =
+      same_count ? "documents of " + documents.source() + " that were already read differ"
+                 : c10::str("there were ", count, " documents, and ", documents.source(),
+                            " now has ", documents.count());
   throw Error(
-      c10::str("the text or the tokenizer has changed since the data position was saved: there "
-               "were ",
-               count, " documents, and ", documents.source(), " now has ", documents.count(),
-               ", or the content of those already read differs. Resuming would repeat or skip "
-               "text: restore the original text, or start a new run from the checkpoint"),
+      "the text or the tokenizer has changed since the data position was saved: " + difference +
+          ". Resuming would repeat or skip text: restore the original text, or start a new run "
+          "from the checkpoint",
       ExitCode::data);
 }
 

@@ -74,11 +74,7 @@ void TextDocuments::load_state(const nlohmann::json& state) {
     const int value = digit < bits.size() ? std::stoi(bits.substr(digit, 1), nullptr, 16) : 0;
     return (value >> document.number % 4 & 1) != 0;
   });
-  if (indices_ != before)
-    log::warning(files_.source() +
-                 " has documents that were corrected or added since the run started. The run keeps "
-                 "the documents it started with, even if a corrected one is now also in the other "
-                 "split, and does not use added ones");
+  keeps_selection_ = indices_ != before;
 }
 
 uint64_t TextDocuments::hash(int64_t document) const {
@@ -109,6 +105,11 @@ int64_t TextDocuments::length(int64_t document) {
 
 void TextDocuments::read(int64_t document, int64_t offset, std::span<int64_t> out) {
   if (std::exchange(warns_, false)) files_.warn_about_skipped();
+  if (std::exchange(keeps_selection_, false))
+    log::warning(files_.source() +
+                 " has documents that were corrected or added since the run started. The run keeps "
+                 "the documents it started with, even if a corrected one is now also in the "
+                 "validation split, and does not use added ones");
   const std::vector<int32_t>& from = tokens(document);
   std::copy_n(from.begin() + offset, out.size(), out.begin());
 }

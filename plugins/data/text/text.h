@@ -61,7 +61,8 @@ class TextDocuments final : public Documents {
   std::vector<size_t> indices_;  // documents in this split, as indices into files_.documents()
   std::string fingerprint_;
   nlohmann::json state_;
-  bool warns_;  // about skipped documents, at the next read
+  bool warns_;                    // about skipped documents, at the next read
+  bool keeps_selection_ = false;  // warn about it at the next read
   std::vector<std::vector<int32_t>> cache_;
   std::vector<bool> cached_;
   int64_t cached_tokens_ = 0;
