@@ -39,7 +39,7 @@ std::string conflict(const MoeOptions& o) {
 }
 
 void MoeOptions::describe(dsv3::OptionSchema<MoeOptions>& s) {
-  s.add("routed", &MoeOptions::routed, "number of routed experts").min(1).max(1 << 16);
+  s.add("routed", &MoeOptions::routed, "number of routed experts").min(1).max(1 << 14);
   s.add("top_k", &MoeOptions::top_k, "number of routed experts per token").min(1).max(1 << 16);
   s.add("shared", &MoeOptions::shared,
         "number of shared experts, which every token uses, built as one expert of width shared * "
