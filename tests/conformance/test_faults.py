@@ -93,7 +93,7 @@ FAULTS = [
     Fault("strategy", "throws", "training", PURPOSE, 3, "begin_microbatch", "2", PURPOSE, after=1),
     Fault("data", "throws", "batches", PURPOSE, 3, "next", r"\d", PURPOSE, after=2),
     Fault("tokenizer", "throws", "round_trip", PURPOSE, 3, "encode", "", PURPOSE),
-    Fault("schedule", "out_of_memory", "values", "out of memory", 1, "factor", "1", "out of memory"),
+    Fault("schedule", "out_of_memory", "values", "out of memory", 8, "factor", "1", "out of memory"),
     Fault("schedule", "throws_in_destructor", "values", "SIGABRT", ABRT, "destructor", "", f"std::terminate.*{PURPOSE}"),
     # Errors in the backward pass name the component whose forward pass created the failing autograd node.
     Fault("attention", "backward_throws", "determinism", PURPOSE, 3, "layer 1, backward", "1", PURPOSE),

@@ -144,7 +144,8 @@ def build_mutant(name, folder):
     output = words[words.index("-o") + 1]
     run(compile_command.replace(f"-c {source}", f"-I{source.parent} -c {mutant}")
         .replace(f"-o {output}", f"-o {folder / 'mutant.o'}").replace(f"-MF {output}.d", f"-MF {folder / 'mutant.d'}"))
-    run(commands[-1].replace(output, str(folder / "mutant.o")).replace(f"-o {library}", f"-o {folder / 'mutant.so'}"))
+    run(commands[-1].replace(output, str(folder / "mutant.o")).replace(f"-o {library}", f"-o {folder / 'mutant.so'}")
+        .replace(f"-DLIBRARY={BUILD / library}", f"-DLIBRARY={folder / 'mutant.so'}"))
     return folder / "mutant.so"
 
 

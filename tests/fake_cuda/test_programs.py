@@ -133,5 +133,5 @@ def test_a_crash_on_a_gpu_suggests_a_check_on_the_fake_device(folder):
 
 def test_running_out_of_memory_suggests_what_to_do(folder):
     peak = metrics(folder / "runs/whole")[6]["memory/peak_bytes"]
-    done = train("tiny.yaml", "--run_name", "memory", cwd=folder, check=1, FAKE_CUDA_MEMORY=int(0.9 * peak))
+    done = train("tiny.yaml", "--run_name", "memory", cwd=folder, check=8, FAKE_CUDA_MEMORY=int(0.9 * peak))
     assert "bytes are free; reduce train.micro_batch" in done.stderr and "model.recompute=full" in done.stderr, done.stderr

@@ -161,17 +161,23 @@ def test_a_run_whose_folder_is_gone_stops(tmp_path, case):
 
 STOPS = {
     "hang-up": (signal.SIGHUP, [], "step 1/", 75),
-    "validation": (signal.SIGTERM, ["validation.every=3", "validation.batches=100000000", "validation.share=0.5",
-                                    "data={plugin: synthetic}"], "step 3/", 75),
+    "validation": (signal.SIGTERM, ["validation.every=3", "validation.batches=100000", "validation.share=0.5"], "step 2/", 75),
     "samples": (signal.SIGUSR2, ["samples.every=3", "samples.tokens=1000000", "samples.temperature=1"], "step 3/", 75),
     "interrupt in samples": (signal.SIGINT, ["samples.every=3", "samples.tokens=1000000"], "step 3/", 130),
 }
+
+
+def grow(text):
+    """Make a text so long that a validation on half of it takes seconds."""
+    content = text.read_text()
+    text.write_text("\n\n".join(content.replace("the", f"the {i}") for i in range(30)))
 
 
 @pytest.mark.promise("stop-signals")
 @pytest.mark.parametrize("case", STOPS)
 def test_a_stop_saves_within_five_seconds(tmp_path, case):
     make_tiny(tmp_path)
+    grow(tmp_path / "text.txt")
     number, settings, ready, code = STOPS[case]
     process = start(tmp_path, "tiny.yaml", "train.steps=1000000", "checkpoint.every=0", "validation.every=0", *settings, "--run_name",
                     "r", ready=ready)
@@ -185,15 +191,16 @@ def test_a_stop_saves_within_five_seconds(tmp_path, case):
 @pytest.mark.promise("stop-signals")
 def test_a_validation_that_was_cut_short_is_repeated(tmp_path):
     make_tiny(tmp_path)
-    settings = ["tiny.yaml", "train.steps=4", "schedule.warmup=0", "validation.every=2", "validation.batches=2500", "data={plugin: synthetic}",
-                "model.vocab=257"]
+    grow(tmp_path / "text.txt")
+    settings = ["tiny.yaml", "train.steps=4", "schedule.warmup=0", "validation.every=2", "validation.batches=100000",
+                "validation.share=0.5"]
     dsv3_run(*settings, "--run_name", "whole", cwd=tmp_path)
     process = start(tmp_path, *settings, "--run_name", "cut")
-    time.sleep(0.3)
+    time.sleep(0.2)
     code, errors, _ = stop(process, signal.SIGTERM)
     assert code == 75, errors
     manifest = json.loads((last_checkpoint(tmp_path / "runs/cut") / "manifest.json").read_text())
-    assert manifest["state"]["cut_short"] and manifest["val_loss"] is None and manifest["step"] == 2
+    assert manifest["state"]["cut_short"] == "validation" and manifest["val_loss"] is None and manifest["step"] == 2
     dsv3_run("--run_id", "cut", cwd=tmp_path)
     assert losses(tmp_path / "runs/cut") == losses(tmp_path / "runs/whole")
 

@@ -1,5 +1,7 @@
 #include <charconv>
 #include <cmath>
+#include <cstdio>
+#include <fcntl.h>
 #include <set>
 
 #include <c10/util/StringUtil.h>
@@ -188,9 +190,14 @@ StoredCheckpoint CheckpointStore::save(const CheckpointContent& content) {
       write_all(temporary, content);
       if (exists) remove_checkpoint(folder);
       fs::rename(temporary, folder);
+    } else if (content.replaces) {
+      write_all(temporary, content);
+      // Swaps the two in one step. If the file system cannot do that, the intact one stays.
+      ::renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, folder.c_str(), RENAME_EXCHANGE);
+      fs::remove_all(temporary);
     }
     fs::sync_folder(folder_);
-    StoredCheckpoint stored = intact ? *intact : read_manifest(folder);
+    StoredCheckpoint stored = read_manifest(folder);
     or_warn("cannot clean up", [&] { remove_old(all(), content.step, keep_best_); });
     return stored;
   } catch (const std::exception& error) {

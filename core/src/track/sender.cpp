@@ -5,7 +5,7 @@
 #include <fstream>
 #include <thread>
 
-#include <dsv3/runtime/trainer.h>
+#include <dsv3/runtime/trackers.h>
 #include <dsv3/sdk/log.h>
 #include <dsv3/support/fs.h>
 #include <dsv3/support/json.h>

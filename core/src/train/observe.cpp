@@ -23,21 +23,23 @@ class Validation final : public Observer {
 
   void step_ended(StepReport& report) override {
     const ValidationOptions& options = run_.experiment.validation;
-    if (report.val_loss) return;
+    if (report.val_loss || report.recorded) return;
     if (report.step > 0 && !report.last && !Training::divides(options.every, report.step)) return;
     loader_->load_state(start_);
     const EvaluationWeights weights = run_.evaluation_weights();
     // Use whole batches, so that the rows do not depend on the micro-batch size.
     const ValidationSum sum = validate(*run_.model, *loader_, options.batches * run_.accumulate,
                                        [](const Batch&) { return !stop_requested(); });
-    if (stop_requested())
-      report.stopping = run_.state.cut_short = true;
-    else if (sum.targets > 0)
+    if (stop_requested()) {
+      report.stopping = true;
+      run_.state.cut_short = "validation";
+    } else if (sum.targets > 0) {
       report.val_loss = sum.loss();
-    else
+    } else {
       log::warning(
           c10::str("skipping validation: the validation split is empty (validation.share is ",
                    options.share, ")"));
+    }
   }
 
  private:
@@ -54,12 +56,15 @@ class Samples final : public Observer {
     const int64_t every = run_.experiment.samples.every;
     if (report.step == written_ || every == 0 || !run_.tokenizer) return;
     if (!report.last && !Training::divides(every, report.step)) return;
+    if (!run_.state.cut_short.empty()) return;
     written_ = report.step;
     const std::string samples = text();
-    if (stop_requested())
-      report.stopping = run_.state.cut_short = true;
-    else
+    if (stop_requested()) {
+      report.stopping = true;
+      run_.state.cut_short = "samples";
+    } else {
       write(without_secrets(samples));
+    }
   }
 
  private:
@@ -102,10 +107,18 @@ class Samples final : public Observer {
 
 class Checkpoints final : public Observer {
  public:
-  explicit Checkpoints(Training& training) : run_(training), saved_(training.state.step) {}
+  explicit Checkpoints(Training& training)
+      : run_(training),
+        saved_(training.state.step),
+        incomplete_(!training.state.cut_short.empty()) {}
 
   void step_ended(StepReport& report) override {
-    if (report.step == saved_) return;
+    if (report.step == saved_) {
+      // The checkpoint was saved before the step was validated.
+      if (incomplete_ && run_.state.cut_short.empty()) run_.save(report.val_loss, true);
+      incomplete_ = false;
+      return;
+    }
     if (!report.last && !report.stopping &&
         !Training::divides(run_.experiment.checkpoint.every, report.step))
       return;
@@ -115,7 +128,8 @@ class Checkpoints final : public Observer {
 
  private:
   Training& run_;
-  int64_t saved_;  // step of the last checkpoint
+  int64_t saved_;    // step of the last checkpoint
+  bool incomplete_;  // whether a signal cut the validation or samples of that step short
 };
 
 class Status final : public Observer {

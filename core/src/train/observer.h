@@ -14,6 +14,8 @@ namespace dsv3 {
 struct StepReport {
   int64_t step = 0;                    ///< number of completed steps; 0 = before the first step
   bool last = false;                   ///< the run has reached its end
+  bool recorded = false;               ///< the step was validated and recorded before a signal
+                                       ///< stopped the run
   bool stopping = false;               ///< a signal stops the run here, to be resumed later; set
                                        ///< by an observer that a signal has cut short
   const StepResult* result = nullptr;  ///< null at step 0

@@ -33,6 +33,7 @@ class MetricsRecorder final : public Observer {
   }
 
   void step_ended(StepReport& report) override {
+    if (report.recorded) return;
     const bool repeated = report.step == reported_ && report.result;
     reported_ = report.step;
     Event event{
@@ -42,11 +43,13 @@ class MetricsRecorder final : public Observer {
       if (!run_.is_logged(report.step) && !report.last) return progress_.show(line_, false);
       add_step(event, report);
     }
+    if (!run_.state.unrecorded.empty()) take_unrecorded(event);
     if (report.val_loss && validated_ != report.step) {
       validated_ = report.step;
       add(event, "val/loss", *report.val_loss);
     }
     if (report.result && !repeated) add_rates(event);
+    if (run_.state.cut_short == "validation") return keep_unrecorded(event);
     if (!event.metrics.empty()) record(event, report, !repeated);
   }
 
@@ -94,6 +97,18 @@ class MetricsRecorder final : public Observer {
     if (line_.mfu > 0) add(event, "throughput/mfu", line_.mfu);
     add(event, "data/wait_fraction", line_.wait_fraction);
     add(event, "memory/peak_bytes", double(line_.memory_bytes));
+  }
+
+  /// Stores the metrics in the run's state, because a step's metrics are one line.
+  void keep_unrecorded(const Event& event) const {
+    for (const auto& [name, value] : event.metrics)
+      run_.state.unrecorded.push_back({name, number_to_json(value)});
+  }
+
+  void take_unrecorded(Event& event) const {
+    for (const Json& metric : run_.state.unrecorded)
+      add(event, metric.at(0).get<std::string>(), number_from_json(metric.at(1)));
+    run_.state.unrecorded = Json::array();
   }
 
   void record(Event& event, const StepReport& report, bool show) {

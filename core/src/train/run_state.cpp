@@ -3,9 +3,9 @@
 namespace dsv3 {
 
 Json RunState::to_json() const {
-  return {{"data", data},           {"updates", updates},     {"init_hash", init_hash},
-          {"data_hash", data_hash}, {"callbacks", callbacks}, {"stopped", stopped},
-          {"cut_short", cut_short}};
+  return {{"data", data},           {"updates", updates},      {"init_hash", init_hash},
+          {"data_hash", data_hash}, {"callbacks", callbacks},  {"stopped", stopped},
+          {"cut_short", cut_short}, {"unrecorded", unrecorded}};
 }
 
 RunState RunState::from_json(const Json& manifest) {
@@ -18,7 +18,8 @@ RunState RunState::from_json(const Json& manifest) {
           .data_hash = state.at("data_hash").get<std::string>(),
           .callbacks = state.value("callbacks", Json::array()),
           .stopped = state.value("stopped", ""),
-          .cut_short = state.value("cut_short", false)};
+          .cut_short = state.value("cut_short", ""),
+          .unrecorded = state.value("unrecorded", Json::array())};
 }
 
 }  // namespace dsv3

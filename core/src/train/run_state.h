@@ -18,7 +18,12 @@ struct RunState {
   std::string data_hash;           ///< hash of all rows used for training so far, in order
   Json callbacks = Json::array();  ///< state of each callback, in the experiment's order
   std::string stopped;             ///< why a callback ended the run; empty = it did not
-  bool cut_short = false;          ///< a signal interrupted the validation or samples of this step
+  /// What a signal has cut short after this step, to be repeated when the run resumes: "validation",
+  /// "samples", or "" (nothing).
+  std::string cut_short;
+  /// The step's metrics as [name, number_to_json()], if they could not be recorded because the
+  /// validation was cut short.
+  Json unrecorded = Json::array();
 
   /// Returns the `state` entries of a checkpoint manifest. `step` and `tokens` are not among them.
   Json to_json() const;

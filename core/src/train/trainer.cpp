@@ -84,9 +84,12 @@ int Trainer::train() {
     log::info("the run has ended: " + state.stopped);
     return 0;
   }
-  if (state.step == 0 || state.cut_short) {
-    state.cut_short = false;
-    StepReport start{.step = state.step, .last = state.step == run_.steps};
+  if (state.step == 0 || !state.cut_short.empty()) {
+    StepReport start{.step = state.step,
+                     .last = state.step == run_.steps,
+                     .recorded = state.cut_short == "samples"};
+    if (start.recorded) start.val_loss = run_.restored_val_loss;
+    state.cut_short.clear();
     if (const int signal = publish(start)) return signal;
   }
   while (state.step < run_.steps && state.stopped.empty()) {
@@ -121,7 +124,7 @@ int Trainer::publish(StepReport& report) {
   notify(report);
   if (const std::string& reason = run_.callbacks.reason(); !reason.empty()) {
     // A validation that was cut short is repeated when the run resumes.
-    if (!run_.state.cut_short) report.stopping = false;
+    if (run_.state.cut_short.empty()) report.stopping = false;
     end_early(report, reason);
   }
   return report.stopping ? int(requested_code) : 0;

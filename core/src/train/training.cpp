@@ -97,10 +97,11 @@ std::string Training::hash_parameters() {
   return digest.hex();
 }
 
-void Training::save(std::optional<double> val_loss) {
+void Training::save(std::optional<double> val_loss, bool replaces) {
   folder.require_exists();
   metrics.sync();
-  CheckpointContent content{.step = state.step, .tokens = state.tokens, .val_loss = val_loss};
+  CheckpointContent content{
+      .step = state.step, .tokens = state.tokens, .val_loss = val_loss, .replaces = replaces};
   Json libraries = Json::object();
   for (const LoadedLibrary& library : libraries_of(experiment, plugins))
     libraries[library.name] = library.sha256;
@@ -160,6 +161,7 @@ void Training::load_state(const StoredCheckpoint& checkpoint) {
 
 void Training::restore(const StoredCheckpoint& checkpoint) {
   load_state(checkpoint);
+  restored_val_loss = checkpoint.val_loss;
   callbacks.load_state(state.callbacks);
   checkpoints.clean_up(state.step);
 }

@@ -34,8 +34,8 @@ struct Training {
   /// Starts a new run from the full state of another run's checkpoint and saves it. Callbacks keep
   /// their states only if both runs have the same callbacks.
   void branch_from(const StoredCheckpoint& checkpoint);
-  /// Saves a checkpoint of the last completed step.
-  void save(std::optional<double> val_loss);
+  /// Saves a checkpoint of the last completed step. `replaces` as in CheckpointContent.
+  void save(std::optional<double> val_loss, bool replaces = false);
 
   /// Evaluates with the optimizers' evaluation weights while the returned object exists.
   EvaluationWeights evaluation_weights() {
@@ -67,6 +67,7 @@ struct Training {
   int64_t accumulate = 0;   ///< micro-batches per step
   int64_t steps = 0;        ///< total number of steps
   RunState state;
+  std::optional<double> restored_val_loss;  ///< of the checkpoint from which the run resumed
   double seconds = 0;  ///< time spent in steps by this process, without validation and saving
 
  private:

@@ -54,12 +54,15 @@ int64_t newest_checkpoint(const std::filesystem::path& run) {
   return newest ? newest->step : -1;
 }
 
-/// Tests that the run ended after the step in which the last signal arrived. Signals during the
-/// last step, or later, do not stop the run.
-void require_stopped(const Ending& ending, const std::filesystem::path& run, int code) {
+/// Tests that the run ended after the step in which the last signal arrived, or in the validation
+/// in which it arrived. A signal during the last step stops the run only if it cuts the last
+/// validation short.
+void require_stopped(const Ending& ending, const std::filesystem::path& run, int code,
+                     Signal::Place place = Signal::training) {
   INFO(ending.output);
-  const int64_t step = std::min(ending.steps_at_signal + 1, kSteps);
-  const bool finished = step == kSteps;
+  const int64_t stop = ending.steps_at_signal + (place != Signal::evaluation);
+  const int64_t step = std::min(stop, kSteps);
+  const bool finished = step == kSteps && ending.code == 0;
   REQUIRE_FALSE(ending.killed);
   REQUIRE(ending.code == (finished ? 0 : code));
   const dsv3::Json status = dsv3::read_json(run / "status.json");
@@ -68,7 +71,7 @@ void require_stopped(const Ending& ending, const std::filesystem::path& run, int
   REQUIRE(status.at("state") == (finished             ? "finished"
                                  : code == kPreempted ? "preempted"
                                                       : "interrupted"));
-  REQUIRE(newest_checkpoint(run) == step);
+  REQUIRE(newest_checkpoint(run) == (step == 0 ? -1 : step));
 }
 
 uint64_t seed() {
@@ -90,7 +93,7 @@ TEST_CASE("a signal stops a run after the current step, and the run resumes bit-
         INFO("DSV3_TEST_SEED=" << first_seed << ", " << signal.text());
         const Ending ending = runs.start({signal});
         REQUIRE(ending.signals_sent == 1);
-        require_stopped(ending, runs.folder(), number == SIGINT ? kInterrupted : kPreempted);
+        require_stopped(ending, runs.folder(), number == SIGINT ? kInterrupted : kPreempted, place);
         stopped += ending.code != 0;
         runs.require_exact_resume();
       }

@@ -8,6 +8,7 @@
 #include <memory>
 #include <sstream>
 #include <string_view>
+#include <unistd.h>
 
 namespace fake_cuda {
 namespace {
@@ -30,6 +31,16 @@ std::string demangled(const char* symbol) {
 
 }  // namespace
 
+std::string library_name(const char* path) {
+  std::string name = path;
+  char target[512];
+  const ssize_t size =
+      name.starts_with("/proc/") ? readlink(path, target, sizeof target) : ssize_t{-1};
+  if (size > 0) name.assign(target, size_t(size));  // "/memfd:libx.so (deleted)"
+  name = name.substr(name.find_last_of("/:") + 1);
+  return name.substr(0, name.find(' '));
+}
+
 std::vector<std::string> call_site(int count) {
   std::array<void*, 96> frames{};
   const int depth = backtrace(frames.data(), int(frames.size()));
@@ -40,8 +51,7 @@ std::vector<std::string> call_site(int count) {
     // before.
     const char* address = static_cast<const char*>(frames[size_t(i)]) - 1;
     if (!dladdr(address, &info) || !info.dli_fname) continue;
-    const std::string_view path = info.dli_fname;
-    const std::string_view library = path.substr(path.rfind('/') + 1);
+    const std::string library = library_name(info.dli_fname);
     if (is_runtime(library)) continue;
     std::ostringstream frame;
     frame << library;

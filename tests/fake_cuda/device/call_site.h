@@ -11,4 +11,8 @@ namespace fake_cuda {
 /// "libdsv3.so+0x1234" for others (`addr2line -fCe FILE 0x1234` prints their names).
 std::vector<std::string> call_site(int count);
 
+/// Returns the file name of a library from the path that dladdr() returns. dsv3 loads plugins from
+/// copies in memory, /proc/<process>/fd/<number>, which have the name of the library.
+std::string library_name(const char* path);
+
 }  // namespace fake_cuda

@@ -2,11 +2,13 @@
 
 #include <array>
 #include <csignal>
+#include <cstdio>
 #include <dlfcn.h>
 #include <execinfo.h>
 #include <string_view>
 #include <unistd.h>
 
+#include "call_site.h"
 #include "memory.h"
 
 namespace fake_cuda {
@@ -29,7 +31,13 @@ void report(const char* text) {
   for (const std::string_view part : {"fake_cuda: ", text, ":\n"})
     (void)!write(STDERR_FILENO, part.data(), part.size());
   std::array<void*, 40> frames{};
-  backtrace_symbols_fd(frames.data(), backtrace(frames.data(), int(frames.size())), STDERR_FILENO);
+  const int count = backtrace(frames.data(), int(frames.size()));
+  for (int i = 0; i < count; ++i) {
+    Dl_info info{};
+    if (!dladdr(frames[size_t(i)], &info) || !info.dli_fname) continue;
+    dprintf(STDERR_FILENO, "%s(%s) [%p]\n", library_name(info.dli_fname).c_str(),
+            info.dli_sname ? info.dli_sname : "", frames[size_t(i)]);
+  }
 }
 
 void on_fault(int signal, siginfo_t* info, void* context) {

@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from support import BUILD, execute, last_checkpoint, make_tiny, metrics, statistics, tensors  # noqa: E402
+from support import BUILD, execute, make_tiny, metrics, statistics  # noqa: E402
 
 LIBRARIES = BUILD / "tests/fake_cuda/mutants/lib"
 WORDS = ("train.steps=3", "schedule.warmup=0", "train.batch=4", "train.micro_batch=2", "train.sequence=32",
@@ -70,7 +70,8 @@ FAILED = {
     Run("host_read_gradient"): [HOST_ACCESS, r"SIGSEGV in strategy 'single' \(grad_norm\) at step 1"],
     Run("host_view", "host"): [HOST_ACCESS, "SIGSEGV"],
     Run("host_view", "device"): ["the device accesses host memory", "SIGSEGV"],
-    Run("checkpoint_copy", "none"): [HOST_ACCESS, "CheckpointStore4save"],
+    Run("checkpoint_copy", "none"): [HOST_ACCESS, "require_finite"],
+    Run("checkpoint_copy", "async"): ["values that are not finite"],
     Run("checkpoint_restore", source=PLAIN): [HOST_ACCESS, "load_parameters"],
     Run(words=plugin("optimizer/host_sgd")): [HOST_ACCESS, r"SIGSEGV in optimizer 'host_sgd' \(step\) at step 1"],
     Run(words=plugin("position/host_table")): [FOREIGN_INDEX],
@@ -250,12 +251,6 @@ def test_a_hidden_wait_is_counted(runs, run, function):
     waits = statistics(runs.log_of(run))["waits"]
     counted = [reason for reason, site in waits if f"libmutant_hidden_wait.so {function}" in site]
     assert bool(counted) == WAITS[function], counted
-
-
-@pytest.mark.parametrize("run", cases([Run("checkpoint_copy", "async")]))
-def test_an_incomplete_checkpoint_differs(runs, run):
-    saved = [tensors(last_checkpoint(runs.folder_of(r) / "runs/run")) for r in (run, PLAIN)]
-    assert sorted(saved[0]) == sorted(saved[1]) and saved[0] != saved[1]
 
 
 @pytest.mark.parametrize("run", cases([Run(source=PLAIN)]))

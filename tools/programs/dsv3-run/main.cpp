@@ -12,6 +12,7 @@
 #include <dsv3/runtime/machine.h>
 #include <dsv3/runtime/printable.h>
 #include <dsv3/runtime/run_folder.h>
+#include <dsv3/runtime/trackers.h>
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/error.h>
 

@@ -30,7 +30,8 @@ constexpr std::array kStructure{
     Row{"data.tokenizer", "", "tokenizer: one component, or null"},
     Row{"tracker", "", "experiment trackers: one component, a list, or null"},
     Row{"callback", "", "observers that may stop the run: one component, a list, or null"},
-    Row{"plugin_paths", "", "config.yaml only: registry folders, relative to that file"},
+    Row{"plugin_paths", "", "~/.config/dsv3/config.yaml or --config only: plugin libraries, registries "
+        "or installations, relative to that file"},
 };
 
 constexpr std::array kComponentKeys{

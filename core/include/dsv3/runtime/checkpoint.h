@@ -18,6 +18,7 @@ struct CheckpointContent {
   /// conventions, world size and strategy. Numbers must be finite, because JSON has no NaN or
   /// infinity (see number_to_json).
   Json state = {};
+  bool replaces = false;  ///< replaces an intact checkpoint of the same step
   std::map<std::string, std::string> files =
       {};  ///< content of additional files by name; checksummed like the tensors
 };

@@ -27,7 +27,7 @@ std::string indented(std::string text);
 size_t incomplete_character(std::string_view text);
 
 /// Hides `value`, the value of the environment variable `variable`, in all later messages. Ignores
-/// values that cannot be told from other text: those shorter than 4 characters, true and false, and
+/// values that look like other text: those shorter than 4 characters, true and false, and
 /// numbers shorter than 8 characters.
 void hide_value(const std::string& variable, const std::string& value);
 

@@ -25,10 +25,6 @@ struct RunRequest {
 /// Trains, and returns the exit code of a run that finished or was stopped: 0, 75 or 130.
 int train(const RunRequest& request, Plugins& plugins);
 
-/// Whether a tracker was still busy when its run ended. Its thread still runs then, so the process
-/// must end with _exit().
-bool has_busy_trackers();
-
 /// What `preflight` checks: only the configuration, or also whether its files and its GPU exist.
 enum class PreflightScope { configuration = 1, everything };
 
