@@ -89,11 +89,11 @@ def cli_run_exists(folder):
     return dsv3_run("tiny.yaml", "--run_name", "nano-first")
 
 
-@case(2, "train.steps: 3 in the run, 100 now", "--from")
+@case(2, "train.steps: 3 in the run, 2 now", "a run can only become longer", "--branch", "--from")
 def cli_setting_of_a_resumed_run(folder):
     """Resuming a run with --run_id and an override."""
     trained(folder, "nano-first")
-    return dsv3_run("--run_id", "nano-first", "train.steps=100")
+    return dsv3_run("--run_id", "nano-first", "train.steps=2")
 
 
 @case(2, GOLDEN)

@@ -84,7 +84,7 @@ def output_is_a_file(folder):
 def file_size_limit(folder):
     """A checkpoint that exceeds the file size limit (ulimit -f)."""
     experiment(folder)
-    return dsv3_run("tiny.yaml", "--run_name", "new", limits={"RLIMIT_FSIZE": 100_000})
+    return dsv3_run("tiny.yaml", "--run_name", "new", limits={"RLIMIT_FSIZE": 500_000})
 
 
 @case(7, GOLDEN)
@@ -94,7 +94,7 @@ def loss_not_finite(folder):
     return dsv3_run("tiny.yaml", "train.steps=30", "optimizer={plugin: adamw, lr: 1e30}", "--run_name", "new")
 
 
-@case(1, "feed_forward 'swiglu'", "layer 0", "libdsv3_feed_forward_swiglu.so",
+@case(8, "feed_forward 'swiglu'", "layer 0", "libdsv3_feed_forward_swiglu.so",
       "memory", "train.micro_batch", "--dry-run")
 def memory_model_too_large(folder):
     """A model that does not fit into memory."""
@@ -103,7 +103,7 @@ def memory_model_too_large(folder):
                     limits={"RLIMIT_AS": 16 << 30})
 
 
-@case(1, GOLDEN)
+@case(8, GOLDEN)
 def memory_batch_too_large(folder):
     """A batch that does not fit into memory."""
     experiment(folder)

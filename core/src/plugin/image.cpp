@@ -25,7 +25,9 @@ namespace stdfs = std::filesystem;
 
 [[noreturn]] void fail_to_copy(const stdfs::path& library, int error) {
   fail("cannot copy plugin library " + library.string() + " to memory: " + std::strerror(error) +
-       (error == EACCES ? "; allow executable memory files (sysctl vm.memfd_noexec=0)" : ""));
+       (error == EACCES  ? "; allow executable memory files (sysctl vm.memfd_noexec=0)"
+        : error == EFBIG ? "; raise the limit for the size of files (ulimit -f)"
+                         : ""));
 }
 
 int memory_file(const stdfs::path& library, std::string_view bytes) {
