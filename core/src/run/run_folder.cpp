@@ -134,7 +134,8 @@ std::map<std::string, stdfs::path> stored_tokenizer(const stdfs::path& run) {
 std::string plugin_advice(const stdfs::path& run) {
   std::string advice;
   try {
-    for (const Json& plugin : read_json(run / "provenance.json").at("plugins")) {
+    const Json provenance = read_json(run / "provenance.json");
+    for (const Json& plugin : provenance.at("plugins")) {
       const stdfs::path library = plugin.at("path").get<std::string>();
       if (!stdfs::exists(own_prefix() / "lib/dsv3/plugins" / library.filename()))
         advice += (advice.empty() ? "; the run was trained with other plugins: pass " : " ") +

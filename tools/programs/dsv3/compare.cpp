@@ -14,6 +14,7 @@
 #include <dsv3/runtime/model.h>
 #include <dsv3/runtime/printable.h>
 #include <dsv3/runtime/quantities.h>
+#include <dsv3/runtime/run_folder.h>
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/support/json.h>
@@ -63,6 +64,17 @@ dsv3::ExperimentRequest request_of(const std::string& what,
     request.machine_files = machine_files;
   }
   return request;
+}
+
+dsv3::Experiment load(const std::string& what, const std::vector<dsv3::MachineFile>& machine_files,
+                      dsv3::Plugins& plugins) {
+  try {
+    return dsv3::load_experiment(request_of(what, machine_files), plugins);
+  } catch (const dsv3::Error& error) {
+    throw dsv3::Error(
+        error.what() + (stdfs::is_directory(what) ? dsv3::plugin_advice(what) : std::string()),
+        error.code());
+  }
 }
 
 // Returns the last line in a run's metrics.jsonl that contains `key`.
@@ -306,7 +318,7 @@ void compare(const CompareArguments& arguments) {
   const std::vector<dsv3::MachineFile> machine_files = arguments.plugins.machine_files();
   std::vector<Item> items;
   for (const std::string& path : arguments.paths) {
-    dsv3::Experiment experiment = dsv3::load_experiment(request_of(path, machine_files), plugins);
+    dsv3::Experiment experiment = load(path, machine_files, plugins);
     const Costs costs = costs_of(experiment, plugins);
     items.push_back({path, std::move(experiment), costs});
   }
