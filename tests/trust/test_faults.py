@@ -230,3 +230,19 @@ def test_a_tracker_that_hangs_does_not_hold_the_run(tmp_path, fault, after):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and "tracker 'faulty-0' is still busy" in errors and time.monotonic() < begin + 13
     assert (tmp_path / "runs/r/metrics.csv").exists()
+
+
+@pytest.mark.promise("finite-checkpoints")
+@pytest.mark.parametrize("damage", ["cut", "empty", "format"])
+def test_a_damaged_manifest_does_not_restart_the_run(folder, damage):
+    shutil.rmtree(folder / "runs/r/checkpoints/step-2", ignore_errors=True)
+    checkpoint = last_checkpoint(folder / "runs/r")
+    manifest = checkpoint / "manifest.json"
+    if damage == "format":
+        reseal(checkpoint, lambda content: content.update(format=2))
+    else:
+        manifest.write_text(manifest.read_text()[:3000] if damage == "cut" else "")
+    weights = (checkpoint / "rank-00000.safetensors").read_bytes()
+    failed = dsv3_run("--run_id", "r", "train.steps=6", cwd=folder, check=5)
+    assert "all checkpoints of run 'r' are damaged" in failed.stderr
+    assert (checkpoint / "rank-00000.safetensors").read_bytes() == weights

@@ -133,6 +133,16 @@ void report_changes(const Json& changes, const Experiment& stored, const Trainin
                           " is ", now, " instead of ", planned));
 }
 
+/// Whether `folder` contains a checkpoint, intact or damaged.
+bool has_checkpoint_folder(const std::filesystem::path& folder) {
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("step-") && name.find(".tmp-") == name.npos) return true;
+  }
+  return false;
+}
+
 /// How a run begins.
 struct Start {
   bool resumed = false;
@@ -215,7 +225,7 @@ class Session {
   bool resume() {
     const CheckpointStore checkpoints(folder_.checkpoints(), experiment_.checkpoint.keep_best);
     const auto newest = checkpoints.newest();
-    if (!newest && !checkpoints.all().empty())
+    if (!newest && has_checkpoint_folder(folder_.checkpoints()))
       throw Error("all checkpoints of run '" + folder_.name() +
                       "' are damaged (see the warnings), so it cannot resume. Restore one from a "
                       "copy, or remove " +
