@@ -69,6 +69,21 @@ def seal(library):
     library.write_bytes(content + b"@dsv3-sha256@ " + hashlib.sha256(content).hexdigest().encode() + b"\n")
 
 
+def header_hash(content):
+    """Return the checksum for a shard's header."""
+    mask = 2**64 - 1
+    state = len(content)
+    for i in range(0, len(content), 8):
+        state = (state ^ int.from_bytes(content[i:i + 8], "little")) * 0x9e3779b97f4a7c15 & mask
+        state = (state << 29 | state >> 35) & mask
+
+    def mix(x):
+        x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9 & mask
+        x = (x ^ x >> 27) * 0x94d049bb133111eb & mask
+        return x ^ x >> 31
+    return mix((mix(state) ^ 0) + 0x9e3779b97f4a7c15 & mask)
+
+
 def metrics(run):
     """Return the metrics in metrics.jsonl, by step. Lines for the same step are merged."""
     by_step = {}

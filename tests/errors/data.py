@@ -4,6 +4,7 @@ import json
 import struct
 
 from harness import GOLDEN, case, dsv3, dsv3_run, experiment, prepare_with
+from support import header_hash
 
 
 def with_data(folder, data, *words):
@@ -186,21 +187,6 @@ def shard_of_another_tokenizer(folder):
         header[248:256] = struct.pack("<Q", header_hash(bytes(header[:248])))
         shard.write_bytes(header)
     return with_data(folder, TOKENS % "shards")
-
-
-def header_hash(content):
-    """Return the checksum for a shard's header."""
-    mask = 2**64 - 1
-    state = len(content)
-    for i in range(0, len(content), 8):
-        state = (state ^ int.from_bytes(content[i:i + 8], "little")) * 0x9e3779b97f4a7c15 & mask
-        state = (state << 29 | state >> 35) & mask
-
-    def mix(x):
-        x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9 & mask
-        x = (x ^ x >> 27) * 0x94d049bb133111eb & mask
-        return x ^ x >> 31
-    return mix((mix(state) ^ 0) + 0x9e3779b97f4a7c15 & mask)
 
 
 @case(4, "shards")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from support import BUILD, RUN, dsv3_run, last_checkpoint, losses, make_tiny
+from support import BUILD, RUN, dsv3_run, header_hash, last_checkpoint, losses, make_tiny
 
 DATA = "data={plugin: text, path: %s, tokenizer: {plugin: bytes}%s}"
 SHARDS = "data={plugin: tokens, path: shards, tokenizer: {plugin: bytes}}"
@@ -66,22 +66,8 @@ def as_version_1(shard):
     del content[256 + -(-tokens * 2 // 8) * 8 + count * 16:]
     content[8:12] = (1).to_bytes(4, "little")
     content[112:248] = bytes(136)
-    content[248:256] = document_hash(bytes(content[:248])).to_bytes(8, "little")
+    content[248:256] = header_hash(bytes(content[:248])).to_bytes(8, "little")
     shard.write_bytes(content)
-
-
-def document_hash(content):
-    mask = 2**64 - 1
-    state = len(content)
-    for i in range(0, len(content), 8):
-        state = (state ^ int.from_bytes(content[i:i + 8], "little")) * 0x9e3779b97f4a7c15 & mask
-        state = (state << 29 | state >> 35) & mask
-
-    def mix(x):
-        x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9 & mask
-        x = (x ^ x >> 27) * 0x94d049bb133111eb & mask
-        return x ^ x >> 31
-    return mix((mix(state) ^ 0) + 0x9e3779b97f4a7c15 & mask)
 
 
 @pytest.mark.promise("shard-digests")

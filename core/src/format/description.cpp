@@ -110,7 +110,7 @@ std::optional<OptionValue> typed_value(const std::string& text, OptionType type)
   return text;
 }
 
-/// Returns the option of a convention's key; null if there is no such convention in the model.
+/// Returns the option that a convention's key names; null if the model has no such convention.
 const OptionSpec* option_of(const std::string& key, ModelDescription& model, Plugins& plugins) {
   for (const auto& [path, schema] : core_sections())
     for (const OptionSpec& option : schema.options)

@@ -142,7 +142,7 @@ std::string plugin_advice(const stdfs::path& run) {
                   ("--plugin-path " + shell_quoted(library.string()));
     }
   } catch (const std::exception&) {
-    // Without provenance.json, there is no advice.
+    // A run without a readable provenance.json does not list its plugins.
   }
   return advice;
 }

@@ -36,7 +36,7 @@ struct BranchPoint {
 
 /// Finds the checkpoint for `--branch RUN[@STEP]`. RUN is a name in `output`, or a path if it
 /// contains '/'. Without STEP, takes the newest intact checkpoint. Throws dsv3::Error with
-/// ExitCode::usage if there is no such run or step.
+/// ExitCode::usage if the run or the step does not exist.
 BranchPoint find_branch_point(const std::string& branch, const std::filesystem::path& output);
 
 }  // namespace dsv3
