@@ -4,7 +4,7 @@
 #   VERSION   default: the project's version
 #   STATUS    stable (default), experimental or wip
 #   SUMMARY   one line
-#   LINK      libraries that only this plugin needs
+#   LINK      libraries that only this plugin needs; shared libraries of the project are built and installed beside it
 # Variables that a project may set before the call:
 #   DSV3_PLUGIN_PREFIX  prefix of lib/dsv3/plugins (libraries) and registries; default: the build folder
 #   DSV3_REGISTRY_SET   name of the registry; default: the project's name
@@ -46,8 +46,11 @@ function(dsv3_add_plugin name)
     CXX_EXTENSIONS OFF CXX_VISIBILITY_PRESET hidden
     # The plugin's own folder, for its private libraries, and the folders of libdsv3 and LibTorch, as seen from a plugin in
     # the same prefix. In another prefix, the plugin uses the ones that the program has already loaded.
-    INSTALL_RPATH "$ORIGIN;$ORIGIN/../..;$ORIGIN/../libtorch/torch/lib")
+    BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "$ORIGIN;$ORIGIN/../..;$ORIGIN/../libtorch/torch/lib")
   target_link_libraries(${name} PRIVATE dsv3::sdk ${arg_LINK})
+  get_target_property(outside_tree dsv3::sdk IMPORTED)
+  set_target_properties(${name} PROPERTIES INSTALL_RPATH_USE_LINK_PATH ${outside_tree})
+  dsv3_place_libraries(${prefix}/lib/dsv3/plugins ${arg_LINK})
   target_link_options(${name} PRIVATE -Wl,--no-undefined)
 
   set(definitions "DSV3_STAMP_COMPILER=\"${CMAKE_CXX_COMPILER_ID}-${CMAKE_CXX_COMPILER_VERSION}\"")
@@ -59,12 +62,26 @@ function(dsv3_add_plugin name)
   dsv3_share_plugin_pch(${name} ${arg_SOURCES})
 
   dsv3_register_plugin(${name} ${prefix})
-  # Installing rewrites the RPATH and may strip the library, so its digest is written again.
+  # Installing may strip the library, so its digest is written again.
   add_custom_command(TARGET ${name} POST_BUILD VERBATIM
     COMMAND ${CMAKE_COMMAND} -DLIBRARY=$<TARGET_FILE:${name}> -P ${DSV3_CMAKE_DIR}/Dsv3Seal.cmake)
   install(TARGETS ${name} LIBRARY DESTINATION lib/dsv3/plugins)
   install(CODE "set(LIBRARY \"\$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}/lib/dsv3/plugins/libdsv3_${name}.so\")
 include([[${DSV3_CMAKE_DIR}/Dsv3Seal.cmake]])")
+endfunction()
+
+# Builds and installs the shared libraries of this project that a plugin links in the plugin's folder, where it finds them.
+function(dsv3_place_libraries folder)
+  foreach(library IN LISTS ARGN)
+    if(TARGET ${library})
+      get_target_property(type ${library} TYPE)
+      get_target_property(imported ${library} IMPORTED)
+      if(type STREQUAL SHARED_LIBRARY AND NOT imported)
+        set_target_properties(${library} PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${folder})
+        install(TARGETS ${library} LIBRARY DESTINATION lib/dsv3/plugins)
+      endif()
+    endif()
+  endforeach()
 endfunction()
 
 # Creates the target dsv3_plugin_pch, a precompiled header for all plugins of a project. They must hide their symbols too.

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <map>
 #include <mutex>
+#include <sstream>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -48,18 +49,34 @@ bool is_loaded(const std::string& name) {
   return ::dlopen(name.c_str(), RTLD_LAZY | RTLD_NOLOAD) != nullptr;
 }
 
+std::vector<std::string> entries_of(const std::string& run_path) {
+  std::vector<std::string> entries;
+  std::istringstream text(run_path.empty() ? "" : run_path + ":");
+  for (std::string entry; std::getline(text, entry, ':');) entries.push_back(entry);
+  return entries;
+}
+
 /// Returns the folders of a RUNPATH that start with $ORIGIN, the folder `origin`.
-std::vector<stdfs::path> origin_folders(std::string_view run_path, const stdfs::path& origin) {
+std::vector<stdfs::path> origin_folders(const std::string& run_path, const stdfs::path& origin) {
   std::vector<stdfs::path> folders;
-  while (!run_path.empty()) {
-    const size_t end = std::min(run_path.find(':'), run_path.size());
-    const std::string_view entry = run_path.substr(0, end);
+  for (const std::string& entry : entries_of(run_path))
     for (const std::string_view name : {"$ORIGIN", "${ORIGIN}"})
-      if (entry.starts_with(name))
-        folders.push_back((origin.string() + std::string(entry.substr(name.size()))));
-    run_path.remove_prefix(std::min(end + 1, run_path.size()));
-  }
+      if (entry.starts_with(name)) folders.push_back(origin.string() + entry.substr(name.size()));
   return folders;
+}
+
+/// Rejects a library that would load code from the current folder.
+void require_fixed_folders(const stdfs::path& library, const Dependencies& needed) {
+  for (const std::string& entry : entries_of(needed.run_path))
+    if (!entry.starts_with('/') && !entry.starts_with('$'))
+      fail("the RUNPATH of " + library.string() + ", '" + needed.run_path + "', contains '" +
+           entry +
+           "', which is the current folder or relative to it; build the plugin with "
+           "dsv3_add_plugin(), or use folders that start with / or $ORIGIN");
+  for (const std::string& name : needed.names)
+    if (name.find('/') != name.npos && !name.starts_with('/'))
+      fail(library.string() + " needs '" + name +
+           "', which is relative to the current folder; link that library by its name alone");
 }
 
 }  // namespace
@@ -79,6 +96,7 @@ stdfs::path sealed_copy(const stdfs::path& library, std::string_view bytes,
 
 void load_dependencies(const stdfs::path& library, std::string_view bytes) {
   const Dependencies needed = dependencies_of(bytes);
+  require_fixed_folders(library, needed);
   for (const std::string& name : needed.names) {
     if (is_loaded(name)) continue;
     for (const stdfs::path& folder : origin_folders(needed.run_path, library.parent_path())) {
