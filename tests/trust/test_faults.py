@@ -205,6 +205,40 @@ def test_a_validation_that_was_cut_short_is_repeated(tmp_path):
     assert losses(tmp_path / "runs/cut") == losses(tmp_path / "runs/whole")
 
 
+# Initial weights and steps of so many layers take about a second each.
+SLOW = ["tiny.yaml", "model.hidden=1024", "model.layers=40", "train.steps=2", "schedule.warmup=0", "checkpoint.every=0",
+        "validation.every=0", "--run_name", "r"]
+
+
+@pytest.mark.promise("stop-signals")
+@pytest.mark.parametrize("number, code, state", [(signal.SIGTERM, 75, "preempted"), (signal.SIGUSR1, 75, "preempted"),
+                                                 (signal.SIGXCPU, 75, "preempted"), (signal.SIGINT, 130, "interrupted")])
+def test_a_stop_before_the_first_step_is_recorded(tmp_path, number, code, state):
+    make_tiny(tmp_path)
+    process = subprocess.Popen([RUN, *SLOW], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    status = tmp_path / "runs/r/status.json"
+    while not status.exists():
+        assert process.poll() is None
+    returned, errors, seconds = stop(process, number)
+    assert returned == code and seconds < 5 and f"error: stopped by {number.name} while the run was starting" in errors
+    stored = json.loads(status.read_text())
+    assert (stored["state"], stored["exit_code"], stored["step"]) == (state, code, 0)
+    if number == signal.SIGTERM:
+        dsv3_run("--run_id", "r", cwd=tmp_path)
+        assert json.loads(status.read_text())["state"] == "finished"
+
+
+@pytest.mark.promise("stop-signals")
+def test_a_second_interrupt_is_recorded(tmp_path):
+    make_tiny(tmp_path)
+    process = start(tmp_path, *SLOW, ready="step 0")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    code, errors, _ = stop(process, signal.SIGINT)
+    assert code == 130 and "error: stopped by SIGINT again, before it was saved" in errors
+    assert json.loads((tmp_path / "runs/r/status.json").read_text())["state"] == "interrupted"
+
+
 @pytest.mark.promise("stop-signals")
 def test_nohup_and_a_closed_pipe_do_not_stop_a_run(tmp_path):
     make_tiny(tmp_path)

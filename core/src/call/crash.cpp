@@ -68,8 +68,8 @@ struct Prepared {
 };
 Prepared prepared;
 
-/// The libraries that were loaded from copies in memory. Never shrinks, because a signal handler may
-/// read it at any time.
+/// The libraries that were loaded from copies in memory. Never shrinks, because a signal handler
+/// may read it at any time.
 struct Image {
   std::string image, library;
   const Image* next;
@@ -131,7 +131,7 @@ void describe(Text& text, const char* event, const char* cause) {
 std::atomic<bool> crash_reported{false};
 
 /// Writes a status.json with the same keys as RunFolder::write_status.
-void write_status(const char* message, int exit_code) {
+void write_status(const char* state, const char* message, int exit_code) {
   crash_reported = true;
   if (!prepared.status[0]) return;
   Text json;
@@ -139,8 +139,8 @@ void write_status(const char* message, int exit_code) {
   json.add_json(prepared.host);
   json.add("\",\n \"message\": \"");
   json.add_json(message);
-  json.add("\",\n \"pid\": %d,\n \"state\": \"failed\",\n \"step\": %ld,\n \"time\": \"%s\"\n}\n",
-           ::getpid(), current_step.finished.load(), utc_text(wall_seconds()).data());
+  json.add("\",\n \"pid\": %d,\n \"state\": \"%s\",\n \"step\": %ld,\n \"time\": \"%s\"\n}\n",
+           ::getpid(), state, current_step.finished.load(), utc_text(wall_seconds()).data());
   const int file = ::open(prepared.temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (file < 0) return;
   json.write_to(file);
@@ -167,7 +167,17 @@ void report(const char* event, const char* cause, int exit_code) {
   end_live_line();
   line.write_to(STDERR_FILENO);
   if (prepared.backtrace) print_stack();
-  write_status(message.bytes, exit_code);
+  write_status("failed", message.bytes, exit_code);
+}
+
+/// Prints `message`, writes it to status.json and ends the process.
+[[noreturn]] void end(const char* state, const char* message, int exit_code) {
+  Text line;
+  line.add("error: %s\n", message);
+  end_live_line();
+  line.write_to(STDERR_FILENO);
+  write_status(state, message, exit_code);
+  ::_exit(exit_code);
 }
 
 /// Reports a read from a mapped file that shrank, which raises SIGBUS, and ends the process.
@@ -177,12 +187,7 @@ void report_shrunk_file(int signal, const siginfo_t& info) {
       signal == SIGBUS && info.si_code > 0 ? fs::mapped_path_at(info.si_addr) : nullptr;
   if (!path || !may_report()) return;
   const auto message = fs::shrunk_message(path);
-  Text line;
-  line.add("error: %s\n", message.data());
-  end_live_line();
-  line.write_to(STDERR_FILENO);
-  write_status(message.data(), static_cast<int>(ExitCode::data));
-  ::_exit(static_cast<int>(ExitCode::data));
+  end("failed", message.data(), static_cast<int>(ExitCode::data));
 }
 
 extern "C" void on_fault(int signal, siginfo_t* info, void*) {
@@ -251,6 +256,13 @@ CrashReports::CrashReports() {
 
 CrashReports::~CrashReports() {
   prepared.ending = true;
+}
+
+void end_run(const char* state, int signal, const char* when, int exit_code) {
+  if (!may_report()) ::_exit(exit_code);
+  Text message;
+  message.add("stopped by SIG%s %s", ::sigabbrev_np(signal), when);
+  end(state, message.bytes, exit_code);
 }
 
 void print_backtraces() {

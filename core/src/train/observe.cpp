@@ -9,6 +9,7 @@
 #include "eval/validation.h"
 #include "support/host.h"
 #include "train/observer.h"
+#include "train/signals.h"
 
 namespace dsv3 {
 namespace {

@@ -25,7 +25,8 @@ struct StepReport {
 
 /// Acts on the events of a run. The loop calls the observers in a fixed order: validation, metrics,
 /// samples, checkpoints, status. If a callback ends the run, step_ended() is called a second time
-/// for the same step, with `last`.
+/// for the same step, with `last`. An observer that may take seconds gives up if stop_requested(),
+/// and sets StepReport::stopping and RunState::cut_short.
 class Observer {
  public:
   virtual ~Observer() = default;
@@ -33,10 +34,6 @@ class Observer {
   virtual void step_ended(StepReport&) {}
   virtual void run_ended(RunStatus) {}
 };
-
-/// Whether a signal has requested the end of the run. Observers that may take seconds give up then,
-/// and set StepReport::stopping and RunState::cut_short.
-bool stop_requested();
 
 /// Validates before the first step, every `validation.every` steps and at the end.
 std::unique_ptr<Observer> validation_observer(Training& training);

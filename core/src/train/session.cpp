@@ -15,6 +15,7 @@
 #include "support/checked_math.h"
 #include "support/host.h"
 #include "train/resume.h"
+#include "train/signals.h"
 #include "train/trainer.h"
 
 namespace dsv3 {
@@ -76,11 +77,6 @@ void write_resume(const RunRequest& request, const RunFolder& folder, const Expe
   if (!changes.empty()) resume["changes"] = changes;
   origin["resumes"].push_back(std::move(resume));
   write_provenance(folder, origin);
-}
-
-const char* state_of(int code) {
-  if (code == 0) return "finished";
-  return code == static_cast<int>(ExitCode::interrupted) ? "interrupted" : "preempted";
 }
 
 /// Calls `f` with the model passed in --from. Errors mention the flag and the path.
@@ -166,14 +162,18 @@ class Session {
   int run() {
     open_log_file(folder_.log());
     const CrashesInFolder crashes(folder_);
+    std::optional<StopSignals> signals(std::in_place);
     try {
       begin();
+      signals->save_first();
       const int code = trainer_->run();
       Json origin = read_json(folder_.provenance());
       origin["data_hash"] = training_->state.data_hash;
       write_provenance(folder_, origin);
       // Before the trackers, which may be slow or fail.
-      folder_.write_status(state_of(code), code, training_->state.step, "");
+      folder_.write_status(code == 0 ? "finished" : stopped_state(code), code,
+                           training_->state.step, "");
+      signals.reset();
       trainer_->end(code == 0 ? RunStatus::finished : RunStatus::stopped);
       if (code != 0)
         log::info("stopped at step " + step_text() + "; resume with " + resume_command());
@@ -200,6 +200,7 @@ class Session {
     if (start_.resumed) require_device_of(experiment_, folder_.path());
     training_ = std::make_unique<Training>(experiment_, plugins_, folder_);
     if (!start_.resumed || !resume()) start();
+    current_step.finished = training_->state.step;
     report_changes(start_.changes, *start_.stored, *training_);
     trainer_ = std::make_unique<Trainer>(*training_, start_.resumed, request_.quiet);
     if (!start_.resumed || !std::filesystem::exists(folder_.provenance())) {

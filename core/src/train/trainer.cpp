@@ -1,9 +1,6 @@
 #include "train/trainer.h"
 
-#include <array>
-#include <csignal>
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <dsv3/runtime/quantities.h>
 #include <dsv3/sdk/log.h>
@@ -11,55 +8,9 @@
 #include "call/call.h"
 #include "machine/machine.h"
 #include "support/host.h"
-#include "support/terminal.h"
+#include "train/signals.h"
 
 namespace dsv3 {
-namespace {
-
-constexpr std::array kSignals{SIGTERM, SIGHUP, SIGUSR2, SIGINT};
-/// 0 = continue; otherwise the exit code for a stop (preempted or interrupted).
-volatile std::sig_atomic_t requested_code = 0;
-
-extern "C" void on_signal(int signal) {
-  const int code = int(signal == SIGINT ? ExitCode::interrupted : ExitCode::preempted);
-  if (signal == SIGINT && requested_code == code) {
-    end_live_line();
-    _exit(code);
-  }
-  requested_code = code;
-}
-
-/// While this object exists, SIGTERM, SIGHUP and SIGUSR2 request preemption, and SIGINT requests an
-/// interrupt. The training loop checks for requests after each step. A second SIGINT ends the
-/// process immediately. SIGHUP stays ignored if it was, as under nohup.
-class SignalGuard {
- public:
-  SignalGuard() {
-    requested_code = 0;
-    struct sigaction action {};
-    action.sa_handler = on_signal;
-    sigemptyset(&action.sa_mask);
-    action.sa_flags = SA_RESTART;
-    for (size_t i = 0; i < kSignals.size(); ++i) {
-      sigaction(kSignals[i], &action, &previous_[i]);
-      if (kSignals[i] == SIGHUP && previous_[i].sa_handler == SIG_IGN)
-        sigaction(SIGHUP, &previous_[i], nullptr);
-    }
-  }
-  ~SignalGuard() {
-    for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &previous_[i], nullptr);
-  }
-
- private:
-  std::array<struct sigaction, kSignals.size()> previous_;
-};
-
-}  // namespace
-
-bool stop_requested() {
-  return requested_code != 0;
-}
-
 Trainer::Trainer(Training& training, bool resumed, bool quiet)
     : run_(training), stepper_(training) {
   observers_.push_back(validation_observer(run_));
@@ -77,7 +28,6 @@ int Trainer::run() {
 }
 
 int Trainer::train() {
-  const SignalGuard signals;
   RunState& state = run_.state;
   current_step.number = current_step.finished = state.step;
   if (!state.stopped.empty()) {
@@ -127,7 +77,7 @@ int Trainer::publish(StepReport& report) {
     if (run_.state.cut_short.empty()) report.stopping = false;
     end_early(report, reason);
   }
-  return report.stopping ? int(requested_code) : 0;
+  return report.stopping ? requested_exit_code() : 0;
 }
 
 void Trainer::notify(StepReport& report) {

@@ -23,8 +23,13 @@ class CrashReports {
 /// Makes later crashes also print a backtrace to stderr.
 void print_backtraces();
 
-/// Makes later crashes also write their message to this status.json. An empty path turns this off.
+/// Makes later crashes, and end_run(), also write their message to this status.json. An empty path
+/// turns this off.
 void report_crashes_to(const std::filesystem::path& status);
+
+/// Ends the process in the handler of a stop signal. Prints "error: stopped by SIGTERM <when>" and
+/// writes it to the status.json of report_crashes_to(), with `state` and `exit_code`.
+[[noreturn]] void end_run(const char* state, int signal, const char* when, int exit_code);
 
 /// Whether a crash was reported, after which status.json must not be overwritten.
 bool has_reported_crash();
