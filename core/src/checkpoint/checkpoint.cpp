@@ -207,6 +207,10 @@ StoredCheckpoint CheckpointStore::save(const CheckpointContent& content) {
   }
 }
 
+bool CheckpointStore::empty() const {
+  return steps_in(folder_).empty();
+}
+
 void CheckpointStore::clean_up(int64_t newest) {
   or_warn(kNoCleanUp, [&] { fs::remove_temporaries(folder_); });
   std::vector<StoredCheckpoint> older = all();

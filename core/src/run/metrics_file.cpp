@@ -2,6 +2,8 @@
 #include <cmath>
 
 #include <dsv3/runtime/metrics_file.h>
+#include <dsv3/runtime/printable.h>
+#include <dsv3/sdk/log.h>
 #include <dsv3/support/json.h>
 
 namespace dsv3 {
@@ -31,6 +33,21 @@ std::optional<std::pair<int64_t, std::string>> parse(std::string_view text) {
   return std::pair(step, std::string());
 }
 
+/// Warns if some lines were not written by dsv3. Does not parse them, because there may be
+/// millions.
+void check_lines(std::string_view lines, const std::filesystem::path& path) {
+  int64_t damaged = 0, first = 0;
+  for (int64_t number = 1; !lines.empty(); ++number) {
+    const std::string_view line = lines.substr(0, lines.find('\n'));
+    lines.remove_prefix(line.size() + 1);
+    if (line.starts_with("{\"step\": ") && line.ends_with('}')) continue;
+    if (damaged++ == 0) first = number;
+  }
+  if (damaged > 0)
+    log::warning(path.string() + ":" + std::to_string(first) + ": not a line of metrics (" +
+                 std::to_string(damaged) + " such line(s)); it is kept and ignored");
+}
+
 /// Returns the last line in `text`, which is complete (with its newline) or torn.
 std::string_view last_line(std::string_view text) {
   size_t newline = text.size() < 2 ? std::string_view::npos : text.rfind('\n', text.size() - 2);
@@ -44,8 +61,9 @@ std::string metrics_line(const Event& event) {
                      ", \"tokens\": " + std::to_string(event.tokens) +
                      ", \"time\": " + number_text(event.time);
   for (const auto& [name, value] : event.metrics)
-    line += ", " + Json(name).dump(-1, ' ', false, Json::error_handler_t::replace) + ": " +
-            number_text(value);
+    line += ", " +
+            Json(without_secrets(name)).dump(-1, ' ', false, Json::error_handler_t::replace) +
+            ": " + number_text(value);
   return line + "}\n";
 }
 
@@ -62,6 +80,7 @@ void MetricsFile::reopen() {
   while (!whole.empty() && !(whole.ends_with('\n') && parse(last_line(whole))))
     whole.remove_suffix(last_line(whole).size());
   if (whole.size() < content.size()) fs::write_atomically(path_, whole);
+  check_lines(whole, path_);
 
   lines_ = std::count(whole.begin(), whole.end(), '\n');
   last_step_ = -1;

@@ -119,6 +119,16 @@ int take_lock(const stdfs::path& folder) {
   return fd;
 }
 
+/// Replaces the content of an existing file without creating another one. Returns whether it could.
+bool overwrite(const stdfs::path& path, const std::string& text) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_NOFOLLOW | O_CLOEXEC);
+  if (fd < 0) return false;
+  const bool written = ::pwrite(fd, text.data(), text.size(), 0) == ssize_t(text.size()) &&
+                       ::ftruncate(fd, off_t(text.size())) == 0;
+  ::close(fd);
+  return written;
+}
+
 }  // namespace
 
 std::map<std::string, stdfs::path> stored_tokenizer(const stdfs::path& run) {
@@ -247,8 +257,13 @@ void RunFolder::write_status(const std::string& state, std::optional<int> exit_c
                  {"time", utc_text(wall_seconds()).data()},
                  {"host", host_name()},
                  {"pid", ::getpid()}};
-  fs::write_atomically(this->status(),
-                       status.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
+  const std::string text = status.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+  try {
+    fs::write_atomically(this->status(), text);
+  } catch (const Error&) {
+    // A full disk may have no space for a second file, but it has that of the first one.
+    if (!overwrite(this->status(), text)) throw;
+  }
 }
 
 }  // namespace dsv3

@@ -1,5 +1,9 @@
 #include "train/run_state.h"
 
+#include <c10/util/StringUtil.h>
+
+#include <dsv3/sdk/error.h>
+
 namespace dsv3 {
 
 Json RunState::to_json() const {
@@ -10,16 +14,21 @@ Json RunState::to_json() const {
 
 RunState RunState::from_json(const Json& manifest) {
   const Json& state = manifest.at("state");
-  return {.step = manifest.at("step").get<int64_t>(),
-          .tokens = manifest.at("tokens").get<int64_t>(),
-          .updates = state.at("updates").get<int64_t>(),
-          .data = state.at("data"),
-          .init_hash = state.at("init_hash").get<std::string>(),
-          .data_hash = state.at("data_hash").get<std::string>(),
-          .callbacks = state.value("callbacks", Json::array()),
-          .stopped = state.value("stopped", ""),
-          .cut_short = state.value("cut_short", ""),
-          .unrecorded = state.value("unrecorded", Json::array())};
+  RunState read{.step = manifest.at("step").get<int64_t>(),
+                .tokens = manifest.at("tokens").get<int64_t>(),
+                .updates = state.at("updates").get<int64_t>(),
+                .data = state.at("data"),
+                .init_hash = state.at("init_hash").get<std::string>(),
+                .data_hash = state.at("data_hash").get<std::string>(),
+                .callbacks = state.value("callbacks", Json::array()),
+                .stopped = state.value("stopped", ""),
+                .cut_short = state.value("cut_short", ""),
+                .unrecorded = state.value("unrecorded", Json::array())};
+  if (read.updates < 0 || read.updates > read.step)
+    throw Error(c10::str("the manifest says that ", read.updates, " of ", read.step,
+                         " steps updated the parameters; use another checkpoint"),
+                ExitCode::checkpoint);
+  return read;
 }
 
 }  // namespace dsv3

@@ -28,6 +28,7 @@ struct RunState {
   /// Returns the `state` entries of a checkpoint manifest. `step` and `tokens` are not among them.
   Json to_json() const;
   /// Reads a checkpoint manifest. Keys that older versions do not write have their defaults.
+  /// Throws dsv3::Error (ExitCode::checkpoint) if the numbers contradict each other.
   static RunState from_json(const Json& manifest);
 };
 

@@ -30,6 +30,18 @@ void require_device_of(const Experiment& stored, const std::filesystem::path& ru
                             std::filesystem::absolute(run).string() + " --device cpu"});
 }
 
+Json read_provenance(const RunFolder& folder) {
+  try {
+    Json content = read_json(folder.provenance());
+    if (content.is_object() && content.value("resumes", Json::array()).is_array()) return content;
+    throw Error(folder.provenance().string() + ": not an object that dsv3 wrote");
+  } catch (const Error& error) {
+    throw Error(error.what() + std::string("; restore it from a copy, or remove it to lose the "
+                                           "record of how the run was started"),
+                ExitCode::checkpoint);
+  }
+}
+
 /// Replaces bytes that are not UTF-8, which file names may contain, by U+FFFD.
 void write_provenance(const RunFolder& folder, const Json& content) {
   fs::write_atomically(folder.provenance(),
@@ -71,7 +83,7 @@ void write_start(const RunRequest& request, const RunFolder& folder, const Exper
 /// another machine or GPU.
 void write_resume(const RunRequest& request, const RunFolder& folder, const Experiment& experiment,
                   const Plugins& plugins, const Training& training, const Json& changes) {
-  Json origin = read_json(folder.provenance());
+  Json origin = read_provenance(folder);
   Json resume = process_provenance(request, experiment, plugins, training);
   resume["step"] = training.state.step;
   if (!changes.empty()) resume["changes"] = changes;
@@ -129,16 +141,6 @@ void report_changes(const Json& changes, const Experiment& stored, const Trainin
                           " is ", now, " instead of ", planned));
 }
 
-/// Whether `folder` contains a checkpoint, intact or damaged.
-bool has_checkpoint_folder(const std::filesystem::path& folder) {
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
-    const std::string name = entry.path().filename().string();
-    if (name.starts_with("step-") && name.find(".tmp-") == name.npos) return true;
-  }
-  return false;
-}
-
 /// How a run begins.
 struct Start {
   bool resumed = false;
@@ -167,7 +169,7 @@ class Session {
       begin();
       signals->save_first();
       const int code = trainer_->run();
-      Json origin = read_json(folder_.provenance());
+      Json origin = read_provenance(folder_);
       origin["data_hash"] = training_->state.data_hash;
       write_provenance(folder_, origin);
       // Before the trackers, which may be slow or fail.
@@ -226,7 +228,7 @@ class Session {
   bool resume() {
     const CheckpointStore checkpoints(folder_.checkpoints(), experiment_.checkpoint.keep_best);
     const auto newest = checkpoints.newest();
-    if (!newest && has_checkpoint_folder(folder_.checkpoints()))
+    if (!newest && !checkpoints.empty())
       throw Error("all checkpoints of run '" + folder_.name() +
                       "' are damaged (see the warnings), so it cannot resume. Restore one from a "
                       "copy, or remove " +
@@ -238,7 +240,24 @@ class Session {
     }
     compare_with_checkpoint(*newest, experiment_, plugins_);
     training_->restore(*newest);
+    warn_of_lost_files();
     return true;
+  }
+
+  void warn_of_lost_files() const {
+    const int64_t step = training_->state.step;
+    if (!std::filesystem::exists(folder_.provenance()))
+      log::warning(folder_.provenance().string() +
+                   " is missing, so the record of how the run was started is lost");
+    // A run that branched at this step has no metrics yet.
+    else if (read_provenance(folder_).value("branched_from", Json::object()).value("step", -1) ==
+             step)
+      return;
+    const int64_t recorded = training_->metrics.last_step();
+    if (recorded + start_.stored->train.log_every < step)
+      log::warning(c10::str(folder_.metrics().string(), " ends at step ",
+                            std::max<int64_t>(recorded, 0), ", but the checkpoint is of step ",
+                            step, ": the metrics in between are lost"));
   }
 
   /// Records an error. If the run failed before its first step, removes its folder, so that the

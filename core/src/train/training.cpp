@@ -161,6 +161,10 @@ void Training::load_state(const StoredCheckpoint& checkpoint) {
 
 void Training::restore(const StoredCheckpoint& checkpoint) {
   load_state(checkpoint);
+  if (state.step > steps)
+    throw Error(c10::str(checkpoint.folder.string(), " is of step ", state.step,
+                         ", but the run has only ", steps, " steps"),
+                ExitCode::checkpoint);
   restored_val_loss = checkpoint.val_loss;
   callbacks.load_state(state.callbacks);
   checkpoints.clean_up(state.step);

@@ -17,6 +17,7 @@
 #include <dsv3/runtime/run_folder.h>
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/error.h>
+#include <dsv3/sdk/log.h>
 #include <dsv3/support/json.h>
 
 #include "commands.h"
@@ -42,6 +43,7 @@ struct Item {
   std::string path;
   dsv3::Experiment experiment;
   Costs costs;
+  std::map<std::string, double> metrics;  // the last value of each
 };
 
 // Items that differ in nothing but the seed and settings that do not count as factors.
@@ -77,17 +79,30 @@ dsv3::Experiment load(const std::string& what, const std::vector<dsv3::MachineFi
   }
 }
 
-// Returns the last line in a run's metrics.jsonl that contains `key`.
-std::optional<double> last_metric(const std::string& run, const std::string& key) {
-  const stdfs::path metrics = stdfs::path(run) / "metrics.jsonl";
-  if (stdfs::exists(metrics) && !stdfs::is_regular_file(metrics))
-    throw dsv3::Error(metrics.string() + " is not a regular file", dsv3::ExitCode::usage);
-  std::ifstream file(metrics);
-  std::optional<double> last;
+// Returns the last value of each metric that a run has recorded; empty for an experiment file.
+std::map<std::string, double> last_metrics(const std::string& run) {
+  std::map<std::string, double> last;
+  const stdfs::path path = stdfs::path(run) / "metrics.jsonl";
+  if (!stdfs::is_directory(run)) return last;
+  if (!stdfs::is_regular_file(path)) {
+    dsv3::log::warning(path.string() +
+                       (stdfs::exists(path) ? " is not a regular file" : " is missing") +
+                       ", so the run's metrics are unknown");
+    return last;
+  }
+  std::ifstream file(path);
+  int64_t number = 0, invalid = 0;
   for (std::string line; std::getline(file, line);) {
-    // The file's last line may be incomplete.
+    ++number;
+    // The last line may be incomplete, because the run may be writing it.
+    if (invalid > 0)
+      throw dsv3::Error(
+          path.string() + ":" + std::to_string(invalid) +
+          ": not a line of metrics; remove the line, or restore the file from a copy");
     const dsv3::Json row = dsv3::Json::parse(line, nullptr, false);
-    if (row.is_object() && row.contains(key)) last = dsv3::number_from_json(row[key]);
+    if (!row.is_object()) invalid = number;
+    for (auto it = row.begin(); row.is_object() && it != row.end(); ++it)
+      last[it.key()] = dsv3::number_from_json(it.value());
   }
   return last;
 }
@@ -150,7 +165,8 @@ std::string letter(size_t index) {
 std::vector<double> metric_of(const Group& group, const std::string& name) {
   std::vector<double> values;
   for (const Item* item : group)
-    if (const auto value = last_metric(item->path, name)) values.push_back(*value);
+    if (const auto metric = item->metrics.find(name); metric != item->metrics.end())
+      values.push_back(metric->second);
   return values;
 }
 
@@ -320,7 +336,7 @@ void compare(const CompareArguments& arguments) {
   for (const std::string& path : arguments.paths) {
     dsv3::Experiment experiment = load(path, machine_files, plugins);
     const Costs costs = costs_of(experiment, plugins);
-    items.push_back({path, std::move(experiment), costs});
+    items.push_back({path, std::move(experiment), costs, last_metrics(path)});
   }
   const std::vector<Group> groups = groups_of(items);
   if (arguments.json)

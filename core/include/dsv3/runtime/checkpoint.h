@@ -49,6 +49,9 @@ class CheckpointStore {
   /// folder and the older checkpoints that the save would have deleted. Failures are
   /// logged as warnings.
   void clean_up(int64_t newest);
+
+  /// Whether there is no checkpoint, intact or damaged.
+  bool empty() const;
   /// Returns the newest intact checkpoint, or nullopt. A checkpoint is intact if all its files have
   /// the recorded size and sha256. Logs a warning for each checkpoint that it skips.
   std::optional<StoredCheckpoint> newest() const;

@@ -1,0 +1,125 @@
+"""What a run has recorded is not lost or contradicted silently."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from stored import dsv3, edit, reseal, tiny_run
+from support import RUN, dsv3_run, last_checkpoint, make_tiny, metrics
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    tiny_run(folder, "model.mtp.depth=0")
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    """A copy of a folder with a finished run, runs/r."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+LOST = {
+    "all metrics": (lambda run: (run / "metrics.jsonl").unlink(), "metrics.jsonl ends at step 0"),
+    "the last metrics": (lambda run: edit(run / "metrics.jsonl", *[(line, "") for line in lines(run)[-2:]]),
+                         "metrics.jsonl ends at step 3"),
+    "a line of metrics": (lambda run: edit(run / "metrics.jsonl", (lines(run)[1][:30], "\0" * 30)),
+                          "metrics.jsonl:2: not a line of metrics"),
+    "the origin": (lambda run: (run / "provenance.json").unlink(), "provenance.json is missing"),
+}
+
+
+def lines(run):
+    return (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+
+
+@pytest.mark.promise("lost-records")
+@pytest.mark.parametrize("case", LOST)
+def test_a_resumed_run_warns_of_lost_records(folder, case):
+    lose, warning = LOST[case]
+    assert " warning " not in dsv3_run("--run_id", "r", "train.steps=5", cwd=folder).stderr
+    lose(folder / "runs/r")
+    assert warning in dsv3_run("--run_id", "r", "train.steps=6", cwd=folder).stderr
+    assert "resumes" in (folder / "runs/r/provenance.json").read_text() or case == "the origin"
+
+
+@pytest.mark.promise("lost-records")
+@pytest.mark.parametrize("content", ["", "[]", '{"resumes": 3}', '{"time": '])
+def test_a_damaged_origin_is_not_overwritten(folder, content):
+    (folder / "runs/r/provenance.json").write_text(content)
+    done = dsv3_run("--run_id", "r", "train.steps=6", cwd=folder, check=5)
+    assert "provenance.json" in done.stderr and "restore it from a copy, or remove it" in done.stderr
+    assert (folder / "runs/r/provenance.json").read_text() == content
+
+
+@pytest.mark.promise("lost-records")
+def test_compare_reads_no_damaged_metrics(folder):
+    shutil.copytree(folder / "runs/r", folder / "runs/other")
+    edit(folder / "runs/other/metrics.jsonl", (lines(folder / "runs/r")[1], "{}}\n"))
+    done = dsv3("compare", "runs/r", "runs/other", cwd=folder)
+    assert done.returncode == 1 and "metrics.jsonl:2: not a line of metrics" in done.stderr
+    (folder / "runs/other/metrics.jsonl").unlink()
+    done = dsv3("compare", "runs/r", "runs/other", cwd=folder)
+    assert done.returncode == 0 and "metrics.jsonl is missing" in done.stderr
+
+
+FORGED = {"updates": lambda manifest: manifest["state"].update(updates=10**9),
+          "negative": lambda manifest: manifest["state"].update(updates=-5),
+          "position": lambda manifest: manifest["state"]["data"].update(document=-1)}
+
+
+@pytest.mark.promise("consistent-state")
+@pytest.mark.parametrize("case", FORGED)
+def test_numbers_that_contradict_each_other_are_rejected(folder, case):
+    reseal(last_checkpoint(folder / "runs/r"), FORGED[case])
+    done = dsv3_run("--run_id", "r", "train.steps=6", cwd=folder, check=None)
+    assert done.returncode in (4, 5) and "error: " in done.stderr
+    assert 5 not in metrics(folder / "runs/r")
+
+
+@pytest.mark.promise("consistent-state")
+def test_a_checkpoint_past_the_end_is_rejected(folder):
+    checkpoint = last_checkpoint(folder / "runs/r")
+    reseal(checkpoint, lambda manifest: manifest.update(step=40))
+    checkpoint.rename(checkpoint.with_name("step-40"))
+    done = dsv3_run("--run_id", "r", cwd=folder, check=5)
+    assert "is of step 40, but the run has only 4 steps" in done.stderr
+
+
+@pytest.mark.promise("secrets")
+@pytest.mark.parametrize("setting", ["optimizer.1.name=${env:TOKEN_IN_A_NAME}", "optimizer.0.name=my-${env:TOKEN_IN_A_NAME}"])
+def test_names_do_not_contain_values_of_the_environment(tmp_path, setting):
+    make_tiny(tmp_path)
+    done = subprocess.run([RUN, "tiny.yaml", "train.steps=1", "schedule.warmup=0", setting], cwd=tmp_path, text=True,
+                          capture_output=True, env={**os.environ, "TOKEN_IN_A_NAME": "hunter-two-2"})
+    assert done.returncode == 0, done.stderr
+    run, = (tmp_path / "runs").iterdir()
+    stored = [str(file) + file.read_text(errors="replace") for file in run.rglob("*") if file.is_file()]
+    assert len(stored) > 6 and "hunter-two-2" not in done.stderr + "".join(stored)
+    assert re.search("TOKEN_IN_A_NAME", done.stderr + "".join(stored))
+
+
+FULL_DISK = """
+mkdir disk && mount -t tmpfs -o size=350k none disk || exit 99
+"$0" tiny.yaml --output disk --run_name r validation.every=0 checkpoint.every=1000 train.steps=100000
+code=$?
+cp disk/r/status.json . && exit $code
+"""
+
+
+@pytest.mark.promise("failed-status")
+@pytest.mark.parametrize("fill", ["metrics", "checkpoint"])
+def test_status_is_written_on_a_full_disk(tmp_path, fill):
+    make_tiny(tmp_path)
+    script = FULL_DISK if fill == "metrics" else FULL_DISK.replace("checkpoint.every=1000", "checkpoint.every=1")
+    done = subprocess.run(["unshare", "-rm", "bash", "-c", script, RUN], cwd=tmp_path, text=True, capture_output=True, timeout=120)
+    assert done.returncode in (1, 5) and "No space left" in done.stderr, done.stderr
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["state"] == "failed" and status["exit_code"] == done.returncode
