@@ -108,7 +108,7 @@ def test_names_do_not_contain_values_of_the_environment(tmp_path, setting):
 
 FULL_DISK = """
 mkdir disk && mount -t tmpfs -o size=350k none disk || exit 99
-"$0" tiny.yaml --output disk --run_name r validation.every=0 checkpoint.every=1000 train.steps=100000
+"$0" tiny.yaml --output disk --run_name r tracker=[] validation.every=0 checkpoint.every=1000 train.steps=100000
 code=$?
 cp disk/r/status.json . && exit $code
 """
