@@ -3,6 +3,7 @@
 #include <deque>
 #include <mutex>
 #include <new>
+#include <system_error>
 
 #include <c10/util/Exception.h>
 
@@ -45,6 +46,12 @@ Failure current_failure() {
     return {"out of memory: failed to allocate " + bytes + " bytes" + kUseLess, true};
   } catch (const std::bad_alloc&) {
     return {std::string("out of memory") + kUseLess, true};
+  } catch (const std::system_error& error) {
+    // The constructor of std::thread
+    if (error.code() != std::errc::resource_unavailable_try_again) return {error.what()};
+    return {std::string("cannot start a thread: ") + error.what() +
+                "; free some memory, or raise its limit or that of threads (ulimit -v, ulimit -u)",
+            true};
   } catch (const std::exception& error) {
     return {error.what()};
   } catch (...) {

@@ -2,11 +2,13 @@
 #include <dlfcn.h>
 #include <future>
 #include <link.h>
+#include <system_error>
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
 
+#include <dsv3/runtime/failure.h>
 #include <dsv3/sdk/attention.h>
 #include <dsv3/sdk/feed_forward.h>
 #include <dsv3/sdk/position.h>
@@ -131,6 +133,19 @@ TEST_CASE("errors name the component call, and the record of the call is cleared
              Contains("at step 12") && Contains("file not found"));
   dsv3::current_step.number = -1;
   CHECK(dsv3::CallRecord::current() == nullptr);
+}
+
+TEST_CASE("a thread that cannot be started is a lack of memory, and other system errors are not") {
+  const auto code_of = [](std::errc cause) {
+    try {
+      throw std::system_error(std::make_error_code(cause));
+    } catch (...) {
+      const std::string text = dsv3::current_exception_text();
+      return std::pair(int(dsv3::current_exception_code()), text.find("ulimit -u") != text.npos);
+    }
+  };
+  CHECK(code_of(std::errc::resource_unavailable_try_again) == std::pair(8, true));
+  CHECK(code_of(std::errc::io_error) == std::pair(1, false));
 }
 
 TEST_CASE("numbers returned by a component are checked, and the error lists the call's arguments") {

@@ -45,7 +45,8 @@ TEST_CASE("status.json contains the new content, whichever system call of its re
     bool failed = false;
     int n = 0, calls = 0;
     do {
-      INFO("call " << ++n << " fails with " << std::strerror(error));
+      ++n;
+      INFO("call " << n << " fails with " << std::strerror(error));
       TemporaryFolder folder;
       auto run = dsv3::RunFolder::create(folder / "runs", "a");
       run.write_status("running", {}, 1, "");
