@@ -182,15 +182,7 @@ std::string write_logits(const LogitsRequest& request, Plugins& plugins) {
     hosts.push_back(add_view(views, "mtp_logits", loaded.model->mtp_logits(tokens)));
     text += c10::str(", mtp_logits ", hosts[1].sizes());
   }
-  const std::filesystem::path temporary = fs::temporary_name(request.out);
-  try {
-    safetensors::write(temporary, views);
-    fs::rename(temporary, request.out);
-  } catch (...) {
-    std::error_code ignored;
-    std::filesystem::remove(temporary, ignored);
-    throw;
-  }
+  safetensors::write(request.out, views);
   return text;
 }
 

@@ -85,10 +85,12 @@ Path parent_of(const Path& path) {
   throw Error(text);
 }
 
-/// Opens a file for reading. Does not wait for a writer if it is a FIFO. `action` is the verb in the error message "cannot <action> <path>".
+/// Opens a file for reading. Does not wait for a writer if it is a FIFO. `action` is the verb in
+/// the error message "cannot <action> <path>".
 struct Descriptor {
   explicit Descriptor(const Path& path, const char* action = "read", int flags = 0)
-      : number(retried([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | flags); })) {
+      : number(retried(
+            [&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | flags); })) {
     if (number == -1) fail(action, path, errno);
   }
   ~Descriptor() { ::close(number); }
@@ -150,7 +152,9 @@ void Writer::write(const void* bytes, size_t size) {
 }
 
 void Writer::sync() {
-  if (system_call(Call::sync, path_, [&] { return ::fsync(fd_); }) != 0) fail("sync", path_, errno);
+  // FIFOs and devices cannot be synced and return EINVAL, which is ignored.
+  if (system_call(Call::sync, path_, [&] { return ::fsync(fd_); }) != 0 && errno != EINVAL)
+    fail("sync", path_, errno);
 }
 
 void Writer::close() {

@@ -1,6 +1,10 @@
 // The subcommands of `dsv3`, with one source file per family.
 #pragma once
 
+#include <filesystem>
+#include <string>
+#include <vector>
+
 #include <CLI/CLI.hpp>
 
 #include <dsv3/runtime/plugins.h>
@@ -36,6 +40,8 @@ class PluginOptions {
   std::vector<dsv3::MachineFile> machine_files() const {
     return dsv3::machine_files(config_, {"."});
   }
+  /// Returns the files that are read because of these options, and the files with machine defaults.
+  std::vector<std::filesystem::path> files() const;
 
  private:
   std::vector<std::string> paths_;

@@ -10,6 +10,7 @@
 #include <dsv3/sdk/error.h>
 
 #include "commands.h"
+#include "common/output_file.h"
 
 namespace {
 
@@ -104,6 +105,15 @@ void add_import(CLI::App& app) {
   });
 }
 
+/// Returns the folder that contains all files of a model: for a checkpoint in a run, the run
+/// folder.
+std::filesystem::path model_folder(const std::string& model) {
+  std::error_code ignored;
+  const auto folder = std::filesystem::weakly_canonical(model, ignored);
+  return folder.parent_path().filename() == "checkpoints" ? folder.parent_path().parent_path()
+                                                          : folder;
+}
+
 void add_logits(CLI::App& app) {
   struct Arguments {
     dsv3::LogitsRequest request;
@@ -136,10 +146,17 @@ void add_logits(CLI::App& app) {
   command->callback([a] {
     a->request.model.path = a->model;
     a->request.tokens = a->tokens;
-    a->request.out = a->output;
+    std::vector<std::filesystem::path> inputs = a->plugins.files();
+    inputs.insert(inputs.end(), {a->tokens, model_folder(a->model)});
+    const OutputFile output(a->output, inputs);
     dsv3::Plugins plugins = a->plugins.open();
-    const std::string written = dsv3::write_logits(a->request, plugins);
-    std::cout << dsv3::printable_line(a->output) << ": " << written << '\n';
+    std::string written;
+    output.write([&](const std::filesystem::path& file) {
+      a->request.out = file;
+      written = dsv3::write_logits(a->request, plugins);
+    });
+    (output.is_standard_output() ? std::cerr : std::cout)
+        << dsv3::printable_line(a->output) << ": " << written << '\n';
   });
 }
 

@@ -96,6 +96,14 @@ void PluginOptions::add_to(CLI::App& command) {
       ->type_name("FILE");
 }
 
+std::vector<std::filesystem::path> PluginOptions::files() const {
+  std::vector<std::filesystem::path> files;
+  for (const std::string& path : paths_)
+    if (std::filesystem::is_regular_file(path)) files.emplace_back(path);
+  for (const dsv3::MachineFile& file : machine_files()) files.push_back(file.path);
+  return files;
+}
+
 dsv3::SearchLevels PluginOptions::levels() const {
   return dsv3::plugin_search_levels(paths_,
                                     dsv3::read_machine_config(machine_files()).plugin_paths);

@@ -2,12 +2,14 @@
 #include <filesystem>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include <dsv3/runtime/json_schema.h>
 #include <dsv3/support/fs.h>
 
 #include "commands.h"
+#include "common/output_file.h"
 
 namespace {
 
@@ -17,20 +19,25 @@ struct SchemaArguments {
   bool partial = false;
 };
 
-void print_schema(const SchemaArguments& arguments) {
+void print_schema(const SchemaArguments& arguments, bool has_output) {
+  std::optional<OutputFile> output;
+  if (has_output) output.emplace(arguments.output, arguments.plugins.files());
   dsv3::Plugins plugins = arguments.plugins.open();
   const dsv3::JsonSchema result = dsv3::experiment_schema(plugins, arguments.partial);
   for (const std::string& plugin : result.skipped)
     std::cerr << "warning: cannot load " << plugin
               << "; the schema accepts any options for this plugin\n";
   const std::string text = result.schema.dump(2) + "\n";
-  if (arguments.output.empty()) {
+  if (!output) {
     std::cout << text;
     return;
   }
-  const std::filesystem::path file = std::filesystem::absolute(arguments.output);
-  dsv3::fs::make_folders(file.parent_path());
-  dsv3::fs::write_atomically(file, text);
+  output->write([&](const std::filesystem::path& file) {
+    dsv3::fs::Writer writer(file);
+    writer.write(text);
+    writer.sync();
+    writer.close();
+  });
 }
 
 }  // namespace
@@ -45,5 +52,5 @@ void add_schema_commands(CLI::App& app, int&) {
   schema->add_flag("--partial", arguments->partial,
                    "Make all keys optional, for base files that other experiments extend");
   arguments->plugins.add_to(*schema);
-  schema->callback([arguments] { print_schema(*arguments); });
+  schema->callback([=] { print_schema(*arguments, schema->count("--output") > 0); });
 }

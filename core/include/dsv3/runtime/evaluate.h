@@ -83,7 +83,7 @@ Json to_json(const Evaluation& evaluation);
 struct LogitsRequest {
   LoadRequest model;             ///< model to evaluate; its tokenizer is not loaded
   std::filesystem::path tokens;  ///< JSON: a list of B lists of T ids
-  std::filesystem::path out;     ///< safetensors to write
+  std::filesystem::path out;     ///< safetensors to write, which may be a device; not atomic
 };
 
 /// Writes a model's `logits` fp32 [B, T, V] and, if it has MTP modules, `mtp_logits` fp32 [depth,

@@ -1,0 +1,152 @@
+"""Files that the tools write and read, and values of their flags that are out of range."""
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import threading
+
+import pytest
+
+import stored
+from support import BUILD, RUN, dsv3_run, make_tiny
+
+DSV3 = BUILD / "bin/dsv3"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a run `runs/r` and its export `hf`."""
+    folder = tmp_path_factory.mktemp("tools")
+    stored.tiny_run(folder)
+    assert stored.dsv3("export", "runs/r", "hf", cwd=folder).returncode == 0
+    (folder / "ids.json").write_text("[[1, 2, 3]]")
+    assert logits(folder, "expected").returncode == 0
+    return folder
+
+
+def logits(folder, output, model="runs/r", tokens="ids.json", **more):
+    return stored.dsv3("logits", model, "--tokens", tokens, "--output", output, cwd=folder, **more)
+
+
+def rejected(done, code=2):
+    assert done.returncode == code, (done.returncode, done.stdout[-300:], done.stderr)
+    return done.stderr
+
+
+def files_in(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- output-files
+# Tests use links to devices, because a device that was replaced would be missed by the whole machine.
+
+
+@pytest.mark.promise("output-files")
+@pytest.mark.parametrize("command", ["logits", "schema"])
+def test_a_link_is_followed(trained, tmp_path, command):
+    target = tmp_path / "elsewhere/target"
+    target.parent.mkdir()
+    for name, content in (("existing", "old"), ("dangling", None)):
+        if content:
+            target.write_text(content)
+            target.chmod(0o640)
+        (tmp_path / name).symlink_to("elsewhere/target")
+        link = tmp_path / name
+        done = logits(trained, link) if command == "logits" else stored.dsv3("schema", "--output", link, cwd=trained)
+        assert done.returncode == 0, done.stderr
+        assert link.is_symlink() and target.stat().st_size > 1000 and os.listdir(target.parent) == ["target"]
+        if content:
+            assert target.stat().st_mode & 0o777 == 0o640
+        target.unlink()
+
+
+@pytest.mark.promise("output-files")
+@pytest.mark.parametrize("command", ["logits", "schema"])
+def test_a_fifo_is_written_to(trained, tmp_path, command):
+    fifo = stored.make_fifo(tmp_path / "fifo")
+    received = []
+    reader = threading.Thread(target=lambda: received.append(fifo.read_bytes()))
+    reader.start()
+    done = logits(trained, fifo) if command == "logits" else stored.dsv3("schema", "--output", fifo, cwd=trained)
+    reader.join(timeout=30)
+    assert done.returncode == 0 and fifo.is_fifo(), done.stderr
+    assert received[0] == (trained / "expected").read_bytes() if command == "logits" else json.loads(received[0])
+
+
+@pytest.mark.promise("output-files")
+def test_devices_are_written_to(trained, tmp_path):
+    for device in ("/dev/null", "/dev/full"):
+        link = tmp_path / "device"
+        link.symlink_to(device)
+        done = logits(trained, link)
+        assert link.is_symlink() and link.is_char_device() and os.listdir(tmp_path) == ["device"]
+        assert done.returncode == (0 if device == "/dev/null" else 1), done.stderr
+        link.unlink()
+    assert "No space left on device" in done.stderr
+    master, slave = pty.openpty()
+    received = []
+
+    def read():
+        while True:
+            received.append(os.read(master, 1 << 16))
+
+    threading.Thread(target=read, daemon=True).start()
+    done = stored.dsv3("schema", "--output", os.ttyname(slave), cwd=trained, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0 and b"".join(received).startswith(b"{"), done.stderr
+
+
+@pytest.mark.promise("output-files")
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_standard_output_receives_only_the_file(trained, tmp_path, name):
+    link = tmp_path / "out"
+    link.symlink_to(name)
+    expected = (trained / "expected").read_bytes()
+    command = [DSV3, "logits", "runs/r", "--tokens", "ids.json", "--output", link]
+    piped = subprocess.run(command, cwd=trained, capture_output=True, timeout=60)
+    assert piped.returncode == 0 and piped.stdout == expected and b"logits [1, 3, 257]" in piped.stderr
+    with open(tmp_path / "appended", "wb") as file:
+        file.write(b"before")
+        file.flush()
+        assert subprocess.run(command, cwd=trained, stdout=file, timeout=60).returncode == 0
+    assert (tmp_path / "appended").read_bytes() == b"before" + expected
+    assert sorted(os.listdir(tmp_path)) == ["appended", "out"] and link.is_symlink()
+
+
+@pytest.mark.promise("output-files")
+@pytest.mark.parametrize("model, output", [
+    ("runs/r", "ids.json"), ("runs/r", "link"), ("runs/r", "hard"), ("runs/r", "sub/../ids.json"), ("runs/r", "runs/r/metrics.jsonl"),
+    ("runs/r", "runs/r/checkpoints/step-4/manifest.json"), ("runs/r/checkpoints/step-4", "runs/r/config.yaml"),
+    ("hf", "hf/model.safetensors"), ("hf", "hf/new"), ("hf", "inside"), ("runs/r", "."), ("runs/r", "new/"), ("runs/r", "")])
+def test_the_input_is_not_overwritten(trained, tmp_path, model, output):
+    for name in ("runs", "hf"):
+        shutil.copytree(trained / name, tmp_path / name)
+    shutil.copy(trained / "ids.json", tmp_path)
+    (tmp_path / "link").symlink_to("ids.json")
+    (tmp_path / "inside").symlink_to("hf/config.json")
+    (tmp_path / "sub").mkdir()
+    os.link(tmp_path / "ids.json", tmp_path / "hard")
+    before = files_in(tmp_path)
+    assert "cannot write" in rejected(logits(tmp_path, output, model))
+    assert files_in(tmp_path) == before
+
+
+@pytest.mark.promise("output-files")
+def test_the_schema_does_not_replace_settings_and_registries(tmp_path):
+    (tmp_path / "config.yaml").write_text("output: runs\n")
+    (tmp_path / "mine.yaml").write_text("output: runs\n")
+    shutil.copy(BUILD / "registries/builtin.toml", tmp_path / "mine.toml")
+    before = files_in(tmp_path)
+    for words in (["--output", "config.yaml"], ["--config", "mine.yaml", "--output", "mine.yaml"],
+                  ["--plugin-path", "mine.toml", "--output", "./mine.toml"]):
+        assert "input" in rejected(stored.dsv3("schema", *words, cwd=tmp_path))
+    assert files_in(tmp_path) == before
+
+
+@pytest.mark.promise("output-files")
+def test_a_failed_write_leaves_the_old_file(trained, tmp_path):
+    (tmp_path / "old").write_text("old")
+    assert logits(trained, tmp_path / "old", tokens="nowhere.json").returncode == 2
+    assert logits(trained, tmp_path / "old", model="nowhere").returncode == 5
+    assert os.listdir(tmp_path) == ["old"] and (tmp_path / "old").read_text() == "old"
