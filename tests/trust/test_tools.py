@@ -150,3 +150,65 @@ def test_a_failed_write_leaves_the_old_file(trained, tmp_path):
     assert logits(trained, tmp_path / "old", tokens="nowhere.json").returncode == 2
     assert logits(trained, tmp_path / "old", model="nowhere").returncode == 5
     assert os.listdir(tmp_path) == ["old"] and (tmp_path / "old").read_text() == "old"
+
+
+# --- shard-index
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    make_tiny(folder)
+    done = stored.dsv3("data", "prepare", "text.txt", "--tokenizer", "bytes", "--output", "shards", "--shard-tokens", "5000", cwd=folder)
+    assert done.returncode == 0 and len(list((folder / "shards").glob("*.tokens"))) > 3, done.stderr
+    return folder
+
+
+TOKENS = ["tiny.yaml", "data.plugin=tokens", "data.path=shards", "train.steps=2", "schedule.warmup=0", "--run_name", "new"]
+
+
+def commands_fail(folder, *words):
+    """Every command that reads the shards exits with code 4 and these words."""
+    for program, arguments in (("dsv3", ["data", "inspect", "shards"]), ("dsv3", ["eval", folder / "runs/r", "--shards", "shards"]),
+                               ("dsv3-run", [*TOKENS, "--check"]), ("dsv3-run", TOKENS)):
+        done = subprocess.run([BUILD / "bin" / program, *map(str, arguments)], cwd=folder, text=True, capture_output=True, timeout=60)
+        assert all(word in rejected(done, 4) for word in words), done.stderr
+
+
+def copy_of(prepared, trained, folder):
+    shutil.copytree(prepared, folder, dirs_exist_ok=True)
+    shutil.copytree(trained / "runs", folder / "runs")
+    return folder / "shards"
+
+
+@pytest.mark.promise("shard-index")
+@pytest.mark.parametrize("number", [0, 1, -1])
+def test_a_missing_shard_is_named(prepared, trained, tmp_path, number):
+    shard = sorted(copy_of(prepared, trained, tmp_path).glob("*.tokens"))[number]
+    shard.unlink()
+    commands_fail(tmp_path, shard.name, "missing")
+
+
+@pytest.mark.promise("shard-index")
+@pytest.mark.parametrize("name", ["shard-00001-copy.tokens", "extra.bin", "shard-99999.tokens"])
+def test_a_file_that_is_not_in_the_index_is_named(prepared, trained, tmp_path, name):
+    shards = copy_of(prepared, trained, tmp_path)
+    shutil.copy(shards / "shard-00001.tokens", shards / name)
+    commands_fail(tmp_path, name, "index.json")
+    (shards / "index.json").unlink()
+    if name.endswith(".tokens"):
+        dsv3_run(*TOKENS, cwd=tmp_path)  # without an index, a folder is read as it is
+
+
+@pytest.mark.promise("shard-index")
+@pytest.mark.parametrize("content", ["", "{", '{"format": "dsv3-tokens"}', '{"format": "dsv3-tokens", "shards": [1]}'])
+def test_a_damaged_index_is_named(prepared, trained, tmp_path, content):
+    (copy_of(prepared, trained, tmp_path) / "index.json").write_text(content)
+    commands_fail(tmp_path, "index.json")
+
+
+@pytest.mark.promise("shard-index")
+def test_all_shards_missing(prepared, trained, tmp_path):
+    for shard in copy_of(prepared, trained, tmp_path).glob("*.tokens"):
+        shard.unlink()
+    commands_fail(tmp_path, "shard-00000.tokens", "shard-00002.tokens")
