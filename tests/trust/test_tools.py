@@ -152,6 +152,82 @@ def test_a_failed_write_leaves_the_old_file(trained, tmp_path):
     assert os.listdir(tmp_path) == ["old"] and (tmp_path / "old").read_text() == "old"
 
 
+# --- flag-ranges
+
+GENERATE = ["generate", "runs/r", "--prompt", "a", "--tokens", "2"]
+EVAL = ["eval", "runs/r", "--text", "text.txt"]
+EXPORT = ["export", "runs/r", "new"]
+OUT_OF_RANGE = [
+    (GENERATE, "--temperature", ["inf", "nan", "-NaN", "1e999", "-1", "2000"]), (GENERATE, "--top-k", ["-1", "99999999999999999999", "1e3", "nan"]),
+    (GENERATE, "--top-p", ["nan", "inf", "1.01", "0"]), (GENERATE, "--repetition-penalty", ["nan", "inf", "-1", "0"]),
+    (GENERATE[:4], "--tokens", ["99999999999", "0", "-5", "inf"]), (GENERATE, "--batch", ["0", "99999999999"]),
+    (GENERATE, "--stop-id", ["-1", "257", "2147483648", "nan"]), (GENERATE, "--seed", ["-1", "9223372036854775808", "010", "0x10"]),
+    (EVAL, "--sequence", ["0", "16777216", "nan"]), (EVAL, "--batch", ["0", "99999999"]), (EVAL, "--limit", ["-1", "inf"]),
+    (EXPORT, "--shard-size", ["nan", "inf", "-1", "1e300G", "9999999T", "5X", "G", ""]),
+    (["plugins", "check", "optimizer/adamw"], "--timeout", ["0", "nan", "99999999"]),
+    (["data", "prepare", "text.txt", "--tokenizer", "bytes", "--output", "new"], "--shard-tokens", ["0", "-1", "1e99", "9999999999999999"])]
+
+
+@pytest.mark.promise("flag-ranges")
+@pytest.mark.parametrize("command, flag, values", OUT_OF_RANGE, ids=[words[0] + flag for words, flag, values in OUT_OF_RANGE])
+def test_values_out_of_range(trained, command, flag, values):
+    for value in values:
+        error = rejected(stored.dsv3(*command, f"{flag}={value}", cwd=trained, stdin=subprocess.DEVNULL))
+        assert flag in error or flag.strip("-").replace("-", " ") in error.replace("_", "-").replace("-", " "), (value, error)
+    assert not (trained / "new").exists()
+
+
+@pytest.mark.promise("flag-ranges")
+def test_memory_sizes_out_of_range(trained):
+    for value in ("nan", "infG", "1e300G", "-8G", "0G", "8", "GiB"):
+        done = dsv3_run("tiny.yaml", "--dry-run", f"--gpu-memory={value}", cwd=trained, check=2)
+        assert "--gpu-memory" in done.stderr and value in done.stderr
+    dsv3_run("tiny.yaml", "--dry-run", "--gpu-memory=0.5TiB", cwd=trained)
+
+
+@pytest.mark.promise("flag-ranges")
+@pytest.mark.parametrize("words", [["--tokens", "1", "--tokens", "2"], ["--seed", "1", "--seed", "1"]])
+def test_repeated_flags(trained, words):
+    assert "may be given only once" in rejected(stored.dsv3("generate", "runs/r", "--prompt", "a", *words, cwd=trained))
+
+
+@pytest.mark.promise("flag-ranges")
+@pytest.mark.parametrize("flag", ["--seed", "--top-k", "--device", "--temperature"])
+def test_very_long_values(trained, flag):
+    for value in ("x" * 100_000, "9" * 100_000):
+        error = rejected(stored.dsv3(*GENERATE, flag, value, cwd=trained))
+        assert flag in error and len(error) < 2000
+
+
+@pytest.mark.promise("flag-ranges")
+@pytest.mark.parametrize("name", ["/dev/zero", ".", "fifo", "nowhere"])
+def test_prompt_files_that_are_no_files(trained, tmp_path, name):
+    stored.make_fifo(tmp_path / "fifo")
+    error = rejected(stored.dsv3("generate", trained / "runs/r", "--prompt-file", name, cwd=tmp_path, timeout=30))
+    assert "--prompt-file" in error and name in error
+
+
+@pytest.mark.promise("flag-ranges")
+@pytest.mark.parametrize("ids", [[], ["--ids"]])
+def test_an_endless_prompt(trained, ids):
+    with open("/dev/zero") as endless:
+        error = rejected(stored.dsv3("generate", "runs/r", *ids, cwd=trained, timeout=30, stdin=endless))
+    assert "standard input has more than" in error
+
+
+@pytest.mark.promise("flag-ranges")
+def test_long_rows_take_no_longer_than_their_text(trained):
+    """The rows that an evaluation computes are as long as the text, not as long as --sequence."""
+    text = trained / "short.txt"
+    text.write_text("a short text\n")
+    short = stored.dsv3("eval", "runs/r", "--text", text, "--json", "--batch", "1", cwd=trained)
+    wide = stored.dsv3("eval", "runs/r", "--text", text, "--json", "--batch", "16", "--sequence", 2**20, cwd=trained, timeout=30)
+    assert wide.returncode == 0 and "trained with sequence length 48" in wide.stderr, wide.stderr
+    losses = [json.loads(done.stdout)["text"][0]["loss"] for done in (short, wide)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert "at most" in rejected(stored.dsv3(*EVAL, "--sequence", 2**20, "--batch", "17", cwd=trained))
+
+
 # --- shard-index
 
 

@@ -47,7 +47,7 @@ class DocumentSum {
     tokens_ = at::zeros({scorer_.batch, scorer_.sequence + 1}, at::kLong);
     ids_ = at::full({scorer_.batch, scorer_.sequence + 1}, -1, at::kLong);
     ends_ = at::zeros({scorer_.batch, scorer_.sequence}, at::kBool);
-    row_ = column_ = 0;
+    row_ = column_ = longest_ = 0;
   }
 
   void add_window(std::span<const int64_t> window, bool has_end) {
@@ -62,19 +62,24 @@ class DocumentSum {
     std::fill_n(ids_.mutable_data_ptr<int64_t>() + begin, size, windows_++);
     if (has_end) ends_.mutable_data_ptr<bool>()[row_ * (width - 1) + column_ + size - 2] = true;
     column_ += size;
+    longest_ = std::max(longest_, column_);
   }
 
   /// Adds the losses of the filled rows to the score and clears the rows.
   void score_rows() {
     const int64_t rows = std::min(scorer_.batch, row_ + (column_ > 0 ? 1 : 0));
     if (rows == 0) return;
-    const Batch batch{tokens_.narrow(0, 0, rows), ids_.narrow(0, 0, rows)};
+    // Short documents do not fill long rows, so leave out the columns that no row uses.
+    const auto used = [&](const at::Tensor& t, int64_t columns) {
+      return t.narrow(0, 0, rows).narrow(1, 0, columns).contiguous();
+    };
+    const Batch batch{used(tokens_, longest_), used(ids_, longest_)};
     const at::Tensor targets = shifted_targets(batch.tokens, batch.document_ids, 0);
     const at::Tensor losses = scorer_.model.token_losses(batch, targets).to(at::kDouble);
     const double sum = losses.sum().item<double>();
     score_.tokens += targets.ge(0).sum().item<int64_t>();
     score_.nats += sum;
-    score_.text_nats += sum - (losses * ends_.narrow(0, 0, rows)).sum().item<double>();
+    score_.text_nats += sum - (losses * used(ends_, longest_ - 1)).sum().item<double>();
     clear();
   }
 
@@ -82,6 +87,7 @@ class DocumentSum {
   TextScore score_;
   at::Tensor tokens_, ids_, ends_;  // ends_: whether each target is an end-of-text id
   int64_t row_ = 0, column_ = 0;    // where the next window starts
+  int64_t longest_ = 0;             // number of columns in use
   int64_t windows_ = 0;
 };
 

@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 
+#include <dsv3/sdk/log.h>
 #include <dsv3/sdk/ops.h>
 #include <dsv3/sdk/packing.h>
 
@@ -139,6 +140,7 @@ double ChoiceScore::accuracy(bool normalised) const {
 }
 
 Evaluation evaluate(const EvalRequest& request, Plugins& plugins) {
+  constexpr int64_t kMaxTokens = 1 << 24;  // in memory, and in one forward pass
   LoadedModel loaded = load_model(request.model, plugins);
   const TrainOptions& train = loaded.experiment.train;
   // Use training's thread count and operators, because both affect the order of summation.
@@ -147,9 +149,18 @@ Evaluation evaluate(const EvalRequest& request, Plugins& plugins) {
   const eval::Scorer scorer{*loaded.model, loaded.tokenizer.get(),
                             request.sequence > 0 ? request.sequence : train.sequence, request.batch,
                             request.limit};
+  const bool from_files =
+      !(request.text.empty() && request.shards.empty() && request.choices.empty());
+  if (from_files && request.batch > kMaxTokens / scorer.sequence)
+    throw Error(c10::str("batch x sequence is ", request.batch, " x ", scorer.sequence,
+                         " tokens, but a forward pass can have at most ", kMaxTokens,
+                         "; reduce --batch or --sequence"),
+                ExitCode::usage);
+  if (scorer.sequence > train.sequence)
+    log::warning(c10::str("the model was trained with sequence length ", train.sequence,
+                          "; its loss may rise beyond that length"));
   Evaluation result{loaded.stored.step, loaded.device.str(), train.precision};
-  if (request.text.empty() && request.shards.empty() && request.choices.empty())
-    result.validation = score_validation(loaded, plugins);
+  if (!from_files) result.validation = score_validation(loaded, plugins);
   for (const std::string& path : request.text)
     result.text.push_back(eval::score_text(scorer, path, request.format));
   for (const std::string& path : request.shards)

@@ -1,5 +1,6 @@
 // Generates text for batches of prompts. Each slot processes one prompt, and every round runs one
 // forward pass for all slots.
+#include <cmath>
 #include <numeric>
 
 #include "generate/drafter.h"
@@ -19,10 +20,12 @@ void check(const GenerateOptions& options) {
   const Sampling& sampling = options.sampling;
   if (options.tokens < 1) fail("the number of new tokens must be at least 1");
   if (options.batch < 1) fail("batch must be at least 1");
-  if (!(sampling.temperature >= 0)) fail("temperature must be at least 0");
+  if (!(sampling.temperature >= 0 && std::isfinite(sampling.temperature)))
+    fail("temperature must be a finite number of at least 0");
   if (sampling.top_k < 0) fail("top_k must be at least 1, or 0 for all tokens");
   if (!(sampling.top_p > 0 && sampling.top_p <= 1)) fail("top_p must be above 0 and at most 1");
-  if (!(sampling.repetition_penalty > 0)) fail("the repetition penalty must be above 0");
+  if (!(sampling.repetition_penalty > 0 && std::isfinite(sampling.repetition_penalty)))
+    fail("the repetition penalty must be a finite number above 0");
 }
 
 void check(const std::vector<Prompt>& prompts, int64_t vocab) {

@@ -1,14 +1,17 @@
 #include "common/command_line.h"
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <map>
-#include <regex>
 #include <vector>
 
 #include <dsv3/runtime/suggest.h>
 #include <dsv3/sdk/error.h>
 
 namespace {
+
+constexpr size_t kMaxShown = 200;  // bytes of an invalid value
 
 std::vector<std::string> flags_of(const CLI::App& command) {
   std::vector<std::string> flags;
@@ -68,26 +71,45 @@ std::string unknown_command(const CLI::App& group, const std::string& path,
   return "unknown command '" + path + " " + word + "'" + did_you_mean(dsv3::nearest(word, known));
 }
 
+using Parts = std::vector<std::string>;
+
+/// Splits `text` at the separators, the first one from the left and the others from the right,
+/// because a value before them may contain them. Returns nothing if one is missing.
+Parts split(std::string text, const Parts& separators) {
+  Parts parts;
+  for (size_t i = separators.size(); i-- > 0;) {
+    const size_t at = i == 0 ? text.find(separators[0]) : text.rfind(separators[i]);
+    if (at == text.npos) return {};
+    parts.insert(parts.begin(), text.substr(at + separators[i].size()));
+    text.resize(at);
+  }
+  parts.insert(parts.begin(), text);
+  return parts;
+}
+
 /// Rewords CLI11's message about an invalid value if it is in a known format.
 std::string invalid_value(const CLI::App& command, const std::string& text) {
-  std::smatch m;
-  const auto matches = [&](const char* form) {
-    return std::regex_match(text, m, std::regex(form));
+  const auto invalid = [](const std::string& option, std::string value, const std::string& wanted) {
+    if (value.size() > kMaxShown) value = value.substr(0, kMaxShown) + "...";
+    return "invalid value '" + value + "' for " + option + "; expected " + wanted;
   };
-  if (matches("(\\S+): (.*) not in \\{(.*)\\}"))
-    return "invalid value '" + m.str(2) + "' for " + m.str(1) + "; expected " + m.str(3);
-  if (matches("(\\S+): Value (.*) not in range (\\S+) to (\\S+)")) {
-    // If a range has no upper bound, CLI11 prints the largest double, which contains an exponent.
-    const bool positive = m.str(4).find('e') != std::string::npos;
-    return "invalid value '" + m.str(2) + "' for " + m.str(1) + "; expected " +
-           (positive ? "a positive number" : m.str(3) + " to " + m.str(4));
-  }
-  if (matches("Could not convert: (\\S+) = (.*)")) {
-    const CLI::Option* option = command.get_option_no_throw(m.str(1));
-    if (option && option->get_items_expected_max() == 0) return m.str(1) + " takes no value";
-    return "invalid value '" + m.str(2) + "' for " + m.str(1) + "; expected a number";
+  if (const Parts p = split(text, {": Value ", " not in range ", " to "}); !p.empty())
+    return invalid(p[0], p[1], p[2] + " to " + p[3]);
+  if (const Parts p = split(text, {": ", " not in {", "}"}); !p.empty())
+    return invalid(p[0], p[1], p[2]);
+  if (const Parts p = split(text, {"Could not convert: ", " = "}); !p.empty()) {
+    const CLI::Option* option = command.get_option_no_throw(p[1]);
+    if (option && option->get_items_expected_max() == 0) return p[1] + " takes no value";
+    return invalid(p[1], p[2], "a number");
   }
   return text;
+}
+
+/// Rewords CLI11's message about a flag with too few or too many values.
+std::string wrong_count(const CLI::App& command, const std::string& text) {
+  const std::string flag = text.substr(0, text.find(':'));
+  const CLI::Option* option = command.get_option_no_throw(flag);
+  return flag + (option && option->count() > 1 ? " may be given only once" : " requires a value");
 }
 
 std::string usage_error(const CLI::App& app, const CLI::ParseError& error,
@@ -106,7 +128,7 @@ std::string usage_error(const CLI::App& app, const CLI::ParseError& error,
   else if (!extra.empty())
     text = "unexpected argument '" + extra.front() + "'";
   else if (dynamic_cast<const CLI::ArgumentMismatch*>(&error))
-    text = what.substr(0, what.find(':')) + " requires a value";
+    text = wrong_count(command, what);
   else
     text = invalid_value(command, what);
   if (text.ends_with("?")) return text;
@@ -114,11 +136,68 @@ std::string usage_error(const CLI::App& app, const CLI::ParseError& error,
   return text + (unknown && &command == &app ? hint : "") + "; run '" + path + " --help' for usage";
 }
 
+/// In the format of CLI11, which invalid_value() rewords.
+std::string out_of_range(const std::string& text, int64_t min, int64_t max) {
+  return "Value " + text + " not in range " + std::to_string(min) + " to " + std::to_string(max);
+}
+
 }  // namespace
 
 std::string kebab_case(std::string flag) {
   std::replace(flag.begin(), flag.end(), '_', '-');
   return flag;
+}
+
+CLI::Validator integer_between(int64_t min, int64_t max) {
+  return CLI::Validator(
+      [=](std::string& text) {
+        int64_t number = 0;
+        std::from_chars(text.data(), text.data() + text.size(), number);
+        const bool fits = std::to_string(number) == text && number >= min && number <= max;
+        return fits ? std::string() : out_of_range(text, min, max);
+      },
+      "");
+}
+
+CLI::Validator number_between(int64_t min, int64_t max) {
+  return CLI::Validator(
+      [=](std::string& text) {
+        double number = NAN;
+        const char* const end = text.data() + text.size();
+        const auto [stop, error] = std::from_chars(text.data(), end, number);
+        if (error == std::errc() && stop == end && number >= double(min) && number <= double(max))
+          return std::string();
+        return out_of_range(text, min, max);
+      },
+      "");
+}
+
+std::optional<int64_t> parse_bytes(const std::string& text) {
+  static const std::map<std::string, double> kUnits{{"", 1},
+                                                    {"K", 1e3},
+                                                    {"KB", 1e3},
+                                                    {"M", 1e6},
+                                                    {"MB", 1e6},
+                                                    {"G", 1e9},
+                                                    {"GB", 1e9},
+                                                    {"T", 1e12},
+                                                    {"TB", 1e12},
+                                                    {"Ki", 1 << 10},
+                                                    {"KiB", 1024},
+                                                    {"Mi", 1 << 20},
+                                                    {"MiB", 1 << 20},
+                                                    {"Gi", 1 << 30},
+                                                    {"GiB", 1 << 30},
+                                                    {"Ti", double(int64_t{1} << 40)},
+                                                    {"TiB", double(int64_t{1} << 40)}};
+  double number = NAN;
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, number);
+  const auto unit = kUnits.find(std::string(stop, end));
+  if (error != std::errc() || unit == kUnits.end()) return std::nullopt;
+  const double bytes = number * unit->second;
+  if (!(bytes >= 0 && bytes <= double(int64_t{1} << 60))) return std::nullopt;
+  return int64_t(bytes);
 }
 
 void parse_command_line(CLI::App& app, int argc, char** argv, const std::string& hint) {

@@ -1,8 +1,8 @@
 // `dsv3-run FILE [key=value ...]`: trains one experiment, or reports what it would do.
+#include <cctype>
 #include <cstdlib>
 #include <filesystem>
 #include <iostream>
-
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -100,27 +100,12 @@ dsv3::ExperimentRequest experiment_of(const Arguments& a) {
   return request;
 }
 
-/// Parses a size such as "8G", "80GiB" or "500M" and returns it in bytes.
-int64_t parse_bytes(const std::string& text) {
-  size_t end = 0;
-  double number = 0;
-  try {
-    number = std::stod(text, &end);
-  } catch (const std::exception&) {
-    end = 0;
-  }
-  const std::string unit = text.substr(end);
-  double factor = 0;
-  if (unit == "G" || unit == "GB")
-    factor = 1e9;
-  else if (unit == "Gi" || unit == "GiB")
-    factor = 1024.0 * 1024 * 1024;
-  else if (unit == "M" || unit == "MB")
-    factor = 1e6;
-  if (end == 0 || factor == 0 || number <= 0)
-    throw Error("invalid --gpu-memory '" + text + "'; expected a size such as 8G, 80GiB or 500M",
-                ExitCode::usage);
-  return static_cast<int64_t>(number * factor);
+int64_t gpu_bytes(const std::string& text) {
+  const std::optional<int64_t> bytes = parse_bytes(text);
+  const bool has_unit = !text.empty() && std::isalpha(static_cast<unsigned char>(text.back()));
+  if (bytes && *bytes > 0 && has_unit) return *bytes;
+  throw Error("invalid --gpu-memory '" + text + "'; expected a size such as 8G, 80GiB or 500M",
+              ExitCode::usage);
 }
 
 /// Returns the flags with which a run must be resumed.
@@ -147,7 +132,8 @@ void check_usage(const Arguments& a, const dsv3::ExperimentRequest& request) {
   if (!a.from.empty() && !a.run_id.empty())
     reject("--from starts a new run, --run_id resumes one: use only one of them");
   if (!a.branch.empty() && !(a.run_id.empty() && a.from.empty()))
-    reject("--branch starts a new run from another run's state: use it without --run_id and --from");
+    reject(
+        "--branch starts a new run from another run's state: use it without --run_id and --from");
   if (!a.gpu_memory.empty() && !a.dry_run)
     reject(
         "--gpu_memory requires --dry-run, which reports whether the experiment fits: add "
@@ -186,8 +172,7 @@ int run(int argc, char** argv) {
   request.quiet = a.quiet;
   request.command.assign(argv, argv + argc);
 
-  const dsv3::MachineConfig machine =
-      dsv3::read_machine_config(request.experiment.machine_files);
+  const dsv3::MachineConfig machine = dsv3::read_machine_config(request.experiment.machine_files);
   if (!machine.output.empty()) request.usual_output = machine.output;
   request.resume_flags = resume_flags(a);
   dsv3::Plugins plugins(dsv3::plugin_search_levels(a.plugin_paths, machine.plugin_paths));
@@ -208,7 +193,7 @@ int run(int argc, char** argv) {
   }
   if (a.dry_run) {
     std::optional<int64_t> limit;
-    if (!a.gpu_memory.empty()) limit = parse_bytes(a.gpu_memory);
+    if (!a.gpu_memory.empty()) limit = gpu_bytes(a.gpu_memory);
     dsv3::Experiment experiment = dsv3::load_experiment(request.experiment, plugins);
     dsv3::resolve_machine(experiment);
     dsv3::dry_run(experiment, plugins, limit);

@@ -8,6 +8,7 @@
 #include <dsv3/sdk/tokenizer.h>
 
 #include "commands.h"
+#include "common/command_line.h"
 
 namespace {
 
@@ -63,7 +64,7 @@ void add_data_commands(CLI::App& app, int&) {
       ->type_name("DIR");
   command->add_option("--shard-tokens", request.shard_tokens, "Tokens per shard")
       ->capture_default_str()
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
+      ->check(integer_between(int64_t{1}, int64_t{1} << 40));
   command
       ->add_option("--field", request.format.field,
                    "Name of the .jsonl field that contains the text")

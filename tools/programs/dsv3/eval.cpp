@@ -8,6 +8,7 @@
 #include <dsv3/sdk/error.h>
 
 #include "commands.h"
+#include "common/command_line.h"
 
 namespace {
 
@@ -100,14 +101,14 @@ void add_eval_commands(CLI::App& app, int&) {
   command
       ->add_option("--sequence", request.sequence,
                    "Maximum input length in tokens [the experiment's]")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+      ->check(integer_between(int64_t{1}, int64_t{1} << 20));
   command->add_option("--batch", request.batch, "Number of rows per forward pass")
       ->capture_default_str()
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
+      ->check(integer_between(int64_t{1}, int64_t{1} << 20));
   command
       ->add_option("--limit", request.limit,
                    "Maximum number of documents or questions from each source [all]")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
+      ->check(integer_between(int64_t{1}, int64_t{1} << 40));
   command->add_option("--device", request.model.device, "Device to run on [as in training]")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   command->add_option("--precision", request.model.precision, "Compute dtype [as in training]")

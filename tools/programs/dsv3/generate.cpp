@@ -1,9 +1,6 @@
 // dsv3 generate
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -14,15 +11,19 @@
 #include <dsv3/runtime/stored_model.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/log.h>
+#include <dsv3/support/fs.h>
 #include <dsv3/support/json.h>
 
 #include "commands.h"
+#include "common/command_line.h"
 #include "common/standard_streams.h"
 #include "generate_stats.h"
 
 namespace {
 
 using dsv3::Json;
+
+constexpr size_t kMaxPromptBytes = 16 << 20;
 
 [[noreturn]] void reject(const std::string& text) {
   throw dsv3::Error(text, dsv3::ExitCode::usage);
@@ -40,7 +41,27 @@ struct Arguments {
   PluginOptions plugins;
 };
 
-std::vector<std::string> lines_of(std::istream& in) {
+/// Returns the rest of `in`, which may be endless.
+std::string read_all(std::istream& in) {
+  std::string text(kMaxPromptBytes + 1, '\0');
+  in.read(text.data(), std::streamsize(text.size()));
+  if (size_t(in.gcount()) > kMaxPromptBytes)
+    reject("standard input has more than " + std::to_string(kMaxPromptBytes) +
+           " bytes, which is too long for prompts");
+  text.resize(size_t(in.gcount()));
+  return text;
+}
+
+/// Waits for no writer of a FIFO.
+std::string read_prompt_file(const std::string& path) try {
+  return dsv3::fs::read(path, kMaxPromptBytes);
+} catch (const dsv3::Error& error) {
+  reject("--prompt-file: " + std::string(error.what()) +
+         "; to pass text of a program, use standard input without --prompt-file");
+}
+
+std::vector<std::string> lines_of(const std::string& text) {
+  std::istringstream in(text);
   std::vector<std::string> lines;
   for (std::string line; std::getline(in, line);) {
     if (!line.empty() && line.back() == '\r') line.pop_back();
@@ -54,10 +75,7 @@ std::vector<std::string> lines_of(std::istream& in) {
 std::vector<std::string> read_prompts(const Arguments& a) {
   std::vector<std::string> prompts = a.prompts;
   if (!a.prompt_file.empty()) {
-    std::ifstream file(a.prompt_file, std::ios::binary);
-    if (!file || std::filesystem::is_directory(a.prompt_file))
-      reject("cannot read --prompt-file " + a.prompt_file);
-    const std::vector<std::string> lines = lines_of(file);
+    const std::vector<std::string> lines = lines_of(read_prompt_file(a.prompt_file));
     prompts.insert(prompts.end(), lines.begin(), lines.end());
     if (prompts.empty()) reject(a.prompt_file + " contains no prompts; write one per line");
   }
@@ -65,8 +83,8 @@ std::vector<std::string> read_prompts(const Arguments& a) {
   if (isatty(STDIN_FILENO))
     std::cerr
         << "reading the prompt from standard input; end it with Ctrl-D (or pass --prompt TEXT)\n";
-  if (a.ids) return lines_of(std::cin);
-  std::string text{std::istreambuf_iterator<char>(std::cin), {}};
+  std::string text = read_all(std::cin);
+  if (a.ids) return lines_of(text);
   if (!text.empty() && text.back() == '\n') text.pop_back();  // added by `echo`
   return {text};
 }
@@ -174,6 +192,13 @@ std::vector<dsv3::Prompt> encode(const Arguments& a, const std::vector<std::stri
   return encoded;
 }
 
+void check_stop_ids(const std::vector<int32_t>& ids, int64_t vocab) {
+  for (const int32_t id : ids)
+    if (id < 0 || id >= vocab)
+      reject("--stop-id " + std::to_string(id) + " is outside the model's vocabulary, 0 to " +
+             std::to_string(vocab - 1));
+}
+
 void run(Arguments& a) {
   if (!isatty(STDOUT_FILENO)) set_output(Output::raw);
   a.model.path = a.path;
@@ -186,6 +211,7 @@ void run(Arguments& a) {
     reject(a.path + " has no tokenizer; pass --tokenizer FILE, or use token ids with --ids");
   dsv3::GenerateOptions& options = a.options;
   options.cache = !a.no_cache;
+  check_stop_ids(options.stop_ids, loaded.model->vocab());
   const bool can = loaded.model->mtp_depth() > 0 && options.cache;
   if (a.speculate && a.no_cache) reject("--speculate requires the KV cache; remove --no-cache");
   if (a.speculate && !can) reject(a.path + " has no MTP modules, which --speculate requires");
@@ -222,38 +248,45 @@ void add_options(CLI::App& command, Arguments& a) {
   command.add_flag("--ids", a.ids,
                    "Read prompts as JSON lists of token ids, [1, 2, 3], and print ids");
   command.add_option("--tokens", a.options.tokens, "Maximum number of new tokens")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(integer_between(1, 1 << 20));
   command
       .add_option("--temperature", sampling.temperature,
                   "Sampling temperature; 0 = always the most likely token")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(number_between(0, 1000));
   command
       .add_option("--top-k", sampling.top_k,
                   "Sample only from this many of the most likely tokens; 0 = all")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(integer_between(0, 1 << 24));
   command
       .add_option(
           "--top-p", sampling.top_p,
           "Sample from the smallest set of most likely tokens whose probabilities add up to this")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(number_between(0, 1));
   command
       .add_option("--repetition-penalty", sampling.repetition_penalty,
                   "Values above 1 make tokens that are already in the text less likely")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(number_between(0, 1000));
   command.add_option("--stop", a.stops, "Text that ends a continuation; may be repeated")
       ->allow_extra_args(false);
   command
       .add_option("--stop-id", a.options.stop_ids,
                   "Token id that ends a continuation; may be repeated")
-      ->allow_extra_args(false);
+      ->allow_extra_args(false)
+      ->check(integer_between(0, (1 << 24) - 1));
   command.add_option("--seed", a.seed, "Seed for sampling; every prompt uses the same one")
       ->capture_default_str()
-      ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()));
+      ->check(integer_between(int64_t{0}, std::numeric_limits<int64_t>::max()));
   a.speculation = command.add_flag("--speculate,!--no-speculate", a.speculate,
                                    "Draft tokens with the model's MTP modules [on if it has any]");
   command.add_flag("--no-cache", a.no_cache, "Recompute the whole sequence for every token");
   command.add_option("--batch", a.options.batch, "Number of prompts to process at once")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(integer_between(1, 1 << 20));
   command.add_option("--device", a.model.device, "Device to run on")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));

@@ -10,29 +10,15 @@
 #include <dsv3/sdk/error.h>
 
 #include "commands.h"
+#include "common/command_line.h"
 #include "common/output_file.h"
 
 namespace {
 
-/// Parses a size such as "5G", "500M" or "0" and returns it in bytes.
-int64_t parse_size(const std::string& text) {
-  size_t end = 0;
-  double number = -1;
-  try {
-    number = std::stod(text, &end);
-  } catch (const std::exception&) {
-  }
-  const std::string unit = number < 0 ? "?" : text.substr(end);
-  const double factor = unit == "G" || unit == "GB"   ? 1e9
-                        : unit == "M" || unit == "MB" ? 1e6
-                        : unit == "K" || unit == "KB" ? 1e3
-                        : unit.empty()                ? 1
-                                                      : 0;
-  if (factor == 0)
-    throw dsv3::Error(
-        "invalid --shard-size '" + text + "'; expected a size such as 5G or 500M, or 0",
-        dsv3::ExitCode::usage);
-  return int64_t(number * factor);
+int64_t shard_bytes(const std::string& text) {
+  if (const auto bytes = parse_bytes(text)) return *bytes;
+  throw dsv3::Error("invalid --shard-size '" + text + "'; expected a size such as 5G or 500M, or 0",
+                    dsv3::ExitCode::usage);
 }
 
 void add_export(CLI::App& app) {
@@ -71,7 +57,7 @@ void add_export(CLI::App& app) {
     a->request.model = a->model;
     a->request.folder = a->folder;
     a->request.mtp = !a->no_mtp;
-    a->request.shard_bytes = parse_size(a->shard_size);
+    a->request.shard_bytes = shard_bytes(a->shard_size);
     dsv3::Plugins plugins = a->plugins.open();
     const dsv3::ExportResult result = dsv3::export_model(a->request, plugins);
     std::cout << dsv3::printable_line(a->folder) << ": " << result.format << ", " << result.tensors

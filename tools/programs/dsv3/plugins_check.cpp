@@ -8,6 +8,7 @@
 #include <dsv3/support/json.h>
 
 #include "commands.h"
+#include "common/command_line.h"
 #include "conformance/conformance.h"
 #include "fake_device.h"
 
@@ -130,7 +131,7 @@ void add_plugins_check(CLI::App& group, int& exit_code) {
                    "Device to compare with the CPU; `fake` is a CUDA device that needs no GPU")
       ->check(CLI::IsMember({"cpu", "cuda", "fake"}));
   command->add_option("--timeout", arguments->time_limit, "Time limit per check, in seconds")
-      ->check(CLI::Range(1, 86400))
+      ->check(integer_between(1, 86400))
       ->type_name("S");
   command->add_flag("--json", arguments->json, "Print JSON");
   command->callback([arguments, &exit_code] { exit_code = check(*arguments); });
