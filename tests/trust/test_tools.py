@@ -288,3 +288,25 @@ def test_all_shards_missing(prepared, trained, tmp_path):
     for shard in copy_of(prepared, trained, tmp_path).glob("*.tokens"):
         shard.unlink()
     commands_fail(tmp_path, "shard-00000.tokens", "shard-00002.tokens")
+
+
+# --- damaged-checkpoints
+
+READERS = [["eval"], ["generate", "--prompt", "a"], ["export"], ["--from"], ["--branch"]]
+
+
+@pytest.mark.promise("damaged-checkpoints")
+@pytest.mark.parametrize("reader", READERS, ids=[words[0] for words in READERS])
+@pytest.mark.parametrize("damage, why", [("truncate", "bytes, but the manifest says"), ("manifest", "manifest.json"), ("flip", "SHA-256")])
+def test_damaged_checkpoints_are_named(trained, tmp_path, reader, damage, why):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    for checkpoint in (tmp_path / "runs/r/checkpoints").glob("step-*"):
+        file = checkpoint / ("manifest.json" if damage == "manifest" else "rank-00000.safetensors")
+        content = file.read_bytes()
+        file.write_bytes(content[:-8] if damage == "truncate" else content[:-50] + b"x" * 50)
+    if reader[0].startswith("--"):
+        done = subprocess.run([RUN, "tiny.yaml", *reader, "runs/r", "--output", "new"], cwd=tmp_path, text=True, capture_output=True, timeout=60)
+    else:
+        done = stored.dsv3(reader[0], "runs/r", *reader[1:], *(["new"] if reader[0] == "export" else []), cwd=tmp_path)
+    error = rejected(done, 5).split("error: ")[1]
+    assert "damaged" in error and "step-4" in error and why in error, error

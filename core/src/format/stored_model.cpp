@@ -2,6 +2,7 @@
 #include <dsv3/runtime/machine.h>
 #include <dsv3/runtime/run_folder.h>
 
+#include "checkpoint/damaged.h"
 #include "checkpoint/tensor_views.h"
 #include "config/schemas.h"
 #include "format/description.h"
@@ -125,8 +126,9 @@ Experiment StoredModel::load(Plugins& plugins, const std::vector<Setting>& setti
   try {
     return load_experiment(request, plugins);
   } catch (const Error& error) {
-    throw Error(error.what() + (source.stored ? plugin_advice(path.parent_path().parent_path()) : ""),
-                error.code());
+    throw Error(
+        error.what() + (source.stored ? plugin_advice(path.parent_path().parent_path()) : ""),
+        error.code());
   }
 }
 
@@ -139,8 +141,7 @@ StoredModel stored_model_of(const StoredCheckpoint& checkpoint) {
   stored.source.file = checkpoint.folder / "manifest.json";
   stored.source.text = state.at("config").get<std::string>();
   stored.source.stored = true;
-  for (const auto& [option, file] :
-       stored_tokenizer(checkpoint.folder.parent_path().parent_path()))
+  for (const auto& [option, file] : stored_tokenizer(checkpoint.folder.parent_path().parent_path()))
     stored.source.settings.push_back({"data.tokenizer." + option, file.string(), "run folder"});
   stored.conventions = state.at("conventions").get<std::map<std::string, std::string>>();
   stored.tokenizers = digests_of(state.at("tokenizer"));
@@ -159,6 +160,7 @@ StoredModel open_stored_model(const stdfs::path& path, Plugins& plugins,
   if (stdfs::is_directory(path / "checkpoints", ignored))
     if (const auto newest = CheckpointStore(path / "checkpoints", 0).newest())
       return for_evaluation(stored_model_of(*newest));
+  fail_if_damaged(path / "checkpoints");
   if (stdfs::exists(path / "config.json", ignored)) return read_folder(path, plugins, tokenizer);
   reject(path);
 }
