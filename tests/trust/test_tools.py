@@ -290,6 +290,44 @@ def test_all_shards_missing(prepared, trained, tmp_path):
     commands_fail(tmp_path, "shard-00000.tokens", "shard-00002.tokens")
 
 
+# --- hints
+
+
+@pytest.mark.promise("hints")
+@pytest.mark.parametrize("path", ["runs/r", "./runs/r/", "{}/runs/r"])
+def test_a_path_as_run_id(trained, path):
+    error = dsv3_run("--run_id", path.format(trained), "train.steps=5", cwd=trained, check=2).stderr
+    name, output = error.split("pass its name, ")[1].split(", and add --output ")
+    dsv3_run("--run_id", name, "--output", output.strip(), cwd=trained)
+
+
+@pytest.mark.promise("hints")
+def test_invalid_documents_name_the_flag(trained, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"text": "good"}\n{"text": 3}\n' + '{"text": "more"}\n' * 3)
+    for command in (["eval", trained / "runs/r", "--text", "bad.jsonl"], ["data", "prepare", "bad.jsonl", "--tokenizer", "bytes", "--output", "new"]):
+        assert "--on-error skip" in rejected(stored.dsv3(*command, cwd=tmp_path), 4)
+        assert stored.dsv3(*command, "--on-error", "skip", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.promise("hints")
+@pytest.mark.parametrize("name, why", [(".", "it is a folder"), ("/dev/zero", "not a regular file"), ("fifo", "not a regular file"),
+                                       ("nowhere.yaml", "no such file"), ("tiny.yaml/x", "Not a directory")])
+def test_base_files_that_cannot_be_read(tmp_path, name, why):
+    make_tiny(tmp_path)
+    stored.make_fifo(tmp_path / "fifo")
+    stored.edit(tmp_path / "tiny.yaml", ("name: tiny", f"extends: [{name}]"))
+    assert why in dsv3_run("tiny.yaml", "--check", cwd=tmp_path, check=2, timeout=30).stderr
+
+
+@pytest.mark.promise("hints")
+@pytest.mark.parametrize("value, text", [(None, "not null"), (["llama"], "of type array"), (3, "of type number"), ("", "no \"model_type\"")])
+def test_a_model_type_that_is_no_name(trained, tmp_path, value, text):
+    shutil.copytree(trained / "hf", tmp_path / "hf")
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    (tmp_path / "hf/config.json").write_text(json.dumps(config | {"model_type": value}))
+    assert text in rejected(stored.dsv3("import", "hf", "new", cwd=tmp_path))
+
+
 # --- damaged-checkpoints
 
 READERS = [["eval"], ["generate", "--prompt", "a"], ["export"], ["--from"], ["--branch"]]

@@ -20,6 +20,16 @@ stdfs::path true_path(const stdfs::path& file) {
   return error ? file : path;
 }
 
+std::string why_unreadable(const stdfs::path& file) {
+  std::error_code error;
+  const stdfs::file_status status = stdfs::status(file, error);
+  if (stdfs::is_regular_file(status) || error == std::errc::permission_denied)
+    return "no permission";
+  if (stdfs::is_directory(status)) return "it is a folder";
+  if (stdfs::exists(status)) return "not a regular file";
+  return error == std::errc::no_such_file_or_directory ? "no such file" : error.message();
+}
+
 bool is_key_character(char c) {
   return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '-' || c == '.';
 }
@@ -169,7 +179,7 @@ class LayerReader {
     const stdfs::path base = (folder / name.text).lexically_normal();
     std::error_code error;
     if (!stdfs::is_regular_file(base, error)) {
-      diagnostics_.error(name, "cannot read '" + base.string() + "': no such file",
+      diagnostics_.error(name, "cannot read '" + base.string() + "': " + why_unreadable(base),
                          {"file names in 'extends' are relative to the file that contains them"});
       return;
     }
@@ -305,11 +315,8 @@ Node read_yaml_file(Diagnostics& diagnostics, const stdfs::path& file) {
   std::ifstream stream;
   if (regular) stream.open(file, std::ios::binary);
   if (!stream.is_open()) {
-    const std::string why = regular                      ? "no permission"
-                            : stdfs::exists(file, error) ? "not a file"
-                                                         : "no such file";
     diagnostics.error({diagnostics.add_source(file.string(), "", false), 0, 0}, 0,
-                      "cannot read '" + file.string() + "': " + why,
+                      "cannot read '" + file.string() + "': " + why_unreadable(file),
                       {"relative paths start at the current folder"});
     return make_map({});
   }

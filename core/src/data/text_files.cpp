@@ -93,7 +93,7 @@ std::string decode(std::string_view bytes, const std::string& field) {
     std::string keys;
     for (const auto& item : line.items()) keys += (keys.empty() ? "" : ", ") + item.key();
     throw InvalidDocument(0, "no field '" + field + "'; the object has only: " + keys +
-                                 "; set `field` to the one that contains the text");
+                                 "; set `field` (or --field) to the one that contains the text");
   }
   if (!text->is_string()) throw InvalidDocument(0, "field '" + field + "' must be a string");
   return std::move(text->get_ref<std::string&>());
@@ -210,7 +210,9 @@ void TextFiles::check_documents(bool skip) {
   if (!skip)
     fail(c10::str(invalid.size(), " of ", count_, count_ == 1 ? " document" : " documents", " of ",
                   source_, invalid.size() == 1 ? " is" : " are", " invalid:", invalid_,
-                  "\nCorrect or remove them, or set `on_error: skip` to leave them out"));
+                  "\nCorrect or remove them, or leave them out with `on_error: skip` (--on-error "
+                  "skip for dsv3 eval and dsv3 data "
+                  "prepare)"));
   for (const size_t i : invalid) bytes_ -= documents_[i].size;
   for (size_t i = 0; i < valid.size(); ++i) documents_[i] = documents_[valid[i]];
   documents_.resize(valid.size());

@@ -192,7 +192,11 @@ bool lacks_mtp(const std::vector<TensorPlace>& places, int64_t layers,
 
 std::shared_ptr<Format> format_of(const Json& config, const stdfs::path& file, Plugins& plugins) {
   const auto found = config.find("model_type");
-  if (found == config.end() || !found->is_string() || *found == "")
+  if (found != config.end() && !found->is_string())
+    throw Error(file.string() + ": \"model_type\" must be a string such as \"deepseek_v3\", not " +
+                    (found->is_null() ? "null" : std::string("of type ") + found->type_name()),
+                ExitCode::usage);
+  if (found == config.end() || *found == "")
     throw Error(file.string() + " has no \"model_type\", so its architecture cannot be determined",
                 ExitCode::usage);
   const std::string type = *found;

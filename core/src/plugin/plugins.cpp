@@ -65,6 +65,12 @@ std::vector<PluginEntry> library_entries(const Path& library) {
   return entries;
 }
 
+// Whether experiments name components of this kind, and may name their library.
+bool in_experiments(Kind kind) {
+  return std::ranges::any_of(
+      kinds(), [&](const KindRow& row) { return row.kind == kind && !row.path.empty(); });
+}
+
 // Returns the first match in search order. Two matches at one search level are an error, because
 // choosing one would be arbitrary.
 template <class Entry>
@@ -77,8 +83,8 @@ const Entry* lookup(const std::vector<Entry>& entries, Kind kind, const std::str
     else if (found->level == entry.level)
       fail(std::string(kind_name(kind)) + " '" + name +
            "' is in two registries at the same search level: " + found->registry.string() +
-           " and " + entry.registry.string() +
-           "; choose one with --plugin-path, or set `library:`");
+           " and " + entry.registry.string() + "; choose one with --plugin-path" +
+           (in_experiments(kind) ? ", or set `library:`" : ""));
   }
   return found;
 }
@@ -258,9 +264,10 @@ const PluginEntry* Plugins::find_entry(Kind kind, const std::string& name) const
   std::error_code ignored;
   if (original && !std::filesystem::equivalent(found->library, original->library, ignored))
     fail(std::string(kind_name(kind)) + " '" + name + "' of " + found->library.string() +
-         " has the name of a built-in plugin (" + original->library.string() +
-         "); rename it, or set `library: " + found->library.string() +
-         "` in the experiment to use it instead");
+         " has the name of a built-in plugin (" + original->library.string() + "); rename it" +
+         (in_experiments(kind) ? ", or set `library: " + found->library.string() +
+                                     "` in the experiment to use it instead"
+                               : ""));
   return found;
 }
 

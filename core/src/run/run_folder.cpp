@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <dsv3/runtime/prefix.h>
+#include <dsv3/runtime/printable.h>
 #include <dsv3/runtime/run_folder.h>
 #include <dsv3/runtime/suggest.h>
 #include <dsv3/sdk/error.h>
@@ -30,6 +31,15 @@ std::string name_prefix(const std::string& experiment) {
                   "; choose another name, resume it with --run_id " + name + " --output " +
                   shell_quoted(output.string()) + ", or add --resume auto",
               ExitCode::usage);
+}
+
+/// If `name` is the path of a run, returns the flags to pass instead.
+std::string advice_for_path(const std::string& name) {
+  stdfs::path path = stdfs::path(name).lexically_normal();
+  if (!path.has_filename()) path = path.parent_path();
+  if (!path.has_parent_path() || !is_run_name(path.filename().string())) return "";
+  return ". For the run in this folder, pass its name, " + path.filename().string() +
+         ", and add --output " + printable_line(shell_quoted(path.parent_path().string()));
 }
 
 /// Returns a sentence that suggests up to three runs in `output` with names similar to `name`;
@@ -169,7 +179,8 @@ void check_run_name(const std::string& name) {
   // Escape the name as JSON, because it may contain any bytes.
   std::string shown = Json(name).dump(-1, ' ', true, Json::error_handler_t::replace);
   shown.front() = shown.back() = '\'';
-  throw Error(shown + " is not a valid run name: use 1 to 128 letters, digits, '.', '_' and '-'",
+  throw Error(shown + " is not a valid run name: use 1 to 128 letters, digits, '.', '_' and '-'" +
+                  advice_for_path(name),
               ExitCode::usage);
 }
 

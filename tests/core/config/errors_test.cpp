@@ -214,5 +214,5 @@ TEST_CASE("error messages never contain secrets from the environment") {
 
 TEST_CASE("errors for missing and unreadable files name the file") {
   CHECK(has(fake::errors_of("/nowhere/e.yaml"), "cannot read '/nowhere/e.yaml': no such file"));
-  CHECK(has(fake::errors_of("/"), "cannot read '/': not a file"));
+  CHECK(has(fake::errors_of("/"), "cannot read '/': it is a folder"));
 }
