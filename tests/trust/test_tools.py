@@ -348,3 +348,26 @@ def test_damaged_checkpoints_are_named(trained, tmp_path, reader, damage, why):
         done = stored.dsv3(reader[0], "runs/r", *reader[1:], *(["new"] if reader[0] == "export" else []), cwd=tmp_path)
     error = rejected(done, 5).split("error: ")[1]
     assert "damaged" in error and "step-4" in error and why in error, error
+
+
+# --- misspelled-keys
+
+
+@pytest.mark.promise("misspelled-keys")
+@pytest.mark.parametrize("old, new", [
+    ("steps: 30", "stpes: 30"), ("steps: 30", "token: 30"), ("\noptimizer:", "\noptimzer:"), ("\ndata:", "\ndta:"), ("\nstrategy:", "\nstrateg:"),
+    ("  hidden: 32", "  hiden: 32"), ("swiglu, hidden: 64", "swiglu, hiddn: 64"), ("  attention:", "  atention:"), ("{plugin: mla", "{plugn: mla"),
+    ("layers: 0,", "layer: 0,")])
+def test_a_misspelled_key_is_one_error(tmp_path, old, new):
+    make_tiny(tmp_path)
+    stored.edit(tmp_path / "tiny.yaml", (old, new))
+    error = dsv3_run("tiny.yaml", "--check", cwd=tmp_path, check=2).stderr
+    assert error.count(": error: ") == 1 and "unknown key" in error and "did you mean" in error, error
+
+
+@pytest.mark.promise("misspelled-keys")
+def test_a_missing_key_beside_another_typo_is_reported(tmp_path):
+    make_tiny(tmp_path)
+    stored.edit(tmp_path / "tiny.yaml", ("steps: 30, batch: 4", "bach: 4"), ("strategy: {plugin: single}", "hubb: {}"))
+    error = dsv3_run("tiny.yaml", "--check", cwd=tmp_path, check=2).stderr
+    assert "train needs 'steps'" in error and "strategy is not set" in error and error.count("did you mean") == 2, error

@@ -121,11 +121,12 @@ OptionValues Checker::values(const Node* map, const Schema& schema, const Scope&
         complete = false;
       }
     } else if (spec.required) {
-      diagnostics_.error(
-          position_of(map), 1, "'" + spec.key + "' is missing in " + scope.text(),
-          {spec.doc + (is_dropped ? "; the value for '" + written_entry->inherited_from + "' (" +
-                                        diagnostics_.place(written_entry->at) + ") is not used"
-                                  : "")});
+      if (!is_misspelled(path))
+        diagnostics_.error(
+            position_of(map), 1, "'" + spec.key + "' is missing in " + scope.text(),
+            {spec.doc + (is_dropped ? "; the value for '" + written_entry->inherited_from + "' (" +
+                                          diagnostics_.place(written_entry->at) + ") is not used"
+                                    : "")});
       complete = false;
     } else {
       add_convention(spec, spec.default_value, scope);
@@ -242,11 +243,13 @@ void Checker::unknown_key(const Entry& entry, const Schema& schema, const Scope&
   if (!siblings.empty())
     note = "'" + entry.key + "' is an option of " + quoted(siblings) + ", not of '" + scope.plugin +
            "'";
-  else if (!elsewhere.empty() && (!scope.kind || near.empty()))
+  else if (!elsewhere.empty() && (!scope.kind || near.empty())) {
     note = "did you mean " + either(elsewhere) + "?";
-  else if (!near.empty())
+    misspelled_.insert(elsewhere.begin(), elsewhere.end());
+  } else if (!near.empty()) {
     note = near;
-  else
+    misspelled_.insert(join(scope.path, nearest(entry.key, known)));
+  } else
     note = known.empty() ? "this section has no keys" : "known keys: " + comma_list(known);
   diagnostics_.error(entry, "unknown key '" + entry.key + "' in " + scope.text(), {note});
 }
@@ -315,8 +318,15 @@ ComponentSpec Checker::component(const Node& map, Kind kind, const std::string& 
   spec.path = path;
   const Entry* plugin = map.find("plugin");
   if (!plugin || plugin->value.is_null()) {
-    diagnostics_.error(map, path + " has no plugin",
-                       {"write plugin: NAME; " + known_plugins(kind)});
+    const auto typo = std::ranges::find_if(map.entries, [](const Entry& entry) {
+      return entry.key != "plugin" && !nearest(entry.key, {"plugin"}).empty();
+    });
+    if (!plugin && typo != map.entries.end())
+      diagnostics_.error(*typo, "unknown key '" + typo->key + "' in " + path,
+                         {"did you mean 'plugin'?"});
+    else
+      diagnostics_.error(map, path + " has no plugin",
+                         {"write plugin: NAME; " + known_plugins(kind)});
     return spec;
   }
   const std::optional<std::string> name = word(plugin->value, "'plugin' in " + path);
@@ -350,7 +360,7 @@ std::vector<const Node*> Checker::components_at(const std::string& path, Kind ki
   const Slot* slot = slot_at(path);
   std::vector<const Node*> maps;
   if (!node || node->is_null() || (node->is_list() && slot->list && node->items.empty())) {
-    if (!slot->optional)
+    if (!slot->optional && !is_misspelled(path))
       diagnostics_.error(
           node ? node->at : position_of(find_path(root_, path.substr(0, path.find('.')))), 1,
           path + " is not set", {"write " + path + ": NAME; " + known_plugins(kind)});

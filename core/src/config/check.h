@@ -81,6 +81,10 @@ class Checker {
   void record(const std::string& path, OptionValue value, const Node& node,
               std::string written = "");
 
+  /// Whether an unknown key was reported whose likely meaning is the key at `path`. That key is
+  /// then not reported as missing.
+  bool is_misspelled(const std::string& path) const { return misspelled_.contains(path); }
+
   /// Reports entries in `conventions:` that belong to no known plugin or section.
   void check_conventions();
 
@@ -110,6 +114,7 @@ class Checker {
   std::map<std::string, const Entry*> given_conventions_;  // the entries in `conventions:`
   std::set<std::string> known_conventions_;  // keys of all conventions that have been read so far
   std::set<Kind> read_;                      // component kinds that have been read
+  std::set<std::string> misspelled_;         // keys suggested in place of unknown ones
   std::set<std::string> checked_;  // key prefixes of all sections and components checked so far
 };
 

@@ -200,8 +200,6 @@ std::vector<LayerRange> layer_ranges(Checker& checker, const std::string& path, 
       placed.push_back(*read);
       range.first = read->first;
       range.last = read->last;
-    } else if (maps.size() > 1 && !maps[i]->find("layers")) {
-      checker.diagnostics().error(*maps[i], where + " has no `layers`", {"write layers: 0-1"});
     }
     const std::string text = range_text(range.first, range.last);
     if (range.first != 0 || range.last != layers - 1) {
@@ -209,6 +207,9 @@ std::vector<LayerRange> layer_ranges(Checker& checker, const std::string& path, 
       checker.record(join(where, "layers"), text, entry ? entry->value : Node{}, text);
     }
     range.component = checker.component(*maps[i], kind, where, "layers " + text);
+    if (maps.size() > 1 && !maps[i]->find("layers") &&
+        !checker.is_misspelled(join(where, "layers")))
+      checker.diagnostics().error(*maps[i], where + " has no `layers`", {"write layers: 0-1"});
     ranges.push_back(std::move(range));
   }
   const bool all_placed = maps.size() == 1 || placed.size() == maps.size();

@@ -103,7 +103,8 @@ void check_length(Checker& checker, const TrainOptions& train) {
   if (steps && tokens)
     checker.diagnostics().error(*tokens, "train has both 'steps' and 'tokens'; only one may be set",
                                 {"'steps' is set at " + checker.diagnostics().place(steps->at)});
-  else if (!steps && !tokens)
+  else if (!steps && !tokens && !checker.is_misspelled("train.steps") &&
+           !checker.is_misspelled("train.tokens"))
     checker.diagnostics().error(checker.position_of(section), 1,
                                 "train needs 'steps' or 'tokens' to set the length of the run");
 }
