@@ -371,3 +371,39 @@ def test_a_missing_key_beside_another_typo_is_reported(tmp_path):
     stored.edit(tmp_path / "tiny.yaml", ("steps: 30, batch: 4", "bach: 4"), ("strategy: {plugin: single}", "hubb: {}"))
     error = dsv3_run("tiny.yaml", "--check", cwd=tmp_path, check=2).stderr
     assert "train needs 'steps'" in error and "strategy is not set" in error and error.count("did you mean") == 2, error
+
+
+# --- bounded-regex
+
+SLOW = ["(a+)+$", "(.*)*x", "(.*.*)*=", r"(\w|\w\w)+!", "(?R)?(.+)+z", "((.?)*)*$y"]
+
+
+@pytest.mark.promise("bounded-regex")
+@pytest.mark.parametrize("pattern", SLOW)
+def test_exponential_backtracking(tmp_path, pattern):
+    make_tiny(tmp_path)
+    setting = "optimizer=" + json.dumps([{"match": "layers" + pattern.replace("a", "."), "plugin": "adamw", "lr": 0.1},
+                                         {"plugin": "adamw", "lr": 0.1}])
+    done = dsv3_run("tiny.yaml", setting, "--check", cwd=tmp_path, check=None, timeout=60)
+    assert done.returncode in (0, 2)
+    if done.returncode == 2:
+        assert "match" in done.stderr and ("match limit" in done.stderr or "owns no parameters" in done.stderr), done.stderr
+
+
+@pytest.mark.promise("bounded-regex")
+def test_a_pattern_that_takes_too_long_has_a_place(tmp_path):
+    make_tiny(tmp_path)
+    stored.edit(tmp_path / "tiny.yaml", ("{role: matrix, plugin: muon", "{match: '(.+)+[#!]', plugin: muon"))
+    for mode in ("--check", "--dry-run"):
+        error = dsv3_run("tiny.yaml", mode, cwd=tmp_path, check=2, timeout=60).stderr
+        assert "tiny.yaml:16:" in error and "'(.+)+[#!]'" in error and "match limit exceeded" in error, error
+
+
+@pytest.mark.promise("bounded-regex")
+@pytest.mark.parametrize("pattern, text", [("(", "missing closing parenthesis"), ("*", "quantifier"), ("[z-a]", "range out of order"),
+                                           ("x" * 1001, "longer than 1000 bytes"), ("(" * 400 + ")" * 400, "nest")])
+def test_patterns_that_cannot_be_used(tmp_path, pattern, text):
+    make_tiny(tmp_path)
+    stored.edit(tmp_path / "tiny.yaml", ("{role: matrix, plugin: muon", f"{{match: '{pattern}', plugin: muon"))
+    error = dsv3_run("tiny.yaml", "--check", cwd=tmp_path, check=2).stderr
+    assert "tiny.yaml:16:" in error and text in error, error

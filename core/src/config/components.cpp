@@ -2,16 +2,14 @@
 #include <array>
 #include <charconv>
 #include <map>
-#include <regex>
 
 #include <dsv3/runtime/suggest.h>
 
 #include "config/check.h"
+#include "support/regex.h"
 
 namespace dsv3::config {
 namespace {
-
-constexpr size_t kMaxPattern = 1000;  // std::regex recurses
 
 // Parses "2", "2-11" or "2-". The last form ends at layer `open_end`.
 bool parse_range(const std::string& text, int64_t open_end, int64_t& first, int64_t& last) {
@@ -113,14 +111,11 @@ std::string read_word(Checker& checker, const Node& map, const std::string& key,
 
 void check_pattern(Checker& checker, const Node& node, const std::string& pattern,
                    const std::string& path) {
-  std::string wrong =
-      pattern.size() > kMaxPattern ? "longer than " + std::to_string(kMaxPattern) + " bytes" : "";
   try {
-    if (wrong.empty()) (void)std::regex(pattern);
-  } catch (const std::regex_error& error) {
-    wrong = std::string("not a regular expression: ") + error.what();
+    (void)Regex(pattern);
+  } catch (const Error& error) {
+    checker.diagnostics().error(node, "'match' in " + path + " " + error.what());
   }
-  if (!wrong.empty()) checker.diagnostics().error(node, "'match' in " + path + " is " + wrong);
 }
 
 OptimizerGroup read_group(Checker& checker, const Node& map, const std::string& path) {

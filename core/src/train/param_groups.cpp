@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <regex>
 #include <set>
 
 #include <dsv3/runtime/optimizer_set.h>
@@ -7,6 +6,7 @@
 
 #include "call/checked.h"
 #include "checkpoint/tensor_views.h"
+#include "support/regex.h"
 
 namespace dsv3 {
 namespace {
@@ -100,19 +100,19 @@ std::string condition(const OptimizerGroup& group) {
 }
 
 /// Compiles the regular expression in the group's `match`. An empty one matches every name.
-std::regex pattern_of(const OptimizerGroup& group) try {
-  return std::regex(group.match);
-} catch (const std::regex_error& error) {
-  throw Error(group_label(group) + ": match '" + group.match +
-                  "' is not a regular expression: " + error.what(),
-              ExitCode::usage);
+Regex pattern_of(const OptimizerGroup& group) try {
+  return Regex(group.match);
+} catch (const Error& error) {
+  throw Error(group_label(group) + ": match '" + group.match + "' " + error.what(), error.code());
 }
 
-bool matches(const OptimizerGroup& group, const std::regex& pattern, const Parameter& parameter) {
+bool matches(const OptimizerGroup& group, const Regex& pattern, const Parameter& parameter) try {
   const std::vector<std::string>& roles = group.roles;
   return (roles.empty() ||
           std::count(roles.begin(), roles.end(), role_name(parameter.spec.role))) &&
-         std::regex_search(parameter.name, pattern);
+         pattern.found_in(parameter.name);
+} catch (const Error& error) {
+  throw Error(group_label(group) + ": match '" + group.match + "' " + error.what(), error.code());
 }
 
 /// Lists the first few names and the number of remaining ones.
@@ -169,7 +169,7 @@ OptimizerSet::OptimizerSet(const Experiment& experiment, Plugins& plugins,
 OptimizerSet::OptimizerSet(std::vector<OptimizerMember> members,
                            const std::vector<Parameter>& parameters)
     : members_(std::move(members)) {
-  std::vector<std::regex> patterns;
+  std::vector<Regex> patterns;
   for (const OptimizerMember& member : members_) patterns.push_back(pattern_of(member.spec));
   std::vector<bool> matched(members_.size(), false);
   std::vector<Parameter> unowned;

@@ -145,7 +145,7 @@ struct CheckpointOptions {
 struct OptimizerGroup {
   std::string name;                ///< unique; derived from the plugin and the roles by default
   std::vector<std::string> roles;  ///< empty = all roles
-  std::string match;               ///< std::regex (ECMAScript) for full parameter names; empty =
+  std::string match;               ///< regular expression (PCRE2) for full parameter names; empty =
                                    ///< all
   ComponentSpec component;
 };
