@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "config/values.h"
+#include "support/host.h"
 
 namespace dsv3::config {
 namespace {
@@ -236,8 +237,9 @@ class LayerReader {
     for_libraries(tree, [&](const Node& component, Entry& library) {
       const std::string chosen = chosen_library(component, library, known);
       if (chosen.empty())
-        diagnostics_.error(library, "a stored experiment cannot load a library by itself",
-                           {"if you trust it, pass --plugin-path " + library.value.text});
+        diagnostics_.error(
+            library, "a stored experiment cannot load a library by itself",
+            {"if you trust it, pass --plugin-path " + shell_quoted(library.value.text)});
       else
         library.value = make_value(chosen, library.value.at);
     });

@@ -158,8 +158,9 @@ std::string plugin_advice(const stdfs::path& run) {
     for (const Json& plugin : provenance.at("plugins")) {
       const stdfs::path library = plugin.at("path").get<std::string>();
       if (!stdfs::exists(own_prefix() / "lib/dsv3/plugins" / library.filename()))
-        advice += (advice.empty() ? "; the run was trained with other plugins: pass " : " ") +
-                  ("--plugin-path " + shell_quoted(library.string()));
+        advice +=
+            (advice.empty() ? "\n  note: the run was trained with other plugins: pass " : " ") +
+            ("--plugin-path " + shell_quoted(library.string()));
     }
   } catch (const std::exception&) {
     // A run without a readable provenance.json does not list its plugins.

@@ -29,8 +29,8 @@ void check_run_name(const std::string& name);
 /// .../tokenizer/file.json. `run` is the run folder; empty if it stores none.
 std::map<std::string, std::filesystem::path> stored_tokenizer(const std::filesystem::path& run);
 
-/// Returns advice to pass --plugin-path, if the run was trained with plugins that are not part of
-/// this build or installation, "; pass --plugin-path FILE, ..."; otherwise "".
+/// Returns advice to append to an error message, a line with the --plugin-path flags for the
+/// plugins of the run that are not part of this build or installation; "" if there are none.
 std::string plugin_advice(const std::filesystem::path& run);
 
 /// An open run folder, locked for the object's lifetime so that no other process can train in it.
