@@ -22,6 +22,13 @@ def fixture(name, folder, file="mine.so"):
     return pathlib.Path(shutil.copy(FIXTURES / f"libdsv3_fixture_{name}.so", folder / file))
 
 
+def prefix(folder, name):
+    """Install a plugin of tests/bad_plugins to the prefix `folder`, and return its library."""
+    (folder / "registries").mkdir(parents=True)
+    shutil.copy(FIXTURES.parents[2] / f"registries/{name}.toml", folder / "registries")
+    return fixture(name, folder / "lib/dsv3/plugins", f"libdsv3_fixture_{name}.so")
+
+
 def dsv3(*arguments, cwd, timeout=60, **more):
     return subprocess.run([support.BUILD / "bin/dsv3", *map(str, arguments)], cwd=cwd, text=True, capture_output=True,
                           errors="replace", timeout=timeout, **more)

@@ -62,22 +62,22 @@ EDITS = {
 def test_settings_edited_in_the_run_folder_are_rejected(folder, case):
     old, new, key = EDITS[case]
     edit(folder / "runs/r/config.yaml", (old, new))
-    done = dsv3_run("--run_id", "r", "train.steps=6", cwd=folder, check=2)
+    done = dsv3_run("--run_id", "r", cwd=folder, check=2)
     assert "was started with other settings" in done.stderr and key in done.stderr
 
 
 @pytest.mark.promise("resume-differences")
-def test_another_cpu_capability_is_reported(folder):
-    done = subprocess.run([RUN, "--run_id", "r", "train.steps=6"], cwd=folder, text=True, capture_output=True,
+def test_another_cpu_capability_is_reported(tmp_path):
+    run = tiny_run(tmp_path, "validation.every=2")
+    shutil.rmtree(run / "checkpoints/step-4")
+    done = subprocess.run([RUN, "--run_id", "r"], cwd=tmp_path, text=True, capture_output=True,
                           env={**os.environ, "ATEN_CPU_CAPABILITY": "default"})
     assert done.returncode == 0 and "the CPU capability was" in done.stderr, done.stderr
-    again = dsv3_run("--run_id", "r", "train.steps=8", "train.log_every=2", cwd=folder)
+    again = dsv3_run("--run_id", "r", "train.steps=8", "train.log_every=2", cwd=tmp_path)
     assert "CPU capability was DEFAULT" in again.stderr
-    resumes = json.loads((folder / "runs/r/provenance.json").read_text())["resumes"]
-    assert resumes[1]["changes"] == [{"key": "train.steps", "before": "6", "after": "8"},
+    resumes = json.loads((run / "provenance.json").read_text())["resumes"]
+    assert resumes[1]["changes"] == [{"key": "train.steps", "before": "4", "after": "8"},
                                      {"key": "train.log_every", "before": "1", "after": "2"}]
-
-
 
 
 @pytest.mark.promise("finite-checkpoints")
@@ -90,7 +90,7 @@ def test_a_checkpoint_that_is_not_finite_is_not_loaded(folder, name, value):
         key.startswith(name) or (name == "optimizer" and not key.startswith(("model/", "buffer/")))))
     overwrite_tensor(checkpoint / "rank-00000.safetensors", damaged, value)
     reseal(checkpoint)
-    done = dsv3_run("--run_id", "r", "train.steps=6", cwd=folder, check=5)
+    done = dsv3_run("--run_id", "r", cwd=folder, check=5)
     assert f"tensor '{damaged}' has values that are not finite" in done.stderr
     if name == "model/":
         assert dsv3("eval", "runs/r", cwd=folder).returncode == 5
@@ -254,9 +254,9 @@ def test_nohup_and_a_closed_pipe_do_not_stop_a_run(tmp_path):
 @pytest.mark.parametrize("fault, after", [("hang", 0), ("hang", 1)])
 def test_a_tracker_that_hangs_does_not_hold_the_run(tmp_path, fault, after):
     make_tiny(tmp_path)
-    plugin = FIXTURES / "libdsv3_fixture_faulty.so"
-    process = start(tmp_path, "tiny.yaml", "train.steps=4", "schedule.warmup=0", "--plugin-path", plugin, "--run_name", "r",
-                    f"tracker=[{{plugin: faulty, fault: {fault}, after: {after}}}, {{plugin: csv}}]", ready="saved checkpoint")
+    faulty = f"plugin: faulty, library: {FIXTURES}/libdsv3_fixture_faulty.so, fault: {fault}, after: {after}"
+    process = start(tmp_path, "tiny.yaml", "train.steps=4", "schedule.warmup=0", f"tracker=[{{{faulty}}}, {{plugin: csv}}]",
+                    "--run_name", "r", ready="saved checkpoint")
     begin, status = time.monotonic(), {}
     while status.get("state") != "finished":
         assert time.monotonic() < begin + 5, status
@@ -277,6 +277,6 @@ def test_a_damaged_manifest_does_not_restart_the_run(folder, damage):
     else:
         manifest.write_text(manifest.read_text()[:3000] if damage == "cut" else "")
     weights = (checkpoint / "rank-00000.safetensors").read_bytes()
-    failed = dsv3_run("--run_id", "r", "train.steps=6", cwd=folder, check=5)
+    failed = dsv3_run("--run_id", "r", cwd=folder, check=5)
     assert "all checkpoints of run 'r' are damaged" in failed.stderr
     assert (checkpoint / "rank-00000.safetensors").read_bytes() == weights

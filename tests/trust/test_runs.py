@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import subprocess
 import pytest
 import yaml
 
-from stored import fixture, dsv3, tiny_run
+from stored import dsv3, prefix, tiny_run
 from support import BUILD, RUN, dsv3_run, last_checkpoint, losses, make_tiny, metrics, tensors
 from test_paths import small_bpe
 
@@ -49,7 +50,7 @@ def test_a_moved_run_is_evaluated(moved, tmp_path):
 @pytest.mark.promise("travelling-runs")
 def test_a_moved_run_resumes_with_its_text_elsewhere(moved, tmp_path):
     shutil.copytree(moved / "r", tmp_path / "other/r")
-    done = dsv3_run("--run_id", "r", "--output", "other", "train.steps=6", cwd=tmp_path, check=4)
+    done = dsv3_run("--run_id", "r", "--output", "other", cwd=tmp_path, check=4)
     assert "no such" in done.stderr and "text.txt" in done.stderr
     dsv3_run("--run_id", "r", "--output", "other", "train.steps=6", f"data.path={moved}/text.txt", cwd=tmp_path)
     assert max(metrics(tmp_path / "other/r")) == 6
@@ -61,9 +62,10 @@ def test_a_moved_run_resumes_with_its_text_elsewhere(moved, tmp_path):
 def test_paths_are_resolved_when_the_run_starts(tmp_path):
     make_tiny(tmp_path)
     (tmp_path / "deep/down").mkdir(parents=True)
-    dsv3_run("../../tiny.yaml", "data.path=../../text.txt", "train.steps=4", "schedule.warmup=0", "--run_name", "r", "--output",
-             "../runs", cwd=tmp_path / "deep/down")
-    dsv3_run("--run_id", "r", "--output", tmp_path / "deep/runs", "train.steps=5", cwd="/")
+    dsv3_run("../../tiny.yaml", "data.path=../../text.txt", "train.steps=4", "schedule.warmup=0", "validation.every=2", "checkpoint.every=2",
+             "--run_name", "r", "--output", "../runs", cwd=tmp_path / "deep/down")
+    shutil.rmtree(tmp_path / "deep/runs/r/checkpoints/step-4")
+    dsv3_run("--run_id", "r", "--output", tmp_path / "deep/runs", cwd="/")
 
 
 def stopped(folder, *arguments):
@@ -72,6 +74,7 @@ def stopped(folder, *arguments):
     text = ""
     while "step 2/" not in text:
         text += process.stderr.readline()
+        assert process.poll() is None, text
     process.send_signal(signal.SIGTERM)
     errors = text + process.communicate(timeout=60)[1]
     assert process.returncode == 75, errors
@@ -83,8 +86,8 @@ def stopped(folder, *arguments):
 def test_the_command_to_resume_works(tmp_path, output):
     make_tiny(tmp_path)
     output = tmp_path / "abs" if output == "/tmp" else output
-    fixture("good", tmp_path / "plug in")
-    errors = stopped(tmp_path, "tiny.yaml", "schedule={plugin: halving}", "--plugin-path", "plug in/mine.so", "--output", output,
+    prefix(tmp_path / "plug in", "good")
+    errors = stopped(tmp_path, "tiny.yaml", "schedule={plugin: halving}", "--plugin-path", "plug in", "--output", output,
                      "--run_name", "r", "train.steps=100000", "validation.every=0")
     command = re.search(r"resume with (.*)", errors)[1]
     path = f"{BUILD / 'bin'}:{os.environ['PATH']}"
@@ -99,13 +102,14 @@ def test_the_command_to_resume_works(tmp_path, output):
 @pytest.mark.promise("hints")
 @pytest.mark.parametrize("command", ["generate", "eval", "compare"])
 def test_a_run_says_which_plugin_path_it_needs(tmp_path, command):
-    library = fixture("good", tmp_path / "plugins")
-    tiny_run(tmp_path, "schedule={plugin: halving}", "--plugin-path", library)
+    prefix(tmp_path / "plug in", "good")
+    tiny_run(tmp_path, "schedule={plugin: halving}", "--plugin-path", "plug in")
     arguments = {"generate": ["runs/r", "--prompt", "a", "--tokens", "2"], "eval": ["runs/r"], "compare": ["runs/r", "runs/r"]}[command]
     failed = dsv3(command, *arguments, cwd=tmp_path)
     assert failed.returncode in (2, 3), failed.stderr
-    hint = re.findall(r"--plugin-path \S+", failed.stderr)[-1]
-    done = dsv3(command, *arguments, *hint.split(), cwd=tmp_path)
+    hint = re.search(r"--plugin-path '.+", failed.stderr)
+    assert hint, failed.stderr
+    done = dsv3(command, *arguments, *shlex.split(hint[0]), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -113,8 +117,9 @@ def test_a_run_says_which_plugin_path_it_needs(tmp_path, command):
 def test_the_command_for_an_existing_run_works(tmp_path):
     tiny_run(tmp_path, "--output", "my runs")
     failed = dsv3_run("tiny.yaml", "--run_name", "r", "--output", "my runs", cwd=tmp_path, check=2)
-    command = re.search(r"--run_id r --output '.*?'", failed.stderr)[0]
-    done = subprocess.run(["bash", "-c", f"{RUN} {command}"], cwd=tmp_path, text=True, capture_output=True)
+    command = re.search(r"--run_id r --output '.*?'", failed.stderr)
+    assert command, failed.stderr
+    done = subprocess.run(["bash", "-c", f"{RUN} {command[0]}"], cwd=tmp_path, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
 
 
