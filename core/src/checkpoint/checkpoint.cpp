@@ -211,6 +211,19 @@ bool CheckpointStore::empty() const {
   return steps_in(folder_).empty();
 }
 
+void CheckpointStore::fail_if_damaged() const {
+  const std::vector<int64_t> steps = steps_in(folder_);
+  if (steps.empty()) return;
+  try {
+    verify_checkpoint(folder_ / folder_name(steps.back()));
+  } catch (const Error& error) {
+    const bool one = steps.size() == 1;
+    throw Error((one ? "the only checkpoint in " : "all checkpoints in ") + folder_.string() +
+                    (one ? " is damaged: " : " are damaged; the newest: ") + error.what(),
+                ExitCode::checkpoint);
+  }
+}
+
 void CheckpointStore::clean_up(int64_t newest) {
   or_warn(kNoCleanUp, [&] { fs::remove_temporaries(folder_); });
   std::vector<StoredCheckpoint> older = all();

@@ -2,7 +2,6 @@
 #include <dsv3/runtime/machine.h>
 #include <dsv3/runtime/run_folder.h>
 
-#include "checkpoint/damaged.h"
 #include "checkpoint/tensor_views.h"
 #include "config/schemas.h"
 #include "format/description.h"
@@ -23,13 +22,14 @@ std::set<std::string> digests_of(const Json& tokenizer) {
 }
 
 [[noreturn]] void reject(const stdfs::path& path) {
-  std::error_code ignored;
-  const char* cause =
+  std::error_code error;
+  std::string cause =
       " is neither a checkpoint (a folder with manifest.json), a run folder with a "
       "checkpoint, nor a Hugging Face folder (config.json)";
-  if (!stdfs::exists(path, ignored))
-    cause = " does not exist; pass a run folder, a checkpoint or a Hugging Face folder";
-  else if (!stdfs::is_directory(path, ignored))
+  if (!stdfs::exists(path, error))
+    cause = error ? " cannot be opened: " + error.message()
+                  : " does not exist; pass a run folder, a checkpoint or a Hugging Face folder";
+  else if (!stdfs::is_directory(path, error))
     cause =
         " is a file, but a model is a folder: a checkpoint with manifest.json, such as "
         "runs/NAME/checkpoints/step-N, a run folder with a checkpoint, or a Hugging "
@@ -157,10 +157,11 @@ StoredModel open_stored_model(const stdfs::path& path, Plugins& plugins,
   std::error_code ignored;
   if (stdfs::exists(path / "manifest.json", ignored))
     return for_evaluation(stored_model_of(verify_checkpoint(path)));
-  if (stdfs::is_directory(path / "checkpoints", ignored))
-    if (const auto newest = CheckpointStore(path / "checkpoints", 0).newest())
-      return for_evaluation(stored_model_of(*newest));
-  fail_if_damaged(path / "checkpoints");
+  if (stdfs::is_directory(path / "checkpoints", ignored)) {
+    const CheckpointStore checkpoints(path / "checkpoints", 0);
+    if (const auto newest = checkpoints.newest()) return for_evaluation(stored_model_of(*newest));
+    checkpoints.fail_if_damaged();
+  }
   if (stdfs::exists(path / "config.json", ignored)) return read_folder(path, plugins, tokenizer);
   reject(path);
 }

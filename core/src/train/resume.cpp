@@ -13,7 +13,6 @@
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/log.h>
 
-#include "checkpoint/damaged.h"
 #include "train/training.h"
 
 namespace dsv3 {
@@ -147,7 +146,7 @@ BranchPoint find_branch_point(const std::string& branch, const stdfs::path& outp
   const CheckpointStore store(folder / "checkpoints", 0);
   if (at == branch.npos) {
     if (const auto newest = store.newest()) return {folder, *newest};
-    fail_if_damaged(folder / "checkpoints");
+    store.fail_if_damaged();
     throw Error("--branch " + branch + ": the run has no checkpoint", ExitCode::usage);
   }
   int64_t step = -1;

@@ -52,6 +52,10 @@ class CheckpointStore {
 
   /// Whether there is no checkpoint, intact or damaged.
   bool empty() const;
+
+  /// Call this if newest() returns nullopt. Throws dsv3::Error (ExitCode::checkpoint) that says why
+  /// the newest checkpoint is damaged. Returns if there is none.
+  void fail_if_damaged() const;
   /// Returns the newest intact checkpoint, or nullopt. A checkpoint is intact if all its files have
   /// the recorded size and sha256. Logs a warning for each checkpoint that it skips.
   std::optional<StoredCheckpoint> newest() const;
