@@ -13,9 +13,9 @@ class OutputFile {
   /// command reads or a file inside them.
   OutputFile(const Path& path, const std::vector<Path>& inputs);
 
-  /// Calls `write` with the path of the file that it must write. A regular file, also one behind a
-  /// symbolic link, is replaced when `write` returns, so that it is never half-written. A device or
-  /// FIFO is written to directly.
+  /// Calls `write` with the path of the file that it must write. A regular file, or the
+  /// target of a symbolic link, is replaced when `write` returns, so that it is never half-written.
+  /// A device or FIFO is written to directly.
   void write(const std::function<void(const Path&)>& write) const;
 
   /// Whether the file is this process's standard output, as for /dev/stdout. Messages must then go
