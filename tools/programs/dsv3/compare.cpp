@@ -84,12 +84,12 @@ std::map<std::string, double> last_metrics(const std::string& run) {
   std::map<std::string, double> last;
   const stdfs::path path = stdfs::path(run) / "metrics.jsonl";
   if (!stdfs::is_directory(run)) return last;
-  if (!stdfs::is_regular_file(path)) {
-    dsv3::log::warning(path.string() +
-                       (stdfs::exists(path) ? " is not a regular file" : " is missing") +
-                       ", so the run's metrics are unknown");
+  if (!stdfs::exists(path)) {
+    dsv3::log::warning(path.string() + " is missing, so the run's metrics are unknown");
     return last;
   }
+  if (!stdfs::is_regular_file(path))
+    throw dsv3::Error(path.string() + " is not a regular file", dsv3::ExitCode::usage);
   std::ifstream file(path);
   int64_t number = 0, invalid = 0;
   for (std::string line; std::getline(file, line);) {
