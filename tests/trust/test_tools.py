@@ -328,6 +328,15 @@ def test_a_model_type_that_is_no_name(trained, tmp_path, value, text):
     assert text in rejected(stored.dsv3("import", "hf", "new", cwd=tmp_path))
 
 
+@pytest.mark.promise("hints")
+@pytest.mark.parametrize("kind, name, can_choose", [("format", "deepseek_v3", False), ("attention", "mla", True)])
+def test_a_name_of_a_built_in_plugin(trained, tmp_path, kind, name, can_choose):
+    library = shutil.copy(BUILD / f"lib/dsv3/plugins/libdsv3_{kind}_{name}.so", tmp_path / "mine.so")
+    words = ["import", "hf", "new"] if kind == "format" else ["plugins", "describe", f"{kind}/{name}"]
+    error = rejected(stored.dsv3(*words, "--plugin-path", library, cwd=trained), 3)
+    assert "rename it" in error and ("set `library:" in error) == can_choose, error
+
+
 # --- damaged-checkpoints
 
 READERS = [["eval"], ["generate", "--prompt", "a"], ["export"], ["--from"], ["--branch"]]
