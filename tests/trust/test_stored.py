@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 
@@ -222,6 +223,16 @@ def test_a_link_below_a_checkpoint_is_not_followed(folder):
     shutil.move(tensors, folder / "elsewhere")
     tensors.symlink_to(folder / "elsewhere")
     assert "symbolic link" in dsv3_run("--run_id", "r", cwd=folder, check=2).stderr
+
+
+@pytest.mark.promise("regular-files")
+@pytest.mark.parametrize("name", ["log.txt", "status.json"])
+def test_a_socket_in_a_run_folder_is_an_error(folder, name):
+    (folder / "runs/r" / name).unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(folder / "runs/r" / name))  # a socket's path is short
+        done = dsv3_run("--run_id", "r", cwd=folder, check=2)
+    assert f"{name} is not a regular file" in done.stderr
 
 
 FIFOS = {
