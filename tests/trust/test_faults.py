@@ -33,7 +33,9 @@ def folder(trained, tmp_path):
 def start(folder, *arguments, ready="step 1/", environment=None):
     """Start a run and wait until it prints `ready`."""
     process = subprocess.Popen([RUN, *map(str, arguments)], cwd=folder, stderr=subprocess.PIPE, text=True, errors="replace",
-                               env={**os.environ, **(environment or {})})
+                               env={**os.environ, **(environment or {})},
+                               # The tests themselves may run under nohup.
+                               preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
     lines = []
     while ready not in (lines[-1] if lines else ""):
         lines.append(process.stderr.readline())
