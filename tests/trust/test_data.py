@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import time
 
@@ -76,12 +77,89 @@ def test_shards_of_version_1_train_as_before(tmp_path):
     dsv3_run("tiny.yaml", SHARDS, "train.steps=5", "--run_name", "new", cwd=tmp_path)
     for shard in shards:
         as_version_1(shard)
+    (tmp_path / "shards/index.json").unlink()  # it has digests of the headers
     dsv3_run("tiny.yaml", SHARDS, "train.steps=5", "--run_name", "old", cwd=tmp_path)
     assert losses(tmp_path / "runs/old") == losses(tmp_path / "runs/new")
     assert "no digests" in dsv3("data", "inspect", "shards", cwd=tmp_path).stdout
 
 
 # Invalid documents
+
+
+def shards_of(folder, name="shards", tokenizer="bytes"):
+    """Prepare several shards and return their folder."""
+    write_jsonl(folder / "text.jsonl", documents())
+    dsv3("data", "prepare", "text.jsonl", "--tokenizer", tokenizer, "--output", name, "--shard-tokens", 2000, cwd=folder)
+    return folder / name
+
+
+EXCHANGES = {"copied": lambda a, b: shutil.copy(a, b), "swapped": lambda a, b: (a.rename("x"), b.rename(a), os.rename("x", b))}
+
+
+@pytest.mark.promise("whole-data")
+@pytest.mark.parametrize("case", EXCHANGES)
+def test_exchanged_shards_are_found(tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    folder = shards_of(tmp_path)
+    EXCHANGES[case](folder / "shard-00000.tokens", folder / "shard-00001.tokens")
+    make_tiny(tmp_path)
+    done = dsv3_run("tiny.yaml", "data={plugin: tokens, path: shards, tokenizer: bytes}", "train.steps=2", "schedule.warmup=0",
+                    cwd=tmp_path, check=4)
+    assert "is not the shard of this name" in done.stderr
+    dsv3("data", "inspect", "shards", cwd=tmp_path, check=4)
+
+
+@pytest.mark.promise("whole-data")
+@pytest.mark.parametrize("content", ["{}", "[]", ""])
+def test_a_damaged_index_is_an_error(tmp_path, content):
+    (shards_of(tmp_path) / "index.json").write_text(content)
+    dsv3("data", "inspect", "shards", cwd=tmp_path, check=4)
+
+
+@pytest.mark.promise("whole-data")
+@pytest.mark.parametrize("place", ["path: mixed", "path: shards, validation_path: other"])
+def test_shards_of_two_tokenizers_are_not_mixed(tmp_path, place):
+    folder = shards_of(tmp_path)
+    shutil.copytree(folder, tmp_path / "other")
+    for shard in (tmp_path / "other").glob("*.tokens"):
+        content = bytearray(shard.read_bytes())
+        content[48:112] = b"e" * 64
+        content[248:256] = header_hash(bytes(content[:248])).to_bytes(8, "little")
+        shard.write_bytes(content)
+    (tmp_path / "other/index.json").unlink()
+    (tmp_path / "mixed").mkdir()
+    shutil.copy(folder / "shard-00000.tokens", tmp_path / "mixed/a.tokens")
+    shutil.copy(tmp_path / "other/shard-00000.tokens", tmp_path / "mixed/b.tokens")
+    make_tiny(tmp_path)
+    done = dsv3_run("tiny.yaml", f"data={{plugin: tokens, {place}, tokenizer: null}}", "model.vocab=257", "train.steps=2",
+                    "schedule.warmup=0", cwd=tmp_path, check=4)
+    assert "a different tokenizer than" in done.stderr
+
+
+@pytest.mark.promise("whole-data")
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("missing"), os.mkfifo])
+def test_an_entry_that_is_no_file_is_not_left_out(tmp_path, make):
+    make_tiny(tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "text.txt").rename(tmp_path / "texts/a.txt")
+    make(tmp_path / "texts/b.txt")
+    done = dsv3_run("tiny.yaml", "data.path=texts", "train.steps=2", "schedule.warmup=0", cwd=tmp_path, check=4)
+    assert "b.txt is not a regular file" in done.stderr
+
+
+@pytest.mark.promise("whole-data")
+def test_linked_folders_are_read_and_runs_are_not(tmp_path):
+    make_tiny(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "text.txt").rename(tmp_path / "elsewhere/a.txt")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/linked").symlink_to(tmp_path / "elsewhere")
+    words = ["tiny.yaml", "data.path=texts", "--output", "texts/runs", "schedule.warmup=0", "checkpoint.every=2"]
+    dsv3_run(*words, "train.steps=4", "--run_name", "first", cwd=tmp_path)
+    dsv3_run(*words, "train.steps=4", "--run_name", "second", cwd=tmp_path)
+    compared = dsv3("compare", "texts/runs/first", "texts/runs/second", cwd=tmp_path)
+    assert "same experiment" in compared.stdout
+    dsv3_run("--run_id", "first", "--output", "texts/runs", "train.steps=6", cwd=tmp_path)
 
 
 @pytest.mark.promise("data-errors")

@@ -12,17 +12,10 @@ from stored import dsv3, edit, reseal, tiny_run
 from support import RUN, dsv3_run, last_checkpoint, make_tiny, metrics
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("records")
-    tiny_run(folder, "model.mtp.depth=0")
-    return folder
-
-
 @pytest.fixture
-def folder(trained, tmp_path):
-    """A copy of a folder with a finished run, runs/r."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+def folder(tmp_path):
+    """A folder with a finished run, runs/r."""
+    tiny_run(tmp_path, "model.mtp.depth=0")
     return tmp_path
 
 
@@ -68,6 +61,95 @@ def test_compare_reads_no_damaged_metrics(folder):
     (folder / "runs/other/metrics.jsonl").unlink()
     done = dsv3("compare", "runs/r", "runs/other", cwd=folder)
     assert done.returncode == 0 and "metrics.jsonl is missing" in done.stderr
+
+
+@pytest.mark.promise("lost-records")
+@pytest.mark.parametrize("lose", [os.unlink, lambda file: os.truncate(file, 10)])
+def test_metrics_that_are_lost_during_a_run_are_reported(tmp_path, lose):
+    make_tiny(tmp_path)
+    process = subprocess.Popen([RUN, "tiny.yaml", "train.steps=300", "checkpoint.every=0", "validation.every=0", "--run_name", "r"],
+                               cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while "step 20/" not in process.stderr.readline():
+        assert process.poll() is None
+    lose(tmp_path / "runs/r/metrics.jsonl")
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 0 and errors.count("was removed, replaced or cut short") == 1
+    assert max(metrics(tmp_path / "runs/r")) == 300
+
+
+def copies(folder, *names):
+    for name in names:
+        shutil.copytree(folder / "runs/r", folder / "runs" / name)
+
+
+@pytest.mark.promise("compare-records")
+def test_runs_with_another_history_are_another_group(folder):
+    dsv3_run("tiny.yaml", "model.mtp.depth=0", "train.steps=4", "schedule.warmup=0", "validation.every=0", "checkpoint.every=2",
+             "--from", "runs/r", "--run_name", "from", cwd=folder)
+    dsv3_run("--branch", "runs/r", "train.steps=6", "--run_name", "branch", cwd=folder)
+    copies(folder, "same")
+    for name, factor in (("from", "one factor: history"), ("branch", "history"), ("same", "same experiment")):
+        assert factor in dsv3("compare", "runs/r", f"runs/{name}", cwd=folder).stdout
+    dsv3_run("--run_id", "same", "train.steps=6", cwd=folder)
+    dsv3_run("tiny.yaml", "model.mtp.depth=0", "train.steps=6", "schedule.warmup=0", "validation.every=0", "checkpoint.every=2",
+             "--run_name", "straight", cwd=folder)
+    assert "history" in dsv3("compare", "runs/straight", "runs/same", cwd=folder).stdout
+
+
+@pytest.mark.promise("compare-records")
+def test_runs_on_edited_documents_are_another_group(folder):
+    edit(folder / "text.txt", ("wizards", "wombats"))
+    tiny_run(folder, "model.mtp.depth=0", name="edited")
+    tiny_run(folder, "model.mtp.depth=0", "train.seed=8", name="other_seed")
+    assert "documents_hash" in dsv3("compare", "runs/r", "runs/edited", cwd=folder).stdout
+    assert "same experiment" in dsv3("compare", "runs/other_seed", "runs/edited", cwd=folder).stdout
+
+
+@pytest.mark.promise("compare-records")
+def test_a_mean_says_of_how_many_runs_it_is(folder):
+    copies(folder, "other")
+    (folder / "runs/other/metrics.jsonl").write_text("")
+    done = dsv3("compare", "runs/r", "runs/other", cwd=folder)
+    assert "(1 of 2 runs)" in done.stdout and "is empty" in done.stderr
+    (folder / "runs/other/metrics.jsonl").write_text("".join(reversed(lines(folder / "runs/r"))))
+    assert "not in order" in dsv3("compare", "runs/r", "runs/other", cwd=folder).stderr
+
+
+@pytest.mark.promise("same-documents")
+def test_changed_validation_documents_are_reported(folder):
+    warning = "validation documents have changed"
+    # Among so many new documents, some are held out.
+    with open(folder / "text.txt", "a") as text:
+        text.write("".join(f"\n\nZ new document number {i} qqq." for i in range(60)))
+    done = dsv3_run("--run_id", "r", "train.steps=6", cwd=folder)
+    assert warning in done.stderr
+    assert warning not in dsv3_run("--run_id", "r", "train.steps=7", cwd=folder).stderr
+
+
+@pytest.mark.promise("same-documents")
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_run_without_checkpoint_starts_again_with_its_documents(folder, edited):
+    shutil.rmtree(folder / "runs/r/checkpoints")
+    if edited:
+        edit(folder / "text.txt", ("wizards", "wombats"))
+    done = dsv3_run("--run_id", "r", cwd=folder, check=4 if edited else 0)
+    assert ("training documents have changed" if edited else "no checkpoint yet") in done.stderr
+
+
+@pytest.mark.promise("consistent-state")
+def test_a_checkpoint_of_another_run_is_rejected(folder):
+    dsv3_run("tiny.yaml", "model.mtp.depth=0", "train.steps=4", "schedule.warmup=0", "validation.every=0", "checkpoint.every=2",
+             "--from", "runs/r", "--run_name", "other", cwd=folder)
+    shutil.rmtree(folder / "runs/r/checkpoints/step-4")
+    shutil.copytree(folder / "runs/other/checkpoints/step-4", folder / "runs/r/checkpoints/step-4")
+    assert "is of another run" in dsv3_run("--run_id", "r", "train.steps=6", cwd=folder, check=5).stderr
+
+
+@pytest.mark.promise("consistent-state")
+def test_metrics_past_the_end_are_rejected(folder):
+    with open(folder / "runs/r/metrics.jsonl", "a") as file:
+        file.write('{"step": 999999, "tokens": 1, "time": 1.0, "train/loss": 1.0}\n')
+    assert "ends at step 999999" in dsv3_run("--run_id", "r", "train.steps=6", cwd=folder, check=5).stderr
 
 
 FORGED = {"updates": lambda manifest: manifest["state"].update(updates=10**9),

@@ -154,7 +154,7 @@ def test_what_defines_the_run_does_not_change(tmp_path, setting, message):
     tiny_run(tmp_path)
     before = (tmp_path / "runs/r/config.yaml").read_text()
     failed = dsv3_run("--run_id", "r", setting, cwd=tmp_path, check=2)
-    assert message in failed.stderr and "--branch r" in failed.stderr
+    assert message in failed.stderr and f"--branch {tmp_path}/runs/r" in failed.stderr
     assert (tmp_path / "runs/r/config.yaml").read_text() == before
 
 
@@ -208,3 +208,19 @@ def test_a_branch_resumes_by_itself(trunk):
 def test_a_branch_that_does_not_exist(trunk, branch, message):
     failed = dsv3_run("--branch", branch, "--run_name", "none", cwd=trunk, check=2)
     assert message in failed.stderr and not (trunk / "runs/none").exists()
+
+
+@pytest.mark.promise("branches")
+def test_an_existing_run_is_resumed_only_as_the_branch_that_it_is(trunk):
+    words = ["--branch", "whole@4", "--run_name"]
+    dsv3_run(*words, "repeated", cwd=trunk)
+    dsv3_run(*words, "repeated", "--resume", "auto", cwd=trunk)
+    for branch, name in (("whole@4", "whole"), ("whole@8", "repeated"), ("repeated", "repeated")):
+        done = dsv3_run("--branch", branch, "--run_name", name, "--resume", "auto", cwd=trunk, check=2)
+        assert f"was not branched from {branch}" in done.stderr
+
+
+@pytest.mark.promise("branches")
+def test_a_branch_warns_of_validation_on_trained_documents(trunk):
+    done = dsv3_run("--branch", "whole@4", "--run_name", "shared", "validation.share=0.5", cwd=trunk)
+    assert "may be in the validation split" in done.stderr and "validation.share changes from 0.1 to 0.5" in done.stderr

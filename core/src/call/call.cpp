@@ -1,6 +1,7 @@
 #include "call/call.h"
 
 #include <deque>
+#include <filesystem>
 #include <mutex>
 #include <new>
 #include <system_error>
@@ -46,6 +47,8 @@ Failure current_failure() {
     return {"out of memory: failed to allocate " + bytes + " bytes" + kUseLess, true};
   } catch (const std::bad_alloc&) {
     return {std::string("out of memory") + kUseLess, true};
+  } catch (const std::filesystem::filesystem_error& error) {
+    return {"cannot access " + error.path1().string() + ": " + error.code().message()};
   } catch (const std::system_error& error) {
     // The constructor of std::thread
     if (error.code() != std::errc::resource_unavailable_try_again) return {error.what()};

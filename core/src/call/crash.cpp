@@ -30,7 +30,7 @@
 namespace dsv3 {
 namespace {
 
-constexpr std::array kSignals{SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
+constexpr std::array kSignals{SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGSYS, SIGTRAP, SIGQUIT};
 
 /// A fixed-size text buffer, which truncates text that does not fit. glibc's vsnprintf does not
 /// allocate when it formats integers and strings.
@@ -129,11 +129,20 @@ void describe(Text& text, const char* event, const char* cause) {
 }
 
 std::atomic<bool> crash_reported{false};
+std::atomic<pid_t> status_writer{0};  // the thread that replaces status.json; 0 = none
+
+/// Waits until no other thread replaces status.json, for 2 s at most.
+void wait_for_status_writer() {
+  const timespec pause{.tv_sec = 0, .tv_nsec = 10'000'000};
+  for (int i = 0; i < 200 && status_writer != 0 && status_writer != ::gettid(); ++i)
+    ::nanosleep(&pause, nullptr);
+}
 
 /// Writes a status.json with the same keys as RunFolder::write_status.
 void write_status(const char* state, const char* message, int exit_code) {
   crash_reported = true;
   if (!prepared.status[0]) return;
+  wait_for_status_writer();
   Text json;
   json.add("{\n \"exit_code\": %d,\n \"host\": \"", exit_code);
   json.add_json(prepared.host);
@@ -271,8 +280,16 @@ void print_backtraces() {
   prepared.backtrace = true;
 }
 
-bool has_reported_crash() {
-  return crash_reported;
+StatusWriter::StatusWriter() {
+  status_writer = ::gettid();
+}
+
+StatusWriter::~StatusWriter() {
+  status_writer = 0;
+}
+
+bool StatusWriter::may_write() const {
+  return !crash_reported;
 }
 
 void report_crashes_to(const std::filesystem::path& status) {

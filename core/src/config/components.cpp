@@ -233,8 +233,17 @@ std::vector<ComponentSpec> components(Checker& checker, const Slot& slot) {
   const std::string path(slot.path);
   const std::vector<const Node*> maps = checker.components_at(path, slot.kind);
   std::vector<ComponentSpec> specs;
-  for (size_t i = 0; i < maps.size(); ++i)
+  for (size_t i = 0; i < maps.size(); ++i) {
     specs.push_back(checker.component(*maps[i], slot.kind, element(checker, path, i), ""));
+    // Two trackers would write the same file.
+    const auto same = std::ranges::find_if(specs, [&](const ComponentSpec& spec) {
+      return spec.plugin == specs[i].plugin && spec.library == specs[i].library &&
+             spec.options == specs[i].options;
+    });
+    if (!specs[i].plugin.empty() && same->path != specs[i].path)
+      checker.diagnostics().error(*maps[i], specs[i].path + " repeats " + same->path,
+                                  {"remove it, or give it other options"});
+  }
   const Node* none = checker.node_at(path);
   if (maps.empty() && slot.list)
     checker.record(path, std::vector<std::string>(), none ? *none : Node{});

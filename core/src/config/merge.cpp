@@ -57,6 +57,15 @@ std::string plugin_of(const Node& component) {
   return plugin && plugin->value.is_scalar() ? plugin->value.text : "";
 }
 
+// The key with an index that an entry of a list may mean: "1.lr" for muon.lr, else "0.<key>".
+std::string indexed(const Node& list, const Entry& entry) {
+  if (entry.value.is_map() && !entry.value.entries.empty())
+    for (size_t i = 0; i < list.items.size(); ++i)
+      if (plugin_of(list.items[i]) == entry.key)
+        return join(std::to_string(i), entry.value.entries[0].key);
+  return "0." + entry.key;
+}
+
 bool same_value(const Node& a, const Node& b) {
   const auto same_entry = [](const Entry& x, const Entry& y) {
     return x.key == y.key && same_value(x.value, y.value);
@@ -218,12 +227,11 @@ class Merger {
     } else if (slot && base.items.size() == 1) {
       merge(base.items[0], std::move(over), join(path, "0"));
     } else if (slot && !over.entries.empty()) {
-      const std::string& key = over.entries.front().key;
       diagnostics_.error(
           over.entries.front(),
           path + " is a list of " + std::to_string(base.items.size()) +
               " components; select one by its index",
-          {"it has " + elements(base, path), "write " + path + ".0." + key +
+          {"it has " + elements(base, path), "write " + join(path, indexed(base, over.entries[0])) +
                                                  "=... on the command line, set the whole list, or "
                                                  "set a plugin that replaces the list"});
     } else {

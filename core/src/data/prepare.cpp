@@ -5,6 +5,8 @@
 #include <dsv3/sdk/error.h>
 #include <dsv3/support/token_file.h>
 
+#include "data/token_index.h"
+
 namespace dsv3 {
 namespace {
 
@@ -44,11 +46,11 @@ class ShardWriter {
 
   PrepareResult finish() {
     flush();
-    const Json index = {{"format", "dsv3-tokens"},        {"version", start_.version},
+    const Json index = {{"format", kTokenIndexFormat},    {"version", start_.version},
                         {"vocab", start_.vocab},          {"eos", start_.eos},
                         {"tokenizer", start_.tokenizer},  {"tokens", result_.tokens},
                         {"documents", result_.documents}, {"shards", shards_}};
-    fs::write_atomically(folder_ / "index.json", index.dump(1) + "\n");
+    fs::write_atomically(folder_ / kTokenIndexName, index.dump(1) + "\n");
     return result_;
   }
 
@@ -59,7 +61,10 @@ class ShardWriter {
     std::snprintf(name, sizeof name, "shard-%05d.tokens", int(result_.shards));
     shard_.write(folder_ / name);
     const TokenHeader& header = shard_.header();
-    shards_.push_back({{"file", name}, {"tokens", header.tokens}, {"documents", header.documents}});
+    shards_.push_back({{"file", name},
+                       {"tokens", header.tokens},
+                       {"documents", header.documents},
+                       {"header", shard_digest(folder_ / name)}});
     result_.shards += 1;
     result_.tokens += header.tokens;
     result_.documents += header.documents;
@@ -80,6 +85,7 @@ PrepareResult prepare_tokens(const PrepareRequest& request) {
   if (!request.tokenizer)
     throw Error("data cannot be prepared without a tokenizer", ExitCode::usage);
   if (request.shard_tokens < 1) throw Error("shard size must be at least 1 token", ExitCode::usage);
+  if (request.out.empty()) throw Error("the output folder has no name", ExitCode::usage);
   std::error_code ignored;
   if (stdfs::exists(request.out, ignored) && !stdfs::is_empty(request.out, ignored))
     throw Error(

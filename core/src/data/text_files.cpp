@@ -24,6 +24,12 @@ bool has_extension(const stdfs::path& path, std::initializer_list<const char*> e
          extensions.end();
 }
 
+/// A folder of data may contain the folder of runs, whose files are not text to train on.
+bool is_run_folder(const stdfs::path& folder) {
+  std::error_code ignored;
+  return stdfs::exists(folder / "lock", ignored) && stdfs::exists(folder / "config.yaml", ignored);
+}
+
 /// Appends `path`, or the text files in it if it is a folder, to `found`.
 void find_files(const std::string& path, std::vector<std::string>& found) {
   std::error_code error;
@@ -39,10 +45,20 @@ void find_files(const std::string& path, std::vector<std::string>& found) {
     return;
   }
   const auto first = found.size();
-  stdfs::recursive_directory_iterator entry(path, error), end;
-  for (; !error && entry != end; entry.increment(error))
-    if (has_extension(entry->path(), {".txt", ".jsonl"}) && entry->is_regular_file(error))
-      found.push_back(entry->path().string());
+  stdfs::recursive_directory_iterator entry(
+      path, stdfs::directory_options::follow_directory_symlink, error),
+      end;
+  for (; !error && entry != end; entry.increment(error)) {
+    if (is_run_folder(entry->path())) {
+      entry.disable_recursion_pending();
+      continue;
+    }
+    if (!has_extension(entry->path(), {".txt", ".jsonl"}) || entry->is_directory(error)) continue;
+    if (!entry->is_regular_file(error))
+      fail(entry->path().string() + " is not a regular file" +
+           (error ? ": " + error.message() : "") + "; remove it, or replace it by the file itself");
+    found.push_back(entry->path().string());
+  }
   if (error) fail("cannot read folder " + path + ": " + error.message());
   if (found.size() == first)
     fail("no .txt or .jsonl file in folder " + path +

@@ -1,13 +1,13 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
-#include <set>
 
 #include <dsv3/sdk/documents.h>
 #include <dsv3/sdk/error.h>
-#include <dsv3/support/json.h>
 #include <dsv3/support/sha256.h>
 #include <dsv3/support/token_file.h>
+
+#include "data/token_index.h"
 
 namespace dsv3 {
 namespace {
@@ -32,8 +32,6 @@ static_assert(sizeof(ShardHeader) == 256);
 
 constexpr size_t kLlmcHeaderBytes = 256 * 4;
 constexpr uint32_t kLlmc16 = 20240520, kLlmc32 = 20240801;
-constexpr const char* kShardExtension = ".tokens";
-constexpr const char *kIndexName = "index.json", *kIndexFormat = "dsv3-tokens";
 constexpr uint64_t kPieceBytes = 1 << 20;
 constexpr uint64_t kMaxPieceBytes = 1 << 30;
 constexpr uint64_t kDigestBytes = 64, kDocumentBytes = 16;
@@ -228,45 +226,6 @@ std::vector<TokenDocument> TokenFile::documents(int64_t eos) const {
   return found;
 }
 
-namespace {
-
-/// Requires the shards in a folder that `dsv3 data prepare` wrote to be those in its index.
-void check_index(const std::string& folder, const std::vector<std::string>& found) {
-  const std::filesystem::path file = std::filesystem::path(folder) / kIndexName;
-  std::error_code ignored;
-  if (!std::filesystem::exists(std::filesystem::symlink_status(file, ignored))) return;
-  const bool has_shard = std::any_of(found.begin(), found.end(), [](const std::string& name) {
-    return name.ends_with(kShardExtension);
-  });
-  std::set<std::string> listed;
-  try {
-    const Json index = read_json(file);
-    if (!index.is_object() || index.value("format", Json()) != kIndexFormat) return;
-    for (const Json& shard : index.at("shards")) listed.insert(shard.at("file"));
-  } catch (const std::exception& error) {
-    if (!has_shard) return;  // the index of something else
-    const std::string what = error.what();
-    throw Error((what.find(file.string()) == what.npos ? file.string() + ": " : "") + what +
-                    "; copy it again, or remove it to read all shards of the folder",
-                ExitCode::data);
-  }
-  for (const std::string& path : found)
-    if (!listed.erase(std::filesystem::path(path).filename().string()))
-      throw Error(path + " is not in " + file.string() +
-                      "; move it to another folder, or remove the index to read all files of the "
-                      "folder",
-                  ExitCode::data);
-  if (listed.empty()) return;
-  std::string names;
-  for (const std::string& name : listed)
-    names += (names.empty() ? "" : ", ") + (std::filesystem::path(folder) / name).string();
-  throw Error("missing shards that " + file.string() + " lists: " + names +
-                  "; copy them again, or prepare the data again",
-              ExitCode::data);
-}
-
-}  // namespace
-
 std::vector<std::string> token_files_in(const std::string& path) {
   namespace stdfs = std::filesystem;
   std::error_code error;
@@ -283,7 +242,7 @@ std::vector<std::string> token_files_in(const std::string& path) {
     if (extension == kShardExtension || extension == ".bin") found.push_back(at->path().string());
   }
   if (error) throw Error("cannot read folder " + path + ": " + error.message(), ExitCode::data);
-  check_index(path, found);
+  check_token_index(path, found);
   if (found.empty())
     throw Error("no " + std::string(kShardExtension) + " or .bin file in folder " + path,
                 ExitCode::data);

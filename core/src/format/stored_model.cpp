@@ -1,3 +1,6 @@
+#include <cstring>
+#include <unistd.h>
+
 #include <dsv3/runtime/compare.h>
 #include <dsv3/runtime/machine.h>
 #include <dsv3/runtime/run_folder.h>
@@ -29,6 +32,9 @@ std::set<std::string> digests_of(const Json& tokenizer) {
   if (!stdfs::exists(path, error))
     cause = error ? " cannot be opened: " + error.message()
                   : " does not exist; pass a run folder, a checkpoint or a Hugging Face folder";
+  else if (::access(path.c_str(), R_OK) != 0 ||
+           (stdfs::is_directory(path, error) && ::access(path.c_str(), X_OK) != 0))
+    cause = " cannot be opened: " + std::string(std::strerror(errno));
   else if (!stdfs::is_directory(path, error))
     cause =
         " is a file, but a model is a folder: a checkpoint with manifest.json, such as "

@@ -82,6 +82,7 @@ void MetricsFile::reopen() {
   if (whole.size() < content.size()) fs::write_atomically(path_, whole);
   check_lines(whole, path_);
 
+  bytes_ = whole.size();
   lines_ = std::count(whole.begin(), whole.end(), '\n');
   last_step_ = -1;
   at_last_step_.clear();
@@ -95,12 +96,28 @@ void MetricsFile::reopen() {
   writer_.emplace(fs::Writer::append(path_));
 }
 
+/// A change of the inode is not detected, because a file that was replaced usually also has another
+/// size.
+void MetricsFile::require_kept() {
+  std::error_code error;
+  if (std::filesystem::file_size(path_, error) == bytes_ && !error) return;
+  log::warning(path_.string() +
+               " was removed, replaced or cut short while the run wrote it, so "
+               "earlier metrics may be lost");
+  const int64_t last = last_step_;
+  reopen();
+  last_step_ = std::max(last, last_step_);
+}
+
 bool MetricsFile::append(Event& event) {
+  if (writer_) require_kept();
   if (!writer_) reopen();
   if (event.step < last_step_) return false;
   if (event.step == last_step_ && at_last_step_.contains(first_metric(event))) return false;
   try {
-    writer_->write(metrics_line(event));
+    const std::string line = metrics_line(event);
+    writer_->write(line);
+    bytes_ += line.size();
   } catch (...) {
     writer_.reset();
     throw;

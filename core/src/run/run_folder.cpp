@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/prefix.h>
 #include <dsv3/runtime/printable.h>
 #include <dsv3/runtime/run_folder.h>
@@ -262,6 +263,8 @@ void RunFolder::remove() {
 
 void RunFolder::write_status(const std::string& state, std::optional<int> exit_code, int64_t step,
                              const std::string& message) const {
+  const StatusWriter writer;
+  if (!writer.may_write()) return;
   Json status = {{"state", state},
                  {"exit_code", exit_code ? Json(*exit_code) : Json()},
                  {"step", step},
@@ -273,6 +276,7 @@ void RunFolder::write_status(const std::string& state, std::optional<int> exit_c
   try {
     fs::write_atomically(this->status(), text);
   } catch (const Error&) {
+    require_exists();
     // A full disk may have no space for a second file, but it has that of the first one.
     if (!overwrite(this->status(), text)) throw;
   }

@@ -79,8 +79,9 @@ Path parent_of(const Path& path) {
     text += ". Free some space or write to another disk";
   }
   if (error == EROFS || error == EACCES || error == EPERM)
-    text +=
-        ". Make it writable for user " + std::to_string(::geteuid()) + " or choose another folder";
+    text += std::string(". Make it ") +
+            (std::string_view(what) == "read" ? "readable" : "writable") + " for user " +
+            std::to_string(::geteuid()) + " or choose another folder";
   if (error == EFBIG) text += ". The shell or the file system limits file sizes: see ulimit -f";
   throw Error(text);
 }

@@ -1,7 +1,6 @@
 // Observers that validate, sample, save and update status.json.
 #include <fmt/format.h>
 
-#include <dsv3/runtime/crash.h>
 #include <dsv3/runtime/generate.h>
 #include <dsv3/runtime/printable.h>
 #include <dsv3/sdk/log.h>
@@ -20,7 +19,13 @@ class Validation final : public Observer {
       : run_(training),
         loader_(make_loader(run_.experiment, run_.plugins, *run_.model, Split::validation,
                             run_.micro_batch, run_.tokenizer)),
-        start_(loader_->state()) {}
+        start_(loader_->state()) {
+    const std::string hash = hash_of_documents(start_);
+    const std::string before = std::exchange(run_.state.validation_hash, hash);
+    if (!before.empty() && before != hash)
+      log::warning(c10::str("the validation documents have changed since step ", run_.state.step,
+                            ", so earlier and later validation losses are not comparable"));
+  }
 
   void step_ended(StepReport& report) override {
     const ValidationOptions& options = run_.experiment.validation;
@@ -139,7 +144,6 @@ class Status final : public Observer {
 
   void step_ended(StepReport& report) override {
     if (!run_.is_logged(report.step) || seconds_now() < written_ + kInterval) return;
-    if (has_reported_crash()) return;  // another thread ends the process
     written_ = seconds_now();
     run_.folder.write_status("running", std::nullopt, report.step, "");
   }

@@ -13,6 +13,7 @@
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/log.h>
 
+#include "support/host.h"
 #include "train/training.h"
 
 namespace dsv3 {
@@ -63,6 +64,12 @@ std::string line_of(const Difference& difference) {
          shown(difference.b) + " now";
 }
 
+/// The folder of RUN in RUN[@STEP].
+stdfs::path branch_folder(const std::string& branch, const stdfs::path& output) {
+  const std::string run = branch.substr(0, branch.rfind('@'));
+  return run.find('/') == run.npos ? output / run : stdfs::path(run);
+}
+
 void warn_if_changed(const Json& saved, const std::string& present, const char* what) {
   if (saved.is_string() && saved != present)
     log::warning(std::string(what) + " was " + saved.get<std::string>() +
@@ -90,23 +97,29 @@ Experiment experiment_of_run(const stdfs::path& run, Plugins& plugins,
   }
 }
 
-Json accepted_changes(const std::string& name, const Experiment& stored,
-                      const Experiment& requested, Plugins& plugins) {
-  const bool shorter = total_steps(requested) < total_steps(stored);
+Json changes_of(const Experiment& stored, const Experiment& requested) {
   Json changes = Json::array();
+  for (const Difference& difference : differences(stored.resolved, requested.resolved))
+    changes.push_back({{"key", difference.key}, {"before", difference.a}, {"after", difference.b}});
+  return changes;
+}
+
+Json accepted_changes(const stdfs::path& run, const Experiment& stored, const Experiment& requested,
+                      Plugins& plugins) {
+  const bool shorter = total_steps(requested) < total_steps(stored);
   std::string rejected;
   for (const Difference& difference : differences(stored.resolved, requested.resolved)) {
     const std::string& key = difference.key;
-    if (is_length(key) ? !shorter : is_changeable(key) || is_input_path(key, requested, plugins))
-      changes.push_back({{"key", key}, {"before", difference.a}, {"after", difference.b}});
-    else
+    if (is_length(key) ? shorter : !is_changeable(key) && !is_input_path(key, requested, plugins))
       rejected += line_of(difference) + (is_length(key) ? " (a run can only become longer)" : "");
   }
-  if (rejected.empty()) return changes;
+  if (rejected.empty()) return changes_of(stored, requested);
+  const std::string name = run.filename().string();
   throw Error("run '" + name + "' was started with other settings:" + rejected +
-                  "\nResume it with its own settings (--run_id " + name +
-                  " alone), start a new run from its state with --branch " + name +
-                  ", or one from its weights with --from",
+                  "\nResume it with its own settings (only --run_id " + name + " --output " +
+                  shell_quoted(run.parent_path().string()) +
+                  "), start a new run from its state with --branch " + shell_quoted(run.string()) +
+                  ", or one from its weights with --from " + shell_quoted(run.string()),
               ExitCode::usage);
 }
 
@@ -117,8 +130,7 @@ void compare_with_checkpoint(const StoredCheckpoint& checkpoint, const Experimen
     if (!spec->library.empty()) stored.source.known_libraries.push_back(spec->library);
   Experiment saved = stored.load(plugins);
   resolve_machine_as(saved, experiment);
-  accepted_changes(checkpoint.folder.parent_path().parent_path().filename().string(), saved,
-                   experiment, plugins);
+  accepted_changes(checkpoint.folder.parent_path().parent_path(), saved, experiment, plugins);
   const Json& state = checkpoint.manifest.at("state");
   const Json libraries = state.value("plugins", Json::object());
   for (const LoadedLibrary& library : libraries_of(experiment, plugins))
@@ -132,16 +144,37 @@ void compare_with_checkpoint(const StoredCheckpoint& checkpoint, const Experimen
   warn_if_changed(machine.value("libtorch", Json()), TORCH_VERSION, "the LibTorch version");
 }
 
+void require_branched_from(const stdfs::path& run, const std::string& branch,
+                           const stdfs::path& output) {
+  std::error_code ignored;
+  const Json provenance = stdfs::exists(run / "provenance.json", ignored)
+                              ? read_json(run / "provenance.json")
+                              : Json::object();
+  const Json source = provenance.value("branched_from", Json::object());
+  const size_t at = branch.rfind('@');
+  const std::string step = at == branch.npos ? "" : branch.substr(at + 1);
+  const stdfs::path expected = stdfs::weakly_canonical(branch_folder(branch, output));
+  if (stdfs::weakly_canonical(source.value("run", "")) == expected &&
+      (step.empty() || step == std::to_string(source.value("step", int64_t{-1}))))
+    return;
+  throw Error("run '" + run.filename().string() + "' already exists, and was not branched from " +
+                  branch + "; choose another --run_name, or remove --branch to resume it",
+              ExitCode::usage);
+}
+
 BranchPoint find_branch_point(const std::string& branch, const stdfs::path& output) {
   const size_t at = branch.rfind('@');
   const std::string run = branch.substr(0, at);
   const bool is_path = run.find('/') != run.npos;
-  const stdfs::path folder = is_path ? stdfs::path(run) : output / run;
+  const stdfs::path folder = branch_folder(branch, output);
   std::error_code ignored;
   if (run.empty() || !stdfs::is_directory(folder, ignored))
     throw Error("--branch " + branch + ": run '" + run + "' not found" +
                     (is_path ? "" : " in " + output.string()) +
                     "; pass RUN or RUN@STEP, where RUN is the name or path of a run folder",
+                ExitCode::usage);
+  if (stdfs::exists(folder / "manifest.json", ignored))
+    throw Error("--branch " + branch + ": this is a checkpoint, but a run is needed; pass RUN@STEP",
                 ExitCode::usage);
   const CheckpointStore store(folder / "checkpoints", 0);
   if (at == branch.npos) {

@@ -15,11 +15,13 @@ Experiment experiment_of_run(const std::filesystem::path& run, Plugins& plugins,
                              const ExperimentRequest& changes = {},
                              const std::vector<std::string>& known_libraries = {});
 
-/// Returns the settings in which `requested` differs from `stored`, the experiment of run `name`:
-/// [{"key", "before", "after"}]. A resumed run may change what does not define the experiment: its
-/// length, how and where it computes, and what it logs and saves. Throws dsv3::Error
-/// (ExitCode::usage) that lists all other differences.
-Json accepted_changes(const std::string& name, const Experiment& stored,
+/// Returns the settings in which `requested` differs from `stored`: [{"key", "before", "after"}].
+Json changes_of(const Experiment& stored, const Experiment& requested);
+
+/// Returns changes_of() the experiment of the run in the folder `run`. A resumed run may change
+/// what does not define the experiment: its length, how and where it computes, and what it logs and
+/// saves. Throws dsv3::Error (ExitCode::usage) that lists all other differences.
+Json accepted_changes(const std::filesystem::path& run, const Experiment& stored,
                       const Experiment& requested, Plugins& plugins);
 
 /// Compares `experiment` with the one in a checkpoint from which it resumes. Throws like
@@ -33,6 +35,11 @@ struct BranchPoint {
   std::filesystem::path run;
   StoredCheckpoint checkpoint;
 };
+
+/// Requires the run in the folder `run`, which is to be resumed, to have been branched from
+/// `branch`, as --branch names it. Throws dsv3::Error (ExitCode::usage).
+void require_branched_from(const std::filesystem::path& run, const std::string& branch,
+                           const std::filesystem::path& output);
 
 /// Finds the checkpoint for `--branch RUN[@STEP]`. RUN is a name in `output`, or a path if it
 /// contains '/'. Without STEP, takes the newest intact checkpoint. Throws dsv3::Error with

@@ -3,13 +3,21 @@
 #include <c10/util/StringUtil.h>
 
 #include <dsv3/sdk/error.h>
+#include <dsv3/support/sha256.h>
 
 namespace dsv3 {
 
+std::string hash_of_documents(Json initial_state) {
+  if (initial_state.is_object())
+    for (const char* key : {"seed", "selection"}) initial_state.erase(key);
+  return sha256(initial_state.dump());
+}
+
 Json RunState::to_json() const {
-  return {{"data", data},           {"updates", updates},      {"init_hash", init_hash},
-          {"data_hash", data_hash}, {"callbacks", callbacks},  {"stopped", stopped},
-          {"cut_short", cut_short}, {"unrecorded", unrecorded}};
+  return {
+      {"data", data},           {"updates", updates},       {"init_hash", init_hash},
+      {"data_hash", data_hash}, {"callbacks", callbacks},   {"stopped", stopped},
+      {"cut_short", cut_short}, {"unrecorded", unrecorded}, {"validation_hash", validation_hash}};
 }
 
 RunState RunState::from_json(const Json& manifest) {
@@ -20,6 +28,7 @@ RunState RunState::from_json(const Json& manifest) {
                 .data = state.at("data"),
                 .init_hash = state.at("init_hash").get<std::string>(),
                 .data_hash = state.at("data_hash").get<std::string>(),
+                .validation_hash = state.value("validation_hash", ""),
                 .callbacks = state.value("callbacks", Json::array()),
                 .stopped = state.value("stopped", ""),
                 .cut_short = state.value("cut_short", ""),

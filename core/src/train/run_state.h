@@ -16,10 +16,11 @@ struct RunState {
   Json data;                       ///< position in the training data
   std::string init_hash;           ///< SHA-256 of all parameters' initial values
   std::string data_hash;           ///< hash of all rows used for training so far, in order
+  std::string validation_hash;     ///< hash of the validation documents; "" = not known
   Json callbacks = Json::array();  ///< state of each callback, in the experiment's order
   std::string stopped;             ///< why a callback ended the run; empty = it did not
-  /// What a signal has cut short after this step, to be repeated when the run resumes: "validation",
-  /// "samples", or "" (nothing).
+  /// What a signal has cut short after this step, to be repeated when the run resumes:
+  /// "validation", "samples", or "" (nothing).
   std::string cut_short;
   /// The step's metrics as [name, number_to_json()], if they could not be recorded because the
   /// validation was cut short.
@@ -31,5 +32,9 @@ struct RunState {
   /// Throws dsv3::Error (ExitCode::checkpoint) if the numbers contradict each other.
   static RunState from_json(const Json& manifest);
 };
+
+/// A hash of the documents that a data component reads, from its state at the start. Does not
+/// depend on the seed that orders them.
+std::string hash_of_documents(Json initial_state);
 
 }  // namespace dsv3

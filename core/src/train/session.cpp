@@ -64,19 +64,32 @@ Json process_provenance(const RunRequest& request, const Experiment& experiment,
   return origin;
 }
 
+/// How a run begins.
+struct Start {
+  bool resumed = false;
+  std::optional<Experiment> stored;  ///< that of the resumed or branched run, before changes
+  Json changes = Json::array();      ///< see changes_of()
+  std::optional<BranchPoint> branch;
+};
+
+/// Writes config.yaml last, because a run with this file can be resumed.
 void write_start(const RunRequest& request, const RunFolder& folder, const Experiment& experiment,
-                 const Plugins& plugins, const Training& training,
-                 const std::optional<BranchPoint>& branch) {
-  fs::write_atomically(folder.config(), experiment.resolved.yaml());
+                 const Plugins& plugins, const Training& training, const Start& start) {
   if (!request.experiment.file.empty())
     fs::write_atomically(folder.experiment(), fs::read(request.experiment.file));
   Json origin = process_provenance(request, experiment, plugins, training);
   origin["init_hash"] = training.state.init_hash;
-  if (branch)
+  origin["documents_hash"] = training.documents_hash;
+  origin["validation_hash"] = training.state.validation_hash;
+  if (!request.from.empty())
+    origin["started_from"] = std::filesystem::absolute(request.from).string();
+  if (const auto& branch = start.branch)
     origin["branched_from"] = {{"run", std::filesystem::absolute(branch->run).string()},
                                {"step", branch->checkpoint.step},
-                               {"sha256", branch->checkpoint.manifest.at("sha256")}};
+                               {"sha256", branch->checkpoint.manifest.at("sha256")},
+                               {"changes", start.changes}};
   write_provenance(folder, origin);
+  fs::write_atomically(folder.config(), experiment.resolved.yaml());
 }
 
 /// Appends this process to the list `resumes` in provenance.json, because the run may have moved to
@@ -124,12 +137,17 @@ void store_tokenizer(const RunFolder& folder, const ComponentSpec& tokenizer, Pl
   }
 }
 
-/// Logs a setting that a resumed run changes. A longer run may change the learning rate, if the
-/// schedule depends on the number of steps.
+std::string shown(const Json& value) {
+  const std::string text = value.get<std::string>();
+  return text.empty() ? "unset" : text;
+}
+
+/// Logs the settings that a resumed or branched run changes. A longer run may change the learning
+/// rate, if the schedule depends on the number of steps.
 void report_changes(const Json& changes, const Experiment& stored, const Training& training) {
   for (const Json& change : changes)
-    log::info(change["key"].get<std::string>() + " changes from " +
-              change["before"].get<std::string>() + " to " + change["after"].get<std::string>());
+    log::info(change["key"].get<std::string>() + " changes from " + shown(change["before"]) +
+              " to " + shown(change["after"]));
   const int64_t before = total_steps(stored), next = training.state.step + 1;
   if (before == training.steps || training.state.step == 0) return;
   const auto factor = [&](int64_t steps) {
@@ -140,14 +158,6 @@ void report_changes(const Json& changes, const Experiment& stored, const Trainin
     log::warning(c10::str("the schedule depends on the number of steps: its factor for step ", next,
                           " is ", now, " instead of ", planned));
 }
-
-/// How a run begins.
-struct Start {
-  bool resumed = false;
-  std::optional<Experiment> stored;  ///< a resumed run's experiment, before changes
-  Json changes = Json::array();      ///< see accepted_changes()
-  std::optional<BranchPoint> branch;
-};
 
 /// A run in its folder, from the first file that it writes to status.json.
 class Session {
@@ -171,6 +181,7 @@ class Session {
       const int code = trainer_->run();
       Json origin = read_provenance(folder_);
       origin["data_hash"] = training_->state.data_hash;
+      origin["validation_hash"] = training_->state.validation_hash;
       write_provenance(folder_, origin);
       // Before the trackers, which may be slow or fail.
       folder_.write_status(code == 0 ? "finished" : stopped_state(code), code,
@@ -201,13 +212,13 @@ class Session {
     current_step.on_gpu = experiment_.train.device == "cuda";
     if (start_.resumed) require_device_of(experiment_, folder_.path());
     training_ = std::make_unique<Training>(experiment_, plugins_, folder_);
-    if (!start_.resumed || !resume()) start();
+    if (!start_.resumed || start_.branch || !resume()) start();
     current_step.finished = training_->state.step;
     report_changes(start_.changes, *start_.stored, *training_);
     trainer_ = std::make_unique<Trainer>(*training_, start_.resumed, request_.quiet);
-    if (!start_.resumed || !std::filesystem::exists(folder_.provenance())) {
-      write_start(request_, folder_, experiment_, plugins_, *training_, start_.branch);
+    if (!start_.resumed || start_.branch || !std::filesystem::exists(folder_.provenance())) {
       store_tokenizer(folder_, experiment_.tokenizer, plugins_);
+      write_start(request_, folder_, experiment_, plugins_, *training_, start_);
     } else {
       write_resume(request_, folder_, experiment_, plugins_, *training_, start_.changes);
       if (!start_.changes.empty())
@@ -235,25 +246,47 @@ class Session {
                       folder_.checkpoints().string() + " to restart the run at step 0",
                   ExitCode::checkpoint);
     if (!newest) {
+      require_same_documents();
       log::warning("no checkpoint yet: the run starts again");
       return false;
     }
     compare_with_checkpoint(*newest, experiment_, plugins_);
     training_->restore(*newest);
-    warn_of_lost_files();
+    check_records();
     return true;
   }
 
-  void warn_of_lost_files() const {
-    const int64_t step = training_->state.step;
-    if (!std::filesystem::exists(folder_.provenance()))
+  /// A run that starts again must repeat the metrics that it has already recorded.
+  void require_same_documents() const {
+    if (!std::filesystem::exists(folder_.provenance())) return;
+    const std::string before = read_provenance(folder_).value("documents_hash", "");
+    if (!before.empty() && before != training_->documents_hash)
+      throw Error("the training documents have changed since the run '" + folder_.name() +
+                      "' started, and it has no checkpoint, so it cannot continue; restore the "
+                      "documents or start a new run",
+                  ExitCode::data);
+  }
+
+  /// Compares the checkpoint with the run's other files. Warns if some are lost.
+  void check_records() const {
+    const int64_t step = training_->state.step, recorded = training_->metrics.last_step();
+    if (recorded > training_->steps)
+      throw Error(c10::str(folder_.metrics().string(), " ends at step ", recorded,
+                           ", but the run has only ", training_->steps,
+                           " steps; remove the lines that do not belong to it"),
+                  ExitCode::checkpoint);
+    const bool has_origin = std::filesystem::exists(folder_.provenance());
+    const Json origin = has_origin ? read_provenance(folder_) : Json::object();
+    if (!has_origin)
       log::warning(folder_.provenance().string() +
                    " is missing, so the record of how the run was started is lost");
+    else if (origin.value("init_hash", "") != training_->state.init_hash)
+      throw Error("the newest checkpoint of run '" + folder_.name() +
+                      "' is of another run: it started from other weights than " +
+                      folder_.provenance().string() + " says; remove it",
+                  ExitCode::checkpoint);
     // A run that branched at this step has no metrics yet.
-    else if (read_provenance(folder_).value("branched_from", Json::object()).value("step", -1) ==
-             step)
-      return;
-    const int64_t recorded = training_->metrics.last_step();
+    if (origin.value("branched_from", Json::object()).value("step", int64_t{-1}) == step) return;
     if (recorded + start_.stored->train.log_every < step)
       log::warning(c10::str(folder_.metrics().string(), " ends at step ",
                             std::max<int64_t>(recorded, 0), ", but the checkpoint is of step ",
@@ -315,6 +348,23 @@ std::vector<std::string> libraries_named_by(const std::optional<Experiment>& exp
   return libraries;
 }
 
+/// Compares the new run with the one that it branches from.
+void compare_with_branch(Start& start, const Experiment& experiment, Plugins& plugins) {
+  const std::string run = start.branch->run.string();
+  try {
+    Experiment source = experiment_of_run(run, plugins, {}, libraries_named_by(experiment));
+    resolve_machine_as(source, experiment);
+    start.changes = changes_of(source, experiment);
+    start.stored = std::move(source);
+  } catch (const Error& error) {
+    log::warning("cannot compare the settings with those of " + run + ": " + error.what());
+  }
+  for (const Json& change : start.changes)
+    if (change["key"] == "validation.share")
+      log::warning("validation.share differs from that of " + run +
+                   ", so documents that it was trained on may be in the validation split");
+}
+
 }  // namespace
 
 Experiment check(const RunRequest& request, Plugins& plugins, PreflightScope scope) {
@@ -328,7 +378,7 @@ Experiment check(const RunRequest& request, Plugins& plugins, PreflightScope sco
         experiment_of_run(output / name, plugins, {}, libraries_named_by(experiment));
     resolve_machine(stored);
     resolve_machine_as(experiment, stored);
-    accepted_changes(name, stored, experiment, plugins);
+    accepted_changes(absolute(output / name), stored, experiment, plugins);
     if (scope == PreflightScope::everything) require_device_of(experiment, output / name);
   } else if (!request.run_name.empty() && !request.resume_auto) {
     RunFolder::require_new(output, request.run_name);
@@ -350,6 +400,8 @@ int train(const RunRequest& request, Plugins& plugins) {
   start.resumed =
       !request.run_id.empty() || (request.resume_auto && std::filesystem::exists(existing));
   const bool has_config = start.resumed && std::filesystem::exists(existing / "config.yaml");
+  if (!request.branch.empty() && has_config)
+    require_branched_from(existing, request.branch, output);
   if (!request.branch.empty() && !has_config) {
     start.branch = find_branch_point(request.branch, output);
     if (!experiment) experiment = experiment_of_run(start.branch->run, plugins, request.experiment);
@@ -369,7 +421,7 @@ int train(const RunRequest& request, Plugins& plugins) {
     resolve_machine(stored);
     if (!experiment) experiment = experiment_of_run(folder.path(), plugins, request.experiment);
     resolve_machine_as(*experiment, stored);
-    start.changes = accepted_changes(folder.name(), stored, *experiment, plugins);
+    start.changes = accepted_changes(folder.path(), stored, *experiment, plugins);
     start.stored = std::move(stored);
     if (!request.quiet) set_log_level(experiment->log_level);
   } else if (!request.run_id.empty()) {
@@ -381,6 +433,7 @@ int train(const RunRequest& request, Plugins& plugins) {
   } else {
     resolve_machine(*experiment);
   }
+  if (start.branch) compare_with_branch(start, *experiment, plugins);
   if (!start.stored) start.stored = *experiment;
   return Session(request, folder, *std::move(experiment), plugins, std::move(start)).run();
 }

@@ -81,6 +81,7 @@ Training::Training(Experiment resolved, Plugins& search, RunFolder& run_folder)
   optimizers->bind(*strategy);
   state.init_hash = hash_parameters();
   loader = make_loader(experiment, plugins, *model, Split::train, micro_batch, tokenizer);
+  documents_hash = hash_of_documents(loader->state());
 }
 
 bool Training::is_logged(int64_t step) const {

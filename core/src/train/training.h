@@ -67,6 +67,7 @@ struct Training {
   int64_t accumulate = 0;   ///< micro-batches per step
   int64_t steps = 0;        ///< total number of steps
   RunState state;
+  std::string documents_hash;               ///< of the training documents, whatever the seed
   std::optional<double> restored_val_loss;  ///< of the checkpoint from which the run resumed
   double seconds = 0;  ///< time spent in steps by this process, without validation and saving
 

@@ -107,9 +107,9 @@ void TextDocuments::read(int64_t document, int64_t offset, std::span<int64_t> ou
   if (std::exchange(warns_, false)) files_.warn_about_skipped();
   if (std::exchange(keeps_selection_, false))
     log::warning(files_.source() +
-                 " has documents that were corrected or added since the run started. The run keeps "
-                 "the documents it started with, even if a corrected one is now also in the "
-                 "validation split, and does not use added ones");
+                 " has documents that were corrected, added or assigned to another split since the "
+                 "run started. The run keeps the documents it started with, even if they are now "
+                 "also in the validation split, and does not use others");
   const std::vector<int32_t>& from = tokens(document);
   std::copy_n(from.begin() + offset, out.size(), out.begin());
 }

@@ -28,11 +28,15 @@ size_t first_held_out(size_t files, double share) {
 TokenDocuments::TokenDocuments(const TokensOptions& options, const DataContext& context)
     : vocab_(context.vocab) {
   const bool validation = context.split == Split::validation;
+  if (validation && !options.validation_path.empty())
+    for (const std::string& path : paths_of(options, Split::train))
+      require_same_tokenizer(TokenFile(token_files_in(path).front(), options.format));
   for (const std::string& path : paths_of(options, context.split)) {
     source_ += (source_.empty() ? "" : ", ") + path;
     for (const std::string& name : token_files_in(path)) {
       files_.emplace_back(name, options.format);
       check_header(files_.back(), context);
+      require_same_tokenizer(files_.back());
     }
   }
   const bool has_validation_path = !options.validation_path.empty();
@@ -75,6 +79,18 @@ void TokenDocuments::check_header(const TokenFile& file, const DataContext& cont
                     ", but the experiment's tokenizer ends them with " +
                     std::to_string(context.tokenizer->eos_id()) +
                     "; set the tokenizer's `eos` option to match",
+                ExitCode::data);
+}
+
+/// Ids of different tokenizers have different meanings.
+void TokenDocuments::require_same_tokenizer(const TokenFile& file) {
+  const std::string& digest = file.header().tokenizer;
+  if (digest.empty()) return;
+  if (tokenizer_.second.empty()) tokenizer_ = {file.path(), digest};
+  if (tokenizer_.second != digest)
+    throw Error(file.path() + " was prepared with a different tokenizer than " + tokenizer_.first +
+                    " (digests " + digest.substr(0, 12) + "... and " +
+                    tokenizer_.second.substr(0, 12) + "...); prepare both with one tokenizer",
                 ExitCode::data);
 }
 

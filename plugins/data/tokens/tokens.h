@@ -62,10 +62,12 @@ class TokenDocuments final : public Documents {
     uint64_t begin, end;
   };
   void check_header(const TokenFile& file, const DataContext& context) const;
+  void require_same_tokenizer(const TokenFile& file);
 
   std::vector<TokenFile> files_;
   std::vector<Place> documents_;
   std::string source_, fingerprint_;
+  std::pair<std::string, std::string> tokenizer_;  // a file and the tokenizer's digest in it
   int64_t vocab_;
 };
 

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <memory>
 
+#include <dsv3/sdk/log.h>
 #include <dsv3/sdk/plugin.h>
 #include <dsv3/sdk/tracker.h>
 #include <dsv3/support/fs.h>
@@ -60,13 +61,18 @@ class CsvTracker final : public dsv3::Tracker {
   /// incompletely, but not acknowledged before a crash, so the core delivers them again.
   void open(int64_t next) {
     uintmax_t size = 0;
+    int64_t last = -1;  // number of the last event in the file
     if (std::ifstream file(path_); file) {
       std::string line;
       while (std::getline(file, line) && !file.eof()) {
-        if (size > 0 && std::strtoll(line.c_str(), nullptr, 10) >= next) break;
+        const int64_t id = size > 0 ? std::strtoll(line.c_str(), nullptr, 10) : -1;
+        if (id >= next) break;
+        last = id;
         size += line.size() + 1;
       }
     }
+    if (last + 1 < next)
+      dsv3::log::warning(path_.string() + " lacks earlier metrics; they are in metrics.jsonl");
     if (size > 0) std::filesystem::resize_file(path_, size);
     writer_ = size > 0 ? std::make_unique<dsv3::fs::Writer>(dsv3::fs::Writer::append(path_))
                        : std::make_unique<dsv3::fs::Writer>(path_);

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fmt/format.h>
 #include <fstream>
@@ -44,6 +45,7 @@ struct Item {
   dsv3::Experiment experiment;
   Costs costs;
   std::map<std::string, double> metrics;  // the last value of each
+  dsv3::Json provenance;
 };
 
 // Items that differ in nothing but the seed and settings that do not count as factors.
@@ -79,6 +81,11 @@ dsv3::Experiment load(const std::string& what, const std::vector<dsv3::MachineFi
   }
 }
 
+[[noreturn]] void fail_metrics(const stdfs::path& file, int64_t line, const std::string& what) {
+  throw dsv3::Error(file.string() + ":" + std::to_string(line) + ": " + what +
+                    "; remove the line, or restore the file from a copy");
+}
+
 // Returns the last value of each metric that a run has recorded; empty for an experiment file.
 std::map<std::string, double> last_metrics(const std::string& run) {
   std::map<std::string, double> last;
@@ -91,19 +98,24 @@ std::map<std::string, double> last_metrics(const std::string& run) {
   if (!stdfs::is_regular_file(path))
     throw dsv3::Error(path.string() + " is not a regular file", dsv3::ExitCode::usage);
   std::ifstream file(path);
+  if (!file) throw dsv3::Error("cannot read " + path.string() + ": " + std::strerror(errno));
   int64_t number = 0, invalid = 0;
   for (std::string line; std::getline(file, line);) {
     ++number;
     // The last line may be incomplete, because the run may be writing it.
-    if (invalid > 0)
-      throw dsv3::Error(
-          path.string() + ":" + std::to_string(invalid) +
-          ": not a line of metrics; remove the line, or restore the file from a copy");
+    if (invalid > 0) fail_metrics(path, invalid, "not a line of metrics");
     const dsv3::Json row = dsv3::Json::parse(line, nullptr, false);
-    if (!row.is_object()) invalid = number;
-    for (auto it = row.begin(); row.is_object() && it != row.end(); ++it)
+    if (!row.is_object() || !row.contains("step")) {
+      invalid = number;
+      continue;
+    }
+    const double before = last.contains("step") ? last["step"] : -1;
+    for (auto it = row.begin(); it != row.end(); ++it)
       last[it.key()] = dsv3::number_from_json(it.value());
+    if (last["step"] < before) fail_metrics(path, number, "the steps are not in order");
   }
+  if (last.empty())
+    dsv3::log::warning(path.string() + " is empty, so the run's metrics are unknown");
   return last;
 }
 
@@ -122,38 +134,89 @@ Costs costs_of(const dsv3::Experiment& experiment, dsv3::Plugins& plugins) {
   return costs;
 }
 
+// The provenance.json of a run; an empty object for an experiment file.
+dsv3::Json provenance_of(const std::string& run) {
+  const stdfs::path file = stdfs::path(run) / "provenance.json";
+  if (!stdfs::is_directory(run) || !stdfs::exists(file)) return dsv3::Json::object();
+  dsv3::Json content = dsv3::read_json(file);
+  if (!content.is_object()) throw dsv3::Error(file.string() + ": not an object that dsv3 wrote");
+  return content;
+}
+
+// The digests of the plugin libraries with which a run was started, by name.
+std::map<std::string, std::string> digests_of(const Item& item) {
+  std::map<std::string, std::string> digests;
+  for (const dsv3::Json& plugin : item.provenance.value("plugins", dsv3::Json::array()))
+    digests[plugin.at("name")] = plugin.at("sha256");
+  return digests;
+}
+
+// Whether both runs have recorded a hash of this name, and the hashes differ.
+bool hashes_differ(const Item& a, const Item& b, const char* name) {
+  const std::string before = a.provenance.value(name, ""), after = b.provenance.value(name, "");
+  return !before.empty() && !after.empty() && before != after;
+}
+
+// From what a run started and how it was extended, as far as its experiment does not say so. Equal
+// for runs that can be compared.
+std::string history_of(const Item& item) {
+  std::string text = "initial weights";
+  if (const auto from = item.provenance.find("branched_from"); from != item.provenance.end())
+    text = fmt::format("branch at step {}, checkpoint {:.12}", from->at("step").get<int64_t>(),
+                       from->at("sha256").get<std::string>());
+  if (item.provenance.contains("started_from"))
+    text = fmt::format("other weights, {:.12}", item.provenance.value("init_hash", ""));
+  for (const dsv3::Json& resume : item.provenance.value("resumes", dsv3::Json::array()))
+    for (const dsv3::Json& change : resume.value("changes", dsv3::Json::array()))
+      if (change.at("key") == "train.steps" || change.at("key") == "train.tokens")
+        text += fmt::format(", extended at step {}", resume.at("step").get<int64_t>());
+  return text;
+}
+
+// Compares experiments and also what runs recorded about their data and history.
+dsv3::Comparison comparison_of(const Item& a, const Item& b) {
+  dsv3::Comparison comparison = dsv3::compare_experiments(a.experiment, b.experiment);
+  const auto add = [&](const char* key, const std::string& left, const std::string& right) {
+    comparison.differences.push_back({.key = key,
+                                      .a = left,
+                                      .b = right,
+                                      .a_origin = "provenance.json",
+                                      .b_origin = "provenance.json",
+                                      .factor = key});
+    comparison.factors.push_back(key);
+  };
+  if (history_of(a) != history_of(b)) add("history", history_of(a), history_of(b));
+  const bool other_data = std::ranges::any_of(comparison.factors, [](const std::string& factor) {
+    return factor.starts_with("data") || factor.starts_with("validation");
+  });
+  for (const char* hash : {"documents_hash", "validation_hash"})
+    if (!other_data && hashes_differ(a, b, hash))
+      add(hash, a.provenance[hash].get<std::string>().substr(0, 12),
+          b.provenance[hash].get<std::string>().substr(0, 12));
+  return comparison;
+}
+
+// The plugins of which two runs used different builds.
+std::vector<std::string> changed_plugins(const Item& a, const Item& b) {
+  const auto before = digests_of(a), after = digests_of(b);
+  std::vector<std::string> changed;
+  for (const auto& [name, digest] : after)
+    if (const auto found = before.find(name); found != before.end() && found->second != digest)
+      changed.push_back(name);
+  return changed;
+}
+
 std::vector<Group> groups_of(const std::vector<Item>& items) {
   std::vector<Group> groups;
   for (const Item& item : items) {
-    const auto same = std::ranges::find_if(groups, [&](const Group& group) {
-      return dsv3::compare_experiments(group[0]->experiment, item.experiment).factors.empty();
-    });
+    const auto same = std::ranges::find_if(
+        groups, [&](const Group& group) { return comparison_of(*group[0], item).factors.empty(); });
     if (same != groups.end())
       same->push_back(&item);
     else
       groups.push_back({&item});
   }
   return groups;
-}
-
-// The digests of the plugin libraries with which a run was started, by name; empty for a file.
-std::map<std::string, std::string> digests_of(const std::string& run) {
-  std::map<std::string, std::string> digests;
-  const stdfs::path file = stdfs::path(run) / "provenance.json";
-  if (!stdfs::exists(file)) return digests;
-  for (const dsv3::Json& plugin : dsv3::read_json(file).value("plugins", dsv3::Json::array()))
-    digests[plugin.at("name")] = plugin.at("sha256");
-  return digests;
-}
-
-// The plugins of which two runs used different builds.
-std::vector<std::string> changed_plugins(const Item& a, const Item& b) {
-  const auto before = digests_of(a.path), after = digests_of(b.path);
-  std::vector<std::string> changed;
-  for (const auto& [name, digest] : after)
-    if (const auto found = before.find(name); found != before.end() && found->second != digest)
-      changed.push_back(name);
-  return changed;
 }
 
 // "A" to "Z", then "A1" to "Z1" and so on.
@@ -179,17 +242,18 @@ std::pair<double, double> statistics(const std::vector<double>& values) {
   return {mean, std::sqrt(squares / double(values.size() - 1))};
 }
 
-std::string statistics_text(const std::vector<double>& values) {
+std::string statistics_text(const std::vector<double>& values, size_t runs) {
   if (values.empty()) return "-";
   const auto [mean, deviation] = statistics(values);
-  return values.size() == 1 ? fmt::format("{:.5g}", mean)
-                            : fmt::format("{:.5g} +- {:.2g}", mean, deviation);
+  const std::string text = values.size() == 1 ? fmt::format("{:.5g}", mean)
+                                              : fmt::format("{:.5g} +- {:.2g}", mean, deviation);
+  return values.size() == runs ? text : text + fmt::format(" ({} of {} runs)", values.size(), runs);
 }
 
 constexpr std::array kMetrics{"val/loss", "train/loss", "step"};
 
 dsv3::Json as_json(const Item& first, const Item& other) {
-  const dsv3::Comparison comparison = dsv3::compare_experiments(first.experiment, other.experiment);
+  const dsv3::Comparison comparison = comparison_of(first, other);
   const auto side = [](const std::string& value, const std::string& origin) {
     return origin.empty() ? dsv3::Json(nullptr) : dsv3::Json{{"value", value}, {"origin", origin}};
   };
@@ -270,7 +334,7 @@ void print_groups(const std::vector<Group>& groups) {
     if (std::ranges::none_of(groups, recorded)) continue;
     rows[0].push_back(std::string("last ") + name);
     for (size_t i = 0; i < groups.size(); ++i)
-      rows[i + 1].push_back(statistics_text(metric_of(groups[i], name)));
+      rows[i + 1].push_back(statistics_text(metric_of(groups[i], name), groups[i].size()));
   }
   print_rows(rows);
   std::cout << '\n';
@@ -306,8 +370,7 @@ void print_all(const std::vector<Group>& groups) {
   const Item& first = *groups[0][0];
   const std::vector<const Item*> compared = others(groups);
   for (size_t i = 0; i < compared.size(); ++i) {
-    const dsv3::Comparison comparison =
-        dsv3::compare_experiments(first.experiment, compared[i]->experiment);
+    const dsv3::Comparison comparison = comparison_of(first, *compared[i]);
     const std::string name = groups.size() == 1 ? "last" : letter(i + 1);
     print_differences(comparison, groups.size() == 1 ? "first" : "A", name);
     std::cout << (compared.size() == 1 ? "" : "A and " + name + ": ")
@@ -336,7 +399,7 @@ void compare(const CompareArguments& arguments) {
   for (const std::string& path : arguments.paths) {
     dsv3::Experiment experiment = load(path, machine_files, plugins);
     const Costs costs = costs_of(experiment, plugins);
-    items.push_back({path, std::move(experiment), costs, last_metrics(path)});
+    items.push_back({path, std::move(experiment), costs, last_metrics(path), provenance_of(path)});
   }
   const std::vector<Group> groups = groups_of(items);
   if (arguments.json)

@@ -25,7 +25,8 @@ class MetricsFile {
   /// nothing if a resumed run repeats an event that is already in the file. An event is a
   /// repetition if its step is before the last one, or if it is at the last step and one of that
   /// step's lines starts with the same metric (training and validation may each write a line for
-  /// the same step).
+  /// the same step). If the file was removed, replaced or cut short since the last call, logs a
+  /// warning and writes to a new file.
   bool append(Event& event);
   /// Calls fsync. Call this before saving a checkpoint, so that a power failure loses no line.
   void sync();
@@ -38,11 +39,13 @@ class MetricsFile {
 
  private:
   void reopen();
+  void require_kept();
 
   std::filesystem::path path_;
   std::optional<fs::Writer> writer_;  // empty after a failed write, until reopen() removes the torn
                                       // line
   int64_t last_step_ = -1, lines_ = 0;
+  uint64_t bytes_ = 0;                  // size of the file
   std::set<std::string> at_last_step_;  // first metric in each line of the last step
 };
 
