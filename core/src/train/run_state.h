@@ -34,7 +34,7 @@ struct RunState {
 };
 
 /// A hash of the documents that a data component reads, from its state at the start. Does not
-/// depend on the seed that orders them.
+/// depend on the seed that orders them, nor on their numbers among all documents.
 std::string hash_of_documents(Json initial_state);
 
 }  // namespace dsv3
