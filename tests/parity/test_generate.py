@@ -221,7 +221,7 @@ def test_errors(random_model, trained, tmp_path):
     assert "list of ids such as [1, 2, 3]" in error(model, "--ids", "--prompt", "3")
     assert "line 1" in error(model, "--ids", "--prompt", "[3") or ":1:" in error(model, "--ids", "--prompt", "[3")
     assert "nowhere" in error(tmp_path / "nowhere", "--prompt", "a")
-    assert "cannot read --prompt-file" in error(run, "--prompt-file", tmp_path / "none.txt")
+    assert "--prompt-file: cannot read" in error(run, "--prompt-file", tmp_path / "none.txt")
     assert "use --stop-id" in error(model, "--ids", "--prompt", "[1]", "--stop", "a")
     assert "has no MTP modules, which --speculate requires" in error(model, "--ids", "--prompt", "[1]", "--speculate")
     assert "remove --no-cache" in error(run, "--prompt", "a", "--speculate", "--no-cache")

@@ -109,6 +109,45 @@ def test_exchanged_shards_are_found(tmp_path, monkeypatch, case):
     dsv3("data", "inspect", "shards", cwd=tmp_path, check=4)
 
 
+def created_meanwhile(folder, create):
+    """Prepare shards, and call `create` with the output folder's path while they are written."""
+    write_jsonl(folder / "text.jsonl", documents(20000))
+    process = subprocess.Popen([BUILD / "bin/dsv3", "data", "prepare", "text.jsonl", "--tokenizer", "bytes", "--output", "out"],
+                               cwd=folder, stderr=subprocess.PIPE, text=True)
+    while not list(folder.glob("out.tmp-*")):
+        assert process.poll() is None
+    create(folder / "out")
+    errors = process.communicate(timeout=60)[1]
+    return process.returncode, errors
+
+
+@pytest.mark.promise("kept-output")
+def test_prepare_does_not_replace_a_folder_that_is_new(tmp_path):
+    def create(out):
+        out.mkdir()
+        (out / "notes").write_text("important")
+    code, errors = created_meanwhile(tmp_path, create)
+    assert code == 1 and "the shards are complete in" in errors and (tmp_path / "out/notes").read_text() == "important"
+    kept, = tmp_path.glob("out.tmp-*")
+    assert "digests match" in dsv3("data", "inspect", kept, cwd=tmp_path).stdout
+
+
+@pytest.mark.promise("kept-output")
+def test_prepare_does_not_replace_a_file_that_is_new(tmp_path):
+    code, errors = created_meanwhile(tmp_path, lambda out: out.write_text("important"))
+    assert code == 1 and "the shards are complete in" in errors and (tmp_path / "out").read_text() == "important"
+
+
+@pytest.mark.promise("kept-output")
+def test_prepare_follows_a_link_to_an_empty_folder(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    shards_of(tmp_path, "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk/index.json").exists()
+    (tmp_path / "nowhere").symlink_to("missing")
+    dsv3("data", "prepare", "text.jsonl", "--tokenizer", "bytes", "--output", "nowhere", cwd=tmp_path, check=2)
+
+
 @pytest.mark.promise("whole-data")
 @pytest.mark.parametrize("content", ["{}", "[]", ""])
 def test_a_damaged_index_is_an_error(tmp_path, content):

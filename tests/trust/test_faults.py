@@ -128,6 +128,15 @@ def test_a_run_that_skips_every_update_fails(tmp_path, settings, step):
     assert json.loads((tmp_path / "runs/r/status.json").read_text())["exit_code"] == 7
 
 
+@pytest.mark.promise("skipped-updates")
+def test_skipped_updates_are_counted_over_a_resume(tmp_path):
+    make_tiny(tmp_path)
+    dsv3_run("tiny.yaml", "optimizer.0.lr=1e18", "train.not_finite=skip", "checkpoint.every=0", "train.steps=8", "schedule.warmup=0",
+             "schedule.plugin=constant", "--run_name", "r", cwd=tmp_path)
+    done = dsv3_run("--run_id", "r", "train.steps=30", cwd=tmp_path, check=7)
+    assert "10 updates in a row" in done.stderr and "step 12 is not finite" in done.stderr
+
+
 def limit_memory(gigabytes):
     return lambda: resource.setrlimit(resource.RLIMIT_AS, (gigabytes << 30, gigabytes << 30))
 

@@ -111,6 +111,8 @@ def test_a_mean_says_of_how_many_runs_it_is(folder):
     (folder / "runs/other/metrics.jsonl").write_text("")
     done = dsv3("compare", "runs/r", "runs/other", cwd=folder)
     assert "(1 of 2 runs)" in done.stdout and "is empty" in done.stderr
+    (folder / "runs/other/metrics.jsonl").write_text("".join(lines(folder / "runs/r")[:-1]))
+    assert "the run finished at step 4" in dsv3("compare", "runs/r", "runs/other", cwd=folder).stderr
     (folder / "runs/other/metrics.jsonl").write_text("".join(reversed(lines(folder / "runs/r"))))
     assert "not in order" in dsv3("compare", "runs/r", "runs/other", cwd=folder).stderr
 

@@ -79,6 +79,22 @@ class ShardWriter {
   PrepareResult result_;
 };
 
+/// The shards are complete, but not at their place.
+struct Unpublished : Error {
+  using Error::Error;
+};
+
+/// Renames `folder` to `target`, which may be an empty folder. Somebody else may have written to it
+/// in the meantime, so nothing there is removed.
+void publish(const stdfs::path& folder, const stdfs::path& target) {
+  try {
+    fs::rename(folder, target);
+    fs::sync_folder(target.parent_path());
+  } catch (const Error& error) {
+    throw Unpublished(error.what() + ("; the shards are complete in " + folder.string()));
+  }
+}
+
 }  // namespace
 
 PrepareResult prepare_tokens(const PrepareRequest& request) {
@@ -94,6 +110,10 @@ PrepareResult prepare_tokens(const PrepareRequest& request) {
   const TextFiles files(request.inputs, request.format);
   stdfs::path target = stdfs::absolute(request.out);
   if (!target.has_filename()) target = target.parent_path();  // "out/" is "out"
+  if (stdfs::is_symlink(target, ignored) && !stdfs::exists(target, ignored))
+    throw Error("the output folder " + request.out.string() + " is a link to a missing folder",
+                ExitCode::usage);
+  target = stdfs::weakly_canonical(target);
   const stdfs::path folder = fs::temporary_name(target);
   fs::make_folders(folder);
   try {
@@ -109,10 +129,10 @@ PrepareResult prepare_tokens(const PrepareRequest& request) {
     result.text_bytes = files.bytes();
     files.warn_about_skipped();
     fs::sync_folder(folder);
-    if (stdfs::exists(target, ignored)) fs::remove_all(target);  // empty, see above
-    fs::rename(folder, target);
-    fs::sync_folder(target.parent_path());
+    publish(folder, target);
     return result;
+  } catch (const Unpublished&) {
+    throw;
   } catch (...) {
     stdfs::remove_all(folder, ignored);
     throw;

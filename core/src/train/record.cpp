@@ -112,6 +112,7 @@ class MetricsRecorder final : public Observer {
   }
 
   void record(Event& event, const StepReport& report, bool show) {
+    run_.folder.require_exists();
     if (run_.metrics.append(event)) sender_->notify();
     if (report.result && show) progress_.show(line_, true);
     if (report.val_loss)

@@ -14,10 +14,16 @@ std::string hash_of_documents(Json initial_state) {
 }
 
 Json RunState::to_json() const {
-  return {
-      {"data", data},           {"updates", updates},       {"init_hash", init_hash},
-      {"data_hash", data_hash}, {"callbacks", callbacks},   {"stopped", stopped},
-      {"cut_short", cut_short}, {"unrecorded", unrecorded}, {"validation_hash", validation_hash}};
+  return {{"data", data},
+          {"updates", updates},
+          {"init_hash", init_hash},
+          {"data_hash", data_hash},
+          {"callbacks", callbacks},
+          {"stopped", stopped},
+          {"cut_short", cut_short},
+          {"unrecorded", unrecorded},
+          {"validation_hash", validation_hash},
+          {"skipped_in_row", skipped_in_row}};
 }
 
 RunState RunState::from_json(const Json& manifest) {
@@ -28,6 +34,7 @@ RunState RunState::from_json(const Json& manifest) {
                 .data = state.at("data"),
                 .init_hash = state.at("init_hash").get<std::string>(),
                 .data_hash = state.at("data_hash").get<std::string>(),
+                .skipped_in_row = state.value("skipped_in_row", int64_t{0}),
                 .validation_hash = state.value("validation_hash", ""),
                 .callbacks = state.value("callbacks", Json::array()),
                 .stopped = state.value("stopped", ""),

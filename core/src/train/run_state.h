@@ -16,6 +16,7 @@ struct RunState {
   Json data;                       ///< position in the training data
   std::string init_hash;           ///< SHA-256 of all parameters' initial values
   std::string data_hash;           ///< hash of all rows used for training so far, in order
+  int64_t skipped_in_row = 0;      ///< number of updates that were skipped since the last one
   std::string validation_hash;     ///< hash of the validation documents; "" = not known
   Json callbacks = Json::array();  ///< state of each callback, in the experiment's order
   std::string stopped;             ///< why a callback ended the run; empty = it did not

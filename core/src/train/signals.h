@@ -6,12 +6,12 @@
 
 namespace dsv3 {
 
-/// While this object exists, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGXCPU (`ulimit -t`), SIGALRM and
+/// While this object exists, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGXCPU (`ulimit -St`), SIGALRM and
 /// SIGVTALRM stop the run with ExitCode::preempted, and SIGINT stops it with ExitCode::interrupted.
 /// Before save_first(), there is nothing to save, so the signal ends the process at once. Later,
 /// stop_requested() returns true, and a second SIGINT ends the process. If the process ends in a
-/// handler, the run's status.json says so (see report_crashes_to()). SIGHUP stays ignored if it was,
-/// as under nohup.
+/// handler, the run's status.json says so (see report_crashes_to()). SIGHUP stays ignored if it
+/// was, as under nohup.
 class StopSignals {
  public:
   StopSignals();

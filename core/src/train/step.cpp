@@ -112,7 +112,8 @@ void Stepper::update_if_finite(const at::Tensor& values, std::span<const Batch> 
   }
   call(*run_.strategy, "end_step", &Strategy::end_step);
   end_step(skipped);
-  skipped_in_row_ = skipped ? skipped_in_row_ + 1 : 0;
+  int64_t& skipped_in_row = run_.state.skipped_in_row;
+  skipped_in_row = skipped ? skipped_in_row + 1 : 0;
   if (skipped) report_not_finite(result_, cause);
 }
 
@@ -200,10 +201,10 @@ void Stepper::report_not_finite(const StepResult& result, const std::string& cau
                               ", gradient norm ", text(result.grad_norm));
   if (!cause.empty()) what += "; " + cause;
   const TrainOptions& train = run_.experiment.train;
-  if (train.not_finite == "skip" && skipped_in_row_ < train.max_skipped)
+  if (train.not_finite == "skip" && run_.state.skipped_in_row < train.max_skipped)
     return log::warning(what + "; skipped the update");
   if (train.not_finite == "skip")
-    throw Error(c10::str(what, ". ", skipped_in_row_,
+    throw Error(c10::str(what, ". ", run_.state.skipped_in_row,
                          " updates in a row were skipped (train.max_skipped), so the model does "
                          "not learn. Saved checkpoints are intact. Lower the learning rate, or "
                          "branch from an earlier step"),

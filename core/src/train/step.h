@@ -103,7 +103,6 @@ class Stepper {
   StepResult result_;
   std::optional<PendingStep> pending_;
   double lr_factor_ = 0;
-  int64_t skipped_in_row_ = 0;  // updates
   int64_t steps_without_targets_ = 0;
 };
 

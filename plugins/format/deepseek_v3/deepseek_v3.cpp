@@ -298,9 +298,11 @@ ModelDescription DeepseekV3::describe(const Json& config) const {
     reader.mistake(
         "\"first_k_dense_replace\" makes all layers dense but not the MTP modules; in dsv3, MTP "
         "modules have the same components as the last layer");
-  if (std::get<int64_t>(moe.options.at("routed")) > kMaxExperts / model.layers)
-    reader.mistake("\"num_hidden_layers\" x \"n_routed_experts\" must be at most " +
-                   std::to_string(kMaxExperts));
+  if (std::get<int64_t>(moe.options.at("routed")) > kMaxExperts / (model.layers + model.mtp_depth))
+    reader.mistake(
+        "the experts of all layers and MTP modules, \"n_routed_experts\" of each, must be at "
+        "most " +
+        std::to_string(kMaxExperts));
   reader.finish();
   for (int64_t layer = 0; layer < model.layers; ++layer) {
     model.attention.push_back(attention);

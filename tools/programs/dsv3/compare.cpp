@@ -81,6 +81,15 @@ dsv3::Experiment load(const std::string& what, const std::vector<dsv3::MachineFi
   }
 }
 
+// The last step of a run that has finished, according to its status.json; else -1.
+double finished_at(const std::string& run) {
+  const stdfs::path path = stdfs::path(run) / "status.json";
+  if (!stdfs::is_regular_file(path)) return -1;
+  const dsv3::Json status = dsv3::read_json(path);
+  const bool finished = status.is_object() && status.value("state", "") == "finished";
+  return finished ? status.value("step", -1.0) : -1;
+}
+
 [[noreturn]] void fail_metrics(const stdfs::path& file, int64_t line, const std::string& what) {
   throw dsv3::Error(file.string() + ":" + std::to_string(line) + ": " + what +
                     "; remove the line, or restore the file from a copy");
@@ -116,6 +125,9 @@ std::map<std::string, double> last_metrics(const std::string& run) {
   }
   if (last.empty())
     dsv3::log::warning(path.string() + " is empty, so the run's metrics are unknown");
+  else if (last["step"] < finished_at(run))
+    dsv3::log::warning(fmt::format("{} ends at step {}, but the run finished at step {}",
+                                   path.string(), last["step"], finished_at(run)));
   return last;
 }
 
