@@ -120,7 +120,7 @@ def test_a_mean_says_of_how_many_runs_it_is(folder):
 @pytest.mark.promise("same-documents")
 def test_changed_validation_documents_are_reported(folder):
     warning = "validation documents have changed"
-    # The first new document is for training. Among so many, some are held out.
+    # The first new document is for training. Among so many, some are for validation.
     for steps, numbers in ((6, range(1)), (7, range(1, 60)), (8, [])):
         with open(folder / "text.txt", "a") as text:
             text.write("".join(f"\n\nZ new document number {i} qqq." for i in numbers))
