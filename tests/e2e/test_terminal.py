@@ -159,7 +159,8 @@ def test_a_second_ctrl_c_leaves_the_prompt_below_the_live_line(folder):
     while terminal.process.poll() is None:  # a signal has no effect while the previous one is pending
         time.sleep(0.1)
         terminal.process.send_signal(signal.SIGINT)
-    assert "  loss " in terminal.finish(130)[-1] and "stopped" not in terminal.received
+    lines = terminal.finish(130)
+    assert "  loss " in lines[-2] and lines[-1] == "error: stopped by SIGINT again, before it was saved"
 
 
 def test_an_error_follows_the_last_step(folder):

@@ -131,10 +131,11 @@ void describe(Text& text, const char* event, const char* cause) {
 std::atomic<bool> crash_reported{false};
 std::atomic<pid_t> status_writer{0};  // the thread that replaces status.json; 0 = none
 
-/// Waits until no other thread replaces status.json, for 2 s at most.
+/// Waits until no other thread replaces status.json, for a minute at most, because a busy disk may
+/// take seconds to sync a file.
 void wait_for_status_writer() {
   const timespec pause{.tv_sec = 0, .tv_nsec = 10'000'000};
-  for (int i = 0; i < 200 && status_writer != 0 && status_writer != ::gettid(); ++i)
+  for (int i = 0; i < 6000 && status_writer != 0 && status_writer != ::gettid(); ++i)
     ::nanosleep(&pause, nullptr);
 }
 
@@ -282,19 +283,19 @@ void print_backtraces() {
 
 StatusWriter::StatusWriter() {
   status_writer = ::gettid();
+  if (!crash_reported) return;
+  status_writer = 0;
+  for (;;) ::pause();
 }
 
 StatusWriter::~StatusWriter() {
   status_writer = 0;
 }
 
-bool StatusWriter::may_write() const {
-  return !crash_reported;
-}
-
 void report_crashes_to(const std::filesystem::path& status) {
   const std::string path = status.string(), temporary = path + ".new";
   if (temporary.size() >= sizeof prepared.status) return;
+  const StatusWriter writer;
   std::strcpy(prepared.temporary, temporary.c_str());
   std::strcpy(prepared.status, path.c_str());
   // Exit handlers run in reverse order of registration. This one must run before the destructors of
