@@ -104,8 +104,10 @@ def test_a_checkpoint_that_is_not_finite_is_not_loaded(folder, name, value):
 @pytest.mark.promise("finite-checkpoints")
 def test_weights_that_are_not_finite_are_not_imported(folder):
     overwrite_tensor(folder / "hf/model.safetensors", "lm_head.weight", float("inf"))
-    done = dsv3("generate", "hf", "--prompt", "a", "--tokens", "1", cwd=folder)
-    assert done.returncode == 5 and "not finite" in done.stderr
+    for words in (["generate", "hf", "--prompt", "a", "--tokens", "1"], ["import", "hf", "new"]):
+        done = dsv3(*words, cwd=folder)
+        assert done.returncode == 5 and "not finite" in done.stderr
+    assert not (folder / "new").exists()
 
 
 @pytest.mark.promise("finite-checkpoints")

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from stored import dsv3, edit, reseal, tiny_run
-from support import RUN, dsv3_run, last_checkpoint, make_tiny, metrics
+from support import RUN, dsv3_run, last_checkpoint, losses, make_tiny, metrics
 
 
 @pytest.fixture
@@ -129,13 +129,18 @@ def test_changed_validation_documents_are_reported(folder):
 
 
 @pytest.mark.promise("same-documents")
-@pytest.mark.parametrize("edited", [False, True])
-def test_a_run_without_checkpoint_starts_again_with_its_documents(folder, edited):
+@pytest.mark.parametrize("file, old, new", [("text.txt", "wizards", "wombats"), ("runs/r/config.yaml", "lr: 0.02", "lr: 0.01")])
+def test_a_run_without_checkpoint_starts_its_metrics_again(folder, file, old, new):
     shutil.rmtree(folder / "runs/r/checkpoints")
-    if edited:
-        edit(folder / "text.txt", ("wizards", "wombats"))
-    done = dsv3_run("--run_id", "r", cwd=folder, check=4 if edited else 0)
-    assert ("training documents have changed" if edited else "no checkpoint yet") in done.stderr
+    before = losses(folder / "runs/r")
+    (folder / file).write_text((folder / file).read_text().replace(old, new))
+    assert "no checkpoint yet: the run starts again" in dsv3_run("--run_id", "r", cwd=folder).stderr
+    assert losses(folder / "runs/r") != before
+    dsv3_run("runs/r/config.yaml", "--run_name", "fresh", cwd=folder)
+    assert losses(folder / "runs/r") == losses(folder / "runs/fresh")
+    origins = [json.loads((folder / f"runs/{name}/provenance.json").read_text()) for name in ("r", "fresh")]
+    assert origins[0]["documents_hash"] == origins[1]["documents_hash"]
+    assert len((folder / "runs/r/metrics.csv").read_text().splitlines()) == len((folder / "runs/fresh/metrics.csv").read_text().splitlines())
 
 
 @pytest.mark.promise("consistent-state")
@@ -145,6 +150,16 @@ def test_a_checkpoint_of_another_run_is_rejected(folder):
     shutil.rmtree(folder / "runs/r/checkpoints/step-4")
     shutil.copytree(folder / "runs/other/checkpoints/step-4", folder / "runs/r/checkpoints/step-4")
     assert "is of another run" in dsv3_run("--run_id", "r", "train.steps=6", cwd=folder, check=5).stderr
+
+
+@pytest.mark.promise("consistent-state")
+def test_an_existing_run_is_resumed_only_with_the_weights_that_it_started_from(folder):
+    words = ["tiny.yaml", "model.mtp.depth=0", "train.steps=4", "schedule.warmup=0", "validation.every=0", "checkpoint.every=2"]
+    dsv3_run(*words, "--from", "runs/r", "--run_name", "from", cwd=folder)
+    dsv3_run(*words, "--from", "runs/r", "--run_name", "from", "--resume", "auto", cwd=folder)
+    done = dsv3_run(*words, "--from", "runs/from", "--run_name", "from", "--resume", "auto", cwd=folder, check=2)
+    assert "was not started from runs/from" in done.stderr
+    dsv3_run(*words, "--from", "runs/from", "--run_name", "r", "--resume", "auto", cwd=folder, check=2)
 
 
 @pytest.mark.promise("consistent-state")

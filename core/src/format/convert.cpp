@@ -294,6 +294,7 @@ std::vector<std::string> import_model(const stdfs::path& folder, const stdfs::pa
                    {"conventions", experiment.conventions},
                    {"tokenizer", tokenizers},
                    {"dtypes", stored.dtypes}};
+  require_finite(content.tensors, folder.string(), ExitCode::checkpoint);
   write_checkpoint(checkpoint, content);
   return notes;
 }

@@ -247,8 +247,10 @@ Sidecar read_sidecar(const std::filesystem::path& folder) {
   const Json json = read_object(file);
   try {
     if (json.at("dsv3") != 1) damaged(file, "has a format that this dsv3 does not support");
+    const int64_t step = json.at("step").get<int64_t>();
+    if (step < 0) damaged(file, "'step' is negative");
     return {json.at("conventions").get<std::map<std::string, std::string>>(),
-            json.at("tokenizers").get<std::set<std::string>>(), json.at("step").get<int64_t>()};
+            json.at("tokenizers").get<std::set<std::string>>(), step};
   } catch (const Json::exception& error) {
     damaged(file, std::string(error.what()) + "; remove it to read the folder without it");
   }

@@ -129,6 +129,12 @@ bool MetricsFile::append(Event& event) {
   return true;
 }
 
+void MetricsFile::clear() {
+  writer_.reset();
+  fs::write_atomically(path_, "");
+  reopen();
+}
+
 void MetricsFile::sync() {
   if (writer_) writer_->sync();
 }

@@ -64,6 +64,20 @@ std::string line_of(const Difference& difference) {
          shown(difference.b) + " now";
 }
 
+Json provenance_of(const stdfs::path& run) {
+  std::error_code ignored;
+  if (!stdfs::exists(run / "provenance.json", ignored)) return Json::object();
+  const Json content = read_json(run / "provenance.json");
+  return content.is_object() ? content : Json::object();
+}
+
+[[noreturn]] void reject_existing(const stdfs::path& run, const std::string& how,
+                                  const std::string& flag) {
+  throw Error("run '" + run.filename().string() + "' already exists, and was not " + how +
+                  "; choose another --run_name, or remove " + flag + " to resume it",
+              ExitCode::usage);
+}
+
 /// The folder of RUN in RUN[@STEP].
 stdfs::path branch_folder(const std::string& branch, const stdfs::path& output) {
   const std::string run = branch.substr(0, branch.rfind('@'));
@@ -146,20 +160,19 @@ void compare_with_checkpoint(const StoredCheckpoint& checkpoint, const Experimen
 
 void require_branched_from(const stdfs::path& run, const std::string& branch,
                            const stdfs::path& output) {
-  std::error_code ignored;
-  const Json provenance = stdfs::exists(run / "provenance.json", ignored)
-                              ? read_json(run / "provenance.json")
-                              : Json::object();
-  const Json source = provenance.value("branched_from", Json::object());
+  const Json source = provenance_of(run).value("branched_from", Json::object());
   const size_t at = branch.rfind('@');
   const std::string step = at == branch.npos ? "" : branch.substr(at + 1);
   const stdfs::path expected = stdfs::weakly_canonical(branch_folder(branch, output));
-  if (stdfs::weakly_canonical(source.value("run", "")) == expected &&
-      (step.empty() || step == std::to_string(source.value("step", int64_t{-1}))))
-    return;
-  throw Error("run '" + run.filename().string() + "' already exists, and was not branched from " +
-                  branch + "; choose another --run_name, or remove --branch to resume it",
-              ExitCode::usage);
+  if (stdfs::weakly_canonical(source.value("run", "")) != expected ||
+      (!step.empty() && step != std::to_string(source.value("step", int64_t{-1}))))
+    reject_existing(run, "branched from " + branch, "--branch");
+}
+
+void require_started_from(const stdfs::path& run, const stdfs::path& from) {
+  const stdfs::path source = provenance_of(run).value("started_from", "");
+  if (stdfs::weakly_canonical(source) != stdfs::weakly_canonical(from))
+    reject_existing(run, "started from " + from.string(), "--from");
 }
 
 BranchPoint find_branch_point(const std::string& branch, const stdfs::path& output) {

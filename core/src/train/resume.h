@@ -41,6 +41,10 @@ struct BranchPoint {
 void require_branched_from(const std::filesystem::path& run, const std::string& branch,
                            const std::filesystem::path& output);
 
+/// Requires the run in the folder `run`, which is to be resumed, to have been started from the
+/// model `from`. Throws dsv3::Error (ExitCode::usage).
+void require_started_from(const std::filesystem::path& run, const std::filesystem::path& from);
+
 /// Finds the checkpoint for `--branch RUN[@STEP]`. RUN is a name in `output`, or a path if it
 /// contains '/'. Without STEP, takes the newest intact checkpoint. Throws dsv3::Error with
 /// ExitCode::usage if the run or the step does not exist.

@@ -212,11 +212,12 @@ class Session {
     current_step.on_gpu = experiment_.train.device == "cuda";
     if (start_.resumed) require_device_of(experiment_, folder_.path());
     training_ = std::make_unique<Training>(experiment_, plugins_, folder_);
-    if (!start_.resumed || start_.branch || !resume()) start();
+    const bool fresh = !start_.resumed || start_.branch || !resume();
+    if (fresh) start();
     current_step.finished = training_->state.step;
     report_changes(start_.changes, *start_.stored, *training_);
     trainer_ = std::make_unique<Trainer>(*training_, start_.resumed, request_.quiet);
-    if (!start_.resumed || start_.branch || !std::filesystem::exists(folder_.provenance())) {
+    if (fresh || !std::filesystem::exists(folder_.provenance())) {
       store_tokenizer(folder_, experiment_.tokenizer, plugins_);
       write_start(request_, folder_, experiment_, plugins_, *training_, start_);
     } else {
@@ -246,25 +247,15 @@ class Session {
                       folder_.checkpoints().string() + " to restart the run at step 0",
                   ExitCode::checkpoint);
     if (!newest) {
-      require_same_documents();
-      log::warning("no checkpoint yet: the run starts again");
+      log::warning(
+          "no checkpoint yet: the run starts again, with its settings and data as they are now");
+      training_->metrics.clear();
       return false;
     }
     compare_with_checkpoint(*newest, experiment_, plugins_);
     training_->restore(*newest);
     check_records();
     return true;
-  }
-
-  /// A run that starts again must repeat the metrics that it has already recorded.
-  void require_same_documents() const {
-    if (!std::filesystem::exists(folder_.provenance())) return;
-    const std::string before = read_provenance(folder_).value("documents_hash", "");
-    if (!before.empty() && before != training_->documents_hash)
-      throw Error("the training documents have changed since the run '" + folder_.name() +
-                      "' started, and it has no checkpoint, so it cannot continue; restore the "
-                      "documents or start a new run",
-                  ExitCode::data);
   }
 
   /// Compares the checkpoint with the run's other files. Warns if some are lost.
@@ -402,6 +393,7 @@ int train(const RunRequest& request, Plugins& plugins) {
   const bool has_config = start.resumed && std::filesystem::exists(existing / "config.yaml");
   if (!request.branch.empty() && has_config)
     require_branched_from(existing, request.branch, output);
+  if (!request.from.empty() && has_config) require_started_from(existing, request.from);
   if (!request.branch.empty() && !has_config) {
     start.branch = find_branch_point(request.branch, output);
     if (!experiment) experiment = experiment_of_run(start.branch->run, plugins, request.experiment);

@@ -28,6 +28,8 @@ class MetricsFile {
   /// the same step). If the file was removed, replaced or cut short since the last call, logs a
   /// warning and writes to a new file.
   bool append(Event& event);
+  /// Removes all lines, because the run starts again.
+  void clear();
   /// Calls fsync. Call this before saving a checkpoint, so that a power failure loses no line.
   void sync();
 
