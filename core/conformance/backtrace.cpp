@@ -9,6 +9,7 @@
 #include <link.h>
 #include <sys/socket.h>
 
+#include <dsv3/runtime/printable.h>
 #include <dsv3/sdk/error.h>
 
 #include "support/host.h"

@@ -93,6 +93,15 @@ def shards_of(folder, name="shards", tokenizer="bytes"):
     return folder / name
 
 
+@pytest.mark.promise("hints")
+@pytest.mark.parametrize("name", ["shards", "my, {shards}"])
+def test_the_settings_for_prepared_data_work(tmp_path, name):
+    make_tiny(tmp_path)
+    done = dsv3("data", "prepare", "text.txt", "--tokenizer", "bytes", "--output", name, cwd=tmp_path)
+    settings = done.stdout.splitlines()[-1].removeprefix("train on it with ")
+    subprocess.run(["bash", "-c", f"{RUN} tiny.yaml --check {settings}"], cwd=tmp_path, check=True)
+
+
 EXCHANGES = {"copied": lambda a, b: shutil.copy(a, b), "swapped": lambda a, b: (a.rename("x"), b.rename(a), os.rename("x", b))}
 
 

@@ -6,8 +6,9 @@
 #include <iterator>
 #include <utility>
 
+#include <dsv3/runtime/printable.h>
+
 #include "config/values.h"
-#include "support/host.h"
 
 namespace dsv3::config {
 namespace {

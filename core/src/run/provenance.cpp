@@ -7,6 +7,7 @@
 #include <ATen/Version.h>
 #include <torch/version.h>
 
+#include <dsv3/runtime/printable.h>
 #include <dsv3/runtime/run_folder.h>
 #include <dsv3/sdk/version.h>
 

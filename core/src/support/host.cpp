@@ -28,15 +28,6 @@ std::string host_name() {
   return name;
 }
 
-std::string shell_quoted(const std::string& text) {
-  constexpr const char* kPlain =
-      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-/@%+=:,";
-  if (!text.empty() && text.find_first_not_of(kPlain) == text.npos) return text;
-  std::string quoted = "'";
-  for (const char c : text) quoted += c == '\'' ? "'\\''" : std::string(1, c);
-  return quoted + "'";
-}
-
 std::optional<std::string> output_of(const std::string& command) {
   std::FILE* pipe = ::popen(command.c_str(), "re");
   if (!pipe) return std::nullopt;

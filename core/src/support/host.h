@@ -22,8 +22,6 @@ std::array<char, 40> utc_text(double seconds);
 /// This machine's name.
 std::string host_name();
 
-/// Quotes `text` as one word of a shell command, if necessary.
-std::string shell_quoted(const std::string& text);
 /// Returns what a shell command prints, without line ends at its end; nullopt if it fails or does
 /// not exist.
 std::optional<std::string> output_of(const std::string& command);

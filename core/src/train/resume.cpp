@@ -8,12 +8,12 @@
 
 #include <dsv3/runtime/compare.h>
 #include <dsv3/runtime/machine.h>
+#include <dsv3/runtime/printable.h>
 #include <dsv3/runtime/run_folder.h>
 #include <dsv3/runtime/stored_model.h>
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/log.h>
 
-#include "support/host.h"
 #include "train/training.h"
 
 namespace dsv3 {

@@ -38,7 +38,8 @@ void prepare(PrepareArguments& arguments) {
   std::cout << output << ": " << result.documents << " documents, " << result.tokens
             << " tokens in " << result.shards << " shard(s), from " << result.text_bytes
             << " bytes of text\n"
-            << "train on it with data={plugin: tokens, path: " << output << "}\n";
+            << "train on it with data=tokens "
+            << dsv3::printable_line(dsv3::shell_quoted("data.path=" + arguments.output)) << '\n';
 }
 
 }  // namespace

@@ -34,4 +34,7 @@ void hide_value(const std::string& variable, const std::string& value);
 /// Replaces each hidden value in `text` by ${env:NAME}.
 std::string without_secrets(std::string text);
 
+/// Quotes `text` as one word of a shell command, if necessary.
+std::string shell_quoted(const std::string& text);
+
 }  // namespace dsv3
