@@ -96,9 +96,9 @@ void MetricsFile::reopen() {
   writer_.emplace(fs::Writer::append(path_));
 }
 
-/// A change of the inode is not detected, because a file that was replaced usually also has another
+/// Recognises a lost file by its size only, because a file that replaces it usually has another
 /// size.
-void MetricsFile::require_kept() {
+void MetricsFile::reopen_if_lost() {
   std::error_code error;
   if (std::filesystem::file_size(path_, error) == bytes_ && !error) return;
   log::warning(path_.string() +
@@ -110,7 +110,7 @@ void MetricsFile::require_kept() {
 }
 
 bool MetricsFile::append(Event& event) {
-  if (writer_) require_kept();
+  if (writer_) reopen_if_lost();
   if (!writer_) reopen();
   if (event.step < last_step_) return false;
   if (event.step == last_step_ && at_last_step_.contains(first_metric(event))) return false;

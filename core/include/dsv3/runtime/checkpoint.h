@@ -50,7 +50,7 @@ class CheckpointStore {
   /// logged as warnings.
   void clean_up(int64_t newest);
 
-  /// Whether there is no checkpoint, intact or damaged.
+  /// Whether the folder contains no checkpoints, not even damaged ones.
   bool empty() const;
 
   /// Call this if newest() returns nullopt. Throws dsv3::Error (ExitCode::checkpoint) that says why

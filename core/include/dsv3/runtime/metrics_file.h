@@ -41,7 +41,7 @@ class MetricsFile {
 
  private:
   void reopen();
-  void require_kept();
+  void reopen_if_lost();
 
   std::filesystem::path path_;
   std::optional<fs::Writer> writer_;  // empty after a failed write, until reopen() removes the torn
