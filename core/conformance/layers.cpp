@@ -77,7 +77,7 @@ LayerContext layer_context(at::ScalarType dtype, at::Device device) {
           .prefix = "layers.1.checked",
           .dtype = dtype,
           .device = device,
-          .parallel = {},
+          .rank_group = {},
           .store = std::make_shared<ParameterStore>(),
           .make_position = [](int64_t dim) { return std::make_shared<Rotary>(dim); }};
 }
@@ -234,7 +234,7 @@ void require_described_metrics(const Subject& subject,
            std::ranges::any_of(subject.component.schema->metrics,
                                [&](const MetricSpec& metric) { return metric.name == described; });
   };
-  for (const std::string& name : sink->take(*local_communicator(), at::kCPU).names)
+  for (const std::string& name : sink->take({}, at::kCPU).names)
     require(is_described(name), "it records metric '", name,
             "', which its options do not describe; add s.metric(name, unit, description) to "
             "describe()");

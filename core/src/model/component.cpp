@@ -8,17 +8,6 @@
 #include <dsv3/sdk/ops.h>
 
 namespace dsv3 {
-namespace {
-
-void require_new(const ParameterStore& store, const std::string& name) {
-  const auto same = [&](const auto& declared) { return declared.name == name; };
-  if (std::ranges::any_of(store.parameters(), same) || std::ranges::any_of(store.buffers(), same))
-    throw Error("'" + name + "' is declared twice; parameters and buffers must have unique names",
-                ExitCode::plugin);
-}
-
-}  // namespace
-
 const char* role_name(Role role) {
   static constexpr std::array names{"matrix", "embedding", "head", "norm", "router", "bias"};
   const size_t index = size_t(role) - 1;
@@ -26,16 +15,23 @@ const char* role_name(Role role) {
   return names[index];
 }
 
+void ParameterStore::require_new(const std::string& name) {
+  if (!names_.insert(name).second)
+    throw Error("'" + name + "' is declared twice; parameters and buffers must have unique names",
+                ExitCode::plugin);
+}
+
 at::Tensor ParameterStore::add(std::string name, at::IntArrayRef sizes, const ParamSpec& spec,
                                at::ScalarType dtype, at::Device device) {
-  require_new(*this, name);
+  require_new(name);
   const int64_t rows = sizes.empty() ? 1 : c10::multiply_integers(sizes.slice(0, sizes.size() - 1));
   if (spec.matrices < 1 || rows % spec.matrices != 0)
     throw Error("'" + name + "' has " + std::to_string(rows) +
                     " rows, which cannot be divided into " + std::to_string(spec.matrices) +
                     " matrices of equal size",
                 ExitCode::plugin);
-  at::Tensor tensor = at::empty(sizes, at::TensorOptions().dtype(dtype).device(device));
+  at::Tensor tensor = at::empty(
+      sizes, at::TensorOptions().dtype(dtype).device(deferred_ ? at::Device(at::kMeta) : device));
   tensor.set_requires_grad(true);
   parameters_.push_back({std::move(name), tensor, spec});
   return tensor;
@@ -43,7 +39,7 @@ at::Tensor ParameterStore::add(std::string name, at::IntArrayRef sizes, const Pa
 
 at::Tensor ParameterStore::add_buffer(std::string name, at::IntArrayRef sizes, at::ScalarType dtype,
                                       Init init, at::Device device) {
-  require_new(*this, name);
+  require_new(name);
   if (init.kind == Init::Kind::normal)
     throw Error("buffer '" + name + "' must be initialised with a constant", ExitCode::plugin);
   const at::Tensor tensor =

@@ -26,6 +26,12 @@ const LayerRange& range_of(const std::vector<LayerRange>& ranges, int64_t layer)
   throw Error("no component is configured for layer " + std::to_string(layer), ExitCode::usage);
 }
 
+/// Gives a parameter on the meta device uninitialised memory. Components keep their handles to it.
+void allocate(at::Tensor& parameter, at::Device device) {
+  at::Tensor memory = at::empty(parameter.sizes(), parameter.options().device(device));
+  parameter.unsafeGetTensorImpl()->shallow_copy_from(memory.getIntrusivePtr());
+}
+
 }  // namespace
 
 ModelFactory factory_of(const Experiment& experiment, Plugins& plugins) {
@@ -65,7 +71,9 @@ Model::Model(const Experiment& experiment, int64_t vocab, const ModelFactory& fa
                   .norm_eps = experiment.norm.eps};
   context.dtype = dtype;
   context.device = device;
+  context.rank_group = factory.rank_group;
   context.store = parts.store;
+  parts.store->defer_allocation();
   context.make_position = shared_positions(factory, parts.positions, experiment.train.sequence);
 
   const auto unit = [&](const std::string& name, const auto& build) {
@@ -124,15 +132,19 @@ UnitSpec Model::Parts::spec_of(const Unit& unit,
   UnitSpec spec{.name = unit.name, .params = {}, .needed_in_backward = unit.needed_in_backward};
   for (size_t i = unit.first; i < unit.last; ++i) {
     const Parameter& parameter = store->parameters()[i];
-    const std::vector<int64_t> shape = parameter.tensor.sizes().vec();
+    std::vector<int64_t> global = parameter.tensor.sizes().vec(), offset(global.size(), 0);
+    if (parameter.spec.shards > 1) {
+      offset[0] = parameter.spec.shard * global[0];
+      global[0] *= parameter.spec.shards;
+    }
     spec.params.push_back({.name = parameter.name,
                            .tensor = parameter.tensor,
-                           .global_shape = shape,
-                           .box_offset = std::vector<int64_t>(shape.size(), 0),
+                           .global_shape = std::move(global),
+                           .box_offset = std::move(offset),
                            .matrices = parameter.spec.matrices,
                            .group = group_of(parameter),
                            .keep_fp32 = parameter.spec.keep_fp32,
-                           .replicas = parameter.spec.replicas});
+                           .shards = parameter.spec.shards});
   }
   return spec;
 }
@@ -141,7 +153,9 @@ void Model::Parts::fill(const Unit& unit, uint64_t seed) {
   for (size_t i = unit.first; i < unit.last; ++i) {
     const Parameter& parameter = store->parameters()[i];
     at::Tensor tensor = parameter.tensor;
-    dsv3::initialise(tensor, parameter.name, parameter.spec.init, experiment.init.std, seed);
+    if (tensor.is_meta() && !device.is_meta()) allocate(tensor, device);
+    dsv3::initialise(tensor, parameter.name, parameter.spec.init, experiment.init.std, seed,
+                     parameter.spec.shard * tensor.numel());
   }
 }
 

@@ -19,7 +19,6 @@ namespace dsv3 {
 
 Attention::~Attention() = default;
 Callback::~Callback() = default;
-Communicator::~Communicator() = default;
 Component::~Component() = default;
 Data::~Data() = default;
 FeedForward::~FeedForward() = default;

@@ -6,7 +6,7 @@
 #include <mutex>
 #include <vector>
 
-#include <dsv3/sdk/communicator.h>
+#include <dsv3/runtime/ranks.h>
 #include <dsv3/sdk/metrics.h>
 
 namespace dsv3 {
@@ -26,7 +26,7 @@ class MetricSink {
   void add(const std::string& name, const at::Tensor& value, Reduce reduce, double weight);
   /// Collective. Reduces the recorded values over layers, micro-batches and ranks, and closes the
   /// sink. The host does not wait for a GPU.
-  RecordedMetrics take(Communicator& world, at::Device device);
+  RecordedMetrics take(const Ranks& ranks, at::Device device);
 
  private:
   struct Entry {
@@ -36,6 +36,8 @@ class MetricSink {
     bool is_mean() const;
   };
 
+  /// Adds entries for metrics that only other ranks have recorded.
+  void agree_on_names(Communicator& control, at::Device device);
   void reduce_over_ranks(Communicator& world, at::Device device);
 
   std::atomic<bool> open_{false};

@@ -61,7 +61,7 @@ std::vector<Batch> Stepper::next_batches(at::Tensor& targets) {
     hash_rows(batch);
     targets += at::tensor(count_targets(batch, run_.experiment.mtp.depth), at::kLong);
   }
-  run_.world->all_reduce_sum(targets);
+  run_.ranks.world->all_reduce_sum(targets);
   return batches;
 }
 
@@ -78,13 +78,13 @@ void Stepper::step() {
       checked::number(*run_.schedule, "factor", &Schedule::factor, run_.state.step + 1, run_.steps);
   if (run_.device.is_cpu() || run_.experiment.train.not_finite == "skip") {
     update_if_finite(values, batches, scale);
-    const RecordedMetrics recorded = run_.sink->take(*run_.world, run_.device);
+    const RecordedMetrics recorded = run_.sink->take(run_.ranks, run_.device);
     const std::vector<double> numbers = numbers_of(recorded.values.cpu());
     for (size_t i = 0; i < numbers.size(); ++i)
       result_.metrics.emplace_back(recorded.names[i], numbers[i]);
   } else {
     update_on_device(values);
-    RecordedMetrics recorded = run_.sink->take(*run_.world, run_.device);
+    RecordedMetrics recorded = run_.sink->take(run_.ranks, run_.device);
     PendingStep pending(run_.state.step + 1, at::cat({values, recorded.values}),
                         std::move(recorded.names), std::move(batches), scale);
     if (pending_)
@@ -100,7 +100,7 @@ void Stepper::update_if_finite(const at::Tensor& values, std::span<const Batch> 
   const bool skipped = result_.skipped = !result_.is_finite();
   std::string cause;
   if (skipped) {
-    const bool stops = run_.experiment.train.not_finite != "skip" && run_.world->size() == 1;
+    const bool stops = run_.experiment.train.not_finite != "skip" && run_.ranks.size() == 1;
     cause = find_not_finite(*run_.model, *run_.strategy, *run_.optimizers, batches, scale,
                             passes(result_.step), stops, /*updated=*/false);
   } else {
@@ -138,7 +138,7 @@ void Stepper::finish() {
   if (result_.is_finite()) return;
   const std::string cause =
       find_not_finite(*run_.model, *run_.strategy, *run_.optimizers, pending.batches, pending.scale,
-                      passes(pending.step), run_.world->size() == 1, /*updated=*/true);
+                      passes(pending.step), run_.ranks.size() == 1, /*updated=*/true);
   report_not_finite(result_, cause);
 }
 
@@ -154,7 +154,7 @@ at::Tensor Stepper::run_micro_batches(std::span<const Batch> batches, const Loss
     const at::Tensor mtp = parts.mtp.defined() ? parts.mtp : at::zeros_like(parts.main);
     sums += at::stack({parts.total.detach(), parts.main, mtp});
   }
-  run_.world->all_reduce_sum(sums);
+  run_.ranks.world->all_reduce_sum(sums);
   return sums;
 }
 
@@ -218,7 +218,7 @@ void Stepper::report_not_finite(const StepResult& result, const std::string& cau
 std::vector<PassContext> Stepper::passes(int64_t step) const {
   std::vector<PassContext> contexts;
   for (int64_t m = 0; m < run_.accumulate; ++m) {
-    const int64_t first_row = (m * run_.world->size() + run_.world->rank()) * run_.micro_batch;
+    const int64_t first_row = (m * run_.ranks.size() + run_.ranks.world->rank()) * run_.micro_batch;
     contexts.push_back({.key = {.seed = uint64_t(run_.experiment.train.seed),
                                 .step = step,
                                 .first_row = first_row},
@@ -251,7 +251,7 @@ void Stepper::end_step(bool skipped) {
     if (counts.back().defined()) defined.push_back(counts.back());
   }
   at::Tensor all;  // counts of all layers, summed over ranks
-  if (!defined.empty()) run_.world->all_reduce_sum(all = at::cat(defined));
+  if (!defined.empty()) run_.ranks.world->all_reduce_sum(all = at::cat(defined));
   int64_t offset = 0;
   for (size_t i = 0; i < layers.size(); ++i) {
     StepEnd end{{}, progress(), number, metrics_};

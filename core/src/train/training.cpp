@@ -62,8 +62,8 @@ Training::Training(Experiment resolved, Plugins& search, RunFolder& run_folder)
   at::set_num_threads(int(experiment.train.threads.value()));
   use_reference_ops(experiment.train.ops == "reference");
   steps = total_steps(experiment);
-  micro_batch = micro_batch_of(experiment.train, world->size());
-  accumulate = experiment.train.batch / (micro_batch * world->size());
+  micro_batch = micro_batch_of(experiment.train, ranks.size());
+  accumulate = experiment.train.batch / (micro_batch * ranks.size());
 
   if (!experiment.tokenizer.plugin.empty())
     tokenizer = make<Tokenizer>(plugins, experiment.tokenizer, TokenizerContext{});
@@ -74,7 +74,7 @@ Training::Training(Experiment resolved, Plugins& search, RunFolder& run_folder)
   schedule = make<Schedule>(plugins, experiment.schedule);
   strategy = make<Strategy>(
       plugins, experiment.strategy,
-      StrategyContext{world, device, compute_dtype(experiment.train), Metrics(sink)});
+      StrategyContext{ranks.world, device, compute_dtype(experiment.train), Metrics(sink)});
   model->adopt(*strategy, uint64_t(experiment.train.seed),
                [this](const Parameter& parameter) { return optimizers->group_of(parameter); });
   call(*strategy, "ready", &Strategy::ready, optimizers->specs());
@@ -121,7 +121,7 @@ void Training::save(std::optional<double> val_loss, bool replaces) {
   content.state["tokenizer"] = tokenizer ? Json(tokenizer->digest()) : Json();
   content.state["plugins"] = libraries;
   content.state["strategy"] = experiment.strategy.plugin;
-  content.state["world"] = world->size();
+  content.state["world"] = ranks.size();
   content.state["machine"] = {{"cpu_capability", at::get_cpu_capability()},
                               {"libtorch", TORCH_VERSION}};
   require_finite(content.tensors, c10::str("cannot save step ", state.step), ExitCode::not_finite);

@@ -4,6 +4,7 @@
 #include <dsv3/runtime/data.h>
 #include <dsv3/runtime/metrics_file.h>
 #include <dsv3/runtime/optimizer_set.h>
+#include <dsv3/runtime/ranks.h>
 #include <dsv3/runtime/run_folder.h>
 #include <dsv3/runtime/stored_model.h>
 #include <dsv3/sdk/schedule.h>
@@ -51,7 +52,7 @@ struct Training {
   Plugins& plugins;
   RunFolder& folder;
   at::Device device;
-  std::shared_ptr<Communicator> world = local_communicator();
+  Ranks ranks;
   std::shared_ptr<MetricSink> sink = std::make_shared<MetricSink>();
   std::shared_ptr<const Tokenizer> tokenizer;  ///< null if the experiment has none
   std::shared_ptr<Strategy> strategy;

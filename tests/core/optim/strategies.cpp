@@ -10,6 +10,7 @@
 
 #include <dsv3/runtime/model.h>
 #include <dsv3/runtime/optimizer_set.h>
+#include <dsv3/runtime/ranks.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/flat.h>
 
@@ -197,16 +198,8 @@ TEST_CASE("the gradient norm is accumulated in float64 and is non-finite if any 
 
 TEST_CASE(
     "the strategy `single` rejects more than one rank and a parameter in two parameter units") {
-  struct Two final : Communicator {
-    int64_t rank() const override { return 0; }
-    int64_t size() const override { return 2; }
-    void all_reduce_sum(at::Tensor&) override {}
-    void all_reduce_max(at::Tensor&) override {}
-    void broadcast(at::Tensor&, int64_t) override {}
-    void barrier() override {}
-  };
   StrategyContext context;
-  context.world = std::make_shared<Two>();
+  context.world = planned_communicator(2);
   CHECK_THROWS_WITH(make_built<Strategy>(Kind::strategy, "single", {}, context),
                     Catch::Contains("one rank"));
   const auto single = strategy("single");

@@ -1,11 +1,10 @@
 // Tests how the metrics that components record are reduced over layers, micro-batches and ranks.
-#include <barrier>
 #include <cmath>
-#include <thread>
 
 #include <ATen/ATen.h>
 #include <catch2/catch.hpp>
 
+#include <dsv3/runtime/rank_threads.h>
 #include <dsv3/sdk/error.h>
 
 #include "sdk/metric_sink.h"
@@ -26,41 +25,8 @@ Values values_of(const dsv3::RecordedMetrics& recorded) {
 }
 
 Values take(MetricSink& sink) {
-  return values_of(sink.take(*dsv3::local_communicator(), at::Device(at::kCPU)));
+  return values_of(sink.take({}, at::Device(at::kCPU)));
 }
-
-/// Ranks that are threads of this process. `tensors` has one slot per rank.
-struct World {
-  explicit World(int64_t size) : barrier(size), tensors(size_t(size)) {}
-  std::barrier<> barrier;
-  std::vector<at::Tensor> tensors;
-};
-
-class ThreadCommunicator final : public dsv3::Communicator {
- public:
-  ThreadCommunicator(World& world, int64_t rank) : world_(world), rank_(rank) {}
-  int64_t rank() const override { return rank_; }
-  int64_t size() const override { return std::ssize(world_.tensors); }
-  void all_reduce_sum(at::Tensor& tensor) override {
-    exchange(tensor, [](const at::Tensor& all) { return all.sum(0); });
-  }
-  void all_reduce_max(at::Tensor& tensor) override {
-    exchange(tensor, [](const at::Tensor& all) { return all.amax(0); });
-  }
-  void broadcast(at::Tensor&, int64_t) override { throw std::logic_error("not used"); }
-  void barrier() override { world_.barrier.arrive_and_wait(); }
-
- private:
-  template <class Reduction>
-  void exchange(at::Tensor& tensor, const Reduction& reduction) {
-    world_.tensors[size_t(rank_)] = tensor.clone();
-    barrier();
-    tensor.copy_(reduction(at::stack(world_.tensors)));
-    barrier();
-  }
-  World& world_;
-  int64_t rank_;
-};
 
 void record_all(const Metrics& metrics, const std::vector<double>& values, double weight) {
   for (const double value : values) {
@@ -120,7 +86,7 @@ TEST_CASE("metrics keep no graph and do not change recorded tensors") {
   const at::Tensor same = value.detach();
   Metrics(sink).scalar("test/sum", same, Reduce::sum);
   Metrics(sink).scalar("test/sum", 5, Reduce::sum);
-  const auto recorded = sink->take(*dsv3::local_communicator(), at::Device(at::kCPU));
+  const auto recorded = sink->take({}, at::Device(at::kCPU));
   CHECK_FALSE(recorded.values.requires_grad());
   CHECK(value.item<double>() == 2);
   CHECK(values_of(recorded).at("test/sum") == 7);
@@ -130,7 +96,7 @@ TEST_CASE("metrics are sorted by name") {
   const auto sink = std::make_shared<MetricSink>();
   sink->open();
   for (const char* name : {"b/x", "a/z", "a/b c-d_e.f/12"}) Metrics(sink).scalar(name, 1);
-  CHECK(sink->take(*dsv3::local_communicator(), at::Device(at::kCPU)).names ==
+  CHECK(sink->take({}, at::Device(at::kCPU)).names ==
         std::vector<std::string>{"a/b c-d_e.f/12", "a/z", "b/x"});
 }
 
@@ -159,20 +125,18 @@ TEST_CASE("metrics are reduced over ranks as over layers") {
   const auto together = std::make_shared<MetricSink>();
   together->open();
   for (size_t i = 0; i < values.size(); ++i) record_all(Metrics(together), values[i], weights[i]);
+  Metrics(together).scalar("test/one", 5, Reduce::max);
   const Values expected = take(*together);
-  World world(std::ssize(values));
   std::vector<Values> reduced(values.size());
-  {
-    std::vector<std::jthread> ranks;
-    for (size_t i = 0; i < values.size(); ++i)
-      ranks.emplace_back([&, i] {
-        const auto sink = std::make_shared<MetricSink>();
-        sink->open();
-        record_all(Metrics(sink), values[i], weights[i]);
-        ThreadCommunicator communicator(world, int64_t(i));
-        reduced[i] = values_of(sink->take(communicator, at::Device(at::kCPU)));
-      });
-  }
+  dsv3::on_ranks(std::ssize(values), [&](const std::shared_ptr<dsv3::Communicator>& world) {
+    const size_t rank = size_t(world->rank());
+    const auto sink = std::make_shared<MetricSink>();
+    sink->open();
+    record_all(Metrics(sink), values[rank], weights[rank]);
+    // Not all ranks record every metric.
+    if (rank == 1) Metrics(sink).scalar("test/one", 5, Reduce::max);
+    reduced[rank] = values_of(sink->take({world, world}, at::Device(at::kCPU)));
+  });
   for (const Values& rank : reduced) {
     REQUIRE(rank.size() == expected.size());
     for (const auto& [name, value] : expected) CHECK(rank.at(name) == Approx(value));

@@ -60,6 +60,8 @@ struct ModelFactory {
   std::function<std::shared_ptr<Attention>(const LayerContext&)> attention;
   std::function<std::shared_ptr<FeedForward>(const LayerContext&)> feed_forward;
   std::function<std::shared_ptr<Position>(const PositionContext&)> position;
+  /// See LayerContext::rank_group.
+  std::function<std::shared_ptr<Communicator>(int64_t size)> rank_group = {};
 };
 /// Returns functions that create the components configured in the experiment. They keep a reference
 /// to `plugins`.

@@ -16,8 +16,8 @@ struct RunRequest {
   std::string branch;            ///< RUN or RUN@STEP: start a new run from this run's state
   std::filesystem::path output;  ///< parent folder of the run folder; empty = as in the
                                  ///< experiment
-  std::vector<std::string> command;   ///< argv, for provenance
-  std::string usual_output = "runs";  ///< where `--run_id` alone looks for runs
+  std::vector<std::string> command;       ///< argv, for provenance
+  std::string usual_output = "runs";      ///< where `--run_id` alone looks for runs
   std::vector<std::string> resume_flags;  ///< other flags that resuming the run needs
   bool quiet = false;  ///< show no progress, and ignore the experiment's log.level
 };

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -44,10 +45,13 @@ struct ParamSpec {
   /// 2E for [E, 2F, D] with gate and up stacked. Optimizers such as Muon update each matrix
   /// separately.
   int64_t matrices = 1;
-  double active = 1;               ///< fraction of the parameter used per token: top_k / experts
-                                   ///< for routed experts
-  bool keep_fp32 = false;          ///< not cast to the compute dtype
-  std::string replicas = "world";  ///< name of the group of ranks that hold the same values
+  double active = 1;       ///< fraction of the parameter used per token: top_k / experts
+                           ///< for routed experts
+  bool keep_fp32 = false;  ///< not cast to the compute dtype
+  /// For a layer that splits a parameter over consecutive ranks: the declared tensor is slice
+  /// `shard` of `shards` equal slices of the global tensor, along the first dimension. Initial
+  /// values and checkpoints are those of the global tensor.
+  int64_t shards = 1, shard = 0;
 };
 
 /// A declared parameter. Components compute with `tensor`.
@@ -67,6 +71,8 @@ struct Buffer {
 /// All parameters and buffers that a model's components declare. Names are unique.
 class ParameterStore {
  public:
+  /// Creates further parameters on the meta device, to be allocated one unit at a time.
+  void defer_allocation() { deferred_ = true; }
   at::Tensor add(std::string name, at::IntArrayRef sizes, const ParamSpec& spec,
                  at::ScalarType dtype, at::Device device);
   at::Tensor add_buffer(std::string name, at::IntArrayRef sizes, at::ScalarType dtype, Init init,
@@ -75,8 +81,12 @@ class ParameterStore {
   const std::vector<Buffer>& buffers() const { return buffers_; }
 
  private:
+  void require_new(const std::string& name);
+
   std::vector<Parameter> parameters_;
   std::vector<Buffer> buffers_;
+  std::set<std::string> names_;
+  bool deferred_ = false;
 };
 
 /// Sizes that are the same for all layers.
@@ -94,7 +104,9 @@ struct LayerContext {
   std::string prefix;                 ///< e.g. "layers.3.attention"
   at::ScalarType dtype = at::kFloat;  ///< dtype of new parameters; float64 in gradient checks
   at::Device device = at::kCPU;       ///< meta in a dry run
-  ParallelContext parallel;
+  /// Returns the group of `size` consecutive ranks that contains this one, for layers that split
+  /// their work. Throws if the number of ranks is not a multiple of `size`. Collective.
+  std::function<std::shared_ptr<Communicator>(int64_t size)> rank_group;
   std::shared_ptr<ParameterStore> store;
   /// Creates the experiment's position encoding for `rotary_dim` features per head (qk_rope_dim in
   /// MLA, head_dim in MHA).

@@ -25,7 +25,7 @@
   ROW(position, Position, PositionContext, "model.position", one, required, "")                \
   ROW(optimizer, Optimizer, NoContext, "optimizer", list, required, "role match name")         \
   ROW(schedule, Schedule, NoContext, "schedule", one, required, "")                            \
-  ROW(strategy, Strategy, StrategyContext, "strategy", one, required, "")                      \
+  ROW(strategy, Strategy, StrategyContext, "strategy", one, required, "timeout")               \
   ROW(tracker, Tracker, RunContext, "tracker", list, optional, "")                             \
   ROW(callback, Callback, NoContext, "callback", list, optional, "")                           \
   ROW(data, Data, DataContext, "data", one, required, "tokenizer")                             \

@@ -24,7 +24,9 @@ struct UnitParam {
                                                   ///< viewed as [matrices, rows, last dim]
   int group = 0;                                  ///< optimizer group
   bool keep_fp32 = false;
-  std::string replicas = "world";
+  /// Number of consecutive ranks that hold different slices of the global tensor. Ranks whose
+  /// numbers are equal modulo `shards` hold the same slice, and gradients are summed over them.
+  int64_t shards = 1;
 };
 
 struct GroupSpec {
@@ -33,10 +35,15 @@ struct GroupSpec {
 
 /// Memory and network traffic per rank, for dry runs.
 struct Cost {
-  /// Between steps: master weights and copies in the compute dtype, without optimizer state.
+  /// On the device between steps: master weights and copies in the compute dtype, without optimizer
+  /// state.
   int64_t bytes_held = 0;
-  int64_t bytes_peak = 0;  ///< during a step: bytes_held, gradients and gathered parameters
-  int64_t bytes_moved_per_step = 0;  ///< bytes sent over the network
+  /// On the device during a step: bytes_held, gradients and gathered parameters.
+  int64_t bytes_peak = 0;
+  int64_t bytes_moved_per_step = 0;  ///< bytes sent to other ranks, with one micro-batch per step
+  int64_t bytes_moved_per_microbatch = 0;  ///< by each further micro-batch
+  int64_t host_bytes = 0;                  ///< offloaded values in host memory
+  bool state_on_host = false;              ///< whether optimizer state is in host memory
 };
 
 /// A unit: parameters that a strategy gathers, uses and reduces together. The units of a model are
@@ -75,8 +82,8 @@ class Strategy : public Pluggable {
   /// Called for each unit after its parameters were created and initialised. The strategy takes
   /// over their storage and may free it. Returns the unit's index, in forward order.
   virtual int adopt(UnitSpec unit) = 0;
-  /// Collective. Called after the last adopt(). Decides which rank owns which values, and checks
-  /// that names and shapes match on all ranks.
+  /// Collective. Called after the last adopt(). Decides which rank owns which values. Names, shapes
+  /// and groups are the same on all ranks.
   virtual void ready(const std::vector<GroupSpec>& groups) = 0;
   /// Called before each forward pass in training. `last` marks a step's last micro-batch: after its
   /// backward pass, gradients must be reduced over ranks.

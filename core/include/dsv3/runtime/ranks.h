@@ -1,0 +1,53 @@
+// Which rank of a run this process is, and how it finds the others.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+
+#include <dsv3/sdk/communicator.h>
+
+namespace dsv3 {
+
+/// This process among the ranks of a run.
+struct RankContext {
+  int64_t rank = 0, world = 1;
+  int64_t local_rank = 0, local_world = 1;  ///< among the ranks of this machine
+  std::string address;                      ///< host on which rank 0 keeps the key-value store
+  int64_t port = 0;
+  bool external_store = false;  ///< the launcher keeps the store, so rank 0 does not
+  std::string launcher;         ///< "torchrun", "Slurm", "MPI" or "" (a single process)
+};
+
+using Environment = std::map<std::string, std::string>;
+
+/// This process's environment variables.
+Environment environment();
+
+/// Reads the variables of torchrun (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR,
+/// MASTER_PORT; the launcher of dsv3-run sets them too), of Slurm's srun, or of mpirun. Throws
+/// dsv3::Error (ExitCode::usage) if they are incomplete or contradict each other.
+RankContext rank_context(const Environment& variables);
+
+/// The connected ranks of a run.
+struct Ranks {
+  /// For texts, decisions and counts. Its tensors are in host memory, so it never waits for a GPU.
+  std::shared_ptr<Communicator> control = local_communicator();
+  /// For tensors on the device; on a CPU the same as `control`.
+  std::shared_ptr<Communicator> world = control;
+  int64_t size() const { return control->size(); }
+  /// Whether this is rank 0, which alone writes the run folder.
+  bool is_first() const { return control->rank() == 0; }
+};
+
+/// Waits for all ranks and connects them, with Gloo on a CPU. Throws dsv3::Error: with
+/// ExitCode::usage if two processes have the same rank, with ExitCode::peer_lost if ranks are
+/// missing after `timeout` seconds, which is also the limit for each later operation.
+Ranks connect(const RankContext& context, double timeout);
+
+/// Returns a communicator for rank 0 of `size` ranks that do not exist, as if their tensors were
+/// equal to this rank's, to estimate what a run needs.
+std::shared_ptr<Communicator> planned_communicator(int64_t size);
+
+}  // namespace dsv3
