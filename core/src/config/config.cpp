@@ -109,6 +109,19 @@ void check_length(Checker& checker, const TrainOptions& train) {
                                 "train needs 'steps' or 'tokens' to set the length of the run");
 }
 
+/// Reads the keys in a component's map that the core reads; the plugin reads the others.
+template <class T>
+T core_options(Checker& checker, const std::string& path) {
+  const Schema schema = schema_of<T>();
+  Node map;
+  map.type = Node::Type::map;
+  const Node* component = checker.node_at(path);
+  for (const OptionSpec& option : schema.options)
+    if (const config::Entry* entry = component ? component->find(option.key) : nullptr)
+      map.entries.push_back(*entry);
+  return options_from<T>(schema, checker.values(&map, schema, {path, {}, path}));
+}
+
 void fill(Checker& checker, Experiment& experiment) {
   checker.record("dsv3", int64_t{1}, Node{});
   const auto top = checker.options<config::TopOptions>(
@@ -120,6 +133,7 @@ void fill(Checker& checker, Experiment& experiment) {
   experiment.optimizer = optimizer_groups(checker);
   experiment.schedule = checker.component_at("schedule", Kind::schedule);
   experiment.strategy = checker.component_at("strategy", Kind::strategy);
+  experiment.timeout = core_options<config::StrategyOptions>(checker, "strategy").timeout;
   experiment.data = checker.component_at("data", Kind::data);
   experiment.tokenizer = checker.component_at("data.tokenizer", Kind::tokenizer);
   experiment.train = checker.options<TrainOptions>("train");

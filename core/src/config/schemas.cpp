@@ -208,6 +208,14 @@ void TopOptions::describe(OptionSchema<TopOptions>& s) {
   });
 }
 
+void StrategyOptions::describe(OptionSchema<StrategyOptions>& s) {
+  s.add("timeout", &StrategyOptions::timeout,
+        "time after which a rank that waits for another one fails")
+      .min(1)
+      .max(86'400)
+      .unit("seconds");
+}
+
 void HubOptions::describe(OptionSchema<HubOptions>& s) {
   s.add("endpoint", &HubOptions::endpoint, "URL of the hub from which data and models are read");
 }

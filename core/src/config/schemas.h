@@ -16,6 +16,11 @@ struct TopOptions {
   std::string name, output = "runs";
   static void describe(OptionSchema<TopOptions>& s);
 };
+/// The keys of a strategy that the core reads.
+struct StrategyOptions {
+  double timeout = 600;
+  static void describe(OptionSchema<StrategyOptions>& s);
+};
 struct HubOptions {
   std::string endpoint = "https://huggingface.co";
   static void describe(OptionSchema<HubOptions>& s);

@@ -13,8 +13,11 @@ int64_t micro_batch_of(const TrainOptions& train, int64_t world) {
 
 std::unique_ptr<Loader> make_loader(const Experiment& experiment, Plugins& plugins,
                                     const Model& model, Split split, int64_t micro_batch,
-                                    std::shared_ptr<const Tokenizer> tokenizer) {
+                                    std::shared_ptr<const Tokenizer> tokenizer, int64_t rank,
+                                    int64_t world) {
   const DataContext context{.split = split,
+                            .rank = rank,
+                            .world = world,
                             .micro_batch = micro_batch,
                             .sequence = experiment.train.sequence,
                             .seed = uint64_t(experiment.train.seed),

@@ -15,7 +15,8 @@ int64_t micro_batch_of(const TrainOptions& train, int64_t world);
 /// demand.
 std::unique_ptr<Loader> make_loader(const Experiment& experiment, Plugins& plugins,
                                     const Model& model, Split split, int64_t micro_batch,
-                                    std::shared_ptr<const Tokenizer> tokenizer);
+                                    std::shared_ptr<const Tokenizer> tokenizer, int64_t rank = 0,
+                                    int64_t world = 1);
 
 /// Cross-entropy over the held-out set.
 struct ValidationSum {

@@ -75,7 +75,8 @@ class Run {
       const std::vector<size_t> active = active_slots();
       if (active.empty()) return std::move(result_);
       if (drafter_) draft(active);
-      const at::Tensor logits = options_.cache ? forward(active) : forward_all(active);
+      at::Tensor logits = options_.cache ? forward(active) : forward_all(active);
+      if (options_.on_logits) options_.on_logits(logits);
       stats.forwards += 1;
       int64_t first = 0;
       for (const size_t s : active) first = choose(s, logits, first);

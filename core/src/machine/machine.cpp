@@ -56,6 +56,13 @@ const std::string& gpu_problem() {
   return problem;
 }
 
+int64_t threads_of_rank(int64_t local_ranks) {
+  const char* of_task = std::getenv("SLURM_CPUS_PER_TASK");
+  if (std::getenv("OMP_NUM_THREADS") || local_ranks == 1) return at::get_num_threads();
+  if (of_task && std::atoi(of_task) > 0) return std::atoi(of_task);
+  return std::max<int64_t>(at::get_num_threads() / local_ranks, 1);
+}
+
 int local_rank() {
   const char* text = std::getenv("LOCAL_RANK");
   if (!text || !*text) return 0;
@@ -187,7 +194,7 @@ int64_t peak_memory_bytes(at::Device device) {
   return 0;
 }
 
-void resolve_machine(Experiment& experiment) {
+void resolve_machine(Experiment& experiment, int64_t local_ranks) {
   TrainOptions machine;
   const GpuDriver& driver = gpu_driver();
   warn_about_unused_gpu(experiment.train);
@@ -197,7 +204,7 @@ void resolve_machine(Experiment& experiment) {
                    (experiment.train.device == "auto" && !driver.gpus.empty());
   machine.device = gpu ? "cuda" : "cpu";
   machine.precision = automatic_precision(gpu ? at::kCUDA : at::kCPU);
-  machine.threads = at::get_num_threads();
+  machine.threads = threads_of_rank(local_ranks);
   assign_automatic(experiment, machine);
 }
 

@@ -164,9 +164,12 @@ void Model::initialise(uint64_t seed) {
 }
 
 void Model::adopt(Strategy& strategy, uint64_t seed,
-                  const std::function<int(const Parameter&)>& group_of) {
+                  const std::function<int(const Parameter&)>& group_of,
+                  const std::function<void(const Parameter&)>& initialised) {
   for (int adopted = 0; Unit & unit : parts_->units) {
     parts_->fill(unit, seed);
+    for (size_t i = unit.first; initialised && i < unit.last; ++i)
+      initialised(parts_->store->parameters()[i]);
     unit.index = checked::adopt(strategy, parts_->spec_of(unit, group_of), adopted++);
   }
   parts_->strategy = &strategy;

@@ -99,6 +99,7 @@ Json& property_at(Json& schema, const std::string& path) {
 Json core_property(const std::string& key) {
   if (key == "plugin") return Json::object();  // see plugin_name
   if (key == "tokenizer") return to("tokenizer");
+  if (key == "timeout") return option_schema(*schema_of<config::StrategyOptions>().find(key));
   Json schema = text();
   if (key == "layers") {
     schema = {{"anyOf",

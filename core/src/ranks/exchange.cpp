@@ -1,12 +1,36 @@
 #include "ranks/exchange.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include <ATen/ATen.h>
 
 #include <dsv3/runtime/failure.h>
+#include <dsv3/support/json.h>
+#include <dsv3/support/sha256.h>
+
+#include "support/host.h"
 
 namespace dsv3 {
+namespace {
+
+/// The values that differ between two ranks' facts, one per line; some of them if there are many.
+std::string difference_lines(const Json& first, const Json& odd) {
+  constexpr int kShown = 5;
+  std::string lines;
+  int count = 0;
+  Json all = first;
+  all.update(odd);
+  for (const auto& [name, ignored] : all.items()) {
+    const auto shown = [&name](const Json& facts) { return facts.value(name, "absent"); };
+    if (shown(first) == shown(odd) || ++count > kShown) continue;
+    lines += "\n  " + name + ": " + shown(odd) + " instead of " + shown(first);
+  }
+  if (count > kShown) lines += "\n  and " + std::to_string(count - kShown) + " more";
+  return lines;
+}
+
+}  // namespace
 
 std::vector<std::string> gather_texts(Communicator& ranks, const std::string& text) {
   if (ranks.size() == 1) return {text};
@@ -41,6 +65,23 @@ bool is_true_on_any(Communicator& ranks, bool value) {
   at::Tensor flag = at::full({1}, int64_t(value), at::kLong);
   ranks.all_reduce_max(flag);
   return flag.item<int64_t>() != 0;
+}
+
+void require_equal(Communicator& ranks, const Facts& facts) {
+  const Json own(facts);
+  const std::string digest = sha256(own.dump());
+  const std::vector<std::string> digests = gather_texts(ranks, digest);
+  if (std::ranges::count(digests, digest) == ranks.size()) return;
+  const std::vector<std::string> all = gather_texts(ranks, own.dump());
+  const std::vector<std::string> hosts = gather_texts(ranks, host_name());
+  const size_t odd =
+      size_t(std::ranges::find_if(
+                 digests, [&](const std::string& other) { return other != digests.front(); }) -
+             digests.begin());
+  throw Error("rank " + std::to_string(odd) + " on " + hosts[odd] + " differs from rank 0 on " +
+                  hosts[0] + ":" + difference_lines(Json::parse(all[0]), Json::parse(all[odd])) +
+                  "\nStart all ranks with the same command, files and installation",
+              ExitCode::usage);
 }
 
 void run_together(Communicator& ranks, const std::function<void()>& f) {

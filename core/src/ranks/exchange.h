@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,13 @@ std::string broadcast_text(Communicator& ranks, const std::string& text, int64_t
 
 /// Whether `value` is true on any rank. Collective.
 bool is_true_on_any(Communicator& ranks, bool value);
+
+/// What ranks must agree on, by name.
+using Facts = std::map<std::string, std::string>;
+
+/// Throws dsv3::Error (ExitCode::usage) on all ranks if `facts` differ between them. The error
+/// names the lowest rank that differs from rank 0, its host, and both values. Collective.
+void require_equal(Communicator& ranks, const Facts& facts);
 
 /// Calls `f` on every rank. If it throws on some ranks, they throw their own error, and the others
 /// throw the error of the lowest of these ranks, which names the rank. `f` need not be collective.

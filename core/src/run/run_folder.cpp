@@ -152,11 +152,26 @@ std::map<std::string, stdfs::path> stored_tokenizer(const stdfs::path& run) {
   return files;
 }
 
+Json read_provenance(const stdfs::path& run) {
+  const stdfs::path file = run / "provenance.json";
+  std::error_code ignored;
+  if (!stdfs::exists(file, ignored)) return Json::object();
+  try {
+    Json content = read_json(file);
+    if (content.is_object() && content.value("resumes", Json::array()).is_array()) return content;
+    throw Error(file.string() + ": not an object that dsv3 wrote");
+  } catch (const Error& error) {
+    throw Error(error.what() + std::string("; restore it from a copy, or remove it to lose the "
+                                           "record of how the run was started"),
+                ExitCode::checkpoint);
+  }
+}
+
 std::string plugin_advice(const stdfs::path& run) {
   std::string advice;
   try {
-    const Json provenance = read_json(run / "provenance.json");
-    for (const Json& plugin : provenance.at("plugins")) {
+    const Json provenance = read_provenance(run);
+    for (const Json& plugin : provenance.value("plugins", Json::array())) {
       const stdfs::path library = plugin.at("path").get<std::string>();
       if (!stdfs::exists(own_prefix() / "lib/dsv3/plugins" / library.filename()))
         advice +=
@@ -222,6 +237,15 @@ RunFolder RunFolder::open_or_create(const stdfs::path& output, const std::string
   return RunFolder(path, create_run(path), std::move(parents));
 }
 
+RunFolder RunFolder::join(const stdfs::path& path) {
+  std::error_code ignored;
+  if (!stdfs::is_directory(path, ignored))
+    throw Error("run folder " + path.string() + " of the first rank does not exist on " +
+                    host_name() + "; choose an output folder on a shared file system",
+                ExitCode::usage);
+  return RunFolder(path);
+}
+
 RunFolder::RunFolder(stdfs::path path, bool created, std::vector<stdfs::path> created_parents)
     : path_(std::move(path)), created_(created), created_parents_(std::move(created_parents)) {
   if (!created_) require_plain_files(path_);
@@ -241,6 +265,7 @@ RunFolder::RunFolder(RunFolder&& other) noexcept
       lock_(std::exchange(other.lock_, -1)) {}
 
 bool RunFolder::exists() const {
+  if (lock_ < 0) return stdfs::is_directory(path_);
   struct stat opened {
   }, present{};
   return ::fstat(lock_, &opened) == 0 && ::stat((path_ / "lock").c_str(), &present) == 0 &&

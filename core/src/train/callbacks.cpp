@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "call/call.h"
+#include "ranks/exchange.h"
 
 namespace dsv3 {
 namespace {
@@ -69,6 +70,15 @@ void CallbackSet::run_ended(RunStatus status) {
 
 void CallbackSet::stop(const std::string& reason) {
   if (reason_.empty()) reason_ = reason.empty() ? "stopped by a callback" : reason;
+}
+
+void CallbackSet::agree(Communicator& control) {
+  if (!is_true_on_any(control, !reason_.empty())) return;
+  for (const std::string& reason : gather_texts(control, reason_))
+    if (!reason.empty()) {
+      reason_ = reason;
+      return;
+    }
 }
 
 Json CallbackSet::state() const {

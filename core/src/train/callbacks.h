@@ -25,6 +25,8 @@ class CallbackSet final : public RunControl {
 
   /// Ends the run after the current step. The first reason counts.
   void stop(const std::string& reason) override;
+  /// Makes a stop by a callback of any rank one of all ranks. Collective.
+  void agree(Communicator& control);
   /// Why a callback has stopped the run; empty = none has.
   const std::string& reason() const { return reason_; }
 

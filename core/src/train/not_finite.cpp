@@ -4,6 +4,7 @@
 #include <dsv3/sdk/log.h>
 
 #include "call/checked.h"
+#include "ranks/exchange.h"
 #include "train/step.h"
 
 namespace dsv3 {
@@ -78,9 +79,24 @@ class FirstParameter {
 
 }  // namespace
 
-std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet& optimizers,
-                            std::span<const Batch> batches, const LossScale& scale,
-                            const std::vector<PassContext>& passes, bool backward, bool updated) {
+namespace {
+
+/// The causes that ranks found, as one sentence.
+std::string joined(const std::vector<std::string>& causes) {
+  if (causes.size() == 1) return causes.front();
+  std::string text;
+  for (size_t rank = 0; rank < causes.size(); ++rank)
+    if (!causes[rank].empty())
+      text += (text.empty() ? "" : "; ") + ("rank " + std::to_string(rank) + ": ") + causes[rank];
+  return text;
+}
+
+}  // namespace
+
+std::string find_not_finite(Communicator& control, Model& model, Strategy& strategy,
+                            const OptimizerSet& optimizers, std::span<const Batch> batches,
+                            const LossScale& scale, const std::vector<PassContext>& passes,
+                            bool backward, bool updated) {
   // train.not_finite=skip checks each step before it updates the parameters.
   constexpr const char* kUnchanged =
       "; to search with the parameters of the step, start the run with train.not_finite=skip";
@@ -94,10 +110,12 @@ std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet
       add("parameter " + value.found() +
           (updated ? " is not finite" : " was not finite before the step") + "; it is updated by " +
           optimizers.owner_of(value.found()));
-    if (updated && !value.found().empty())
-      return text +
+    if (updated && is_true_on_any(control, !value.found().empty())) {
+      const std::string found = joined(gather_texts(control, text));
+      return found +
              "; the step cannot be repeated, because the parameters have been updated since" +
              kUnchanged;
+    }
     const std::string module = first_module(model, strategy, batches, scale, passes, backward);
     for (size_t group = 0; group < optimizers.specs().size(); ++group)
       checked::update(strategy, static_cast<int>(group), [&](std::span<UpdateTensor> tensors) {
@@ -106,6 +124,7 @@ std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet
     if (!module.empty()) add("first non-finite value: " + module);
     if (!gradient.found().empty())
       add("first non-finite parameter gradient in backward order: " + gradient.found());
+    text = joined(gather_texts(control, text));
     if (updated)
       text = text.empty() ? "everything is finite when the step is repeated with parameters that "
                             "have been updated since" +

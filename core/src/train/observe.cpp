@@ -6,6 +6,7 @@
 #include <dsv3/sdk/log.h>
 
 #include "eval/validation.h"
+#include "ranks/exchange.h"
 #include "support/host.h"
 #include "train/observer.h"
 #include "train/signals.h"
@@ -18,9 +19,11 @@ class Validation final : public Observer {
   explicit Validation(Training& training)
       : run_(training),
         loader_(make_loader(run_.experiment, run_.plugins, *run_.model, Split::validation,
-                            run_.micro_batch, run_.tokenizer)),
+                            run_.micro_batch, run_.tokenizer, run_.ranks.control->rank(),
+                            run_.ranks.size())),
         start_(loader_->state()) {
     const std::string hash = hash_of_documents(start_);
+    require_equal(*run_.ranks.control, {{"validation documents", hash}});
     const std::string before = std::exchange(run_.state.validation_hash, hash);
     if (!before.empty() && before != hash)
       log::warning(c10::str("the validation documents have changed since step ", run_.state.step,
@@ -34,9 +37,10 @@ class Validation final : public Observer {
     loader_->load_state(start_);
     const EvaluationWeights weights = run_.evaluation_weights();
     // Use whole batches, so that the rows do not depend on the micro-batch size.
-    const ValidationSum sum = validate(*run_.model, *loader_, options.batches * run_.accumulate,
-                                       [](const Batch&) { return !stop_requested(); });
-    if (stop_requested()) {
+    ValidationSum sum = validate(*run_.model, *loader_, options.batches * run_.accumulate,
+                                 [this](const Batch&) { return !run_.requested_stop(); });
+    sum_over_ranks(sum);
+    if (run_.requested_stop()) {
       report.stopping = true;
       run_.state.cut_short = "validation";
     } else if (sum.targets > 0) {
@@ -49,6 +53,14 @@ class Validation final : public Observer {
   }
 
  private:
+  void sum_over_ranks(ValidationSum& sum) const {
+    at::Tensor nats = at::full({1}, sum.nats, at::kDouble);
+    at::Tensor targets = at::full({1}, sum.targets, at::kLong);
+    run_.ranks.control->all_reduce_sum(nats);
+    run_.ranks.control->all_reduce_sum(targets);
+    sum = {nats.item<double>(), targets.item<int64_t>()};
+  }
+
   Training& run_;
   std::unique_ptr<Loader> loader_;
   Json start_;
@@ -65,10 +77,10 @@ class Samples final : public Observer {
     if (!run_.state.cut_short.empty()) return;
     written_ = report.step;
     const std::string samples = text();
-    if (stop_requested()) {
+    if (run_.requested_stop()) {
       report.stopping = true;
       run_.state.cut_short = "samples";
-    } else {
+    } else if (run_.ranks.is_first()) {
       write(without_secrets(samples));
     }
   }
@@ -81,7 +93,8 @@ class Samples final : public Observer {
         .sampling = {.temperature = samples.temperature, .top_k = samples.top_k},
         .tokens = samples.tokens,
         .ids = tokenizer.vocab_size(),
-        .on_token = [](size_t, int32_t) { return !stop_requested(); }};
+        .on_token = [this](size_t, int32_t) { return !run_.requested_stop(); },
+        .on_logits = [this](at::Tensor& logits) { run_.ranks.control->broadcast(logits, 0); }};
     if (tokenizer.eos_id() >= 0) options.stop_ids.push_back(tokenizer.eos_id());
     std::vector<Prompt> prompts;
     for (const std::string& prompt : samples.prompts) {
@@ -143,7 +156,9 @@ class Status final : public Observer {
   explicit Status(Training& training) : run_(training) {}
 
   void step_ended(StepReport& report) override {
-    if (!run_.is_logged(report.step) || seconds_now() < written_ + kInterval) return;
+    if (!run_.ranks.is_first() || !run_.is_logged(report.step) ||
+        seconds_now() < written_ + kInterval)
+      return;
     written_ = seconds_now();
     run_.folder.write_status("running", std::nullopt, report.step, "");
   }

@@ -18,16 +18,10 @@ class MetricsRecorder final : public Observer {
       : run_(training),
         info_{run_.folder.name(), run_.folder.path().string(), run_.experiment.name,
               run_.experiment.resolved.yaml(), resumed},
-        progress_(quiet) {}
+        progress_(quiet || !training.ranks.is_first()) {}
 
   void run_started() override {
-    std::vector<NamedTracker> trackers;
-    for (size_t i = 0; i < run_.experiment.tracker.size(); ++i) {
-      const ComponentSpec& spec = run_.experiment.tracker[i];
-      trackers.push_back({spec.plugin + "-" + std::to_string(i),
-                          make<Tracker>(run_.plugins, spec, RunContext{info_.folder})});
-    }
-    sender_ = std::make_unique<TrackerSender>(std::move(trackers), info_, run_.folder.metrics());
+    if (run_.ranks.is_first()) start_trackers();
     run_.callbacks.run_started(info_);
     start_interval();
   }
@@ -41,6 +35,7 @@ class MetricsRecorder final : public Observer {
     if (report.result && !repeated) {
       line_ = line_of(report);
       if (!run_.is_logged(report.step) && !report.last) return progress_.show(line_, false);
+      agree_on_rates();
       add_step(event, report);
     }
     if (!run_.state.unrecorded.empty()) take_unrecorded(event);
@@ -56,10 +51,20 @@ class MetricsRecorder final : public Observer {
   void run_ended(RunStatus status) override {
     progress_.finish();
     run_.callbacks.run_ended(status);
-    sender_->finish(status);
+    if (sender_) sender_->finish(status);
   }
 
  private:
+  void start_trackers() {
+    std::vector<NamedTracker> trackers;
+    for (size_t i = 0; i < run_.experiment.tracker.size(); ++i) {
+      const ComponentSpec& spec = run_.experiment.tracker[i];
+      trackers.push_back({spec.plugin + "-" + std::to_string(i),
+                          make<Tracker>(run_.plugins, spec, RunContext{info_.folder})});
+    }
+    sender_ = std::make_unique<TrackerSender>(std::move(trackers), info_, run_.folder.metrics());
+  }
+
   static void add(Event& event, const std::string& name, double value) {
     event.metrics.emplace_back(name, value);
   }
@@ -74,10 +79,24 @@ class MetricsRecorder final : public Observer {
     line.eta_seconds = double((run_.steps - report.step) * run_.tokens_per_step()) /
                        std::max(line.tokens_per_s, 1e-9);
     line.flops_per_s = line.tokens_per_s * run_.model_figures.flops_per_token;
-    if (const double peak = peak_flops(run_.device); peak > 0) line.mfu = line.flops_per_s / peak;
+    if (const double peak = peak_flops(run_.device); peak > 0)
+      line.mfu = line.flops_per_s / (peak * double(run_.ranks.size()));
     line.wait_fraction = (run_.loader->wait_seconds() - interval_wait_) / elapsed;
     line.memory_bytes = peak_memory_bytes(run_.device);
     return line;
+  }
+
+  /// Takes the largest memory and waiting time of all ranks, and the first rank's clock.
+  void agree_on_rates() {
+    at::Tensor largest = at::tensor({line_.wait_fraction, double(line_.memory_bytes)}, at::kDouble);
+    at::Tensor first = at::tensor({line_.tokens_per_s, line_.flops_per_s, line_.mfu}, at::kDouble);
+    run_.ranks.control->all_reduce_max(largest);
+    run_.ranks.control->broadcast(first, 0);
+    line_.wait_fraction = largest[0].item<double>();
+    line_.memory_bytes = int64_t(largest[1].item<double>());
+    line_.tokens_per_s = first[0].item<double>();
+    line_.flops_per_s = first[1].item<double>();
+    line_.mfu = first[2].item<double>();
   }
 
   void add_step(Event& event, const StepReport& report) const {
@@ -112,13 +131,22 @@ class MetricsRecorder final : public Observer {
   }
 
   void record(Event& event, const StepReport& report, bool show) {
-    run_.folder.require_exists();
-    if (run_.metrics.append(event)) sender_->notify();
+    if (run_.ranks.is_first()) {
+      run_.folder.require_exists();
+      if (run_.metrics->append(event)) sender_->notify();
+    }
+    event.id = broadcast_number(event.id);
     if (report.result && show) progress_.show(line_, true);
     if (report.val_loss)
       log::info(fmt::format("step {}  validation loss {:.4f}", report.step, *report.val_loss));
     run_.callbacks.metrics_recorded(event);
     start_interval();
+  }
+
+  int64_t broadcast_number(int64_t number) const {
+    at::Tensor tensor = at::full({1}, number, at::kLong);
+    run_.ranks.control->broadcast(tensor, 0);
+    return tensor.item<int64_t>();
   }
 
   /// Starts the interval over which rates are measured.

@@ -64,13 +64,6 @@ std::string line_of(const Difference& difference) {
          shown(difference.b) + " now";
 }
 
-Json provenance_of(const stdfs::path& run) {
-  std::error_code ignored;
-  if (!stdfs::exists(run / "provenance.json", ignored)) return Json::object();
-  const Json content = read_json(run / "provenance.json");
-  return content.is_object() ? content : Json::object();
-}
-
 [[noreturn]] void reject_existing(const stdfs::path& run, const std::string& how,
                                   const std::string& flag) {
   throw Error("run '" + run.filename().string() + "' already exists, and was not " + how +
@@ -160,7 +153,7 @@ void compare_with_checkpoint(const StoredCheckpoint& checkpoint, const Experimen
 
 void require_branched_from(const stdfs::path& run, const std::string& branch,
                            const stdfs::path& output) {
-  const Json source = provenance_of(run).value("branched_from", Json::object());
+  const Json source = read_provenance(run).value("branched_from", Json::object());
   const size_t at = branch.rfind('@');
   const std::string step = at == branch.npos ? "" : branch.substr(at + 1);
   const stdfs::path expected = stdfs::weakly_canonical(branch_folder(branch, output));
@@ -170,7 +163,7 @@ void require_branched_from(const stdfs::path& run, const std::string& branch,
 }
 
 void require_started_from(const stdfs::path& run, const stdfs::path& from) {
-  const stdfs::path source = provenance_of(run).value("started_from", "");
+  const stdfs::path source = read_provenance(run).value("started_from", "");
   if (stdfs::weakly_canonical(source) != stdfs::weakly_canonical(from))
     reject_existing(run, "started from " + from.string(), "--from");
 }

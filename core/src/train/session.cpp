@@ -1,4 +1,6 @@
-// Starts and resumes runs: turns a request into a run folder, a trainer and the run's files.
+// Runs a prepared session: builds and restores the run, trains it and writes its files.
+#include "train/session.h"
+
 #include <set>
 
 #include <dsv3/runtime/crash.h>
@@ -11,36 +13,15 @@
 
 #include "call/checked.h"
 #include "machine/machine.h"
+#include "ranks/exchange.h"
 #include "run/gpu_provenance.h"
 #include "support/checked_math.h"
 #include "support/host.h"
-#include "train/resume.h"
 #include "train/signals.h"
 #include "train/trainer.h"
 
 namespace dsv3 {
 namespace {
-
-/// Throws if this machine does not have the device of run `run`, which is to be resumed. A run
-/// keeps its device, even if it was chosen by `auto`.
-void require_device_of(const Experiment& stored, const std::filesystem::path& run) {
-  device_of(stored.train,
-            {.alternative = "resume the run on a machine with a GPU or start a new run from its "
-                            "weights with --from " +
-                            std::filesystem::absolute(run).string() + " --device cpu"});
-}
-
-Json read_provenance(const RunFolder& folder) {
-  try {
-    Json content = read_json(folder.provenance());
-    if (content.is_object() && content.value("resumes", Json::array()).is_array()) return content;
-    throw Error(folder.provenance().string() + ": not an object that dsv3 wrote");
-  } catch (const Error& error) {
-    throw Error(error.what() + std::string("; restore it from a copy, or remove it to lose the "
-                                           "record of how the run was started"),
-                ExitCode::checkpoint);
-  }
-}
 
 /// Replaces bytes that are not UTF-8, which file names may contain, by U+FFFD.
 void write_provenance(const RunFolder& folder, const Json& content) {
@@ -55,6 +36,7 @@ Json process_provenance(const RunRequest& request, const Experiment& experiment,
   for (std::string& word : command) word = without_secrets(word);
   Json origin = provenance(command, std::filesystem::current_path());
   if (training.device.is_cuda()) origin["gpu"] = gpu_provenance(training.device);
+  origin["ranks"] = training.ranks.size();
   origin["plugins"] = Json::array();
   for (const LoadedLibrary& library : libraries_of(experiment, plugins))
     origin["plugins"].push_back({{"name", library.name},
@@ -64,14 +46,6 @@ Json process_provenance(const RunRequest& request, const Experiment& experiment,
   return origin;
 }
 
-/// How a run begins.
-struct Start {
-  bool resumed = false;
-  std::optional<Experiment> stored;  ///< that of the resumed or branched run, before changes
-  Json changes = Json::array();      ///< see changes_of()
-  std::optional<BranchPoint> branch;
-};
-
 /// Writes config.yaml last, because a run with this file can be resumed.
 void write_start(const RunRequest& request, const RunFolder& folder, const Experiment& experiment,
                  const Plugins& plugins, const Training& training, const Start& start) {
@@ -79,6 +53,7 @@ void write_start(const RunRequest& request, const RunFolder& folder, const Exper
     fs::write_atomically(folder.experiment(), fs::read(request.experiment.file));
   Json origin = process_provenance(request, experiment, plugins, training);
   origin["init_hash"] = training.state.init_hash;
+  origin["initial_hashes"] = training.initial_hashes;
   origin["documents_hash"] = training.documents_hash;
   origin["validation_hash"] = training.state.validation_hash;
   if (!request.from.empty())
@@ -96,23 +71,12 @@ void write_start(const RunRequest& request, const RunFolder& folder, const Exper
 /// another machine or GPU.
 void write_resume(const RunRequest& request, const RunFolder& folder, const Experiment& experiment,
                   const Plugins& plugins, const Training& training, const Json& changes) {
-  Json origin = read_provenance(folder);
+  Json origin = read_provenance(folder.path());
   Json resume = process_provenance(request, experiment, plugins, training);
   resume["step"] = training.state.step;
   if (!changes.empty()) resume["changes"] = changes;
   origin["resumes"].push_back(std::move(resume));
   write_provenance(folder, origin);
-}
-
-/// Calls `f` with the model passed in --from. Errors mention the flag and the path.
-template <class F>
-void with_starting_model(const std::string& from, Plugins& plugins, const F& f) {
-  try {
-    f(open_stored_model(from, plugins));
-  } catch (const Error& error) {
-    const std::string text = error.what();
-    throw Error("--from " + (text.starts_with(from) ? "" : from + ": ") + text, error.code());
-  }
 }
 
 /// While this object exists, crashes are reported in the run's status.json.
@@ -162,30 +126,26 @@ void report_changes(const Json& changes, const Experiment& stored, const Trainin
 /// A run in its folder, from the first file that it writes to status.json.
 class Session {
  public:
-  Session(const RunRequest& request, RunFolder& folder, Experiment experiment, Plugins& plugins,
-          Start start)
+  Session(const RunRequest& request, RunFolder& folder, Ranks ranks, Experiment experiment,
+          Plugins& plugins, Start start)
       : request_(request),
         folder_(folder),
+        ranks_(std::move(ranks)),
         experiment_(std::move(experiment)),
         plugins_(plugins),
         start_(std::move(start)) {}
 
   /// Trains, and writes status.json, even on an error. Returns the exit code.
   int run() {
-    open_log_file(folder_.log());
-    const CrashesInFolder crashes(folder_);
+    open_log_file(folder_.log(ranks_.control->rank()));
+    std::optional<CrashesInFolder> crashes;
+    if (ranks_.is_first()) crashes.emplace(folder_);
     std::optional<StopSignals> signals(std::in_place);
     try {
       begin();
       signals->save_first();
       const int code = trainer_->run();
-      Json origin = read_provenance(folder_);
-      origin["data_hash"] = training_->state.data_hash;
-      origin["validation_hash"] = training_->state.validation_hash;
-      write_provenance(folder_, origin);
-      // Before the trackers, which may be slow or fail.
-      folder_.write_status(code == 0 ? "finished" : stopped_state(code), code,
-                           training_->state.step, "");
+      if (ranks_.is_first()) write_end(code);
       signals.reset();
       trainer_->end(code == 0 ? RunStatus::finished : RunStatus::stopped);
       if (code != 0)
@@ -201,22 +161,35 @@ class Session {
 
  private:
   void begin() {
-    // Write the settings before training, so that the run can be resumed without repeating its
-    // first command. With weights of another run, write them only once the weights have been saved,
-    // because otherwise a resumed run would start from different weights.
-    const bool from_weights = !request_.from.empty() || start_.branch;
-    if (!from_weights && !std::filesystem::exists(folder_.config()))
-      fs::write_atomically(folder_.config(), experiment_.resolved.yaml());
-    folder_.write_status("running", std::nullopt, 0, "");
-    for (const std::string& note : experiment_.notes) log::info(note);
-    current_step.on_gpu = experiment_.train.device == "cuda";
-    if (start_.resumed) require_device_of(experiment_, folder_.path());
-    training_ = std::make_unique<Training>(experiment_, plugins_, folder_);
+    run_together(*ranks_.control, [this] {
+      if (ranks_.is_first()) write_first_files();
+      for (const std::string& note : experiment_.notes) log::info(note);
+      current_step.on_gpu = experiment_.train.device == "cuda";
+      if (start_.resumed) require_device_of(experiment_, folder_.path());
+    });
+    training_ = std::make_unique<Training>(experiment_, plugins_, folder_, ranks_);
     const bool fresh = !start_.resumed || start_.branch || !resume();
     if (fresh) start();
     current_step.finished = training_->state.step;
     report_changes(start_.changes, *start_.stored, *training_);
     trainer_ = std::make_unique<Trainer>(*training_, start_.resumed, request_.quiet);
+    run_together(*ranks_.control, [&] {
+      if (ranks_.is_first()) write_origin(fresh);
+    });
+    started_ = true;
+  }
+
+  /// Writes the settings before training, so that the run can be resumed without repeating its
+  /// first command. With weights of another run, writes them only once the weights have been saved,
+  /// because otherwise a resumed run would start from different weights.
+  void write_first_files() const {
+    const bool from_weights = !request_.from.empty() || start_.branch;
+    if (!from_weights && !std::filesystem::exists(folder_.config()))
+      fs::write_atomically(folder_.config(), experiment_.resolved.yaml());
+    folder_.write_status("running", std::nullopt, 0, "");
+  }
+
+  void write_origin(bool fresh) const {
     if (fresh || !std::filesystem::exists(folder_.provenance())) {
       store_tokenizer(folder_, experiment_.tokenizer, plugins_);
       write_start(request_, folder_, experiment_, plugins_, *training_, start_);
@@ -225,49 +198,79 @@ class Session {
       if (!start_.changes.empty())
         fs::write_atomically(folder_.config(), experiment_.resolved.yaml());
     }
-    started_ = true;
+  }
+
+  /// Writes what is known only at the end. Call it before the trackers' end, because they may be
+  /// slow or fail.
+  void write_end(int code) const {
+    Json origin = read_provenance(folder_.path());
+    origin["data_hash"] = training_->state.data_hash;
+    origin["validation_hash"] = training_->state.validation_hash;
+    write_provenance(folder_, origin);
+    folder_.write_status(code == 0 ? "finished" : stopped_state(code), code, training_->state.step,
+                         "");
   }
 
   void start() {
     if (start_.branch)
       training_->branch_from(start_.branch->checkpoint);
     else if (!request_.from.empty())
-      with_starting_model(request_.from, plugins_,
-                          [&](const auto& model) { training_->start_from(model); });
+      open_starting_model(request_.from, plugins_,
+                          [&](const StoredModel& model) { training_->start_from(model); });
+  }
+
+  /// Finds the newest intact checkpoint on the first rank, because that reads all its files.
+  std::optional<StoredCheckpoint> newest_checkpoint() const {
+    const CheckpointStore checkpoints(folder_.checkpoints(), experiment_.checkpoint.keep_best);
+    std::optional<StoredCheckpoint> newest;
+    run_together(*ranks_.control, [&] {
+      if (ranks_.is_first()) newest = checkpoints.newest();
+      if (ranks_.is_first() && !newest && !checkpoints.empty())
+        throw Error("all checkpoints of run '" + folder_.name() +
+                        "' are damaged (see the warnings), so it cannot resume. Restore one from "
+                        "a copy, or remove " +
+                        folder_.checkpoints().string() + " to restart the run at step 0",
+                    ExitCode::checkpoint);
+    });
+    const std::string name =
+        broadcast_text(*ranks_.control, newest ? newest->folder.filename().string() : "");
+    for (const StoredCheckpoint& stored : checkpoints.all())
+      if (!newest && stored.folder.filename() == name) newest = stored;
+    if (!newest && !name.empty())
+      throw Error("this rank on " + host_name() + " does not find " +
+                      (folder_.checkpoints() / name).string() +
+                      "; all ranks need the same run folder, on a shared file system",
+                  ExitCode::checkpoint);
+    return newest;
   }
 
   /// Restores the newest checkpoint. Returns false if there is none.
   bool resume() {
-    const CheckpointStore checkpoints(folder_.checkpoints(), experiment_.checkpoint.keep_best);
-    const auto newest = checkpoints.newest();
-    if (!newest && !checkpoints.empty())
-      throw Error("all checkpoints of run '" + folder_.name() +
-                      "' are damaged (see the warnings), so it cannot resume. Restore one from a "
-                      "copy, or remove " +
-                      folder_.checkpoints().string() + " to restart the run at step 0",
-                  ExitCode::checkpoint);
+    const auto newest = newest_checkpoint();
     if (!newest) {
       log::warning(
           "no checkpoint yet: the run starts again, with its settings and data as they are now");
-      training_->metrics.clear();
+      if (training_->metrics) training_->metrics->clear();
       return false;
     }
     compare_with_checkpoint(*newest, experiment_, plugins_);
     training_->restore(*newest);
-    check_records();
+    run_together(*ranks_.control, [this] {
+      if (ranks_.is_first()) check_records();
+    });
     return true;
   }
 
   /// Compares the checkpoint with the run's other files. Warns if some are lost.
   void check_records() const {
-    const int64_t step = training_->state.step, recorded = training_->metrics.last_step();
+    const int64_t step = training_->state.step, recorded = training_->metrics->last_step();
     if (recorded > training_->steps)
       throw Error(c10::str(folder_.metrics().string(), " ends at step ", recorded,
                            ", but the run has only ", training_->steps,
                            " steps; remove the lines that do not belong to it"),
                   ExitCode::checkpoint);
     const bool has_origin = std::filesystem::exists(folder_.provenance());
-    const Json origin = has_origin ? read_provenance(folder_) : Json::object();
+    const Json origin = has_origin ? read_provenance(folder_.path()) : Json::object();
     if (!has_origin)
       log::warning(folder_.provenance().string() +
                    " is missing, so the record of how the run was started is lost");
@@ -294,7 +297,7 @@ class Session {
         return;
       }
       log_to_file(log::Level::error, text);  // the program prints it on the terminal
-      if (folder_.exists())
+      if (ranks_.is_first() && folder_.exists())
         folder_.write_status("failed", int(code), training_ ? training_->state.step : 0, text);
     } catch (const std::exception& error) {
       log::error(std::string("cannot write status.json: ") + error.what());
@@ -322,6 +325,7 @@ class Session {
 
   const RunRequest& request_;
   RunFolder& folder_;
+  const Ranks ranks_;
   const Experiment experiment_;
   Plugins& plugins_;
   const Start start_;
@@ -330,128 +334,30 @@ class Session {
   bool started_ = false;
 };
 
-/// Libraries that the user's own experiment names.
-std::vector<std::string> libraries_named_by(const std::optional<Experiment>& experiment) {
-  std::vector<std::string> libraries;
-  if (!experiment) return libraries;
-  for (const ComponentSpec* spec : experiment->components())
-    if (!spec->library.empty()) libraries.push_back(spec->library);
-  return libraries;
-}
-
-/// Compares the new run with the one that it branches from.
-void compare_with_branch(Start& start, const Experiment& experiment, Plugins& plugins) {
-  const std::string run = start.branch->run.string();
-  try {
-    Experiment source = experiment_of_run(run, plugins, {}, libraries_named_by(experiment));
-    resolve_machine_as(source, experiment);
-    start.changes = changes_of(source, experiment);
-    start.stored = std::move(source);
-  } catch (const Error& error) {
-    log::warning("cannot compare the settings with those of " + run + ": " + error.what());
-  }
-  for (const Json& change : start.changes)
-    if (change["key"] == "validation.share")
-      log::warning("validation.share differs from that of " + run +
-                   ", so documents that it was trained on may be in the validation split");
-}
-
 }  // namespace
 
-Experiment check(const RunRequest& request, Plugins& plugins, PreflightScope scope) {
-  Experiment experiment = load_experiment(request.experiment, plugins);
-  const std::filesystem::path output =
-      request.output.empty() ? std::filesystem::path(experiment.output) : request.output;
-  const std::string& name = request.run_id.empty() ? request.run_name : request.run_id;
-  const std::filesystem::path config = output / name / "config.yaml";
-  if (!name.empty() && (request.resume_auto || !request.run_id.empty()) && exists(config)) {
-    Experiment stored =
-        experiment_of_run(output / name, plugins, {}, libraries_named_by(experiment));
-    resolve_machine(stored);
-    resolve_machine_as(experiment, stored);
-    accepted_changes(absolute(output / name), stored, experiment, plugins);
-    if (scope == PreflightScope::everything) require_device_of(experiment, output / name);
-  } else if (!request.run_name.empty() && !request.resume_auto) {
-    RunFolder::require_new(output, request.run_name);
-  }
-  preflight(experiment, plugins, scope);
-  if (!request.from.empty() && scope == PreflightScope::everything)
-    with_starting_model(request.from, plugins, [](const auto&) {});
-  return experiment;
+void require_device_of(const Experiment& stored, const std::filesystem::path& run) {
+  device_of(stored.train,
+            {.alternative = "resume the run on a machine with a GPU or start a new run from its "
+                            "weights with --from " +
+                            std::filesystem::absolute(run).string() + " --device cpu"});
 }
 
-int train(const RunRequest& request, Plugins& plugins) {
-  std::filesystem::path output = request.output;
-  std::optional<Experiment> experiment;
-  Start start;
-  if (!request.experiment.file.empty()) experiment = load_experiment(request.experiment, plugins);
-  if (output.empty()) output = experiment ? experiment->output : request.usual_output;
-  const std::filesystem::path existing =
-      output / (request.run_id.empty() ? request.run_name : request.run_id);
-  start.resumed =
-      !request.run_id.empty() || (request.resume_auto && std::filesystem::exists(existing));
-  const bool has_config = start.resumed && std::filesystem::exists(existing / "config.yaml");
-  if (!request.branch.empty() && has_config)
-    require_branched_from(existing, request.branch, output);
-  if (!request.from.empty() && has_config) require_started_from(existing, request.from);
-  if (!request.branch.empty() && !has_config) {
-    start.branch = find_branch_point(request.branch, output);
-    if (!experiment) experiment = experiment_of_run(start.branch->run, plugins, request.experiment);
+void open_starting_model(const std::string& from, Plugins& plugins,
+                         const std::function<void(const StoredModel&)>& f) {
+  try {
+    f(open_stored_model(from, plugins));
+  } catch (const Error& error) {
+    const std::string text = error.what();
+    throw Error("--from " + (text.starts_with(from) ? "" : from + ": ") + text, error.code());
   }
-  if (experiment && !request.quiet) set_log_level(experiment->log_level);
-  if (!start.resumed) {
-    resolve_machine(*experiment);
-    preflight(*experiment, plugins, PreflightScope::everything);
-  }
-  RunFolder folder = !request.run_id.empty() ? RunFolder::open(output, request.run_id)
-                     : request.resume_auto
-                         ? RunFolder::open_or_create(output, request.run_name)
-                         : RunFolder::create(output, request.run_name, experiment->name);
-  if (has_config) {
-    Experiment stored =
-        experiment_of_run(folder.path(), plugins, {}, libraries_named_by(experiment));
-    resolve_machine(stored);
-    if (!experiment) experiment = experiment_of_run(folder.path(), plugins, request.experiment);
-    resolve_machine_as(*experiment, stored);
-    start.changes = accepted_changes(folder.path(), stored, *experiment, plugins);
-    start.stored = std::move(stored);
-    if (!request.quiet) set_log_level(experiment->log_level);
-  } else if (!request.run_id.empty()) {
-    throw Error("run '" + folder.name() +
-                    "' was stopped before its settings were written: repeat its first command "
-                    "with --run_name " +
-                    folder.name() + " --resume auto",
-                ExitCode::usage);
-  } else {
-    resolve_machine(*experiment);
-  }
-  if (start.branch) compare_with_branch(start, *experiment, plugins);
-  if (!start.stored) start.stored = *experiment;
-  return Session(request, folder, *std::move(experiment), plugins, std::move(start)).run();
 }
 
-std::vector<LoadedLibrary> libraries_of(const Experiment& experiment, const Plugins& plugins) {
-  std::set<std::filesystem::path> used;
-  for (const ComponentSpec* spec : experiment.components())
-    if (!spec->library.empty())
-      used.insert(std::filesystem::weakly_canonical(spec->library));
-    else if (const PluginEntry* entry = plugins.find_entry(spec->kind, spec->plugin))
-      used.insert(std::filesystem::weakly_canonical(entry->library));
-  std::vector<LoadedLibrary> libraries = loaded_libraries();
-  std::erase_if(libraries, [&](const auto& library) { return !used.contains(library.path); });
-  return libraries;
-}
-
-int64_t total_steps(const Experiment& experiment) {
-  const TrainOptions& train = experiment.train;
-  if (train.steps) return *train.steps;
-  const std::optional<int64_t> per_step = checked_product({train.batch, train.sequence});
-  if (!per_step)
-    throw Error(c10::str("train.batch ", train.batch, " x train.sequence ", train.sequence,
-                         " tokens per step are too many; reduce them"),
-                ExitCode::usage);
-  const int64_t tokens = train.tokens.value();
-  return tokens / *per_step + (tokens % *per_step != 0);
+int run_session(const RunRequest& request, RunFolder& folder, Ranks ranks, Experiment experiment,
+                Plugins& plugins, Start start) {
+  return Session(request, folder, std::move(ranks), std::move(experiment), plugins,
+                 std::move(start))
+      .run();
 }
 
 }  // namespace dsv3

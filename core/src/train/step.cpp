@@ -8,6 +8,7 @@
 #include <dsv3/support/sha256.h>
 
 #include "call/checked.h"
+#include "ranks/exchange.h"
 
 namespace dsv3 {
 namespace {
@@ -29,6 +30,23 @@ StepResult result_of(int64_t step, const std::vector<double>& values,
                     .metrics = {}};
   for (size_t i = 0; i < names.size(); ++i) result.metrics.emplace_back(names[i], values[4 + i]);
   return result;
+}
+
+constexpr size_t kDigestSize = 64;  // of SHA-256, in hex
+
+/// The digests of a micro-batch's rows, in order.
+std::string digests_of_rows(const Batch& batch) {
+  std::string digests;
+  for (int64_t row = 0; row < batch.tokens.size(0); ++row) {
+    Sha256 digest;
+    for (const at::Tensor& part : {batch.tokens, batch.document_ids}) {
+      if (!part.defined()) continue;
+      const at::Tensor values = part[row].contiguous();
+      digest.update(values.const_data_ptr(), values.nbytes());
+    }
+    digests += digest.hex();
+  }
+  return digests;
 }
 
 }  // namespace
@@ -56,12 +74,14 @@ std::vector<double> PendingStep::read() const {
 std::vector<Batch> Stepper::next_batches(at::Tensor& targets) {
   std::vector<Batch> batches(static_cast<size_t>(run_.accumulate));
   targets = at::zeros({1 + run_.experiment.mtp.depth}, at::kLong);
+  std::string digests;
   for (Batch& batch : batches) {
     batch = run_.loader->next();
-    hash_rows(batch);
+    digests += digests_of_rows(batch);
     targets += at::tensor(count_targets(batch, run_.experiment.mtp.depth), at::kLong);
   }
-  run_.ranks.world->all_reduce_sum(targets);
+  hash_rows(gather_texts(*run_.ranks.control, digests));
+  run_.ranks.control->all_reduce_sum(targets);
   return batches;
 }
 
@@ -101,8 +121,8 @@ void Stepper::update_if_finite(const at::Tensor& values, std::span<const Batch> 
   std::string cause;
   if (skipped) {
     const bool stops = run_.experiment.train.not_finite != "skip" && run_.ranks.size() == 1;
-    cause = find_not_finite(*run_.model, *run_.strategy, *run_.optimizers, batches, scale,
-                            passes(result_.step), stops, /*updated=*/false);
+    cause = find_not_finite(*run_.ranks.control, *run_.model, *run_.strategy, *run_.optimizers,
+                            batches, scale, passes(result_.step), stops, /*updated=*/false);
   } else {
     const double clip = run_.experiment.train.clip;
     if (clip > 0 && result_.grad_norm > clip)
@@ -136,9 +156,9 @@ void Stepper::finish() {
   pending_.reset();
   result_ = result_of(pending.step, pending.read(), pending.names);
   if (result_.is_finite()) return;
-  const std::string cause =
-      find_not_finite(*run_.model, *run_.strategy, *run_.optimizers, pending.batches, pending.scale,
-                      passes(pending.step), run_.ranks.size() == 1, /*updated=*/true);
+  const std::string cause = find_not_finite(
+      *run_.ranks.control, *run_.model, *run_.strategy, *run_.optimizers, pending.batches,
+      pending.scale, passes(pending.step), run_.ranks.size() == 1, /*updated=*/true);
   report_not_finite(result_, cause);
 }
 
@@ -158,17 +178,12 @@ at::Tensor Stepper::run_micro_batches(std::span<const Batch> batches, const Loss
   return sums;
 }
 
-void Stepper::hash_rows(const Batch& batch) {
-  for (int64_t row = 0; row < batch.tokens.size(0); ++row) {
-    Sha256 digest;
-    digest.update(run_.state.data_hash);
-    for (const at::Tensor& part : {batch.tokens, batch.document_ids}) {
-      if (!part.defined()) continue;
-      const at::Tensor values = part[row].contiguous();
-      digest.update(values.const_data_ptr(), values.nbytes());
-    }
-    run_.state.data_hash = digest.hex();
-  }
+void Stepper::hash_rows(const std::vector<std::string>& digests) {
+  const size_t size = digests.front().size() / size_t(run_.accumulate);  // of a micro-batch
+  for (size_t begin = 0; begin < digests.front().size(); begin += size)
+    for (const std::string& of_rank : digests)
+      for (size_t row = begin; row < begin + size; row += kDigestSize)
+        run_.state.data_hash = sha256(run_.state.data_hash + of_rank.substr(row, kDigestSize));
 }
 
 LossScale Stepper::scale_of(const at::Tensor& targets) const {

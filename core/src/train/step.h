@@ -18,10 +18,13 @@ namespace dsv3 {
 /// Strategy::end_step(). The repeated forward passes do not count tokens. With `backward`, also
 /// repeats the backward passes if the forward passes are finite, which invalidates gradients. With
 /// `updated`, the parameters have been updated since the step, as on a GPU: the result then says
-/// so, and the step is repeated only if they are finite.
-std::string find_not_finite(Model& model, Strategy& strategy, const OptimizerSet& optimizers,
-                            std::span<const Batch> batches, const LossScale& scale,
-                            const std::vector<PassContext>& passes, bool backward, bool updated);
+/// so, and the step is repeated only if they are finite. With several ranks, the sentence says
+/// which of them found the values, and `backward` must be false, because ranks would stop to search
+/// at different points.
+std::string find_not_finite(Communicator& control, Model& model, Strategy& strategy,
+                            const OptimizerSet& optimizers, std::span<const Batch> batches,
+                            const LossScale& scale, const std::vector<PassContext>& passes,
+                            bool backward, bool updated);
 
 /// Losses and norms of one optimizer step.
 struct StepResult {
@@ -88,7 +91,9 @@ class Stepper {
   /// Returns the contexts of a step's micro-batches.
   std::vector<PassContext> passes(int64_t step) const;
   LossScale scale_of(const at::Tensor& targets) const;
-  void hash_rows(const Batch& batch);
+  /// Extends the run's data hash by a step's rows in global order. `digests` are those of each
+  /// rank's rows, so the hash does not depend on the number of ranks or the micro-batch size.
+  void hash_rows(const std::vector<std::string>& digests);
   /// Calls on_step_end() of layers, positions and callbacks, and clears the layers' counts. Layers
   /// and positions are not called after a skipped step.
   void end_step(bool skipped);

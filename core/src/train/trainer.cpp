@@ -48,7 +48,7 @@ int Trainer::train() {
     stepper_.step();
     current_step.finished = ++state.step;
     StepReport report{.step = state.step, .last = state.step == run_.steps};
-    report.stopping = !report.last && stop_requested();
+    report.stopping = run_.requested_stop() && !report.last;
     // Wait for the result only if something depends on it.
     const bool saves = report.last || report.stopping ||
                        Training::divides(run_.experiment.checkpoint.every, state.step);
@@ -72,12 +72,13 @@ void Trainer::end_early(StepReport& report, const std::string& reason) {
 
 int Trainer::publish(StepReport& report) {
   notify(report);
+  run_.callbacks.agree(*run_.ranks.control);
   if (const std::string& reason = run_.callbacks.reason(); !reason.empty()) {
     // A validation that was cut short is repeated when the run resumes.
     if (run_.state.cut_short.empty()) report.stopping = false;
     end_early(report, reason);
   }
-  return report.stopping ? requested_exit_code() : 0;
+  return report.stopping ? run_.requested_stop() : 0;
 }
 
 void Trainer::notify(StepReport& report) {

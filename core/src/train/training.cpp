@@ -18,9 +18,24 @@
 #include "checkpoint/tensor_views.h"
 #include "eval/validation.h"
 #include "machine/machine.h"
+#include "ranks/exchange.h"
+#include "train/parameter_hashes.h"
+#include "train/signals.h"
 
 namespace dsv3 {
 namespace {
+
+/// What all ranks must have built alike before they exchange tensors.
+Facts facts_of(const Model& model, const OptimizerSet& optimizers, const Tokenizer* tokenizer) {
+  Facts facts;
+  for (const Parameter& parameter : model.store().parameters())
+    facts["parameter " + parameter.name] = c10::str(
+        "shape ", parameter.tensor.sizes(), ", matrices ", parameter.spec.matrices, ", slices ",
+        parameter.spec.shards, ", optimizer group ", optimizers.group_of(parameter));
+  facts["vocabulary"] = std::to_string(model.vocab());
+  facts["tokenizer"] = tokenizer ? tokenizer->digest() : "none";
+  return facts;
+}
 
 /// Throws an error that lists the model settings that differ from the checkpoint's, or states
 /// `cause` if they are identical.
@@ -50,14 +65,15 @@ std::string unused_weight(const TensorViews& tensors, Strategy& strategy) {
 
 }  // namespace
 
-Training::Training(Experiment resolved, Plugins& search, RunFolder& run_folder)
+Training::Training(Experiment resolved, Plugins& search, RunFolder& run_folder, Ranks connected)
     : experiment(std::move(resolved)),
       plugins(search),
       folder(run_folder),
+      ranks(std::move(connected)),
       device(device_of(experiment.train)),
       callbacks(experiment, plugins),
-      checkpoints(folder.checkpoints(), experiment.checkpoint.keep_best),
-      metrics(folder.metrics()) {
+      checkpoints(folder.checkpoints(), experiment.checkpoint.keep_best) {
+  if (ranks.is_first()) metrics.emplace(folder.metrics());
   choose_determinism(experiment.train, device);
   at::set_num_threads(int(experiment.train.threads.value()));
   use_reference_ops(experiment.train.ops == "reference");
@@ -72,16 +88,23 @@ Training::Training(Experiment resolved, Plugins& search, RunFolder& run_folder)
   model_figures = figures(*model, experiment, factory_of(experiment, plugins));
   optimizers = std::make_unique<OptimizerSet>(experiment, plugins, model->store());
   schedule = make<Schedule>(plugins, experiment.schedule);
+  require_equal(*ranks.control, facts_of(*model, *optimizers, tokenizer.get()));
   strategy = make<Strategy>(
       plugins, experiment.strategy,
       StrategyContext{ranks.world, device, compute_dtype(experiment.train), Metrics(sink)});
-  model->adopt(*strategy, uint64_t(experiment.train.seed),
-               [this](const Parameter& parameter) { return optimizers->group_of(parameter); });
+  ParameterHashes hashes;
+  model->adopt(
+      *strategy, uint64_t(experiment.train.seed),
+      [this](const Parameter& parameter) { return optimizers->group_of(parameter); },
+      [&hashes](const Parameter& parameter) { hashes.add(parameter); });
+  initial_hashes = hashes.by_name(*ranks.control);
+  state.init_hash = hash_of_all(initial_hashes);
   call(*strategy, "ready", &Strategy::ready, optimizers->specs());
   optimizers->bind(*strategy);
-  state.init_hash = hash_parameters();
-  loader = make_loader(experiment, plugins, *model, Split::train, micro_batch, tokenizer);
+  loader = make_loader(experiment, plugins, *model, Split::train, micro_batch, tokenizer,
+                       ranks.control->rank(), ranks.size());
   documents_hash = hash_of_documents(loader->state());
+  require_equal(*ranks.control, {{"training documents", documents_hash}});
 }
 
 bool Training::is_logged(int64_t step) const {
@@ -89,18 +112,15 @@ bool Training::is_logged(int64_t step) const {
          divides(experiment.validation.every, step);
 }
 
-std::string Training::hash_parameters() {
-  Sha256 digest;
-  for (const OwnedTensor& owned : checked::owned(*strategy)) {
-    const at::Tensor host = owned.value.cpu().contiguous();
-    digest.update(owned.range.name).update(host.const_data_ptr(), host.nbytes());
-  }
-  return digest.hex();
+int Training::requested_stop() const {
+  at::Tensor code = at::full({1}, int64_t(requested_exit_code()), at::kLong);
+  ranks.control->all_reduce_max(code);
+  return int(code.item<int64_t>());
 }
 
 void Training::save(std::optional<double> val_loss, bool replaces) {
   folder.require_exists();
-  metrics.sync();
+  if (metrics) metrics->sync();
   CheckpointContent content{
       .step = state.step, .tokens = state.tokens, .val_loss = val_loss, .replaces = replaces};
   Json libraries = Json::object();
@@ -190,7 +210,14 @@ void Training::branch_from(const StoredCheckpoint& checkpoint) {
 void Training::start_from(const StoredModel& stored) {
   load_model(stored);
   require_conventions(stored, experiment, false);
-  state.init_hash = hash_parameters();
+  ParameterHashes hashes;
+  for (const Parameter& parameter : model->store().parameters()) {
+    const safetensors::View& view = stored.tensors.at("model/" + parameter.name);
+    hashes.add(parameter.name, {static_cast<const char*>(view.bytes), view.size},
+               parameter.spec.matrices * parameter.spec.shards);
+  }
+  initial_hashes = hashes.by_name(*ranks.control);
+  state.init_hash = hash_of_all(initial_hashes);
   // If the run is killed before its first checkpoint, it must resume from these weights.
   save(std::nullopt);
 }

@@ -25,7 +25,7 @@ int64_t vocab_of(const Experiment& experiment, const Tokenizer* tokenizer);
 std::vector<LoadedLibrary> libraries_of(const Experiment& experiment, const Plugins& plugins);
 
 struct Training {
-  Training(Experiment experiment, Plugins& plugins, RunFolder& folder);
+  Training(Experiment experiment, Plugins& plugins, RunFolder& folder, Ranks ranks);
 
   /// Resumes from a verified checkpoint. The next step is bit-identical to that of an uninterrupted
   /// run.
@@ -42,6 +42,8 @@ struct Training {
   EvaluationWeights evaluation_weights() {
     return EvaluationWeights(*strategy, *optimizers, state.updates);
   }
+  /// Exit code of the stop that a signal has requested on any rank; 0 = none. Collective.
+  int requested_stop() const;
   /// Whether metrics are recorded after `step`.
   bool is_logged(int64_t step) const;
   int64_t tokens_per_step() const { return experiment.train.batch * experiment.train.sequence; }
@@ -51,8 +53,8 @@ struct Training {
   Experiment experiment;
   Plugins& plugins;
   RunFolder& folder;
+  const Ranks ranks;
   at::Device device;
-  Ranks ranks;
   std::shared_ptr<MetricSink> sink = std::make_shared<MetricSink>();
   std::shared_ptr<const Tokenizer> tokenizer;  ///< null if the experiment has none
   std::shared_ptr<Strategy> strategy;
@@ -62,18 +64,18 @@ struct Training {
   std::unique_ptr<Loader> loader;
   CallbackSet callbacks;
   CheckpointStore checkpoints;
-  MetricsFile metrics;
+  std::optional<MetricsFile> metrics;  ///< on the first rank only
   ModelFigures model_figures;
   int64_t micro_batch = 0;  ///< rows per rank and micro-batch
   int64_t accumulate = 0;   ///< micro-batches per step
   int64_t steps = 0;        ///< total number of steps
   RunState state;
+  Json initial_hashes = Json::object();     ///< of each parameter's initial values
   std::string documents_hash;               ///< of the training documents, whatever the seed
   std::optional<double> restored_val_loss;  ///< of the checkpoint from which the run resumed
   double seconds = 0;  ///< time spent in steps by this process, without validation and saving
 
  private:
-  std::string hash_parameters();
   void load_model(const StoredModel& stored);
   void load_state(const StoredCheckpoint& checkpoint);
 };

@@ -170,6 +170,7 @@ int run(int argc, char** argv) {
   request.branch = a.branch;
   request.output = a.output;
   request.quiet = a.quiet;
+  request.ranks = dsv3::rank_context(dsv3::environment());
   request.command.assign(argv, argv + argc);
 
   const dsv3::MachineConfig machine = dsv3::read_machine_config(request.experiment.machine_files);

@@ -146,15 +146,6 @@ Costs costs_of(const dsv3::Experiment& experiment, dsv3::Plugins& plugins) {
   return costs;
 }
 
-// The provenance.json of a run; an empty object for an experiment file.
-dsv3::Json provenance_of(const std::string& run) {
-  const stdfs::path file = stdfs::path(run) / "provenance.json";
-  if (!stdfs::is_directory(run) || !stdfs::exists(file)) return dsv3::Json::object();
-  dsv3::Json content = dsv3::read_json(file);
-  if (!content.is_object()) throw dsv3::Error(file.string() + ": not an object that dsv3 wrote");
-  return content;
-}
-
 // The digests of the plugin libraries with which a run was started, by name.
 std::map<std::string, std::string> digests_of(const Item& item) {
   std::map<std::string, std::string> digests;
@@ -411,7 +402,8 @@ void compare(const CompareArguments& arguments) {
   for (const std::string& path : arguments.paths) {
     dsv3::Experiment experiment = load(path, machine_files, plugins);
     const Costs costs = costs_of(experiment, plugins);
-    items.push_back({path, std::move(experiment), costs, last_metrics(path), provenance_of(path)});
+    items.push_back(
+        {path, std::move(experiment), costs, last_metrics(path), dsv3::read_provenance(path)});
   }
   const std::vector<Group> groups = groups_of(items);
   if (arguments.json)

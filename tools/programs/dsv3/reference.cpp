@@ -30,7 +30,8 @@ constexpr std::array kStructure{
     Row{"data.tokenizer", "", "tokenizer: one component, or null"},
     Row{"tracker", "", "experiment trackers: one component, a list, or null"},
     Row{"callback", "", "observers that may stop the run: one component, a list, or null"},
-    Row{"plugin_paths", "", "~/.config/dsv3/config.yaml or --config only: plugin libraries, registries "
+    Row{"plugin_paths", "",
+        "~/.config/dsv3/config.yaml or --config only: plugin libraries, registries "
         "or installations, relative to that file"},
 };
 
@@ -45,6 +46,9 @@ constexpr std::array kComponentKeys{
         "optimizer: roles of the group's parameters: matrix, embedding, head, norm, router, bias"},
     Row{"match", "", "optimizer: regular expression for the full names of the group's parameters"},
     Row{"name", "", "optimizer: name of the group in metrics and checkpoints"},
+    Row{"timeout", "",
+        "strategy: time in seconds after which a rank that waits for another one fails; default "
+        "600"},
 };
 
 constexpr std::array kMetrics{

@@ -161,6 +161,7 @@ struct Experiment {
   ComponentSpec position;
   std::vector<OptimizerGroup> optimizer;
   ComponentSpec schedule, strategy, data;
+  double timeout = 0;       ///< `strategy.timeout`, in seconds
   ComponentSpec tokenizer;  ///< empty plugin = none
   TrainOptions train;
   ValidationOptions validation;

@@ -44,6 +44,9 @@ struct GenerateOptions {
   /// Called with each new id, in order within a prompt. Return false to stop that prompt's
   /// generation after this id.
   std::function<bool(size_t prompt, int32_t id)> on_token = {};
+  /// Called with the logits of each forward pass, fp32 on the host. Ranks that generate together
+  /// replace them by those of one rank, so that all sample the same tokens.
+  std::function<void(at::Tensor& logits)> on_logits = {};
   /// Called with each continuation when it is finished.
   std::function<void(size_t prompt, const Continuation& text)> on_done = {};
 };

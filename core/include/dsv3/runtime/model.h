@@ -81,9 +81,11 @@ class Model {
 
   /// Initialises the weights from the seed and the parameter names, and passes them to the strategy
   /// one unit (such as a block) at a time. The strategy then owns the parameters. `group_of` maps a
-  /// parameter to its optimizer group.
+  /// parameter to its optimizer group. `initialised` is called with each parameter before the
+  /// strategy takes it over.
   void adopt(Strategy& strategy, uint64_t seed,
-             const std::function<int(const Parameter&)>& group_of);
+             const std::function<int(const Parameter&)>& group_of,
+             const std::function<void(const Parameter&)>& initialised = {});
 
   /// Forward pass of one training micro-batch up to the loss.
   LossParts loss(const Batch& batch, const LossScale& scale, const PassContext& pass = {});

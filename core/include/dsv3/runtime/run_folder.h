@@ -20,6 +20,10 @@ namespace dsv3 {
 /// that cannot be determined is null.
 Json provenance(const std::vector<std::string>& command, const std::filesystem::path& source);
 
+/// Returns what a run folder's provenance.json contains, an empty object if there is no such file.
+/// Throws dsv3::Error (ExitCode::checkpoint) if dsv3 has not written it.
+Json read_provenance(const std::filesystem::path& run);
+
 /// Whether `name` is a valid run name: [A-Za-z0-9._-]{1,128}, but not "." or "..".
 bool is_run_name(const std::string& name);
 /// Throws dsv3::Error (ExitCode::usage) if `name` is not a valid run name.
@@ -50,6 +54,9 @@ class RunFolder {
   /// Opens the run if it exists, otherwise creates it (`--resume auto`). `name` must not be empty.
   static RunFolder open_or_create(const std::filesystem::path& output, const std::string& name);
 
+  /// For the other ranks of a run, whose first rank has opened the folder: takes no lock.
+  static RunFolder join(const std::filesystem::path& path);
+
   ~RunFolder();
   RunFolder(RunFolder&&) noexcept;
   RunFolder& operator=(RunFolder&&) = delete;
@@ -63,7 +70,9 @@ class RunFolder {
   /// The experiment file as the user wrote it.
   std::filesystem::path experiment() const { return path_ / "experiment.yaml"; }
   std::filesystem::path provenance() const { return path_ / "provenance.json"; }
-  std::filesystem::path log() const { return path_ / "log.txt"; }
+  std::filesystem::path log(int64_t rank = 0) const {
+    return path_ / (rank == 0 ? "log.txt" : "log-rank-" + std::to_string(rank) + ".txt");
+  }
   std::filesystem::path metrics() const { return path_ / "metrics.jsonl"; }
   std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
   std::filesystem::path samples() const { return path_ / "samples"; }
@@ -89,6 +98,7 @@ class RunFolder {
   void remove();
 
  private:
+  explicit RunFolder(std::filesystem::path path) : path_(std::move(path)), created_(false) {}
   RunFolder(std::filesystem::path path, bool created,
             std::vector<std::filesystem::path> created_parents);
   std::filesystem::path path_;

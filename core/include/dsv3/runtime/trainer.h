@@ -3,6 +3,7 @@
 
 #include <dsv3/runtime/config.h>
 #include <dsv3/runtime/plugins.h>
+#include <dsv3/runtime/ranks.h>
 
 namespace dsv3 {
 
@@ -19,6 +20,7 @@ struct RunRequest {
   std::vector<std::string> command;       ///< argv, for provenance
   std::string usual_output = "runs";      ///< where `--run_id` alone looks for runs
   std::vector<std::string> resume_flags;  ///< other flags that resuming the run needs
+  RankContext ranks = {};                 ///< of this process
   bool quiet = false;  ///< show no progress, and ignore the experiment's log.level
 };
 
