@@ -29,7 +29,7 @@ ModelFigures figures(const Model& model, const Experiment& experiment,
     result.parts.push_back({.name = name});
   for (const Parameter& parameter : model.store().parameters()) {
     const std::string name = part_of(parameter, experiment.model.layers);
-    const int64_t count = parameter.tensor.numel();
+    const int64_t count = parameter.tensor.numel() * parameter.spec.shards;
     const double active = double(count) * parameter.spec.active;
     for (ModelFigures::Part& part : result.parts) {
       if (part.name != name) continue;

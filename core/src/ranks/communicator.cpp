@@ -1,7 +1,11 @@
 // Sums and maxima on top of the collective operations that move data.
+#include <algorithm>
+#include <map>
+#include <numeric>
+
 #include <ATen/ATen.h>
 
-#include <dsv3/sdk/communicator.h>
+#include <dsv3/runtime/ranks.h>
 #include <dsv3/sdk/error.h>
 
 namespace dsv3 {
@@ -120,6 +124,22 @@ void Communicator::broadcast(at::Tensor& tensor, int64_t root) {
 void Communicator::barrier() {
   at::Tensor nothing = at::zeros({1}, at::TensorOptions().dtype(at::kInt).device(device()));
   all_reduce_sum(nothing);
+}
+
+std::function<std::shared_ptr<Communicator>(int64_t size)> rank_groups(
+    std::shared_ptr<Communicator> world) {
+  using Groups = std::map<int64_t, std::shared_ptr<Communicator>>;
+  return [world = std::move(world), groups = std::make_shared<Groups>()](int64_t size) {
+    if (world->size() % size != 0)
+      throw Error("the run has " + std::to_string(world->size()) +
+                      " rank(s), which is not a multiple of " + std::to_string(size),
+                  ExitCode::usage);
+    std::shared_ptr<Communicator>& group = (*groups)[size];
+    if (group) return group;
+    std::vector<int64_t> members(static_cast<size_t>(size));
+    std::iota(members.begin(), members.end(), world->rank() / size * size);
+    return group = world->subgroup(members);
+  };
 }
 
 std::shared_ptr<Communicator> planned_communicator(int64_t size) {

@@ -59,4 +59,14 @@ std::shared_ptr<Position> position_of(const LayerContext& context, const std::st
   }
 }
 
+std::shared_ptr<Communicator> rank_group_of(const LayerContext& context, const std::string& option,
+                                            int64_t size) {
+  if (size == 1 || !context.rank_group) return nullptr;
+  try {
+    return context.rank_group(size);
+  } catch (const Error& error) {
+    throw Error(option + ": " + error.what(), error.code());
+  }
+}
+
 }  // namespace dsv3

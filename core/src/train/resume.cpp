@@ -49,12 +49,14 @@ bool is_length(const std::string& key) {
   return key == "train.steps" || key == "train.tokens";
 }
 
-/// Whether `key` is the path of an input file. The checkpoint's digests show whether another path
-/// leads to the same content.
-bool is_input_path(const std::string& key, const Experiment& experiment, Plugins& plugins) {
+/// Whether `key` is an option of a component that a resumed run may change: one that affects only
+/// how a result is computed, or the path of an input file. The checkpoint's digests show whether
+/// another path leads to the same content.
+bool is_changeable_option(const std::string& key, const Experiment& experiment, Plugins& plugins) {
   for (const ComponentSpec* spec : experiment.components())
     for (const OptionSpec& option : plugins.find(*spec).schema->options)
-      if (option.input_path && spec->path + "." + option.key == key) return true;
+      if ((option.input_path || option.execution) && spec->path + "." + option.key == key)
+        return true;
   return false;
 }
 
@@ -117,7 +119,8 @@ Json accepted_changes(const stdfs::path& run, const Experiment& stored, const Ex
   std::string rejected;
   for (const Difference& difference : differences(stored.resolved, requested.resolved)) {
     const std::string& key = difference.key;
-    if (is_length(key) ? shorter : !is_changeable(key) && !is_input_path(key, requested, plugins))
+    if (is_length(key) ? shorter
+                       : !is_changeable(key) && !is_changeable_option(key, requested, plugins))
       rejected += line_of(difference) + (is_length(key) ? " (a run can only become longer)" : "");
   }
   if (rejected.empty()) return changes_of(stored, requested);

@@ -83,8 +83,10 @@ Training::Training(Experiment resolved, Plugins& search, RunFolder& run_folder, 
 
   if (!experiment.tokenizer.plugin.empty())
     tokenizer = make<Tokenizer>(plugins, experiment.tokenizer, TokenizerContext{});
-  model = std::make_unique<Model>(experiment, vocab_of(experiment, tokenizer.get()),
-                                  factory_of(experiment, plugins), device);
+  ModelFactory factory = factory_of(experiment, plugins);
+  factory.rank_group = rank_groups(ranks.world);
+  model =
+      std::make_unique<Model>(experiment, vocab_of(experiment, tokenizer.get()), factory, device);
   model_figures = figures(*model, experiment, factory_of(experiment, plugins));
   optimizers = std::make_unique<OptimizerSet>(experiment, plugins, model->store());
   schedule = make<Schedule>(plugins, experiment.schedule);

@@ -2,12 +2,14 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
+#include <dsv3/sdk/exchange_rows.h>
 #include <dsv3/sdk/expert_rows.h>
 #include <dsv3/sdk/feed_forward.h>
 #include <dsv3/sdk/nn.h>
 #include <dsv3/sdk/ops.h>
 #include <dsv3/sdk/plugin.h>
 
+#include "dispatch.h"
 #include "routing.h"
 
 namespace {
@@ -26,6 +28,7 @@ struct MoeOptions {
   std::string bias_update = "sign";
   double bias_until = 1;
   double balance_alpha = 1e-4;
+  int64_t expert_parallel = 1;
 
   static void describe(dsv3::OptionSchema<MoeOptions>& s);
 };
@@ -35,6 +38,7 @@ std::string conflict(const MoeOptions& o) {
   if (o.topk_groups > o.groups) return "topk_groups must be at most groups";
   if (o.top_k > o.topk_groups * (o.routed / o.groups))
     return "top_k must be at most the number of experts in topk_groups expert groups";
+  if (o.routed % o.expert_parallel != 0) return "expert_parallel must divide routed";
   return "";
 }
 
@@ -79,6 +83,12 @@ void MoeOptions::describe(dsv3::OptionSchema<MoeOptions>& s) {
   s.add("balance_alpha", &MoeOptions::balance_alpha,
         "weight of the sequence-wise load-balancing loss; 0 disables it")
       .min(0);
+  s.add("expert_parallel", &MoeOptions::expert_parallel,
+        "number of consecutive ranks over which the routed experts are divided; tokens are sent to "
+        "the ranks of their experts")
+      .min(1)
+      .max(1 << 14)
+      .execution();
   s.metric("moe/load_max/<layer>", "", "tokens of the layer's busiest expert / mean over experts");
   s.metric("moe/max_violation", "",
            "largest load_max - 1 over the layers (MaxVio, arXiv 2408.15664)");
@@ -106,13 +116,20 @@ class Moe final : public dsv3::FeedForward {
  private:
   at::Tensor routed(const at::Tensor& tokens, const moe::Routing& routing,
                     const dsv3::ExpertRows& rows) const;
+  /// Like routed(), with the experts of all ranks of `group_`.
+  at::Tensor routed_over_ranks(const at::Tensor& tokens, const moe::Routing& routing,
+                               const dsv3::ExpertRows& rows) const;
+  /// Applies this rank's experts to `x` [N, D], whose rows are sorted by expert.
+  at::Tensor experts(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& ends) const;
 
   MoeOptions o_;
   moe::RoutingRule rule_;
-  at::Tensor router_;   // [E, D], fp32 for every compute dtype
-  at::Tensor bias_;     // [E] fp32, affects only which experts are chosen
-  at::Tensor gate_up_;  // [E, 2F, D]
-  at::Tensor down_;     // [E, D, F]
+  at::Tensor router_;  // [E, D], fp32 for every compute dtype
+  at::Tensor bias_;    // [E] fp32, affects only which experts are chosen
+  std::shared_ptr<dsv3::Communicator>
+      group_;           // over which experts are divided; null = they are not
+  at::Tensor gate_up_;  // [E, 2F, D]; this rank's experts if they are divided
+  at::Tensor down_;     // [E, D, F]; same
   at::Tensor counts_;   // int64 [E], tokens per expert since the last step
   dsv3::Linear shared_gate_up_, shared_down_;
 };
@@ -133,10 +150,16 @@ Moe::Moe(const MoeOptions& options, const dsv3::LayerContext& context)
 
   dsv3::ParamSpec experts;
   experts.active = static_cast<double>(o_.top_k) / static_cast<double>(o_.routed);
-  experts.matrices = 2 * o_.routed;  // per expert: gate stacked above up
-  gate_up_ = parameter("experts.gate_up.weight", {o_.routed, 2 * o_.hidden, width}, experts);
-  experts.matrices = o_.routed;
-  down_ = parameter("experts.down.weight", {o_.routed, width, o_.hidden}, experts);
+  group_ = dsv3::rank_group_of(context, "expert_parallel", o_.expert_parallel);
+  if (group_) {
+    experts.shards = group_->size();
+    experts.shard = group_->rank();
+  }
+  const int64_t own = o_.routed / experts.shards;
+  experts.matrices = 2 * own;  // per expert: gate stacked above up
+  gate_up_ = parameter("experts.gate_up.weight", {own, 2 * o_.hidden, width}, experts);
+  experts.matrices = own;
+  down_ = parameter("experts.down.weight", {own, width, o_.hidden}, experts);
 
   if (o_.shared > 0) {
     const int64_t inner = o_.shared * o_.hidden;
@@ -149,13 +172,34 @@ Moe::Moe(const MoeOptions& options, const dsv3::LayerContext& context)
 }
 
 // Multiplies by the routing weights between the two GEMMs, where rows are narrowest.
+at::Tensor Moe::experts(const at::Tensor& x, const at::Tensor& weights,
+                        const at::Tensor& ends) const {
+  const at::Tensor gate_up = dsv3::grouped_linear(x, gate_up_, ends);
+  return dsv3::grouped_linear(dsv3::swiglu(gate_up, weights), down_, ends);
+}
+
 at::Tensor Moe::routed(const at::Tensor& tokens, const moe::Routing& routing,
                        const dsv3::ExpertRows& rows) const {
+  if (group_) return routed_over_ranks(tokens, routing, rows);
   const at::Tensor weights = routing.weights.flatten().index_select(0, rows.source);
-  const at::Tensor gate_up =
-      dsv3::grouped_linear(dsv3::gather_rows(tokens, rows), gate_up_, rows.ends);
-  return dsv3::sum_rows(dsv3::grouped_linear(dsv3::swiglu(gate_up, weights), down_, rows.ends),
-                        rows);
+  return dsv3::sum_rows(experts(dsv3::gather_rows(tokens, rows), weights, rows.ends), rows);
+}
+
+at::Tensor Moe::routed_over_ranks(const at::Tensor& tokens, const moe::Routing& routing,
+                                  const dsv3::ExpertRows& rows) const {
+  const moe::Dispatch dispatch = moe::dispatch_of(rows.counts, *group_);
+  const auto send = [&](const at::Tensor& x) {
+    return dsv3::exchange_rows(x, dispatch.sent, dispatch.received, group_);
+  };
+  const at::Tensor weights = routing.weights.flatten().index_select(0, rows.source);
+  const at::Tensor received = send(dsv3::gather_rows(tokens, rows));
+  // Received rows are sorted by rank and then by expert. The experts need them sorted by expert.
+  const dsv3::ExpertRows by_expert = dsv3::sort_by_expert(dispatch.experts, gate_up_.size(0));
+  const at::Tensor y = experts(dsv3::gather_rows(received, by_expert),
+                               send(weights).index_select(0, by_expert.source), by_expert.ends);
+  return dsv3::sum_rows(
+      dsv3::exchange_rows(dsv3::sum_rows(y, by_expert), dispatch.received, dispatch.sent, group_),
+      rows);
 }
 
 at::Tensor Moe::forward(const at::Tensor& x, const dsv3::Sequence& seq) {

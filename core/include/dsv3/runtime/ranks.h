@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -45,6 +46,10 @@ struct Ranks {
 /// ExitCode::usage if two processes have the same rank, with ExitCode::peer_lost if ranks are
 /// missing after `timeout` seconds, which is also the limit for each later operation.
 Ranks connect(const RankContext& context, double timeout);
+
+/// Returns a function for LayerContext::rank_group. It creates each group once, so layers share it.
+std::function<std::shared_ptr<Communicator>(int64_t size)> rank_groups(
+    std::shared_ptr<Communicator> world);
 
 /// Returns a communicator for rank 0 of `size` ranks that do not exist, as if their tensors were
 /// equal to this rank's, to estimate what a run needs.

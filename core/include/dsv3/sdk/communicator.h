@@ -23,8 +23,8 @@ class Work {
 /// A group of ranks. All calls are collective: every rank in the group makes the same calls with
 /// equal sizes and dtypes, in the same order, from one thread at a time. Sums are computed in fp32
 /// (float64 and integers: in their own dtype) and in rank order, so they do not depend on how a
-/// tensor is cut into operations, and all ranks get the same bits. Tensors must be contiguous and
-/// on the group's device.
+/// tensor is cut into operations, and are bit-identical on all ranks. Tensors must be contiguous
+/// and on the group's device.
 class Communicator {
  public:
   virtual ~Communicator();

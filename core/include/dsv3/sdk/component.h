@@ -104,8 +104,8 @@ struct LayerContext {
   std::string prefix;                 ///< e.g. "layers.3.attention"
   at::ScalarType dtype = at::kFloat;  ///< dtype of new parameters; float64 in gradient checks
   at::Device device = at::kCPU;       ///< meta in a dry run
-  /// Returns the group of `size` consecutive ranks that contains this one, for layers that split
-  /// their work. Throws if the number of ranks is not a multiple of `size`. Collective.
+  /// Returns the group of `size` consecutive ranks that contains this one, see rank_group_of().
+  /// Throws if the number of ranks is not a multiple of `size`. Empty outside a run.
   std::function<std::shared_ptr<Communicator>(int64_t size)> rank_group;
   std::shared_ptr<ParameterStore> store;
   /// Creates the experiment's position encoding for `rotary_dim` features per head (qk_rope_dim in
@@ -117,6 +117,11 @@ struct LayerContext {
 /// reported at this attention option, which determined rotary_dim.
 std::shared_ptr<Position> position_of(const LayerContext& context, const std::string& option,
                                       int64_t rotary_dim);
+
+/// Returns the group of `size` consecutive ranks with which a layer splits its work; null if `size`
+/// is 1 or the layer does not train in a run. Adds the prefix `option` to errors. Collective.
+std::shared_ptr<Communicator> rank_group_of(const LayerContext& context, const std::string& option,
+                                            int64_t size);
 
 /// Base class of attention and feed-forward plugins.
 class Component : public Pluggable {

@@ -49,6 +49,8 @@ struct OptionSpec {
                             ///< exist
   bool convention = false;  ///< implementations differ in this option, so checkpoints save and
                             ///< compare its value
+  bool execution =
+      false;           ///< affects only how a result is computed, so a resumed run may change it
   std::string shared;  ///< what the value means in every plugin that shares it; empty = nothing
   std::function<void(void* options, const OptionValue&)> store;
 };
@@ -167,6 +169,9 @@ class OptionRef {
   /// Declares that implementations of the same method differ in this option. Checkpoints save its
   /// value, and loading a checkpoint into an experiment with a different value is an error.
   OptionRef& convention() { return set(spec_.convention, true); }
+  /// Declares that the option affects only how a result is computed, such as the number of ranks
+  /// that share the work. A resumed run may change it.
+  OptionRef& execution() { return set(spec_.execution, true); }
   /// Declares that plugins of this kind with an option of the same key and `meaning` mean the same
   /// by it. Its value is kept if a higher configuration layer, such as the command line, replaces
   /// one of these plugins by another. All other options of the replaced plugin are dropped.
