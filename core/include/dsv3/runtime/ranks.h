@@ -18,6 +18,7 @@ struct RankContext {
   std::string address;                      ///< host on which rank 0 keeps the key-value store
   int64_t port = 0;
   bool external_store = false;  ///< the launcher keeps the store, so rank 0 does not
+  int64_t attempt = 0;          ///< how often the launcher has restarted the ranks
   std::string launcher;         ///< "torchrun", "Slurm", "MPI" or "" (a single process)
 };
 
@@ -27,8 +28,9 @@ using Environment = std::map<std::string, std::string>;
 Environment environment();
 
 /// Reads the variables of torchrun (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR,
-/// MASTER_PORT; the launcher of dsv3-run sets them too), of Slurm's srun, or of mpirun. Throws
-/// dsv3::Error (ExitCode::usage) if they are incomplete or contradict each other.
+/// MASTER_PORT; launch() sets them too), of Open MPI's, MPICH's or Intel MPI's mpirun, or of
+/// Slurm's srun. A batch script of Slurm without srun is a single process. Throws dsv3::Error
+/// (ExitCode::usage) if they are incomplete or contradict each other.
 RankContext rank_context(const Environment& variables);
 
 /// The connected ranks of a run.
