@@ -26,15 +26,16 @@ StopSignals::StopSignals() {
   action.sa_handler = on_signal;
   sigfillset(&action.sa_mask);
   action.sa_flags = SA_RESTART;
-  for (size_t i = 0; i < kSignals.size(); ++i) {
-    sigaction(kSignals[i], &action, &previous_[i]);
-    if (kSignals[i] == SIGHUP && previous_[i].sa_handler == SIG_IGN)
+  for (size_t i = 0; i < kStopSignals.size(); ++i) {
+    sigaction(kStopSignals[i], &action, &previous_[i]);
+    if (kStopSignals[i] == SIGHUP && previous_[i].sa_handler == SIG_IGN)
       sigaction(SIGHUP, &previous_[i], nullptr);
   }
 }
 
 StopSignals::~StopSignals() {
-  for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &previous_[i], nullptr);
+  for (size_t i = 0; i < kStopSignals.size(); ++i)
+    sigaction(kStopSignals[i], &previous_[i], nullptr);
 }
 
 void StopSignals::save_first() {

@@ -4,6 +4,8 @@
 #include <array>
 #include <csignal>
 
+#include "support/stop_signals.h"
+
 namespace dsv3 {
 
 /// While this object exists, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGXCPU (`ulimit -St`), SIGALRM and
@@ -23,9 +25,7 @@ class StopSignals {
   void save_first();
 
  private:
-  static constexpr std::array kSignals{SIGTERM, SIGHUP,  SIGUSR1,   SIGUSR2,
-                                       SIGXCPU, SIGALRM, SIGVTALRM, SIGINT};
-  std::array<struct sigaction, kSignals.size()> previous_;
+  std::array<struct sigaction, kStopSignals.size()> previous_;
 };
 
 /// Whether a signal has requested the end of the run. Code that may take seconds gives up then.
