@@ -152,12 +152,12 @@ def from_broken_manifest(folder):
     return start_from(LAST)
 
 
-@case(5, LAST + "/manifest.json", "format 2", "this dsv3 reads")
+@case(5, LAST + "/manifest.json", "format 3", "this dsv3 reads")
 def from_later_format(folder):
     """--from with a checkpoint in a later format version."""
     last = trained(folder)
     manifest = json.loads((last / "manifest.json").read_text())
-    manifest["format"] = 2
+    manifest["format"] = 3
     rewrite(last, manifest)
     return start_from(LAST)
 

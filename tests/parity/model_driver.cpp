@@ -89,7 +89,7 @@ dsv3::Batch read_batch(const std::string& path) {
   const auto read = [&](const char* name) {
     const dsv3::safetensors::View& view = file.tensors().at(name);
     at::Tensor tensor = at::empty(view.shape, at::kLong);
-    dsv3::copy_view(file.tensors(), name, tensor);
+    dsv3::StoredTensors(file.tensors()).read(name, tensor);
     return tensor;
   };
   dsv3::Batch batch{read("tokens"), {}};

@@ -6,11 +6,13 @@
 
 #include <c10/util/StringUtil.h>
 
-#include <dsv3/sdk/error.h>
+#include <dsv3/runtime/failure.h>
+#include <dsv3/sdk/communicator.h>
 #include <dsv3/sdk/log.h>
 #include <dsv3/support/sha256.h>
 
 #include "checkpoint/manifest.h"
+#include "ranks/exchange.h"
 
 namespace dsv3 {
 namespace {
@@ -18,7 +20,6 @@ namespace {
 namespace stdfs = std::filesystem;
 
 const std::string kPrefix = "step-";
-const char* const kTensorFile = "rank-00000.safetensors";
 const char* const kNoCleanUp = "cannot remove temporary files left by an interrupted save";
 
 std::string folder_name(int64_t step) {
@@ -86,19 +87,84 @@ void remove_old(const std::vector<StoredCheckpoint>& all, int64_t newest, int64_
       or_warn("cannot remove an old checkpoint", [&] { remove_checkpoint(stored.folder); });
 }
 
-void write_all(const stdfs::path& folder, const CheckpointContent& content) {
-  fs::make_folder(folder);
-  std::vector<ManifestFile> files{
-      {kTensorFile, safetensors::write(folder / kTensorFile, content.tensors)}};
+/// What a rank stores in a checkpoint.
+struct Share {
+  std::vector<ManifestFile> files;  // at most one
+  PieceLists pieces;
+};
+
+std::string text_of(const Share& share) {
+  return Json{{"files", files_to_json(share.files)}, {"pieces", pieces_to_json(share.pieces)}}
+      .dump();
+}
+
+/// Adds the share of another rank, as text_of() returns it.
+void add_share(Share& all, const std::string& text) {
+  const Json json = parse_json(text, "the description of another rank's file");
+  std::set<std::string> names;
+  for (const ManifestFile& file : files_from_json(json.at("files"))) {
+    names.insert(file.name);
+    all.files.push_back(file);
+  }
+  add_pieces(all.pieces, pieces_from_json(json.at("pieces"), names));
+}
+
+/// Writes a rank's tensors, if it has any. Rank 0 always has a file.
+Share write_share(const stdfs::path& folder, const CheckpointContent& content, int64_t rank) {
+  Share share{{}, content.pieces};
+  if (content.tensors.empty() && rank > 0) return share;
+  const std::string name = tensor_file(rank);
+  share.files.push_back({name, safetensors::write(folder / name, content.tensors)});
+  for (auto& [tensor, list] : share.pieces)
+    for (Piece& piece : list.pieces) piece.file = name;
+  return share;
+}
+
+/// Writes what only rank 0 writes, the manifest last. `shares` are those of all ranks.
+void write_manifest(const stdfs::path& folder, const CheckpointContent& content,
+                    const std::vector<std::string>& shares) {
+  Share all;
+  for (const std::string& share : shares) add_share(all, share);
+  require_complete(all.pieces);
   for (const auto& [name, text] : content.files) {
     fs::write_atomically(folder / name, text);
-    files.push_back({name, {text.size(), sha256(text)}});
+    all.files.push_back({name, {text.size(), sha256(text)}});
   }
   fs::Writer manifest(folder / kManifestName);
-  manifest.write(make_manifest(content, files));
+  manifest.write(make_manifest(content, all.files, all.pieces));
   manifest.sync();
   manifest.close();
   fs::sync_folder(folder);
+}
+
+/// Calls `f` on rank 0. If it throws, all ranks throw.
+template <class F>
+void run_on_first(Communicator& ranks, const F& f) {
+  run_together(ranks, [&] {
+    if (ranks.rank() == 0) f();
+  });
+}
+
+/// Gives a complete checkpoint its name. Replaces an older one, which may be intact or damaged.
+void publish(const stdfs::path& temporary, const stdfs::path& folder, bool intact) {
+  std::error_code ignored;
+  if (intact) {
+    // Swaps the two in one step. If the file system cannot do that, the intact one stays.
+    ::renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, folder.c_str(), RENAME_EXCHANGE);
+    fs::remove_all(temporary);
+    return;
+  }
+  if (stdfs::exists(folder, ignored)) remove_checkpoint(folder);
+  fs::rename(temporary, folder);
+}
+
+/// Collective. Writes a checkpoint to `folder`, which rank 0 has created.
+void write_together(const stdfs::path& folder, const CheckpointContent& content,
+                    Communicator& ranks) {
+  Share share;
+  run_together(ranks, [&] { share = write_share(folder, content, ranks.rank()); });
+  const std::vector<std::string> shares = gather_texts(ranks, text_of(share));
+  run_on_first(ranks, [&] { write_manifest(folder, content, shares); });
 }
 
 /// Reads the manifest of the checkpoint folder step-N and requires its step to be N. Does not check
@@ -139,10 +205,11 @@ void verify_file(const stdfs::path& path, const safetensors::Written& expected) 
 }
 
 /// Returns the checkpoint at `folder` if it is intact. Otherwise logs a warning and returns
-/// nullopt.
-std::optional<StoredCheckpoint> verified(const stdfs::path& folder) try {
-  return verify_checkpoint(folder);
+/// nullopt. Collective.
+std::optional<StoredCheckpoint> verified(const stdfs::path& folder, Communicator& ranks) try {
+  return verify_checkpoint(folder, ranks);
 } catch (const Error& error) {
+  if (error.code() == ExitCode::peer_lost) throw;
   log::warning("skipping a damaged checkpoint: " + std::string(error.what()));
   return std::nullopt;
 }
@@ -150,9 +217,17 @@ std::optional<StoredCheckpoint> verified(const stdfs::path& folder) try {
 }  // namespace
 
 StoredCheckpoint verify_checkpoint(const stdfs::path& folder) {
-  StoredCheckpoint stored = read_stored(folder);
-  for (const ManifestFile& file : files_of(stored.manifest))
-    verify_file(folder / file.name, file.written);
+  return verify_checkpoint(folder, *local_communicator());
+}
+
+StoredCheckpoint verify_checkpoint(const stdfs::path& folder, Communicator& ranks) {
+  StoredCheckpoint stored;
+  run_together(ranks, [&] {
+    stored = read_stored(folder);
+    const std::vector<ManifestFile> files = files_of(stored.manifest);
+    for (auto i = size_t(ranks.rank()); i < files.size(); i += size_t(ranks.size()))
+      verify_file(folder / files[i].name, files[i].written);
+  });
   return stored;
 }
 
@@ -164,7 +239,8 @@ StoredCheckpoint write_checkpoint(const stdfs::path& folder, const CheckpointCon
   const stdfs::path parent = folder.has_parent_path() ? folder.parent_path() : ".";
   try {
     fs::make_folders(parent);
-    write_all(temporary, content);
+    fs::make_folder(temporary);
+    write_together(temporary, content, *local_communicator());
     fs::rename(temporary, folder);
     fs::sync_folder(parent);
   } catch (const std::exception& error) {
@@ -178,32 +254,42 @@ CheckpointStore::CheckpointStore(stdfs::path folder, int64_t keep_best)
     : folder_(std::move(folder)), keep_best_(keep_best) {}
 
 StoredCheckpoint CheckpointStore::save(const CheckpointContent& content) {
-  stdfs::path folder = folder_ / folder_name(content.step);
-  stdfs::path temporary = fs::temporary_name(folder);
-  std::error_code ignored;
+  return save(content, *local_communicator());
+}
+
+StoredCheckpoint CheckpointStore::save(const CheckpointContent& content, Communicator& ranks) {
+  const stdfs::path folder = folder_ / folder_name(content.step);
+  stdfs::path temporary;  // the same on all ranks; empty = an intact checkpoint stays
+  bool intact = false;    // only on rank 0
+  Json manifest;
   try {
-    fs::make_folders(folder_);
-    or_warn(kNoCleanUp, [&] { fs::remove_temporaries(folder_); });
-    bool exists = stdfs::exists(folder, ignored);
-    std::optional<StoredCheckpoint> intact = exists ? verified(folder) : std::nullopt;
-    if (!intact) {
-      write_all(temporary, content);
-      if (exists) remove_checkpoint(folder);
-      fs::rename(temporary, folder);
-    } else if (content.replaces) {
-      write_all(temporary, content);
-      // Swaps the two in one step. If the file system cannot do that, the intact one stays.
-      ::renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, folder.c_str(), RENAME_EXCHANGE);
-      fs::remove_all(temporary);
-    }
-    fs::sync_folder(folder_);
-    StoredCheckpoint stored = read_manifest(folder);
-    or_warn("cannot clean up", [&] { remove_old(all(), content.step, keep_best_); });
-    return stored;
+    run_on_first(ranks, [&] {
+      fs::make_folders(folder_);
+      or_warn(kNoCleanUp, [&] { fs::remove_temporaries(folder_); });
+      std::error_code ignored;
+      intact = stdfs::exists(folder, ignored) && verified(folder, *local_communicator());
+      if (intact && !content.replaces) return;
+      temporary = fs::temporary_name(folder);
+      fs::make_folder(temporary);
+    });
+    temporary = broadcast_text(ranks, temporary.string());
+    if (!temporary.empty()) write_together(temporary, content, ranks);
+    run_on_first(ranks, [&] {
+      if (!temporary.empty()) publish(temporary, folder, intact);
+      fs::sync_folder(folder_);
+      manifest = read_manifest(folder).manifest;
+      or_warn("cannot clean up", [&] { remove_old(all(), content.step, keep_best_); });
+    });
+    const std::string text = broadcast_text(ranks, manifest.dump());
+    return parse_manifest(folder, parse_json(text, kManifestName));
   } catch (const std::exception& error) {
-    or_warn("cannot remove an incomplete checkpoint", [&] { fs::remove_all(temporary); });
+    // Unless a rank was lost, no other rank writes to the folder any more. A lost rank's file is
+    // removed by the next save.
+    if (ranks.rank() == 0 && !temporary.empty())
+      or_warn("cannot remove an incomplete checkpoint", [&] { fs::remove_all(temporary); });
+    const bool lost = current_exception_code() == ExitCode::peer_lost;
     throw Error(c10::str("cannot save the checkpoint of step ", content.step, ": ", error.what()),
-                ExitCode::checkpoint);
+                lost ? ExitCode::peer_lost : ExitCode::checkpoint);
   }
 }
 
@@ -232,15 +318,21 @@ void CheckpointStore::clean_up(int64_t newest) {
 }
 
 std::optional<StoredCheckpoint> CheckpointStore::newest() const {
-  std::vector<int64_t> steps = steps_in(folder_);
+  return newest(*local_communicator());
+}
+
+std::optional<StoredCheckpoint> CheckpointStore::newest(Communicator& ranks) const {
+  Json steps = Json::array();  // rank 0 lists them, because folders may look different elsewhere
+  run_on_first(ranks, [&] { steps = steps_in(folder_); });
+  steps = parse_json(broadcast_text(ranks, steps.dump()), "the list of checkpoints");
   for (auto step = steps.rbegin(); step != steps.rend(); ++step)
-    if (auto stored = verified(folder_ / folder_name(*step))) return stored;
+    if (auto stored = verified(folder_ / folder_name(step->get<int64_t>()), ranks)) return stored;
   return std::nullopt;
 }
 
 std::optional<StoredCheckpoint> CheckpointStore::best() const {
   for (const StoredCheckpoint& candidate : best_first(all()))
-    if (auto stored = verified(candidate.folder)) return stored;
+    if (auto stored = verified(candidate.folder, *local_communicator())) return stored;
   return std::nullopt;
 }
 

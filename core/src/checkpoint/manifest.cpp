@@ -1,5 +1,6 @@
 #include "checkpoint/manifest.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include <dsv3/sdk/error.h>
@@ -9,8 +10,9 @@
 namespace dsv3 {
 namespace {
 
-constexpr int kFormat = 1;
-constexpr uint64_t kMaxBytes = uint64_t{64} << 20;
+/// 1 if the file of rank 0 has all tensors, whole; else 2. Older versions of dsv3 read only 1.
+constexpr int kOneFile = 1, kManyFiles = 2;
+constexpr uint64_t kMaxBytes = uint64_t{256} << 20;
 
 /// Digest of a manifest's values rather than its bytes, so that formatting does not matter.
 std::string digest_of(Json manifest) {
@@ -47,20 +49,6 @@ bool is_plain_name(const std::string& name) {
          name.find('\0') == std::string::npos;
 }
 
-StoredCheckpoint parse(const std::filesystem::path& folder, const Json& manifest) {
-  const int64_t format = count_from(manifest, "format");
-  check(format == kFormat, "format " + std::to_string(format) +
-                               " is not supported (this dsv3 reads " + std::to_string(kFormat) +
-                               "); use the dsv3 version that wrote it");
-  check(text_from(manifest, "sha256") == digest_of(manifest),
-        "digest does not match the content: the file was changed or damaged; copy it again, or use "
-        "another checkpoint");
-  const Json& loss = field(manifest, "val_loss");
-  check(!files_of(manifest).empty(), "lists no files");
-  return {folder, count_from(manifest, "step"), count_from(manifest, "tokens"),
-          loss.is_null() ? std::nullopt : std::optional(number_from_json(loss)), manifest};
-}
-
 /// JSON cannot represent NaN or infinity: nlohmann::json would silently write null.
 void check_finite(const Json& json, const std::string& where) {
   check(!json.is_number_float() || std::isfinite(json.get<double>()),
@@ -71,24 +59,50 @@ void check_finite(const Json& json, const std::string& where) {
 
 }  // namespace
 
-std::string make_manifest(const CheckpointContent& content,
-                          const std::vector<ManifestFile>& files) {
+Json files_to_json(const std::vector<ManifestFile>& files) {
+  Json list = Json::array();
+  for (const ManifestFile& file : files)
+    list.push_back(
+        {{"name", file.name}, {"bytes", file.written.bytes}, {"sha256", file.written.sha256}});
+  return list;
+}
+
+std::string make_manifest(const CheckpointContent& content, const std::vector<ManifestFile>& files,
+                          const PieceLists& pieces) {
   check_finite(content.state, "state");
-  Json manifest = {{"format", kFormat},
+  const auto tensor_files = std::ranges::count_if(
+      files, [](const ManifestFile& file) { return is_tensor_file(file.name); });
+  Json manifest = {{"format", tensor_files == 1 && pieces.empty() ? kOneFile : kManyFiles},
                    {"step", content.step},
                    {"tokens", content.tokens},
                    {"val_loss", content.val_loss ? number_to_json(*content.val_loss) : Json()},
-                   {"files", Json::array()},
+                   {"files", files_to_json(files)},
                    {"state", content.state}};
-  for (const ManifestFile& file : files)
-    manifest["files"].push_back(
-        {{"name", file.name}, {"bytes", file.written.bytes}, {"sha256", file.written.sha256}});
+  if (!pieces.empty()) manifest["pieces"] = pieces_to_json(pieces);
+  std::string text;
   try {
     manifest["sha256"] = digest_of(manifest);
-    return manifest.dump(1) + "\n";
+    text = manifest.dump(1) + "\n";
   } catch (const Json::exception& error) {
     throw Error(std::string("the checkpoint's state is not valid JSON: ") + error.what());
   }
+  check(text.size() <= kMaxBytes, "the manifest would be larger than 256 MiB");
+  return text;
+}
+
+StoredCheckpoint parse_manifest(const std::filesystem::path& folder, const Json& manifest) {
+  const int64_t format = count_from(manifest, "format");
+  check(format == kOneFile || format == kManyFiles,
+        "format " + std::to_string(format) +
+            " is not supported (this dsv3 reads 1 and 2); use the dsv3 version that wrote it");
+  check(text_from(manifest, "sha256") == digest_of(manifest),
+        "digest does not match the content: the file was changed or damaged; copy it again, or use "
+        "another checkpoint");
+  const Json& loss = field(manifest, "val_loss");
+  check(!files_of(manifest).empty(), "lists no files");
+  pieces_of(manifest);
+  return {folder, count_from(manifest, "step"), count_from(manifest, "tokens"),
+          loss.is_null() ? std::nullopt : std::optional(number_from_json(loss)), manifest};
 }
 
 StoredCheckpoint read_manifest(const std::filesystem::path& folder) {
@@ -105,15 +119,18 @@ StoredCheckpoint read_manifest(const std::filesystem::path& folder) {
                 ExitCode::checkpoint);
   }
   try {
-    return parse(folder, manifest);
+    return parse_manifest(folder, manifest);
   } catch (const Error& error) {
     throw Error(path.string() + ": " + error.what(), ExitCode::checkpoint);
   }
 }
 
 std::vector<ManifestFile> files_of(const Json& manifest) {
+  return files_from_json(field(manifest, "files"));
+}
+
+std::vector<ManifestFile> files_from_json(const Json& list) {
   std::vector<ManifestFile> files;
-  const Json& list = field(manifest, "files");
   check(list.is_array(), "'files' is not a list");
   for (const Json& json : list) {
     const std::string name = text_from(json, "name");
@@ -121,6 +138,15 @@ std::vector<ManifestFile> files_of(const Json& manifest) {
     files.push_back({name, {uint64_t(count_from(json, "bytes")), text_from(json, "sha256")}});
   }
   return files;
+}
+
+PieceLists pieces_of(const Json& manifest) {
+  std::set<std::string> files;
+  for (const ManifestFile& file : files_of(manifest)) files.insert(file.name);
+  PieceLists lists;
+  if (manifest.contains("pieces")) lists = pieces_from_json(manifest.at("pieces"), files);
+  require_complete(lists);
+  return lists;
 }
 
 }  // namespace dsv3

@@ -26,10 +26,51 @@ std::optional<at::ScalarType> dtype_from_name(const std::string& name) {
   return std::nullopt;
 }
 
+int64_t first_element(const Range& range) {
+  const at::IntArrayRef whole = range.global_shape, box = range.box_shape;
+  if (box.empty() || box == whole) return range.begin;
+  if (box.size() != whole.size() || range.box_offset.size() != whole.size() ||
+      box.slice(1) != whole.slice(1))
+    throw Error(c10::str("'", range.name, "' of shape ", whole, " is sliced as ", box,
+                         "; checkpoints store slices along the first dimension only"));
+  return range.box_offset[0] * c10::multiply_integers(whole.slice(1)) + range.begin;
+}
+
+void require_size(const Range& range, const at::Tensor& values) {
+  if (values.numel() != range.end - range.begin)
+    throw Error(c10::str("a piece of '", range.name, "' has ", values.numel(),
+                         " elements, but its range is ", range.begin, " to ", range.end));
+}
+
+Range flattened(const Range& range) {
+  Range flat = range;
+  flat.global_shape = {c10::multiply_integers(range.global_shape)};
+  flat.box_offset = {first_element(range) - range.begin};
+  flat.box_shape = {c10::multiply_integers(range.box_shape)};
+  return flat;
+}
+
 std::string range_key(const Range& range) {
-  const int64_t whole = c10::multiply_integers(range.box_shape);
-  const bool piece = range.begin != 0 || range.end != whole;
-  return piece ? range.name + "/" + std::to_string(range.begin) : range.name;
+  const bool whole = range.end - range.begin == c10::multiply_integers(range.global_shape);
+  return whole ? range.name : range.name + "/" + std::to_string(first_element(range));
+}
+
+void add_range(CheckpointContent& content, const std::string& prefix, const Range& range,
+               const at::Tensor& values, bool one_value) {
+  const int64_t begin = first_element(range), count = range.end - range.begin;
+  const bool whole = range_key(range) == range.name;
+  if (!range.primary || (count == 0 && !whole)) return;
+  if (!one_value) require_size(range, values);
+  add_whole(content, prefix + range_key(range), values);
+  if (whole) return;
+  PieceList& list = content.pieces[prefix + range.name];
+  list.shape = range.global_shape;
+  list.one_value = one_value;
+  list.pieces.push_back({"", begin, begin + count});
+}
+
+void add_whole(CheckpointContent& content, const std::string& name, const at::Tensor& tensor) {
+  content.memory.push_back(std::make_shared<at::Tensor>(add_view(content.tensors, name, tensor)));
 }
 
 at::Tensor add_view(std::map<std::string, safetensors::View>& views, const std::string& key,
@@ -42,24 +83,11 @@ at::Tensor add_view(std::map<std::string, safetensors::View>& views, const std::
   return host;
 }
 
-void copy_view(const std::map<std::string, safetensors::View>& views, const std::string& key,
-               const at::Tensor& tensor) {
-  const auto found = views.find(key);
-  if (found == views.end())
-    throw Error("the checkpoint has no tensor '" + key +
-                    "'; it was saved with a different model, optimizer or strategy",
-                ExitCode::checkpoint);
-  const safetensors::View& view = found->second;
-  const std::string dtype = dtype_name(tensor.scalar_type());
-  if (view.dtype != dtype || at::IntArrayRef(view.shape) != tensor.sizes() ||
-      view.size != tensor.nbytes())
-    throw Error(c10::str("tensor '", key, "' is ", view.dtype, " ", at::IntArrayRef(view.shape),
-                         " in the checkpoint, but this run needs ", dtype, " ", tensor.sizes()),
-                ExitCode::checkpoint);
+void fill_from_host(const at::Tensor& tensor, const std::function<void(char*)>& fill) {
   const bool direct = tensor.is_cpu() && tensor.is_contiguous();
   const at::Tensor host =
       direct ? tensor : at::empty(tensor.sizes(), tensor.options().device(at::kCPU));
-  if (view.size > 0) std::memcpy(host.mutable_data_ptr(), view.bytes, view.size);
+  if (host.nbytes() > 0) fill(static_cast<char*>(host.mutable_data_ptr()));
   if (!direct) tensor.copy_(host);
 }
 

@@ -270,7 +270,9 @@ std::vector<std::string> import_model(const stdfs::path& folder, const stdfs::pa
   const StoredModel stored = read_folder(folder, plugins);
   std::vector<std::string> notes;
   Experiment experiment = *stored.experiment;
-  CheckpointContent content{.step = stored.step, .tensors = stored.tensors};
+  CheckpointContent content{.step = stored.step};
+  for (const std::string& tensor : stored.tensors.names())
+    add_whole(content, tensor, stored.tensors.whole(tensor));
   std::set<std::string> tokenizers = stored.tokenizers;
   if (const auto tokenizer = tokenizer_of(experiment, plugins, notes)) {
     content.files["tokenizer.json"] = fs::read(folder / "tokenizer.json");

@@ -88,11 +88,11 @@ class Assembly {
   /// alive there.
   void store(StoredModel& stored, const std::set<std::string>& buffers) {
     auto hosts = std::make_shared<std::vector<at::Tensor>>();
+    std::map<std::string, safetensors::View> views;
     for (auto& [name, piece] : pieces_)
-      hosts->push_back(add_view(stored.tensors,
-                                (buffers.contains(name) ? "buffer/" : "model/") + name,
+      hosts->push_back(add_view(views, (buffers.contains(name) ? "buffer/" : "model/") + name,
                                 piece.values.view(piece.shape)));
-    stored.memory = hosts;
+    stored.tensors = StoredTensors(views, hosts);
   }
 
  private:

@@ -75,11 +75,11 @@ Experiment experiment_of(const StoredModel& stored, const LoadRequest& request, 
 /// Number of rows in the stored embedding. Resolving `model.vocab: auto` would need the tokenizer,
 /// which may be missing.
 int64_t vocab_of(const StoredModel& stored) {
-  const auto found = stored.tensors.find("model/embedding.weight");
-  if (found == stored.tensors.end() || found->second.shape.size() != 2)
+  const std::string embedding = "model/embedding.weight";
+  if (!stored.tensors.contains(embedding) || stored.tensors.shape(embedding).size() != 2)
     throw Error(stored.path.string() + " has no embedding of shape [vocabulary, hidden]",
                 ExitCode::checkpoint);
-  return found->second.shape[0];
+  return stored.tensors.shape(embedding)[0];
 }
 
 /// Returns null if the model has no tokenizer. Rejects any tokenizer other than the one that the
@@ -100,9 +100,9 @@ std::shared_ptr<const Tokenizer> tokenizer_of(const StoredModel& stored,
 /// Replaces the training weights by the evaluation weights, where a checkpoint has them.
 StoredModel for_evaluation(StoredModel stored) {
   constexpr std::string_view kEvaluation = "evaluation/";
-  for (const auto& [key, view] : stored.tensors)
-    if (key.starts_with(kEvaluation))
-      stored.tensors.insert_or_assign("model/" + key.substr(kEvaluation.size()), view);
+  for (const std::string& name : stored.tensors.names())
+    if (name.starts_with(kEvaluation))
+      stored.tensors.replace("model/" + name.substr(kEvaluation.size()), name);
   return stored;
 }
 
@@ -139,8 +139,6 @@ Experiment StoredModel::load(Plugins& plugins, const std::vector<Setting>& setti
 }
 
 StoredModel stored_model_of(const StoredCheckpoint& checkpoint) {
-  const auto file =
-      std::make_shared<const safetensors::File>(checkpoint.folder / "rank-00000.safetensors");
   const Json& state = checkpoint.manifest.at("state");
   StoredModel stored;
   stored.path = checkpoint.folder;
@@ -153,8 +151,7 @@ StoredModel stored_model_of(const StoredCheckpoint& checkpoint) {
   stored.tokenizers = digests_of(state.at("tokenizer"));
   stored.dtypes = state.value("dtypes", std::map<std::string, std::string>());
   stored.step = checkpoint.step;
-  stored.tensors = file->tensors();
-  stored.memory = file;
+  stored.tensors = StoredTensors(checkpoint);
   return stored;
 }
 
@@ -210,12 +207,12 @@ std::filesystem::path settings_file(const StoredModel& stored) {
 
 void load_weights(Model& model, const StoredModel& stored) {
   const at::NoGradGuard no_grad;
-  require_finite(stored.tensors, stored.path.string(), ExitCode::checkpoint);
+  stored.tensors.require_finite(stored.path.string(), ExitCode::checkpoint);
   try {
     for (const Parameter& parameter : model.store().parameters())
-      copy_view(stored.tensors, "model/" + parameter.name, parameter.tensor.detach());
+      stored.tensors.read("model/" + parameter.name, parameter.tensor.detach());
     for (const Buffer& buffer : model.store().buffers())
-      copy_view(stored.tensors, "buffer/" + buffer.name, buffer.tensor);
+      stored.tensors.read("buffer/" + buffer.name, buffer.tensor);
   } catch (const Error& error) {
     throw Error(stored.path.string() + ": " + error.what(), error.code());
   }
@@ -239,8 +236,7 @@ LoadedModel load_model(const LoadRequest& request, Plugins& plugins) {
   loaded.model = std::make_unique<Model>(loaded.experiment, vocab_of(stored),
                                          factory_of(loaded.experiment, plugins), loaded.device);
   load_weights(*loaded.model, stored);
-  stored.tensors.clear();
-  stored.memory.reset();
+  stored.tensors = {};
   cast_weights(*loaded.model, compute_dtype(loaded.experiment.train));
   return loaded;
 }

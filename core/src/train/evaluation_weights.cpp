@@ -45,16 +45,14 @@ void EvaluationWeights::restore() {
   call(strategy_, "loaded", &Strategy::loaded);
 }
 
-std::vector<at::Tensor> save_evaluation_weights(Strategy& strategy, OptimizerSet& optimizers,
-                                                int64_t updates, TensorViews& views) {
-  std::vector<at::Tensor> hosts;
-  if (updates == 0 || optimizers.groups_with_evaluation_weights().empty()) return hosts;
+void save_evaluation_weights(Strategy& strategy, OptimizerSet& optimizers, int64_t updates,
+                             CheckpointContent& content) {
+  if (updates == 0 || optimizers.groups_with_evaluation_weights().empty()) return;
   const EvaluationWeights weights(strategy, optimizers, updates);
   for (const OwnedTensor& owned : checked::owned(strategy))
     if (optimizers.has_evaluation_weights(owned.range.name))
       // A copy, because on a CPU the view would point to the strategy's memory.
-      hosts.push_back(add_view(views, "evaluation/" + range_key(owned.range), owned.value.clone()));
-  return hosts;
+      add_range(content, "evaluation/", owned.range, owned.value.clone());
 }
 
 }  // namespace dsv3

@@ -28,11 +28,9 @@ class EvaluationWeights {
       training_;  // by parameter and first element
 };
 
-/// Adds the evaluation weights to `views` as "evaluation/<parameter>", for parameters whose
-/// optimizer has them. Adds nothing before the first update. Collective. The views point into the
-/// returned tensors, so keep those alive while the views are in use.
-[[nodiscard]] std::vector<at::Tensor> save_evaluation_weights(Strategy& strategy,
-                                                              OptimizerSet& optimizers,
-                                                              int64_t updates, TensorViews& views);
+/// Adds the evaluation weights that this rank stores as "evaluation/<parameter>", for parameters
+/// whose optimizer has them. Adds nothing before the first update. Collective.
+void save_evaluation_weights(Strategy& strategy, OptimizerSet& optimizers, int64_t updates,
+                             CheckpointContent& content);
 
 }  // namespace dsv3

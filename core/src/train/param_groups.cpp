@@ -263,9 +263,7 @@ void OptimizerSet::bind(Strategy& strategy) {
                 : std::vector<int64_t>{count};
       const auto found = devices.find(range.name);
       const at::Device device = found == devices.end() ? at::kCPU : found->second;
-      State state{range_key(range), {}, zero_state(slots, shape, device)};
-      for (const StateSlot& slot : slots) state.names.push_back(slot.name);
-      states_[{range.name, range.begin}] = std::move(state);
+      states_[{range.name, range.begin}] = {range, whole, slots, zero_state(slots, shape, device)};
     }
   }
 }
@@ -290,7 +288,7 @@ Slice OptimizerSet::slice_of(const UpdateTensor& tensor) {
   if (state == states_.end())
     throw Error("the strategy updates '" + range_key(tensor.range) +
                 "', which is not in its update_ranges()");
-  return {tensor.range, tensor.value, tensor.grad, state->second.slots};
+  return {tensor.range, tensor.value, tensor.grad, state->second.tensors};
 }
 
 std::vector<int> OptimizerSet::groups_with_evaluation_weights() const {
@@ -363,7 +361,7 @@ std::string OptimizerSet::plan(bool verbose) const {
 int64_t OptimizerSet::state_bytes() const {
   int64_t bytes = 0;
   for (const auto& [key, state] : states_)
-    for (const at::Tensor& tensor : state.slots) bytes += int64_t(tensor.nbytes());
+    for (const at::Tensor& tensor : state.tensors) bytes += int64_t(tensor.nbytes());
   if (!states_.empty()) return bytes;
   for (const Owned& owned : owned_) {
     const Optimizer& optimizer = *members_[owned.group].optimizer;
@@ -379,30 +377,39 @@ int64_t OptimizerSet::state_bytes() const {
   return bytes;
 }
 
-std::vector<at::Tensor> OptimizerSet::save(TensorViews& views) const {
-  std::vector<at::Tensor> hosts;
-  for (const auto& [range, state] : states_)
-    for (size_t i = 0; i < state.slots.size(); ++i)
-      hosts.push_back(add_view(views, state.key(i), state.slots[i]));
-  return hosts;
+void OptimizerSet::save(CheckpointContent& content) const {
+  for (const auto& [key, state] : states_)
+    for (size_t i = 0; i < state.slots.size(); ++i) {
+      const std::string prefix = "optimizer/" + state.slots[i].name + "/";
+      if (!state.whole_matrix)
+        add_range(content, prefix, flattened(state.range), state.tensors[i],
+                  state.slots[i].like == StateSlot::Like::scalar);
+      else if (state.range.primary)
+        add_whole(content, prefix + range_key(state.range), state.tensors[i]);
+    }
 }
 
-void OptimizerSet::load(const TensorViews& views) {
-  for (const auto& [range, state] : states_)
-    for (size_t i = 0; i < state.slots.size(); ++i) copy_view(views, state.key(i), state.slots[i]);
+void OptimizerSet::load(const StoredTensors& tensors) {
+  for (const auto& [key, state] : states_)
+    for (size_t i = 0; i < state.slots.size(); ++i) {
+      const std::string prefix = "optimizer/" + state.slots[i].name + "/";
+      if (state.whole_matrix)
+        tensors.read(prefix + range_key(state.range), state.tensors[i]);
+      else if (state.slots[i].like == StateSlot::Like::scalar)
+        tensors.read_value(prefix + state.range.name, flattened(state.range), state.tensors[i]);
+      else
+        tensors.read(prefix + state.range.name, flattened(state.range), state.tensors[i]);
+    }
 }
 
-std::vector<at::Tensor> save_parameters(Strategy& strategy, TensorViews& views) {
-  std::vector<at::Tensor> hosts;
+void save_parameters(Strategy& strategy, CheckpointContent& content) {
   for (const OwnedTensor& owned : checked::owned(strategy))
-    hosts.push_back(add_view(views, "model/" + range_key(owned.range), owned.value));
-  return hosts;
+    add_range(content, "model/", owned.range, owned.value);
 }
 
-void load_parameters(Strategy& strategy, const TensorViews& views) {
+void load_parameters(Strategy& strategy, const StoredTensors& tensors) {
   for (const OwnedTensor& owned : checked::owned(strategy))
-    copy_view(views, "model/" + range_key(owned.range), owned.value);
-  call(strategy, "loaded", &Strategy::loaded);
+    tensors.read("model/" + owned.range.name, owned.range, owned.value);
 }
 
 }  // namespace dsv3

@@ -50,16 +50,13 @@ Facts facts_of(const Model& model, const OptimizerSet& optimizers, const Tokeniz
 }
 
 /// Returns the name of a stored weight that the model does not have; empty = none.
-std::string unused_weight(const TensorViews& tensors, Strategy& strategy) {
+std::string unused_weight(const StoredTensors& tensors, const Model& model) {
   constexpr std::string_view kModel = "model/";
   std::set<std::string> known;
-  for (const OwnedTensor& owned : checked::owned(strategy)) known.insert(owned.range.name);
-  for (const auto& [key, view] : tensors) {
-    if (!key.starts_with(kModel)) continue;
-    const std::string name =
-        key.substr(kModel.size(), key.find('/', kModel.size()) - kModel.size());
-    if (!known.contains(name)) return name;
-  }
+  for (const Parameter& parameter : model.store().parameters()) known.insert(parameter.name);
+  for (const std::string& name : tensors.names())
+    if (name.starts_with(kModel) && !known.contains(name.substr(kModel.size())))
+      return name.substr(kModel.size());
   return "";
 }
 
@@ -121,19 +118,25 @@ int Training::requested_stop() const {
 }
 
 void Training::save(std::optional<double> val_loss, bool replaces) {
-  folder.require_exists();
-  if (metrics) metrics->sync();
   CheckpointContent content{
       .step = state.step, .tokens = state.tokens, .val_loss = val_loss, .replaces = replaces};
+  save_evaluation_weights(*strategy, *optimizers, state.updates, content);
+  run_together(*ranks.control, [&] { collect(content); });
+  const std::filesystem::path saved = checkpoints.save(content, *ranks.control).folder;
+  log::info("saved checkpoint " + saved.string());
+  callbacks.checkpoint_saved({state.step, saved.string()});
+}
+
+void Training::collect(CheckpointContent& content) {
+  if (ranks.is_first()) folder.require_exists();
+  if (metrics) metrics->sync();
   Json libraries = Json::object();
   for (const LoadedLibrary& library : libraries_of(experiment, plugins))
     libraries[library.name] = library.sha256;
-  std::vector<at::Tensor> alive = save_parameters(*strategy, content.tensors);
-  const std::vector<at::Tensor> states = optimizers->save(content.tensors);
-  const std::vector<at::Tensor> evaluation =
-      save_evaluation_weights(*strategy, *optimizers, state.updates, content.tensors);
+  save_parameters(*strategy, content);
+  optimizers->save(content);
   for (const Buffer& buffer : model->store().buffers())
-    alive.push_back(add_view(content.tensors, "buffer/" + buffer.name, buffer.tensor));
+    if (ranks.is_first()) add_whole(content, "buffer/" + buffer.name, buffer.tensor);
   state.data = loader->state();
   state.callbacks = callbacks.state();
   state.stopped = callbacks.reason();
@@ -147,9 +150,6 @@ void Training::save(std::optional<double> val_loss, bool replaces) {
   content.state["machine"] = {{"cpu_capability", at::get_cpu_capability()},
                               {"libtorch", TORCH_VERSION}};
   require_finite(content.tensors, c10::str("cannot save step ", state.step), ExitCode::not_finite);
-  const std::filesystem::path saved = checkpoints.save(content).folder;
-  log::info("saved checkpoint " + saved.string());
-  callbacks.checkpoint_saved({state.step, saved.string()});
 }
 
 void Training::load_model(const StoredModel& stored) {
@@ -159,16 +159,21 @@ void Training::load_model(const StoredModel& stored) {
                     experiment.tokenizer.plugin +
                     "': use the one it was trained with, or start without the checkpoint",
                 ExitCode::checkpoint);
-  if (const std::string extra = unused_weight(stored.tensors, *strategy); !extra.empty())
+  if (const std::string extra = unused_weight(stored.tensors, *model); !extra.empty())
     reject_model(stored, experiment, "this model has no '" + extra + "'");
-  require_finite(stored.tensors, stored.path.string(), ExitCode::checkpoint);
-  try {
-    load_parameters(*strategy, stored.tensors);
-    for (const Buffer& buffer : model->store().buffers())
-      copy_view(stored.tensors, "buffer/" + buffer.name, buffer.tensor);
-  } catch (const Error& error) {
-    reject_model(stored, experiment, error.what());
-  }
+  Communicator& control = *ranks.control;
+  run_together(control, [&] {
+    stored.tensors.require_finite(stored.path.string(), ExitCode::checkpoint, control.rank(),
+                                  control.size());
+    try {
+      load_parameters(*strategy, stored.tensors);
+      for (const Buffer& buffer : model->store().buffers())
+        stored.tensors.read("buffer/" + buffer.name, buffer.tensor);
+    } catch (const Error& error) {
+      reject_model(stored, experiment, error.what());
+    }
+  });
+  call(*strategy, "loaded", &Strategy::loaded);
 }
 
 void Training::load_state(const StoredCheckpoint& checkpoint) {
@@ -177,7 +182,7 @@ void Training::load_state(const StoredCheckpoint& checkpoint) {
   // Check conventions after the tensors, because if the attention differs, a model mismatch is the
   // better explanation.
   require_conventions(stored, experiment, true);
-  optimizers->load(stored.tensors);
+  run_together(*ranks.control, [&] { optimizers->load(stored.tensors); });
   state = RunState::from_json(checkpoint.manifest);
   loader->load_state(state.data);
 }
@@ -190,7 +195,7 @@ void Training::restore(const StoredCheckpoint& checkpoint) {
                 ExitCode::checkpoint);
   restored_val_loss = checkpoint.val_loss;
   callbacks.load_state(state.callbacks);
-  checkpoints.clean_up(state.step);
+  if (ranks.is_first()) checkpoints.clean_up(state.step);
 }
 
 void Training::branch_from(const StoredCheckpoint& checkpoint) {
@@ -214,8 +219,8 @@ void Training::start_from(const StoredModel& stored) {
   require_conventions(stored, experiment, false);
   ParameterHashes hashes;
   for (const Parameter& parameter : model->store().parameters()) {
-    const safetensors::View& view = stored.tensors.at("model/" + parameter.name);
-    hashes.add(parameter.name, {static_cast<const char*>(view.bytes), view.size},
+    const at::Tensor whole = stored.tensors.whole("model/" + parameter.name);
+    hashes.add(parameter.name, {static_cast<const char*>(whole.const_data_ptr()), whole.nbytes()},
                parameter.spec.matrices * parameter.spec.shards);
   }
   initial_hashes = hashes.by_name(*ranks.control);

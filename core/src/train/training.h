@@ -76,6 +76,8 @@ struct Training {
   double seconds = 0;  ///< time spent in steps by this process, without validation and saving
 
  private:
+  /// Adds this rank's tensors and the state of the run to a checkpoint.
+  void collect(CheckpointContent& content);
   void load_model(const StoredModel& stored);
   void load_state(const StoredCheckpoint& checkpoint);
 };

@@ -143,8 +143,8 @@ TEST_CASE_METHOD(Fixture, "every kind of damage is reported with the file and th
   std::filesystem::remove(manifest);
   REQUIRE(has(error_of(folder), manifest.string() + ": missing"));
   REQUIRE(has(error_of(checkpoints / "step-6"), "missing"));
-  put(manifest, "{\"format\": 2}");
-  REQUIRE(has(error_of(folder), "format 2"));
+  put(manifest, "{\"format\": 3}");
+  REQUIRE(has(error_of(folder), "format 3"));
   put(manifest, good_manifest);
   std::filesystem::rename(folder, checkpoints / "step-6");
   REQUIRE(has(error_of(checkpoints / "step-6"), "its manifest, which is for step 5"));

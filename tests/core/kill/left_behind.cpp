@@ -58,7 +58,11 @@ LeftBehind::LeftBehind(const std::filesystem::path& run) {
     texts[entry.path().filename().string()] = fs::read(entry.path());
   for (const auto& [name, text] : texts) samples += name + ":\n" + text;
   if (auto newest = dsv3::CheckpointStore(run / "checkpoints", 0).newest()) {
-    tensors = fs::read(newest->folder / "rank-00000.safetensors");
+    std::map<std::string, std::string> files;
+    for (const auto& entry : std::filesystem::directory_iterator(newest->folder))
+      if (entry.path().extension() == ".safetensors")
+        files[entry.path().filename().string()] = fs::read(entry.path());
+    for (const auto& [name, bytes] : files) tensors += name + ":\n" + bytes;
     state = newest->manifest.at("state").dump();
   }
   const Json all = dsv3::read_json(run / "status.json");

@@ -10,7 +10,7 @@ struct LeftBehind {
   std::vector<std::string> metrics;      ///< lines in metrics.jsonl, without times and rates
   std::vector<std::string> checkpoints;  ///< checkpoint folder names
   std::string samples;                   ///< sample file names and content
-  std::string tensors;                   ///< content of the newest checkpoint's tensor file
+  std::string tensors;                   ///< content of the newest checkpoint's tensor files
   std::string state;                     ///< state in the newest checkpoint's manifest
   std::string status;                    ///< final state, exit code and step
   std::string hashes;                    ///< hashes of the initial weights and the data

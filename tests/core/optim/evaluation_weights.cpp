@@ -135,9 +135,9 @@ TEST_CASE("the strategy is not called if no optimizer has evaluation weights") {
   // update() fails before ready().
   const auto strategy = make_built<Strategy>(Kind::strategy, "single", {}, StrategyContext{});
   const EvaluationWeights weights(*strategy, set, 1);
-  TensorViews views;
-  CHECK(save_evaluation_weights(*strategy, set, 1, views).empty());
-  CHECK(views.empty());
+  CheckpointContent content;
+  save_evaluation_weights(*strategy, set, 1, content);
+  CHECK(content.tensors.empty());
 }
 
 TEST_CASE("evaluation weights must be like the training weights") {
@@ -149,13 +149,11 @@ TEST_CASE("evaluation weights must be like the training weights") {
       Contains("[4, 4]") && Contains("returned [1]") && Contains("layers.0.attention.q.weight"));
 }
 
-/// Adds everything that a checkpoint with evaluation weights contains. Returns its memory.
-std::vector<at::Tensor> save(Run& run, TensorViews& views) {
-  std::vector<at::Tensor> hosts = save_parameters(*run.strategy, views);
-  for (auto& more :
-       {run.set.save(views), save_evaluation_weights(*run.strategy, run.set, run.updates, views)})
-    hosts.insert(hosts.end(), more.begin(), more.end());
-  return hosts;
+/// Adds everything that a checkpoint with evaluation weights contains.
+void save(Run& run, CheckpointContent& content) {
+  save_parameters(*run.strategy, content);
+  run.set.save(content);
+  save_evaluation_weights(*run.strategy, run.set, run.updates, content);
 }
 
 TEST_CASE("a model is loaded with its evaluation weights, and a run resumes with its own") {
@@ -164,14 +162,14 @@ TEST_CASE("a model is loaded with its evaluation weights, and a run resumes with
   run.step();
   CheckpointContent content{.step = 2};
   content.state = {{"config", ""}, {"conventions", Json::object()}, {"tokenizer", Json()}};
-  const auto hosts = save(run, content.tensors);
+  save(run, content);
   const TemporaryFolder temporary;
   std::filesystem::create_directory(temporary / "checkpoints");
   const StoredCheckpoint checkpoint = write_checkpoint(temporary / "checkpoints/step-2", content);
 
   const std::string matrix = "model/layers.1.experts.up.weight", vector = "model/head.weight";
   const auto element = [](const StoredModel& stored, const std::string& key) {
-    return static_cast<const float*>(stored.tensors.at(key).bytes)[7];
+    return stored.tensors.whole(key).flatten()[7].item<float>();
   };
   // Gradients are 0, 1/7, ..., so that element 7 of all weights is 1, 0, -1.
   const StoredModel resumed = stored_model_of(checkpoint);
@@ -186,6 +184,7 @@ TEST_CASE("a model is loaded with its evaluation weights, and a run resumes with
   Run second("single", at::kFloat);
   second.set.load(resumed.tensors);
   load_parameters(*second.strategy, resumed.tensors);
+  second.strategy->loaded();
   second.updates = run.updates;
   {
     // The strategy has no gradients yet.
@@ -200,13 +199,13 @@ TEST_CASE("a model is loaded with its evaluation weights, and a run resumes with
 
 TEST_CASE("checkpoints have evaluation weights of the optimizers that have them") {
   Run run("single", at::kFloat);
-  TensorViews initial, views;
-  const auto initial_hosts = save(run, initial);
-  for (const auto& [key, view] : initial) CHECK_FALSE(key.starts_with("evaluation/"));
+  CheckpointContent initial, content;
+  save(run, initial);
+  for (const auto& [key, view] : initial.tensors) CHECK_FALSE(key.starts_with("evaluation/"));
   run.step();
-  const auto hosts = save(run, views);
+  save(run, content);
   std::vector<std::string> keys;
-  for (const auto& [key, view] : views)
+  for (const auto& [key, view] : content.tensors)
     if (key.starts_with("evaluation/")) keys.push_back(key);
   CHECK(keys == std::vector<std::string>{"evaluation/layers.0.attention.q.weight",
                                          "evaluation/layers.1.experts.up.weight"});

@@ -98,8 +98,9 @@ TEST_CASE("the state has the shape and dtype that a slot declares") {
   ShapedRun run;
   backward(*run.strategy, run.parameters);
   run.set.step(*run.strategy, {1, 1});
-  TensorViews views;
-  const auto hosts = run.set.save(views);
+  CheckpointContent content;
+  run.set.save(content);
+  const auto& views = content.tensors;
   CHECK(views.size() == 3 * all_slots().size());
   const auto shape = [&](const std::string& slot, const std::string& piece) {
     return views.at("optimizer/" + slot + "/" + piece).shape;
@@ -140,8 +141,9 @@ TEST_CASE("an optimizer for matrices receives whole vectors as [1, n] if it acce
   backward(*strategy, parameters);
   set.step(*strategy, {1, 1});
   CHECK(at::equal(parameters[0].tensor.detach(), 1 - at::arange(1, 6, at::kFloat)));
-  TensorViews views;
-  const auto hosts = set.save(views);
+  CheckpointContent content;
+  set.save(content);
+  const auto& views = content.tensors;
   CHECK(views.at("optimizer/rows/v").shape == std::vector<int64_t>{1});
   CHECK(views.at("optimizer/columns/v").shape == std::vector<int64_t>{5});
 }
@@ -162,10 +164,12 @@ TEST_CASE("state of every shape is loaded bit for bit") {
     backward(*saved.strategy, saved.parameters);
     saved.set.step(*saved.strategy, {update, 0.3});
   }
-  TensorViews views, again;
-  const auto hosts = saved.set.save(views);
+  CheckpointContent content, content_again;
+  saved.set.save(content);
+  const auto& views = content.tensors;
   loaded.set.load(views);
-  const auto hosts_again = loaded.set.save(again);
+  loaded.set.save(content_again);
+  const auto& again = content_again.tensors;
   REQUIRE(again.size() == views.size());
   for (const auto& [key, view] : views) {
     INFO(key);

@@ -3,11 +3,11 @@
 #pragma once
 
 #include <dsv3/runtime/plugins.h>
+#include <dsv3/runtime/stored_tensors.h>
 #include <dsv3/sdk/callback.h>
 #include <dsv3/sdk/component.h>
 #include <dsv3/sdk/optimizer.h>
 #include <dsv3/sdk/strategy.h>
-#include <dsv3/support/safetensors.h>
 
 namespace dsv3 {
 
@@ -20,9 +20,6 @@ struct OptimizerMember {
 /// Creates a slice's optimizer state, zero-initialised. `value` is the shape of the slice's value.
 std::vector<at::Tensor> zero_state(std::span<const StateSlot> slots, at::IntArrayRef value,
                                    at::Device device);
-
-/// A checkpoint's tensors by name.
-using TensorViews = std::map<std::string, safetensors::View>;
 
 class OptimizerSet {
  public:
@@ -67,14 +64,15 @@ class OptimizerSet {
   /// before it.
   int64_t state_bytes() const;
 
-  /// Adds the optimizer state to `views` as "optimizer/<slot>/<parameter>", or ".../<first
-  /// element>" for a piece of a parameter. The views point into the returned tensors, so keep those
-  /// alive while the views are in use.
-  [[nodiscard]] std::vector<at::Tensor> save(TensorViews& views) const;
+  /// Adds the optimizer state that this rank stores as "optimizer/<slot>/<parameter>". State for
+  /// one of several matrices is a tensor by itself, ".../<number of the matrix's first element in
+  /// the parameter>".
+  void save(CheckpointContent& content) const;
   /// Overwrites the optimizer state with saved state, bit for bit. Throws dsv3::Error
   /// (ExitCode::checkpoint) if a tensor is missing or has a different shape or dtype. Ignores other
-  /// tensors.
-  void load(const TensorViews& views);
+  /// tensors. Where pieces of a parameter differ from those that were saved, a piece takes the
+  /// scalar state of the one that had its first element.
+  void load(const StoredTensors& tensors);
 
  private:
   struct Owned {
@@ -83,10 +81,10 @@ class OptimizerSet {
   };
   /// The optimizer state for one parameter range, by slot.
   struct State {
-    std::string range;               // PARAMETER, or PARAMETER/FIRST_ELEMENT for a piece
-    std::vector<std::string> names;  // of the slots
-    std::vector<at::Tensor> slots;
-    std::string key(size_t slot) const { return "optimizer/" + names[slot] + "/" + range; }
+    Range range;
+    bool whole_matrix = false;
+    std::vector<StateSlot> slots;
+    std::vector<at::Tensor> tensors;
   };
   using RangeKey = std::pair<std::string, int64_t>;  // parameter, first element
 
@@ -105,11 +103,10 @@ class OptimizerSet {
   std::map<RangeKey, State> states_;
 };
 
-/// Adds the strategy's master weights to `views` as "model/<parameter>". The views point into the
-/// returned tensors, so keep those alive while the views are in use.
-[[nodiscard]] std::vector<at::Tensor> save_parameters(Strategy& strategy, TensorViews& views);
-/// Overwrites the strategy's master weights with saved values, bit for bit, and calls
-/// Strategy::loaded(). Throws the same errors as OptimizerSet::load.
-void load_parameters(Strategy& strategy, const TensorViews& views);
+/// Adds the master weights that this rank stores as "model/<parameter>".
+void save_parameters(Strategy& strategy, CheckpointContent& content);
+/// Overwrites the strategy's master weights on this rank with saved values, bit for bit. Call
+/// Strategy::loaded() once all ranks have done so. Throws the same errors as OptimizerSet::load.
+void load_parameters(Strategy& strategy, const StoredTensors& tensors);
 
 }  // namespace dsv3

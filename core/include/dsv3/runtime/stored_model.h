@@ -5,6 +5,7 @@
 
 #include <dsv3/runtime/checkpoint.h>
 #include <dsv3/runtime/model.h>
+#include <dsv3/runtime/stored_tensors.h>
 #include <dsv3/sdk/tokenizer.h>
 
 namespace dsv3 {
@@ -25,8 +26,7 @@ struct StoredModel {
   /// imported from one.
   std::map<std::string, std::string> dtypes;
   /// fp32 "model/<parameter>" and "buffer/<buffer>", and all other tensors in a checkpoint.
-  std::map<std::string, safetensors::View> tensors;
-  std::shared_ptr<const void> memory;  ///< owns the memory to which `tensors` points
+  StoredTensors tensors;
 
   /// Returns the resolved values of the model's experiment.
   Resolved resolved() const;
