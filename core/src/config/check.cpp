@@ -335,7 +335,10 @@ ComponentSpec Checker::component(const Node& map, Kind kind, const std::string& 
   spec.origin = diagnostics_.origin(plugin->value.at);
   record(join(path, "plugin"), *name, plugin->value);
   spec.library = library_of(map, path);
-  const Schema* options = schema(kind, spec.plugin, spec.library, plugin->value.at);
+  static const Schema none;
+  const bool chosen_later = kind == Kind::strategy && spec.plugin == kAutoStrategy;
+  const Schema* options =
+      chosen_later ? &none : schema(kind, spec.plugin, spec.library, plugin->value.at);
   if (!options) {
     unknown_plugin(plugin->value, kind, shown_word(plugin->value));
     return spec;

@@ -1,12 +1,19 @@
 #include "eval/validation.h"
 
+#include <numeric>
+
 namespace dsv3 {
 
 int64_t micro_batch_of(const TrainOptions& train, int64_t world) {
+  if (train.batch % world != 0)
+    throw Error(c10::str("train.batch ", train.batch, " cannot be divided among ", world,
+                         " ranks; use a multiple of ", world),
+                ExitCode::usage);
   const int64_t micro_batch = train.micro_batch.value_or(train.batch / world);
-  if (micro_batch < 1 || train.batch % (micro_batch * world) != 0)
+  if (train.batch % (micro_batch * world) != 0)
     throw Error(c10::str("train.batch ", train.batch, " is not a multiple of train.micro_batch ",
-                         micro_batch, " x ", world, " rank(s)"),
+                         micro_batch, " x ", world, " rank(s); set train.micro_batch to ",
+                         std::gcd(micro_batch, train.batch / world)),
                 ExitCode::usage);
   return micro_batch;
 }

@@ -175,6 +175,21 @@ void Model::adopt(Strategy& strategy, uint64_t seed,
   parts_->strategy = &strategy;
 }
 
+at::Tensor Model::checksums() {
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> sums;
+  for (const Unit& unit : parts_->units) {
+    parts_->enter(unit, {});
+    for (size_t i = unit.first; i < unit.last; ++i) {
+      const at::Tensor& values = parts_->store->parameters()[i].tensor;
+      const at::ScalarType bits = values.element_size() == 2 ? at::kShort : at::kInt;
+      sums.push_back(values.detach().contiguous().view(bits).sum(at::kLong));
+    }
+    parts_->leave(unit, {});
+  }
+  return at::stack(sums);
+}
+
 std::vector<UnitSpec> Model::units(const std::function<int(const Parameter&)>& group_of) const {
   std::vector<UnitSpec> specs;
   for (const Unit& unit : parts_->units) specs.push_back(parts_->spec_of(unit, group_of));

@@ -218,6 +218,9 @@ class Writer {
     for (const Named& component : named(kind))
       if (component.is_component())
         choices.push_back({{"const", component.name}, {"description", component.summary}});
+    if (kind == Kind::strategy)
+      choices.push_back(
+          {{"const", kAutoStrategy}, {"description", "the first strategy that fits in memory"}});
     choices.push_back(reference());
     return {{"description", "the component's name"}, {"anyOf", choices}};
   }

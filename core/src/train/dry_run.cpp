@@ -9,6 +9,7 @@
 #include <dsv3/sdk/ops.h>
 
 #include "call/checked.h"
+#include "eval/validation.h"
 #include "machine/machine.h"
 #include "support/host.h"
 #include "train/memory.h"
@@ -33,6 +34,11 @@ double matmul_rate(const Experiment& experiment) {
     best = std::min(best, seconds_now() - start);
   }
   return 2.0 * 768 * 768 * 768 / best;
+}
+
+/// How many times this machine's rate all ranks reach together: on a CPU they share its cores.
+double machines(const Experiment& experiment, int64_t ranks) {
+  return experiment.train.device == "cuda" ? double(ranks) : 1;
 }
 
 void print_parameters(const ModelFigures& figures) {
@@ -64,11 +70,13 @@ void print_flops(const ModelFigures& figures) {
 void print_memory(const MemoryEstimate& memory, bool recompute) {
   const std::string process =
       memory.process > 0 ? "process " + format_bytes(memory.process) + ", " : "";
-  fmt::print(std::cout,
-             "memory         {}weights {}, gradients {}, optimizer {}, activations {} ({}): {}\n",
-             process, format_bytes(memory.weights), format_bytes(memory.gradients),
-             format_bytes(memory.optimizer), format_bytes(memory.activations),
-             recompute ? "recomputed" : "saved", format_bytes(memory.total()));
+  fmt::print(
+      std::cout,
+      "memory         {}weights {}, gradients {}, optimizer {}, activations {} ({}): {}{}\n",
+      process, format_bytes(memory.weights), format_bytes(memory.gradients),
+      format_bytes(memory.optimizer), format_bytes(memory.activations),
+      recompute ? "recomputed" : "saved", format_bytes(memory.total()),
+      memory.offloaded > 0 ? ", and offloaded to the host " + format_bytes(memory.offloaded) : "");
 }
 
 /// Prints the cache size per token during generation. Each of DeepSeek-V3's 61 layers caches 576
@@ -136,8 +144,7 @@ void print_fit(const Experiment& experiment, const MemoryEstimator& estimator,
 
 /// Prints the estimated memory, or why it is unknown.
 void print_memory_and_fit(const Experiment& experiment, const MemoryEstimator& estimator,
-                          std::optional<int64_t> limit) {
-  const int64_t micro_batch = experiment.train.micro_batch.value_or(experiment.train.batch);
+                          std::optional<int64_t> limit, int64_t micro_batch) {
   const bool recompute = experiment.model.recompute == "full";
   try {
     const MemoryEstimate memory = estimator.estimate(micro_batch, recompute);
@@ -148,44 +155,42 @@ void print_memory_and_fit(const Experiment& experiment, const MemoryEstimator& e
   }
 }
 
-/// A dry run reads the tokenizer only if `model.vocab` is auto.
-int64_t vocab_for_dry_run(const Experiment& experiment, Plugins& plugins) {
-  if (experiment.model.vocab) return *experiment.model.vocab;
-  try {
-    return vocab_of(experiment,
-                    make<Tokenizer>(plugins, experiment.tokenizer, TokenizerContext{}).get());
-  } catch (const Error& error) {
-    throw Error("model.vocab is auto, which needs the tokenizer: " + std::string(error.what()) +
-                    "; set model.vocab to a number for a dry run without it",
-                error.code());
-  }
-}
-
 }  // namespace
 
 ModelFigures figures(const Experiment& experiment, Plugins& plugins) {
   const ModelFactory factory = factory_of(experiment, plugins);
-  const Model model(experiment, vocab_for_dry_run(experiment, plugins), factory, at::kMeta);
+  const Model model(experiment, vocab_of(experiment, plugins), factory, at::kMeta);
   return figures(model, experiment, factory);
 }
 
-void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64_t> memory_limit) {
-  preflight(experiment, plugins, PreflightScope::configuration);
+void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64_t> memory_limit,
+             int64_t ranks) {
+  preflight(experiment, plugins, PreflightScope::configuration, ranks);
   use_reference_ops(experiment.train.ops == "reference");
   const ModelFactory factory = factory_of(experiment, plugins);
-  const Model model(experiment, vocab_for_dry_run(experiment, plugins), factory, at::kMeta);
+  const Model model(experiment, vocab_of(experiment, plugins), factory, at::kMeta);
   const ModelFigures figures = dsv3::figures(model, experiment, factory);
   const OptimizerSet optimizers(experiment, plugins, model.store());
-  const MemoryEstimator estimator(experiment, plugins, factory, model, optimizers);
+  MemoryEstimator estimator(experiment, plugins, factory, model.vocab(), ranks);
+  estimator.use(experiment.strategy);
+  const int64_t micro_batch = micro_batch_of(experiment.train, ranks);
 
   const int64_t steps = total_steps(experiment);
   const double tokens = double(steps * experiment.train.batch * experiment.train.sequence);
-  const double rate = matmul_rate(experiment);
+  const double rate = matmul_rate(experiment) * machines(experiment, ranks);
   fmt::print(std::cout, "{} ({})\n", experiment.name, experiment.file);
   print_parameters(figures);
   print_flops(figures);
   print_cache(model, experiment);
-  print_memory_and_fit(experiment, estimator, memory_limit);
+  if (ranks > 1)
+    fmt::print(std::cout, "ranks          {} with strategy {}; of each rank:\n", ranks,
+               experiment.strategy.plugin);
+  print_memory_and_fit(experiment, estimator, memory_limit, micro_batch);
+  if (ranks > 1)
+    fmt::print(
+        std::cout, "traffic        {} sent per step, in {} micro-batch(es)\n",
+        format_bytes(double(estimator.bytes_moved(experiment.train.batch / (micro_batch * ranks)))),
+        experiment.train.batch / (micro_batch * ranks));
   fmt::print(std::cout, "steps          {} of {} x {} tokens, {} tokens in total\n", steps,
              experiment.train.batch, experiment.train.sequence, format_count(tokens));
   if (rate > 0 && figures.flops_per_token > 0)

@@ -3,6 +3,8 @@
 #include <fstream>
 #include <unistd.h>
 
+#include <dsv3/runtime/ranks.h>
+
 #include "call/call.h"
 #include "machine/machine.h"
 
@@ -24,20 +26,39 @@ int64_t resident_bytes() {
 }  // namespace
 
 MemoryEstimator::MemoryEstimator(const Experiment& experiment, Plugins& plugins,
-                                 const ModelFactory& factory, const Model& meta,
-                                 const OptimizerSet& optimizers)
-    : measurement_(experiment, meta.vocab(), factory),
-      device_(experiment.train.device == "cuda" ? at::kCUDA : at::kCPU) {
+                                 const ModelFactory& factory, int64_t vocab, int64_t ranks)
+    : experiment_(experiment),
+      plugins_(plugins),
+      factory_(factory),
+      vocab_(vocab),
+      ranks_(ranks),
+      measurement_(experiment, vocab, factory),
+      device_(experiment.train.device == "cuda" ? at::kCUDA : at::kCPU) {}
+
+void MemoryEstimator::use(const ComponentSpec& spec) {
+  const std::shared_ptr<Communicator> world = planned_communicator(ranks_);
+  ModelFactory factory = factory_;
+  factory.rank_group = rank_groups(world);
+  Model model(experiment_, vocab_, factory, at::kMeta);
+  OptimizerSet optimizers(experiment_, plugins_, model.store());
+  const auto group_of = [&](const Parameter& p) { return optimizers.group_of(p); };
   const auto strategy = make<Strategy>(
-      plugins, experiment.strategy,
-      StrategyContext{local_communicator(), at::kMeta, compute_dtype(experiment.train)});
-  const auto units =
-      meta.units([&](const Parameter& parameter) { return optimizers.group_of(parameter); });
-  const Cost cost = call(*strategy, "estimate", &Strategy::estimate, units, 1);
-  fixed_.weights = cost.bytes_held;
-  fixed_.gradients = cost.bytes_peak - cost.bytes_held;
-  fixed_.optimizer = optimizers.state_bytes();
-  if (device_ == at::kCPU) fixed_.process = resident_bytes() + kLibraryBytes;
+      plugins_, spec, StrategyContext{world, at::kMeta, compute_dtype(experiment_.train)});
+  const std::vector<UnitSpec> units = model.units(group_of);
+  cost_ = call(*strategy, "estimate", &Strategy::estimate, units, int(ranks_));
+  model.adopt(*strategy, 0, group_of);
+  call(*strategy, "ready", &Strategy::ready, optimizers.specs());
+  optimizers.bind(*strategy);
+  fixed_ = {.weights = cost_.bytes_held, .gradients = cost_.bytes_peak - cost_.bytes_held};
+  (cost_.state_on_host ? fixed_.offloaded : fixed_.optimizer) = optimizers.state_bytes();
+  fixed_.offloaded += cost_.host_bytes;
+  if (device_ != at::kCPU) return;
+  fixed_.process = resident_bytes() + kLibraryBytes;
+  fixed_.optimizer += std::exchange(fixed_.offloaded, 0);
+}
+
+int64_t MemoryEstimator::bytes_moved(int64_t microbatches) const {
+  return cost_.bytes_moved_per_step + (microbatches - 1) * cost_.bytes_moved_per_microbatch;
 }
 
 MemoryEstimate MemoryEstimator::estimate(int64_t micro_batch, bool recompute) const {

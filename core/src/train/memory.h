@@ -7,14 +7,15 @@
 
 namespace dsv3 {
 
-/// Peak memory during a training step, in bytes: on a CPU of the whole process, on a GPU of all
-/// tensors.
+/// Peak memory of one rank during a training step, in bytes: on a CPU of the whole process, on a
+/// GPU of all tensors.
 struct MemoryEstimate {
   int64_t process = 0;  ///< program, libraries and their buffers; 0 on a GPU
   int64_t weights = 0;  ///< fp32 master weights and the copy in the compute dtype
   int64_t gradients = 0;
   int64_t optimizer = 0;
   int64_t activations = 0;  ///< of one micro-batch
+  int64_t offloaded = 0;    ///< in host memory instead, not part of total()
   int64_t total() const { return process + weights + gradients + optimizer + activations; }
 };
 
@@ -22,18 +23,26 @@ struct MemoryEstimate {
 /// asks the strategy and the optimizers about the rest.
 class MemoryEstimator {
  public:
-  /// `meta` is the experiment's model on the meta device. Keeps references to the experiment and
-  /// the factory.
+  /// For the first of `ranks` ranks. Keeps references to all but the numbers. Call use() next.
   MemoryEstimator(const Experiment& experiment, Plugins& plugins, const ModelFactory& factory,
-                  const Model& meta, const OptimizerSet& optimizers);
+                  int64_t vocab, int64_t ranks);
+  /// Estimates with this strategy from now on.
+  void use(const ComponentSpec& strategy);
 
   /// Throws dsv3::Error if a component does not run on the meta device.
   MemoryEstimate estimate(int64_t micro_batch, bool recompute) const;
+  /// Bytes that a rank sends in a step.
+  int64_t bytes_moved(int64_t microbatches) const;
 
  private:
+  const Experiment& experiment_;
+  Plugins& plugins_;
+  const ModelFactory& factory_;
+  const int64_t vocab_, ranks_;
   Measurement measurement_;
   at::DeviceType device_;
   MemoryEstimate fixed_;  ///< without activations
+  Cost cost_;
 };
 
 }  // namespace dsv3

@@ -288,6 +288,8 @@ Slice OptimizerSet::slice_of(const UpdateTensor& tensor) {
   if (state == states_.end())
     throw Error("the strategy updates '" + range_key(tensor.range) +
                 "', which is not in its update_ranges()");
+  // A rank may update a matrix of which it stores no value, so bind() cannot know the device.
+  for (at::Tensor& slot : state->second.tensors) slot = slot.to(tensor.value.device());
   return {tensor.range, tensor.value, tensor.grad, state->second.tensors};
 }
 

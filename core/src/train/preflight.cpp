@@ -6,6 +6,7 @@
 
 #include "call/call.h"
 #include "config/diagnostics.h"
+#include "eval/validation.h"
 #include "machine/machine.h"
 #include "train/training.h"
 
@@ -36,22 +37,26 @@ std::string why_unreadable(const std::string& path) {
 
 class Preflight {
  public:
-  Preflight(const Experiment& experiment, Plugins& plugins, PreflightScope scope)
+  Preflight(const Experiment& experiment, Plugins& plugins, PreflightScope scope, int64_t ranks)
       : experiment_(experiment),
         plugins_(plugins),
+        world_(planned_communicator(ranks)),
         inputs_too_(scope != PreflightScope::configuration) {}
 
   /// Throws an error with all problems, if there are any.
   void check() {
     check_model(check_vocab());
     check_schedule();
-    builds([&] {
-      make<Strategy>(
-          plugins_, experiment_.strategy,
-          StrategyContext{local_communicator(), at::kMeta, compute_dtype(experiment_.train)});
-    });
+    check_batch();
+    const bool chosen = experiment_.strategy.plugin != kAutoStrategy;
+    if (chosen)
+      builds([&] {
+        make<Strategy>(plugins_, experiment_.strategy,
+                       StrategyContext{world_, at::kMeta, compute_dtype(experiment_.train)});
+      });
     builds([&] { CallbackSet(experiment_, plugins_); });
-    for (const ComponentSpec* spec : experiment_.components()) check_paths(*spec);
+    for (const ComponentSpec* spec : experiment_.components())
+      if (chosen || spec != &experiment_.strategy) check_paths(*spec);
     if (plugins_.find(experiment_.data).schema->needs_tokenizer &&
         experiment_.tokenizer.plugin.empty())
       add(configuration_, experiment_.data.origin,
@@ -203,6 +208,7 @@ class Preflight {
   void check_model(int64_t vocab) {
     bool complete = true;
     ModelFactory factory = factory_of(experiment_, plugins_);
+    factory.rank_group = rank_groups(world_);
     const auto tried = [&](auto make_layer) {
       return [this, &complete, make_layer](const LayerContext& context) {
         decltype(make_layer(context)) layer;
@@ -241,6 +247,15 @@ class Preflight {
     }
   }
 
+  /// Checks that the batch can be divided among the ranks.
+  void check_batch() {
+    try {
+      micro_batch_of(experiment_.train, world_->size());
+    } catch (const Error& error) {
+      add(configuration_, experiment_.origin("train.batch"), error.what());
+    }
+  }
+
   void check_schedule() {
     std::string problem;
     builds([&] {
@@ -252,6 +267,7 @@ class Preflight {
 
   const Experiment& experiment_;
   Plugins& plugins_;
+  const std::shared_ptr<Communicator> world_;
   const bool inputs_too_;
   std::shared_ptr<const Tokenizer> tokenizer_;  // of check_vocab()
   std::string configuration_, inputs_;          // blocks
@@ -273,8 +289,21 @@ int64_t vocab_of(const Experiment& experiment, const Tokenizer* tokenizer) {
   return *vocab;
 }
 
-void preflight(const Experiment& experiment, Plugins& plugins, PreflightScope scope) {
-  Preflight(experiment, plugins, scope).check();
+int64_t vocab_of(const Experiment& experiment, Plugins& plugins) {
+  if (experiment.model.vocab) return *experiment.model.vocab;
+  try {
+    return vocab_of(experiment,
+                    make<Tokenizer>(plugins, experiment.tokenizer, TokenizerContext{}).get());
+  } catch (const Error& error) {
+    throw Error("model.vocab is auto, which needs the tokenizer: " + std::string(error.what()) +
+                    "; set model.vocab to a number for a dry run without it",
+                error.code());
+  }
+}
+
+void preflight(const Experiment& experiment, Plugins& plugins, PreflightScope scope,
+               int64_t ranks) {
+  Preflight(experiment, plugins, scope, ranks).check();
 }
 
 }  // namespace dsv3

@@ -12,6 +12,7 @@
 
 #include "ranks/exchange.h"
 #include "support/checked_math.h"
+#include "train/auto_strategy.h"
 #include "train/session.h"
 #include "train/training.h"
 
@@ -62,7 +63,7 @@ Experiment check(const RunRequest& request, Plugins& plugins, PreflightScope sco
   } else if (!request.run_name.empty() && !request.resume_auto) {
     RunFolder::require_new(output, request.run_name);
   }
-  preflight(experiment, plugins, scope);
+  preflight(experiment, plugins, scope, request.ranks.world);
   if (!request.from.empty() && scope == PreflightScope::everything)
     open_starting_model(request.from, plugins, [](const StoredModel&) {});
   return experiment;
@@ -100,7 +101,7 @@ Plan plan_of(const RunRequest& request, Plugins& plugins) {
   if (experiment && !request.quiet) set_log_level(experiment->log_level);
   if (!plan.start.resumed) {
     resolve_machine(*experiment, request.ranks.local_world);
-    preflight(*experiment, plugins, PreflightScope::everything);
+    preflight(*experiment, plugins, PreflightScope::everything, request.ranks.world);
   }
   return plan;
 }
@@ -182,6 +183,8 @@ int train(const RunRequest& request, Plugins& plugins) {
   run_together(*ranks.control, [&] {
     if (failure) std::rethrow_exception(failure);
   });
+  if (plan->experiment)
+    choose_strategy(*plan->experiment, plugins, ranks, request.ranks.local_world);
   RunFolder folder = open_folder(request, *plan, ranks);
   run_together(*ranks.control, [&] { complete(*plan, request, folder, plugins); });
   require_equal(*ranks.control, facts_of(*plan->experiment, plugins));

@@ -8,6 +8,7 @@
 #include "call/call.h"
 #include "machine/machine.h"
 #include "support/host.h"
+#include "train/replicas.h"
 #include "train/signals.h"
 
 namespace dsv3 {
@@ -54,6 +55,7 @@ int Trainer::train() {
                        Training::divides(run_.experiment.checkpoint.every, state.step);
     if (saves || run_.is_logged(state.step)) stepper_.finish();
     run_.seconds += seconds_now() - begin;
+    if (Training::divides(kCompareReplicas, state.step)) compare_replicas(run_);
     report.result = &stepper_.result();
     report.lr_factor = stepper_.lr_factor();
     if (const int signal = publish(report)) return signal;

@@ -20,6 +20,9 @@ namespace dsv3 {
 /// too small or cannot be determined. `tokenizer` may be null.
 int64_t vocab_of(const Experiment& experiment, const Tokenizer* tokenizer);
 
+/// Same as above, before the tokenizer has been read. Reads it only if `model.vocab` is auto.
+int64_t vocab_of(const Experiment& experiment, Plugins& plugins);
+
 /// Returns the libraries of an experiment's components, in the order in which they were loaded.
 /// Excludes libraries that the experiment does not use, such as that of a replaced plugin.
 std::vector<LoadedLibrary> libraries_of(const Experiment& experiment, const Plugins& plugins);

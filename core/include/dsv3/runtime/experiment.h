@@ -150,6 +150,9 @@ struct OptimizerGroup {
   ComponentSpec component;
 };
 
+/// In place of a strategy's name: chosen when the run starts, by the memory that it needs.
+inline constexpr const char* kAutoStrategy = "auto";
+
 struct Experiment {
   std::string name, file;
   ModelOptions model;

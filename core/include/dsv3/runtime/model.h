@@ -111,6 +111,9 @@ class Model {
   /// position t receives token t + k + 1 and predicts token t + k + 2. Its logits are NaN where the
   /// token it would receive is beyond the row's end.
   at::Tensor mtp_logits(const at::Tensor& tokens);
+  /// Returns int64 [parameters] on the model's device: for each parameter, a sum that changes with
+  /// any of its bits. Collective, see Strategy::enter().
+  at::Tensor checksums();
   /// Returns empty caches, one per layer, with those of MTP modules last.
   std::vector<KvCache> make_caches(int64_t rows) const;
 

@@ -35,17 +35,20 @@ enum class PreflightScope { configuration = 1, everything };
 /// not construct data or trackers, which may open files and connections. Writes nothing. Throws one
 /// dsv3::Error that lists every problem with its location and a fix: first configuration errors
 /// (ExitCode::usage), then missing inputs (ExitCode::data if there are no other problems).
-void preflight(const Experiment& experiment, Plugins& plugins, PreflightScope scope);
+/// `ranks` is the number of ranks with which the experiment is to be run.
+void preflight(const Experiment& experiment, Plugins& plugins, PreflightScope scope,
+               int64_t ranks = 1);
 
 /// Checks everything about the request that requires no training: the experiment (with
 /// `preflight`), the name of a new run and, unless `scope` is `configuration`, the model given with
 /// --from. Writes nothing. Returns the experiment. Throws dsv3::Error.
 Experiment check(const RunRequest& request, Plugins& plugins, PreflightScope scope);
 
-/// Prints an experiment's parameters, FLOPs, memory and time without allocating its model. With
-/// `memory_limit` (bytes), also prints whether the experiment fits and which settings would make it
-/// fit.
-void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64_t> memory_limit);
+/// Prints an experiment's parameters, FLOPs, memory and time on `ranks` ranks without allocating
+/// its model. With `memory_limit` (bytes per rank), also prints whether the experiment fits and
+/// which settings would make it fit.
+void dry_run(const Experiment& experiment, Plugins& plugins, std::optional<int64_t> memory_limit,
+             int64_t ranks = 1);
 
 /// Returns the number of optimizer steps: train.steps, or train.tokens / tokens per step, rounded
 /// up.
