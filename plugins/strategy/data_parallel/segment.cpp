@@ -171,6 +171,7 @@ Range Segment::own_range(size_t param) const {
 
 at::Tensor Segment::own_view(const at::Tensor& buffer, size_t param, const Range& range) const {
   if (!buffer.defined()) return {};
+  if (range.begin == range.end) return buffer.narrow(0, 0, 0);
   return buffer.narrow(0, offsets_[param] + range.begin - part_ * place_->shard(),
                        range.end - range.begin);
 }
