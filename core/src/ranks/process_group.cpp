@@ -1,85 +1,96 @@
-// Connects ranks with c10d's process groups. The only file that includes c10d's headers.
+// Connects ranks with c10d's process groups.
 #define USE_C10D_GLOO
 #include <thread>
 
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
-#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+#include <dsv3/runtime/failure.h>
 #include <dsv3/runtime/rank_threads.h>
 #include <dsv3/runtime/ranks.h>
 #include <dsv3/sdk/error.h>
 
+#include "ranks/store.h"
 #include "support/host.h"
 
 namespace dsv3 {
 namespace {
 
 using std::chrono::milliseconds;
+using SharedPeers = std::shared_ptr<const Peers>;
 
-std::string first_line(const std::string& text) {
+/// The first line of an error of Gloo, without the place in its source.
+std::string text_of(const std::string& error) {
+  const size_t place = error.starts_with('[') ? error.find("] ") : error.npos;
+  const std::string text = place == error.npos ? error : error.substr(place + 2);
   return text.substr(0, text.find('\n'));
 }
 
-/// What all groups of a process share.
-struct Peers {
-  c10::intrusive_ptr<c10d::Store> store;
-  std::vector<std::string> hosts;  // of each rank of the run
-  milliseconds timeout;
-  int64_t rank = 0;
-};
-
 /// Throws an error that describes a failed operation.
-[[noreturn]] void fail_operation(const Peers& peers, const std::string& operation,
-                                 const std::string& cause) {
-  throw Error("rank " + std::to_string(peers.rank) + " of " + std::to_string(peers.hosts.size()) +
-                  " on " + peers.hosts[size_t(peers.rank)] + ": " + operation +
-                  " failed, because another rank ended, or did not take part within " +
-                  std::to_string(peers.timeout.count() / 1000) + " s (" + first_line(cause) + ")",
+[[noreturn]] void fail_operation(const SharedPeers& peers, const std::string& operation,
+                                 const std::string& error) {
+  const std::string text = text_of(error);
+  std::string cause = failure_of_peers(peers);
+  if (cause.empty()) cause = "a connection to another rank was lost";
+  // Gloo: "Timed out waiting 5000ms for recv operation to complete".
+  const bool waited = text.find("imed out") != text.npos || text.find("imeout") != text.npos;
+  throw Error("rank " + std::to_string(peers->rank) + " of " + std::to_string(peers->hosts.size()) +
+                  " on " + peers->hosts[size_t(peers->rank)] + ": " + operation + " failed" +
+                  (waited ? " after " + std::to_string(peers->timeout.count() / 1000) + " s" : "") +
+                  ": " + cause + " (" + text + ")",
               ExitCode::peer_lost);
 }
 
 class GroupWork final : public Work {
  public:
-  GroupWork(c10::intrusive_ptr<c10d::Work> work, std::shared_ptr<const Peers> peers,
-            std::string operation)
+  GroupWork(c10::intrusive_ptr<c10d::Work> work, SharedPeers peers, std::string operation)
       : work_(std::move(work)), peers_(std::move(peers)), operation_(std::move(operation)) {}
   void wait() override {
     try {
       work_->wait();
     } catch (const std::exception& error) {
-      fail_operation(*peers_, operation_, error.what());
+      fail_operation(peers_, operation_, error.what());
     }
   }
 
  private:
   const c10::intrusive_ptr<c10d::Work> work_;
-  const std::shared_ptr<const Peers> peers_;
+  const SharedPeers peers_;
   const std::string operation_;
 };
 
 c10::intrusive_ptr<c10d::ProcessGroupGloo> make_group(const Peers& peers, const std::string& prefix,
                                                       int64_t rank, int64_t size) {
   const auto options = c10d::ProcessGroupGloo::Options::create();
-  // The interface by which the ranks reach each other, not the one of the host's name.
-  const bool local = std::ranges::all_of(
-      peers.hosts, [&](const std::string& host) { return host == peers.hosts[0]; });
-  options->devices.push_back(local ? c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1")
-                                   : c10d::ProcessGroupGloo::createDefaultDevice());
+  const char* const interface = std::getenv("GLOO_SOCKET_IFNAME");
+  options->devices.push_back(
+      interface ? c10d::ProcessGroupGloo::createDeviceForInterface(interface)
+                : c10d::ProcessGroupGloo::createDeviceForHostname(peers.address));
   options->timeout = peers.timeout;
   return c10::make_intrusive<c10d::ProcessGroupGloo>(
       c10::make_intrusive<c10d::PrefixStore>(prefix, peers.store), int(rank), int(size), options);
 }
 
+/// Whether every operation is compared between the ranks before it starts. Gloo aborts the process
+/// if sizes differ, and adds up the wrong numbers if operations of equal size are swapped.
+bool checks_operations() {
+#ifdef NDEBUG
+  static const bool checks = std::getenv("DSV3_CHECK_COLLECTIVES") != nullptr;
+  return checks;
+#else
+  return true;
+#endif
+}
+
 class Group final : public Communicator {
  public:
-  Group(std::shared_ptr<const Peers> peers, std::string name, int64_t rank, int64_t size)
+  Group(SharedPeers peers, std::string name, int64_t rank, int64_t size)
       : peers_(std::move(peers)), name_(std::move(name)), rank_(rank), size_(size) {
     try {
       group_ = make_group(*peers_, name_, rank_, size_);
     } catch (const std::exception& error) {
-      fail_operation(*peers_, "connecting the group '" + name_ + "'", error.what());
+      fail_operation(peers_, "connecting group '" + name_ + "'", error.what());
     }
   }
 
@@ -90,17 +101,22 @@ class Group final : public Communicator {
   std::unique_ptr<Work> start_all_to_all(at::Tensor output, at::Tensor input,
                                          std::vector<int64_t> output_sizes,
                                          std::vector<int64_t> input_sizes) override {
-    return start("all_to_all",
-                 [&] { return group_->alltoall_base(output, input, output_sizes, input_sizes); });
+    const bool equal = output_sizes.empty() && input_sizes.empty();
+    return start("all_to_all", equal ? shape_of(input) : "uneven parts", input, [&] {
+      if (!equal && checks_operations()) compare_parts(output, input, output_sizes, input_sizes);
+      return group_->alltoall_base(output, input, output_sizes, input_sizes);
+    });
   }
   std::unique_ptr<Work> start_all_gather(at::Tensor output, at::Tensor input) override {
-    return start("all_gather", [&] { return group_->_allgather_base(output, input); });
+    return start("all_gather", shape_of(input), input,
+                 [&] { return group_->_allgather_base(output, input); });
   }
   std::unique_ptr<Work> start_broadcast(at::Tensor tensor, int64_t root) override {
     std::vector<at::Tensor> tensors{tensor};
     c10d::BroadcastOptions options;
     options.rootRank = root;
-    return start("broadcast", [&] { return group_->broadcast(tensors, options); });
+    return start("broadcast", shape_of(tensor) + " from rank " + std::to_string(root), tensor,
+                 [&] { return group_->broadcast(tensors, options); });
   }
   std::shared_ptr<Communicator> subgroup(std::span<const int64_t> ranks) override {
     // Disjoint groups that are created together differ in their first rank.
@@ -114,120 +130,111 @@ class Group final : public Communicator {
   }
 
  private:
+  static std::string shape_of(const at::Tensor& tensor) {
+    return std::to_string(tensor.numel()) + " elements";
+  }
+
   template <class F>
-  std::unique_ptr<Work> start(const char* operation, const F& f) {
-    std::string name = std::string(operation) + " " + std::to_string(++operations_) +
-                       " of the group '" + name_ + "'";
+  std::unique_ptr<Work> start(const char* operation, const std::string& shape,
+                              const at::Tensor& tensor, const F& f) {
+    std::string name =
+        std::string(operation) + " " + std::to_string(++operations_) + " of group '" + name_ + "'";
     try {
+      if (checks_operations())
+        compare(name, std::string(operation) + " of " + shape + " of type " +
+                          c10::toString(tensor.scalar_type()));
       return std::make_unique<GroupWork>(f(), peers_, std::move(name));
+    } catch (const Error&) {
+      throw;
     } catch (const std::exception& error) {
-      fail_operation(*peers_, name, error.what());
+      fail_operation(peers_, name, error.what());
     }
   }
 
-  const std::shared_ptr<const Peers> peers_;
+  /// The ranks' rows of equal length.
+  at::Tensor gather_rows(const at::Tensor& row) {
+    at::Tensor rows = at::empty({size_, row.numel()}, row.options());
+    at::Tensor all = rows.view(-1), own = row;
+    group_->_allgather_base(all, own)->wait();
+    return rows;
+  }
+
+  /// Throws on all ranks if they start different operations.
+  void compare(const std::string& name, const std::string& operation) {
+    constexpr int64_t kLength = 128;
+    at::Tensor row = at::zeros({kLength}, at::kByte);
+    std::memcpy(row.data_ptr(), operation.data(), std::min<size_t>(operation.size(), kLength - 1));
+    const at::Tensor rows = gather_rows(row);
+    for (int64_t other = 1; other < size_; ++other)
+      if (const auto text = [&](int64_t rank) { return rows[rank].const_data_ptr<uint8_t>(); };
+          std::memcmp(text(0), text(other), kLength) != 0)
+        throw Error(name + ": ranks disagree: rank 0 of the group starts " +
+                    reinterpret_cast<const char*>(text(0)) + ", rank " + std::to_string(other) +
+                    " " + reinterpret_cast<const char*>(text(other)));
+  }
+
+  /// Throws on all ranks if one of them expects another number of elements than another sends.
+  void compare_parts(const at::Tensor& output, const at::Tensor& input,
+                     const std::vector<int64_t>& output_sizes,
+                     const std::vector<int64_t>& input_sizes) {
+    const auto row_of = [&](const std::vector<int64_t>& sizes, const at::Tensor& tensor) {
+      return sizes.empty() ? at::full({size_}, tensor.size(0) / size_, at::kLong)
+                           : at::tensor(sizes, at::kLong);
+    };
+    const at::Tensor rows =
+        gather_rows(at::cat({row_of(input_sizes, input), row_of(output_sizes, output)}));
+    const auto sizes = rows.accessor<int64_t, 2>();
+    for (int64_t from = 0; from < size_; ++from)
+      for (int64_t to = 0; to < size_; ++to)
+        if (sizes[from][to] != sizes[to][size_ + from])
+          throw Error("all_to_all " + std::to_string(operations_) + " of group '" + name_ +
+                      "': ranks disagree: rank " + std::to_string(from) + " of the group sends " +
+                      std::to_string(sizes[from][to]) + " elements to rank " + std::to_string(to) +
+                      ", which expects " + std::to_string(sizes[to][size_ + from]));
+  }
+
+  const SharedPeers peers_;
   const std::string name_;
   const int64_t rank_, size_;
   c10::intrusive_ptr<c10d::ProcessGroupGloo> group_;
   int64_t operations_ = 0, subgroups_ = 0;
 };
 
-c10::intrusive_ptr<c10d::Store> open_store(const RankContext& context, milliseconds timeout) {
-  const bool server = context.rank == 0 && !context.external_store;
-  const std::string place = context.address + ":" + std::to_string(context.port);
-  c10d::TCPStoreOptions options;
-  options.port = uint16_t(context.port);
-  options.isServer = server;
-  options.numWorkers = size_t(context.world);
-  options.waitWorkers = false;
-  options.timeout = timeout;
-  try {
-    return c10::make_intrusive<c10d::TCPStore>(context.address, options);
-  } catch (const std::exception& error) {
-    if (server)
-      throw Error("rank 0 cannot listen on " + place + ": " + first_line(error.what()) +
-                      "; set MASTER_PORT to another port",
-                  ExitCode::usage);
-    throw Error("rank " + std::to_string(context.rank) + " on " + host_name() +
-                    " cannot reach rank 0 at " + place +
-                    " (MASTER_ADDR, MASTER_PORT): " + first_line(error.what()),
-                ExitCode::peer_lost);
-  }
-}
-
-std::string key_of(int64_t rank) {
-  return "dsv3/rank/" + std::to_string(rank);
-}
-
-/// The ranks that have not started yet, such as "1, 3".
-std::string missing_ranks(c10d::Store& store, int64_t world) {
-  std::string missing;
-  for (int64_t rank = 0; rank < world; ++rank)
-    if (!store.check({key_of(rank)}))
-      missing += (missing.empty() ? "" : ", ") + std::to_string(rank);
-  return missing;
-}
-
-/// Waits until all ranks are there. Returns their hosts.
-std::vector<std::string> meet(c10d::Store& store, const RankContext& context,
-                              milliseconds timeout) {
-  if (store.add("dsv3/count/" + std::to_string(context.rank), 1) > 1)
-    throw Error("two processes are rank " + std::to_string(context.rank) + " of the run at " +
-                    context.address + ":" + std::to_string(context.port) +
-                    "; stop the other run, or give this one another MASTER_PORT",
-                ExitCode::usage);
-  const std::string host = host_name();
-  store.set(key_of(context.rank), std::vector<uint8_t>(host.begin(), host.end()));
-  std::vector<std::string> keys, hosts;
-  for (int64_t rank = 0; rank < context.world; ++rank) keys.push_back(key_of(rank));
-  try {
-    store.wait(keys, timeout);
-    for (const std::string& key : keys) {
-      const std::vector<uint8_t> bytes = store.get(key);
-      hosts.emplace_back(bytes.begin(), bytes.end());
-    }
-  } catch (const std::exception& error) {
-    std::string missing;
-    try {
-      missing = missing_ranks(store, context.world);
-    } catch (const std::exception&) {
-      missing = "0";  // it keeps the store
-    }
-    throw Error("rank " + std::to_string(context.rank) + " on " + host + " waited " +
-                    std::to_string(timeout.count() / 1000) + " s for the other ranks; missing: " +
-                    missing + " of 0 to " + std::to_string(context.world - 1),
-                ExitCode::peer_lost);
-  }
-  return hosts;
-}
-
 }  // namespace
 
 Ranks connect(const RankContext& context, double timeout) {
   if (context.world == 1) return {};
-  const milliseconds limit(int64_t(timeout * 1000));
-  auto peers = std::make_shared<Peers>();
-  peers->store = open_store(context, limit);
-  peers->hosts = meet(*peers->store, context, limit);
-  peers->timeout = limit;
-  peers->rank = context.rank;
-  return {std::make_shared<Group>(std::move(peers), "world", context.rank, context.world)};
+  const auto peers = meet(context, milliseconds(int64_t(timeout * 1000)), version_of_ranks());
+  const auto world = std::make_shared<Group>(peers, "world", context.rank, context.world);
+  return {world, world, peers};
+}
+
+void publish_failure(const Ranks& ranks) noexcept {
+  if (!ranks.peers || current_exception_code() == ExitCode::peer_lost) return;
+  publish_failure(ranks.peers, current_exception_text());
 }
 
 void on_ranks(int64_t ranks, const std::function<void(std::shared_ptr<Communicator>)>& f) {
   constexpr milliseconds kTimeout{30'000};
   const auto store = c10::make_intrusive<c10d::HashStore>();
-  const std::vector<std::string> hosts(size_t(ranks), host_name());
   std::vector<std::exception_ptr> errors(size_t(ranks), nullptr);
   {
     std::vector<std::jthread> threads;
     for (int64_t rank = 0; rank < ranks; ++rank)
       threads.emplace_back([&, rank] {
+        const auto peers = std::make_shared<Peers>();
+        peers->store = store;
+        peers->timeout = kTimeout;
+        peers->hosts.assign(size_t(ranks), host_name());
+        peers->rank = rank;
+        peers->address = "127.0.0.1";
+        Ranks own{nullptr, nullptr, peers};
         try {
-          const auto peers = std::make_shared<Peers>(Peers{store, hosts, kTimeout, rank});
-          f(std::make_shared<Group>(peers, "world", rank, ranks));
+          own.world = std::make_shared<Group>(peers, "world", rank, ranks);
+          f(own.world);
         } catch (...) {
           errors[size_t(rank)] = std::current_exception();
+          publish_failure(own);
         }
       });
   }

@@ -128,8 +128,7 @@ void check(const RankContext& context, const Launcher& launcher) {
 /// srun or mpirun: all of them would be the same rank. torchrun itself may run under these, once on
 /// each machine, and sets TORCHELASTIC_RUN_ID.
 void check_others(const Environment& variables, const RankContext& context, const Launcher& used) {
-  if (std::string_view(used.name) != "torchrun" || variables.contains("TORCHELASTIC_RUN_ID"))
-    return;
+  if (context.launcher != "torchrun" || variables.contains("TORCHELASTIC_RUN_ID")) return;
   for (const Launcher& other : kLaunchers) {
     if (!variables.contains(other.sign)) continue;
     const int64_t rank = required(variables, other.rank, other.sign);
@@ -193,7 +192,10 @@ RankContext rank_context(const Environment& variables) {
       kLaunchers, [&](const Launcher& launcher) { return variables.contains(launcher.sign); });
   RankContext context;
   if (used == kLaunchers.end()) return context;
-  context.launcher = used->name;
+  // The launcher of dsv3-run sets the variables of torchrun.
+  const bool own =
+      std::string_view(used->name) == "torchrun" && variables.contains("DSV3_LAUNCHER");
+  context.launcher = own ? "dsv3-run" : used->name;
   context.rank = required(variables, used->rank, used->sign);
   context.world = required(variables, used->world, used->rank);
   context.local_rank = required(variables, used->local_rank, used->rank);

@@ -19,7 +19,7 @@ struct RankContext {
   int64_t port = 0;
   bool external_store = false;  ///< the launcher keeps the store, so rank 0 does not
   int64_t attempt = 0;          ///< how often the launcher has restarted the ranks
-  std::string launcher;         ///< "torchrun", "Slurm", "MPI" or "" (a single process)
+  std::string launcher;         ///< "torchrun", "Slurm", "MPI", "dsv3-run" (see launch.h) or ""
 };
 
 using Environment = std::map<std::string, std::string>;
@@ -33,25 +33,38 @@ Environment environment();
 /// (ExitCode::usage) if they are incomplete or contradict each other.
 RankContext rank_context(const Environment& variables);
 
+struct Peers;
+
 /// The connected ranks of a run.
 struct Ranks {
   /// For texts, decisions and counts. Its tensors are in host memory, so it never waits for a GPU.
   std::shared_ptr<Communicator> control = local_communicator();
   /// For tensors on the device; on a CPU the same as `control`.
   std::shared_ptr<Communicator> world = control;
+  /// How the ranks tell each other why they fail; null for a single rank.
+  std::shared_ptr<const Peers> peers;
   int64_t size() const { return control->size(); }
   /// Whether this is rank 0, which alone writes the run folder.
   bool is_first() const { return control->rank() == 0; }
 };
 
 /// Waits for all ranks and connects them, with Gloo on a CPU. Throws dsv3::Error: with
-/// ExitCode::usage if two processes have the same rank, with ExitCode::peer_lost if ranks are
-/// missing after `timeout` seconds, which is also the limit for each later operation.
+/// ExitCode::usage if two processes have the same rank, run different versions of dsv3 or disagree
+/// on their number, or if the port is taken; with ExitCode::peer_lost if ranks are missing after
+/// `timeout` seconds, which is also the limit for each later operation.
+///
+/// With the environment variable DSV3_CHECK_COLLECTIVES, and in debug builds, the ranks compare
+/// each operation before it starts, and throw on all ranks if they disagree.
 Ranks connect(const RankContext& context, double timeout);
 
 /// Returns a function for LayerContext::rank_group. It creates each group once, so layers share it.
 std::function<std::shared_ptr<Communicator>(int64_t size)> rank_groups(
     std::shared_ptr<Communicator> world);
+
+/// Tells the other ranks about the exception that is being handled, so that their errors name the
+/// cause. Call it in the catch block of a rank that ends, before `ranks` is destroyed. Says nothing
+/// about lost peers. Best effort: returns within 3 s.
+void publish_failure(const Ranks& ranks) noexcept;
 
 /// Returns a communicator for rank 0 of `size` ranks that do not exist, as if their tensors were
 /// equal to this rank's, to estimate what a run needs.
