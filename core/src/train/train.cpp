@@ -3,6 +3,7 @@
 
 #include <torch/version.h>
 
+#include <dsv3/runtime/launch.h>
 #include <dsv3/runtime/logging.h>
 #include <dsv3/runtime/machine.h>
 #include <dsv3/runtime/trainer.h>
@@ -166,6 +167,16 @@ Facts facts_of(const Experiment& experiment, const Plugins& plugins) {
   return facts;
 }
 
+int train(Plan plan, const RunRequest& request, const Ranks& ranks, Plugins& plugins) {
+  if (plan.experiment) choose_strategy(*plan.experiment, plugins, ranks, request.ranks.local_world);
+  RunFolder folder = open_folder(request, plan, ranks);
+  announce_run(folder.name());
+  run_together(*ranks.control, [&] { complete(plan, request, folder, plugins); });
+  require_equal(*ranks.control, facts_of(*plan.experiment, plugins));
+  return run_session(request, folder, ranks, *std::move(plan.experiment), plugins,
+                     std::move(plan.start));
+}
+
 }  // namespace
 
 int train(const RunRequest& request, Plugins& plugins) {
@@ -180,16 +191,15 @@ int train(const RunRequest& request, Plugins& plugins) {
   const Ranks ranks =
       connect(request.ranks, plan && plan->experiment ? plan->experiment->timeout : kTimeout);
   if (!ranks.is_first()) set_log_level("error");
-  run_together(*ranks.control, [&] {
-    if (failure) std::rethrow_exception(failure);
-  });
-  if (plan->experiment)
-    choose_strategy(*plan->experiment, plugins, ranks, request.ranks.local_world);
-  RunFolder folder = open_folder(request, *plan, ranks);
-  run_together(*ranks.control, [&] { complete(*plan, request, folder, plugins); });
-  require_equal(*ranks.control, facts_of(*plan->experiment, plugins));
-  return run_session(request, folder, ranks, *std::move(plan->experiment), plugins,
-                     std::move(plan->start));
+  try {
+    run_together(*ranks.control, [&] {
+      if (failure) std::rethrow_exception(failure);
+    });
+    return train(*std::move(plan), request, ranks, plugins);
+  } catch (...) {
+    publish_failure(ranks);
+    throw;
+  }
 }
 
 std::vector<LoadedLibrary> libraries_of(const Experiment& experiment, const Plugins& plugins) {

@@ -1,16 +1,21 @@
 // Command line of `dsv3-run`, in a separate header because `dsv3 completion` also uses it.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
 #include <CLI/CLI.hpp>
+
+#include "common/command_line.h"
 
 struct Arguments {
   std::vector<std::string> words;  // the experiment file and key=value settings
   std::string run_name, run_id, resume, from, branch, output, config, device, optimizer, strategy,
       gpu_memory;
   std::vector<std::string> plugin_paths;
+  std::optional<int64_t> num_gpus;
+  int64_t max_restarts = 0;
   bool backtrace = false, debug = false, dry_run = false, check = false, config_only = false,
        print_config = false, quiet = false;
 };
@@ -56,6 +61,14 @@ inline void declare(CLI::App& app, Arguments& a) {
       ->type_name("DEVICE");
   app.add_option("--optimizer", a.optimizer, "Same as optimizer=NAME")->type_name("NAME");
   app.add_option("--strategy", a.strategy, "Same as strategy=NAME")->type_name("NAME");
+  app.add_option("--num_gpus", a.num_gpus,
+                 "Train with this many processes on this machine: one for each GPU, or on the CPU")
+      ->type_name("N")
+      ->check(integer_between(1, 1024));
+  app.add_option("--max_restarts", a.max_restarts,
+                 "Resume the run up to this many times if a process dies")
+      ->type_name("N")
+      ->check(integer_between(0, 1'000'000));
   app.add_option("--plugin-path", a.plugin_paths,
                  "Plugin library, registry or installation to search first; may be repeated")
       ->type_name("PATH")

@@ -8,6 +8,7 @@
 #include <CLI/CLI.hpp>
 
 #include <dsv3/runtime/crash.h>
+#include <dsv3/runtime/launch.h>
 #include <dsv3/runtime/logging.h>
 #include <dsv3/runtime/machine.h>
 #include <dsv3/runtime/printable.h>
@@ -147,6 +148,14 @@ void check_usage(const Arguments& a, const dsv3::ExperimentRequest& request) {
     if (!name.empty()) dsv3::check_run_name(name);
 }
 
+/// Resumes the run that was interrupted by the failure of a rank.
+void resume_announced_run(dsv3::RunRequest& request) {
+  const std::string name = dsv3::announced_run();
+  if (name.empty() || !request.run_id.empty()) return;
+  request.run_name = name;
+  request.resume_auto = true;
+}
+
 int run(int argc, char** argv) {
   const dsv3::CrashReports crash_reports;
   CLI::App app("Train the experiment that a YAML file describes", "dsv3-run");
@@ -172,10 +181,15 @@ int run(int argc, char** argv) {
   request.quiet = a.quiet;
   request.ranks = dsv3::rank_context(dsv3::environment());
   request.command.assign(argv, argv + argc);
+  resume_announced_run(request);
 
   const dsv3::MachineConfig machine = dsv3::read_machine_config(request.experiment.machine_files);
   if (!machine.output.empty()) request.usual_output = machine.output;
   request.resume_flags = resume_flags(a);
+  const bool trains = !(a.check || a.print_config || a.dry_run);
+  if (!trains) request.ranks.world = a.num_gpus.value_or(request.ranks.world);
+  if (trains && dsv3::must_launch(request.ranks, a.num_gpus, a.max_restarts))
+    return dsv3::launch({request.command, a.num_gpus.value_or(1), a.max_restarts});
   dsv3::Plugins plugins(dsv3::plugin_search_levels(a.plugin_paths, machine.plugin_paths));
   if (a.print_config) {
     set_output(Output::escaped);
@@ -197,7 +211,8 @@ int run(int argc, char** argv) {
     if (!a.gpu_memory.empty()) limit = gpu_bytes(a.gpu_memory);
     dsv3::Experiment experiment = dsv3::load_experiment(request.experiment, plugins);
     dsv3::resolve_machine(experiment);
-    dsv3::dry_run(experiment, plugins, limit);
+    dsv3::choose_strategy(experiment, plugins, request.ranks.world, request.ranks.world);
+    dsv3::dry_run(experiment, plugins, limit, request.ranks.world);
     return 0;
   }
   allow_failing_output();  // a run's results are in its folder

@@ -44,6 +44,11 @@ void preflight(const Experiment& experiment, Plugins& plugins, PreflightScope sc
 /// --from. Writes nothing. Returns the experiment. Throws dsv3::Error.
 Experiment check(const RunRequest& request, Plugins& plugins, PreflightScope scope);
 
+/// Replaces `strategy: auto` by the first strategy whose memory estimate fits, from replicating
+/// everything to sharding everything, and logs the estimates. Uses the last one if none fits.
+/// `ranks` is the number of ranks, and `local_ranks` that of ranks that share this machine.
+void choose_strategy(Experiment& experiment, Plugins& plugins, int64_t ranks, int64_t local_ranks);
+
 /// Prints an experiment's parameters, FLOPs, memory and time on `ranks` ranks without allocating
 /// its model. With `memory_limit` (bytes per rank), also prints whether the experiment fits and
 /// which settings would make it fit.
