@@ -13,6 +13,7 @@
 #include "../../../plugins/attention/mla/mla.cpp"
 #undef dsv3_register_plugin
 #define dsv3_register_plugin register_moe
+#include "../../../plugins/feed_forward/moe/dispatch.cpp"
 #include "../../../plugins/feed_forward/moe/moe.cpp"
 #include "../../../plugins/feed_forward/moe/routing.cpp"
 #undef dsv3_register_plugin
