@@ -61,7 +61,9 @@ void add_range(CheckpointContent& content, const std::string& prefix, const Rang
   const bool whole = range_key(range) == range.name;
   if (!range.primary || (count == 0 && !whole)) return;
   if (!one_value) require_size(range, values);
-  add_whole(content, prefix + range_key(range), values);
+  const bool shaped = whole && !one_value;  // a strategy may own a whole tensor as a vector
+  add_whole(content, prefix + range_key(range),
+            shaped ? values.reshape(range.global_shape) : values);
   if (whole) return;
   PieceList& list = content.pieces[prefix + range.name];
   list.shape = range.global_shape;

@@ -269,9 +269,11 @@ TEST_CASE("any number of ranks reads what any number of ranks saved, however the
   // Tensors can be read whole, too.
   const StoredTensors many(verify_checkpoint(folder / "many/step-1"));
   const StoredTensors whole(verify_checkpoint(folder / "one/step-1"));
-  for (const std::string& name : whole.names())
-    if (!name.starts_with("optimizer/first/"))
-      CHECK(at::equal(many.whole(name), whole.whole(name)));
+  for (const std::string& name : whole.names()) {
+    if (name.starts_with("optimizer/first/")) continue;  // depends on the pieces
+    INFO(name);
+    CHECK(at::equal(many.whole(name), whole.whole(name)));
+  }
 }
 
 }  // namespace
