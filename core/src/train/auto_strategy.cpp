@@ -102,8 +102,9 @@ size_t choose(const Experiment& experiment, Plugins& plugins, const std::vector<
   }
 }
 
-void apply(Experiment& experiment, const Candidate& candidate) {
+void apply(Experiment& experiment, Plugins& plugins, const Candidate& candidate) {
   experiment.strategy = spec_of(candidate, experiment.strategy);
+  plugins.find(experiment.strategy);  // loads its library, so that all ranks have the same ones
   const Origin origin{"strategy: auto"};
   experiment.resolved.set("strategy.plugin", candidate.plugin, origin);
   for (const auto& [key, value] : candidate.options)
@@ -115,7 +116,7 @@ void apply(Experiment& experiment, const Candidate& candidate) {
 void choose_strategy(Experiment& experiment, Plugins& plugins, int64_t ranks, int64_t local_ranks) {
   if (experiment.strategy.plugin != kAutoStrategy) return;
   const std::vector<Candidate> all = candidates(experiment, ranks);
-  apply(experiment, all[choose(experiment, plugins, all, ranks, local_ranks)]);
+  apply(experiment, plugins, all[choose(experiment, plugins, all, ranks, local_ranks)]);
 }
 
 void choose_strategy(Experiment& experiment, Plugins& plugins, const Ranks& ranks,
@@ -128,7 +129,8 @@ void choose_strategy(Experiment& experiment, Plugins& plugins, const Ranks& rank
   run_together(*ranks.control, [&] {
     if (ranks.is_first()) chosen = choose(resolved, plugins, all, ranks.size(), local_ranks);
   });
-  apply(experiment, all[std::stoul(broadcast_text(*ranks.control, std::to_string(chosen)))]);
+  apply(experiment, plugins,
+        all[std::stoul(broadcast_text(*ranks.control, std::to_string(chosen)))]);
 }
 
 }  // namespace dsv3

@@ -169,10 +169,12 @@ Facts facts_of(const Experiment& experiment, const Plugins& plugins) {
 
 int train(Plan plan, const RunRequest& request, const Ranks& ranks, Plugins& plugins) {
   if (plan.experiment) choose_strategy(*plan.experiment, plugins, ranks, request.ranks.local_world);
+  // A new run must not create its folder if the ranks disagree.
+  if (!plan.start.resumed) require_equal(*ranks.control, facts_of(*plan.experiment, plugins));
   RunFolder folder = open_folder(request, plan, ranks);
   announce_run(folder.name());
   run_together(*ranks.control, [&] { complete(plan, request, folder, plugins); });
-  require_equal(*ranks.control, facts_of(*plan.experiment, plugins));
+  if (plan.start.resumed) require_equal(*ranks.control, facts_of(*plan.experiment, plugins));
   return run_session(request, folder, ranks, *std::move(plan.experiment), plugins,
                      std::move(plan.start));
 }
