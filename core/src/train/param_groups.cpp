@@ -339,7 +339,7 @@ std::string OptimizerSet::plan(bool verbose) const {
     for (const Owned& owned : owned_) {
       if (owned.group != int(i)) continue;
       ++tensors;
-      elements += owned.parameter.tensor.numel();
+      elements += owned.parameter.tensor.numel() * owned.parameter.spec.shards;
     }
     const OptimizerMember& member = members_[i];
     rows.push_back({member.spec.name, member.spec.component.plugin,
