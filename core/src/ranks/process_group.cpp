@@ -215,6 +215,8 @@ void publish_failure(const Ranks& ranks) noexcept {
 }
 
 void on_ranks(int64_t ranks, const std::function<void(std::shared_ptr<Communicator>)>& f) {
+  // The flight recorder of c10d keeps a list of groups without a lock, so that threads damage it.
+  ::setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/1);
   constexpr milliseconds kTimeout{30'000};
   const auto store = c10::make_intrusive<c10d::HashStore>();
   std::vector<std::exception_ptr> errors(size_t(ranks), nullptr);
