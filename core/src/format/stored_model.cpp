@@ -207,6 +207,7 @@ std::filesystem::path settings_file(const StoredModel& stored) {
 
 void load_weights(Model& model, const StoredModel& stored) {
   const at::NoGradGuard no_grad;
+  model.allocate();
   stored.tensors.require_finite(stored.path.string(), ExitCode::checkpoint);
   try {
     for (const Parameter& parameter : model.store().parameters())

@@ -26,8 +26,9 @@ const LayerRange& range_of(const std::vector<LayerRange>& ranges, int64_t layer)
   throw Error("no component is configured for layer " + std::to_string(layer), ExitCode::usage);
 }
 
-/// Gives a parameter on the meta device uninitialised memory. Components keep their handles to it.
-void allocate(at::Tensor& parameter, at::Device device) {
+/// Gives a parameter uninitialised memory, unless it has some. Components keep their handles to it.
+void allocate_on(at::Device device, at::Tensor parameter) {
+  if (!parameter.is_meta() || device.is_meta()) return;
   at::Tensor memory = at::empty(parameter.sizes(), parameter.options().device(device));
   parameter.unsafeGetTensorImpl()->shallow_copy_from(memory.getIntrusivePtr());
 }
@@ -153,10 +154,15 @@ void Model::Parts::fill(const Unit& unit, uint64_t seed) {
   for (size_t i = unit.first; i < unit.last; ++i) {
     const Parameter& parameter = store->parameters()[i];
     at::Tensor tensor = parameter.tensor;
-    if (tensor.is_meta() && !device.is_meta()) allocate(tensor, device);
+    allocate_on(device, tensor);
     dsv3::initialise(tensor, parameter.name, parameter.spec.init, experiment.init.std, seed,
                      parameter.spec.shard * tensor.numel());
   }
+}
+
+void Model::allocate() {
+  for (const Parameter& parameter : parts_->store->parameters())
+    allocate_on(parts_->device, parameter.tensor);
 }
 
 void Model::initialise(uint64_t seed) {

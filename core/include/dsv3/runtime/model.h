@@ -69,11 +69,14 @@ ModelFactory factory_of(const Experiment& experiment, Plugins& plugins);
 
 class Model {
  public:
-  /// Builds the model on `device` (meta allocates nothing), with uninitialised parameters of type
-  /// `dtype`.
+  /// Builds the model on `device` (meta allocates nothing), with parameters of type `dtype`, which
+  /// have no memory until allocate(), initialise() or adopt().
   Model(const Experiment& experiment, int64_t vocab, const ModelFactory& factory, at::Device device,
         at::ScalarType dtype = at::kFloat);
   ~Model();
+
+  /// Gives parameters uninitialised memory, to load weights without a strategy.
+  void allocate();
 
   /// Initialises the weights in place, from the seed and the parameter names, for use without a
   /// strategy.

@@ -89,8 +89,7 @@ void require_conventions(const StoredModel& stored, const Experiment& experiment
 /// Returns the file that contains a stored model's settings: manifest.json or config.json.
 std::filesystem::path settings_file(const StoredModel& stored);
 
-/// Loads the parameters and buffers of `model` from `stored`. They must be plain tensors on one
-/// device, not owned by a strategy.
+/// Loads the parameters and buffers of `model`, which no strategy owns, from `stored`.
 void load_weights(Model& model, const StoredModel& stored);
 
 }  // namespace dsv3
