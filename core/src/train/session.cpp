@@ -172,7 +172,8 @@ class Session {
     if (fresh) start();
     current_step.finished = training_->state.step;
     report_changes(start_.changes, *start_.stored, *training_);
-    trainer_ = std::make_unique<Trainer>(*training_, start_.resumed, request_.quiet);
+    trainer_ =
+        std::make_unique<Trainer>(*training_, start_.resumed, request_.quiet, request_.profile);
     run_together(*ranks_.control, [&] {
       if (ranks_.is_first()) write_origin(fresh);
     });

@@ -2,6 +2,7 @@
 #include "train/step.h"
 
 #include <ATen/ATen.h>
+#include <ATen/record_function.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <dsv3/sdk/log.h>
@@ -86,6 +87,7 @@ std::vector<Batch> Stepper::next_batches(at::Tensor& targets) {
 }
 
 void Stepper::step() {
+  RECORD_USER_SCOPE("step");
   at::Tensor targets;  // number of valid targets, for the main loss and for each MTP depth
   std::vector<Batch> batches = next_batches(targets);
   if (targets[0].item<int64_t>() == 0) warn_about_no_targets();
@@ -168,6 +170,7 @@ at::Tensor Stepper::run_micro_batches(std::span<const Batch> batches, const Loss
   at::Tensor sums = at::zeros({3}, at::TensorOptions().dtype(at::kFloat).device(run_.device));
   const std::vector<PassContext> contexts = passes(run_.state.step + 1);
   for (size_t m = 0; m < batches.size(); ++m) {
+    RECORD_USER_SCOPE("micro-batch");
     call(*run_.strategy, "begin_microbatch", &Strategy::begin_microbatch, m + 1 == batches.size());
     const LossParts parts = run_.model->loss(batches[m], scale, contexts[m]);
     checked::backward(*run_.strategy, {parts.total});
@@ -243,6 +246,7 @@ std::vector<PassContext> Stepper::passes(int64_t step) const {
 }
 
 void Stepper::update_parameters() {
+  RECORD_USER_SCOPE("update");
   const OptimStep step{.update = ++run_.state.updates,
                        .lr_factor = lr_factor_,
                        .progress = progress(),

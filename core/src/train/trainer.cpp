@@ -12,8 +12,9 @@
 #include "train/signals.h"
 
 namespace dsv3 {
-Trainer::Trainer(Training& training, bool resumed, bool quiet)
+Trainer::Trainer(Training& training, bool resumed, bool quiet, bool profiled)
     : run_(training), stepper_(training) {
+  if (profiled) profile_.emplace(run_);
   observers_.push_back(validation_observer(run_));
   observers_.push_back(metrics_observer(run_, resumed, quiet));
   observers_.push_back(samples_observer(run_));
@@ -46,6 +47,7 @@ int Trainer::train() {
   while (state.step < run_.steps && state.stopped.empty()) {
     current_step.number = state.step + 1;
     const double begin = seconds_now();
+    if (profile_) profile_->step_begins();
     stepper_.step();
     current_step.finished = ++state.step;
     StepReport report{.step = state.step, .last = state.step == run_.steps};
@@ -55,6 +57,7 @@ int Trainer::train() {
                        Training::divides(run_.experiment.checkpoint.every, state.step);
     if (saves || run_.is_logged(state.step)) stepper_.finish();
     run_.seconds += seconds_now() - begin;
+    if (profile_) profile_->step_ended(report.last || report.stopping);
     if (Training::divides(kCompareReplicas, state.step)) compare_replicas(run_);
     report.result = &stepper_.result();
     report.lr_factor = stepper_.lr_factor();

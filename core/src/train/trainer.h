@@ -5,13 +5,15 @@
 #include <vector>
 
 #include "train/observer.h"
+#include "train/profile.h"
 
 namespace dsv3 {
 
 /// Trains a run to its last step and reports every step to the observers.
 class Trainer {
  public:
-  Trainer(Training& training, bool resumed, bool quiet);
+  /// `profiled`: see Profile.
+  Trainer(Training& training, bool resumed, bool quiet, bool profiled);
   /// Trains until the last step, a signal or a callback ends the run. Returns the exit code. Call
   /// it only once.
   int run();
@@ -31,6 +33,7 @@ class Trainer {
 
   Training& run_;
   Stepper stepper_;
+  std::optional<Profile> profile_;
   bool running_ = false;  // observers know that the run has started
   std::vector<std::unique_ptr<Observer>> observers_;
 };

@@ -16,8 +16,8 @@ struct Arguments {
   std::vector<std::string> plugin_paths;
   std::optional<int64_t> num_gpus;
   int64_t max_restarts = 0;
-  bool backtrace = false, debug = false, dry_run = false, check = false, config_only = false,
-       print_config = false, quiet = false;
+  bool backtrace = false, profile = false, debug = false, dry_run = false, check = false,
+       config_only = false, print_config = false, quiet = false;
 };
 
 inline void declare(CLI::App& app, Arguments& a) {
@@ -75,6 +75,8 @@ inline void declare(CLI::App& app, Arguments& a) {
       ->allow_extra_args(false);
   app.add_option("--config", a.config, "File with machine defaults, instead of config.yaml")
       ->type_name("FILE");
+  app.add_flag("--profile", a.profile,
+               "Write a trace of a few steps of all ranks to the run folder, for ui.perfetto.dev");
   app.add_flag("--backtrace", a.backtrace, "Print a backtrace if the process crashes");
   app.add_flag("--quiet", a.quiet,
                "Print errors only: no progress, notes or warnings. log.txt in the run folder still "

@@ -179,6 +179,7 @@ int run(int argc, char** argv) {
   request.branch = a.branch;
   request.output = a.output;
   request.quiet = a.quiet;
+  request.profile = a.profile;
   request.ranks = dsv3::rank_context(dsv3::environment());
   request.command.assign(argv, argv + argc);
   resume_announced_run(request);

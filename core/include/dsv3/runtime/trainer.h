@@ -21,6 +21,7 @@ struct RunRequest {
   std::string usual_output = "runs";      ///< where `--run_id` alone looks for runs
   std::vector<std::string> resume_flags;  ///< other flags that resuming the run needs
   RankContext ranks = {};                 ///< of this process
+  bool profile = false;                   ///< write a trace of a few steps to the run folder
   bool quiet = false;  ///< show no progress, and ignore the experiment's log.level
 };
 
