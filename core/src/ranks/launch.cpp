@@ -29,7 +29,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::seconds kTerminateAfter{4}, kKillAfter{5};  // since a rank failed
+constexpr std::chrono::seconds kTerminateAfter{2}, kKillAfter{3};  // since a rank failed
 constexpr size_t kKeptOutput = 64 << 10;
 constexpr const char* kRunFile = "DSV3_RUN_FILE";
 constexpr const char* kResumedRun = "DSV3_RESUMED_RUN";

@@ -184,14 +184,36 @@ StorePointer open_store(const RankContext& context, milliseconds timeout, Route&
   } catch (const std::exception& exception) {
     error = first_line(exception.what());
   }
+  if (is_server && error.find("EADDRINUSE") != error.npos) error = "another program uses it";
   if (is_server)
-    throw Error("rank 0 cannot listen on port " + std::to_string(context.port) +
-                    ", which another program may use: set MASTER_PORT to a free port (" + error +
-                    ")",
+    throw Error("rank 0 cannot listen on port " + std::to_string(context.port) + ": " + error +
+                    "; set MASTER_PORT to a free port",
                 ExitCode::usage);
   throw Error("rank " + std::to_string(context.rank) + " on " + host_name() + " cannot use " +
                   place_of(context) + " (MASTER_ADDR, MASTER_PORT): " + error,
               ExitCode::peer_lost);
+}
+
+/// Writes why this rank ends, for the others. Never throws.
+void publish(StorePointer store, const std::string& text, bool keeps_store,
+             int64_t readers) noexcept {
+  try {
+    within<bool>(kFailureLimit, [=] {
+      store->compareSet(kFailure, {}, bytes_of(text));
+      // The store ends with this process, so wait until the others have read it.
+      const Clock::time_point deadline = Clock::now() + 2 * kFailureWait;
+      while (keeps_store && Clock::now() < deadline && store->add(kFailureReaders, 0) < readers)
+        std::this_thread::sleep_for(kPoll);
+      return true;
+    });
+  } catch (...) {  // then the others report a lost peer
+  }
+}
+
+/// What another rank has published.
+std::string read_failure(c10d::Store& store) {
+  store.add(kFailureReaders, 1);
+  return text_in(store, kFailure);
 }
 
 /// What a rank tells the others when it starts.
@@ -236,6 +258,7 @@ std::vector<Introduction> wait_for_ranks(c10d::Store& store, const RankContext& 
   for (int64_t rank = 0; rank < context.world; ++rank) keys.push_back(key_of("rank", rank));
   // Not store.wait(), which prints a warning when its time is over.
   while (!store.check(keys)) {
+    if (store.check({kFailure})) throw Error(read_failure(store), ExitCode::peer_lost);
     if (Clock::now() > deadline)
       throw Error("rank " + std::to_string(context.rank) + " on " + host_name() + " waited " +
                       std::to_string(timeout.count() / 1000) + " s for all " +
@@ -261,7 +284,7 @@ void compare(const std::vector<Introduction>& ranks) {
            "install the same build on all hosts");
     if (ranks[i].world != ranks[0].world)
       fail("is one of " + std::to_string(ranks[0].world) + " ranks",
-           "one of " + std::to_string(ranks[i].world), "set the same WORLD_SIZE for all ranks");
+           "is one of " + std::to_string(ranks[i].world), "set the same WORLD_SIZE for all ranks");
   }
 }
 
@@ -323,10 +346,13 @@ std::shared_ptr<const Peers> meet(const RankContext& context, milliseconds timeo
                     "; stop the other run, or set another MASTER_PORT for this one",
                 ExitCode::usage);
   peers->store->set(key_of("rank", context.rank), bytes_of(encoded(own)));
+  peers->keeps_store = context.rank == 0 && !context.external_store;
   std::vector<Introduction> ranks;
   try {
     ranks = wait_for_ranks(*peers->store, context, timeout);
-  } catch (const Error&) {
+    compare(ranks);
+  } catch (const Error& error) {
+    publish(peers->store, error.what(), peers->keeps_store, context.world - 1);
     throw;
   } catch (const std::exception& error) {
     throw Error(
@@ -335,30 +361,17 @@ std::shared_ptr<const Peers> meet(const RankContext& context, milliseconds timeo
             " while it waited for the other ranks (" + first_line(error.what()) + ")",
         ExitCode::peer_lost);
   }
-  compare(ranks);
   for (const Introduction& rank : ranks) peers->hosts.push_back(rank.host);
   peers->timeout = timeout;
   peers->rank = context.rank;
   peers->address = address_of(ranks, context);
-  peers->keeps_store = context.rank == 0 && !context.external_store;
   peers->external_store = context.external_store;
   return peers;
 }
 
 void publish_failure(const std::shared_ptr<const Peers>& peers, const std::string& text) noexcept {
-  try {
-    within<bool>(kFailureLimit, [peers, text] {
-      const std::string failure = peers->name_of(peers->rank) + " failed: " + text;
-      peers->store->compareSet(kFailure, {}, bytes_of(failure));
-      // The store ends with this process, so wait until the others have read it.
-      const Clock::time_point deadline = Clock::now() + 2 * kFailureWait;
-      while (peers->keeps_store && Clock::now() < deadline &&
-             peers->store->add(kFailureReaders, 0) + 1 < int64_t(peers->hosts.size()))
-        std::this_thread::sleep_for(kPoll);
-      return true;
-    });
-  } catch (...) {  // then the others report a lost peer
-  }
+  publish(peers->store, peers->name_of(peers->rank) + " failed: " + text, peers->keeps_store,
+          int64_t(peers->hosts.size()) - 1);
 }
 
 std::string failure_of_peers(const std::shared_ptr<const Peers>& peers) {
@@ -368,10 +381,7 @@ std::string failure_of_peers(const std::shared_ptr<const Peers>& peers) {
     store.set(key_of("lost", peers->rank), bytes_of("1"));
     const Clock::time_point deadline = Clock::now() + kFailureWait;
     do {
-      if (store.check({kFailure})) {
-        store.add(kFailureReaders, 1);
-        return text_in(store, kFailure);
-      }
+      if (store.check({kFailure})) return read_failure(store);
       silent.clear();
       for (int64_t rank = 0; rank < int64_t(peers->hosts.size()); ++rank)
         if (!store.check({key_of("lost", rank)})) silent.push_back(rank);

@@ -1,0 +1,136 @@
+"""Ranks that other launchers start: what they say if they cannot find each other, and a network that is cut."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+
+import pytest
+
+from processes import finish, free_port, pids, start, start_rank
+
+
+def test_ranks_find_each_other_without_the_launcher():
+    port = free_port()
+    ranks = [start_rank(rank, 2, port) for rank in range(2)]
+    assert [finish(rank, 0) for rank in ranks] == ["", ""]
+
+
+def test_missing_ranks_are_named_by_all():
+    port = free_port()
+    ranks = [start_rank(rank, 4, port, "--timeout", 4) for rank in (0, 2)]
+    for rank in ranks:
+        err = finish(rank, 6)
+        assert "waited 4 s for all 4 ranks; missing: rank 1, 3" in err and len(err.splitlines()) == 1
+
+
+def test_a_server_that_is_away():
+    port = free_port()
+    err = finish(start_rank(1, 2, port, "--timeout", 2), 6)
+    assert err.endswith(f"cannot reach rank 0 at 127.0.0.1:{port} (MASTER_ADDR, MASTER_PORT): Connection refused\n")
+    err = finish(start_rank(1, 2, port, "--timeout", 2, address="nowhere.invalid"), 6)
+    assert f"cannot reach rank 0 at nowhere.invalid:{port} (MASTER_ADDR, MASTER_PORT): " in err
+
+
+def test_a_port_of_another_program():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        err = finish(start_rank(0, 2, port), 2)
+        assert err == f"error: rank 0 cannot listen on port {port}: another program uses it; set MASTER_PORT to a free port\n"
+        err = finish(start_rank(1, 2, port, "--timeout", 2), 6)
+        assert err.endswith("it answers, but is not the store of a run\n")
+
+
+def test_a_rank_that_is_there_twice(tmp_path):
+    port = free_port()
+    ranks = [start_rank(rank, 2, port, "--steps", 100_000, "--folder", tmp_path) for rank in range(2)]
+    pids(tmp_path, 2)
+    err = finish(start_rank(1, 2, port), 2)
+    assert err == (f"error: two processes are rank 1 of the run at 127.0.0.1:{port}; stop the other run, or set another "
+                   "MASTER_PORT for this one\n")
+    for rank in ranks:
+        rank.terminate()
+    assert [finish(rank, 75) for rank in ranks] == ["", ""]
+
+
+def test_the_error_of_rank_0_reaches_the_others_although_it_keeps_the_store():
+    port = free_port()
+    ranks = [start_rank(rank, 3, port, "--rank", 0, "--how", "throw", "--code", 4) for rank in range(3)]
+    assert finish(ranks[0], 4) == "error: cannot read shard 7\n"
+    for rank in ranks[1:]:
+        assert "failed: rank 0 on " in (err := finish(rank, 6)) and " failed: cannot read shard 7 (" in err
+
+
+def test_a_stopped_rank_0_that_keeps_the_store_does_not_stop_the_others():
+    port = free_port()
+    ranks = [start_rank(rank, 2, port, "--rank", 0, "--how", "stop", "--timeout", 3) for rank in range(2)]
+    try:
+        assert "failed after 3 s: rank 0 on " in finish(ranks[1], 6)
+    finally:
+        ranks[0].kill()
+        ranks[0].communicate()
+
+
+@pytest.mark.parametrize("variables, message", [
+    ({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
+     "--num_gpus 2 contradicts torchrun, which started 4 of 4 rank(s) on this machine"),
+    ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_ID": "1",
+      "SLURM_STEP_TASKS_PER_NODE": "4"}, "--num_gpus 2 contradicts Slurm"),
+    ({"RANK": "0"}, "environment variable WORLD_SIZE is not set, but RANK is"),
+])
+def test_a_launcher_that_contradicts_num_gpus(variables, message):
+    assert message in finish(start("--num_gpus", 2, environment=variables), 2)
+
+
+@pytest.fixture
+def two_namespaces():
+    """Two network namespaces that a pair of virtual interfaces connects, as the prefixes of commands in them."""
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        pytest.skip("network namespaces require root, and ip from iproute2")
+    holders = [subprocess.Popen(["unshare", "--net", "sleep", "600"]) for _ in range(2)]
+    inside = [["nsenter", f"--net=/proc/{holder.pid}/ns/net"] for holder in holders]
+    own = os.readlink("/proc/self/ns/net")
+    try:
+        deadline = time.monotonic() + 10
+        while any(os.readlink(f"/proc/{holder.pid}/ns/net") == own for holder in holders):
+            if time.monotonic() > deadline or any(holder.poll() is not None for holder in holders):
+                pytest.skip("this machine does not allow network namespaces")
+            time.sleep(0.02)
+        made = subprocess.run([*inside[0], "ip", "link", "add", "dsv3a", "type", "veth", "peer", "name", "dsv3b", "netns",
+                               str(holders[1].pid)], text=True, capture_output=True)
+        if made.returncode != 0:
+            pytest.skip(f"this kernel has no virtual interfaces: {made.stderr}")
+        for number, name in enumerate(["dsv3a", "dsv3b"]):
+            for command in (["addr", "add", f"10.99.0.{number + 1}/24", "dev", name], ["link", "set", name, "up"],
+                            ["link", "set", "lo", "up"]):
+                subprocess.run([*inside[number], "ip", *command], check=True)
+        yield inside
+    finally:
+        for holder in holders:
+            holder.kill()
+            holder.wait()
+
+
+def start_in(namespaces, *arguments):
+    port = free_port()
+    return [start_rank(rank, 4, port, *arguments, local_world=2, local_rank=rank % 2, address="10.99.0.1",
+                       prefix=namespaces[rank // 2]) for rank in range(4)]
+
+
+def test_two_machines_train(two_namespaces):
+    for rank in start_in(two_namespaces):
+        assert finish(rank, 0) == ""
+
+
+def test_a_cut_link_is_noticed_after_the_timeout(two_namespaces, tmp_path):
+    ranks = start_in(two_namespaces, "--steps", 100_000, "--timeout", 8, "--folder", tmp_path)
+    pids(tmp_path, 4)
+    subprocess.run([*two_namespaces[0], "ip", "link", "set", "dsv3a", "down"], check=True)
+    begin = time.monotonic()
+    errors = [finish(rank, 6) for rank in ranks]
+    assert time.monotonic() - begin < 8 + 5
+    for err in errors:
+        assert "of group 'world' failed" in err and len(err.splitlines()) == 1
