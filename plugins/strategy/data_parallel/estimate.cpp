@@ -38,15 +38,18 @@ void add(UnitBytes& total, const Segment& segment, const Settings& settings) {
 }
 
 /// The most that the units need beyond what they hold, over the units whose backward pass may run.
-/// The previous unit's gradients are being reduced, and the next units' values are being gathered.
+/// Meanwhile, the gradients of the unit before it in the backward pass are being summed, and the
+/// values of those after it are being gathered.
 int64_t peak_in_use(const std::vector<UnitBytes>& units, int64_t prefetch) {
   int64_t peak = 0;
   for (size_t i = 0; i < units.size(); ++i) {
-    int64_t bytes = units[i].gradients_in_use + units[i].reduction + units[i].values_in_use;
-    if (i + 1 < units.size()) bytes += units[i + 1].gradients_in_use + units[i + 1].reduction;
+    int64_t values = units[i].values_in_use;
     for (size_t ahead = 1; ahead <= size_t(prefetch) && ahead <= i; ++ahead)
-      bytes += units[i - ahead].values_in_use;
-    peak = std::max(peak, bytes);
+      values += units[i - ahead].values_in_use;
+    int64_t sums = units[i].reduction;
+    if (i + 1 < units.size())
+      sums = std::max(sums, units[i + 1].reduction + units[i + 1].gradients_in_use);
+    peak = std::max(peak, units[i].gradients_in_use + values + sums);
   }
   return peak;
 }

@@ -134,7 +134,8 @@ class Rank {
   }
 
   void start() {
-    model_->adopt(*strategy_, 5, [&](const Parameter& p) { return optimizers_->group_of(p); });
+    model_->adopt(*strategy_, setup_.seed,
+                  [&](const Parameter& p) { return optimizers_->group_of(p); });
     strategy_->ready(optimizers_->specs());
     optimizers_->bind(*strategy_);
   }

@@ -20,6 +20,7 @@ struct Setup {
   bool recompute = false;
   int64_t accumulate = 1;
   int64_t steps = 50;
+  uint64_t seed = 5;
   at::ScalarType dtype = at::kFloat;
 
   std::string text() const;
