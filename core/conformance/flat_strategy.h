@@ -11,45 +11,14 @@
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/functions/utils.h>
 
+#include <dsv3/sdk/backward_hook.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/flat.h>
 #include <dsv3/sdk/options.h>
 #include <dsv3/sdk/strategy.h>
 
 namespace dsv3::conformance {
-
-/// An autograd node that calls `call` in the backward pass and passes gradients through unchanged.
-struct Gate final : torch::autograd::Node {
-  std::function<void()> call;
-  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {
-    call();
-    return std::move(grads);
-  }
-};
-
-/// Inserts one Gate after all differentiable tensors in `tensors`, if there are any.
-inline void insert_gate(TensorRefs tensors, std::function<void()> call) {
-  if (!at::GradMode::is_enabled()) return;
-  std::vector<at::Tensor*> refs;
-  torch::autograd::variable_list inputs;
-  for (at::Tensor* tensor : tensors)
-    if (tensor->defined() && tensor->requires_grad()) {
-      refs.push_back(tensor);
-      inputs.push_back(*tensor);
-    }
-  if (refs.empty()) return;
-  std::shared_ptr<Gate> gate(new Gate, torch::autograd::deleteNode);
-  gate->call = std::move(call);
-  gate->set_next_edges(torch::autograd::collect_next_edges(inputs));
-  for (at::Tensor* tensor : refs) {
-    *tensor = tensor->detach();
-    const uint32_t slot = gate->add_input_metadata(*tensor);
-    torch::autograd::impl::set_gradient_edge(*tensor, {gate, slot});
-  }
-}
 
 struct FlatOptions {
   std::string freed = "nan";
@@ -64,7 +33,12 @@ class FlatStrategy final : public Strategy {
  public:
   using Options = FlatOptions;
   FlatStrategy(const FlatOptions& options, const StrategyContext& context)
-      : options_(options), context_(context) {}
+      : options_(options), context_(context) {
+    if (context.world && context.world->size() > 1)
+      throw Error("strategy 'flat' supports one rank, but this run has " +
+                      std::to_string(context.world->size()) + "; start one rank",
+                  ExitCode::usage);
+  }
 
   int adopt(UnitSpec spec) override {
     const FlatLayout layout(spec.params);
@@ -102,7 +76,7 @@ class FlatStrategy final : public Strategy {
     Unit& unit = units_.at(index);
     open(unit);
     if (at::GradMode::is_enabled()) ++unit.pending;
-    insert_gate(inputs, [this, index] {
+    on_backward(inputs, [this, index] {
       Unit& unit = units_[index];
       close(unit);
       if (--unit.pending == 0) reduce(unit);
@@ -110,10 +84,10 @@ class FlatStrategy final : public Strategy {
   }
 
   void leave(int index, TensorRefs outputs) override {
-    insert_gate(outputs, [this, index] {
+    on_backward(outputs, [this, index] {
       Unit& unit = units_[index];
       // Counts one more use of the unit, even if the backward pass does not need its values. The
-      // gate inserted by enter() ends this use.
+      // action of enter() ends this use.
       if (unit.spec.needed_in_backward)
         open(unit);
       else
@@ -129,7 +103,7 @@ class FlatStrategy final : public Strategy {
         throw Error("backward() was called before leave() for unit '" + unit.spec.name + "'");
     torch::autograd::backward(roots.vec(), grads.vec());
     // If enter() received no differentiable input (as for the embedding), or if the unit does not
-    // affect the loss, no gate has run to end the unit's use, so end it here.
+    // affect the loss, no action has ended the unit's use, so end it here.
     for (Unit& unit : units_) {
       if (unit.accumulating) reduce(unit);
       if (unit.uses != 0) release(unit);
