@@ -81,6 +81,8 @@ void require_declarations(const std::function<void(const LayerContext&)>& build)
 // compare the two.
 
 constexpr int64_t kVocab = 29, kRows = 4, kSequence = 12, kMtpDepth = 1;
+constexpr double kLearningRate = 0.05;
+constexpr uint64_t kSeed = 3;
 
 /// Returns an experiment with two layers and one MTP module.
 Experiment tiny_experiment(const std::string& recompute = "none", bool tied_head = true);
@@ -91,6 +93,11 @@ ModelFactory tiny_factory(const Subject* subject = nullptr);
 
 /// Returns a batch of packed documents, a different one for every step.
 Batch tiny_batch(int64_t step);
+
+/// Computes the gradients for a rank's rows of a step's batch in micro-batches of `micro` rows,
+/// under `strategy` if it is not null. Returns the loss of these rows.
+double accumulate(Model& model, int64_t step, int64_t micro, Strategy* strategy = nullptr,
+                  int64_t rank = 0, int64_t ranks = 1);
 
 struct Trained {
   std::vector<double> losses, norms;

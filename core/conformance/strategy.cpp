@@ -190,6 +190,7 @@ void strategy_checks(const AddCheck& check) {
                                       tied ? "tied" : "untied", " head, micro_batch ", micro, ")"));
             }
         });
+  strategy_rank_checks(check);
   device_check(check, [](const Subject& subject) {
     for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
       // In bf16, rounding errors of the first update make the second step incomparable.

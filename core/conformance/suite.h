@@ -53,7 +53,8 @@ using AddCheck =
 /// Adds the checks for one kind of component.
 using Suite = void(const AddCheck& check);
 Suite attention_checks, feed_forward_checks, position_checks, optimizer_checks, schedule_checks,
-    strategy_checks, tracker_checks, data_checks, tokenizer_checks, format_checks, callback_checks;
+    strategy_checks, strategy_rank_checks, tracker_checks, data_checks, tokenizer_checks,
+    format_checks, callback_checks;
 
 /// Constructs the component under test. `Base` and `Context` must be those of its kind.
 template <class Base, class... Context>

@@ -9,9 +9,6 @@
 namespace dsv3::conformance {
 namespace {
 
-constexpr double kLearningRate = 0.05;
-constexpr uint64_t kSeed = 3;
-
 /// Sets `factory` to a function that constructs the component under test.
 template <class Base, class Context>
 void set_factory(std::function<std::shared_ptr<Base>(const Context&)>& factory,
@@ -23,27 +20,6 @@ void set_factory(std::function<std::shared_ptr<Base>(const Context&)>& factory,
 template <class Layer>
 std::shared_ptr<Layer> make_layer(const LayerContext& context) {
   return std::make_shared<Layer>(context);
-}
-
-/// Computes the gradients for a step's batch in micro-batches of `micro` rows, under `strategy` if
-/// it is not null. Returns the loss.
-double accumulate(Model& model, int64_t step, int64_t micro, Strategy* strategy = nullptr) {
-  const Batch batch = tiny_batch(step);
-  const std::vector<int64_t> targets = count_targets(batch, kMtpDepth);
-  const LossScale scale{double(targets[0]), {double(targets[1])}, kRows};
-  double loss = 0;
-  for (int64_t row = 0; row < kRows; row += micro) {
-    if (strategy) strategy->begin_microbatch(row + micro >= kRows);
-    const Batch rows{batch.tokens.narrow(0, row, micro), batch.document_ids.narrow(0, row, micro)};
-    const StepKey key{.seed = kSeed, .step = step + 1, .first_row = row};
-    const at::Tensor total = model.loss(rows, scale, {.key = key}).total;
-    if (strategy)
-      strategy->backward({total});
-    else
-      torch::autograd::backward({total}, {});
-    loss += total.item<double>();
-  }
-  return loss;
 }
 
 void require_near(const std::vector<double>& actual, const std::vector<double>& expected,
@@ -92,6 +68,26 @@ Batch tiny_batch(int64_t step) {
   batch.document_ids.narrow(0, 2, 1).narrow(1, 3, 4).fill_(2);
   batch.document_ids.narrow(0, 3, 1).narrow(1, 9, kSequence - 8).fill_(-1);
   return batch;
+}
+
+double accumulate(Model& model, int64_t step, int64_t micro, Strategy* strategy, int64_t rank,
+                  int64_t ranks) {
+  const Batch batch = tiny_batch(step);
+  const std::vector<int64_t> targets = count_targets(batch, kMtpDepth);
+  const LossScale scale{double(targets[0]), {double(targets[1])}, kRows};
+  double loss = 0;
+  for (int64_t row = rank * micro; row < kRows; row += ranks * micro) {
+    if (strategy) strategy->begin_microbatch(row + ranks * micro >= kRows);
+    const Batch rows{batch.tokens.narrow(0, row, micro), batch.document_ids.narrow(0, row, micro)};
+    const StepKey key{.seed = kSeed, .step = step + 1, .first_row = row};
+    const at::Tensor total = model.loss(rows, scale, {.key = key}).total;
+    if (strategy)
+      strategy->backward({total});
+    else
+      torch::autograd::backward({total}, {});
+    loss += total.item<double>();
+  }
+  return loss;
 }
 
 Trained train_plainly(const Experiment& experiment, const ModelFactory& factory, int64_t steps,
