@@ -1,5 +1,6 @@
 // Connects ranks with c10d's process groups.
 #define USE_C10D_GLOO
+#include <mutex>
 #include <thread>
 
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
@@ -83,6 +84,10 @@ bool checks_operations() {
 #endif
 }
 
+/// LibTorch records each operation in a map of the process without a lock, which matters if ranks
+/// are threads.
+std::mutex recorder_mutex;
+
 class Group final : public Communicator {
  public:
   Group(SharedPeers peers, std::string name, int64_t rank, int64_t size)
@@ -143,6 +148,7 @@ class Group final : public Communicator {
       if (checks_operations())
         compare(name, std::string(operation) + " of " + shape + " of type " +
                           c10::toString(tensor.scalar_type()));
+      const std::scoped_lock lock(recorder_mutex);
       return std::make_unique<GroupWork>(f(), peers_, std::move(name));
     } catch (const Error&) {
       throw;
