@@ -1,5 +1,6 @@
 // Components with faults in their declaration or their graph.
 #include <cmath>
+#include <cstdlib>
 
 #include <ATen/ATen.h>
 
@@ -76,9 +77,50 @@ class Detached final : public dsv3::FeedForward {
   dsv3::Linear up_, down_;
 };
 
+struct OddRankOptions {
+  int64_t rank = 1, step = 2;
+  std::string how = "throw";
+
+  static void describe(dsv3::OptionSchema<OddRankOptions>& s) {
+    s.add("rank", &OddRankOptions::rank, "rank that differs");
+    s.add("step", &OddRankOptions::step, "step after which it does");
+    s.add("how", &OddRankOptions::how, "throw an error, change a weight, or have another shape")
+        .choices({"throw", "change", "shape"});
+  }
+};
+
+/// A layer that behaves differently on one rank.
+class OddRank final : public dsv3::FeedForward {
+ public:
+  using Options = OddRankOptions;
+  OddRank(const OddRankOptions& options, const dsv3::LayerContext& context)
+      : FeedForward(context), o_(options) {
+    const char* rank = std::getenv("RANK");
+    is_odd_ = rank && std::atoll(rank) == o_.rank;
+    const int64_t width = context.dims.hidden;
+    const int64_t inner = is_odd_ && o_.how == "shape" ? width + 8 : width;
+    up_ = parameter("up.weight", {inner, width}, {});
+    down_ = parameter("down.weight", {width, inner}, {});
+  }
+  at::Tensor forward(const at::Tensor& x, const dsv3::Sequence&) override {
+    return at::linear(at::linear(x, up_).relu(), down_);
+  }
+  void on_step_end(const dsv3::StepEnd& end) override {
+    if (!is_odd_ || end.step != o_.step) return;
+    if (o_.how == "throw") throw dsv3::Error("a fault of one rank", dsv3::ExitCode::data);
+    if (o_.how == "change") up_.data().view({-1})[3].add_(1e-3);
+  }
+
+ private:
+  const OddRankOptions o_;
+  bool is_odd_ = false;
+  at::Tensor up_, down_;
+};
+
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
   registrar.attention<Fused>("fused", "Attention with one parameter for queries, keys and values");
   registrar.feed_forward<Detached>("detached", "Feed-forward layer whose output is detached");
+  registrar.feed_forward<OddRank>("odd_rank", "Layer that differs on one rank");
 }
