@@ -1,14 +1,16 @@
 """Ranks that other launchers start: what they say if they cannot find each other, and a network that is cut."""
 
 import os
+import pathlib
 import shutil
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
 
-from processes import finish, free_port, pids, start, start_rank
+from processes import ENVIRONMENT, PROGRAM, finish, free_port, pids, start, start_rank
 
 
 def test_ranks_find_each_other_without_the_launcher():
@@ -72,6 +74,14 @@ def test_a_stopped_rank_0_that_keeps_the_store_does_not_stop_the_others():
     finally:
         ranks[0].kill()
         ranks[0].communicate()
+
+
+def test_torchrun_starts_ranks_and_restarts_them():
+    """Its store contains what the ranks wrote in it before the restart."""
+    done = subprocess.run([pathlib.Path(sys.executable).parent / "torchrun", "--no-python", "--nproc-per-node", "2",
+                           "--max-restarts", "1", PROGRAM, "--rank", "1", "--how", "kill"],
+                          env=ENVIRONMENT, text=True, capture_output=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "sums are right on 2 ranks\n"), done.stderr
 
 
 @pytest.mark.parametrize("variables, message", [

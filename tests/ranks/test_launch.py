@@ -42,13 +42,13 @@ def test_the_error_of_a_rank_decides(tmp_path, failing):
     first, *rest = err.splitlines()
     assert first.startswith("error: rank 0 of 2 on ")
     assert "of group 'world' failed: rank 1 on " in first and " failed: cannot read shard 7 (" in first
-    assert rest == ["rank 1: error: cannot read shard 7", "error: rank 1 failed first: it ended with exit code 4"]
+    assert rest[:2] == ["rank 1: error: cannot read shard 7", "error: rank 1 failed first: it ended with exit code 4"]
 
 
 def test_a_silent_exit_code_decides(tmp_path):
     err = finish(launch(tmp_path, 2, "--rank", 1, "--how", "exit", "--code", 3), 3)
     assert "rank 1 on " in err and "ended or does not respond" in err
-    assert err.endswith("error: rank 1 failed first: it ended with exit code 3\n")
+    assert "error: rank 1 failed first: it ended with exit code 3\n" in err
 
 
 @pytest.mark.parametrize("victim", [0, 2])

@@ -29,7 +29,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::seconds kTerminateAfter{2}, kKillAfter{3};  // since a rank failed
+constexpr std::chrono::seconds kTerminateAfter{3}, kKillAfter{4};  // since a rank failed
 constexpr size_t kKeptOutput = 64 << 10;
 constexpr const char* kRunFile = "DSV3_RUN_FILE";
 constexpr const char* kResumedRun = "DSV3_RESUMED_RUN";
@@ -301,12 +301,21 @@ class Attempt {
     if (!failed_at_) return;
     const auto elapsed = Clock::now() - *failed_at_;
     for (Rank& rank : ranks_) {
-      if (!rank.running || elapsed < kTerminateAfter) continue;
+      if (!rank.running) continue;
+      const bool hangs = elapsed >= kKillAfter || is_suspended(rank);
+      if (!hangs && elapsed < kTerminateAfter) continue;
       if (!rank.stopped_by_launcher) ::kill(rank.process, SIGTERM);
       rank.stopped_by_launcher = true;
       // The whole group: also what the rank has started.
-      if (elapsed >= kKillAfter) ::kill(-rank.process, SIGKILL);
+      if (hangs) ::kill(-rank.process, SIGKILL);
     }
+  }
+
+  /// Whether a SIGSTOP has suspended the process, so that it cannot end by itself.
+  static bool is_suspended(const Rank& rank) {
+    siginfo_t info{};
+    return ::waitid(P_PID, id_t(rank.process), &info, WSTOPPED | WNOHANG | WNOWAIT) == 0 &&
+           info.si_pid == rank.process;
   }
 
   int exit_code() const {

@@ -92,6 +92,7 @@ class Group final : public Communicator {
  public:
   Group(SharedPeers peers, std::string name, int64_t rank, int64_t size)
       : peers_(std::move(peers)), name_(std::move(name)), rank_(rank), size_(size) {
+    const QuietLibTorch quiet;
     try {
       group_ = make_group(*peers_, name_, rank_, size_);
     } catch (const std::exception& error) {

@@ -149,6 +149,7 @@ std::optional<int64_t> port_of_step(const Environment& variables) {
 }
 
 void set_store(RankContext& context, const Environment& variables) {
+  context.attempt = number_of(variables, "TORCHELASTIC_RESTART_COUNT").value_or(0);
   if (context.world == 1) return;
   const auto hosts = text_of(variables, "SLURM_STEP_NODELIST");
   const std::string host = context.local_world == context.world ? "127.0.0.1"
@@ -168,9 +169,7 @@ void set_store(RankContext& context, const Environment& variables) {
   if (*port < 1 || *port > 65'535)
     fail("MASTER_PORT=" + std::to_string(*port) + " is not a port; use 1 to 65535");
   context.port = *port;
-  // torchrun may keep one store while it restarts the ranks.
   context.external_store = text_of(variables, "TORCHELASTIC_USE_AGENT_STORE") == "True";
-  context.attempt = number_of(variables, "TORCHELASTIC_RESTART_COUNT").value_or(0);
 }
 
 }  // namespace

@@ -34,6 +34,10 @@ constexpr milliseconds kFailureLimit{3'000};
 constexpr const char* kFailure = "dsv3/failure";
 constexpr const char* kFailureReaders = "dsv3/failure/readers";
 
+std::mutex quiet_mutex;
+int quiet_users = 0;
+std::optional<int> previous_level;
+
 std::string first_line(const std::string& text) {
   return text.substr(0, text.find('\n'));
 }
@@ -51,24 +55,11 @@ std::string text_in(c10d::Store& store, const std::string& key) {
   return {bytes.begin(), bytes.end()};
 }
 
-/// While this object exists, LibTorch prints no warnings about sockets. Errors are thrown as well.
-class QuietLibTorch {
- public:
-  QuietLibTorch() : level_(FLAGS_caffe2_log_level) {
-    if (!std::getenv("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = 3;  // fatal errors
-  }
-  ~QuietLibTorch() { FLAGS_caffe2_log_level = level_; }
-  QuietLibTorch(const QuietLibTorch&) = delete;
-  QuietLibTorch& operator=(const QuietLibTorch&) = delete;
-
- private:
-  const int level_;
-};
-
 /// Calls `f` on another thread and returns its result, or nullopt if that takes longer than
 /// `limit`: a client of the store waits forever for a server whose process is stopped.
 template <class T>
 std::optional<T> within(milliseconds limit, std::function<T()> f) {
+  const QuietLibTorch quiet;
   auto task = std::make_shared<std::packaged_task<T()>>(std::move(f));
   std::future<T> result = task->get_future();
   std::thread([task] { (*task)(); }).detach();
@@ -304,6 +295,17 @@ std::string address_of(const std::vector<Introduction>& ranks, const RankContext
 }
 
 }  // namespace
+
+QuietLibTorch::QuietLibTorch() {
+  const std::lock_guard lock(quiet_mutex);
+  if (quiet_users++ > 0 || std::getenv("TORCH_CPP_LOG_LEVEL")) return;
+  previous_level = std::exchange(FLAGS_caffe2_log_level, 3);  // 3 = fatal errors
+}
+
+QuietLibTorch::~QuietLibTorch() {
+  const std::lock_guard lock(quiet_mutex);
+  if (--quiet_users == 0 && previous_level) FLAGS_caffe2_log_level = *previous_level;
+}
 
 std::string Peers::name_of(int64_t rank) const {
   return "rank " + std::to_string(rank) + " on " + hosts[size_t(rank)];

@@ -13,6 +13,16 @@
 
 namespace dsv3 {
 
+/// While this object exists, on any thread, LibTorch prints no warnings, unless the user has set
+/// TORCH_CPP_LOG_LEVEL. c10d prints one, with C++ frames, for each error that it throws.
+class QuietLibTorch {
+ public:
+  QuietLibTorch();
+  ~QuietLibTorch();
+  QuietLibTorch(const QuietLibTorch&) = delete;
+  QuietLibTorch& operator=(const QuietLibTorch&) = delete;
+};
+
 /// What a process knows about the ranks of its run.
 struct Peers {
   c10::intrusive_ptr<c10d::Store> store;

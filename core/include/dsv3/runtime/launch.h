@@ -26,7 +26,7 @@ bool must_launch(const RankContext& context, std::optional<int64_t> ranks, int64
 ///
 /// Rank 0 has the standard output and error of this process. What the other ranks write there is
 /// printed only if they fail, as "rank 1: ...". Stop signals are passed on to each rank once. If a
-/// rank fails, the others have 2 s to end by themselves, get SIGTERM, and a second later SIGKILL.
+/// rank fails, the others have 3 s to end by themselves, get SIGTERM, and a second later SIGKILL.
 /// If this process dies, the ranks are killed.
 ///
 /// Returns the exit code of the first rank that failed for another reason than a lost peer, or
