@@ -207,7 +207,7 @@ std::string read_failure(c10d::Store& store) {
   return text_in(store, kFailure);
 }
 
-/// What a rank tells the others when it starts.
+/// How a rank introduces itself to the others.
 struct Introduction {
   std::string host, version;
   int64_t world = 0;

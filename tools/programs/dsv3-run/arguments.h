@@ -66,7 +66,7 @@ inline void declare(CLI::App& app, Arguments& a) {
       ->type_name("N")
       ->check(integer_between(1, 1024));
   app.add_option("--max_restarts", a.max_restarts,
-                 "Resume the run up to this many times if a process dies")
+                 "Resume the run up to this many times after a rank is lost or killed")
       ->type_name("N")
       ->check(integer_between(0, 1'000'000));
   app.add_option("--plugin-path", a.plugin_paths,

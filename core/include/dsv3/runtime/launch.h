@@ -27,7 +27,7 @@ bool must_launch(const RankContext& context, std::optional<int64_t> ranks, int64
 /// Rank 0 has the standard output and error of this process. What the other ranks write there is
 /// printed only if they fail, as "rank 1: ...". Stop signals are passed on to each rank once. If a
 /// rank fails, the others have 3 s to end by themselves, get SIGTERM, and a second later SIGKILL.
-/// If this process dies, the ranks are killed.
+/// If this process is killed, so are the ranks.
 ///
 /// Returns the exit code of the first rank that failed for another reason than a lost peer, or
 /// ExitCode::peer_lost if there is none, for example because a signal killed a rank. In the latter
@@ -35,7 +35,7 @@ bool must_launch(const RankContext& context, std::optional<int64_t> ranks, int64
 /// Throws dsv3::Error if a process cannot be started.
 int launch(const LaunchRequest& request);
 
-/// Tells launch() the name of the run that this process trains, so that ranks which are started
+/// Gives launch() the name of the run that this process trains, so that ranks which are started
 /// again resume it. Does nothing on other ranks than 0, and without launch().
 void announce_run(const std::string& name);
 

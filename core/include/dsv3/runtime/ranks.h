@@ -61,7 +61,7 @@ Ranks connect(const RankContext& context, double timeout);
 std::function<std::shared_ptr<Communicator>(int64_t size)> rank_groups(
     std::shared_ptr<Communicator> world);
 
-/// Tells the other ranks about the exception that is being handled, so that their errors name the
+/// Sends the other ranks the exception that is being handled, so that their errors name the
 /// cause. Call it in the catch block of a rank that ends, before `ranks` is destroyed. Says nothing
 /// about lost peers. Best effort: returns within 3 s.
 void publish_failure(const Ranks& ranks) noexcept;
