@@ -271,9 +271,11 @@ void Stepper::end_step(bool skipped) {
   }
   at::Tensor all;  // counts of all layers, summed over ranks
   if (!defined.empty()) run_.ranks.world->all_reduce_sum(all = at::cat(defined));
+  // All ranks have the same counts, so only one of them records what layers compute from these.
+  const Metrics once = run_.ranks.is_first() ? metrics_ : Metrics();
   int64_t offset = 0;
   for (size_t i = 0; i < layers.size(); ++i) {
-    StepEnd end{{}, progress(), number, metrics_};
+    StepEnd end{{}, progress(), number, once};
     if (counts[i].defined()) {
       end.counts = all.narrow(0, offset, counts[i].size(0));
       offset += counts[i].size(0);
@@ -282,7 +284,7 @@ void Stepper::end_step(bool skipped) {
     if (!skipped) call(*layers[i], "on_step_end", &Component::on_step_end, end);
   }
   for (const auto& [width, position] : run_.model->positions())
-    if (!skipped) position->on_step_end({{}, progress(), number, metrics_});
+    if (!skipped) position->on_step_end({{}, progress(), number, once});
   run_.callbacks.step_ended(
       {number, run_.steps, run_.state.tokens + run_.tokens_per_step(), metrics_});
 }
