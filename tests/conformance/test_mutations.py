@@ -34,6 +34,8 @@ def mutation(component, pattern, replacement, options=""):
 MLA, MHA = "attention/mla", "attention/mha"
 MOE, SWIGLU = "feed_forward/moe", "feed_forward/swiglu"
 ROPE, MUON, SINGLE = "position/rope", "optimizer/muon", "strategy/single"
+DDP, ZERO, FSDP = "strategy/ddp", "strategy/zero", "strategy/fsdp"
+FOLDERS = dict.fromkeys((DDP, ZERO, FSDP), "strategy/data_parallel")  # of components in a shared library
 SYNTHETIC, LLAMA, DEEPSEEK_V3 = "data/synthetic", "format/llama", "format/deepseek_v3"
 MUTATIONS = {
     "no_mask": mutation(
@@ -84,6 +86,16 @@ MUTATIONS = {
                                   "return dsv3::norm_of($grads, context_.device).square();"),
     "bf16_master": mutation(SINGLE, "$unit.compute.copy_($unit.master);",
                             "$unit.compute.copy_($unit.master), $unit.master.copy_($unit.compute);"),
+    "norm_of_one_rank": mutation(DDP, "norms_->all_reduce_sum($squares);", ""),
+    "gradients_not_summed": mutation(
+        DDP, "if (!$unit.reduced && (last_ || $unit.unfinished > 0)) reduce($unit);",
+        "if (!$unit.reduced && last_ && $unit.unfinished == 0) reduce($unit);"),
+    "copies_not_refreshed": mutation(ZERO, "present_ = false; start_values();", "start_values();"),
+    "values_not_gathered": mutation(
+        FSDP, "gather_ = channels_->gather->start_all_gather(values_, own_part(values_));", ""),
+    "results_not_sent": mutation(DDP, "results = start_results($round, $tensors);", ""),
+    "shard_counted_twice": mutation(FSDP, "return reduced_.narrow(0, $count * $row, $count);",
+                                    "return gradients_.defined() ? at::cat({reduced_, reduced_}) : reduced_;"),
     "rank_ignored": mutation(SYNTHETIC, "= $rows + context_.rank * $batch;", "= $rows;"),
     "world_not_counted": mutation(SYNTHETIC, "+= $batch * context_.world;", "+= $batch;"),
     "state_not_restored": mutation(SYNTHETIC, 'rows_ = $state["rows"];', ""),
@@ -119,7 +131,8 @@ def chosen():
 def mutated(name):
     """Return the path of the source file that the mutation changes, and its mutated source."""
     component, edits, _ = MUTATIONS[name]
-    sources = {file: file.read_text() for file in sorted((ROOT / "plugins" / component).glob("*.cpp"))}
+    folder = ROOT / "plugins" / FOLDERS.get(component, component)
+    sources = {file: file.read_text() for file in sorted(folder.glob("*.cpp"))}
     [(source, text)] = rewrite(sources, edits).items()
     assert text != sources[source], name
     return source, text
@@ -136,7 +149,7 @@ def build_mutant(name, folder):
     source, text = mutated(name)
     mutant = folder / source.name
     mutant.write_text(text)
-    library = f"lib/dsv3/plugins/libdsv3_{component.replace('/', '_')}.so"
+    library = f"lib/dsv3/plugins/libdsv3_{FOLDERS.get(component, component).replace('/', '_')}.so"
     listed = subprocess.run([NINJA, "-t", "commands", library], cwd=BUILD, capture_output=True, text=True, check=True)
     commands = listed.stdout.splitlines()
     [compile_command] = [line for line in commands if f"-c {source}" in line]
