@@ -1,9 +1,9 @@
-# dsv3_add_plugin(NAME PROVIDES kind/name ... SOURCES a.cpp ... [VERSION v] [STATUS s] [SUMMARY text] [LINK lib ...])
+# dsv3_add_plugin(NAME PROVIDES kind/name ... SOURCES a.cpp ... [VERSION v] [STATUS s] [SUMMARY text ...] [LINK lib ...])
 # Builds one plugin library with its stamp, and adds its entries to the registry. Works inside and outside this tree.
 #   PROVIDES  the components it registers, e.g. attention/mla; the loader checks that they agree
 #   VERSION   default: the project's version
 #   STATUS    stable (default), experimental or wip
-#   SUMMARY   one line
+#   SUMMARY   one line for all components, or one line for each, in the order of PROVIDES
 #   LINK      libraries that only this plugin needs; shared libraries of the project are built and installed beside it
 # Variables that a project may set before the call:
 #   DSV3_PLUGIN_PREFIX  prefix of lib/dsv3/plugins (libraries) and registries; default: the build folder
@@ -11,7 +11,7 @@
 set(DSV3_CMAKE_DIR ${CMAKE_CURRENT_LIST_DIR})
 
 function(dsv3_add_plugin name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "VERSION;STATUS;SUMMARY" "PROVIDES;SOURCES;LINK")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "VERSION;STATUS" "SUMMARY;PROVIDES;SOURCES;LINK")
   if(arg_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "dsv3_add_plugin(${name}): unknown arguments: ${arg_UNPARSED_ARGUMENTS}")
   endif()
@@ -123,9 +123,12 @@ function(dsv3_register_plugin name prefix)
     cmake_path(RELATIVE_PATH CMAKE_CURRENT_SOURCE_DIR BASE_DIRECTORY ${PROJECT_SOURCE_DIR} OUTPUT_VARIABLE docs)
     set(docs ${docs}/README.md)
   endif()
-  string(REPLACE "\\" "\\\\" summary "${arg_SUMMARY}")
-  string(REPLACE "\"" "\\\"" summary "${summary}")
   foreach(component IN LISTS arg_PROVIDES)
+    list(POP_FRONT arg_SUMMARY next)
+    if(next)
+      string(REPLACE "\\" "\\\\" summary "${next}")
+      string(REPLACE "\"" "\\\"" summary "${summary}")
+    endif()
     string(REGEX MATCH "^[^/]+" kind ${component})
     string(REGEX MATCH "[^/]+$" short ${component})
     get_property(known GLOBAL PROPERTY dsv3_registry_${set})

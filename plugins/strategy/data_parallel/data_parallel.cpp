@@ -134,13 +134,16 @@ class Zero final : public DataParallel {
 }  // namespace
 
 DSV3_PLUGIN(registrar) {
-  registrar.strategy<Ddp>("ddp",
-                          "Replicated parameters; gradients summed during the backward pass");
+  registrar.strategy<Ddp>(
+      "ddp", "Every rank has all parameters and sums gradients during the backward pass (DDP)");
   registrar.strategy<Zero<ZeroOptions>>(
-      "zero", "Optimizer state, gradients and parameters sharded over ranks (ZeRO)");
-  registrar.strategy<Zero<FsdpOptions>>("fsdp", "zero with stage: 3");
-  registrar.strategy<Zero<Stage2Options>>("deepspeed_stage_2",
-                                          "zero with stage: 2 and offload: optimizer");
-  registrar.strategy<Zero<Stage3Options>>("deepspeed_stage_3",
-                                          "zero with stage: 3 and offload: parameters");
+      "zero", "Ranks share optimizer state, gradients and parameters (ZeRO)");
+  registrar.strategy<Zero<FsdpOptions>>(
+      "fsdp", "Ranks share optimizer state, gradients and parameters (zero with stage: 3)");
+  registrar.strategy<Zero<Stage2Options>>(
+      "deepspeed_stage_2",
+      "Ranks share optimizer state and gradients, in host memory (zero with stage: 2)");
+  registrar.strategy<Zero<Stage3Options>>(
+      "deepspeed_stage_3",
+      "Ranks share optimizer state, gradients and parameters, in host memory (zero with stage: 3)");
 }

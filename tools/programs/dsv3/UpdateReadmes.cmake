@@ -1,5 +1,6 @@
 # cmake -DDSV3=<program> -DREGISTRY=<file> -DSOURCE=<folder> -P UpdateReadmes.cmake
-# Writes the output of `dsv3 plugins describe KIND/NAME --markdown` below "## Options" in each plugin's README.
+# Writes the output of `dsv3 plugins describe KIND/NAME --markdown` below "## Options" in each plugin's README,
+# or below "## Options of NAME" if several components share the README.
 function(run output)
   execute_process(COMMAND ${DSV3} plugins ${ARGN} --plugin-path ${REGISTRY} WORKING_DIRECTORY ${CMAKE_CURRENT_LIST_DIR}
     OUTPUT_VARIABLE text COMMAND_ERROR_IS_FATAL ANY)
@@ -21,13 +22,18 @@ foreach(i RANGE ${last})
   else()
     file(READ ${SOURCE}/${docs} old)
   endif()
+  set(heading "## Options")
+  if(NOT docs STREQUAL "plugins/${kind}/${name}/README.md")
+    set(heading "## Options of ${name}")
+  endif()
   # Text before the section stays, and so does everything from the next heading on.
-  string(FIND "${old}" "\n## Options\n" start)
+  string(FIND "${old}" "\n${heading}\n" start)
   set(before "${old}")
   set(after "")
   if(NOT start EQUAL -1)
     string(SUBSTRING "${old}" 0 ${start} before)
-    math(EXPR start "${start} + 12")
+    string(LENGTH "\n${heading}" length)
+    math(EXPR start "${start} + ${length}")
     string(SUBSTRING "${old}" ${start} -1 after)
     string(FIND "${after}" "\n## " next)
     if(next EQUAL -1)
@@ -37,7 +43,7 @@ foreach(i RANGE ${last})
     endif()
   endif()
   string(REGEX REPLACE "\n+$" "\n" before "${before}")
-  set(new "${before}\n## Options\n\n${table}${after}")
+  set(new "${before}\n${heading}\n\n${table}${after}")
   if(NOT new STREQUAL old)
     file(WRITE ${SOURCE}/${docs} "${new}")
     message(STATUS "${docs} updated")
