@@ -240,6 +240,7 @@ void on_ranks(int64_t ranks, const std::function<void(std::shared_ptr<Communicat
         Ranks own{nullptr, nullptr, peers};
         try {
           own.world = std::make_shared<Group>(peers, "world", rank, ranks);
+          own.world->barrier();  // a rank that leaves earlier would break the others' connections
           f(own.world);
         } catch (...) {
           errors[size_t(rank)] = std::current_exception();
