@@ -1,8 +1,10 @@
+#include <atomic>
 #include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <fcntl.h>
 #include <set>
+#include <thread>
 
 #include <c10/util/StringUtil.h>
 
@@ -158,13 +160,14 @@ void publish(const stdfs::path& temporary, const stdfs::path& folder, bool intac
   fs::rename(temporary, folder);
 }
 
-/// Collective. Writes a checkpoint to `folder`, which rank 0 has created.
-void write_together(const stdfs::path& folder, const CheckpointContent& content,
-                    Communicator& ranks) {
-  Share share;
-  run_together(ranks, [&] { share = write_share(folder, content, ranks.rank()); });
-  const std::vector<std::string> shares = gather_texts(ranks, text_of(share));
-  run_on_first(ranks, [&] { write_manifest(folder, content, shares); });
+/// Calls `f`, and names the checkpoint in its errors.
+template <class F>
+auto while_saving(int64_t step, const F& f) try {
+  return f();
+} catch (const std::exception& error) {
+  const bool lost = current_exception_code() == ExitCode::peer_lost;
+  throw Error(c10::str("cannot save the checkpoint of step ", step, ": ", error.what()),
+              lost ? ExitCode::peer_lost : ExitCode::checkpoint);
 }
 
 /// Reads the manifest of the checkpoint folder step-N and requires its step to be N. Does not check
@@ -216,6 +219,43 @@ std::optional<StoredCheckpoint> verified(const stdfs::path& folder, Communicator
 
 }  // namespace
 
+struct PendingCheckpoint {
+  PendingCheckpoint() = default;
+  PendingCheckpoint(const PendingCheckpoint&) = delete;
+  ~PendingCheckpoint() {
+    if (thread.joinable()) thread.join();
+    // Unless a rank was lost, no other rank writes to the folder any more. What a lost rank writes
+    // is removed by the next save.
+    if (rank == 0 && !published && !temporary.empty())
+      or_warn("cannot remove an incomplete checkpoint", [&] { fs::remove_all(temporary); });
+  }
+
+  /// Writes this rank's file.
+  void write() noexcept {
+    try {
+      if (!temporary.empty()) share = write_share(temporary, content, rank);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    written = true;
+  }
+  /// Returns when the file is written. Throws what write() could not.
+  void wait() {
+    if (thread.joinable()) thread.join();
+    if (failure) std::rethrow_exception(failure);
+  }
+
+  CheckpointContent content;
+  int64_t rank = 0;
+  stdfs::path temporary;   // the same on all ranks; empty = an intact checkpoint stays
+  bool intact = false;     // on rank 0: whether the checkpoint exists and is intact
+  bool published = false;  // on rank 0
+  Share share;
+  std::exception_ptr failure;
+  std::atomic<bool> written = false;
+  std::jthread thread;
+};
+
 StoredCheckpoint verify_checkpoint(const stdfs::path& folder) {
   return verify_checkpoint(folder, *local_communicator());
 }
@@ -240,7 +280,7 @@ StoredCheckpoint write_checkpoint(const stdfs::path& folder, const CheckpointCon
   try {
     fs::make_folders(parent);
     fs::make_folder(temporary);
-    write_together(temporary, content, *local_communicator());
+    write_manifest(temporary, content, {text_of(write_share(temporary, content, 0))});
     fs::rename(temporary, folder);
     fs::sync_folder(parent);
   } catch (const std::exception& error) {
@@ -258,39 +298,63 @@ StoredCheckpoint CheckpointStore::save(const CheckpointContent& content) {
 }
 
 StoredCheckpoint CheckpointStore::save(const CheckpointContent& content, Communicator& ranks) {
+  const std::shared_ptr<PendingCheckpoint> pending = prepare(content, ranks);
+  pending->write();
+  return finish(*pending, ranks);
+}
+
+std::shared_ptr<PendingCheckpoint> CheckpointStore::start(const CheckpointContent& content,
+                                                          Communicator& ranks) {
+  std::shared_ptr<PendingCheckpoint> pending = prepare(content, ranks);
+  pending->thread = std::jthread([p = pending.get()] { p->write(); });
+  return pending;
+}
+
+bool CheckpointStore::is_written(const PendingCheckpoint& pending) {
+  return pending.written;
+}
+
+std::shared_ptr<PendingCheckpoint> CheckpointStore::prepare(const CheckpointContent& content,
+                                                            Communicator& ranks) {
+  auto pending = std::make_shared<PendingCheckpoint>();
+  pending->content = content;
+  pending->rank = ranks.rank();
   const stdfs::path folder = folder_ / folder_name(content.step);
-  stdfs::path temporary;  // the same on all ranks; empty = an intact checkpoint stays
-  bool intact = false;    // only on rank 0
-  Json manifest;
-  try {
+  while_saving(content.step, [&] {
     run_on_first(ranks, [&] {
       fs::make_folders(folder_);
       or_warn(kNoCleanUp, [&] { fs::remove_temporaries(folder_); });
       std::error_code ignored;
-      intact = stdfs::exists(folder, ignored) && verified(folder, *local_communicator());
-      if (intact && !content.replaces) return;
-      temporary = fs::temporary_name(folder);
-      fs::make_folder(temporary);
+      pending->intact = stdfs::exists(folder, ignored) && verified(folder, *local_communicator());
+      if (pending->intact && !content.replaces) return;
+      pending->temporary = fs::temporary_name(folder);
+      fs::make_folder(pending->temporary);
     });
-    temporary = broadcast_text(ranks, temporary.string());
-    if (!temporary.empty()) write_together(temporary, content, ranks);
+    pending->temporary = broadcast_text(ranks, pending->temporary.string());
+  });
+  return pending;
+}
+
+StoredCheckpoint CheckpointStore::finish(PendingCheckpoint& pending, Communicator& ranks) {
+  const CheckpointContent& content = pending.content;
+  const stdfs::path folder = folder_ / folder_name(content.step), &temporary = pending.temporary;
+  return while_saving(content.step, [&] {
+    run_together(ranks, [&] { pending.wait(); });
+    const std::vector<std::string> shares = gather_texts(ranks, text_of(pending.share));
+    Json manifest;
     run_on_first(ranks, [&] {
-      if (!temporary.empty()) publish(temporary, folder, intact);
+      if (!temporary.empty()) {
+        write_manifest(temporary, content, shares);
+        publish(temporary, folder, pending.intact);
+      }
+      pending.published = true;
       fs::sync_folder(folder_);
       manifest = read_manifest(folder).manifest;
       or_warn("cannot clean up", [&] { remove_old(all(), content.step, keep_best_); });
     });
     const std::string text = broadcast_text(ranks, manifest.dump());
     return parse_manifest(folder, parse_json(text, kManifestName));
-  } catch (const std::exception& error) {
-    // Unless a rank was lost, no other rank writes to the folder any more. A lost rank's file is
-    // removed by the next save.
-    if (ranks.rank() == 0 && !temporary.empty())
-      or_warn("cannot remove an incomplete checkpoint", [&] { fs::remove_all(temporary); });
-    const bool lost = current_exception_code() == ExitCode::peer_lost;
-    throw Error(c10::str("cannot save the checkpoint of step ", content.step, ": ", error.what()),
-                lost ? ExitCode::peer_lost : ExitCode::checkpoint);
-  }
+  });
 }
 
 bool CheckpointStore::empty() const {

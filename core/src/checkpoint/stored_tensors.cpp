@@ -29,9 +29,12 @@ void copy_elements(const StoredTensor& stored, int64_t begin, int64_t end, char*
   }
 }
 
-at::Tensor view_of(const char* bytes, at::IntArrayRef shape, at::ScalarType dtype) {
+/// A view that keeps `memory` alive.
+at::Tensor view_of(const char* bytes, at::IntArrayRef shape, at::ScalarType dtype,
+                   const std::shared_ptr<const void>& memory) {
   // from_blob() does not write to the memory.
-  return at::from_blob(const_cast<char*>(bytes), shape, at::TensorOptions().dtype(dtype));
+  return at::from_blob(
+      const_cast<char*>(bytes), shape, [memory](void*) {}, at::TensorOptions().dtype(dtype));
 }
 
 bool is_finite(const at::Tensor& values) {
@@ -134,7 +137,7 @@ at::Tensor StoredTensors::whole(const std::string& name) const {
     throw Error("tensor '" + name + "' is " + stored.dtype + ", which dsv3 cannot read",
                 ExitCode::checkpoint);
   if (stored.parts.size() == 1 && !stored.one_value)
-    return view_of(stored.parts[0].bytes, stored.shape, *dtype);
+    return view_of(stored.parts[0].bytes, stored.shape, *dtype, memory_);
   const at::Tensor tensor = at::empty(stored.shape, *dtype);
   read(name, tensor);
   return tensor;
@@ -153,7 +156,7 @@ void StoredTensors::require_finite(const std::string& where, ExitCode code, int6
     for (const Part& part : stored->parts) {
       const int64_t count = stored->one_value ? 1 : part.end - part.begin;
       if (index++ % ranks != rank || count == 0) continue;
-      if (is_finite(view_of(part.bytes, {count}, *dtype))) continue;
+      if (is_finite(view_of(part.bytes, {count}, *dtype, memory_))) continue;
       throw Error(where + ": tensor '" + name + "' has values that are not finite", code);
     }
   }

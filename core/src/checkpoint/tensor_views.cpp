@@ -72,7 +72,9 @@ void add_range(CheckpointContent& content, const std::string& prefix, const Rang
 }
 
 void add_whole(CheckpointContent& content, const std::string& name, const at::Tensor& tensor) {
-  content.memory.push_back(std::make_shared<at::Tensor>(add_view(content.tensors, name, tensor)));
+  const at::Tensor host = add_view(content.tensors, name, tensor);
+  if (host.is_alias_of(tensor)) content.borrowed.insert(name);
+  content.memory.push_back(std::make_shared<at::Tensor>(host));
 }
 
 at::Tensor add_view(std::map<std::string, safetensors::View>& views, const std::string& key,
@@ -83,6 +85,17 @@ at::Tensor add_view(std::map<std::string, safetensors::View>& views, const std::
   if (!views.emplace(key, view).second)
     throw Error("the checkpoint has two tensors named '" + key + "'", ExitCode::checkpoint);
   return host;
+}
+
+void copy_borrowed(CheckpointContent& content) {
+  for (const std::string& name : content.borrowed) {
+    safetensors::View& view = content.tensors.at(name);
+    const auto copy = std::make_shared_for_overwrite<char[]>(view.size);
+    if (view.size > 0) std::memcpy(copy.get(), view.bytes, view.size);
+    view.bytes = copy.get();
+    content.memory.push_back(copy);
+  }
+  content.borrowed.clear();
 }
 
 void fill_from_host(const at::Tensor& tensor, const std::function<void(char*)>& fill) {

@@ -48,6 +48,9 @@ void add_whole(CheckpointContent& content, const std::string& name, const at::Te
 at::Tensor add_view(std::map<std::string, safetensors::View>& views, const std::string& key,
                     const at::Tensor& tensor);
 
+/// Copies the tensors whose memory training may change.
+void copy_borrowed(CheckpointContent& content);
+
 /// Calls `fill` with contiguous memory on the host, which then has the values of `tensor`.
 void fill_from_host(const at::Tensor& tensor, const std::function<void(char*)>& fill);
 

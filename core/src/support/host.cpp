@@ -1,6 +1,8 @@
 #include "support/host.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <fstream>
 #include <unistd.h>
 
 namespace dsv3 {
@@ -20,6 +22,19 @@ std::array<char, 40> utc_text(double seconds) {
                 unsigned(date.month()), unsigned(date.day()), clock.hours().count(),
                 clock.minutes().count(), clock.seconds().count());
   return text;
+}
+
+uint64_t available_bytes() {
+  std::ifstream machine("/proc/meminfo");
+  std::string word;
+  uint64_t available = 0, limit = 0, used = 0;
+  while (machine >> word)
+    if (word == "MemAvailable:" && machine >> available) break;
+  available *= 1024;
+  std::ifstream limit_file("/sys/fs/cgroup/memory.max"), use_file("/sys/fs/cgroup/memory.current");
+  if (limit_file >> limit && use_file >> used)  // the limit may be the word "max"
+    available = std::min(available, limit - std::min(limit, used));
+  return available;
 }
 
 std::string host_name() {

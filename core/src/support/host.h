@@ -19,6 +19,9 @@ double wall_seconds();
 /// Formats seconds since the epoch as UTC: 2026-01-31T23:59:59Z. May be called in a signal handler.
 std::array<char, 40> utc_text(double seconds);
 
+/// Memory that this machine, or the container of this process, can still give to programs.
+uint64_t available_bytes();
+
 /// This machine's name.
 std::string host_name();
 

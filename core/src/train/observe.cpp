@@ -132,6 +132,17 @@ class Checkpoints final : public Observer {
         incomplete_(!training.state.cut_short.empty()) {}
 
   void step_ended(StepReport& report) override {
+    save(report);
+    run_.finish_save(/*wait=*/report.last || report.stopping);
+  }
+
+  void run_ended(RunStatus) override {
+    // After an error, other ranks may not take part.
+    if (run_.ranks.size() == 1) run_.finish_save(/*wait=*/true);
+  }
+
+ private:
+  void save(const StepReport& report) {
     if (report.step == saved_) {
       // The checkpoint was saved before the step was validated.
       if (incomplete_ && run_.state.cut_short.empty()) run_.save(report.val_loss, true);
@@ -142,10 +153,12 @@ class Checkpoints final : public Observer {
         !Training::divides(run_.experiment.checkpoint.every, report.step))
       return;
     saved_ = report.step;
-    run_.save(report.val_loss);
+    if (report.last || report.stopping)
+      run_.save(report.val_loss);
+    else
+      run_.save_in_background(report.val_loss);
   }
 
- private:
   Training& run_;
   int64_t saved_;    // step of the last checkpoint
   bool incomplete_;  // whether a signal cut the validation or samples of that step short

@@ -19,6 +19,7 @@
 #include "eval/validation.h"
 #include "machine/machine.h"
 #include "ranks/exchange.h"
+#include "support/host.h"
 #include "train/parameter_hashes.h"
 #include "train/signals.h"
 
@@ -118,16 +119,57 @@ int Training::requested_stop() const {
 }
 
 void Training::save(std::optional<double> val_loss, bool replaces) {
-  CheckpointContent content{
-      .step = state.step, .tokens = state.tokens, .val_loss = val_loss, .replaces = replaces};
-  save_evaluation_weights(*strategy, *optimizers, state.updates, content);
-  run_together(*ranks.control, [&] { collect(content); });
-  const std::filesystem::path saved = checkpoints.save(content, *ranks.control).folder;
-  log::info("saved checkpoint " + saved.string());
-  callbacks.checkpoint_saved({state.step, saved.string()});
+  finish_save(/*wait=*/true);
+  CheckpointContent content = collect(val_loss);
+  content.replaces = replaces;
+  saved(checkpoints.save(content, *ranks.control));
 }
 
-void Training::collect(CheckpointContent& content) {
+void Training::save_in_background(std::optional<double> val_loss) {
+  finish_save(/*wait=*/true);
+  CheckpointContent content = collect(val_loss);
+  if (!is_worth_copying(content)) return saved(checkpoints.save(content, *ranks.control));
+  copy_borrowed(content);
+  pending_ = checkpoints.start(content, *ranks.control);
+  log::debug(c10::str("saving step ", state.step, " in the background"));
+}
+
+void Training::finish_save(bool wait) {
+  if (!pending_) return;
+  const auto is_unwritten = [&] { return !CheckpointStore::is_written(*pending_); };
+  if (!wait && is_true_on_any(*ranks.control, is_unwritten())) return;
+  const std::shared_ptr<PendingCheckpoint> pending = std::exchange(pending_, nullptr);
+  saved(checkpoints.finish(*pending, *ranks.control));
+}
+
+bool Training::is_worth_copying(const CheckpointContent& content) const {
+  // Smaller files are written in less time than a step takes.
+  constexpr uint64_t kLeastBytes = uint64_t{64} << 20;
+  uint64_t bytes = 0, copied = 0;
+  for (const auto& [name, view] : content.tensors) {
+    bytes += view.size;
+    if (content.borrowed.contains(name)) copied += view.size;
+  }
+  if (!is_true_on_any(*ranks.control, bytes >= kLeastBytes)) return false;
+  // All ranks of a machine copy at the same time.
+  const auto neighbours =
+      std::ranges::count(gather_texts(*ranks.control, host_name()), host_name());
+  return !is_true_on_any(*ranks.control, copied * uint64_t(neighbours) > available_bytes() / 2);
+}
+
+void Training::saved(const StoredCheckpoint& checkpoint) {
+  log::info("saved checkpoint " + checkpoint.folder.string());
+  callbacks.checkpoint_saved({checkpoint.step, checkpoint.folder.string()});
+}
+
+CheckpointContent Training::collect(std::optional<double> val_loss) {
+  CheckpointContent content{.step = state.step, .tokens = state.tokens, .val_loss = val_loss};
+  save_evaluation_weights(*strategy, *optimizers, state.updates, content);
+  run_together(*ranks.control, [&] { add_state(content); });
+  return content;
+}
+
+void Training::add_state(CheckpointContent& content) {
   if (ranks.is_first()) folder.require_exists();
   if (metrics) metrics->sync();
   Json libraries = Json::object();

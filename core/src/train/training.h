@@ -38,8 +38,15 @@ struct Training {
   /// Starts a new run from the full state of another run's checkpoint and saves it. Callbacks keep
   /// their states only if both runs have the same callbacks.
   void branch_from(const StoredCheckpoint& checkpoint);
-  /// Saves a checkpoint of the last completed step. `replaces` as in CheckpointContent.
+  /// Saves a checkpoint of the last completed step. `replaces` as in CheckpointContent. Collective,
+  /// like the next two.
   void save(std::optional<double> val_loss, bool replaces = false);
+  /// Copies what save() stores, and writes it while training continues, if the tensors are large
+  /// and the copy fits in memory. Otherwise the same as save().
+  void save_in_background(std::optional<double> val_loss);
+  /// Completes the checkpoint that is saved in the background, if there is one and all ranks have
+  /// written it. Waits for them if `wait` is true.
+  void finish_save(bool wait);
 
   /// Evaluates with the optimizers' evaluation weights while the returned object exists.
   EvaluationWeights evaluation_weights() {
@@ -79,10 +86,16 @@ struct Training {
   double seconds = 0;  ///< time spent in steps by this process, without validation and saving
 
  private:
-  /// Adds this rank's tensors and the state of the run to a checkpoint.
-  void collect(CheckpointContent& content);
+  /// Returns this rank's tensors and the state of the run.
+  CheckpointContent collect(std::optional<double> val_loss);
+  void add_state(CheckpointContent& content);
+  /// Whether to save in the background.
+  bool is_worth_copying(const CheckpointContent& content) const;
+  void saved(const StoredCheckpoint& checkpoint);
   void load_model(const StoredModel& stored);
   void load_state(const StoredCheckpoint& checkpoint);
+
+  std::shared_ptr<PendingCheckpoint> pending_;  // saved in the background; null = none
 };
 
 }  // namespace dsv3

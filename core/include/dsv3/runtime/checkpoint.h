@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <set>
 
 #include <dsv3/support/json.h>
 #include <dsv3/support/safetensors.h>
@@ -35,6 +36,7 @@ struct CheckpointContent {
   std::map<std::string, safetensors::View> tensors = {};
   PieceLists pieces = {};  ///< which of `tensors` are pieces; `file` is not set yet
   std::vector<std::shared_ptr<const void>> memory = {};  ///< owns the memory of `tensors`
+  std::set<std::string> borrowed = {};                   ///< which of `tensors` training may change
   /// Everything else that a run needs to resume, such as the data position, config, plugin digests,
   /// conventions, world size and strategy. Numbers must be finite, because JSON has no NaN or
   /// infinity (see number_to_json).
@@ -54,6 +56,10 @@ struct StoredCheckpoint {
   Json manifest;
 };
 
+/// A checkpoint of which this rank writes its file on a thread of its own. Its destructor waits for
+/// that thread, and on rank 0 removes the temporary folder unless finish() was called.
+struct PendingCheckpoint;
+
 /// A run's checkpoints/ folder.
 class CheckpointStore {
  public:
@@ -69,6 +75,14 @@ class CheckpointStore {
   StoredCheckpoint save(const CheckpointContent& content, Communicator& ranks);
   /// The same, with this process as the only rank.
   StoredCheckpoint save(const CheckpointContent& content);
+  /// Starts to save `content`, whose tensors must not change until finish(). Collective, and throws
+  /// like save().
+  std::shared_ptr<PendingCheckpoint> start(const CheckpointContent& content, Communicator& ranks);
+  /// Whether this rank's file was written, or could not be.
+  static bool is_written(const PendingCheckpoint& pending);
+  /// Waits until all ranks have written their files, and completes the checkpoint. Collective, and
+  /// throws like save().
+  StoredCheckpoint finish(PendingCheckpoint& pending, Communicator& ranks);
   /// Finishes an interrupted save for a run that resumes from step `newest`: removes the temporary
   /// folder and the older checkpoints that the save would have deleted. Failures are
   /// logged as warnings.
@@ -91,6 +105,9 @@ class CheckpointStore {
   std::vector<StoredCheckpoint> all() const;
 
  private:
+  /// Creates the temporary folder. Collective.
+  std::shared_ptr<PendingCheckpoint> prepare(const CheckpointContent& content, Communicator& ranks);
+
   std::filesystem::path folder_;
   int64_t keep_best_;
 };
