@@ -13,7 +13,7 @@
 #include <dsv3/sdk/packing.h>
 
 #include "conformance/fake_device.h"
-#include "sdk/metric_sink.h"
+#include "ranks/recorded_metrics.h"
 
 namespace dsv3::conformance {
 namespace {
@@ -234,7 +234,7 @@ void require_described_metrics(const Subject& subject,
            std::ranges::any_of(subject.component.schema->metrics,
                                [&](const MetricSpec& metric) { return metric.name == described; });
   };
-  for (const std::string& name : sink->take({}, at::kCPU).names)
+  for (const std::string& name : take_metrics(*sink, {}, at::kCPU).names)
     require(is_described(name), "it records metric '", name,
             "', which its options do not describe; add s.metric(name, unit, description) to "
             "describe()");

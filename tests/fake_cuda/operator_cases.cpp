@@ -6,7 +6,7 @@
 #include <dsv3/sdk/random.h>
 
 #include "cases.h"
-#include "sdk/metric_sink.h"
+#include "ranks/recorded_metrics.h"
 
 namespace fake_cuda_cases {
 namespace {
@@ -79,7 +79,7 @@ void attend(const Options& options) {
     torch::autograd::backward({out}, {values(out.sizes(), options.dtype, 4).to(device).to(dtype)});
     std::vector<Tensor> results{out.detach()};
     for (const Tensor& x : in) results.push_back(x.grad());
-    if (options.metrics) results.push_back(sink->take({}, device).values);
+    if (options.metrics) results.push_back(take_metrics(*sink, {}, device).values);
     return results;
   };
   const auto device = run(at::Device(at::kCUDA, 0), options.dtype),
@@ -130,7 +130,7 @@ void attend_without_waiting() {
   for (const double softcap : {0.0, 2.0})
     dsv3::attend(x, x, x, seq,
                  {.window = 9, .sinks = at::ones({kHeads}, cuda()), .softcap = softcap});
-  sink->take({}, x.device());
+  take_metrics(*sink, {}, x.device());
 }
 
 }  // namespace

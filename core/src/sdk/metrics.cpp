@@ -1,15 +1,12 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
-#include <limits>
-#include <sstream>
 
 #include <ATen/ATen.h>
 
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/metrics.h>
 
-#include "ranks/exchange.h"
 #include "sdk/metric_sink.h"
 
 namespace dsv3 {
@@ -93,69 +90,10 @@ bool MetricSink::Entry::is_mean() const {
   return reduce == Reduce::mean || reduce == Reduce::rms;
 }
 
-void MetricSink::agree_on_names(Communicator& control, at::Device device) {
-  std::string own;
-  for (const auto& [name, entry] : entries_) own += char('0' + int(entry.reduce)) + name + '\n';
-  constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  for (const std::string& lines : gather_texts(control, own)) {
-    std::istringstream stream(lines);
-    for (std::string line; std::getline(stream, line);) {
-      const auto reduce = Reduce(line[0] - '0');
-      // A value that changes no result.
-      const double neutral = reduce == Reduce::max   ? -kInfinity
-                             : reduce == Reduce::min ? kInfinity
-                                                     : 0;
-      const at::Tensor value =
-          at::full({}, neutral, at::TensorOptions().dtype(at::kDouble).device(device));
-      entries_.try_emplace(line.substr(1), Entry{reduce, value});
-    }
-  }
-}
-
-void MetricSink::reduce_over_ranks(Communicator& world, at::Device device) {
-  std::vector<at::Tensor> values;
-  std::vector<double> host_weights;
-  for (auto& [name, entry] : entries_) {
-    values.push_back(entry.value);
-    host_weights.push_back(entry.weight);
-  }
-  at::Tensor sums = at::stack(values), largest = sums.clone(), smallest = -sums;
-  at::Tensor weights = at::tensor(host_weights, at::kDouble).to(device);
-  world.all_reduce_sum(sums);
-  world.all_reduce_sum(weights);
-  world.all_reduce_max(largest);
-  world.all_reduce_max(smallest);
-  for (int64_t i = 0; auto& [name, entry] : entries_) {
-    if (entry.reduce == Reduce::max)
-      entry.value = largest[i];
-    else if (entry.reduce == Reduce::min)
-      entry.value = -smallest[i];
-    else
-      entry.value = entry.is_mean() ? sums[i] / weights[i] : sums[i];
-    entry.weight = 1;
-    ++i;
-  }
-}
-
-RecordedMetrics MetricSink::take(const Ranks& ranks, at::Device device) {
-  RecordedMetrics recorded;
-  recorded.values = at::empty({0}, at::TensorOptions().dtype(at::kDouble).device(device));
-  if (!open_.exchange(false)) return recorded;
+std::map<std::string, MetricSink::Entry> MetricSink::take() {
+  open_ = false;
   const std::lock_guard lock(mutex_);
-  for (auto& [name, entry] : entries_) entry.value = entry.value.to(device);
-  const bool many = ranks.world->size() > 1;
-  if (many) agree_on_names(*ranks.control, device);
-  if (entries_.empty()) return recorded;
-  if (many) reduce_over_ranks(*ranks.world, device);
-  std::vector<at::Tensor> values;
-  for (const auto& [name, entry] : entries_) {
-    recorded.names.push_back(name);
-    const at::Tensor value = entry.is_mean() ? entry.value / entry.weight : entry.value;
-    values.push_back(entry.reduce == Reduce::rms ? value.sqrt() : value);
-  }
-  recorded.values = at::stack(values);
-  entries_.clear();
-  return recorded;
+  return std::exchange(entries_, {});
 }
 
 }  // namespace dsv3

@@ -220,34 +220,16 @@ class Session {
                           [&](const StoredModel& model) { training_->start_from(model); });
   }
 
-  /// Finds the newest intact checkpoint on the first rank, because that reads all its files.
-  std::optional<StoredCheckpoint> newest_checkpoint() const {
-    const CheckpointStore checkpoints(folder_.checkpoints(), experiment_.checkpoint.keep_best);
-    std::optional<StoredCheckpoint> newest;
-    run_together(*ranks_.control, [&] {
-      if (ranks_.is_first()) newest = checkpoints.newest();
-      if (ranks_.is_first() && !newest && !checkpoints.empty())
-        throw Error("all checkpoints of run '" + folder_.name() +
-                        "' are damaged (see the warnings), so it cannot resume. Restore one from "
-                        "a copy, or remove " +
-                        folder_.checkpoints().string() + " to restart the run at step 0",
-                    ExitCode::checkpoint);
-    });
-    const std::string name =
-        broadcast_text(*ranks_.control, newest ? newest->folder.filename().string() : "");
-    for (const StoredCheckpoint& stored : checkpoints.all())
-      if (!newest && stored.folder.filename() == name) newest = stored;
-    if (!newest && !name.empty())
-      throw Error("this rank on " + host_name() + " does not find " +
-                      (folder_.checkpoints() / name).string() +
-                      "; all ranks need the same run folder, on a shared file system",
-                  ExitCode::checkpoint);
-    return newest;
-  }
-
   /// Restores the newest checkpoint. Returns false if there is none.
   bool resume() {
-    const auto newest = newest_checkpoint();
+    const CheckpointStore checkpoints(folder_.checkpoints(), experiment_.checkpoint.keep_best);
+    const auto newest = checkpoints.newest(*ranks_.control);
+    if (!newest && !checkpoints.empty())
+      throw Error("all checkpoints of run '" + folder_.name() +
+                      "' are damaged (see the warnings), so it cannot resume. Restore one from a "
+                      "copy, or remove " +
+                      folder_.checkpoints().string() + " to restart the run at step 0",
+                  ExitCode::checkpoint);
     if (!newest) {
       log::warning(
           "no checkpoint yet: the run starts again, with its settings and data as they are now");

@@ -100,13 +100,13 @@ void Stepper::step() {
       checked::number(*run_.schedule, "factor", &Schedule::factor, run_.state.step + 1, run_.steps);
   if (run_.device.is_cpu() || run_.experiment.train.not_finite == "skip") {
     update_if_finite(values, batches, scale);
-    const RecordedMetrics recorded = run_.sink->take(run_.ranks, run_.device);
+    const RecordedMetrics recorded = take_metrics(*run_.sink, run_.ranks, run_.device);
     const std::vector<double> numbers = numbers_of(recorded.values.cpu());
     for (size_t i = 0; i < numbers.size(); ++i)
       result_.metrics.emplace_back(recorded.names[i], numbers[i]);
   } else {
     update_on_device(values);
-    RecordedMetrics recorded = run_.sink->take(run_.ranks, run_.device);
+    RecordedMetrics recorded = take_metrics(*run_.sink, run_.ranks, run_.device);
     PendingStep pending(run_.state.step + 1, at::cat({values, recorded.values}),
                         std::move(recorded.names), std::move(batches), scale);
     if (pending_)

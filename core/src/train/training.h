@@ -9,7 +9,7 @@
 #include <dsv3/runtime/stored_model.h>
 #include <dsv3/sdk/schedule.h>
 
-#include "sdk/metric_sink.h"
+#include "ranks/recorded_metrics.h"
 #include "train/callbacks.h"
 #include "train/evaluation_weights.h"
 #include "train/run_state.h"

@@ -6,7 +6,7 @@
 #include <catch2/catch.hpp>
 
 #include "../../../plugins/callback/health/updates.cpp"
-#include "sdk/metric_sink.h"
+#include "ranks/recorded_metrics.h"
 
 using dsv3::ParameterUpdate;
 using dsv3::Range;
@@ -35,7 +35,7 @@ class Recorded {
     health::record(updates, max_layers, dsv3::Metrics(sink_));
   }
   std::map<std::string, double> take() {
-    const auto recorded = sink_->take({}, at::kCPU);
+    const auto recorded = take_metrics(*sink_, {}, at::kCPU);
     std::map<std::string, double> values;
     for (size_t i = 0; i < recorded.names.size(); ++i)
       values[recorded.names[i]] = recorded.values[int64_t(i)].item<double>();

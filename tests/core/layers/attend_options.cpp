@@ -7,7 +7,7 @@
 #include <dsv3/sdk/packing.h>
 
 #include "layers.h"
-#include "sdk/metric_sink.h"
+#include "ranks/recorded_metrics.h"
 
 using test::difference;
 using test::gradients;
@@ -369,8 +369,7 @@ double max_logit(const Call& call) {
   dsv3::Sequence seq = call.seq;
   seq.metrics = dsv3::Metrics(sink);
   dsv3::attend(call.q, call.k, call.v, seq, call.options);
-  const dsv3::RecordedMetrics recorded =
-      sink->take({}, at::Device(at::kCPU));
+  const dsv3::RecordedMetrics recorded = take_metrics(*sink, {}, at::Device(at::kCPU));
   REQUIRE(recorded.names == std::vector<std::string>{"attention/max_logit"});
   return recorded.values[0].item<double>();
 }
@@ -410,5 +409,5 @@ TEST_CASE("attend records no metric if none is wanted") {
   Call call = make_call(5, Rows::one_document, {}, false, 0);
   call.seq.metrics = dsv3::Metrics(sink);
   call.actual();
-  CHECK(sink->take({}, at::Device(at::kCPU)).names.empty());
+  CHECK(take_metrics(*sink, {}, at::Device(at::kCPU)).names.empty());
 }

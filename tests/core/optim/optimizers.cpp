@@ -7,7 +7,7 @@
 
 #include <dsv3/sdk/optimizer.h>
 
-#include "sdk/metric_sink.h"
+#include "ranks/recorded_metrics.h"
 #include "support/built_plugins.h"
 
 namespace dsv3::test {
@@ -162,7 +162,7 @@ TEST_CASE("muon records the orthogonality error of its update directions") {
     slices.step(*muon, grads, {.metrics = Metrics(sink)});
     return slices.values;
   };
-  const auto take = [&] { return sink->take({}, at::kCPU); };
+  const auto take = [&] { return take_metrics(*sink, {}, at::kCPU); };
   const std::vector<at::Tensor> quiet = step();
   CHECK(take().names.empty());
   sink->open();

@@ -27,8 +27,7 @@ TEST_CASE("aliases in the built-in registry refer to built-in plugins") {
   dsv3::Plugins plugins({{DSV3_SOURCE_DIR "/registries/builtin.toml"}});
   const dsv3::Alias* muon = plugins.find_alias(dsv3::Kind::optimizer, "muon");
   REQUIRE(muon);
-  CHECK_THAT(muon->yaml,
-             Contains("plugin: adamw}") && Contains("role: matrix, plugin: muon"));
+  CHECK_THAT(muon->yaml, Contains("plugin: adamw}") && Contains("role: matrix, plugin: muon"));
 }
 
 TEST_CASE("the option table shows each option's type, default, allowed values and meaning") {

@@ -7,7 +7,7 @@
 #include <dsv3/runtime/rank_threads.h>
 #include <dsv3/sdk/error.h>
 
-#include "sdk/metric_sink.h"
+#include "ranks/recorded_metrics.h"
 
 using dsv3::Metrics;
 using dsv3::MetricSink;
@@ -25,7 +25,7 @@ Values values_of(const dsv3::RecordedMetrics& recorded) {
 }
 
 Values take(MetricSink& sink) {
-  return values_of(sink.take({}, at::Device(at::kCPU)));
+  return values_of(take_metrics(sink, {}, at::Device(at::kCPU)));
 }
 
 void record_all(const Metrics& metrics, const std::vector<double>& values, double weight) {
@@ -86,7 +86,7 @@ TEST_CASE("metrics keep no graph and do not change recorded tensors") {
   const at::Tensor same = value.detach();
   Metrics(sink).scalar("test/sum", same, Reduce::sum);
   Metrics(sink).scalar("test/sum", 5, Reduce::sum);
-  const auto recorded = sink->take({}, at::Device(at::kCPU));
+  const auto recorded = take_metrics(*sink, {}, at::Device(at::kCPU));
   CHECK_FALSE(recorded.values.requires_grad());
   CHECK(value.item<double>() == 2);
   CHECK(values_of(recorded).at("test/sum") == 7);
@@ -96,7 +96,7 @@ TEST_CASE("metrics are sorted by name") {
   const auto sink = std::make_shared<MetricSink>();
   sink->open();
   for (const char* name : {"b/x", "a/z", "a/b c-d_e.f/12"}) Metrics(sink).scalar(name, 1);
-  CHECK(sink->take({}, at::Device(at::kCPU)).names ==
+  CHECK(take_metrics(*sink, {}, at::Device(at::kCPU)).names ==
         std::vector<std::string>{"a/b c-d_e.f/12", "a/z", "b/x"});
 }
 
@@ -135,7 +135,7 @@ TEST_CASE("metrics are reduced over ranks as over layers") {
     record_all(Metrics(sink), values[rank], weights[rank]);
     // Not all ranks record every metric.
     if (rank == 1) Metrics(sink).scalar("test/one", 5, Reduce::max);
-    reduced[rank] = values_of(sink->take({world, world}, at::Device(at::kCPU)));
+    reduced[rank] = values_of(take_metrics(*sink, {world, world}, at::Device(at::kCPU)));
   });
   for (const Values& rank : reduced) {
     REQUIRE(rank.size() == expected.size());
