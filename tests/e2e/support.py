@@ -99,9 +99,9 @@ def losses(run):
     return {step: {k: v for k, v in row.items() if not k.startswith(skip)} for step, row in metrics(run).items()}
 
 
-def tensors(checkpoint):
-    """Return the bytes of every tensor in a checkpoint folder, by name."""
-    data = (checkpoint / "rank-00000.safetensors").read_bytes()
+def tensors(checkpoint, file="rank-00000.safetensors"):
+    """Return the bytes of every tensor in a file of a checkpoint folder, by name."""
+    data = (checkpoint / file).read_bytes()
     size, = struct.unpack("<Q", data[:8])
     header = json.loads(data[8:8 + size])
     return {name: (entry["dtype"], entry["shape"], data[8 + size + entry["data_offsets"][0]:8 + size + entry["data_offsets"][1]])

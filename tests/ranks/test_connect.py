@@ -95,35 +95,6 @@ def test_a_launcher_that_contradicts_num_gpus(variables, message):
     assert message in finish(start("--num_gpus", 2, environment=variables), 2)
 
 
-@pytest.fixture
-def two_namespaces():
-    """Two network namespaces that a pair of virtual interfaces connects, as the prefixes of commands in them."""
-    if os.geteuid() != 0 or not shutil.which("ip"):
-        pytest.skip("network namespaces require root, and ip from iproute2")
-    holders = [subprocess.Popen(["unshare", "--net", "sleep", "600"]) for _ in range(2)]
-    inside = [["nsenter", f"--net=/proc/{holder.pid}/ns/net"] for holder in holders]
-    own = os.readlink("/proc/self/ns/net")
-    try:
-        deadline = time.monotonic() + 10
-        while any(os.readlink(f"/proc/{holder.pid}/ns/net") == own for holder in holders):
-            if time.monotonic() > deadline or any(holder.poll() is not None for holder in holders):
-                pytest.skip("this machine does not allow network namespaces")
-            time.sleep(0.02)
-        made = subprocess.run([*inside[0], "ip", "link", "add", "dsv3a", "type", "veth", "peer", "name", "dsv3b", "netns",
-                               str(holders[1].pid)], text=True, capture_output=True)
-        if made.returncode != 0:
-            pytest.skip(f"this kernel has no virtual interfaces: {made.stderr}")
-        for number, name in enumerate(["dsv3a", "dsv3b"]):
-            for command in (["addr", "add", f"10.99.0.{number + 1}/24", "dev", name], ["link", "set", name, "up"],
-                            ["link", "set", "lo", "up"]):
-                subprocess.run([*inside[number], "ip", *command], check=True)
-        yield inside
-    finally:
-        for holder in holders:
-            holder.kill()
-            holder.wait()
-
-
 def start_in(namespaces, *arguments):
     port = free_port()
     return [start_rank(rank, 4, port, *arguments, local_world=2, local_rank=rank % 2, address="10.99.0.1",

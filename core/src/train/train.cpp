@@ -167,6 +167,19 @@ Facts facts_of(const Experiment& experiment, const Plugins& plugins) {
   return facts;
 }
 
+/// Connects the ranks, also if this one has failed, to tell the others.
+Ranks connect(const RankContext& context, const std::optional<Plan>& plan,
+              const std::exception_ptr& failure) {
+  constexpr double kUnknown = 600;  // the run's settings are not known yet
+  constexpr double kFailed = 20;    // the others have most likely failed, too, and do not come
+  if (plan) return connect(context, plan->experiment ? plan->experiment->timeout : kUnknown);
+  try {
+    return connect(context, kFailed);
+  } catch (const Error&) {
+    std::rethrow_exception(failure);
+  }
+}
+
 int train(Plan plan, const RunRequest& request, const Ranks& ranks, Plugins& plugins) {
   if (plan.experiment) choose_strategy(*plan.experiment, plugins, ranks, request.ranks.local_world);
   // A new run must not create its folder if the ranks disagree.
@@ -189,9 +202,7 @@ int train(const RunRequest& request, Plugins& plugins) {
   } catch (...) {
     failure = std::current_exception();
   }
-  constexpr double kTimeout = 600;  // of a run whose settings are not known yet
-  const Ranks ranks =
-      connect(request.ranks, plan && plan->experiment ? plan->experiment->timeout : kTimeout);
+  const Ranks ranks = connect(request.ranks, plan, failure);
   if (!ranks.is_first()) set_log_level("error");
   try {
     run_together(*ranks.control, [&] {

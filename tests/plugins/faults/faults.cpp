@@ -82,10 +82,11 @@ struct OddRankOptions {
   std::string how = "throw";
 
   static void describe(dsv3::OptionSchema<OddRankOptions>& s) {
-    s.add("rank", &OddRankOptions::rank, "rank that differs");
-    s.add("step", &OddRankOptions::step, "step after which it does");
+    s.add("rank", &OddRankOptions::rank, "rank that differs").execution();
+    s.add("step", &OddRankOptions::step, "step after which it does").execution();
     s.add("how", &OddRankOptions::how, "throw an error, change a weight, or have another shape")
-        .choices({"throw", "change", "shape"});
+        .choices({"throw", "change", "shape"})
+        .execution();
   }
 };
 
