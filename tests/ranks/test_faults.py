@@ -1,5 +1,5 @@
-"""Ranks that die, hang, throw, stop or disagree: the run says which, ends as promised, leaves no process, and its resumed
-result is bit-identical to that of an undisturbed run."""
+"""Ranks that are killed, hang, throw, stop or disagree: the run says which, ends as promised and leaves no process, and
+its resumed result is bit-identical to that of an undisturbed run."""
 
 import json
 import os

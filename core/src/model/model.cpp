@@ -1,6 +1,7 @@
 // Builds a model and passes its parameters to a strategy. The computations are in forward.cpp.
 #include <ATen/ATen.h>
 
+#include <dsv3/runtime/failure.h>
 #include <dsv3/runtime/model.h>
 #include <dsv3/sdk/error.h>
 
@@ -27,10 +28,17 @@ const LayerRange& range_of(const std::vector<LayerRange>& ranges, int64_t layer)
 }
 
 /// Gives a parameter uninitialised memory, unless it has some. Components keep their handles to it.
-void allocate_on(at::Device device, at::Tensor parameter) {
-  if (!parameter.is_meta() || device.is_meta()) return;
-  at::Tensor memory = at::empty(parameter.sizes(), parameter.options().device(device));
-  parameter.unsafeGetTensorImpl()->shallow_copy_from(memory.getIntrusivePtr());
+void allocate_on(at::Device device, const Parameter& parameter) {
+  const at::Tensor& tensor = parameter.tensor;
+  if (!tensor.is_meta() || device.is_meta()) return;
+  try {
+    at::Tensor memory = at::empty(tensor.sizes(), tensor.options().device(device));
+    tensor.unsafeGetTensorImpl()->shallow_copy_from(memory.getIntrusivePtr());
+  } catch (const std::exception&) {
+    throw Error(c10::str("cannot create parameter '", parameter.name, "' of shape ", tensor.sizes(),
+                         ": ", current_exception_text()),
+                current_exception_code());
+  }
 }
 
 }  // namespace
@@ -154,7 +162,7 @@ void Model::Parts::fill(const Unit& unit, uint64_t seed) {
   for (size_t i = unit.first; i < unit.last; ++i) {
     const Parameter& parameter = store->parameters()[i];
     at::Tensor tensor = parameter.tensor;
-    allocate_on(device, tensor);
+    allocate_on(device, parameter);
     dsv3::initialise(tensor, parameter.name, parameter.spec.init, experiment.init.std, seed,
                      parameter.spec.shard * tensor.numel());
   }
@@ -162,7 +170,7 @@ void Model::Parts::fill(const Unit& unit, uint64_t seed) {
 
 void Model::allocate() {
   for (const Parameter& parameter : parts_->store->parameters())
-    allocate_on(parts_->device, parameter.tensor);
+    allocate_on(parts_->device, parameter);
 }
 
 void Model::initialise(uint64_t seed) {
