@@ -126,6 +126,21 @@ RunFolder open_folder(const RunRequest& request, const Plan& plan, const Ranks& 
   return std::move(*folder);
 }
 
+/// Returns `stored`, the settings of the run in `folder`. If the run had another number of ranks,
+/// the cores are divided anew, unless the user sets train.threads in `experiment`.
+Experiment with_threads(Experiment stored, Experiment& experiment, const RunFolder& folder,
+                        const RankContext& ranks) {
+  const Json origin = read_provenance(folder.path());
+  const Json resumes = origin.value("resumes", Json::array());
+  const Json& last = resumes.empty() ? origin : resumes.back();
+  if (last.value("ranks", int64_t{1}) == ranks.world) return stored;
+  if (experiment.origin("train.threads").source == folder.config().string())
+    experiment.train.threads.reset();
+  stored.train.threads.reset();
+  resolve_machine(stored, ranks.local_world);
+  return stored;
+}
+
 /// Loads the settings of the run in `folder` if it has any, and compares them with the request.
 void complete(Plan& plan, const RunRequest& request, const RunFolder& folder, Plugins& plugins) {
   std::optional<Experiment>& experiment = plan.experiment;
@@ -134,7 +149,7 @@ void complete(Plan& plan, const RunRequest& request, const RunFolder& folder, Pl
         experiment_of_run(folder.path(), plugins, {}, libraries_named_by(experiment));
     resolve_machine(stored, request.ranks.local_world);
     if (!experiment) experiment = experiment_of_run(folder.path(), plugins, request.experiment);
-    resolve_machine_as(*experiment, stored);
+    resolve_machine_as(*experiment, with_threads(stored, *experiment, folder, request.ranks));
     plan.start.changes = accepted_changes(folder.path(), stored, *experiment, plugins);
     plan.start.stored = std::move(stored);
     if (!request.quiet) set_log_level(experiment->log_level);
