@@ -129,7 +129,9 @@ void Communicator::barrier() {
 std::function<std::shared_ptr<Communicator>(int64_t size)> rank_groups(
     std::shared_ptr<Communicator> world) {
   using Groups = std::map<int64_t, std::shared_ptr<Communicator>>;
-  return [world = std::move(world), groups = std::make_shared<Groups>()](int64_t size) {
+  return [world = std::move(world),
+          groups = std::make_shared<Groups>()](int64_t size) -> std::shared_ptr<Communicator> {
+    if (world->size() == 1) return nullptr;  // there is nothing to divide the work among
     if (world->size() % size != 0)
       throw Error("the run has " + std::to_string(world->size()) +
                       " rank(s), which is not a multiple of " + std::to_string(size),

@@ -22,7 +22,10 @@ std::string difference_lines(const Json& first, const Json& odd) {
   Json all = first;
   all.update(odd);
   for (const auto& [name, ignored] : all.items()) {
-    const auto shown = [&name](const Json& facts) { return facts.value(name, "absent"); };
+    const auto shown = [&name](const Json& facts) {
+      const std::string value = facts.value(name, "");
+      return value.empty() ? "absent" : value;
+    };
     if (shown(first) == shown(odd) || ++count > kShown) continue;
     lines += "\n  " + name + ": " + shown(odd) + " instead of " + shown(first);
   }

@@ -197,10 +197,14 @@ class Attempt {
     return exit_code();
   }
 
-  bool was_asked_to_stop() const { return asked_to_stop_; }
+  bool was_asked_to_stop() const { return stop_signal_ != 0; }
 
   /// Prints which rank failed first, and what it wrote.
   void report() const {
+    if (was_stopped_at_start()) {
+      std::cerr << error_text("stopped by a signal while the ranks were starting") << '\n';
+      return;
+    }
     // Rank 0 has printed its error, and the others failed for the same reason.
     if (exit_code() != int(ExitCode::peer_lost) && ranks_[0].is_cause() &&
         ranks_[0].code() == exit_code())
@@ -280,7 +284,7 @@ class Attempt {
       send_to_all(SIGCONT);
       return;
     }
-    asked_to_stop_ = true;
+    stop_signal_ = signal;
     send_to_all(signal);
   }
 
@@ -318,6 +322,14 @@ class Attempt {
            info.si_pid == rank.process;
   }
 
+  /// Whether the signal that asked the ranks to stop ended one that did not handle it yet.
+  bool was_stopped_at_start() const {
+    return stop_signal_ != 0 && std::ranges::any_of(ranks_, [this](const Rank& rank) {
+             return rank.was_killed() && WTERMSIG(rank.status) == stop_signal_ &&
+                    !rank.stopped_by_launcher;
+           });
+  }
+
   int exit_code() const {
     const auto has_code = [&](size_t i) {
       return !ranks_[i].stopped_by_launcher && !ranks_[i].was_killed() && ranks_[i].code() != 0 &&
@@ -325,6 +337,8 @@ class Attempt {
     };
     if (const auto first = std::ranges::find_if(ended_, has_code); first != ended_.end())
       return ranks_[*first].code();
+    if (was_stopped_at_start())
+      return int(stop_signal_ == SIGINT ? ExitCode::interrupted : ExitCode::preempted);
     return std::ranges::any_of(ranks_, &Rank::failed) ? int(ExitCode::peer_lost) : 0;
   }
 
@@ -332,7 +346,7 @@ class Attempt {
   std::vector<Rank> ranks_;
   std::vector<size_t> ended_;  // in this order
   std::optional<Clock::time_point> failed_at_;
-  bool asked_to_stop_ = false;
+  int stop_signal_ = 0;  // handed on; 0 = none
 };
 
 /// A file in memory, in which rank 0 writes the name of the run.

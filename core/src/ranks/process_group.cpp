@@ -73,17 +73,6 @@ c10::intrusive_ptr<c10d::ProcessGroupGloo> make_group(const Peers& peers, const 
       c10::make_intrusive<c10d::PrefixStore>(prefix, peers.store), int(rank), int(size), options);
 }
 
-/// Whether every operation is compared between the ranks before it starts. Gloo aborts the process
-/// if sizes differ, and adds up the wrong numbers if operations of equal size are swapped.
-bool checks_operations() {
-#ifdef NDEBUG
-  static const bool checks = std::getenv("DSV3_CHECK_COLLECTIVES") != nullptr;
-  return checks;
-#else
-  return true;
-#endif
-}
-
 /// LibTorch records each operation in a map of the process without a lock, which matters if ranks
 /// are threads.
 std::mutex recorder_mutex;

@@ -175,7 +175,8 @@ StorePointer open_store(const RankContext& context, milliseconds timeout, Route&
   } catch (const std::exception& exception) {
     error = first_line(exception.what());
   }
-  if (is_server && error.find("EADDRINUSE") != error.npos) error = "another program uses it";
+  if (is_server && error.find("EADDRINUSE") != error.npos)
+    error = "another program, or another process that is rank 0, uses it";
   if (is_server)
     throw Error("rank 0 cannot listen on port " + std::to_string(context.port) + ": " + error +
                     "; set MASTER_PORT to a free port",
@@ -212,21 +213,19 @@ struct Introduction {
   std::string host, version;
   int64_t world = 0;
   Route route;
+  bool checks = checks_operations();
 };
 
 std::string encoded(const Introduction& rank) {
-  return Json{{"host", rank.host},
-              {"version", rank.version},
-              {"world", rank.world},
-              {"address", rank.route.own},
-              {"store", rank.route.store}}
+  return Json{{"host", rank.host},         {"version", rank.version},   {"world", rank.world},
+              {"address", rank.route.own}, {"store", rank.route.store}, {"checks", rank.checks}}
       .dump();
 }
 
 Introduction decoded(const std::string& text) {
   const Json json = Json::parse(text);
   return {json.at("host"), json.at("version"), json.at("world"),
-          Route{json.at("address"), json.at("store")}};
+          Route{json.at("address"), json.at("store")}, json.at("checks")};
 }
 
 std::string join(const std::vector<int64_t>& ranks) {
@@ -263,6 +262,10 @@ std::vector<Introduction> wait_for_ranks(c10d::Store& store, const RankContext& 
   return ranks;
 }
 
+std::string checks_text(bool checks) {
+  return checks ? "compares operations" : "does not compare operations";
+}
+
 void compare(const std::vector<Introduction>& ranks) {
   for (size_t i = 1; i < ranks.size(); ++i) {
     const auto fail = [&](const std::string& a, const std::string& b, const char* advice) {
@@ -276,6 +279,9 @@ void compare(const std::vector<Introduction>& ranks) {
     if (ranks[i].world != ranks[0].world)
       fail("is one of " + std::to_string(ranks[0].world) + " ranks",
            "is one of " + std::to_string(ranks[i].world), "set the same WORLD_SIZE for all ranks");
+    if (ranks[i].checks != ranks[0].checks)
+      fail(checks_text(ranks[0].checks), checks_text(ranks[i].checks),
+           "set DSV3_CHECK_COLLECTIVES on all ranks, or on none");
   }
 }
 
@@ -311,6 +317,15 @@ std::string Peers::name_of(int64_t rank) const {
   return "rank " + std::to_string(rank) + " on " + hosts[size_t(rank)];
 }
 
+bool checks_operations() {
+#ifdef NDEBUG
+  static const bool checks = std::getenv("DSV3_CHECK_COLLECTIVES") != nullptr;
+  return checks;
+#else
+  return true;
+#endif
+}
+
 std::string version_of_ranks() {
   return DSV3_SDK_VERSION " (SDK " DSV3_SDK_HEADERS ", LibTorch " TORCH_VERSION ")";
 }
@@ -340,7 +355,7 @@ std::shared_ptr<const Peers> meet(const RankContext& context, milliseconds timeo
                                   const std::string& version) {
   const QuietLibTorch quiet;
   auto peers = std::make_shared<Peers>();
-  Introduction own{host_name(), version, context.world, {}};
+  Introduction own{.host = host_name(), .version = version, .world = context.world, .route = {}};
   peers->store = open_store(context, timeout, own.route);
   if (peers->store->add(key_of("count", context.rank), 1) > 1)
     throw Error("two processes are rank " + std::to_string(context.rank) + " of the run at " +

@@ -55,4 +55,8 @@ void publish_failure(const std::shared_ptr<const Peers>& peers, const std::strin
 /// fail like this one; empty if neither is known. Returns within 3 s.
 std::string failure_of_peers(const std::shared_ptr<const Peers>& peers);
 
+/// Whether every operation is compared between the ranks before it starts. Gloo aborts the process
+/// if sizes differ, and adds up the wrong numbers if operations of equal size are swapped.
+bool checks_operations();
+
 }  // namespace dsv3

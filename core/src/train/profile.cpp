@@ -69,6 +69,8 @@ void Profile::step_begins() {
   if (run_.state.step + 1 != first_) return;
   const torch::profiler::impl::ProfilerConfig config(torch::profiler::impl::ProfilerState::KINETO,
                                                      /*report_input_shapes=*/true);
+  // Kineto reports an error for each GPU function that it does not find on a CPU.
+  if (run_.device.is_cpu()) setenv("KINETO_LOG_LEVEL", "5", /*overwrite=*/0);
   torch::autograd::profiler::prepareProfiler(config, activities(run_.device));
   torch::autograd::profiler::enableProfiler(config, activities(run_.device));
   recording_ = true;

@@ -223,6 +223,10 @@ class Session {
   /// Restores the newest checkpoint. Returns false if there is none.
   bool resume() {
     const CheckpointStore checkpoints(folder_.checkpoints(), experiment_.checkpoint.keep_best);
+    std::string visible;
+    for (const StoredCheckpoint& stored : checkpoints.all())
+      visible += stored.folder.filename().string() + " ";
+    require_equal(*ranks_.control, {{folder_.checkpoints().string(), visible}});
     const auto newest = checkpoints.newest(*ranks_.control);
     if (!newest && !checkpoints.empty())
       throw Error("all checkpoints of run '" + folder_.name() +

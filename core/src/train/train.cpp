@@ -166,6 +166,17 @@ void complete(Plan& plan, const RunRequest& request, const RunFolder& folder, Pl
   if (!plan.start.stored) plan.start.stored = *experiment;
 }
 
+/// The flags that all ranks must have.
+Facts facts_of(const RunRequest& request) {
+  return {{"--run_name", request.run_name},
+          {"--run_id", request.run_id},
+          {"--resume", request.resume_auto ? "auto" : ""},
+          {"--from", request.from.string()},
+          {"--branch", request.branch},
+          {"--output", request.output.string()},
+          {"--profile", request.profile ? "set" : ""}};
+}
+
 /// What all ranks must have read alike.
 Facts facts_of(const Experiment& experiment, const Plugins& plugins) {
   Facts facts{{"dsv3", DSV3_SDK_VERSION}, {"libtorch", TORCH_VERSION}};
@@ -220,6 +231,7 @@ int train(const RunRequest& request, Plugins& plugins) {
   const Ranks ranks = connect(request.ranks, plan, failure);
   if (!ranks.is_first()) set_log_level("error");
   try {
+    require_equal(*ranks.control, facts_of(request));
     run_together(*ranks.control, [&] {
       if (failure) std::rethrow_exception(failure);
     });

@@ -219,6 +219,7 @@ void Training::load_model(const StoredModel& stored) {
 }
 
 void Training::load_state(const StoredCheckpoint& checkpoint) {
+  require_equal(*ranks.control, {{checkpoint.folder.string(), checkpoint.manifest.at("sha256")}});
   const StoredModel stored = stored_model_of(checkpoint);
   load_model(stored);
   // Check conventions after the tensors, because if the attention differs, a model mismatch is the
@@ -257,15 +258,18 @@ void Training::branch_from(const StoredCheckpoint& checkpoint) {
 }
 
 void Training::start_from(const StoredModel& stored) {
+  ParameterHashes hashes;
+  for (const Parameter& parameter : model->store().parameters())
+    if (const std::string name = "model/" + parameter.name; stored.tensors.contains(name)) {
+      const at::Tensor whole = stored.tensors.whole(name);
+      hashes.add(parameter.name, {static_cast<const char*>(whole.const_data_ptr()), whole.nbytes()},
+                 parameter.spec.matrices * parameter.spec.shards);
+    }
+  const Json by_name = hashes.by_name(*ranks.control);
+  require_equal(*ranks.control, {{"weights in " + stored.path.string(), hash_of_all(by_name)}});
   load_model(stored);
   require_conventions(stored, experiment, false);
-  ParameterHashes hashes;
-  for (const Parameter& parameter : model->store().parameters()) {
-    const at::Tensor whole = stored.tensors.whole("model/" + parameter.name);
-    hashes.add(parameter.name, {static_cast<const char*>(whole.const_data_ptr()), whole.nbytes()},
-               parameter.spec.matrices * parameter.spec.shards);
-  }
-  initial_hashes = hashes.by_name(*ranks.control);
+  initial_hashes = by_name;
   state.init_hash = hash_of_all(initial_hashes);
   // If the run is killed before its first checkpoint, it must resume from these weights.
   save(std::nullopt);
