@@ -210,9 +210,33 @@ void publish_failure(const Ranks& ranks) noexcept {
   publish_failure(ranks.peers, current_exception_text());
 }
 
+namespace {
+
+/// The flight recorder of c10d keeps a list of groups without a lock, so that threads damage it. It
+/// reads this variable when the first group is created. The variable is restored at the end.
+class NoFlightRecorder {
+ public:
+  NoFlightRecorder() {
+    if (const char* value = std::getenv(kName)) before_ = value;
+    ::setenv(kName, "0", /*overwrite=*/1);
+  }
+  ~NoFlightRecorder() {
+    if (before_)
+      ::setenv(kName, before_->c_str(), /*overwrite=*/1);
+    else
+      ::unsetenv(kName);
+  }
+  NoFlightRecorder(const NoFlightRecorder&) = delete;
+
+ private:
+  static constexpr const char* kName = "TORCH_FR_BUFFER_SIZE";
+  std::optional<std::string> before_;
+};
+
+}  // namespace
+
 void on_ranks(int64_t ranks, const std::function<void(std::shared_ptr<Communicator>)>& f) {
-  // The flight recorder of c10d keeps a list of groups without a lock, so that threads damage it.
-  ::setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/1);
+  const NoFlightRecorder no_recorder;
   constexpr milliseconds kTimeout{30'000};
   const auto store = c10::make_intrusive<c10d::HashStore>();
   std::vector<std::exception_ptr> errors(size_t(ranks), nullptr);
