@@ -294,7 +294,7 @@ def test_a_damaged_manifest_does_not_restart_the_run(folder, damage):
     checkpoint = last_checkpoint(folder / "runs/r")
     manifest = checkpoint / "manifest.json"
     if damage == "format":
-        reseal(checkpoint, lambda content: content.update(format=2))
+        reseal(checkpoint, lambda content: content.update(format=3))
     else:
         manifest.write_text(manifest.read_text()[:3000] if damage == "cut" else "")
     weights = (checkpoint / "rank-00000.safetensors").read_bytes()
