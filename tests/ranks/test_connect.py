@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from processes import ENVIRONMENT, PROGRAM, finish, free_port, pids, start, start_rank
+from processes import ENVIRONMENT, PROGRAM, finish, free_port, pids, start, start_rank, two_namespaces  # noqa: F401
 
 
 def test_ranks_find_each_other_without_the_launcher():
@@ -41,7 +41,7 @@ def test_a_port_of_another_program():
         other.listen()
         port = other.getsockname()[1]
         err = finish(start_rank(0, 2, port), 2)
-        assert err == f"error: rank 0 cannot listen on port {port}: another program uses it; set MASTER_PORT to a free port\n"
+        assert err == f"error: rank 0 cannot listen on port {port}: another program, or another process that is rank 0, uses it; set MASTER_PORT to a free port\n"
         err = finish(start_rank(1, 2, port, "--timeout", 2), 6)
         assert err.endswith("it answers, but is not the store of a run\n")
 
