@@ -41,7 +41,8 @@ def test_a_port_of_another_program():
         other.listen()
         port = other.getsockname()[1]
         err = finish(start_rank(0, 2, port), 2)
-        assert err == f"error: rank 0 cannot listen on port {port}: another program, or another process that is rank 0, uses it; set MASTER_PORT to a free port\n"
+        assert err == (f"error: rank 0 cannot listen on port {port}: another program, or another process that is rank 0, "
+                       "uses it; set MASTER_PORT to a free port\n")
         err = finish(start_rank(1, 2, port, "--timeout", 2), 6)
         assert err.endswith("it answers, but is not the store of a run\n")
 
