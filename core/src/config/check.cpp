@@ -265,7 +265,8 @@ const Schema* Checker::schema(Kind kind, const std::string& name, const std::str
 }
 
 std::string Checker::known_plugins(Kind kind) {
-  const std::vector<std::string> names = catalog_.names(kind);
+  std::vector<std::string> names = catalog_.names(kind);
+  if (kind == Kind::strategy) names.insert(names.begin(), kAutoStrategy);
   const std::string searched = catalog_.searched();
   return (names.empty() ? "no " + std::string(kind_name(kind)) + " plugin was found"
                         : "known: " + comma_list(names)) +

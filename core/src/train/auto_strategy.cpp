@@ -1,7 +1,5 @@
 #include "train/auto_strategy.h"
 
-#include <fstream>
-
 #include <dsv3/runtime/machine.h>
 #include <dsv3/runtime/quantities.h>
 #include <dsv3/sdk/log.h>
@@ -9,6 +7,7 @@
 #include "eval/validation.h"
 #include "machine/machine.h"
 #include "ranks/exchange.h"
+#include "support/host.h"
 #include "train/memory.h"
 #include "train/training.h"
 
@@ -51,11 +50,7 @@ int64_t memory_limit(const Experiment& experiment, int64_t local_ranks) {
   constexpr double kUsable = 0.9;  // of a GPU: the rest is for the driver and fragmentation
   if (experiment.train.device == "cuda")
     return int64_t(kUsable * double(gpu_of(device_of(experiment.train))->memory_bytes));
-  std::ifstream file("/proc/meminfo");
-  for (std::string line; std::getline(file, line);)
-    if (line.starts_with("MemAvailable:"))
-      return std::stoll(line.substr(line.find_first_of("0123456789"))) * 1024 / local_ranks;
-  return INT64_MAX;
+  return int64_t(available_bytes()) / local_ranks;
 }
 
 ComponentSpec spec_of(const Candidate& candidate, const ComponentSpec& automatic) {

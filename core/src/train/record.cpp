@@ -18,7 +18,7 @@ class MetricsRecorder final : public Observer {
       : run_(training),
         info_{run_.folder.name(), run_.folder.path().string(), run_.experiment.name,
               run_.experiment.resolved.yaml(), resumed},
-        progress_(quiet || !training.ranks.is_first()) {}
+        progress_(quiet) {}
 
   void run_started() override {
     if (run_.ranks.is_first()) start_trackers();

@@ -229,7 +229,6 @@ int train(const RunRequest& request, Plugins& plugins) {
     failure = std::current_exception();
   }
   const Ranks ranks = connect(request.ranks, plan, failure);
-  if (!ranks.is_first()) set_log_level("error");
   try {
     require_equal(*ranks.control, facts_of(request));
     run_together(*ranks.control, [&] {

@@ -38,7 +38,7 @@ class Single final : public dsv3::Strategy {
     if (context.world && context.world->size() > 1)
       throw dsv3::Error("strategy 'single' supports one rank, but this run has " +
                             std::to_string(context.world->size()) +
-                            "; start one rank or choose another strategy",
+                            "; start one rank, or use `strategy: auto`",
                         dsv3::ExitCode::usage);
   }
 

@@ -168,7 +168,6 @@ int run(int argc, char** argv) {
     return app.exit(success);
   }
   if (a.backtrace) dsv3::print_backtraces();
-  if (a.quiet) dsv3::set_log_level("error");
   dsv3::RunRequest request;
   request.experiment = experiment_of(a);
   check_usage(a, request.experiment);
@@ -178,9 +177,11 @@ int run(int argc, char** argv) {
   request.from = a.from;
   request.branch = a.branch;
   request.output = a.output;
-  request.quiet = a.quiet;
   request.profile = a.profile;
   request.ranks = dsv3::rank_context(dsv3::environment());
+  // The first rank shows what all do. The others have log files.
+  request.quiet = a.quiet || request.ranks.rank > 0;
+  if (request.quiet) dsv3::set_log_level("error");
   request.command.assign(argv, argv + argc);
   resume_announced_run(request);
 

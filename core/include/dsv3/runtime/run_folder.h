@@ -20,8 +20,8 @@ namespace dsv3 {
 /// that cannot be determined is null.
 Json provenance(const std::vector<std::string>& command, const std::filesystem::path& source);
 
-/// Returns what a run folder's provenance.json contains, an empty object if there is no such file.
-/// Throws dsv3::Error (ExitCode::checkpoint) if dsv3 has not written it.
+/// Returns the content of the provenance.json in a run folder. If the file does not exist, returns
+/// an empty object. Throws dsv3::Error (ExitCode::checkpoint) if dsv3 has not written it.
 Json read_provenance(const std::filesystem::path& run);
 
 /// Whether `name` is a valid run name: [A-Za-z0-9._-]{1,128}, but not "." or "..".
