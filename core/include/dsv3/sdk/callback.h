@@ -29,7 +29,7 @@ struct ParameterUpdate {
 struct StepInfo {
   int64_t step = 0, steps = 0;  ///< number of completed steps, and of all steps in the run
   int64_t tokens = 0;           ///< number of training tokens so far, over all ranks
-  Metrics metrics = {};
+  Metrics metrics = {};         ///< recorded on all ranks, which combines the ranks' values
 };
 
 struct CheckpointInfo {

@@ -20,10 +20,10 @@ struct StepKey {
 
 /// Passed to on_step_end() of layers and positions after an optimizer step that was not skipped.
 struct StepEnd {
-  at::Tensor counts;    ///< this layer's step_counts(), summed over micro-batches and ranks
-  double progress = 0;  ///< step / total steps, in (0, 1]
-  int64_t step = 0;     ///< counted from 1
-  Metrics metrics = {};
+  at::Tensor counts;     ///< this layer's step_counts(), summed over micro-batches and ranks
+  double progress = 0;   ///< step / total steps, in (0, 1]
+  int64_t step = 0;      ///< counted from 1
+  Metrics metrics = {};  ///< recorded on rank 0 only, because the counts are equal on all ranks
 };
 
 }  // namespace dsv3
