@@ -104,8 +104,8 @@ struct Side {
     strategy->begin_microbatch(true);
     const dsv3::LossParts parts = model->loss(batch, scale);
     strategy->backward({parts.total});
-    const double norm = strategy->grad_norm();
-    if (norm > e.train.clip) strategy->scale_grads(e.train.clip / (norm + 1e-6));
+    const at::Tensor norm = strategy->grad_norm();
+    if (norm.item<double>() > e.train.clip) strategy->scale_grads(e.train.clip / (norm + 1e-6));
     optimizers->step(*strategy, {++updates, 1.0});
     strategy->end_step();
     return parts.total.item<double>();
