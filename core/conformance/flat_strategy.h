@@ -159,9 +159,9 @@ class FlatStrategy final : public Strategy {
 
   void loaded() override {}
 
-  Cost estimate(std::span<const UnitSpec> units, int) const override {
+  Cost estimate(const ModelPlan& plan, int) const override {
     int64_t elements = 0, largest = 0;
-    for (const UnitSpec& unit : units) {
+    for (const UnitSpec& unit : plan.units) {
       const int64_t size = FlatLayout(unit.params).size();
       elements += size;
       largest = std::max(largest, size);

@@ -170,8 +170,8 @@ void strategy_checks(const AddCheck& check) {
     int64_t values = 0;
     for (const Parameter& parameter : model.store().parameters())
       values += parameter.tensor.numel();
-    const std::vector<UnitSpec> units = model.units([](const Parameter&) { return 0; });
-    const Cost cost = strategy(subject)->estimate(units, 1);
+    const ModelPlan plan{model.units([](const Parameter&) { return 0; }), model.uses(), {{}}};
+    const Cost cost = strategy(subject)->estimate(plan, 1);
     require(cost.bytes_held >= 4 * values, "estimate() reports ", cost.bytes_held,
             " bytes held, less than the size of ", values, " fp32 parameters");
     require(cost.bytes_peak >= cost.bytes_held, "estimate() reports a bytes_peak below bytes_held");

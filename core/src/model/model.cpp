@@ -210,6 +210,24 @@ std::vector<UnitSpec> Model::units(const std::function<int(const Parameter&)>& g
   return specs;
 }
 
+std::vector<UnitUse> Model::uses() const {
+  const size_t blocks = parts_->blocks.size(), head = parts_->units.size() - 1;
+  std::vector<UnitUse> uses;
+  const auto use_head = [&] {
+    uses.push_back({head});
+    if (parts_->tied()) uses.push_back({0});
+  };
+  uses.push_back({0, false});
+  for (size_t i = 0; i < blocks; ++i) uses.push_back({1 + i});
+  use_head();
+  for (size_t k = 0; k < parts_->mtp.size(); ++k) {
+    uses.push_back({0, false});
+    uses.push_back({1 + blocks + k});
+    use_head();
+  }
+  return uses;
+}
+
 const ParameterStore& Model::store() const {
   return *parts_->store;
 }

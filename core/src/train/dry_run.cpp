@@ -72,10 +72,12 @@ void print_memory(const MemoryEstimate& memory, bool recompute) {
       memory.process > 0 ? "process " + format_bytes(memory.process) + ", " : "";
   fmt::print(
       std::cout,
-      "memory         {}weights {}, gradients {}, optimizer {}, activations {} ({}): {}{}\n",
+      "memory         {}weights {}, gradients {}, optimizer {}, activations {} ({}){}: {}{}\n",
       process, format_bytes(memory.weights), format_bytes(memory.gradients),
       format_bytes(memory.optimizer), format_bytes(memory.activations),
-      recompute ? "recomputed" : "saved", format_bytes(memory.total()),
+      recompute ? "recomputed" : "saved",
+      memory.exchange > 0 ? ", exchange of matrices " + format_bytes(memory.exchange) : "",
+      format_bytes(memory.total()),
       memory.offloaded > 0 ? ", and offloaded to the host " + format_bytes(memory.offloaded) : "");
 }
 

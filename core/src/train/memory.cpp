@@ -44,8 +44,8 @@ void MemoryEstimator::use(const ComponentSpec& spec) {
   const auto group_of = [&](const Parameter& p) { return optimizers.group_of(p); };
   const auto strategy = make<Strategy>(
       plugins_, spec, StrategyContext{world, at::kMeta, compute_dtype(experiment_.train)});
-  const std::vector<UnitSpec> units = model.units(group_of);
-  cost_ = call(*strategy, "estimate", &Strategy::estimate, units, int(ranks_));
+  const ModelPlan plan{model.units(group_of), model.uses(), optimizers.specs()};
+  cost_ = call(*strategy, "estimate", &Strategy::estimate, plan, int(ranks_));
   model.adopt(*strategy, 0, group_of);
   call(*strategy, "ready", &Strategy::ready, optimizers.specs());
   optimizers.bind(*strategy);
@@ -64,6 +64,8 @@ int64_t MemoryEstimator::bytes_moved(int64_t microbatches) const {
 MemoryEstimate MemoryEstimator::estimate(int64_t micro_batch, bool recompute) const {
   MemoryEstimate estimate = fixed_;
   estimate.activations = measurement_.activation_bytes(micro_batch, device_, recompute);
+  estimate.exchange =
+      std::max<int64_t>(cost_.bytes_update - cost_.bytes_peak - estimate.activations, 0);
   return estimate;
 }
 

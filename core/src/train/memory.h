@@ -15,8 +15,11 @@ struct MemoryEstimate {
   int64_t gradients = 0;
   int64_t optimizer = 0;
   int64_t activations = 0;  ///< of one micro-batch
+  int64_t exchange = 0;     ///< that an update needs beyond gradients and activations
   int64_t offloaded = 0;    ///< in host memory instead, not part of total()
-  int64_t total() const { return process + weights + gradients + optimizer + activations; }
+  int64_t total() const {
+    return process + weights + gradients + optimizer + activations + exchange;
+  }
 };
 
 /// Estimates the memory of one experiment for different micro-batches. Measures activations, and

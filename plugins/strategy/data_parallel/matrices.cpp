@@ -44,12 +44,26 @@ int64_t size_of(const Range& range) {
   return range.end - range.begin;
 }
 
+bool in_row(int64_t replica, const Place& place) {
+  return replica / place.shard_ranks == place.row();
+}
+
+/// The elements of `matrix` that are in the shard of a replica.
+Range part_of(const Matrix& matrix, int64_t replica) {
+  const Segment& segment = *matrix.segment;
+  const int64_t first =
+      segment.part() * (replica % segment.place().shard_ranks) - segment.offset(matrix.param);
+  Range part = matrix.range;
+  part.begin = std::clamp(first, matrix.range.begin, matrix.range.end);
+  part.end = std::clamp(first + segment.part(), part.begin, matrix.range.end);
+  return part;
+}
+
 at::Tensor slice(const at::Tensor& matrix, const Matrix& whole, const Range& part) {
   return matrix.view(-1).narrow(0, part.begin - whole.range.begin, size_of(part));
 }
 
-}  // namespace
-
+/// `work` is indexed by rank of the run.
 void assign_owners(std::vector<Matrix>& matrices, std::vector<double>& work) {
   std::vector<Matrix*> by_work;
   for (Matrix& matrix : matrices) by_work.push_back(&matrix);
@@ -62,6 +76,27 @@ void assign_owners(std::vector<Matrix>& matrices, std::vector<double>& work) {
     matrix->owner = least - replicas.begin();
     work[size_t(*least)] += work_of(*matrix);
   }
+}
+
+void add(std::vector<Matrices>& all, const Segment& segment, const std::vector<GroupSpec>& groups) {
+  for (size_t i = 0; i < segment.params().size(); ++i) {
+    const UnitParam& param = segment.params()[i];
+    if (!groups.at(size_t(param.group)).whole_matrices) continue;
+    for (const Range& range : dsv3::update_ranges(param, true))
+      all[size_t(param.group)][param.shards].push_back({&segment, i, range});
+  }
+}
+
+}  // namespace
+
+std::vector<Matrices> find_matrices(const std::vector<const Segment*>& segments,
+                                    const std::vector<GroupSpec>& groups, int64_t ranks) {
+  std::vector<Matrices> all(groups.size());
+  for (const Segment* segment : segments) add(all, *segment, groups);
+  std::vector<double> work(size_t(ranks), 0);
+  for (Matrices& group : all)
+    for (auto& [slices, matrices] : group) assign_owners(matrices, work);
+  return all;
 }
 
 MatrixUpdate::MatrixUpdate(std::span<const Matrix> matrices, at::Device device)
@@ -89,45 +124,46 @@ void MatrixUpdate::make_rounds() {
   }
 }
 
-/// The elements of `matrix` that are in the shard of a replica.
-Range MatrixUpdate::part_of(const Matrix& matrix, int64_t replica) const {
-  const Segment& segment = *matrix.segment;
-  const int64_t first =
-      segment.part() * (replica % place_->shard_ranks) - segment.offset(matrix.param);
-  Range part = matrix.range;
-  part.begin = std::clamp(first, matrix.range.begin, matrix.range.end);
-  part.end = std::clamp(first + segment.part(), part.begin, matrix.range.end);
-  return part;
+int64_t MatrixUpdate::Sizes::bytes() const {
+  return 4 * (sum(sent) + sum(received));
+}
+
+MatrixUpdate::Sizes MatrixUpdate::sizes_of_inputs(const Round& round, int64_t copies) const {
+  const std::vector<int64_t> none(size_t(place_->size()), 0);
+  Sizes sizes{none, none};
+  if (place_->shard_ranks == 1) return sizes;
+  for (const Matrix* matrix : round) {
+    if (in_row(matrix->owner, *place_))
+      sizes.sent[size_t(matrix->owner)] += copies * size_of(part_of(*matrix, place_->index));
+    for (int64_t replica = 0; replica < place_->size(); ++replica)
+      if (is_owned(*matrix) && in_row(replica, *place_))
+        sizes.received[size_t(replica)] += copies * size_of(part_of(*matrix, replica));
+  }
+  return sizes;
+}
+
+MatrixUpdate::Exchange MatrixUpdate::allocate(const Sizes& sizes, at::Device device) {
+  const auto options = at::TensorOptions().dtype(at::kFloat).device(device);
+  return {at::empty({sum(sizes.sent)}, options), at::empty({sum(sizes.received)}, options),
+          nullptr};
 }
 
 /// Sends this rank's parts of gradients and values to the owners in its row.
 MatrixUpdate::Exchange MatrixUpdate::start_inputs(const Round& round) const {
   if (place_->shard_ranks == 1) return {};
-  const int64_t copies = has_gradients_ ? 2 : 1;
-  const auto in_row = [&](int64_t replica) {
-    return replica / place_->shard_ranks == place_->row();
-  };
-  std::vector<int64_t> sent(size_t(place_->size()), 0), received(sent);
-  for (const Matrix* matrix : round) {
-    if (in_row(matrix->owner))
-      sent[size_t(matrix->owner)] += copies * size_of(part_of(*matrix, place_->index));
-    for (int64_t replica = 0; replica < place_->size(); ++replica)
-      if (is_owned(*matrix) && in_row(replica))
-        received[size_t(replica)] += copies * size_of(part_of(*matrix, replica));
-  }
-  const auto options = at::TensorOptions().dtype(at::kFloat).device(device_);
-  Exchange exchange{at::empty({sum(sent)}, options), at::empty({sum(received)}, options), nullptr};
+  const Sizes sizes = sizes_of_inputs(round, has_gradients_ ? 2 : 1);
+  Exchange exchange = allocate(sizes, device_);
   Packer packer(exchange.input);
   for (int64_t owner = 0; owner < place_->size(); ++owner)
     for (const Matrix* matrix : round) {
-      if (matrix->owner != owner || !in_row(owner)) continue;
+      if (matrix->owner != owner || !in_row(owner, *place_)) continue;
       const Segment& segment = *matrix->segment;
       const Range part = part_of(*matrix, place_->index);
       packer.add(segment.own_view(segment.master(), matrix->param, part));
       if (has_gradients_) packer.add(segment.own_view(segment.reduced(), matrix->param, part));
     }
   exchange.work = matrices_.front().segment->channels().update->start_all_to_all(
-      exchange.output, exchange.input, received, sent);
+      exchange.output, exchange.input, sizes.received, sizes.sent);
   return exchange;
 }
 
@@ -173,21 +209,28 @@ std::vector<UpdateTensor> MatrixUpdate::tensors_of(const Round& round, Exchange&
   return tensors;
 }
 
+MatrixUpdate::Sizes MatrixUpdate::sizes_of_results(const Round& round) const {
+  const std::vector<int64_t> none(size_t(place_->size()), 0);
+  Sizes sizes{none, none};
+  if (place_->size() == 1) return sizes;
+  const bool is_whole = place_->shard_ranks == 1;  // the owner's copy is in place already
+  for (const Matrix* matrix : round) {
+    if (!is_owned(*matrix) || !is_whole)
+      sizes.received[size_t(matrix->owner)] += size_of(part_of(*matrix, place_->index));
+    for (int64_t replica = 0; replica < place_->size(); ++replica)
+      if (is_owned(*matrix) && !(is_whole && replica == place_->index))
+        sizes.sent[size_t(replica)] += size_of(part_of(*matrix, replica));
+  }
+  return sizes;
+}
+
 /// Sends the new values of the owned matrices to all replicas.
 MatrixUpdate::Exchange MatrixUpdate::start_results(const Round& round,
                                                    std::span<const UpdateTensor> updated) const {
   if (place_->size() == 1) return {};
-  std::vector<int64_t> sent(size_t(place_->size()), 0), received(sent);
-  const bool is_whole = place_->shard_ranks == 1;  // the owner's copy is in place already
-  for (const Matrix* matrix : round) {
-    if (!is_owned(*matrix) || !is_whole)
-      received[size_t(matrix->owner)] += size_of(part_of(*matrix, place_->index));
-    for (int64_t replica = 0; replica < place_->size(); ++replica)
-      if (is_owned(*matrix) && !(is_whole && replica == place_->index))
-        sent[size_t(replica)] += size_of(part_of(*matrix, replica));
-  }
-  const auto options = at::TensorOptions().dtype(at::kFloat).device(device_);
-  Exchange exchange{at::empty({sum(sent)}, options), at::empty({sum(received)}, options), nullptr};
+  const bool is_whole = place_->shard_ranks == 1;
+  const Sizes sizes = sizes_of_results(round);
+  Exchange exchange = allocate(sizes, device_);
   Packer packer(exchange.input);
   for (int64_t replica = 0; replica < place_->size(); ++replica) {
     size_t index = 0;
@@ -199,7 +242,7 @@ MatrixUpdate::Exchange MatrixUpdate::start_results(const Round& round,
     }
   }
   exchange.work = matrices_.front().segment->channels().update->start_all_to_all(
-      exchange.output, exchange.input, received, sent);
+      exchange.output, exchange.input, sizes.received, sizes.sent);
   return exchange;
 }
 
@@ -215,6 +258,31 @@ void MatrixUpdate::finish_results(const Round& round, Exchange& results) const {
           .copy_(packer.take(size_of(part)));
     }
   results = {};
+}
+
+int64_t MatrixUpdate::assembled_bytes(const Round& round) const {
+  int64_t bytes = 0;
+  for (const Matrix* matrix : round)
+    if (is_owned(*matrix) && place_->shard_ranks > 1) bytes += 8 * matrix->size();
+  return bytes;
+}
+
+MatrixCost MatrixUpdate::cost() const {
+  MatrixCost cost;
+  const auto own = [this](const Sizes& sizes) { return sizes.sent[size_t(place_->index)]; };
+  int64_t previous_results = 0;
+  for (size_t i = 0; i < rounds_.size(); ++i) {
+    const Sizes inputs = sizes_of_inputs(rounds_[i], 2), results = sizes_of_results(rounds_[i]);
+    cost.sent += 4 * (sum(inputs.sent) - own(inputs) + sum(results.sent) - own(results));
+    const int64_t next_inputs =
+        i + 1 < rounds_.size() ? sizes_of_inputs(rounds_[i + 1], 2).bytes() : 0;
+    const int64_t buffers =
+        std::max({previous_results + inputs.bytes(), previous_results + next_inputs,
+                  next_inputs + results.bytes()});
+    cost.peak = std::max(cost.peak, assembled_bytes(rounds_[i]) + buffers);
+    previous_results = results.bytes();
+  }
+  return cost;
 }
 
 void MatrixUpdate::run(const UpdateFunction& fn) {

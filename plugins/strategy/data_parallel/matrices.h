@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 
 #include "segment.h"
 
@@ -17,10 +18,19 @@ struct Matrix {
   int64_t size() const { return range.end - range.begin; }
 };
 
-/// Assigns each matrix an owner, so that the ranks have about the same work: the most expensive
-/// matrices first, each to the rank with the least work so far. `work` is indexed by rank of the
-/// run.
-void assign_owners(std::vector<Matrix>& matrices, std::vector<double>& work);
+/// All matrices of an optimizer group, by UnitParam::shards.
+using Matrices = std::map<int64_t, std::vector<Matrix>>;
+
+/// Returns the matrices of each group. Their owners are chosen so that the ranks have about the
+/// same work: the most expensive matrices first, each to the rank with the least work so far.
+std::vector<Matrices> find_matrices(const std::vector<const Segment*>& segments,
+                                    const std::vector<GroupSpec>& groups, int64_t ranks);
+
+/// What an update of matrices needs on this rank, in bytes.
+struct MatrixCost {
+  int64_t peak = 0;  ///< of buffers on the device
+  int64_t sent = 0;
+};
 
 using UpdateFunction = std::function<void(std::span<UpdateTensor>)>;
 
@@ -32,9 +42,16 @@ class MatrixUpdate {
  public:
   MatrixUpdate(std::span<const Matrix> matrices, at::Device device);
   void run(const UpdateFunction& fn);
+  /// With gradients. The segments need not have adopted their parameters.
+  MatrixCost cost() const;
 
  private:
   using Round = std::vector<const Matrix*>;
+  /// Elements that an operation sends to and receives from each replica.
+  struct Sizes {
+    std::vector<int64_t> sent, received;
+    int64_t bytes() const;
+  };
   /// An operation that moves pieces of matrices, and its buffers.
   struct Exchange {
     at::Tensor input, output;
@@ -43,7 +60,10 @@ class MatrixUpdate {
 
   void make_rounds();
   bool is_owned(const Matrix& matrix) const { return matrix.owner == place_->index; }
-  Range part_of(const Matrix& matrix, int64_t replica) const;
+  Sizes sizes_of_inputs(const Round& round, int64_t copies) const;
+  Sizes sizes_of_results(const Round& round) const;
+  int64_t assembled_bytes(const Round& round) const;
+  static Exchange allocate(const Sizes& sizes, at::Device device);
   Exchange start_inputs(const Round& round) const;
   std::vector<UpdateTensor> tensors_of(const Round& round, Exchange& inputs) const;
   Exchange start_results(const Round& round, std::span<const UpdateTensor> updated) const;

@@ -66,27 +66,12 @@ void DataParallel::ready(const std::vector<GroupSpec>& groups) {
       place_of(context_.world->rank(), context_.world->size(), 1, settings_).replicas);
   for (const auto& [slices, place] : places_)
     channels_.emplace(slices, connect(*context_.world, place));
-  for (Unit& unit : units_)
-    for (Segment& segment : unit.segments)
-      segment.connect(&channels_.at(segment.params().front().shards));
-  find_matrices();
-}
-
-void DataParallel::find_matrices() {
-  matrices_.assign(groups_.size(), {});
-  std::vector<double> work(size_t(context_.world->size()), 0);
-  for (size_t group = 0; group < groups_.size(); ++group) {
-    if (!groups_[group].whole_matrices) continue;
-    for (const Unit& unit : units_)
-      for (const Segment& segment : unit.segments)
-        for (size_t i = 0; i < segment.params().size(); ++i) {
-          const UnitParam& param = segment.params()[i];
-          if (param.group != int(group)) continue;
-          for (const Range& range : dsv3::update_ranges(param, true))
-            matrices_[group][param.shards].push_back({&segment, i, range});
-        }
-    for (auto& [slices, matrices] : matrices_[group]) assign_owners(matrices, work);
-  }
+  std::vector<const Segment*> segments;
+  each_segment([&](Segment& segment) {
+    segment.connect(&channels_.at(segment.params().front().shards));
+    segments.push_back(&segment);
+  });
+  matrices_ = find_matrices(segments, groups_, context_.world->size());
 }
 
 void DataParallel::begin_microbatch(bool last) {
@@ -152,8 +137,9 @@ void DataParallel::enter(int index, TensorRefs inputs) {
   prefetch_forward(index);
   ++unit.unfinished;
   on_backward(inputs, [this, &unit] {
-    close(unit, false);
-    if (--unit.unfinished == 0) reduce(unit);
+    --unit.unfinished;
+    close(unit, !settings_.reshard_after_forward && unit.unfinished > 0);
+    if (unit.unfinished == 0) reduce(unit);
   });
 }
 

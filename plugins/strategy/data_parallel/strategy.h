@@ -29,7 +29,7 @@ class DataParallel : public Strategy {
   std::vector<Range> update_ranges(int group) const override;
   std::vector<OwnedTensor> owned() override;
   void loaded() override;
-  Cost estimate(std::span<const UnitSpec> units, int ranks) const override;
+  Cost estimate(const ModelPlan& plan, int ranks) const override;
 
  private:
   struct Unit {
@@ -41,8 +41,6 @@ class DataParallel : public Strategy {
         0;                 // calls of enter() in this micro-batch whose backward pass has not ended
     bool reduced = false;  // in this micro-batch
   };
-  /// All matrices of an optimizer group, by UnitParam::shards.
-  using Matrices = std::map<int64_t, std::vector<Matrix>>;
 
   void open(Unit& unit);
   void close(Unit& unit, bool keep);
@@ -54,7 +52,6 @@ class DataParallel : public Strategy {
   void update_pieces(int group, const UpdateFunction& fn);
   std::vector<UpdateTensor> pieces_of(const Unit& unit, int group) const;
   void refresh();
-  void find_matrices();
   template <class F>
   void each_segment(const F& f);
 

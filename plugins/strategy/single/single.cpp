@@ -13,6 +13,7 @@ namespace {
 using dsv3::Cost;
 using dsv3::FlatLayout;
 using dsv3::GroupSpec;
+using dsv3::ModelPlan;
 using dsv3::OwnedTensor;
 using dsv3::Range;
 using dsv3::UnitParam;
@@ -140,9 +141,9 @@ class Single final : public dsv3::Strategy {
     for (Unit& unit : units_) refresh(unit);
   }
 
-  Cost estimate(std::span<const UnitSpec> units, int) const override {
+  Cost estimate(const ModelPlan& plan, int) const override {
     int64_t elements = 0;
-    for (const UnitSpec& unit : units) elements += FlatLayout(unit.params).size();
+    for (const UnitSpec& unit : plan.units) elements += FlatLayout(unit.params).size();
     const int64_t fp32 = elements * 4;
     const int64_t copy = context_.compute_dtype == at::kFloat
                              ? 0

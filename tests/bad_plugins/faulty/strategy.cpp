@@ -59,8 +59,8 @@ class Faulty final : public dsv3::Strategy {
     return owned;
   }
   void loaded() override { working_.loaded(); }
-  dsv3::Cost estimate(std::span<const dsv3::UnitSpec> units, int ranks) const override {
-    return working_.estimate(units, ranks);
+  dsv3::Cost estimate(const dsv3::ModelPlan& plan, int ranks) const override {
+    return working_.estimate(plan, ranks);
   }
 
  private:

@@ -79,7 +79,7 @@ class PoisonStrategy final : public Strategy {
   std::vector<Range> update_ranges(int) const override { return {}; }
   std::vector<OwnedTensor> owned() override { return {}; }
   void loaded() override {}
-  Cost estimate(std::span<const UnitSpec>, int) const override { return {}; }
+  Cost estimate(const ModelPlan&, int) const override { return {}; }
 
   const std::vector<std::string>& log() const { return log_; }
 
@@ -158,6 +158,25 @@ TEST_CASE("a model enters its parameter units in the documented order") {
     expected.push_back(std::string("leave ") + unit);
   }
   CHECK(strategy.log() == expected);
+}
+
+TEST_CASE("a model lists the uses of its units in order") {
+  Experiment experiment = tiny_experiment();
+  experiment.mtp.depth = 2;
+  experiment.model.tied_head = GENERATE(false, true);
+  Model model(experiment, tiny_vocab, tiny_factory(), at::kCPU);
+  const auto one_group = [](const Parameter&) { return 0; };
+  std::vector<std::string> expected;
+  for (const UnitUse& use : model.uses())
+    expected.push_back("leave " + model.units(one_group)[use.unit].name);
+  PoisonStrategy strategy;
+  model.adopt(strategy, 3, one_group);
+  const Batch batch = tiny_batch();
+  model.loss(batch, scale_of(batch, 1));
+  std::vector<std::string> left;
+  for (const std::string& call : strategy.log())
+    if (call.starts_with("leave ")) left.push_back(call);
+  CHECK(left == expected);
 }
 
 TEST_CASE("a model's parameter units contain every parameter once, with the documented names") {

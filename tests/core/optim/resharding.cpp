@@ -48,7 +48,7 @@ class SharedStrategy final : public Strategy {
   void scale_grads(const at::Tensor&) override {}
   void end_step() override {}
   void loaded() override {}
-  Cost estimate(std::span<const UnitSpec>, int) const override { return {}; }
+  Cost estimate(const ModelPlan&, int) const override { return {}; }
 
   /// Gives the optimizer the values that the parameters should have.
   void update(int group, const std::function<void(std::span<UpdateTensor>)>& fn) override {

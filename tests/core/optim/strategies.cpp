@@ -211,8 +211,8 @@ TEST_CASE(
 TEST_CASE("the memory estimate equals the memory in use") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
   const auto single = strategy("single", dtype);
-  const std::vector<UnitSpec> units{{"unit", {param("w", at::empty({64, 64}, at::kMeta))}}};
-  const Cost cost = single->estimate(units, 1);
+  const ModelPlan plan{{{"unit", {param("w", at::empty({64, 64}, at::kMeta))}}}, {{0}}, {{}}};
+  const Cost cost = single->estimate(plan, 1);
   CHECK(cost.bytes_held == 4096 * (dtype == at::kFloat ? 4 : 6));
   CHECK(cost.bytes_peak == cost.bytes_held + 4096 * 4);
   CHECK(cost.bytes_moved_per_step == 0);

@@ -87,7 +87,7 @@ class PlainBackward final : public dsv3::Strategy {
   std::vector<dsv3::Range> update_ranges(int) const override { return {}; }
   std::vector<dsv3::OwnedTensor> owned() override { return {}; }
   void loaded() override {}
-  dsv3::Cost estimate(std::span<const dsv3::UnitSpec>, int) const override { return {}; }
+  dsv3::Cost estimate(const dsv3::ModelPlan&, int) const override { return {}; }
 
  private:
   bool on_a_thread_;

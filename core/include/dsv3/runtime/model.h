@@ -130,6 +130,8 @@ class Model {
   /// Returns all units (groups of parameters, such as one block) in the order in which adopt()
   /// passes them to a strategy. Used to estimate memory.
   std::vector<UnitSpec> units(const std::function<int(const Parameter&)>& group_of) const;
+  /// Returns the uses of the units in loss(), ordered by Strategy::leave().
+  std::vector<UnitUse> uses() const;
 
   struct Parts;  ///< internal to core/src/model
 

@@ -33,13 +33,17 @@ struct GroupSpec {
   bool whole_matrices = false;
 };
 
-/// Memory and network traffic per rank, for dry runs.
+/// Memory and network traffic of a rank, for dry runs.
 struct Cost {
   /// On the device between steps: master weights and copies in the compute dtype, without optimizer
   /// state.
   int64_t bytes_held = 0;
-  /// On the device during a step: bytes_held, gradients and gathered parameters.
+  /// On the device during a backward pass, without activations: bytes_held, gradients and gathered
+  /// parameters.
   int64_t bytes_peak = 0;
+  /// On the device during update(): bytes_held, gradients and exchanged values. Values below
+  /// bytes_peak have no effect.
+  int64_t bytes_update = 0;
   int64_t bytes_moved_per_step = 0;  ///< bytes sent to other ranks, with one micro-batch per step
   int64_t bytes_moved_per_microbatch = 0;  ///< by each further micro-batch
   int64_t host_bytes = 0;                  ///< offloaded values in host memory
@@ -52,6 +56,21 @@ struct UnitSpec {
   std::string name;
   std::vector<UnitParam> params;
   bool needed_in_backward = true;
+};
+
+/// A call of enter(), and the call of leave() that belongs to it.
+struct UnitUse {
+  size_t unit = 0;
+  /// Whether enter() receives inputs that may require grad, so that the backward pass reports when
+  /// it has finished this use.
+  bool has_inputs = true;
+};
+
+/// What a strategy has to know to estimate its costs.
+struct ModelPlan {
+  std::vector<UnitSpec> units;  ///< on the meta device, with the slices of rank 0
+  std::vector<UnitUse> uses;    ///< in a forward pass in training, ordered by leave()
+  std::vector<GroupSpec> groups;
 };
 
 struct UpdateTensor {
@@ -119,9 +138,9 @@ class Strategy : public Pluggable {
   /// is collective. Both happen only between steps.
   virtual std::vector<OwnedTensor> owned() = 0;
   virtual void loaded() = 0;
-  /// Returns the memory per rank and the bytes sent per step, computed from meta tensors without
-  /// starting any ranks.
-  virtual Cost estimate(std::span<const UnitSpec> units, int ranks) const = 0;
+  /// Returns the memory and the bytes sent per step of rank 0 of `ranks`, without starting any
+  /// ranks.
+  virtual Cost estimate(const ModelPlan& plan, int ranks) const = 0;
 };
 
 }  // namespace dsv3

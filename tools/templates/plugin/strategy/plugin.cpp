@@ -118,9 +118,9 @@ class OneDevice final : public dsv3::Strategy {
       if (is_copied(resident.param)) resident.param.tensor.detach().copy_(resident.master);
   }
 
-  dsv3::Cost estimate(std::span<const dsv3::UnitSpec> units, int) const override {
+  dsv3::Cost estimate(const dsv3::ModelPlan& plan, int) const override {
     int64_t masters = 0, copies = 0;
-    for (const dsv3::UnitSpec& unit : units)
+    for (const dsv3::UnitSpec& unit : plan.units)
       for (const dsv3::UnitParam& param : unit.params) {
         masters += 4 * param.tensor.numel();
         if (is_copied(param))
