@@ -12,6 +12,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <dsv3/runtime/machine.h>
+#include <dsv3/runtime/ranks.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/log.h>
 
@@ -63,9 +64,16 @@ int64_t threads_of_rank(int64_t local_ranks) {
   return std::max<int64_t>(at::get_num_threads() / local_ranks, 1);
 }
 
+/// Whether the scheduler shows each rank of a machine its own GPU only, as Slurm does with
+/// --gpus-per-task. The launchers that set LOCAL_RANK do not.
+bool sees_own_gpu_only() {
+  return gpu_driver().gpus.size() == 1 && !std::getenv("LOCAL_RANK");
+}
+
 int local_rank() {
   const char* text = std::getenv("LOCAL_RANK");
-  if (!text || !*text) return 0;
+  if (!text) return sees_own_gpu_only() ? 0 : int(rank_context(environment()).local_rank);
+  if (!*text) return 0;
   int rank = -1;
   const char* end = text + std::strlen(text);
   if (std::from_chars(text, end, rank).ptr != end || rank < 0)
@@ -80,7 +88,7 @@ at::Device local_gpu(const DeviceAdvice& advice) {
   const int rank = local_rank();
   const std::vector<Gpu>& gpus = gpu_driver().gpus;
   if (rank >= int(gpus.size()))
-    throw Error("LOCAL_RANK is " + std::to_string(rank) + ", but only " +
+    throw Error("local rank " + std::to_string(rank) + " needs its own GPU, but only " +
                     std::to_string(gpus.size()) +
                     " GPU(s) are visible; start at most one rank per GPU, or check "
                     "CUDA_VISIBLE_DEVICES",
@@ -92,6 +100,16 @@ at::Device local_gpu(const DeviceAdvice& advice) {
                     advice.alternative,
                 ExitCode::data);
   return at::Device(at::kCUDA, c10::DeviceIndex(rank));
+}
+
+void require_gpus(int64_t ranks) {
+  const auto gpus = int64_t(gpu_driver().gpus.size());
+  if (gpus == 0 || ranks <= gpus || sees_own_gpu_only()) return;
+  throw Error(std::to_string(ranks) + " ranks on one machine need as many GPUs, but " +
+                  std::to_string(gpus) + (gpus == 1 ? " is" : " are") +
+                  " visible; pass --num_gpus " + std::to_string(gpus) +
+                  ", check CUDA_VISIBLE_DEVICES, or set train.device=cpu",
+              ExitCode::data);
 }
 
 template <class T, class V>
@@ -202,6 +220,7 @@ void resolve_machine(Experiment& experiment, int64_t local_ranks) {
   // the CPU.
   const bool gpu = experiment.train.device == "cuda" ||
                    (experiment.train.device == "auto" && !driver.gpus.empty());
+  if (gpu) require_gpus(local_ranks);
   machine.device = gpu ? "cuda" : "cpu";
   machine.precision = automatic_precision(gpu ? at::kCUDA : at::kCPU);
   machine.threads = threads_of_rank(local_ranks);

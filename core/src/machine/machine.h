@@ -17,11 +17,11 @@ struct DeviceAdvice {
   std::string alternative = "set train.device=cpu";  ///< what to do without a GPU
 };
 
-/// The device selected by `train.device`. The environment variable LOCAL_RANK selects the GPU; the
-/// default is GPU 0. `auto` selects the CPU only if the driver reports no GPU. Throws a dsv3::Error
-/// (ExitCode::data) if the selected GPU cannot be used. The first call that selects a GPU loads
-/// LibTorch's CUDA library. No code may query LibTorch about CUDA before that call, because
-/// LibTorch caches its first answer.
+/// The device selected by `train.device`. The environment variable LOCAL_RANK, or the local rank
+/// that Slurm or MPI have set, selects the GPU; the default is GPU 0. `auto` selects the CPU only
+/// if the driver reports no GPU. Throws a dsv3::Error (ExitCode::data) if the selected GPU cannot
+/// be used. The first call that selects a GPU loads LibTorch's CUDA library. No code may query
+/// LibTorch about CUDA before that call, because LibTorch caches its first answer.
 at::Device device_of(const TrainOptions& train, const DeviceAdvice& advice = {});
 
 /// Warns if `device: auto` selects the CPU although the machine seems to have a GPU: its driver
