@@ -121,7 +121,7 @@ def test_the_local_rank_selects_a_gpu(folder):
     assert "cuda:1: NVIDIA H100" in done.stderr
     assert json.loads((folder / "runs/second/provenance.json").read_text())["gpu"]["index"] == 1
     done = run("train.device=cuda", "--check", cwd=folder, check=4, **on_fake_gpu(LOCAL_RANK="2", **two))
-    assert "LOCAL_RANK is 2, but only 2 GPU(s) are visible" in done.stderr
+    assert "local rank 2 needs its own GPU, but only 2 GPU(s) are visible" in done.stderr
     done = run("train.device=cuda", "--check", cwd=folder, check=4, **on_fake_gpu(LOCAL_RANK="first"))
     assert "LOCAL_RANK is 'first', not a GPU index" in done.stderr
 
@@ -206,3 +206,14 @@ def test_the_cuda_wheels_are_complete():
 def test_the_cuda_library_loads_without_a_driver():
     torch = importlib.metadata.distribution("torch").locate_file("torch/lib/libtorch_cuda.so")
     subprocess.run([sys.executable, "-c", f"import ctypes; ctypes.CDLL({str(torch)!r})"], check=True, timeout=300)
+
+
+def test_the_library_for_nccl_fits_the_installed_libtorch():
+    """All of its symbols exist in LibTorch's CUDA library, which also loads without a driver."""
+    script = """
+import ctypes, os, sys
+ctypes.CDLL(sys.argv[1] + "/libtorch/torch/lib/libtorch_cuda.so", os.RTLD_NOW | os.RTLD_GLOBAL)
+ctypes.CDLL(sys.argv[1] + "/libdsv3_nccl.so", os.RTLD_NOW).dsv3_make_nccl_group
+"""
+    done = subprocess.run([sys.executable, "-c", script, BUILD / "lib/dsv3"], text=True, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr

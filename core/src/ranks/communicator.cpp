@@ -48,10 +48,10 @@ class Done final : public Work {
 /// Rank 0 of `size` ranks, of which the others would have equal tensors.
 class PlannedCommunicator final : public Communicator {
  public:
-  explicit PlannedCommunicator(int64_t size) : size_(size) {}
+  PlannedCommunicator(int64_t size, at::Device device) : size_(size), device_(device) {}
   int64_t rank() const override { return 0; }
   int64_t size() const override { return size_; }
-  at::Device device() const override { return at::kCPU; }
+  at::Device device() const override { return device_; }
   std::unique_ptr<Work> start_all_to_all(at::Tensor output, at::Tensor input,
                                          std::vector<int64_t> output_sizes,
                                          std::vector<int64_t>) override {
@@ -70,11 +70,12 @@ class PlannedCommunicator final : public Communicator {
   }
   std::shared_ptr<Communicator> subgroup(std::span<const int64_t> ranks) override {
     if (std::ranges::find(ranks, 0) == ranks.end()) return nullptr;
-    return std::make_shared<PlannedCommunicator>(int64_t(ranks.size()));
+    return std::make_shared<PlannedCommunicator>(int64_t(ranks.size()), device_);
   }
 
  private:
   const int64_t size_;
+  const at::Device device_;
 };
 
 }  // namespace
@@ -144,12 +145,12 @@ std::function<std::shared_ptr<Communicator>(int64_t size)> rank_groups(
   };
 }
 
-std::shared_ptr<Communicator> planned_communicator(int64_t size) {
-  return std::make_shared<PlannedCommunicator>(size);
+std::shared_ptr<Communicator> planned_communicator(int64_t size, at::Device device) {
+  return std::make_shared<PlannedCommunicator>(size, device);
 }
 
 std::shared_ptr<Communicator> local_communicator() {
-  return planned_communicator(1);
+  return planned_communicator(1, at::kCPU);
 }
 
 }  // namespace dsv3

@@ -1,5 +1,6 @@
 // Connects ranks with c10d's process groups.
 #define USE_C10D_GLOO
+#include <exception>
 #include <mutex>
 #include <thread>
 
@@ -12,6 +13,8 @@
 #include <dsv3/runtime/ranks.h>
 #include <dsv3/sdk/error.h>
 
+#include "ranks/device_group.h"
+#include "ranks/nccl.h"
 #include "ranks/store.h"
 #include "support/host.h"
 
@@ -21,8 +24,13 @@ namespace {
 using std::chrono::milliseconds;
 using SharedPeers = std::shared_ptr<const Peers>;
 
-/// The first line of an error of Gloo, without the place in its source.
+/// The first line of an error of Gloo, without the place in its source, or what NCCL names as the
+/// last error.
 std::string text_of(const std::string& error) {
+  constexpr std::string_view kLast = "Last error:\n";
+  if (const size_t last = error.find(kLast); last != error.npos)
+    return "NCCL: " + error.substr(last + kLast.size(),
+                                   error.find('\n', last + kLast.size()) - last - kLast.size());
   const size_t place = error.starts_with('[') ? error.find("] ") : error.npos;
   const std::string text = place == error.npos ? error : error.substr(place + 2);
   return text.substr(0, text.find('\n'));
@@ -34,7 +42,8 @@ std::string text_of(const std::string& error) {
   const std::string text = text_of(error);
   std::string cause = failure_of_peers(peers);
   if (cause.empty()) cause = "a connection to another rank was lost";
-  // Gloo: "Timed out waiting 5000ms for recv operation to complete".
+  // Gloo: "Timed out waiting 5000ms for recv operation to complete". NCCL: "Watchdog caught
+  // collective operation timeout: ...".
   const bool waited = text.find("imed out") != text.npos || text.find("imeout") != text.npos;
   throw Error("rank " + std::to_string(peers->rank) + " of " + std::to_string(peers->hosts.size()) +
                   " on " + peers->hosts[size_t(peers->rank)] + ": " + operation + " failed" +
@@ -61,8 +70,9 @@ class GroupWork final : public Work {
   const std::string operation_;
 };
 
-c10::intrusive_ptr<c10d::ProcessGroupGloo> make_group(const Peers& peers, const std::string& prefix,
-                                                      int64_t rank, int64_t size) {
+using Backend = c10::intrusive_ptr<c10d::Backend>;
+
+Backend make_gloo_group(const Peers& peers, const std::string& prefix, int64_t rank, int64_t size) {
   const auto options = c10d::ProcessGroupGloo::Options::create();
   const char* const interface = std::getenv("GLOO_SOCKET_IFNAME");
   options->devices.push_back(
@@ -73,25 +83,48 @@ c10::intrusive_ptr<c10d::ProcessGroupGloo> make_group(const Peers& peers, const 
       c10::make_intrusive<c10d::PrefixStore>(prefix, peers.store), int(rank), int(size), options);
 }
 
+Backend make_group(const Peers& peers, const std::string& name, int64_t rank, int64_t size,
+                   at::Device device) {
+  if (device.is_cpu()) return make_gloo_group(peers, name, rank, size);
+  const auto store = c10::make_intrusive<c10d::PrefixStore>("nccl " + name, peers.store);
+  return nccl_library()({store, int(rank), int(size), peers.timeout});
+}
+
 /// LibTorch records each operation in a map of the process without a lock, which matters if ranks
 /// are threads.
 std::mutex recorder_mutex;
 
 class Group final : public Communicator {
  public:
-  Group(SharedPeers peers, std::string name, int64_t rank, int64_t size)
-      : peers_(std::move(peers)), name_(std::move(name)), rank_(rank), size_(size) {
+  Group(SharedPeers peers, std::string name, int64_t rank, int64_t size, at::Device device)
+      : peers_(std::move(peers)),
+        name_(std::move(name)),
+        rank_(rank),
+        size_(size),
+        device_(device) {
     const QuietLibTorch quiet;
     try {
-      group_ = make_group(*peers_, name_, rank_, size_);
+      group_ = make_group(*peers_, name_, rank_, size_, device_);
+    } catch (const Error&) {
+      throw;
     } catch (const std::exception& error) {
       fail_operation(peers_, "connecting group '" + name_ + "'", error.what());
     }
   }
+  ~Group() override {
+    if (device_.is_cpu() || !group_) return;
+    try {
+      // After a failure, shutdown() would wait for operations that never end.
+      std::uncaught_exceptions() > 0 ? group_->abort() : group_->shutdown();
+    } catch (const std::exception&) {  // the failure has been reported
+    }
+  }
+  Group(const Group&) = delete;
+  Group& operator=(const Group&) = delete;
 
   int64_t rank() const override { return rank_; }
   int64_t size() const override { return size_; }
-  at::Device device() const override { return at::kCPU; }
+  at::Device device() const override { return device_; }
 
   std::unique_ptr<Work> start_all_to_all(at::Tensor output, at::Tensor input,
                                          std::vector<int64_t> output_sizes,
@@ -120,7 +153,7 @@ class Group final : public Communicator {
         name_ + "." + std::to_string(++subgroups_) + "-" + std::to_string(first);
     for (size_t i = 0; i < ranks.size(); ++i)
       if (ranks[i] == rank_)
-        return std::make_shared<Group>(peers_, name, int64_t(i), int64_t(ranks.size()));
+        return std::make_shared<Group>(peers_, name, int64_t(i), int64_t(ranks.size()), device_);
     return nullptr;
   }
 
@@ -147,12 +180,11 @@ class Group final : public Communicator {
     }
   }
 
-  /// The ranks' rows of equal length.
+  /// The ranks' rows of equal length, on the host.
   at::Tensor gather_rows(const at::Tensor& row) {
-    at::Tensor rows = at::empty({size_, row.numel()}, row.options());
-    at::Tensor all = rows.view(-1), own = row;
+    at::Tensor own = row.to(device_), all = at::empty({size_ * row.numel()}, own.options());
     group_->_allgather_base(all, own)->wait();
-    return rows;
+    return all.view({size_, -1}).cpu();
   }
 
   /// Throws on all ranks if they start different operations.
@@ -192,7 +224,8 @@ class Group final : public Communicator {
   const SharedPeers peers_;
   const std::string name_;
   const int64_t rank_, size_;
-  c10::intrusive_ptr<c10d::ProcessGroupGloo> group_;
+  const at::Device device_;
+  Backend group_;
   int64_t operations_ = 0, subgroups_ = 0;
 };
 
@@ -201,8 +234,50 @@ class Group final : public Communicator {
 Ranks connect(const RankContext& context, double timeout) {
   if (context.world == 1) return {};
   const auto peers = meet(context, milliseconds(int64_t(timeout * 1000)), version_of_ranks());
-  const auto world = std::make_shared<Group>(peers, "world", context.rank, context.world);
+  const auto world = std::make_shared<Group>(peers, "world", context.rank, context.world, at::kCPU);
   return {world, world, peers};
+}
+
+namespace {
+
+bool uses_nccl(at::Device device, int64_t ranks) {
+  const char* const value = std::getenv("DSV3_RANKS");
+  const std::string choice = value ? value : "";
+  if (!choice.empty() && choice != "nccl" && choice != "gloo")
+    throw Error("environment variable DSV3_RANKS='" + choice +
+                    "' is neither nccl nor gloo, which copies tensors through host memory; "
+                    "correct or unset it",
+                ExitCode::usage);
+  return device.is_cuda() && choice != "gloo" && (ranks > 1 || choice == "nccl");
+}
+
+/// A single process as its only peer.
+SharedPeers only_peer() {
+  const auto peers = std::make_shared<Peers>();
+  peers->store = c10::make_intrusive<c10d::HashStore>();
+  peers->hosts = {host_name()};
+  peers->timeout = std::chrono::minutes(10);
+  return peers;
+}
+
+}  // namespace
+
+void require_device_ranks(at::Device device, int64_t ranks) {
+  if (uses_nccl(device, ranks)) nccl_library();
+}
+
+void connect_device(Ranks& ranks, at::Device device) {
+  if (device.is_cpu()) return;
+  if (!uses_nccl(device, ranks.size())) {
+    ranks.world = ranks.size() == 1 ? planned_communicator(1, device)
+                                    : staged_communicator(ranks.control, device);
+    return;
+  }
+  ranks.world = std::make_shared<Group>(ranks.peers ? ranks.peers : only_peer(), "world",
+                                        ranks.control->rank(), ranks.size(), device);
+  // Connects the ranks now, so that a failure to do so is reported before training.
+  at::Tensor one = at::ones({1}, at::TensorOptions().device(device));
+  ranks.world->broadcast(one, 0);
 }
 
 void publish_failure(const Ranks& ranks) noexcept {
@@ -252,7 +327,7 @@ void on_ranks(int64_t ranks, const std::function<void(std::shared_ptr<Communicat
         peers->address = "127.0.0.1";
         Ranks own{nullptr, nullptr, peers};
         try {
-          own.world = std::make_shared<Group>(peers, "world", rank, ranks);
+          own.world = std::make_shared<Group>(peers, "world", rank, ranks, at::kCPU);
           own.world->barrier();  // a rank that leaves earlier would break the others' connections
           f(own.world);
         } catch (...) {

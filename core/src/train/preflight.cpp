@@ -66,7 +66,7 @@ class Preflight {
       if (configuration_.empty() && inputs_.empty()) check_data();
       warn_about_unused_gpu(experiment_.train);
       try {
-        device_of(experiment_.train);
+        require_device_ranks(device_of(experiment_.train), world_->size());
       } catch (const Error& error) {
         Origin origin = experiment_.origin("train.device");
         if (origin.source == "default") origin.source = "train.device: auto";

@@ -61,14 +61,19 @@ std::string unused_weight(const StoredTensors& tensors, const Model& model) {
   return "";
 }
 
+Ranks on_device(Ranks ranks, at::Device device) {
+  connect_device(ranks, device);
+  return ranks;
+}
+
 }  // namespace
 
 Training::Training(Experiment resolved, Plugins& search, RunFolder& run_folder, Ranks connected)
     : experiment(std::move(resolved)),
       plugins(search),
       folder(run_folder),
-      ranks(std::move(connected)),
       device(device_of(experiment.train)),
+      ranks(on_device(std::move(connected), device)),
       callbacks(experiment, plugins),
       checkpoints(folder.checkpoints(), experiment.checkpoint.keep_best) {
   if (ranks.is_first()) metrics.emplace(folder.metrics());

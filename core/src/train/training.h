@@ -63,8 +63,8 @@ struct Training {
   Experiment experiment;
   Plugins& plugins;
   RunFolder& folder;
-  const Ranks ranks;
   at::Device device;
+  const Ranks ranks;
   std::shared_ptr<MetricSink> sink = std::make_shared<MetricSink>();
   std::shared_ptr<const Tokenizer> tokenizer;  ///< null if the experiment has none
   std::shared_ptr<Strategy> strategy;

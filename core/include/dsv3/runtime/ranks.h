@@ -57,6 +57,17 @@ struct Ranks {
 /// each operation before it starts, and throw on all ranks if they disagree.
 Ranks connect(const RankContext& context, double timeout);
 
+/// Checks that `ranks` ranks can be connected for tensors on `device`, and loads NCCL if they need
+/// it. Throws dsv3::Error: with ExitCode::usage if the environment variable DSV3_RANKS is invalid,
+/// with ExitCode::data if NCCL cannot be loaded.
+void require_device_ranks(at::Device device, int64_t ranks);
+
+/// Connects the ranks for tensors on `device` and sets `ranks.world`. Several ranks on GPUs use
+/// NCCL. With DSV3_RANKS=gloo, they copy tensors through host memory instead; with DSV3_RANKS=nccl,
+/// a single rank uses NCCL too. Call it on all ranks, after device_of(). Throws like
+/// require_device_ranks(), and with ExitCode::peer_lost if a rank is lost.
+void connect_device(Ranks& ranks, at::Device device);
+
 /// Returns a function for LayerContext::rank_group. It creates each group once, so layers share it.
 std::function<std::shared_ptr<Communicator>(int64_t size)> rank_groups(
     std::shared_ptr<Communicator> world);
@@ -68,6 +79,6 @@ void publish_failure(const Ranks& ranks) noexcept;
 
 /// Returns a communicator for rank 0 of `size` ranks that do not exist, as if their tensors were
 /// equal to this rank's, to estimate what a run needs.
-std::shared_ptr<Communicator> planned_communicator(int64_t size);
+std::shared_ptr<Communicator> planned_communicator(int64_t size, at::Device device = at::kCPU);
 
 }  // namespace dsv3
