@@ -28,7 +28,7 @@ def environment(preload=(), **settings):
     """Return the environment for the fake device. `preload` lists libraries to load before it, such as mutants."""
     inherited = {k: v for k, v in os.environ.items()
                  if not k.startswith("FAKE_CUDA_") and k not in ("CUDA_VISIBLE_DEVICES", "LOCAL_RANK")}
-    return {**inherited, "OMP_NUM_THREADS": "1", "LD_LIBRARY_PATH": str(LIBRARIES),
+    return {**inherited, "OMP_NUM_THREADS": "1", "DSV3_RANKS": "gloo", "LD_LIBRARY_PATH": str(LIBRARIES),
             "LD_PRELOAD": ":".join(map(str, [*preload, DEVICE])), **{k: str(v) for k, v in settings.items()}}
 
 
