@@ -117,15 +117,21 @@ def test_slurm_ranks_use_their_gpus(folder, gpus, code):
     slurm = {"SLURM_PROCID": 2, "SLURM_STEP_NUM_TASKS": 3, "SLURM_LOCALID": 2, "SLURM_STEP_TASKS_PER_NODE": "3",
              "SLURM_NODEID": 0, "MASTER_PORT": 9, "FAKE_CUDA_COUNT": 3, "CUDA_VISIBLE_DEVICES": gpus}
     done = train("tiny.yaml", "--check", "train.batch=3", "train.micro_batch=1", "strategy=ddp", cwd=folder, check=code, **slurm)
-    assert ("local rank 2 needs its own GPU, but only 2 GPU(s) are visible" in done.stderr) == (code == 4)
+    assert ("3 ranks on one machine need as many GPUs, but 2 are visible" in done.stderr) == (code == 4)
 
 
 def test_more_ranks_than_gpus_are_reported_once(folder):
-    err = on_gpus(folder, "many", "train.steps=1", ranks=2, check=4, FAKE_CUDA_COUNT=1)
+    err = on_gpus(folder, "many", "train.steps=1", "strategy=ddp", ranks=2, check=4, FAKE_CUDA_COUNT=1)
     assert err.count("error:") == 1, err
-    assert ("2 ranks on one machine need as many GPUs, but 1 is visible; pass --num_gpus 1, check CUDA_VISIBLE_DEVICES, "
-            "or set train.device=cpu") in err
+    assert "2 ranks on one machine need as many GPUs, but 1 is visible\n" in err
+    assert "note: pass --num_gpus 1, check CUDA_VISIBLE_DEVICES, or set train.device=cpu" in err
     assert not (folder / "runs/many").exists()
+
+
+def test_a_run_on_a_gpu_continues_with_more_ranks_on_the_cpu(folder):
+    on_gpus(folder, "to-cpu", "train.steps=1", "strategy=ddp", ranks=1)
+    execute([BUILD / "bin/dsv3-run", "--run_id", "to-cpu", "train.steps=2", "train.device=cpu", "--num_gpus", "2"], cwd=folder)
+    assert sorted(metrics(folder / "runs/to-cpu")) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("value, code, message", [

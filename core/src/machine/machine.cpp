@@ -83,8 +83,21 @@ int local_rank() {
   return rank;
 }
 
+/// Throws the same error on all ranks of this machine if some of them have no GPU.
+void require_gpus() {
+  const int64_t ranks = rank_context(environment()).local_world;
+  const auto gpus = int64_t(gpu_driver().gpus.size());
+  if (ranks <= gpus || sees_own_gpu_only()) return;
+  throw Error(std::to_string(ranks) + " ranks on one machine need as many GPUs, but " +
+                  std::to_string(gpus) + (gpus == 1 ? " is" : " are") +
+                  " visible; pass --num_gpus " + std::to_string(gpus) +
+                  ", check CUDA_VISIBLE_DEVICES, or set train.device=cpu",
+              ExitCode::data);
+}
+
 /// Returns the GPU for this process. Throws if it does not exist or LibTorch does not support it.
 at::Device local_gpu(const DeviceAdvice& advice) {
+  require_gpus();
   const int rank = local_rank();
   const std::vector<Gpu>& gpus = gpu_driver().gpus;
   if (rank >= int(gpus.size()))
@@ -100,16 +113,6 @@ at::Device local_gpu(const DeviceAdvice& advice) {
                     advice.alternative,
                 ExitCode::data);
   return at::Device(at::kCUDA, c10::DeviceIndex(rank));
-}
-
-void require_gpus(int64_t ranks) {
-  const auto gpus = int64_t(gpu_driver().gpus.size());
-  if (gpus == 0 || ranks <= gpus || sees_own_gpu_only()) return;
-  throw Error(std::to_string(ranks) + " ranks on one machine need as many GPUs, but " +
-                  std::to_string(gpus) + (gpus == 1 ? " is" : " are") +
-                  " visible; pass --num_gpus " + std::to_string(gpus) +
-                  ", check CUDA_VISIBLE_DEVICES, or set train.device=cpu",
-              ExitCode::data);
 }
 
 template <class T, class V>
@@ -220,7 +223,6 @@ void resolve_machine(Experiment& experiment, int64_t local_ranks) {
   // the CPU.
   const bool gpu = experiment.train.device == "cuda" ||
                    (experiment.train.device == "auto" && !driver.gpus.empty());
-  if (gpu) require_gpus(local_ranks);
   machine.device = gpu ? "cuda" : "cpu";
   machine.precision = automatic_precision(gpu ? at::kCUDA : at::kCPU);
   machine.threads = threads_of_rank(local_ranks);

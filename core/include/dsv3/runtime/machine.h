@@ -9,8 +9,7 @@ namespace dsv3 {
 
 /// Replaces `auto` in train.device, train.precision and train.threads with this machine's values,
 /// so that a resumed run uses the same ones. Divides the cores among `local_ranks`, the number of
-/// ranks on this machine, unless OMP_NUM_THREADS or SLURM_CPUS_PER_TASK is set. Throws dsv3::Error
-/// (ExitCode::data) if the experiment trains on GPUs and there are fewer of them than local ranks.
+/// ranks on this machine, unless OMP_NUM_THREADS or SLURM_CPUS_PER_TASK is set.
 void resolve_machine(Experiment& experiment, int64_t local_ranks = 1);
 
 /// Replaces `auto` in the device, precision and threads of `experiment` with the values from `run`.
