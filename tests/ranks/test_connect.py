@@ -59,6 +59,31 @@ def test_a_rank_that_is_there_twice(tmp_path):
     assert [finish(rank, 75) for rank in ranks] == ["", ""]
 
 
+def test_ranks_of_different_worlds():
+    port = free_port()
+    ranks = [start_rank(rank, world, port, "--timeout", 20) for rank, world in ((0, 2), (1, 3))]
+    for rank in ranks:
+        err = finish(rank, 2)
+        assert "is one of 2 ranks, but rank 1 on " in err and "is one of 3; set the same WORLD_SIZE for all ranks" in err
+
+
+def test_a_different_cpu_capability_gets_a_warning():
+    port = free_port()
+    ranks = [start_rank(rank, 2, port, ATEN_CPU_CAPABILITY=capability) for rank, capability in ((0, "default"), (1, "avx2"))]
+    first, second = [finish(rank, 0) for rank in ranks]
+    assert "uses the CPU capability DEFAULT, rank 1 on " in first and "AVX2: the same run" in first
+    assert second == ""
+
+
+def test_a_rank_that_is_late_is_named_while_rank_0_waits():
+    port = free_port()
+    ranks = [start_rank(0, 2, port)]
+    time.sleep(11)
+    ranks.append(start_rank(1, 2, port))
+    first, second = [finish(rank, 0) for rank in ranks]
+    assert "waiting for rank 1 of 2 ranks" in first and second == ""
+
+
 def test_the_error_of_rank_0_reaches_the_others_although_it_keeps_the_store():
     port = free_port()
     ranks = [start_rank(rank, 3, port, "--rank", 0, "--how", "throw", "--code", 4) for rank in range(3)]

@@ -78,7 +78,7 @@ def check_end(how, victim, code, err, seconds):
         assert f"error: rank {victim} failed first: it was killed by signal 9 (SIGKILL)" in err, err
     if how == "stop":
         assert code == 6 and seconds < TIMEOUT + 5, (code, seconds, err)
-        assert f"rank {victim} " in err, err
+        assert f"error: rank {victim} failed first: it was suspended by SIGSTOP" in err, err
     if how == "throw":
         assert code == 4, err
         assert "a fault of one rank" in err, err

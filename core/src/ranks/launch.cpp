@@ -141,6 +141,7 @@ struct Rank {
   std::string text;   // the end of it
   bool running = false;
   bool stopped_by_launcher = false;
+  bool suspended = false;  // by SIGSTOP
   int status = 0;
 
   bool was_killed() const { return WIFSIGNALED(status); }
@@ -152,11 +153,12 @@ struct Rank {
            !(code() == 0 || ended_with(ExitCode::preempted) || ended_with(ExitCode::interrupted));
   }
   bool is_cause() const {
-    return failed() && !stopped_by_launcher && !ended_with(ExitCode::peer_lost);
+    return suspended || (failed() && !stopped_by_launcher && !ended_with(ExitCode::peer_lost));
   }
 };
 
 std::string how_it_ended(const Rank& rank) {
+  if (rank.suspended) return "was suspended by SIGSTOP and did not respond";
   if (rank.ended_with(ExitCode::peer_lost)) return "ended with exit code 6 (peer lost)";
   if (!rank.was_killed()) return "ended with exit code " + std::to_string(rank.code());
   const int signal = WTERMSIG(rank.status);
@@ -225,7 +227,7 @@ class Attempt {
     };
     print(*first, "failed first: it " + how_it_ended(ranks_[*first]));
     for (const size_t i : ended_)
-      if (ranks_[i].stopped_by_launcher && ranks_[i].was_killed())
+      if (ranks_[i].stopped_by_launcher && ranks_[i].was_killed() && !ranks_[i].suspended)
         print(i, "did not end by itself after that, and was killed");
   }
 
@@ -306,7 +308,8 @@ class Attempt {
     const auto elapsed = Clock::now() - *failed_at_;
     for (Rank& rank : ranks_) {
       if (!rank.running) continue;
-      const bool hangs = elapsed >= kKillAfter || is_suspended(rank);
+      rank.suspended = rank.suspended || is_suspended(rank);
+      const bool hangs = elapsed >= kKillAfter || rank.suspended;
       if (!hangs && elapsed < kTerminateAfter) continue;
       if (!rank.stopped_by_launcher) ::kill(rank.process, SIGTERM);
       rank.stopped_by_launcher = true;
@@ -315,7 +318,7 @@ class Attempt {
     }
   }
 
-  /// Whether a SIGSTOP has suspended the process, so that it cannot end by itself.
+  /// Whether the process is suspended, so that it cannot end by itself.
   static bool is_suspended(const Rank& rank) {
     siginfo_t info{};
     return ::waitid(P_PID, id_t(rank.process), &info, WSTOPPED | WNOHANG | WNOWAIT) == 0 &&

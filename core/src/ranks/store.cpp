@@ -4,6 +4,7 @@
 #include <cstring>
 #include <fcntl.h>
 #include <future>
+#include <map>
 #include <netdb.h>
 #include <optional>
 #include <poll.h>
@@ -11,12 +12,14 @@
 #include <thread>
 #include <unistd.h>
 
+#include <ATen/Version.h>
 #include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <torch/version.h>
 
 #include <dsv3/sdk/error.h>
+#include <dsv3/sdk/log.h>
 #include <dsv3/sdk/version.h>
 #include <dsv3/support/json.h>
 
@@ -31,6 +34,7 @@ using Clock = std::chrono::steady_clock;
 constexpr milliseconds kPoll{20};
 constexpr milliseconds kFailureWait{1'000};  // for what other ranks publish
 constexpr milliseconds kFailureLimit{3'000};
+constexpr std::chrono::seconds kNotice{10};  // between notices that ranks are missing
 constexpr const char* kFailure = "dsv3/failure";
 constexpr const char* kFailureReaders = "dsv3/failure/readers";
 
@@ -210,79 +214,110 @@ std::string read_failure(c10d::Store& store) {
 
 /// How a rank introduces itself to the others.
 struct Introduction {
-  std::string host, version;
+  std::string host, version, cpu;
   int64_t world = 0;
   Route route;
   bool checks = checks_operations();
 };
 
 std::string encoded(const Introduction& rank) {
-  return Json{{"host", rank.host},         {"version", rank.version},   {"world", rank.world},
-              {"address", rank.route.own}, {"store", rank.route.store}, {"checks", rank.checks}}
+  return Json{{"host", rank.host},    {"version", rank.version},   {"cpu", rank.cpu},
+              {"world", rank.world},  {"address", rank.route.own}, {"store", rank.route.store},
+              {"checks", rank.checks}}
       .dump();
 }
 
 Introduction decoded(const std::string& text) {
   const Json json = Json::parse(text);
-  return {json.at("host"), json.at("version"), json.at("world"),
-          Route{json.at("address"), json.at("store")}, json.at("checks")};
-}
-
-std::string join(const std::vector<int64_t>& ranks) {
-  std::string text;
-  for (const int64_t rank : ranks) text += (text.empty() ? "" : ", ") + std::to_string(rank);
-  return text;
-}
-
-/// Waits for the introductions of all ranks.
-std::vector<Introduction> wait_for_ranks(c10d::Store& store, const RankContext& context,
-                                         milliseconds timeout) {
-  const auto ranks_with = [&](bool is_present) {
-    std::vector<int64_t> ranks;
-    for (int64_t rank = 0; rank < context.world; ++rank)
-      if (store.check({key_of("rank", rank)}) == is_present) ranks.push_back(rank);
-    return ranks;
-  };
-  const Clock::time_point deadline = Clock::now() + timeout;
-  std::vector<std::string> keys;
-  for (int64_t rank = 0; rank < context.world; ++rank) keys.push_back(key_of("rank", rank));
-  // Not store.wait(), which prints a warning when its time is over.
-  while (!store.check(keys)) {
-    if (store.check({kFailure})) throw Error(read_failure(store), ExitCode::peer_lost);
-    if (Clock::now() > deadline)
-      throw Error("rank " + std::to_string(context.rank) + " on " + host_name() + " waited " +
-                      std::to_string(timeout.count() / 1000) + " s for all " +
-                      std::to_string(context.world) + " ranks; missing: rank " +
-                      join(ranks_with(false)),
-                  ExitCode::peer_lost);
-    std::this_thread::sleep_for(kPoll);
-  }
-  std::vector<Introduction> ranks;
-  for (const std::string& key : keys) ranks.push_back(decoded(text_in(store, key)));
-  return ranks;
+  return {json.at("host"),
+          json.at("version"),
+          json.at("cpu"),
+          json.at("world"),
+          Route{json.at("address"), json.at("store")},
+          json.at("checks")};
 }
 
 std::string checks_text(bool checks) {
   return checks ? "compares operations" : "does not compare operations";
 }
 
-void compare(const std::vector<Introduction>& ranks) {
-  for (size_t i = 1; i < ranks.size(); ++i) {
+using Introductions = std::map<int64_t, Introduction>;  // of the ranks that are present
+
+/// Throws if a rank contradicts the first one.
+void compare(const Introductions& ranks) {
+  if (ranks.empty()) return;
+  const auto& [first_index, first] = *ranks.begin();
+  for (const auto& [index, rank] : ranks) {
     const auto fail = [&](const std::string& a, const std::string& b, const char* advice) {
-      throw Error("rank 0 on " + ranks[0].host + " " + a + ", but rank " + std::to_string(i) +
-                      " on " + ranks[i].host + " " + b + "; " + advice,
+      throw Error("rank " + std::to_string(first_index) + " on " + first.host + " " + a +
+                      ", but rank " + std::to_string(index) + " on " + rank.host + " " + b + "; " +
+                      advice,
                   ExitCode::usage);
     };
-    if (ranks[i].version != ranks[0].version)
-      fail("runs dsv3 " + ranks[0].version, "runs dsv3 " + ranks[i].version,
+    if (rank.version != first.version)
+      fail("runs dsv3 " + first.version, "runs dsv3 " + rank.version,
            "install the same build on all hosts");
-    if (ranks[i].world != ranks[0].world)
-      fail("is one of " + std::to_string(ranks[0].world) + " ranks",
-           "is one of " + std::to_string(ranks[i].world), "set the same WORLD_SIZE for all ranks");
-    if (ranks[i].checks != ranks[0].checks)
-      fail(checks_text(ranks[0].checks), checks_text(ranks[i].checks),
+    if (rank.world != first.world)
+      fail("is one of " + std::to_string(first.world) + " ranks",
+           "is one of " + std::to_string(rank.world), "set the same WORLD_SIZE for all ranks");
+    if (rank.checks != first.checks)
+      fail(checks_text(first.checks), checks_text(rank.checks),
            "set DSV3_CHECK_COLLECTIVES on all ranks, or on none");
   }
+}
+
+/// Sums depend on the vector instructions of a CPU, so results then depend on which rank runs
+/// where.
+void warn_if_cpus_differ(const Introductions& ranks) {
+  const Introduction& first = ranks.at(0);
+  for (const auto& [index, rank] : ranks) {
+    if (rank.cpu == first.cpu) continue;
+    log::warning("rank 0 on " + first.host + " uses the CPU capability " + first.cpu + ", rank " +
+                 std::to_string(index) + " on " + rank.host + " " + rank.cpu +
+                 ": the same run on other machines may give other bits; set "
+                 "ATEN_CPU_CAPABILITY=avx2 on all ranks to avoid this");
+    return;
+  }
+}
+
+/// Waits for the introductions of all ranks.
+Introductions wait_for_ranks(c10d::Store& store, const RankContext& context, milliseconds timeout) {
+  std::vector<std::string> keys;
+  for (int64_t rank = 0; rank < context.world; ++rank) keys.push_back(key_of("rank", rank));
+  const auto present = [&] {
+    Introductions ranks;
+    for (int64_t rank = 0; rank < context.world; ++rank)
+      if (const std::string& key = keys[size_t(rank)]; store.check({key}))
+        ranks[rank] = decoded(text_in(store, key));
+    return ranks;
+  };
+  const auto missing = [&] {
+    std::string names;
+    const Introductions ranks = present();
+    for (int64_t rank = 0; rank < context.world; ++rank)
+      if (!ranks.contains(rank)) names += (names.empty() ? "" : ", ") + std::to_string(rank);
+    return "rank " + names;
+  };
+  const Clock::time_point deadline = Clock::now() + timeout;
+  Clock::time_point next_notice = Clock::now() + kNotice;
+  // Not store.wait(), which prints a warning when its time is over.
+  while (!store.check(keys)) {
+    if (store.check({kFailure})) {
+      compare(present());  // this rank may be at fault too
+      throw Error(read_failure(store), ExitCode::peer_lost);
+    }
+    if (Clock::now() > deadline)
+      throw Error("rank " + std::to_string(context.rank) + " on " + host_name() + " waited " +
+                      std::to_string(timeout.count() / 1000) + " s for all " +
+                      std::to_string(context.world) + " ranks; missing: " + missing(),
+                  ExitCode::peer_lost);
+    if (context.rank == 0 && Clock::now() > next_notice) {
+      log::info("waiting for " + missing() + " of " + std::to_string(context.world) + " ranks");
+      next_notice += kNotice;
+    }
+    std::this_thread::sleep_for(kPoll);
+  }
+  return present();
 }
 
 bool is_loopback(const std::string& address) {
@@ -291,11 +326,11 @@ bool is_loopback(const std::string& address) {
 
 /// The host name of the machine with the store may stand for its loopback address there, so its
 /// ranks take the address that the others have used.
-std::string address_of(const std::vector<Introduction>& ranks, const RankContext& context) {
-  const std::string& own = ranks[size_t(context.rank)].route.own;
+std::string address_of(const Introductions& ranks, const RankContext& context) {
+  const std::string& own = ranks.at(context.rank).route.own;
   if (context.local_world == context.world) return "127.0.0.1";
   if (!is_loopback(own)) return own;
-  for (const Introduction& rank : ranks)
+  for (const auto& [index, rank] : ranks)
     if (!is_loopback(rank.route.store)) return rank.route.store;
   return own;
 }
@@ -355,7 +390,11 @@ std::shared_ptr<const Peers> meet(const RankContext& context, milliseconds timeo
                                   const std::string& version) {
   const QuietLibTorch quiet;
   auto peers = std::make_shared<Peers>();
-  Introduction own{.host = host_name(), .version = version, .world = context.world, .route = {}};
+  Introduction own{.host = host_name(),
+                   .version = version,
+                   .cpu = at::get_cpu_capability(),
+                   .world = context.world,
+                   .route = {}};
   peers->store = open_store(context, timeout, own.route);
   if (peers->store->add(key_of("count", context.rank), 1) > 1)
     throw Error("two processes are rank " + std::to_string(context.rank) + " of the run at " +
@@ -364,7 +403,7 @@ std::shared_ptr<const Peers> meet(const RankContext& context, milliseconds timeo
                 ExitCode::usage);
   peers->store->set(key_of("rank", context.rank), bytes_of(encoded(own)));
   peers->keeps_store = context.rank == 0 && !context.external_store;
-  std::vector<Introduction> ranks;
+  Introductions ranks;
   try {
     ranks = wait_for_ranks(*peers->store, context, timeout);
     compare(ranks);
@@ -378,7 +417,8 @@ std::shared_ptr<const Peers> meet(const RankContext& context, milliseconds timeo
             " while it waited for the other ranks (" + first_line(error.what()) + ")",
         ExitCode::peer_lost);
   }
-  for (const Introduction& rank : ranks) peers->hosts.push_back(rank.host);
+  if (context.rank == 0) warn_if_cpus_differ(ranks);
+  for (const auto& [index, rank] : ranks) peers->hosts.push_back(rank.host);
   peers->timeout = timeout;
   peers->rank = context.rank;
   peers->address = address_of(ranks, context);
