@@ -56,9 +56,7 @@ class OneComponent final : public Catalog {
   std::string alias(Kind, const std::string&) const override { return ""; }
   std::vector<std::string> names(Kind) const override { return {}; }
   std::string searched() const override { return ""; }
-  std::string searched_library(const std::string&, const std::string&) const override {
-    return "";
-  }
+  std::string searched_library(const std::string&, const std::string&) const override { return ""; }
 };
 
 // Parses `key=value` settings and checks them like options in an experiment.
@@ -149,16 +147,18 @@ void report_fault(const char* text) {
 
 void run(const Check& check, const Subject& subject, int report) {
   send(report, {{"check", check.name}, {"promise", check.promise}});
-  std::string error;
+  std::string error, inapplicable;
   try {
     require_no_side_effects([&] { check.run(subject); });
+  } catch (const NotApplicable& e) {
+    inapplicable = e.what();
   } catch (const Violation& e) {
     error = e.what();
   } catch (...) {
     error = "the plugin throws an exception: " + current_exception_text();
   }
   std::vector<std::string> notes = take_wait_notes();
-  const std::string untestable = untestable_part(error);
+  const std::string untestable = inapplicable.empty() ? untestable_part(error) : inapplicable;
   if (!untestable.empty()) {
     notes = {untestable};
     error.clear();

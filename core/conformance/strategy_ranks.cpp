@@ -1,4 +1,5 @@
 // Conformance checks for strategies on several ranks, which are threads of this process.
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <mutex>
@@ -105,8 +106,11 @@ struct RankModel {
   Model model;
 };
 
-/// Trains on `ranks` ranks and compares losses, norms, and all copies of the weights.
-void check_training(const Subject& subject, int64_t ranks, const Experiment& experiment) {
+constexpr const char* kOneRank = "the strategy supports one rank only";
+
+/// Trains on `ranks` ranks and compares losses, norms, and all copies of the weights. Returns
+/// whether the strategy supports so many.
+bool check_training(const Subject& subject, int64_t ranks, const Experiment& experiment) {
   // In further steps, rounding errors would grow beyond the bound.
   constexpr int64_t kSteps = 2;
   const Trained expected = train_plainly(experiment, tiny_factory(), kSteps, 1);
@@ -127,16 +131,21 @@ void check_training(const Subject& subject, int64_t ranks, const Experiment& exp
     for (const OwnedTensor& tensor : owned)
       if (tensor.range.primary) pieces.add(tensor.range, tensor.value);
   });
-  if (!pieces.values().empty()) pieces.require_complete(expected.parameters, what);
+  if (pieces.values().empty()) return false;
+  pieces.require_complete(expected.parameters, what);
+  return true;
 }
 
 }  // namespace
 
 void strategy_rank_checks(const AddCheck& check) {
   check("ranks", "trains on 2 and 4 ranks as on one", [](const Subject& subject) {
+    bool is_supported = false;
     for (const int64_t ranks : {2, 4})
       for (const bool tied : {true, false})
-        check_training(subject, ranks, tiny_experiment(ranks == 2 ? "full" : "none", tied));
+        is_supported |=
+            check_training(subject, ranks, tiny_experiment(ranks == 2 ? "full" : "none", tied));
+    if (!is_supported) throw NotApplicable(kOneRank);
   });
   // Matrices are doubled by the rank that updates them. Every rank must then compute with them.
   check("matrices", "updates each matrix once, and sends it to all ranks",
@@ -177,7 +186,7 @@ void strategy_rank_checks(const AddCheck& check) {
               for (const Range& range : rank.checked->update_ranges(group))
                 if (range.primary) updated.add(range, at::ones({range.end - range.begin}));
           });
-          if (pieces.values().empty()) return;
+          if (pieces.values().empty()) throw NotApplicable(kOneRank);
           pieces.require_complete(expected, "owned()");
           updated.require_complete(expected, "update_ranges()");
           for (const auto& [name, tensor] : expected)
@@ -185,9 +194,11 @@ void strategy_rank_checks(const AddCheck& check) {
         });
   check("bad_rank", "reports a gradient that is not finite on one rank to all",
         [](const Subject& subject) {
+          std::atomic<bool> is_supported = false;
           on_ranks(2, [&](const World& world) {
             RankModel rank(subject, world, tiny_experiment());
             if (!rank.checked) return;
+            is_supported = true;
             rank.checked->begin_microbatch(true);
             const Batch batch = tiny_batch(0);
             const LossScale scale{1, {1}, kRows};
@@ -205,6 +216,7 @@ void strategy_rank_checks(const AddCheck& check) {
                     "the gradient norm of the step after one that "
                     "was skipped is not finite");
           });
+          if (!is_supported) throw NotApplicable(kOneRank);
         });
 }
 

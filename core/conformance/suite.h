@@ -16,6 +16,11 @@ struct Violation : Error {
   using Error::Error;
 };
 
+/// Thrown by a check that does not apply to the component; what() says why.
+struct NotApplicable : Error {
+  using Error::Error;
+};
+
 /// Throws a Violation with the concatenated `parts` unless `condition` is true.
 template <class... Parts>
 void require(bool condition, const Parts&... parts) {
