@@ -38,8 +38,13 @@ std::function<void(std::span<const ParameterUpdate>)> CallbackSet::update_observ
       watching.push_back(callback.get());
   if (watching.empty()) return {};
   return [watching, metrics](std::span<const ParameterUpdate> updates) {
+    // With copies on several ranks, each of them would report the same update.
+    std::vector<ParameterUpdate> primary;
+    for (const ParameterUpdate& update : updates)
+      if (update.range.primary) primary.push_back(update);
     for (Callback* callback : watching)
-      call(*callback, "on_update", &Callback::on_update, updates, metrics);
+      call(*callback, "on_update", &Callback::on_update, std::span<const ParameterUpdate>(primary),
+           metrics);
   };
 }
 

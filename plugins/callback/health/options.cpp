@@ -33,7 +33,7 @@ void Options::describe(dsv3::OptionSchema<Options>& s) {
            "root mean square of the changes of the layer's matrices");
   s.metric("health/weight_rms/<layer>", "", "root mean square of the layer's matrices");
   s.metric("health/zero_gradients/<layer>", "parameters",
-           "parameters of the layer whose gradient is 0, without stacked experts");
+           "parameters of the layer whose gradient is 0, without stacked experts and embeddings");
   s.metric("health/block_ratio/<layer>", "",
            "largest factor by which the updates of all rows in one part of a matrix exceed those "
            "in the other part");

@@ -31,8 +31,9 @@ std::map<std::string, Group> grouped(std::span<const dsv3::ParameterUpdate> upda
   for (const dsv3::ParameterUpdate& update : updates) {
     const size_t dims = update.range.global_shape.size();
     Group& group = groups[key_of(update.range.name, max_layers)];
-    // Stacked experts have 3 dimensions. An expert without tokens has no gradient.
-    if (dims < 3) group.dense_grads.push_back(update.grad);
+    // An expert without tokens has no gradient, and neither have the embeddings of unused tokens.
+    // Stacked experts have 3 dimensions.
+    if (dims < 3 && update.role != dsv3::Role::embedding) group.dense_grads.push_back(update.grad);
     if (is_tall_matrix(update))
       group.tall_updates.push_back(update.change.view({update.range.global_shape}));
     if (dims < 2 || update.role == dsv3::Role::router) continue;

@@ -54,7 +54,7 @@ class Callback : public Pluggable {
   /// Whether on_update() is called. It costs a copy of each updated piece in logged steps.
   virtual bool watches_updates() const { return false; }
   /// Called in logged steps after an optimizer has updated `updates`, several times per step with
-  /// disjoint pieces, on the rank that updates them. Record results with `metrics`, which combines
+  /// disjoint pieces, each on one of the ranks that update it. Record results with `metrics`, which combines
   /// them over calls and ranks.
   virtual void on_update(std::span<const ParameterUpdate>, const Metrics&) {}
   /// Called after every step. On a GPU, the step's values may not have been computed yet.
