@@ -30,6 +30,7 @@ constexpr std::array kChangeable{"checkpoint",
                                  "output",
                                  "samples",
                                  "strategy",
+                                 "tags",
                                  "tracker",
                                  "train.device",
                                  "train.log_every",
@@ -53,10 +54,12 @@ bool is_length(const std::string& key) {
 /// how a result is computed, or the path of an input file. The checkpoint's digests show whether
 /// another path leads to the same content.
 bool is_changeable_option(const std::string& key, const Experiment& experiment, Plugins& plugins) {
-  for (const ComponentSpec* spec : experiment.components())
+  for (const ComponentSpec* spec : experiment.components()) {
+    if (spec->kind == Kind::strategy) continue;  // changeable as a whole, and perhaps `auto`
     for (const OptionSpec& option : plugins.find(*spec).schema->options)
       if ((option.input_path || option.execution) && spec->path + "." + option.key == key)
         return true;
+  }
   return false;
 }
 

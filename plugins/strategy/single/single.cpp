@@ -37,7 +37,7 @@ class Single final : public dsv3::Strategy {
   using Options = dsv3::NoOptions;
   Single(const Options&, const dsv3::StrategyContext& context) : context_(context) {
     if (context.world && context.world->size() > 1)
-      throw dsv3::Error("strategy 'single' supports one rank, but this run has " +
+      throw dsv3::Error("supports one rank, but this run has " +
                             std::to_string(context.world->size()) +
                             "; start one rank, or use `strategy: auto`",
                         dsv3::ExitCode::usage);

@@ -22,7 +22,7 @@ class OneDevice final : public dsv3::Strategy {
   using Options = dsv3::NoOptions;
   OneDevice(const Options&, const dsv3::StrategyContext& context) : context_(context) {
     if (context.world && context.world->size() > 1)
-      throw dsv3::Error("strategy '@NAME@' supports one rank, but this run has " +
+      throw dsv3::Error("supports one rank, but this run has " +
                             std::to_string(context.world->size()) +
                             "; start one rank or choose another strategy",
                         dsv3::ExitCode::usage);
