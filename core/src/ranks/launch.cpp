@@ -18,6 +18,7 @@
 
 #include <dsv3/runtime/launch.h>
 #include <dsv3/runtime/logging.h>
+#include <dsv3/runtime/run_folder.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/log.h>
 
@@ -157,8 +158,16 @@ struct Rank {
   }
 };
 
+std::string last_line(std::string_view text) {
+  while (text.ends_with('\n')) text.remove_suffix(1);
+  return std::string(text.substr(text.rfind('\n') + 1));
+}
+
 std::string how_it_ended(const Rank& rank) {
   if (rank.suspended) return "was suspended by SIGSTOP and did not respond";
+  if (rank.stopped_by_launcher && rank.was_killed()) return "did not respond, and was killed";
+  if (!rank.failed())
+    return "ended before the run was complete, with exit code " + std::to_string(rank.code());
   if (rank.ended_with(ExitCode::peer_lost)) return "ended with exit code 6 (peer lost)";
   if (!rank.was_killed()) return "ended with exit code " + std::to_string(rank.code());
   const int signal = WTERMSIG(rank.status);
@@ -201,34 +210,35 @@ class Attempt {
 
   bool was_asked_to_stop() const { return stop_signal_ != 0; }
 
-  /// Prints which rank failed first, and what it wrote.
-  void report() const {
+  /// Prints which rank failed first, and what it wrote. Returns why the run failed; "" if rank 0
+  /// has recorded that itself.
+  std::string report() const {
     if (was_stopped_at_start()) {
       std::cerr << error_text("stopped by a signal while the ranks were starting") << '\n';
-      return;
+      return "";
     }
     // Rank 0 has printed its error, and the others failed for the same reason.
     if (exit_code() != int(ExitCode::peer_lost) && ranks_[0].is_cause() &&
-        ranks_[0].code() == exit_code())
-      return;
-    const auto cause = std::ranges::find_if(ended_, [&](size_t i) { return ranks_[i].is_cause(); });
-    const auto first = cause != ended_.end() ? cause : std::ranges::find_if(ended_, [&](size_t i) {
-      return ranks_[i].failed() && !ranks_[i].stopped_by_launcher;
-    });
-    if (first == ended_.end()) return;
+        ranks_[0].code() == exit_code() && !ranks_[0].was_killed())
+      return "";
+    const std::optional<size_t> first = first_failure();
+    if (!first) return "";
     for (std::string_view text = ranks_[*first].text; !text.empty();) {
       const size_t end = std::min(text.find('\n'), text.size() - 1) + 1;
       std::cerr << "rank " << *first << ": " << text.substr(0, end);
       if (text[end - 1] != '\n') std::cerr << '\n';
       text.remove_prefix(end);
     }
-    const auto print = [](size_t i, const std::string& what) {
-      std::cerr << error_text("rank " + std::to_string(i) + " " + what) << '\n';
-    };
-    print(*first, "failed first: it " + how_it_ended(ranks_[*first]));
+    const std::string cause =
+        "rank " + std::to_string(*first) + " failed first: it " + how_it_ended(ranks_[*first]);
+    std::cerr << error_text(cause) << '\n';
     for (const size_t i : ended_)
-      if (ranks_[i].stopped_by_launcher && ranks_[i].was_killed() && !ranks_[i].suspended)
-        print(i, "did not end by itself after that, and was killed");
+      if (i != *first && ranks_[i].stopped_by_launcher && ranks_[i].was_killed())
+        std::cerr << error_text("rank " + std::to_string(i) +
+                                " did not end by itself after that, and was killed")
+                  << '\n';
+    const std::string last = last_line(ranks_[*first].text);
+    return last.empty() ? cause : cause + ": " + last;
   }
 
  private:
@@ -325,6 +335,22 @@ class Attempt {
            info.si_pid == rank.process;
   }
 
+  /// The rank that made the others fail, if any has failed.
+  std::optional<size_t> first_failure() const {
+    const auto find = [this](const auto& f) -> std::optional<size_t> {
+      const auto found = std::ranges::find_if(ended_, [&](size_t i) { return f(ranks_[i]); });
+      return found == ended_.end() ? std::nullopt : std::optional(*found);
+    };
+    if (const auto rank = find([](const Rank& r) { return r.is_cause(); })) return rank;
+    if (!failed_at_) return std::nullopt;
+    // Only lost peers: of a rank that hangs, or that left before the end.
+    if (const auto rank =
+            find([](const Rank& r) { return r.stopped_by_launcher && r.was_killed(); }))
+      return rank;
+    if (!ranks_[ended_.front()].failed()) return ended_.front();
+    return find([](const Rank& r) { return r.failed(); });
+  }
+
   /// Whether the signal that asked the ranks to stop ended one that did not handle it yet.
   bool was_stopped_at_start() const {
     return stop_signal_ != 0 && std::ranges::any_of(ranks_, [this](const Rank& rank) {
@@ -352,7 +378,7 @@ class Attempt {
   int stop_signal_ = 0;  // handed on; 0 = none
 };
 
-/// A file in memory, in which rank 0 writes the name of the run.
+/// A file in memory, in which rank 0 writes the path of the run folder.
 class RunFile {
  public:
   RunFile() : file_(::memfd_create("dsv3 run", MFD_CLOEXEC)) {
@@ -362,7 +388,7 @@ class RunFile {
     return "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(file_.number());
   }
   std::string read() const {
-    char name[NAME_MAX];
+    char name[PATH_MAX];
     const ssize_t size = ::pread(file_.number(), name, sizeof name, 0);
     return size > 0 ? std::string(name, size_t(size)) : "";
   }
@@ -408,10 +434,12 @@ int launch(const LaunchRequest& request) {
   variables[kRunFile] = run.path();
   for (int64_t attempt = 0;; ++attempt) {
     variables["TORCHELASTIC_RESTART_COUNT"] = std::to_string(attempt);
-    if (const std::string name = run.read(); !name.empty()) variables[kResumedRun] = name;
+    if (const std::filesystem::path path = run.read(); !path.empty())
+      variables[kResumedRun] = path.filename().string();
     Attempt ranks(request, signals, variables);
     const int code = ranks.run();
-    ranks.report();
+    const std::string cause = ranks.report();
+    if (!cause.empty()) correct_status(run.read(), code, cause);
     if (code != int(ExitCode::peer_lost) || ranks.was_asked_to_stop() ||
         attempt == request.max_restarts)
       return code;
@@ -420,9 +448,10 @@ int launch(const LaunchRequest& request) {
   }
 }
 
-void announce_run(const std::string& name) {
+void announce_run(const std::filesystem::path& folder) {
   const char* const path = std::getenv(kRunFile);
   if (!path) return;
+  const std::string& name = folder.native();
   const Descriptor file(::open(path, O_WRONLY | O_TRUNC | O_CLOEXEC));
   if (file.number() < 0 || ::write(file.number(), name.data(), name.size()) != ssize_t(name.size()))
     log::warning(

@@ -2,6 +2,7 @@
 #define USE_C10D_GLOO
 #include <exception>
 #include <mutex>
+#include <net/if.h>
 #include <thread>
 
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
@@ -40,6 +41,10 @@ std::string text_of(const std::string& error) {
 [[noreturn]] void fail_operation(const SharedPeers& peers, const std::string& operation,
                                  const std::string& error) {
   const std::string text = text_of(error);
+  if (text.find("Resource temporarily unavailable") != text.npos)  // EAGAIN of a new thread
+    throw Error(operation + " failed: cannot start a thread (" + text +
+                    "); raise the limits on memory and processes (ulimit -v, -u)",
+                ExitCode::out_of_memory);
   std::string cause = failure_of_peers(peers);
   if (cause.empty()) cause = "a connection to another rank was lost";
   // Gloo: "Timed out waiting 5000ms for recv operation to complete". NCCL: "Watchdog caught
@@ -75,6 +80,11 @@ using Backend = c10::intrusive_ptr<c10d::Backend>;
 Backend make_gloo_group(const Peers& peers, const std::string& prefix, int64_t rank, int64_t size) {
   const auto options = c10d::ProcessGroupGloo::Options::create();
   const char* const interface = std::getenv("GLOO_SOCKET_IFNAME");
+  if (interface && ::if_nametoindex(interface) == 0)
+    throw Error(std::string("environment variable GLOO_SOCKET_IFNAME='") + interface +
+                    "' names no network interface of " + host_name() +
+                    "; `ip link` lists them; correct or unset it",
+                ExitCode::usage);
   options->devices.push_back(
       interface ? c10d::ProcessGroupGloo::createDeviceForInterface(interface)
                 : c10d::ProcessGroupGloo::createDeviceForHostname(peers.address));

@@ -164,7 +164,7 @@ StorePointer open_store(const RankContext& context, milliseconds timeout, Route&
   const Clock::time_point deadline = Clock::now() + timeout;
   const bool is_server = context.rank == 0 && !context.external_store;
   if (!is_server) route = wait_for_store(context, deadline);
-  std::string error = "it answers, but is not the store of a run";
+  std::string error = is_server ? "" : "it answers, but is not the store of a run";
   try {
     const auto left = std::chrono::duration_cast<milliseconds>(deadline - Clock::now());
     const auto store =
@@ -181,6 +181,11 @@ StorePointer open_store(const RankContext& context, milliseconds timeout, Route&
   }
   if (is_server && error.find("EADDRINUSE") != error.npos)
     error = "another program, or another process that is rank 0, uses it";
+  if (is_server && error.find("uses it") == error.npos)
+    throw Error("rank 0 cannot reach itself at " + place_of(context) +
+                    " (MASTER_ADDR, MASTER_PORT)" + (error.empty() ? "" : ": " + error) +
+                    "; set MASTER_ADDR to a name or address of this machine, " + host_name(),
+                ExitCode::usage);
   if (is_server)
     throw Error("rank 0 cannot listen on port " + std::to_string(context.port) + ": " + error +
                     "; set MASTER_PORT to a free port",
@@ -328,7 +333,7 @@ bool is_loopback(const std::string& address) {
 /// ranks take the address that the others have used.
 std::string address_of(const Introductions& ranks, const RankContext& context) {
   const std::string& own = ranks.at(context.rank).route.own;
-  if (context.local_world == context.world) return "127.0.0.1";
+  if (context.local_world == context.world) return is_loopback(own) ? own : "127.0.0.1";
   if (!is_loopback(own)) return own;
   for (const auto& [index, rank] : ranks)
     if (!is_loopback(rank.route.store)) return rank.route.store;
@@ -365,6 +370,19 @@ std::string version_of_ranks() {
   return DSV3_SDK_VERSION " (SDK " DSV3_SDK_HEADERS ", LibTorch " TORCH_VERSION ")";
 }
 
+namespace {
+
+/// LibTorch would try to connect for minutes if the loopback interface is down.
+void require_loopback(int64_t port) {
+  RankContext self;
+  self.address = "127.0.0.1";
+  self.port = port;
+  self.external_store = true;
+  wait_for_store(self, Clock::now());
+}
+
+}  // namespace
+
 std::shared_ptr<void> serve_store(int64_t& port) {
   const QuietLibTorch quiet;
   // LibTorch itself would listen on all interfaces.
@@ -374,9 +392,13 @@ std::shared_ptr<void> serve_store(int64_t& port) {
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   socklen_t size = sizeof address;
   if (listener < 0 || ::bind(listener, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
-      ::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size) != 0)
-    throw Error(std::string("cannot open a port for the ranks: ") + std::strerror(errno));
+      ::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size) != 0 ||
+      ::listen(listener, SOMAXCONN) != 0)
+    throw Error(std::string("cannot open a port on 127.0.0.1 for the ranks: ") +
+                std::strerror(errno) +
+                "; the network interface lo must be up and have this address");
   port = ntohs(address.sin_port);
+  require_loopback(port);
   c10d::TCPStoreOptions options;
   options.port = uint16_t(port);
   options.isServer = true;

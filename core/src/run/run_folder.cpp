@@ -9,6 +9,7 @@
 #include <dsv3/runtime/run_folder.h>
 #include <dsv3/runtime/suggest.h>
 #include <dsv3/sdk/error.h>
+#include <dsv3/sdk/log.h>
 #include <dsv3/support/fs.h>
 
 #include "support/host.h"
@@ -284,6 +285,23 @@ void RunFolder::remove() {
   fs::remove_all(path_);
   std::error_code not_empty;
   for (const stdfs::path& folder : created_parents_) stdfs::remove(folder, not_empty);
+}
+
+void correct_status(const stdfs::path& folder, int exit_code, const std::string& cause) noexcept {
+  try {
+    const stdfs::path file = folder / "status.json";
+    std::error_code ignored;
+    if (folder.empty() || !stdfs::is_regular_file(file, ignored)) return;
+    Json status = read_json(file);
+    if (status.value("state", "") != "running" && status.value("exit_code", 0) == exit_code) return;
+    status["state"] = "failed";
+    status["exit_code"] = exit_code;
+    status["message"] = without_secrets(cause);
+    status["time"] = utc_text(wall_seconds()).data();
+    fs::write_atomically(file, status.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
+  } catch (const std::exception& error) {
+    log::warning(std::string("cannot correct status.json: ") + error.what());
+  }
 }
 
 void RunFolder::write_status(const std::string& state, std::optional<int> exit_code, int64_t step,

@@ -211,7 +211,7 @@ int train(Plan plan, const RunRequest& request, const Ranks& ranks, Plugins& plu
   // A new run must not create its folder if the ranks disagree.
   if (!plan.start.resumed) require_equal(*ranks.control, facts_of(*plan.experiment, plugins));
   RunFolder folder = open_folder(request, plan, ranks);
-  announce_run(folder.name());
+  announce_run(folder.path());
   run_together(*ranks.control, [&] { complete(plan, request, folder, plugins); });
   if (plan.start.resumed) require_equal(*ranks.control, facts_of(*plan.experiment, plugins));
   return run_session(request, folder, ranks, *std::move(plan.experiment), plugins,

@@ -35,9 +35,9 @@ bool must_launch(const RankContext& context, std::optional<int64_t> ranks, int64
 /// Throws dsv3::Error if a process cannot be started.
 int launch(const LaunchRequest& request);
 
-/// Gives launch() the name of the run that this process trains, so that ranks which are started
-/// again resume it. Does nothing on other ranks than 0, and without launch().
-void announce_run(const std::string& name);
+/// Gives launch() the folder of the run that this process trains, so that ranks which are started
+/// again resume it, and so that it can record why they failed. Does nothing on other ranks than 0, and without launch().
+void announce_run(const std::filesystem::path& folder);
 
 /// The run that the ranks trained when they failed: they continue as with `--run_name NAME --resume
 /// auto`. Empty if launch() has not started them again, or if rank 0 had not announced a run.

@@ -13,11 +13,11 @@ namespace dsv3 {
 
 /// Returns the content of provenance.json, which says when, where and how a run was started:
 /// {"time", "command", "directory", "host", "pid", "dsv3", "libtorch", "compiler", "git":
-/// {"folder", "commit", "dirty"} or null, "threads", "cpu": {"model", "cores", "capability",
-/// "features"}}. A run can be reproduced bit for bit only with the same threads and capability, and
-/// on a GPU only with the same "gpu" (see gpu_provenance.h), which the caller adds. `source` is the
-/// folder whose git commit is recorded; untracked files do not make it dirty. Never throws: a value
-/// that cannot be determined is null.
+/// {"folder", "commit", "branch", "remote", "dirty"} or null, "threads", "cpu": {"model", "cores",
+/// "capability", "features"}}. A run can be reproduced bit for bit only with the same threads and
+/// capability, and on a GPU only with the same "gpu" (see gpu_provenance.h), which the caller adds.
+/// `source` is the folder whose git commit is recorded; untracked files do not make it dirty. Never
+/// throws: a value that cannot be determined is null.
 Json provenance(const std::vector<std::string>& command, const std::filesystem::path& source);
 
 /// Returns the content of the provenance.json in a run folder. If the file does not exist, returns
@@ -36,6 +36,12 @@ std::map<std::string, std::filesystem::path> stored_tokenizer(const std::filesys
 /// Returns advice to append to an error message, a line with the --plugin-path flags for the
 /// plugins of the run that are not part of this build or installation; "" if there are none.
 std::string plugin_advice(const std::filesystem::path& run);
+
+/// Writes to status.json of an ended run why it failed, if the file says something else: a rank
+/// that was killed could not write it, and the first rank may not know why it lost the others. Does
+/// nothing if `folder` has no such file. Never throws.
+void correct_status(const std::filesystem::path& folder, int exit_code,
+                    const std::string& cause) noexcept;
 
 /// An open run folder, locked for the object's lifetime so that no other process can train in it.
 /// Opening the folder removes temporary files left by killed processes, except for checkpoints.
@@ -74,9 +80,11 @@ class RunFolder {
     return path_ / (rank == 0 ? "log.txt" : "log-rank-" + std::to_string(rank) + ".txt");
   }
   std::filesystem::path metrics() const { return path_ / "metrics.jsonl"; }
+  /// Everything else that the run records: parameters, tags, samples, checkpoints.
+  std::filesystem::path records() const { return path_ / "events.jsonl"; }
   std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
   std::filesystem::path samples() const { return path_ / "samples"; }
-  /// Folder that records which events each tracker has acknowledged.
+  /// Folder that records what each tracker has acknowledged.
   std::filesystem::path trackers() const { return path_ / "trackers"; }
   std::filesystem::path status() const { return path_ / "status.json"; }
   /// Folder with copies of the tokenizer's files.
