@@ -6,10 +6,13 @@
 #include <iostream>
 #include <limits>
 #include <sys/resource.h>
+#include <thread>
 
 #include <dsv3/sdk/tracker.h>
+#include <dsv3/support/fs.h>
 
 #include "conformance/suite.h"
+#include "track/store.h"
 
 namespace dsv3::conformance {
 namespace {
@@ -24,17 +27,64 @@ std::vector<Event> events(int64_t first, int64_t count) {
   return list;
 }
 
-// Calls a tracker as one training process does. Each call must succeed or throw RetryAfter or
-// Rejected. Anything else fails the check. If start() is rejected, no events are delivered.
+/// One record of each type.
+std::vector<Record> records(int64_t first) {
+  const std::vector<Record::Content> contents{
+      record::Parameters{{{"optimizer.0.lr", "0.02"}, {"train.steps", "100"}}},
+      record::Tags{{{"team", "language"}}},
+      record::Dataset{"training", "text", std::string(64, 'a'), "path: corpus"},
+      record::File{"config.yaml"},
+      record::Checkpoint{"checkpoints/step-0000010", {{"val/loss", 4.5}}},
+      record::CheckpointRemoved{"checkpoints/step-0000005"},
+      record::Samples{{{"The", " caf\xc3\xa9"}, {"", "\n"}}},
+      record::Span{std::string(32, '1'),
+                   std::string(16, '2'),
+                   "",
+                   "train",
+                   1764000000.0,
+                   1764000001.5,
+                   {{"step", "10"}}},
+      record::State{"resumed"}};
+  std::vector<Record> list;
+  for (const Record::Content& content : contents)
+    list.push_back({first + std::ssize(list), 10, 1764000000.0, content});
+  return list;
+}
+
+// Calls a tracker as one training process does. Each call must succeed or throw RetryAfter.
+// Anything else fails the check. If start() does not succeed, nothing is delivered.
 class Session {
  public:
-  explicit Session(const Subject& subject, bool resumed = false)
-      : tracker_(construct<Tracker>(subject, RunContext{subject.folder})) {
+  explicit Session(const Subject& subject, bool resumed = false) : folder_(subject.folder) {
+    const auto store = std::make_shared<TrackerFiles>(folder_ / "trackers", "conformance");
+    tracker_ = construct<Tracker>(subject, RunContext{subject.folder, store, {}, {}});
+    fs::write_atomically(folder_ / "config.yaml", kConfig);
     call(resumed ? "start() of a resumed run" : "start()", [&] {
-      tracker_->start(
-          {"conformance", subject.folder, "conformance", "dsv3: 1\nname: conformance\n", resumed});
+      tracker_->start({.name = "conformance",
+                       .folder = subject.folder,
+                       .experiment = "conformance",
+                       .config = kConfig,
+                       .resumed = resumed,
+                       .uid = std::string(32, '0'),
+                       .start_time = 1764000000.0,
+                       .parameters = {{"name", "conformance"}}});
       started_ = true;
     });
+  }
+  void record(const std::vector<Record>& list, const std::string& what = "record()") {
+    if (started_) call(what, [&] { tracker_->record(list); });
+  }
+  /// Uploads as the core's second thread does.
+  void upload() {
+    if (!started_ || !tracker_->uploads()) return;
+    call("upload()", [&] { tracker_->upload(folder_ / "config.yaml", "config.yaml"); });
+    const Record checkpoint{4, 10, 1764000000.0,
+                            record::Checkpoint{"checkpoints/step-0000010", {{"val/loss", 4.5}}}};
+    fs::make_folders(folder_ / "files");
+    fs::write_atomically(folder_ / "files/manifest.json", "{}");
+    if (tracker_->uploads_checkpoint(checkpoint))
+      call("upload_checkpoint()",
+           [&] { tracker_->upload_checkpoint(folder_ / "files", checkpoint); });
   }
   void deliver(const std::vector<Event>& list, const std::string& what = "deliver()") {
     if (started_) call(what, [&] { tracker_->deliver(list); });
@@ -54,13 +104,12 @@ class Session {
         accepted_ = false;
         require(std::isfinite(e.seconds) && e.seconds >= 0, what, " throws RetryAfter with ",
                 e.seconds, " seconds");
-      } catch (const Rejected&) {
-        accepted_ = false;
-        return;
       }
     }
   }
 
+  static constexpr const char* kConfig = "dsv3: 1\nname: conformance\n";
+  const std::filesystem::path folder_;
   std::shared_ptr<Tracker> tracker_;
   bool started_ = false, accepted_ = true;
 };
@@ -87,7 +136,7 @@ struct Activity {
 }  // namespace
 
 void tracker_checks(const AddCheck& check) {
-  check("delivery", "accepts events or throws RetryAfter or Rejected", [](const Subject& subject) {
+  check("delivery", "accepts events or throws RetryAfter", [](const Subject& subject) {
     Session session(subject);
     session.deliver(events(0, 1));
     session.deliver(events(1, 50));
@@ -119,6 +168,14 @@ void tracker_checks(const AddCheck& check) {
           late[0].metrics.emplace_back("val/loss", 4.0);
           session.deliver(late, "deliver() of a metric that earlier events did not contain");
           session.finish(RunStatus::failed);
+        });
+  check("journal", "accepts records of every type, also repeated, and uploads",
+        [](const Subject& subject) {
+          Session session(subject);
+          for (int time = 0; time < 2; ++time) session.record(records(0));
+          session.record({}, "record() of an empty list");
+          std::thread(&Session::upload, &session).join();
+          session.finish(RunStatus::finished);
         });
   // The core delivers events again if the acknowledgement was lost after the tracker had accepted
   // them.

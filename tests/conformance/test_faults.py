@@ -271,7 +271,7 @@ def pattern(fault):
         return rf"error: feed_forward 'faulty' \({where}\): .*{says}"
     named = rf"{fault.kind} 'faulty' \({fault.does}\){step}, {where}, plugin {re.escape(str(LIBRARY.resolve()))}"
     if fault.run == 0:
-        return rf"warning tracker 'faulty-0' cannot {fault.does}, retrying: {named}: .*{says}"
+        return rf"warning tracker 'faulty-0' cannot {fault.does}( metrics)?, retrying: {named}: .*{says}"
     if fault.run < 0 or NO_EXIT in says:
         start = {SEGV: "SIGSEGV", ABRT: "(SIGABRT|std::terminate)", ILL: "SIGILL", FPE: "SIGFPE"}.get(fault.run, r"(exit\(0\)|quick_exit\(\))")
         where_from = "on another thread during" if "another thread" in says else "in"

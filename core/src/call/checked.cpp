@@ -201,18 +201,65 @@ Batch next(Data& data, const DataContext& context) {
   });
 }
 
-void deliver(Tracker& tracker, std::span<const Event> events) {
+namespace {
+
+/// Calls `f(tracker)`, and rethrows RetryAfter unchanged.
+template <class F>
+void call_tracker(Tracker& tracker, const char* action, const F& f) {
   std::exception_ptr answer;
-  call(tracker, "deliver", [&](Tracker& t) {
+  call(tracker, action, [&](Tracker& t) {
     try {
-      t.deliver(events);
+      f(t);
     } catch (const RetryAfter&) {
-      answer = std::current_exception();
-    } catch (const Rejected&) {
       answer = std::current_exception();
     }
   });
   if (answer) std::rethrow_exception(answer);
+}
+
+}  // namespace
+
+std::string inactive(Tracker& tracker) {
+  return call(tracker, "inactive", [](const Tracker& t) { return t.inactive(); });
+}
+
+void check(Tracker& tracker, const RunInfo& run) {
+  call(tracker, "check", [&](Tracker& t) { t.check(run); });
+}
+
+void start(Tracker& tracker, const RunInfo& run) {
+  call_tracker(tracker, "start", [&](Tracker& t) { t.start(run); });
+}
+
+void deliver(Tracker& tracker, std::span<const Event> events) {
+  call_tracker(tracker, "deliver", [&](Tracker& t) { t.deliver(events); });
+}
+
+void record(Tracker& tracker, std::span<const Record> records) {
+  call_tracker(tracker, "record", [&](Tracker& t) { t.record(records); });
+}
+
+void finish(Tracker& tracker, RunStatus status) {
+  call_tracker(tracker, "finish", [&](Tracker& t) { t.finish(status); });
+}
+
+void upload(Tracker& tracker, const std::filesystem::path& file, const std::string& name) {
+  call_tracker(tracker, "upload", [&](Tracker& t) { t.upload(file, name); });
+}
+
+void upload_checkpoint(Tracker& tracker, const std::filesystem::path& folder,
+                       const Record& checkpoint) {
+  call_tracker(tracker, "upload_checkpoint",
+               [&](Tracker& t) { t.upload_checkpoint(folder, checkpoint); });
+}
+
+bool uploads(Tracker& tracker) {
+  return call(tracker, "uploads", [](const Tracker& t) { return t.uploads(); });
+}
+
+bool uploads_checkpoint(Tracker& tracker, const Record& checkpoint) {
+  return call(tracker, "uploads_checkpoint",
+              [&](const Tracker& t) { return t.uploads_checkpoint(checkpoint); });
 }
 
 nlohmann::json config(const Format& format, const ModelDescription& model, const TokenIds& ids) {

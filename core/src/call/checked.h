@@ -77,8 +77,18 @@ at::Tensor evaluation_weights(const Optimizer& optimizer, const Slice& slice);
 
 /// `data` must have been constructed with `context`.
 Batch next(Data& data, const DataContext& context);
-/// Rethrows RetryAfter and Rejected unchanged, because trackers may throw them.
+/// The functions of a tracker. They rethrow RetryAfter unchanged, because trackers may throw it.
+std::string inactive(Tracker& tracker);
+void check(Tracker& tracker, const RunInfo& run);
+void start(Tracker& tracker, const RunInfo& run);
 void deliver(Tracker& tracker, std::span<const Event> events);
+void record(Tracker& tracker, std::span<const Record> records);
+void finish(Tracker& tracker, RunStatus status);
+void upload(Tracker& tracker, const std::filesystem::path& file, const std::string& name);
+void upload_checkpoint(Tracker& tracker, const std::filesystem::path& folder,
+                       const Record& checkpoint);
+bool uploads(Tracker& tracker);
+bool uploads_checkpoint(Tracker& tracker, const Record& checkpoint);
 nlohmann::json config(const Format& format, const ModelDescription& model, const TokenIds& ids);
 
 }  // namespace dsv3::checked

@@ -141,6 +141,28 @@ OptionValues Checker::values(const Node* map, const Schema& schema, const Scope&
   return values;
 }
 
+std::map<std::string, std::string> Checker::tags() {
+  std::map<std::string, std::string> tags;
+  const auto add = [&](auto& self, const Node& map, const std::string& path) -> void {
+    for (const Entry& entry : map.entries) {
+      const std::string name = join(path, entry.key);
+      if (!std::ranges::all_of(entry.key, is_key_character))
+        diagnostics_.error(entry, "invalid name of a tag: '" + entry.key + "'",
+                           {"use letters, digits, '_', '-' and '.'"});
+      else if (entry.value.is_map())
+        self(self, entry.value, name);
+      else if (entry.value.is_null())
+        continue;
+      else if (const auto value = word(entry.value, "tag '" + name + "'")) {
+        record("tags." + name, *value, entry.value);
+        tags[name] = shown_word(entry.value);
+      }
+    }
+  };
+  if (const Node* map = section("tags")) add(add, *map, "");
+  return tags;
+}
+
 const Node* Checker::given_convention(const OptionSpec& spec, const Scope& scope) {
   if (!spec.convention) return nullptr;
   const std::string key = join(scope.conventions, spec.key);

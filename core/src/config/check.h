@@ -85,6 +85,10 @@ class Checker {
   /// then not reported as missing.
   bool is_misspelled(const std::string& path) const { return misspelled_.contains(path); }
 
+  /// Reads the section `tags`, whose maps may be nested. Values of environment variables are left
+  /// as written, because tags leave this machine.
+  std::map<std::string, std::string> tags();
+
   /// Reports entries in `conventions:` that belong to no known plugin or section.
   void check_conventions();
 

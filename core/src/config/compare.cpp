@@ -24,6 +24,7 @@ constexpr std::string_view kNoFactors[]{"name",
                                         "validation.batches",
                                         "samples",
                                         "checkpoint",
+                                        "tags",
                                         "tracker",
                                         "hub",
                                         "log"};

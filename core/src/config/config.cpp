@@ -126,7 +126,7 @@ void fill(Checker& checker, Experiment& experiment) {
   checker.record("dsv3", int64_t{1}, Node{});
   const auto top = checker.options<config::TopOptions>(
       "", with_slots("", {"model", "train", "validation", "samples", "checkpoint", "hub", "log",
-                          "conventions"}));
+                          "tags", "conventions"}));
   experiment.name = top.name;
   experiment.output = top.output;
   read_model(checker, experiment);
@@ -145,6 +145,7 @@ void fill(Checker& checker, Experiment& experiment) {
   experiment.tracker = components(checker, *config::slot_at("tracker"));
   experiment.hub_endpoint = checker.options<config::HubOptions>("hub").endpoint;
   experiment.log_level = checker.options<config::LogOptions>("log").level;
+  experiment.tags = checker.tags();
   read_others(checker, experiment);
   checker.check_conventions();
 }
@@ -191,6 +192,8 @@ void read_machine_file(const MachineFile& file, MachineConfig& machine) {
   std::vector<std::string> paths;
   read("plugin_paths", OptionType::strings, paths);
   read("output", OptionType::string, machine.output);
+  if (const config::Entry* entry = tree.find("run_id"); entry && !entry->value.is_null())
+    read("run_id", OptionType::string, machine.run_id);
   if (!paths.empty() && !file.trusted)
     diagnostics.error(*tree.find("plugin_paths"),
                       "config.yaml in the current folder must not set 'plugin_paths'",

@@ -32,16 +32,19 @@ std::string why_unreadable(const stdfs::path& file) {
   return error == std::errc::no_such_file_or_directory ? "no such file" : error.message();
 }
 
-bool is_key_character(char c) {
-  return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '-' || c == '.';
-}
-
 constexpr const char* kWhatAnExperimentIs =
     "an experiment is YAML: `dsv3: 1`, then `model:`, `optimizer:`, `data:`, `train:` ...";
 
 // Keys allowed in a machine's config.yaml. Machine defaults for other keys would change an
 // experiment without being visible in its file.
 constexpr std::array kMachineKeys{"plugin_paths", "output", "tracker", "hub", "log"};
+
+std::string setting_names() {
+  std::string names;
+  for (const auto& [key, variable] : kMachineSettings)
+    names += (names.empty() ? "" : ", ") + std::string(key);
+  return names;
+}
 
 // Expands the short forms of keys that the command line accepts.
 std::string long_path(const std::string& path) {
@@ -126,11 +129,14 @@ class LayerReader {
                            {kTrustedFiles});
       });
     tree.erase("dsv3");
+    for (const auto& [key, variable] : kMachineSettings) tree.erase(key);
+    tree.erase("run_id");  // for read_machine_config
     for (const Entry& entry : tree.entries)
       if (std::find(kMachineKeys.begin(), kMachineKeys.end(), entry.key) == kMachineKeys.end())
-        diagnostics_.error(entry, "unknown key '" + entry.key + "' in the machine defaults",
-                           {"known keys: plugin_paths, output, tracker, hub.endpoint, log.level; "
-                            "set other keys in the experiment"});
+        diagnostics_.error(
+            entry, "unknown key '" + entry.key + "' in the machine defaults",
+            {"known keys: plugin_paths, output, tracker, hub.endpoint, log.level, run_id, " +
+             setting_names() + "; set other keys in the experiment"});
     tree.erase("plugin_paths");  // for read_machine_config
     layers_.push_back({file.path.string(), {std::move(tree)}, true});
   }

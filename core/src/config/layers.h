@@ -3,9 +3,11 @@
 // defaults.
 #pragma once
 
+#include <array>
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <dsv3/runtime/config.h>
@@ -32,6 +34,16 @@ std::vector<Layer> read_layers(const ExperimentRequest& request, Diagnostics& di
 /// expect.
 Node merge_layers(std::vector<Layer> layers, Diagnostics& diagnostics, Catalog& catalog,
                   std::vector<std::string>& notes);
+
+/// Keys of config.yaml that are addresses and credentials of this machine, and the environment
+/// variables of the same meaning. They never become part of an experiment.
+inline constexpr std::array<std::pair<const char*, const char*>, 6> kMachineSettings{
+    {{"databricks_host", "DATABRICKS_HOST"},
+     {"databricks_token", "DATABRICKS_TOKEN"},
+     {"experiment_name", "MLFLOW_EXPERIMENT_NAME"},
+     {"tracking_uri", "MLFLOW_TRACKING_URI"},
+     {"unity_catalog", "DATABRICKS_UNITY_CATALOG"},
+     {"workspace_id", "DATABRICKS_WORKSPACE_ID"}}};
 
 /// Note on a setting that only a trusted file with machine defaults may contain.
 constexpr const char* kTrustedFiles =

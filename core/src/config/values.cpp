@@ -185,6 +185,10 @@ std::optional<OptionValue> convert(const OptionSpec& spec, const Node& node,
   }
 }
 
+bool is_key_character(char c) {
+  return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '-' || c == '.';
+}
+
 std::string reference_yaml(const Node& node, Resolver& resolver) {
   const auto refers = [&](const Node& n) {
     return n.is_scalar() && resolver.resolve(n).environment;

@@ -52,6 +52,9 @@ std::optional<OptionValue> convert(const OptionSpec& spec, const Node& node,
 /// such as "must be at least 1".
 std::string misfit(const OptionSpec& spec, const OptionValue& value);
 
+/// Whether keys on the command line and names of tags may contain `c`.
+bool is_key_character(char c);
+
 /// The YAML to store for a value that contains an environment variable: `node` as written. "" for
 /// any other value.
 std::string reference_yaml(const Node& node, Resolver& resolver);

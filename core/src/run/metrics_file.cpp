@@ -1,6 +1,7 @@
 #include <charconv>
 #include <cmath>
 
+#include <dsv3/runtime/journal_file.h>
 #include <dsv3/runtime/metrics_file.h>
 #include <dsv3/runtime/printable.h>
 #include <dsv3/sdk/log.h>
@@ -48,12 +49,6 @@ void check_lines(std::string_view lines, const std::filesystem::path& path) {
                  std::to_string(damaged) + " such line(s)); it is kept and ignored");
 }
 
-/// Returns the last line in `text`, which is complete (with its newline) or torn.
-std::string_view last_line(std::string_view text) {
-  size_t newline = text.size() < 2 ? std::string_view::npos : text.rfind('\n', text.size() - 2);
-  return newline == std::string_view::npos ? text : text.substr(newline + 1);
-}
-
 }  // namespace
 
 std::string metrics_line(const Event& event) {
@@ -67,62 +62,32 @@ std::string metrics_line(const Event& event) {
   return line + "}\n";
 }
 
-MetricsFile::MetricsFile(std::filesystem::path path) : path_(std::move(path)) {
-  reopen();
-}
+MetricsFile::MetricsFile(std::filesystem::path path)
+    : file_(
+          path, [](std::string_view line) { return parse(line).has_value(); },
+          [this, path](std::string_view lines) {
+            check_lines(lines, path);
+            read_last_step(lines);
+          }) {}
 
-void MetricsFile::reopen() {
-  std::error_code ignored;
-  std::string content = std::filesystem::exists(path_, ignored) ? fs::read(path_) : "";
-  std::string_view whole = content;
-  // Remove incomplete lines: a killed process leaves a torn line, and a power cut may also leave
-  // blocks of zeros.
-  while (!whole.empty() && !(whole.ends_with('\n') && parse(last_line(whole))))
-    whole.remove_suffix(last_line(whole).size());
-  if (whole.size() < content.size()) fs::write_atomically(path_, whole);
-  check_lines(whole, path_);
-
-  bytes_ = whole.size();
-  lines_ = std::count(whole.begin(), whole.end(), '\n');
-  last_step_ = -1;
+void MetricsFile::read_last_step(std::string_view lines) {
+  const int64_t before = std::exchange(last_step_, -1);
   at_last_step_.clear();
-  while (!whole.empty()) {
-    const auto line = parse(last_line(whole));
+  while (!lines.empty()) {
+    const auto line = parse(last_line(lines));
     if (!line || (last_step_ >= 0 && line->first != last_step_)) break;
     last_step_ = line->first;
     at_last_step_.insert(line->second);
-    whole.remove_suffix(last_line(whole).size());
+    lines.remove_suffix(last_line(lines).size());
   }
-  writer_.emplace(fs::Writer::append(path_));
-}
-
-/// Recognises a lost file by its size only, because a file that replaces it usually has another
-/// size.
-void MetricsFile::reopen_if_lost() {
-  std::error_code error;
-  if (std::filesystem::file_size(path_, error) == bytes_ && !error) return;
-  log::warning(path_.string() +
-               " was removed, replaced or cut short while the run wrote it, so "
-               "earlier metrics may be lost");
-  const int64_t last = last_step_;
-  reopen();
-  last_step_ = std::max(last, last_step_);
+  last_step_ = std::max(last_step_, before);  // of lines that were lost
 }
 
 bool MetricsFile::append(Event& event) {
-  if (writer_) reopen_if_lost();
-  if (!writer_) reopen();
+  file_.check();
   if (event.step < last_step_) return false;
   if (event.step == last_step_ && at_last_step_.contains(first_metric(event))) return false;
-  try {
-    const std::string line = metrics_line(event);
-    writer_->write(line);
-    bytes_ += line.size();
-  } catch (...) {
-    writer_.reset();
-    throw;
-  }
-  event.id = lines_++;
+  event.id = file_.append(metrics_line(event));
   if (event.step != last_step_) at_last_step_.clear();
   last_step_ = event.step;
   at_last_step_.insert(first_metric(event));
@@ -130,13 +95,8 @@ bool MetricsFile::append(Event& event) {
 }
 
 void MetricsFile::clear() {
-  writer_.reset();
-  fs::write_atomically(path_, "");
-  reopen();
-}
-
-void MetricsFile::sync() {
-  if (writer_) writer_->sync();
+  last_step_ = -1;
+  file_.clear();
 }
 
 }  // namespace dsv3

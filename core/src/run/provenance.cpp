@@ -23,12 +23,21 @@ std::optional<std::string> git(const std::filesystem::path& folder, const char* 
                    shell_quoted(folder.string()) + " " + arguments + " </dev/null 2>/dev/null");
 }
 
+/// Removes the user and password from a URL.
+std::string without_login(const std::string& url) {
+  const size_t host = url.find("://") == url.npos ? url.npos : url.find("://") + 3;
+  const size_t at = host == url.npos ? url.npos : url.substr(0, url.find('/', host)).rfind('@');
+  return at == url.npos ? url : url.substr(0, host) + url.substr(at + 1);
+}
+
 Json git_state(const std::filesystem::path& folder) {
   const auto commit = git(folder, "rev-parse HEAD");
   if (!commit) return nullptr;
   const auto changes = git(folder, "status --porcelain --untracked-files=no");
   return {{"folder", git(folder, "rev-parse --show-toplevel").value_or("")},
           {"commit", *commit},
+          {"branch", git(folder, "symbolic-ref --short -q HEAD").value_or("")},
+          {"remote", without_login(git(folder, "remote get-url origin").value_or(""))},
           {"dirty", changes ? Json(!changes->empty()) : Json()}};
 }
 

@@ -26,13 +26,17 @@ Format::~Format() = default;
 Optimizer::~Optimizer() = default;
 Pluggable::~Pluggable() = default;
 Position::~Position() = default;
-Rejected::~Rejected() = default;
 RetryAfter::~RetryAfter() = default;
 RunControl::~RunControl() = default;
 Schedule::~Schedule() = default;
 Strategy::~Strategy() = default;
 Tokenizer::~Tokenizer() = default;
 Tracker::~Tracker() = default;
+TrackerStore::~TrackerStore() = default;
+
+void Tracker::record(std::span<const Record>) {}
+void Tracker::upload(const std::filesystem::path&, const std::string&) {}
+void Tracker::upload_checkpoint(const std::filesystem::path&, const Record&) {}
 
 nlohmann::json Callback::state() const {
   return nlohmann::json::object();

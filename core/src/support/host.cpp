@@ -24,6 +24,15 @@ std::array<char, 40> utc_text(double seconds) {
   return text;
 }
 
+double seconds_of(const std::string& utc) {
+  using namespace std::chrono;
+  int y = 0, h = 0, min = 0, s = 0;
+  unsigned m = 0, d = 0;
+  if (std::sscanf(utc.c_str(), "%d-%u-%uT%d:%d:%dZ", &y, &m, &d, &h, &min, &s) != 6) return 0;
+  const sys_days date(year(y) / month(m) / day(d));
+  return double((date.time_since_epoch() + hours(h) + minutes(min) + seconds(s)).count());
+}
+
 uint64_t available_bytes() {
   std::ifstream machine("/proc/meminfo");
   std::string word;

@@ -1,10 +1,9 @@
 #include "track/sender.h"
 
 #include <algorithm>
-#include <atomic>
-#include <fstream>
-#include <thread>
 
+#include <dsv3/runtime/printable.h>
+#include <dsv3/runtime/records_file.h>
 #include <dsv3/runtime/trackers.h>
 #include <dsv3/sdk/log.h>
 #include <dsv3/support/fs.h>
@@ -15,33 +14,39 @@
 namespace dsv3 {
 namespace {
 
-constexpr size_t kEventsPerCall = 200;
-constexpr std::chrono::seconds kLongestEnd{10};
-std::atomic<bool> any_abandoned{false};
-constexpr double kFirstRetry = 0.5, kLongestRetry = 60;               // seconds
-constexpr double kShortestPause = 0.1, kLongestPause = 24 * 60 * 60;  // that a tracker may request
+namespace stdfs = std::filesystem;
 
-SenderClock::Time::duration clock_duration(double seconds) {
-  return std::chrono::duration_cast<SenderClock::Time::duration>(
-      std::chrono::duration<double>(seconds));
+constexpr size_t kLinesPerCall = 200;
+constexpr const char *kMetrics = "metrics.jsonl", *kRecords = "events.jsonl";
+// Of the files that store which lines a tracker has acknowledged, after its name.
+constexpr const char *kMetricsOffset = ".json", *kRecordsOffset = ".records.json",
+                     *kUploadsOffset = ".uploads.json";
+std::atomic<bool> any_abandoned{false};
+
+SenderClock::Time after(SenderClock::Time time, double seconds) {
+  return time + std::chrono::duration_cast<SenderClock::Time::duration>(
+                    std::chrono::duration<double>(seconds));
 }
 
-/// The seconds of a RetryAfter within limits, so that a tracker cannot keep a core busy. NaN
-/// becomes the lower limit.
-double pause_of(const RetryAfter& retry) {
-  return std::min(std::max(kShortestPause, retry.seconds), kLongestPause);
+/// Whether `path` stays inside the run folder. The journal of a run may come from someone else.
+bool is_inside(const stdfs::path& path) {
+  return path.is_relative() &&
+         std::ranges::none_of(path, [](const stdfs::path& part) { return part == ".."; });
+}
+
+/// Links all files in `from`, or copies them where the file system has no links.
+void link_files(const stdfs::path& from, const stdfs::path& to) {
+  fs::make_folders(to);
+  for (const stdfs::directory_entry& entry : stdfs::directory_iterator(from)) {
+    const stdfs::path target = to / entry.path().filename();
+    std::error_code error;
+    if (stdfs::exists(target, error)) continue;
+    stdfs::create_hard_link(entry.path(), target, error);
+    if (error) stdfs::copy_file(entry.path(), target);
+  }
 }
 
 }  // namespace
-
-SenderClock::Time SenderClock::now() {
-  return std::chrono::steady_clock::now();
-}
-
-void SenderClock::wait_until(std::condition_variable& wake, std::unique_lock<std::mutex>& lock,
-                             Time until, const std::function<bool()>& stop) {
-  wake.wait_until(lock, until, stop);
-}
 
 Event parse_event(const std::string& line, int64_t id) {
   const Json object = parse_json(line, "metrics.jsonl:" + std::to_string(id + 1));
@@ -60,207 +65,175 @@ Event parse_event(const std::string& line, int64_t id) {
   return event;
 }
 
-/// Sends events to one tracker: runs a thread, stores the tracker's offset in the journal, and
-/// retries.
-/// The thread shares ownership of the worker, because it may outlive the sender.
-class TrackerSender::Worker : public std::enable_shared_from_this<TrackerSender::Worker> {
+/// Delivers a run to one tracker. Its threads share ownership, because they may outlive the sender.
+class TrackerSender::Delivery : public std::enable_shared_from_this<TrackerSender::Delivery> {
  public:
-  Worker(NamedTracker tracker, const RunInfo& run, std::filesystem::path journal,
-         std::shared_ptr<SenderClock> clock)
-      : tracker_(std::move(tracker)),
-        run_(run),
-        clock_(std::move(clock)),
-        journal_(std::move(journal)),
-        offset_file_(std::filesystem::path(run.folder) / "trackers" / (tracker_.name + ".json")) {
-    load_offset();
+  Delivery(NamedTracker tracker, const RunInfo& run)
+      : name_(tracker.name), tracker_(tracker.tracker), stop_(tracker.stop), run_(run) {
+    files_ = tracker.files ? tracker.files : std::make_shared<TrackerFiles>(trackers(), name_);
   }
 
-  void start() {
-    thread_ = std::thread([self = shared_from_this()] {
-      self->work();
-      const std::lock_guard lock(self->mutex_);
-      self->ended_ = true;
-      self->end_.notify_one();
-    });
+  void start(const std::shared_ptr<SenderClock>& clock) {
+    const auto self = shared_from_this();
+    std::vector<Channel> channels;
+    channels.push_back(channel("deliver records", kRecords, kRecordsOffset, kLinesPerCall,
+                               &Delivery::send_records));
+    channels.push_back(channel("deliver metrics", kMetrics, kMetricsOffset, kLinesPerCall,
+                               &Delivery::send_metrics));
+    if (checked::uploads(*tracker_)) {
+      std::vector<Channel> uploads;
+      uploads.push_back(
+          channel("upload files", kRecords, kUploadsOffset, 1, &Delivery::send_files));
+      uploads_ = std::make_shared<SenderWorker>(name_, std::move(uploads), SenderWorker::Actions{},
+                                                clock, stop_);
+    }
+    sender_ = std::make_shared<SenderWorker>(
+        name_, std::move(channels),
+        SenderWorker::Actions{.begin = [self] { checked::start(*self->tracker_, self->run_); },
+                              .end = [self] { checked::finish(*self->tracker_, self->status_); },
+                              .begun =
+                                  [uploads = uploads_] {
+                                    if (uploads) uploads->start();
+                                  }},
+        clock, stop_);
+    sender_->start();
   }
 
   void notify() {
-    const std::lock_guard lock(mutex_);
-    journal_grew_ = true;
-    wake_.notify_one();
+    for (const auto& worker : workers()) worker->notify();
   }
 
-  /// Must be called only once, because the sender thread reads these values without the lock
-  /// afterwards.
-  void begin_finish(RunStatus status, SenderClock::Time deadline) {
-    const std::lock_guard lock(mutex_);
-    status_ = status;
-    deadline_ = deadline;
-    finishing_ = true;
-    wake_.notify_one();
-  }
-
-  /// Joins the thread, or abandons it at `limit`.
-  void end(std::chrono::steady_clock::time_point limit) {
-    std::unique_lock lock(mutex_);
-    if (end_.wait_until(lock, limit, [this] { return ended_; })) {
-      lock.unlock();
-      return thread_.join();
+  void keep_for_upload(const Record& record) {
+    const auto& checkpoint = std::get<record::Checkpoint>(record.content);
+    if (!uploads_ || !checked::uploads_checkpoint(*tracker_, record)) return;
+    try {
+      link_files(stdfs::path(run_.folder) / checkpoint.path, kept(checkpoint));
+    } catch (const std::exception& error) {
+      log::warning("tracker '" + name_ + "' cannot upload " + checkpoint.path + ": " +
+                   error.what());
     }
-    abandoned_ = true;
-    any_abandoned = true;
-    thread_.detach();
-    log::warning("tracker '" + tracker_.name +
-                 "' is still busy, and the run does not wait for it; metrics that it has not "
-                 "received will be sent when the run resumes");
+  }
+
+  void begin_finish(RunStatus status, SenderClock::Time deadline) {
+    status_ = status;  // the thread reads it after begin_finish()
+    for (const auto& worker : workers()) worker->begin_finish(deadline);
+  }
+
+  bool end(std::chrono::steady_clock::time_point limit) {
+    bool complete = true, abandoned = false;
+    for (const auto& worker : workers()) {
+      complete &= worker->end(limit);
+      abandoned |= worker->is_abandoned();
+    }
+    // Their channels own this object.
+    sender_.reset();
+    uploads_.reset();
+    if (abandoned) {
+      any_abandoned = true;
+      files_->close();
+    }
+    if (files_->rejected() > 1)
+      log::warning("tracker '" + name_ + "' rejected " + std::to_string(files_->rejected()) +
+                   " entries, which are listed in " + files_->rejected_file().string());
+    if (!complete)
+      log::warning("tracker '" + name_ + "' " +
+                   (abandoned ? "is still busy, and the run does not wait for it; the rest"
+                              : "has not received everything; the rest") +
+                   " will be sent when the run resumes, or by dsv3 sync " +
+                   shell_quoted(run_.folder));
+    return complete;
   }
 
  private:
-  /// Resumes after the last acknowledged line. If a power cut removed acknowledged lines, starts at
-  /// the end of the journal: the run writes those lines again, and they are sent again. Stores that
-  /// place, because otherwise the next start would take lines that were never sent for
-  /// acknowledged.
-  void load_offset() {
-    // Only once, so that a tracker does not write to a folder that takes the run folder's place.
-    fs::make_folders(offset_file_.parent_path());
-    if (!std::filesystem::exists(offset_file_)) return;
-    const auto acknowledged = read_json(offset_file_).at("lines").get<int64_t>();
-    std::ifstream file(journal_, std::ios::binary);
-    for (std::string line; lines_ < acknowledged && std::getline(file, line) && !file.eof();) {
-      ++lines_;
-      bytes_ += int64_t(line.size()) + 1;
-    }
-    if (lines_ < acknowledged) save_offset();
+  std::vector<std::shared_ptr<SenderWorker>> workers() const {
+    if (!uploads_) return {sender_};
+    return {sender_, uploads_};
   }
 
-  void save_offset() const {
-    if (abandoned_) return;  // another process may have resumed the run
-    fs::write_atomically(offset_file_, Json{{"lines", lines_}}.dump());
+  stdfs::path trackers() const { return stdfs::path(run_.folder) / "trackers"; }
+
+  /// Folder with links to the files of a checkpoint that will be uploaded.
+  stdfs::path kept(const record::Checkpoint& checkpoint) const {
+    return trackers() / (name_ + ".uploads") / stdfs::path(checkpoint.path).filename();
   }
 
-  void work() {
-    if (!attempt("start", [this] { call(*tracker_.tracker, "start", &Tracker::start, run_); }))
-      return;
-    while (true) {
-      {
-        std::unique_lock lock(mutex_);
-        wake_.wait(lock, [this] { return journal_grew_ || finishing_; });
-        journal_grew_ = false;
-      }
-      if (!send_all()) return;
-      std::lock_guard lock(mutex_);
-      if (finishing_ && !journal_grew_) break;
-    }
-    attempt("finish", [this] { call(*tracker_.tracker, "finish", &Tracker::finish, status_); });
+  using Send = void (Delivery::*)(const std::vector<std::string>&, int64_t);
+  Channel channel(const char* what, const char* journal, const char* suffix, size_t lines,
+                  Send send) {
+    return {what, Feed(stdfs::path(run_.folder) / journal, trackers() / (name_ + suffix)), lines,
+            [self = shared_from_this(), send](const std::vector<std::string>& text, int64_t first) {
+              (self.get()->*send)(text, first);
+            }};
   }
 
-  /// Reads up to kEventsPerCall complete lines after the acknowledged ones. Sets `end` to the
-  /// offset after the last line read.
-  std::vector<Event> read_events(int64_t& end) const {
-    std::vector<Event> events;
-    std::ifstream file(journal_, std::ios::binary);
-    file.seekg(end = bytes_);
-    for (std::string line;
-         events.size() < kEventsPerCall && std::getline(file, line) && !file.eof();) {
-      events.push_back(parse_event(line, lines_ + int64_t(events.size())));
-      end += int64_t(line.size()) + 1;
-    }
-    return events;
-  }
-
-  bool send_all() {
-    while (true) {
-      int64_t end = 0;
-      std::vector<Event> events;
-      if (!attempt("read the journal", [&] { events = read_events(end); })) return false;
-      if (events.empty()) return true;
-      size_t first = 0;  // the first event that the tracker has neither accepted nor rejected
-      const bool sent = attempt("deliver", [&] { deliver(events, first); });
-      if (!sent) return false;
-      lines_ += int64_t(events.size());
-      bytes_ = end;
-      if (!attempt("save its offset", [this] { save_offset(); })) return false;
-    }
-  }
-
-  /// Delivers events[first] and the events after it. Skips events that the tracker rejects, and
-  /// advances `first` beyond them, so that a retry does not deliver them again.
-  void deliver(const std::vector<Event>& events, size_t& first) {
-    while (first < events.size()) {
+  /// Parses lines, and rejects those that cannot be parsed.
+  template <class T>
+  std::vector<T> parsed(const std::vector<std::string>& lines, int64_t first, const char* journal,
+                        T (*parse)(const std::string&, int64_t)) {
+    std::vector<T> items;
+    for (size_t i = 0; i < lines.size(); ++i) {
       try {
-        return checked::deliver(*tracker_.tracker, std::span<const Event>(events).subspan(first));
-      } catch (const Rejected& rejected) {
-        if (rejected.index >= events.size() - first)
-          throw Error(c10::str("it rejected event ", rejected.index, " of ", events.size() - first,
-                               " (events are counted from 0): ", rejected.what()));
-        first += rejected.index + 1;
-        log::warning("tracker '" + tracker_.name + "' rejected step " +
-                     std::to_string(events[first - 1].step) + ": " + rejected.what());
-      }
-    }
-  }
-
-  /// Calls `action` until it succeeds, with capped exponential backoff. Returns false if the next
-  /// attempt would be after the deadline set by finish().
-  template <class Action>
-  bool attempt(const char* what, Action action) {
-    double wait = kFirstRetry;
-    for (bool warned = false;; warned = true) {
-      std::string cause;
-      double pause = wait;
-      try {
-        action();
-        return true;
-      } catch (const RetryAfter& retry) {
-        cause = retry.what();
-        pause = pause_of(retry);
+        items.push_back(parse(lines[i], first + int64_t(i)));
       } catch (const std::exception& error) {
-        cause = error.what();
-      } catch (...) {
-        cause = "threw a value that is not a std::exception";
+        files_->reject_line(journal, first + int64_t(i), error.what());
       }
-      if (!warned)
-        log::warning("tracker '" + tracker_.name + "' cannot " + what + ", retrying: " + cause);
-      wait = std::min(2 * wait, kLongestRetry);
-      std::unique_lock lock(mutex_);
-      const auto until = clock_->now() + clock_duration(pause);
-      if (finishing_ && until > deadline_) {
-        log::warning(
-            "tracker '" + tracker_.name +
-            "' has not received all metrics; the rest will be sent from metrics.jsonl when "
-            "the run resumes: " +
-            cause);
-        return false;
+    }
+    return items;
+  }
+
+  void send_metrics(const std::vector<std::string>& lines, int64_t first) {
+    checked::deliver(*tracker_, parsed<Event>(lines, first, kMetrics, parse_event));
+  }
+
+  void send_records(const std::vector<std::string>& lines, int64_t first) {
+    checked::record(*tracker_, parsed<Record>(lines, first, kRecords, parse_record));
+  }
+
+  void send_files(const std::vector<std::string>& lines, int64_t first) {
+    for (size_t i = 0; i < lines.size(); ++i) {
+      Record record;
+      try {
+        record = parse_record(lines[i], first + int64_t(i));
+      } catch (const std::exception&) {
+        continue;  // send_records() rejects it
       }
-      const bool was_finishing = finishing_;
-      clock_->wait_until(wake_, lock, until, [&] { return finishing_ && !was_finishing; });
-      // When the run ends, retry at once, because the pause may be longer than the time left.
-      if (finishing_ && !was_finishing) wait = kFirstRetry;
+      if (const auto* file = std::get_if<record::File>(&record.content))
+        upload(*file);
+      else if (const auto* checkpoint = std::get_if<record::Checkpoint>(&record.content))
+        upload(record, *checkpoint);
     }
   }
 
-  NamedTracker tracker_;
-  RunInfo run_;
-  std::shared_ptr<SenderClock> clock_;
-  std::filesystem::path journal_, offset_file_;
-  int64_t lines_ = 0, bytes_ = 0;  // acknowledged
-  std::mutex mutex_;
-  std::condition_variable wake_, end_;
-  bool ended_ = false;
-  std::atomic<bool> abandoned_{false};
-  bool journal_grew_ = true;  // a resumed run may have unsent lines
-  bool finishing_ = false;
+  void upload(const record::File& file) {
+    const stdfs::path path = stdfs::path(run_.folder) / file.path;
+    std::error_code ignored;
+    if (!is_inside(file.path) || !stdfs::is_regular_file(path, ignored)) return;
+    checked::upload(*tracker_, path, file.path);
+  }
+
+  void upload(const Record& record, const record::Checkpoint& checkpoint) {
+    const stdfs::path folder = kept(checkpoint);
+    std::error_code ignored;
+    if (!is_inside(checkpoint.path) || !stdfs::is_directory(folder, ignored)) return;
+    checked::upload_checkpoint(*tracker_, folder, record);
+    fs::remove_all(folder);
+  }
+
+  const std::string name_;
+  const std::shared_ptr<Tracker> tracker_;
+  std::shared_ptr<TrackerFiles> files_;
+  std::stop_source stop_;
+  const RunInfo run_;
+  std::shared_ptr<SenderWorker> sender_, uploads_;  // the latter only if it uploads files
   RunStatus status_ = RunStatus::failed;
-  SenderClock::Time deadline_{};
-  std::thread thread_;
 };
 
 TrackerSender::TrackerSender(std::vector<NamedTracker> trackers, RunInfo run,
-                             std::filesystem::path journal, std::shared_ptr<SenderClock> clock)
-    : clock_(std::move(clock)) {
+                             std::shared_ptr<SenderClock> clock)
+    : run_(std::move(run)), clock_(std::move(clock)) {
   for (NamedTracker& tracker : trackers)
-    workers_.push_back(std::make_shared<Worker>(std::move(tracker), run, journal, clock_));
-  for (const auto& worker : workers_) worker->start();
+    deliveries_.push_back(std::make_shared<Delivery>(std::move(tracker), run_));
+  for (const auto& delivery : deliveries_) delivery->start(clock_);
 }
 
 TrackerSender::~TrackerSender() {
@@ -268,15 +241,30 @@ TrackerSender::~TrackerSender() {
 }
 
 void TrackerSender::notify() {
-  for (auto& worker : workers_) worker->notify();
+  for (const auto& delivery : deliveries_) delivery->notify();
 }
 
-void TrackerSender::finish(RunStatus status, double seconds) {
-  const auto deadline = clock_->now() + clock_duration(seconds);
-  for (auto& worker : workers_) worker->begin_finish(status, deadline);
-  const auto limit = std::chrono::steady_clock::now() + kLongestEnd;
-  for (auto& worker : workers_) worker->end(limit);
-  workers_.clear();
+void TrackerSender::keep_for_upload(const Record& checkpoint) {
+  for (const auto& delivery : deliveries_) delivery->keep_for_upload(checkpoint);
+}
+
+bool TrackerSender::finish(RunStatus status, double seconds) {
+  const auto deadline = after(clock_->now(), seconds);
+  for (const auto& delivery : deliveries_) delivery->begin_finish(status, deadline);
+  // A call that has begun may take a while, even if there is no time for another attempt.
+  const auto limit = after(std::chrono::steady_clock::now(), std::max(seconds, kEndSeconds));
+  bool complete = true;
+  for (const auto& delivery : deliveries_) complete &= delivery->end(limit);
+  deliveries_.clear();
+  return complete;
+}
+
+bool has_received_everything(const NamedTracker& tracker, const stdfs::path& run) {
+  const auto is_complete = [&](const char* journal, const char* suffix) {
+    return Feed(run / journal, run / "trackers" / (tracker.name + suffix)).read(1).empty();
+  };
+  return is_complete(kMetrics, kMetricsOffset) && is_complete(kRecords, kRecordsOffset) &&
+         (!checked::uploads(*tracker.tracker) || is_complete(kRecords, kUploadsOffset));
 }
 
 bool has_busy_trackers() {

@@ -1,58 +1,59 @@
-// Sends metrics.jsonl to the trackers, each on its own thread: training never waits for a tracker
-// and never fails because of one.
+// Sends the journals of a run to its trackers, on threads of their own: training never waits for a
+// tracker and never fails because of one.
 #pragma once
 
-#include <chrono>
-#include <condition_variable>
 #include <filesystem>
-#include <functional>
 #include <memory>
-#include <mutex>
+#include <vector>
 
 #include <dsv3/sdk/tracker.h>
 
+#include "track/store.h"
+#include "track/worker.h"
+
 namespace dsv3 {
 
+/// How long a run waits for its trackers at its end.
+inline constexpr double kEndSeconds = 10;
+
 struct NamedTracker {
-  std::string name;  ///< unique in the run; used as the name of the offset file
+  std::string name;  ///< unique in the run; used in the names of its files
   std::shared_ptr<Tracker> tracker;
+  std::shared_ptr<TrackerFiles> files = {};  ///< the same as the tracker's RunContext::store
+  std::stop_source stop = {};                ///< of RunContext::stop
 };
 
-/// The time, and waiting for it. Tests replace it by a clock that does not sleep.
-class SenderClock {
- public:
-  using Time = std::chrono::steady_clock::time_point;
-  virtual ~SenderClock() = default;
-  virtual Time now();
-  /// Waits until `stop` returns true or `until` is reached. Evaluates `stop` first, and whenever
-  /// `wake` is notified. `lock` is held except while waiting.
-  virtual void wait_until(std::condition_variable& wake, std::unique_lock<std::mutex>& lock,
-                          Time until, const std::function<bool()>& stop);
-};
-
-/// Uses metrics.jsonl as a journal. Each tracker reads it from the line after the last one that it
-/// acknowledged. The number of that line is stored in <run folder>/trackers/<name>.json. A killed
-/// run therefore loses no metrics, and a tracker that fails catches up later.
+/// Uses metrics.jsonl and events.jsonl as journals, which each tracker reads from the line after
+/// the last one that it acknowledged. A killed run therefore loses nothing, and a tracker that
+/// fails catches up later. Each tracker has a thread, and a second one if it uploads files.
 class TrackerSender {
  public:
-  /// Starts one thread per tracker. `journal` need not exist yet.
-  TrackerSender(std::vector<NamedTracker> trackers, RunInfo run, std::filesystem::path journal,
+  /// Starts the threads. The journals need not exist yet.
+  TrackerSender(std::vector<NamedTracker> trackers, RunInfo run,
                 std::shared_ptr<SenderClock> clock = std::make_shared<SenderClock>());
   ~TrackerSender();
   TrackerSender(const TrackerSender&) = delete;
   TrackerSender& operator=(const TrackerSender&) = delete;
-  /// Call this after each append to the journal.
+  /// Call this after each append to a journal.
   void notify();
+  /// Links the files of a checkpoint for the trackers that will upload it. Call this before its
+  /// record is appended.
+  void keep_for_upload(const Record& checkpoint);
   /// Sends the remaining lines, and starts no attempt later than `seconds` from now. Then ends the
-  /// threads. Abandons a thread whose tracker is still busy after `seconds`. Lines that could not be
-  /// sent stay in the journal and are sent when the run resumes.
-  void finish(RunStatus status, double seconds = 10);
+  /// threads. Abandons a thread whose tracker is still busy after that. Lines that could not be
+  /// sent stay in the journals and are sent when the run resumes. Returns whether everything was
+  /// sent.
+  bool finish(RunStatus status, double seconds = kEndSeconds);
 
  private:
-  class Worker;
+  class Delivery;
+  const RunInfo run_;
   std::shared_ptr<SenderClock> clock_;
-  std::vector<std::shared_ptr<Worker>> workers_;
+  std::vector<std::shared_ptr<Delivery>> deliveries_;
 };
+
+/// Whether a tracker has acknowledged all lines of the journals in the folder `run`.
+bool has_received_everything(const NamedTracker& tracker, const std::filesystem::path& run);
 
 /// Converts a line of metrics.jsonl to an event; `id` is the line's number, from 0.
 Event parse_event(const std::string& line, int64_t id);

@@ -76,17 +76,17 @@ class Samples final : public Observer {
     if (!report.last && !Training::divides(every, report.step)) return;
     if (!run_.state.cut_short.empty()) return;
     written_ = report.step;
-    const std::string samples = text();
+    const std::vector<record::Sample> samples = generate_samples();
     if (run_.requested_stop()) {
       report.stopping = true;
       run_.state.cut_short = "samples";
     } else if (run_.ranks.is_first()) {
-      write(without_secrets(samples));
+      write(samples);
     }
   }
 
  private:
-  std::string text() const {
+  std::vector<record::Sample> generate_samples() const {
     const SamplesOptions& samples = run_.experiment.samples;
     const Tokenizer& tokenizer = *run_.tokenizer;
     GenerateOptions options{
@@ -106,17 +106,23 @@ class Samples final : public Observer {
     }
     const EvaluationWeights weights = run_.evaluation_weights();
     const Generation generation = generate(*run_.model, prompts, options);
-    std::string text;
+    std::vector<record::Sample> texts;
     for (size_t i = 0; i < prompts.size(); ++i)
-      text += c10::str(i ? "---\n" : "", samples.prompts[i],
-                       tokenizer.decode(generation.texts[i].ids), "\n");
-    return text;
+      texts.push_back({without_secrets(samples.prompts[i]),
+                       without_secrets(tokenizer.decode(generation.texts[i].ids))});
+    return texts;
   }
 
-  void write(const std::string& text) const {
-    const std::filesystem::path folder = run_.folder.samples();
-    fs::make_folders(folder);
-    fs::write_atomically(folder / fmt::format("step-{:07}.txt", run_.state.step), text);
+  void write(const std::vector<record::Sample>& samples) const {
+    std::string text;
+    for (const record::Sample& sample : samples)
+      text += (text.empty() ? "" : "---\n") + sample.prompt + sample.text + "\n";
+    const std::filesystem::path file =
+        run_.folder.samples() / fmt::format("step-{:07}.txt", run_.state.step);
+    fs::make_folders(file.parent_path());
+    fs::write_atomically(file, text);
+    run_.tracking.record(run_.state.step, record::Samples{samples});
+    run_.tracking.record_file(run_.state.step, file);
     log::info(fmt::format("sample at step {}: {}", run_.state.step, text));
   }
 

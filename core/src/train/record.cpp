@@ -4,8 +4,9 @@
 #include <dsv3/sdk/log.h>
 
 #include "machine/machine.h"
+#include "ranks/exchange.h"
+#include "run/run_info.h"
 #include "support/host.h"
-#include "track/sender.h"
 #include "train/observer.h"
 #include "train/progress.h"
 
@@ -15,14 +16,14 @@ namespace {
 class MetricsRecorder final : public Observer {
  public:
   MetricsRecorder(Training& training, bool resumed, bool quiet)
-      : run_(training),
-        info_{run_.folder.name(), run_.folder.path().string(), run_.experiment.name,
-              run_.experiment.resolved.yaml(), resumed},
-        progress_(quiet) {}
+      : run_(training), resumed_(resumed), progress_(quiet) {}
 
   void run_started() override {
-    if (run_.ranks.is_first()) start_trackers();
-    run_.callbacks.run_started(info_);
+    const RunInfo info = run_info(run_.folder.path(), run_.experiment, resumed_);
+    run_together(*run_.ranks.control, [&] {
+      if (run_.ranks.is_first()) start_tracking(info);
+    });
+    run_.callbacks.run_started(info);
     start_interval();
   }
 
@@ -51,18 +52,30 @@ class MetricsRecorder final : public Observer {
   void run_ended(RunStatus status) override {
     progress_.finish();
     run_.callbacks.run_ended(status);
-    if (sender_) sender_->finish(status);
+    run_.tracking.finish(status, run_.state.step);
   }
 
  private:
-  void start_trackers() {
-    std::vector<NamedTracker> trackers;
-    for (size_t i = 0; i < run_.experiment.tracker.size(); ++i) {
-      const ComponentSpec& spec = run_.experiment.tracker[i];
-      trackers.push_back({spec.plugin + "-" + std::to_string(i),
-                          make<Tracker>(run_.plugins, spec, RunContext{info_.folder})});
-    }
-    sender_ = std::make_unique<TrackerSender>(std::move(trackers), info_, run_.folder.metrics());
+  void start_tracking(const RunInfo& info) {
+    run_.tracking.start(
+        info,
+        make_trackers(run_.experiment, run_.plugins, run_.folder.path(), run_.tracker_settings,
+                      [](const std::string& name, const std::string& reason) {
+                        log::info("tracker '" + name + "' is not used: " + reason);
+                      }),
+        run_.state.step, run_.changes, datasets(), run_.checkpoints.all());
+  }
+
+  std::vector<record::Dataset> datasets() const {
+    const std::string& name = run_.experiment.data.plugin;
+    std::string options;
+    for (const ResolvedValue& value : run_.experiment.resolved.values)
+      if (value.path.starts_with("data.") && !value.path.starts_with("data.tokenizer"))
+        options += (options.empty() ? "" : ", ") + value.path.substr(5) + ": " + value.yaml();
+    std::vector<record::Dataset> datasets{{"training", name, run_.documents_hash, options}};
+    if (!run_.state.validation_hash.empty())
+      datasets.push_back({"validation", name, run_.state.validation_hash, options});
+    return datasets;
   }
 
   static void add(Event& event, const std::string& name, double value) {
@@ -133,7 +146,7 @@ class MetricsRecorder final : public Observer {
   void record(Event& event, const StepReport& report, bool show) {
     if (run_.ranks.is_first()) {
       run_.folder.require_exists();
-      if (run_.metrics->append(event)) sender_->notify();
+      if (run_.metrics->append(event)) run_.tracking.notify();
     }
     event.id = broadcast_number(event.id);
     if (report.result && show) progress_.show(line_, true);
@@ -157,8 +170,7 @@ class MetricsRecorder final : public Observer {
   }
 
   Training& run_;
-  const RunInfo info_;
-  std::unique_ptr<TrackerSender> sender_;
+  const bool resumed_;
   Progress progress_;
   ProgressLine line_;
   int64_t reported_ = -1, validated_ = -1;  // steps of the last report and validation

@@ -15,6 +15,7 @@
 #include "machine/machine.h"
 #include "ranks/exchange.h"
 #include "run/gpu_provenance.h"
+#include "run/run_info.h"
 #include "support/checked_math.h"
 #include "support/host.h"
 #include "train/signals.h"
@@ -54,6 +55,10 @@ void write_start(const RunRequest& request, const RunFolder& folder, const Exper
   Json origin = process_provenance(request, experiment, plugins, training);
   origin["init_hash"] = training.state.init_hash;
   origin["initial_hashes"] = training.initial_hashes;
+  if (!request.experiment.file.empty())
+    origin["experiment"] = std::filesystem::absolute(request.experiment.file).string();
+  // A run that starts again before its first checkpoint remains the same run.
+  origin["uid"] = read_provenance(folder.path()).value("uid", new_run_uid());
   origin["documents_hash"] = training.documents_hash;
   origin["validation_hash"] = training.state.validation_hash;
   if (!request.from.empty())
@@ -72,6 +77,7 @@ void write_start(const RunRequest& request, const RunFolder& folder, const Exper
 void write_resume(const RunRequest& request, const RunFolder& folder, const Experiment& experiment,
                   const Plugins& plugins, const Training& training, const Json& changes) {
   Json origin = read_provenance(folder.path());
+  if (!origin.contains("uid")) origin["uid"] = new_run_uid();
   Json resume = process_provenance(request, experiment, plugins, training);
   resume["step"] = training.state.step;
   if (!changes.empty()) resume["changes"] = changes;
@@ -172,6 +178,10 @@ class Session {
     if (fresh) start();
     current_step.finished = training_->state.step;
     report_changes(start_.changes, *start_.stored, *training_);
+    training_->tracker_settings = request_.tracker_settings;
+    for (const Json& change : start_.changes)
+      if (const std::string key = change["key"].get<std::string>(); !key.starts_with("tags."))
+        training_->changes[key] = change["after"].get<std::string>();
     trainer_ =
         std::make_unique<Trainer>(*training_, start_.resumed, request_.quiet, request_.profile);
     run_together(*ranks_.control, [&] {
@@ -238,6 +248,7 @@ class Session {
       log::warning(
           "no checkpoint yet: the run starts again, with its settings and data as they are now");
       if (training_->metrics) training_->metrics->clear();
+      training_->tracking.clear();
       return false;
     }
     compare_with_checkpoint(*newest, experiment_, plugins_);

@@ -75,7 +75,8 @@ Training::Training(Experiment resolved, Plugins& search, RunFolder& run_folder, 
       device(device_of(experiment.train)),
       ranks(on_device(std::move(connected), device)),
       callbacks(experiment, plugins),
-      checkpoints(folder.checkpoints(), experiment.checkpoint.keep_best) {
+      checkpoints(folder.checkpoints(), experiment.checkpoint.keep_best),
+      tracking(folder, ranks.is_first()) {
   if (ranks.is_first()) metrics.emplace(folder.metrics());
   choose_determinism(experiment.train, device);
   at::set_num_threads(int(experiment.train.threads.value()));
@@ -164,6 +165,7 @@ bool Training::is_worth_copying(const CheckpointContent& content) const {
 
 void Training::saved(const StoredCheckpoint& checkpoint) {
   log::info("saved checkpoint " + checkpoint.folder.string());
+  tracking.checkpoint_saved(checkpoint);
   callbacks.checkpoint_saved({checkpoint.step, checkpoint.folder.string()});
 }
 

@@ -13,6 +13,7 @@
 #include "train/callbacks.h"
 #include "train/evaluation_weights.h"
 #include "train/run_state.h"
+#include "train/tracking.h"
 
 namespace dsv3 {
 
@@ -74,7 +75,10 @@ struct Training {
   std::unique_ptr<Loader> loader;
   CallbackSet callbacks;
   CheckpointStore checkpoints;
-  std::optional<MetricsFile> metrics;  ///< on the first rank only
+  std::optional<MetricsFile> metrics;           ///< on the first rank only
+  std::vector<SettingsLayer> tracker_settings;  ///< of this machine, for trackers
+  Tracking tracking;
+  record::Values changes;  ///< settings that a resumed run has changed, with their new values
   ModelFigures model_figures;
   int64_t micro_batch = 0;  ///< rows per rank and micro-batch
   int64_t accumulate = 0;   ///< micro-batches per step

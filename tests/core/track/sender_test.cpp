@@ -1,118 +1,26 @@
 // Tests how metrics reach trackers that fail, reject events, or start late, on a clock that does
 // not sleep.
-#include <atomic>
 #include <cmath>
-#include <fstream>
 #include <limits>
-#include <numeric>
-#include <set>
+#include <sstream>
 #include <thread>
 
 #include <catch2/catch.hpp>
 
 #include <dsv3/sdk/log.h>
 #include <dsv3/support/fs.h>
-#include <dsv3/support/json.h>
 
-#include "core/support/temporary_folder.h"
-#include "core/track/fake_clock.h"
-
-using dsv3::Event;
-using dsv3::NamedTracker;
-using dsv3::RunStatus;
-using dsv3::TrackerSender;
-using Ids = std::vector<int64_t>;
+#include "core/track/scripted_run.h"
 
 namespace {
-
 std::mutex log_mutex;
-std::string logged;  // all warnings of the current test case
+std::string logged;
+}  // namespace
 
 std::string take_log() {
   const std::lock_guard lock(log_mutex);
   return std::exchange(logged, "");
 }
-
-int count_in(const std::string& text, const std::string& part) {
-  int count = 0;
-  for (size_t at = 0; (at = text.find(part, at)) != std::string::npos; ++at) ++count;
-  return count;
-}
-
-Ids ids_from(int64_t first, int64_t count) {
-  Ids ids(static_cast<size_t>(count));
-  std::iota(ids.begin(), ids.end(), first);
-  return ids;
-}
-
-/// What a ScriptedTracker does in a call, before it accepts the call's events.
-using Script = std::function<void(int call, std::span<const Event> events)>;
-
-/// Records the ids of the events that it accepted. Every function first runs its script, which may
-/// throw; `call` counts from 0. Tests read it after the sender has ended, or while it waits.
-class ScriptedTracker final : public dsv3::Tracker {
- public:
-  void start(const dsv3::RunInfo&) override {
-    if (on_start) on_start(starts++, {});
-  }
-  void deliver(std::span<const Event> events) override {
-    sizes.push_back(events.size());
-    const int call = deliveries++;
-    if (on_deliver) on_deliver(call, events);
-    for (const Event& event : events) accepted.push_back(event.id);
-    received += std::ssize(events);
-  }
-  void finish(RunStatus status) override {
-    if (on_finish) on_finish(finishes++, {});
-    finished.push_back(status);
-  }
-
-  Script on_start, on_deliver, on_finish;
-  int starts = 0, finishes = 0;
-  std::atomic<int> deliveries = 0;
-  std::atomic<int64_t> received = 0;  ///< number of accepted events
-  Ids accepted;
-  std::vector<size_t> sizes;        ///< number of events in each call of deliver()
-  std::vector<RunStatus> finished;  ///< statuses of successful finish() calls
-};
-
-/// A run folder with a journal.
-class Run {
- public:
-  std::shared_ptr<FakeClock> clock = std::make_shared<FakeClock>();
-  std::shared_ptr<ScriptedTracker> tracker = std::make_shared<ScriptedTracker>();
-
-  std::filesystem::path journal() const { return folder_ / "metrics.jsonl"; }
-  std::filesystem::path offset_file(const std::string& name = "first") const {
-    return folder_ / "trackers" / (name + ".json");
-  }
-  int64_t offset(const std::string& name = "first") const {
-    return dsv3::read_json(offset_file(name)).at("lines").get<int64_t>();
-  }
-  void append(int64_t count) {
-    std::ofstream file(journal(), std::ios::app | std::ios::binary);
-    for (; count > 0; --count)
-      file << "{\"step\": " << lines_++ << ", \"tokens\": 8, \"time\": 1.5, \"train/loss\": 2}\n";
-  }
-  std::unique_ptr<TrackerSender> sender(std::vector<NamedTracker> trackers) const {
-    const dsv3::RunInfo info{"run", folder_.path().string(), "experiment", "dsv3: 1\n", false};
-    return std::make_unique<TrackerSender>(std::move(trackers), info, journal(), clock);
-  }
-  std::unique_ptr<TrackerSender> sender() const { return sender({{"first", tracker}}); }
-
- private:
-  TemporaryFolder folder_;
-  int64_t lines_ = 0;
-};
-
-/// Throws in the first `count` calls.
-Script fails(int count) {
-  return [count](int call, std::span<const Event>) {
-    if (call < count) throw std::runtime_error("the server is down");
-  };
-}
-
-}  // namespace
 
 namespace dsv3::log {
 // Default visibility makes libdsv3 call this function instead of its own log::write().
@@ -153,7 +61,7 @@ TEST_CASE("a failed call is retried after pauses that double up to a minute") {
   CHECK(run.tracker->accepted == ids_from(0, 3));
   const std::string log = take_log();
   CHECK(count_in(log, "the server is down") == 1);  // one warning for the whole outage
-  CHECK(log.find("tracker 'first' cannot deliver, retrying") != std::string::npos);
+  CHECK(log.find("tracker 'first' cannot deliver metrics, retrying") != std::string::npos);
 }
 
 TEST_CASE("after a success, the next failure is retried after the shortest pause") {
@@ -189,57 +97,41 @@ TEST_CASE("the sender waits as long as a tracker requests, within limits") {
   CHECK(run.tracker->accepted == ids_from(0, 2));
 }
 
-TEST_CASE("events that a tracker rejects are skipped, and the others are delivered once") {
+TEST_CASE("what a tracker rejects is listed in a file, with one warning") {
   Run run;
   run.append(10);
-  const std::set<int64_t> bad{0, 3, 4, 9};
+  const auto files = std::make_shared<dsv3::TrackerFiles>(run.folder() / "trackers", "first");
   run.tracker->on_deliver = [&](int, std::span<const Event> events) {
-    for (size_t i = 0; i < events.size(); ++i) {
-      if (!bad.contains(events[i].id)) continue;
-      for (const Event& event : events.first(i)) run.tracker->accepted.push_back(event.id);
-      throw dsv3::Rejected("loss too long", i);
-    }
+    for (const Event& event : events)
+      if (event.id % 4 == 3) files->reject(event, "train/loss", "loss too long");
   };
-  run.sender()->finish(RunStatus::finished);
-  CHECK(run.tracker->accepted == Ids{1, 2, 5, 6, 7, 8});
+  run.sender({{"first", run.tracker, files}})->finish(RunStatus::finished);
   CHECK(run.offset() == 10);
-  CHECK(run.clock->waits().empty());
   const std::string log = take_log();
-  CHECK(count_in(log, "loss too long") == 4);
-  for (const int64_t id : bad)
-    CHECK(log.find("rejected step " + std::to_string(id) + ":") != std::string::npos);
+  CHECK(count_in(log, "loss too long") == 1);
+  CHECK(log.find("rejected train/loss in metrics.jsonl:4: loss too long") != std::string::npos);
+  CHECK(log.find("tracker 'first' rejected 2 entries") != std::string::npos);
+  std::istringstream lines(get(run.folder() / "trackers/first.rejected.jsonl"));
+  for (const int number : {4, 8}) {
+    std::string line;
+    std::getline(lines, line);
+    const dsv3::Json entry = dsv3::Json::parse(line);
+    CHECK(entry.at("journal") == "metrics.jsonl");
+    CHECK(entry.at("line") == number);
+    CHECK(entry.at("step") == number - 1);
+    CHECK(entry.at("reason") == "loss too long");
+  }
 }
 
-TEST_CASE("events before a rejected one are not delivered again when a retry follows") {
-  Run run;
-  run.append(6);
-  run.clock->flow();
-  std::vector<Ids> calls;
-  run.tracker->on_deliver = [&](int call, std::span<const Event> events) {
-    Ids& ids = calls.emplace_back();
-    for (const Event& event : events) ids.push_back(event.id);
-    if (call == 0) throw dsv3::Rejected("no", 2);
-    if (call == 1) throw std::runtime_error("connection lost");
-  };
-  auto sender = run.sender();
-  while (run.tracker->deliveries < 3) std::this_thread::yield();
-  sender->finish(RunStatus::finished);
-  CHECK(calls == std::vector<Ids>{ids_from(0, 6), ids_from(3, 3), ids_from(3, 3)});
-  CHECK(run.offset() == 6);
-}
-
-TEST_CASE("a rejection of an event that was not delivered is retried like an error") {
+TEST_CASE("a line that is not an event is rejected, and the others are delivered") {
   Run run;
   run.append(2);
-  run.clock->flow();
-  run.tracker->on_deliver = [](int call, std::span<const Event>) {
-    if (call == 0) throw dsv3::Rejected("confused", 2);
-  };
-  auto sender = run.sender();
-  while (run.tracker->deliveries < 2) std::this_thread::yield();
-  sender->finish(RunStatus::finished);
-  CHECK(run.tracker->accepted == ids_from(0, 2));
-  CHECK(take_log().find("rejected event 2 of 2") != std::string::npos);
+  std::ofstream(run.journal(), std::ios::app) << "{\"step\": \"two\"}\nnot JSON\n";
+  run.append(1);
+  run.sender()->finish(RunStatus::finished);
+  CHECK(run.tracker->accepted == Ids{0, 1, 4});
+  CHECK(run.offset() == 5);
+  CHECK(count_in(get(run.folder() / "trackers/first.rejected.jsonl"), "\n") == 2);
 }
 
 TEST_CASE("when the run ends, a waiting sender retries at once and gives up at the deadline") {
@@ -257,8 +149,11 @@ TEST_CASE("when the run ends, a waiting sender retries at once and gives up at t
   CHECK(run.tracker->deliveries == 6);
   CHECK(run.tracker->finished.empty());
   CHECK_FALSE(exists(run.offset_file()));
-  CHECK(take_log().find("the rest will be sent from metrics.jsonl when the run resumes: the "
-                        "server is down") != std::string::npos);
+  const std::string log = take_log();
+  CHECK(log.find("tracker 'first' has not received everything: the server is down") !=
+        std::string::npos);
+  CHECK(log.find("the rest will be sent when the run resumes, or by dsv3 sync") !=
+        std::string::npos);
 }
 
 TEST_CASE(

@@ -13,7 +13,7 @@ struct Arguments {
   std::vector<std::string> words;  // the experiment file and key=value settings
   std::string run_name, run_id, resume, from, branch, output, config, device, optimizer, strategy,
       gpu_memory;
-  std::vector<std::string> plugin_paths;
+  std::vector<std::string> plugin_paths, tags;
   std::optional<int64_t> num_gpus;
   int64_t max_restarts = 0;
   bool backtrace = false, profile = false, debug = false, dry_run = false, check = false,
@@ -69,6 +69,13 @@ inline void declare(CLI::App& app, Arguments& a) {
                  "Resume the run up to this many times after a rank is lost or killed")
       ->type_name("N")
       ->check(integer_between(0, 1'000'000));
+  app.add_option("--tag", a.tags, "Add a tag to the run: NAME=VALUE; may be repeated")
+      ->type_name("NAME=VALUE")
+      ->allow_extra_args(false)
+      ->check([](const std::string& tag) {
+        const size_t equals = tag.find('=');
+        return std::string(equals == tag.npos || equals == 0 ? "expected NAME=VALUE" : "");
+      });
   app.add_option("--plugin-path", a.plugin_paths,
                  "Plugin library, registry or installation to search first; may be repeated")
       ->type_name("PATH")

@@ -61,7 +61,7 @@ std::vector<dsv3::Setting> debug_settings() {
       {"data.tokenizer", std::monostate()},
       {"train.steps", int64_t{50}},
       {"train.batch", int64_t{4}},
-      {"train.micro_batch", int64_t{4}},
+      {"train.micro_batch", "auto"},
       {"train.sequence", int64_t{256}},
       {"train.log_every", int64_t{1}},
       {"validation.every", int64_t{0}},
@@ -83,6 +83,10 @@ dsv3::ExperimentRequest experiment_of(const Arguments& a) {
   if (a.debug) {
     request.settings = debug_settings();
     request.debug_vocab = 1024;
+  }
+  for (const std::string& tag : a.tags) {
+    const size_t equals = tag.find('=');
+    request.settings.push_back({"tags." + tag.substr(0, equals), tag.substr(equals + 1), "--tag"});
   }
   check_spaces(a.words);
   for (const std::string& word : a.words) {
@@ -187,6 +191,7 @@ int run(int argc, char** argv) {
 
   const dsv3::MachineConfig machine = dsv3::read_machine_config(request.experiment.machine_files);
   if (!machine.output.empty()) request.usual_output = machine.output;
+  request.tracker_settings = dsv3::machine_settings(request.experiment.machine_files);
   request.resume_flags = resume_flags(a);
   const bool trains = !(a.check || a.print_config || a.dry_run);
   if (!trains) request.ranks.world = a.num_gpus.value_or(request.ranks.world);

@@ -25,6 +25,7 @@ void add_model_commands(CLI::App& app, int& exit_code);
 void add_generate_command(CLI::App& app, int& exit_code);
 /// eval
 void add_eval_commands(CLI::App& app, int& exit_code);
+void add_sync_command(CLI::App& app, int& exit_code);
 /// Call this last, because completion scripts list the commands that `app` has at that time.
 void add_completion_commands(CLI::App& app, int& exit_code);
 

@@ -1,5 +1,8 @@
 // `dsv3`: commands for plugins, data, models and generation. `dsv3-run` trains.
+#include <unistd.h>
+
 #include <dsv3/runtime/crash.h>
+#include <dsv3/runtime/trackers.h>
 
 #include "commands.h"
 #include "common/command_line.h"
@@ -21,6 +24,7 @@ int run(int argc, char** argv) {
   add_schema_commands(app, exit_code);
   add_reference_command(app, exit_code);
   add_compare_commands(app, exit_code);
+  add_sync_command(app, exit_code);
   add_completion_commands(app, exit_code);
   try {
     parse_command_line(app, argc, argv, "; to train, use dsv3-run FILE");
@@ -33,5 +37,7 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return run_program(argc, argv, run);
+  const int code = run_program(argc, argv, run);
+  if (dsv3::has_busy_trackers()) _exit(code);  // a tracker's thread still runs
+  return code;
 }

@@ -8,6 +8,7 @@
 
 #include <dsv3/runtime/experiment.h>
 #include <dsv3/sdk/error.h>
+#include <dsv3/sdk/tracker.h>
 
 namespace dsv3 {
 
@@ -46,6 +47,7 @@ struct MachineFile {
 struct MachineConfig {
   std::vector<std::string> plugin_paths;  ///< absolute, or relative to the current folder
   std::string output;                     ///< parent folder of all run folders; empty = not set
+  std::string run_id;                     ///< run to resume; empty = not set
 };
 
 /// Reports all errors in an experiment. what() contains one paragraph per error.
@@ -91,6 +93,11 @@ std::vector<MachineFile> machine_files(const std::string& chosen,
 /// Reads only the settings needed to find plugins. Throws a ConfigError if an untrusted file sets
 /// plugin_paths.
 MachineConfig read_machine_config(const std::vector<MachineFile>& files);
+
+/// Returns the addresses and credentials of this machine: from the environment, from .env in the
+/// current folder, and from the files with machine defaults. Throws a ConfigError if a file cannot
+/// be read. Warns if other users can read a file with credentials.
+std::vector<SettingsLayer> machine_settings(const std::vector<MachineFile>& files);
 
 /// Reads, merges and checks an experiment. Throws a ConfigError that lists every error.
 Experiment load_experiment(const ExperimentRequest& request, Catalog& catalog);

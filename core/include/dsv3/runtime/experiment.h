@@ -174,6 +174,7 @@ struct Experiment {
   /// Components of kinds that have no field in this struct.
   std::map<Kind, std::vector<ComponentSpec>> others;
   std::string output = "runs";  ///< machine default: folder that contains the run folders
+  std::map<std::string, std::string> tags;  ///< by name: "team", "mlflow.note.content"
   std::string log_level = "info";
   std::string hub_endpoint;  ///< machine default: URL of the Hugging Face hub
   /// Values of the options on which implementations differ, including defaults, by

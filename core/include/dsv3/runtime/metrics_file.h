@@ -1,11 +1,10 @@
 // metrics.jsonl: one flat JSON object per line, append-only.
 #pragma once
 
-#include <optional>
 #include <set>
 
+#include <dsv3/runtime/journal_file.h>
 #include <dsv3/sdk/tracker.h>
-#include <dsv3/support/fs.h>
 
 namespace dsv3 {
 
@@ -14,41 +13,35 @@ namespace dsv3 {
 /// written as by number_to_json.
 std::string metrics_line(const Event& event);
 
-/// Writes metrics.jsonl; not thread-safe. Each line is written by one write(2), so a killed process
-/// leaves at most one torn line, which the constructor removes when the file is opened again.
+/// Writes metrics.jsonl; not thread-safe.
 class MetricsFile {
  public:
   /// Opens or creates `path` and appends after the last complete line.
   explicit MetricsFile(std::filesystem::path path);
+  MetricsFile(const MetricsFile&) = delete;
+  MetricsFile& operator=(const MetricsFile&) = delete;
 
   /// Appends a line and sets `event.id` to its zero-based line number. Returns false and writes
   /// nothing if a resumed run repeats an event that is already in the file. An event is a
   /// repetition if its step is before the last one, or if it is at the last step and one of that
   /// step's lines starts with the same metric (training and validation may each write a line for
-  /// the same step). If the file was removed, replaced or cut short since the last call, logs a
-  /// warning and writes to a new file.
+  /// the same step).
   bool append(Event& event);
   /// Removes all lines, because the run starts again.
   void clear();
   /// Calls fsync. Call this before saving a checkpoint, so that a power failure loses no line.
-  void sync();
+  void sync() { file_.sync(); }
 
-  int64_t last_step() const {
-    return last_step_;
-  }  ///< step of the last line; -1 = the file has no
-     ///< lines
-  int64_t lines() const { return lines_; }
+  /// Step of the last line; -1 = the file has no lines.
+  int64_t last_step() const { return last_step_; }
+  int64_t lines() const { return file_.lines(); }
 
  private:
-  void reopen();
-  void reopen_if_lost();
+  void read_last_step(std::string_view lines);
 
-  std::filesystem::path path_;
-  std::optional<fs::Writer> writer_;  // empty after a failed write, until reopen() removes the torn
-                                      // line
-  int64_t last_step_ = -1, lines_ = 0;
-  uint64_t bytes_ = 0;                  // size of the file
+  int64_t last_step_ = -1;
   std::set<std::string> at_last_step_;  // first metric in each line of the last step
+  JournalFile file_;                    // the last member, because opening it sets the others
 };
 
 }  // namespace dsv3

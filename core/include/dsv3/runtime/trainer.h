@@ -4,6 +4,7 @@
 #include <dsv3/runtime/config.h>
 #include <dsv3/runtime/plugins.h>
 #include <dsv3/runtime/ranks.h>
+#include <dsv3/sdk/tracker.h>
 
 namespace dsv3 {
 
@@ -17,12 +18,13 @@ struct RunRequest {
   std::string branch;            ///< RUN or RUN@STEP: start a new run from this run's state
   std::filesystem::path output;  ///< parent folder of the run folder; empty = as in the
                                  ///< experiment
-  std::vector<std::string> command;       ///< argv, for provenance
-  std::string usual_output = "runs";      ///< where `--run_id` alone looks for runs
-  std::vector<std::string> resume_flags;  ///< other flags that resuming the run needs
-  RankContext ranks = {};                 ///< of this process
-  bool profile = false;                   ///< write a trace of a few steps to the run folder
-  bool quiet = false;  ///< show no progress, and ignore the experiment's log.level
+  std::vector<std::string> command;                  ///< argv, for provenance
+  std::string usual_output = "runs";                 ///< where `--run_id` alone looks for runs
+  std::vector<std::string> resume_flags;             ///< other flags that resuming the run needs
+  std::vector<SettingsLayer> tracker_settings = {};  ///< of this machine
+  RankContext ranks = {};                            ///< of this process
+  bool profile = false;  ///< write a trace of a few steps to the run folder
+  bool quiet = false;    ///< show no progress, and ignore the experiment's log.level
 };
 
 /// Trains, and returns the exit code of a run that finished or was stopped: 0, 75 or 130.

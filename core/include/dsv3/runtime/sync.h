@@ -1,0 +1,29 @@
+// Sends to trackers what they have not received from ended runs.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include <dsv3/runtime/plugins.h>
+#include <dsv3/sdk/tracker.h>
+
+namespace dsv3 {
+
+enum class Synced {
+  nothing_to_send = 1,  ///< the trackers had received everything, or the run has none
+  complete,
+  incomplete  ///< a tracker could not be reached in time, or is still busy
+};
+
+/// Sends what the trackers of the run in `folder` have not received. Gives up on a tracker after
+/// `seconds`. Throws dsv3::Error (ExitCode::usage) if the folder is not that of a run, or if
+/// another process trains the run.
+/// `settings` are those of this machine.
+Synced sync_run(const std::filesystem::path& folder, Plugins& plugins,
+                const std::vector<SettingsLayer>& settings, double seconds);
+
+/// Returns the folders of all runs in `output`, by name.
+std::vector<std::filesystem::path> runs_in(const std::filesystem::path& output);
+
+}  // namespace dsv3

@@ -1,0 +1,127 @@
+"""What a run records in events.jsonl, with tags, and what dsv3 sync sends later."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from support import BUILD, RUN, dsv3_run, make_tiny
+
+DSV3 = BUILD / "bin/dsv3"
+SAMPLES = ["samples.every=10", "samples.tokens=8"]
+
+
+def records(run):
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def of_type(run, name):
+    return [record for record in records(run) if record["type"] == name]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    make_tiny(folder)
+    with (folder / "tiny.yaml").open("a") as file:
+        file.write("tags: {team: language, mlflow: {note: {content: first}}}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    dsv3_run("tiny.yaml", "--run_name", "whole", *SAMPLES, "--tag", "purpose=a test", "--tag", "team=vision", cwd=folder)
+    return folder / "runs/whole"
+
+
+def test_a_run_records_everything_but_metrics(finished):
+    parameters, = of_type(finished, "parameters")
+    assert parameters["step"] == 0
+    assert parameters["values"]["optimizer.1.lr"] == "0.02" and parameters["values"]["name"] == "tiny"
+    assert not any(key.startswith("tags.") for key in parameters["values"])
+    tags, = of_type(finished, "tags")
+    assert tags["values"] == {"team": "vision", "mlflow.note.content": "first", "purpose": "a test"}
+    provenance = json.loads((finished / "provenance.json").read_text())
+    assert [(d["context"], d["name"], d["digest"]) for d in of_type(finished, "dataset")] == [
+        ("training", "text", provenance["documents_hash"]), ("validation", "text", provenance["validation_hash"])]
+    assert [record["name"] for record in of_type(finished, "state")] == ["running", "finished"]
+    files = [record["path"] for record in of_type(finished, "file")]
+    assert {"config.yaml", "experiment.yaml", "provenance.json", "log.txt", "metrics.jsonl", "events.jsonl"} <= set(files)
+    assert all((finished / path).is_file() for path in files)
+    assert len(provenance["uid"]) == 32
+
+
+def test_samples_and_checkpoints_are_recorded_with_their_steps(finished):
+    samples = of_type(finished, "samples")
+    assert [record["step"] for record in samples] == [10, 20, 30]
+    for record in samples:
+        text = (finished / f"samples/step-{record['step']:07}.txt").read_text()
+        assert text == "---\n".join(s["prompt"] + s["text"] + "\n" for s in record["samples"])
+    saved = of_type(finished, "checkpoint")
+    assert [record["step"] for record in saved] == list(range(3, 31, 3))
+    removed = {record["path"] for record in of_type(finished, "checkpoint_removed")}
+    left = {f"checkpoints/{path.name}" for path in (finished / "checkpoints").iterdir()}
+    assert {record["path"] for record in saved} == removed | left and not removed & left
+
+
+def test_a_resumed_run_repeats_nothing(folder):
+    process = subprocess.Popen([RUN, "tiny.yaml", "--run_name", "killed", *SAMPLES, "train.steps=600", "schedule.warmup=5"],
+                               cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = folder / "runs/killed"
+    while not (run / "events.jsonl").exists() or not any(r["step"] >= 30 for r in of_type(run, "samples")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    step = max(int(path.name.split("-")[1]) for path in (run / "checkpoints").glob("step-*") if path.suffix == "")
+    dsv3_run("--run_id", "killed", "--tag", "team=audio", "train.steps=600", "checkpoint.every=1000", "samples.every=500",
+             cwd=folder, timeout=300)
+    for name in "samples", "checkpoint":
+        steps = [record["step"] for record in of_type(run, name)]
+        assert steps == sorted(set(steps)), name
+    assert max(record["step"] for record in of_type(run, "checkpoint")) == 600
+    resumed = next(record for record in of_type(run, "state") if record["name"] == "resumed")
+    assert resumed["step"] == step
+    changed = of_type(run, "parameters")[1]
+    assert changed["values"] == {"checkpoint.every": "1000", "samples.every": "500"}
+    assert [record["values"]["team"] for record in of_type(run, "tags")] == ["language", "audio"]
+
+
+def test_environment_variables_in_tags_are_not_recorded(folder, monkeypatch):
+    monkeypatch.setenv("CANARY", "canary-in-a-tag")
+    dsv3_run("tiny.yaml", "--run_name", "canary", "tags.user=${env:CANARY}", "train.steps=2", "schedule.warmup=1", cwd=folder)
+    run = folder / "runs/canary"
+    assert of_type(run, "tags")[0]["values"]["user"] == "${env:CANARY}"
+    for path in run.rglob("*"):
+        assert path.is_dir() or b"canary-in-a-tag" not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("tag, message", [
+    ("team", "expected NAME=VALUE"), ("=x", "expected NAME=VALUE"), ("a b=x", "invalid name of a tag: 'a b'")])
+def test_invalid_tags(folder, tag, message):
+    assert message in dsv3_run("tiny.yaml", "--tag", tag, "--check", cwd=folder, check=2).stderr
+
+
+def sync(*arguments, cwd, check=0):
+    done = subprocess.run([DSV3, "sync", *map(str, arguments)], cwd=cwd, text=True, capture_output=True, timeout=60)
+    assert done.returncode == check, (done.stdout, done.stderr)
+    return done.stdout
+
+
+def test_sync_sends_what_is_left(folder, finished):
+    assert sync("runs/whole", cwd=folder) == "runs/whole: nothing to send\n"
+    offset = finished / "trackers/csv-0.json"
+    table = (finished / "metrics.csv").read_text()
+    offset.write_text('{"lines": 7}')
+    assert sync("runs/whole", cwd=folder) == "runs/whole: everything sent\n"
+    assert (finished / "metrics.csv").read_text() == table
+    assert sync("--all", cwd=folder).count("runs/whole: nothing to send\n") == 1
+
+
+def test_sync_names_folders_that_are_no_runs(folder):
+    assert "is not a run folder" in sync("runs/missing", cwd=folder, check=2)
+    done = subprocess.run([DSV3, "sync"], cwd=folder, text=True, capture_output=True)
+    assert done.returncode == 2 and "pass the folders of runs, or --all" in done.stderr
