@@ -106,6 +106,27 @@ def test_plugins_share_a_precompiled_header(plugins):
         assert "-include" not in commands[f"my_{kind}"], kind
 
 
+HTTP_PROGRAM = """
+#include <iostream>
+#include <dsv3/support/http.h>
+int main() try {
+  dsv3::http::Client().send({.url = "http://127.0.0.1:9/path"});
+} catch (const dsv3::http::Failure& failure) {
+  std::cout << (failure.kind() == dsv3::http::Failure::Kind::connect) << failure.what();
+}
+"""
+
+
+def test_a_program_uses_the_http_client(prefix, tmp_path):
+    (tmp_path / "fetch.cpp").write_text(HTTP_PROGRAM)
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.25)\nproject(fetch LANGUAGES CXX)\nset(CMAKE_CXX_STANDARD 20)\n"
+        "find_package(dsv3 REQUIRED)\nadd_executable(fetch fetch.cpp)\ntarget_link_libraries(fetch dsv3::sdk)\n")
+    third_party("cmake", "-S", ".", "-B", "build", "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}", cwd=tmp_path)
+    third_party("cmake", "--build", "build", cwd=tmp_path)
+    assert third_party("build/fetch", cwd=tmp_path).startswith("1request 'GET http://127.0.0.1:9/path' failed: ")
+
+
 def test_a_built_in_name_must_be_requested(prefix, tmp_path):
     dsv3 = prefix / "bin/dsv3"
     third_party(dsv3, "plugins", "new", "schedule", "mine", cwd=tmp_path)

@@ -158,11 +158,15 @@ size_t incomplete_character(std::string_view text) {
 }
 
 void hide_value(const std::string& variable, const std::string& value) {
+  hide_text(value, "${env:" + variable + "}");
+}
+
+void hide_text(const std::string& value, const std::string& replacement) {
   if (value.size() < kShortest) return;
   if (value.size() < kUnmistakable && is_number_or_boolean(value)) return;
   Hidden& all = hidden();
   const std::lock_guard lock(all.mutex);
-  all.values.emplace(value, "${env:" + variable + "}");
+  all.values.emplace(value, replacement);
 }
 
 std::string without_secrets(std::string text) {

@@ -30,8 +30,10 @@ size_t incomplete_character(std::string_view text);
 /// values that look like other text: those shorter than 4 characters, true and false, and
 /// numbers shorter than 8 characters.
 void hide_value(const std::string& variable, const std::string& value);
+/// Replaces `value` by `replacement` in all later messages, with the same exceptions.
+void hide_text(const std::string& value, const std::string& replacement);
 
-/// Replaces each hidden value in `text` by ${env:NAME}.
+/// Replaces each hidden value in `text` by ${env:NAME} or its other replacement.
 std::string without_secrets(std::string text);
 
 /// Quotes `text` as one word of a shell command, if necessary.
