@@ -1,0 +1,1 @@
+from mlflow_server import mlflow_server  # noqa: F401
