@@ -1,0 +1,26 @@
+// Checkpoints as logged models and versions of a registered model.
+#pragma once
+
+#include "api.h"
+#include "run.h"
+
+namespace mlflow {
+
+struct ModelUpload {
+  Api& api;
+  dsv3::TrackerStore& store;
+  const RemoteRun& run;
+  const std::string& which;       ///< "best" or "last"
+  const std::string& registered;  ///< name of the registered model; empty = none
+};
+
+/// Whether to upload a checkpoint, for `which` = "none", "best" or "last". One without val/loss is
+/// never the best.
+bool is_chosen(const std::string& which, const dsv3::Record& checkpoint,
+               const dsv3::TrackerStore& store);
+
+/// Uploads the files in `folder` as a logged model of the run, with the checkpoint's metrics.
+void upload_model(const ModelUpload& upload, const std::filesystem::path& folder,
+                  const dsv3::Record& checkpoint);
+
+}  // namespace mlflow

@@ -1,0 +1,264 @@
+// Sends runs to an MLflow tracking server.
+#include <cmath>
+
+#include <dsv3/sdk/log.h>
+#include <dsv3/sdk/plugin.h>
+#include <dsv3/sdk/tracker.h>
+
+#include "batch.h"
+#include "checkpoints.h"
+#include "names.h"
+#include "run.h"
+#include "server.h"
+
+namespace mlflow {
+namespace {
+
+using dsv3::Event;
+using dsv3::Record;
+namespace record = dsv3::record;
+
+constexpr size_t kLongestParameter = 6000, kLongestTag = 8000, kLongestDigest = 36;
+constexpr size_t kLongestSource = 65'535;
+
+struct Options {
+  std::string uri, experiment, parent, checkpoints = "none", model;
+  bool artifacts = true;
+
+  static void describe(dsv3::OptionSchema<Options>& s) {
+    s.add("uri", &Options::uri,
+          "address of the tracking server, such as http://localhost:5000; empty = that of "
+          "MLFLOW_TRACKING_URI in the environment or .env, or of tracking_uri in config.yaml");
+    s.add("experiment", &Options::experiment,
+          "name of the MLflow experiment; empty = that of MLFLOW_EXPERIMENT_NAME, or of "
+          "experiment_name in config.yaml, or else 'dsv3'");
+    s.add("parent", &Options::parent, "MLflow id of a run that contains this one; empty = none");
+    s.add("artifacts", &Options::artifacts,
+          "upload the run folder's files: configuration, provenance, log, journals and samples");
+    s.add("checkpoints", &Options::checkpoints,
+          "which checkpoints to upload as logged models: none, the best by val/loss, or the last")
+        .choices({"none", "best", "last"});
+    s.add("model", &Options::model,
+          "name of a registered model that gets each uploaded checkpoint as a version; empty = "
+          "none");
+  }
+};
+
+int64_t milliseconds(double seconds) {
+  return int64_t(std::floor(seconds * 1000));
+}
+
+Entry metric(const std::string& key, double value, const Event& event) {
+  return {Entry::Kind::metric,
+          {{"key", key},
+           {"value", number(value)},
+           {"timestamp", milliseconds(event.time)},
+           {"step", event.step}}};
+}
+
+class MlflowTracker final : public dsv3::Tracker {
+ public:
+  using Options = mlflow::Options;
+  MlflowTracker(const Options& options, const dsv3::RunContext& context)
+      : options_(options), context_(context), server_(find_server(options.uri, context.settings)) {
+    experiment_.id =
+        options.experiment.empty() ? find_setting(context.settings, "MLFLOW_EXPERIMENT_ID") : "";
+    experiment_.name = options.experiment;
+    if (experiment_.name.empty())
+      experiment_.name = find_setting(context.settings, "MLFLOW_EXPERIMENT_NAME");
+    if (experiment_.name.empty()) experiment_.name = "dsv3";
+    if (server_) api_.emplace(*server_, context.stop), uploader_.emplace(*server_, context.stop);
+  }
+
+  std::string inactive() const override {
+    return server_ ? ""
+                   : "no MLflow server is set, so metrics stay in the run folder; set "
+                     "MLFLOW_TRACKING_URI, or start a server with `tools/dev mlflow`, and send "
+                     "them with `dsv3 sync`";
+  }
+
+  void check(const dsv3::RunInfo&) override {
+    Api api(*server_, context_.stop);
+    dsv3::http::Timeouts timeouts;
+    timeouts.connect = std::chrono::milliseconds(2'000);
+    timeouts.total = std::chrono::milliseconds(4'000);
+    api.set_timeouts(timeouts);
+    try {
+      find_experiment(api, experiment_, /*create=*/false);
+    } catch (const ApiError& error) {
+      throw dsv3::Error(error.what(), dsv3::ExitCode::usage);
+    } catch (const dsv3::http::Failure& failure) {
+      require_possible(failure);
+    } catch (const dsv3::Error& error) {
+      if (error.code() == dsv3::ExitCode::usage) throw;  // others may pass: an overloaded server
+    }
+  }
+
+  void start(const dsv3::RunInfo& info) override {
+    if (const std::string changed = context_.store->get("names"); !changed.empty())
+      names_.learn(Json::parse(changed).get<std::map<std::string, std::string>>());
+    run_ = open_run(*api_, info, experiment_, options_.parent, context_.store->get("id"));
+    if (context_.store->get("id") != run_.id) {
+      context_.store->set("id", run_.id);
+      dsv3::log::info("MLflow run " + server_->url + "/#/experiments/" + run_.experiment_id +
+                      "/runs/" + run_.id);
+    }
+    api_->post("runs/update", {{"run_id", run_.id}, {"status", "RUNNING"}});
+  }
+
+  void deliver(std::span<const Event> events) override {
+    std::vector<Entry> entries;
+    std::vector<std::pair<const Event*, std::string>> sources;
+    for (const Event& event : events)
+      for (const auto& [name, value] : event.metrics) {
+        entries.push_back(metric(mapped(name), value, event));
+        sources.emplace_back(&event, name);
+      }
+    log_batch(*api_, run_.id, entries, [&](size_t index, const std::string& reason) {
+      context_.store->reject(*sources[index].first, sources[index].second, reason);
+    });
+  }
+
+  void record(std::span<const Record> records) override {
+    for (const Record& record : records) {
+      if (const auto* parameters = std::get_if<record::Parameters>(&record.content))
+        send(record, *parameters);
+      else if (const auto* tags = std::get_if<record::Tags>(&record.content))
+        send_tags(record, tags->values);
+      else if (const auto* dataset = std::get_if<record::Dataset>(&record.content))
+        send(*dataset);
+      else if (std::holds_alternative<record::State>(record.content))
+        end_time_ = record.time;
+    }
+  }
+
+  void finish(dsv3::RunStatus status) override {
+    const char* const name = status == dsv3::RunStatus::finished ? "FINISHED"
+                             : status == dsv3::RunStatus::failed ? "FAILED"
+                                                                 : "KILLED";
+    Json update = {{"run_id", run_.id}, {"status", name}};
+    if (end_time_ > 0) update["end_time"] = milliseconds(end_time_);
+    api_->post("runs/update", update);
+  }
+
+  bool uploads() const override {
+    return server_ && (options_.artifacts || options_.checkpoints != "none");
+  }
+  void upload(const std::filesystem::path& file, const std::string& name) override {
+    if (!options_.artifacts || run_.artifacts.empty()) return;
+    uploader_->put_file(run_.artifacts + "/" + name, file);
+  }
+  bool uploads_checkpoint(const Record& checkpoint) const override {
+    return is_chosen(options_.checkpoints, checkpoint, *context_.store);
+  }
+  void upload_checkpoint(const std::filesystem::path& folder, const Record& checkpoint) override {
+    if (!is_chosen(options_.checkpoints, checkpoint, *context_.store)) return;
+    upload_model({*uploader_, *context_.store, run_, options_.checkpoints, options_.model}, folder,
+                 checkpoint);
+  }
+
+ private:
+  /// A server that is away may come back. A name that does not exist or a certificate that is not
+  /// trusted does not change by itself.
+  static void require_possible(const dsv3::http::Failure& failure) {
+    using Kind = dsv3::http::Failure::Kind;
+    if (failure.kind() == Kind::tls || failure.kind() == Kind::invalid)
+      throw dsv3::Error(failure.what(), dsv3::ExitCode::usage);
+    dsv3::log::warning(std::string("the MLflow server does not answer now: ") + failure.what());
+  }
+
+  std::string mapped(const std::string& name) {
+    const size_t before = names_.changed().size();
+    const std::string result = names_(name);
+    if (names_.changed().size() > before)
+      context_.store->set("names", Json(names_.changed()).dump());
+    return result;
+  }
+
+  /// MLflow's parameters cannot change. Those of a resumed run that differ become tags.
+  void send(const Record& record, const record::Parameters& parameters) {
+    std::vector<Entry> entries;
+    std::vector<std::string> keys;
+    record::Values changed;
+    const Json stored = stored_parameters();
+    for (const auto& [key, value] : parameters.values) {
+      const std::string name = mapped(key), text = shortened(record, name, value);
+      if (const auto found = stored.find(name); found != stored.end()) {
+        if (*found != text) changed["dsv3.changed." + name] = value;
+        continue;
+      }
+      entries.push_back({Entry::Kind::parameter, {{"key", name}, {"value", text}}});
+      keys.push_back(key);
+    }
+    log_batch(*api_, run_.id, entries, [&](size_t index, const std::string& reason) {
+      context_.store->reject(record, keys[index], reason);
+    });
+    send_tags(record, changed);
+  }
+
+  /// The parameters that the server has, by name.
+  Json stored_parameters() {
+    const Json run = api_->get("runs/get", {{"run_id", run_.id}}).at("run");
+    Json stored = Json::object();
+    if (run.contains("data"))
+      for (const Json& entry : run["data"].value("params", Json::array()))
+        stored[entry.at("key").get<std::string>()] = entry.at("value");
+    return stored;
+  }
+
+  /// The server would cut a longer value silently. The whole value becomes a file.
+  std::string shortened(const Record& record, const std::string& name, const std::string& value) {
+    if (value.size() <= kLongestParameter) return value;
+    const std::string file = "parameters/" + name + ".txt";
+    if (run_.artifacts.empty())
+      context_.store->reject(record, name, "longer than 6000 characters");
+    else
+      api_->put_text(run_.artifacts + "/" + file, value);
+    return "see " + file;
+  }
+
+  void send_tags(const Record& record, const record::Values& tags) {
+    std::vector<Entry> entries;
+    std::vector<std::string> keys;
+    for (const auto& [key, value] : tags) {
+      if (value.size() > kLongestTag) {
+        context_.store->reject(record, key, "longer than 8000 characters");
+        continue;
+      }
+      entries.push_back({Entry::Kind::tag, {{"key", mapped(key)}, {"value", value}}});
+      keys.push_back(key);
+    }
+    log_batch(*api_, run_.id, entries, [&](size_t index, const std::string& reason) {
+      context_.store->reject(record, keys[index], reason);
+    });
+  }
+
+  void send(const record::Dataset& dataset) {
+    const Json source = {{"description", dataset.source.substr(0, kLongestSource / 2)}};
+    api_->post("runs/log-inputs",
+               {{"run_id", run_.id},
+                {"datasets",
+                 {{{"tags", {{{"key", "mlflow.data.context"}, {"value", dataset.context}}}},
+                   {"dataset",
+                    {{"name", dataset.name},
+                     {"digest", dataset.digest.substr(0, kLongestDigest)},
+                     {"source_type", "dsv3"},
+                     {"source", source.dump()}}}}}}});
+  }
+
+  const Options options_;
+  const dsv3::RunContext context_;
+  const std::optional<Server> server_;
+  ExperimentChoice experiment_;
+  std::optional<Api> api_, uploader_;  // of the two threads that call this object
+  RemoteRun run_;
+  Names names_;
+  double end_time_ = 0;
+};
+
+}  // namespace
+}  // namespace mlflow
+
+DSV3_PLUGIN(registrar) {
+  registrar.tracker<mlflow::MlflowTracker>("mlflow", "Runs on an MLflow tracking server");
+}
