@@ -9,7 +9,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 
-from support import BUILD, RUN, last_checkpoint, losses, make_tiny, metrics  # noqa: F401, E402
+from support import BUILD, RUN, SOURCE, last_checkpoint, losses, make_tiny, metrics  # noqa: F401, E402
 
 SAMPLED = ["attention/max_logit"]  # from other tokens if the micro-batch differs
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

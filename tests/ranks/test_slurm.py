@@ -1,6 +1,8 @@
 """Ranks as tasks of a real Slurm: munged, slurmctld and slurmd run on this machine for the time of the tests."""
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import time
@@ -8,6 +10,7 @@ import time
 import pytest
 
 from processes import ENVIRONMENT, PROGRAM, free_port
+from runs import RUN, SOURCE, make_tiny, metrics
 
 CONFIGURATION = """\
 ClusterName=test
@@ -121,3 +124,30 @@ def test_num_gpus_contradicts_several_tasks(slurm):
 def test_a_shell_in_an_allocation_may_launch(slurm):
     done = slurm.run("srun", "-n", "1", "sh", "-c", f"{PROGRAM} --num_gpus 2")
     assert (done.returncode, done.stdout) == (0, "sums are right on 2 ranks\n"), done.stderr
+
+
+def documented_srun():
+    """The line of docs/strategies.md that starts dsv3-run with srun, as words."""
+    lines = (SOURCE / "docs/strategies.md").read_text().splitlines()
+    line, = [line for line in lines if line.startswith("srun ")]
+    return shlex.split(line)
+
+
+def test_the_documented_srun_line_trains(slurm):
+    """On one machine without GPUs, and with a small experiment. Everything else is as documented."""
+    make_tiny(slurm.folder)
+    words = documented_srun()
+    for option, value in ("--nodes", "1"), ("--ntasks-per-node", "2"):
+        words[words.index(option) + 1] = value
+    gpus = words.index("--gpus-per-node")
+    del words[gpus:gpus + 2]
+    words = [{"dsv3-run": str(RUN), "experiment.yaml": "tiny.yaml"}.get(word, word) for word in words]
+    done = slurm.run(words[0], "--overcommit", *words[1:], "--run_name", "two", "train.steps=6")
+    assert done.returncode == 0, done.stderr
+    one = slurm.run(RUN, "tiny.yaml", "--run_name", "one", "train.steps=6")
+    assert one.returncode == 0, one.stderr
+    runs = slurm.folder / "runs"
+    assert json.loads((runs / "two/provenance.json").read_text())["ranks"] == 2
+    for step, values in metrics(runs / "one").items():
+        assert metrics(runs / "two")[step]["train/loss" if step else "val/loss"] == pytest.approx(
+            values["train/loss" if step else "val/loss"], rel=1e-5)

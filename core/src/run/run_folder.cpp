@@ -168,6 +168,22 @@ Json read_provenance(const stdfs::path& run) {
   }
 }
 
+std::string run_with_tracker_id(const stdfs::path& output, const std::string& id) {
+  std::error_code error;
+  for (stdfs::directory_iterator run(output, error), end; !error && run != end;
+       run.increment(error)) {
+    std::error_code none;
+    for (stdfs::directory_iterator file(run->path() / "trackers", none);
+         !none && file != stdfs::directory_iterator(); file.increment(none)) {
+      if (!file->path().native().ends_with(".store.json")) continue;
+      const Json store = Json::parse(fs::read(file->path()), nullptr, /*allow_exceptions=*/false);
+      if (store.is_object() && store.contains("id") && store["id"] == id)
+        return run->path().filename().string();
+    }
+  }
+  return "";
+}
+
 std::string plugin_advice(const stdfs::path& run) {
   std::string advice;
   try {

@@ -121,9 +121,11 @@ class TrackerSender::Delivery : public std::enable_shared_from_this<TrackerSende
 
   bool end(std::chrono::steady_clock::time_point limit) {
     bool complete = true, abandoned = false;
+    std::string cause;
     for (const auto& worker : workers()) {
       complete &= worker->end(limit);
       abandoned |= worker->is_abandoned();
+      if (cause.empty() && !worker->is_abandoned()) cause = worker->cause();
     }
     // Their channels own this object.
     sender_.reset();
@@ -139,8 +141,8 @@ class TrackerSender::Delivery : public std::enable_shared_from_this<TrackerSende
       log::warning("tracker '" + name_ + "' " +
                    (abandoned ? "is still busy, and the run does not wait for it; the rest"
                               : "has not received everything; the rest") +
-                   " will be sent when the run resumes, or by dsv3 sync " +
-                   shell_quoted(run_.folder));
+                   " will be sent when the run resumes, or by `dsv3 sync " +
+                   shell_quoted(run_.folder) + "`" + (cause.empty() ? "" : ": " + cause));
     return complete;
   }
 

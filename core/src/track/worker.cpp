@@ -152,7 +152,7 @@ bool SenderWorker::pause(double seconds, const std::string& cause, double& next)
   std::unique_lock lock(mutex_);
   const auto until = clock_->now() + clock_duration(seconds);
   if (stop_.stop_requested() || (finishing_ && until > deadline_)) {
-    log::warning("tracker '" + name_ + "' has not received everything: " + cause);
+    cause_ = cause;
     return false;
   }
   const bool was_finishing = finishing_;

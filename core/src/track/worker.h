@@ -58,6 +58,8 @@ class SenderWorker : public std::enable_shared_from_this<SenderWorker> {
   /// whether everything was sent.
   bool end(std::chrono::steady_clock::time_point limit);
   bool is_abandoned() const { return abandoned_; }
+  /// Why it gave up; "" if it did not. Call this after end().
+  const std::string& cause() const { return cause_; }
 
  private:
   void work();
@@ -77,6 +79,7 @@ class SenderWorker : public std::enable_shared_from_this<SenderWorker> {
   std::atomic<bool> abandoned_{false};
   bool journal_grew_ = true;  // a resumed run may have unsent lines
   bool finishing_ = false;
+  std::string cause_;
   SenderClock::Time deadline_{};
   std::thread thread_;
 };

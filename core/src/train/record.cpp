@@ -20,9 +20,7 @@ class MetricsRecorder final : public Observer {
 
   void run_started() override {
     const RunInfo info = run_info(run_.folder.path(), run_.experiment, resumed_);
-    run_together(*run_.ranks.control, [&] {
-      if (run_.ranks.is_first()) start_tracking(info);
-    });
+    run_.tracking.start(info, run_.state.step, run_.changes, datasets(), run_.checkpoints.all());
     run_.callbacks.run_started(info);
     start_interval();
   }
@@ -56,16 +54,6 @@ class MetricsRecorder final : public Observer {
   }
 
  private:
-  void start_tracking(const RunInfo& info) {
-    run_.tracking.start(
-        info,
-        make_trackers(run_.experiment, run_.plugins, run_.folder.path(), run_.tracker_settings,
-                      [](const std::string& name, const std::string& reason) {
-                        log::info("tracker '" + name + "' is not used: " + reason);
-                      }),
-        run_.state.step, run_.changes, datasets(), run_.checkpoints.all());
-  }
-
   std::vector<record::Dataset> datasets() const {
     const std::string& name = run_.experiment.data.plugin;
     std::string options;

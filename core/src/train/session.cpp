@@ -178,14 +178,15 @@ class Session {
     if (fresh) start();
     current_step.finished = training_->state.step;
     report_changes(start_.changes, *start_.stored, *training_);
-    training_->tracker_settings = request_.tracker_settings;
     for (const Json& change : start_.changes)
       if (const std::string key = change["key"].get<std::string>(); !key.starts_with("tags."))
         training_->changes[key] = change["after"].get<std::string>();
     trainer_ =
         std::make_unique<Trainer>(*training_, start_.resumed, request_.quiet, request_.profile);
     run_together(*ranks_.control, [&] {
-      if (ranks_.is_first()) write_origin(fresh);
+      if (!ranks_.is_first()) return;
+      write_origin(fresh);
+      check_trackers();
     });
     started_ = true;
   }
@@ -209,6 +210,15 @@ class Session {
       if (!start_.changes.empty())
         fs::write_atomically(folder_.config(), experiment_.resolved.yaml());
     }
+  }
+
+  void check_trackers() {
+    const auto inactive = [](const std::string& name, const std::string& reason) {
+      log::info("tracker '" + name + "' is not used: " + reason);
+    };
+    training_->tracking.check(
+        run_info(folder_.path(), experiment_, start_.resumed),
+        make_trackers(experiment_, plugins_, folder_.path(), request_.tracker_settings, inactive));
   }
 
   /// Writes what is known only at the end. Call it before the trackers' end, because they may be

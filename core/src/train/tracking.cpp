@@ -44,12 +44,16 @@ std::string Tracking::name_of(const stdfs::path& path) const {
   return path.lexically_relative(folder_.path()).generic_string();
 }
 
-void Tracking::start(const RunInfo& info, std::vector<NamedTracker> trackers, int64_t step,
-                     const record::Values& changes, const std::vector<record::Dataset>& datasets,
+void Tracking::check(const RunInfo& info, std::vector<NamedTracker> trackers) {
+  trackers_ = std::move(trackers);
+  for (const NamedTracker& named : trackers_) checked::check(*named.tracker, info);
+}
+
+void Tracking::start(const RunInfo& info, int64_t step, const record::Values& changes,
+                     const std::vector<record::Dataset>& datasets,
                      const std::vector<StoredCheckpoint>& checkpoints) {
   if (!records_) return;
-  for (const NamedTracker& tracker : trackers) checked::check(*tracker.tracker, info);
-  sender_ = std::make_unique<TrackerSender>(std::move(trackers), info);
+  sender_ = std::make_unique<TrackerSender>(std::exchange(trackers_, {}), info);
   if (!info.resumed)
     record(step, record::Parameters{info.parameters});
   else if (!changes.empty())

@@ -26,10 +26,12 @@ class Tracking {
  public:
   Tracking(const RunFolder& folder, bool is_first);
 
+  /// Checks the trackers' settings. Throws dsv3::Error (ExitCode::usage) if they cannot work.
+  void check(const RunInfo& info, std::vector<NamedTracker> trackers);
   /// Records how the run starts at `step`, and starts the trackers. `changes` are the settings that
   /// a resumed run has changed.
-  void start(const RunInfo& info, std::vector<NamedTracker> trackers, int64_t step,
-             const record::Values& changes, const std::vector<record::Dataset>& datasets,
+  void start(const RunInfo& info, int64_t step, const record::Values& changes,
+             const std::vector<record::Dataset>& datasets,
              const std::vector<StoredCheckpoint>& checkpoints);
   /// Removes all records, because the run starts again.
   void clear();
@@ -50,6 +52,7 @@ class Tracking {
 
   const RunFolder& folder_;
   std::optional<RecordsFile> records_;
+  std::vector<NamedTracker> trackers_;  // until start()
   std::unique_ptr<TrackerSender> sender_;
   std::set<std::string> checkpoints_;  // paths of the recorded ones that still exist
 };

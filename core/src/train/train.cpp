@@ -76,9 +76,18 @@ namespace {
 struct Plan {
   std::optional<Experiment> experiment;  ///< empty = that of the run to be resumed
   std::filesystem::path output;
+  std::string run_id;       ///< name of the run to be resumed; empty = none is named
   bool has_config = false;  ///< the run exists, with its settings
   Start start;
 };
+
+/// The name of the run that `--run_id` means: a run folder, or one to which a tracker has given
+/// this id.
+std::string existing_run(const std::filesystem::path& output, const std::string& run_id) {
+  if (run_id.empty() || std::filesystem::exists(output / run_id)) return run_id;
+  const std::string name = run_with_tracker_id(output, run_id);
+  return name.empty() ? run_id : name;
+}
 
 Plan plan_of(const RunRequest& request, Plugins& plugins) {
   Plan plan;
@@ -86,8 +95,9 @@ Plan plan_of(const RunRequest& request, Plugins& plugins) {
   plan.output = request.output;
   if (!request.experiment.file.empty()) experiment = load_experiment(request.experiment, plugins);
   if (plan.output.empty()) plan.output = experiment ? experiment->output : request.usual_output;
+  plan.run_id = existing_run(plan.output, request.run_id);
   const std::filesystem::path existing =
-      plan.output / (request.run_id.empty() ? request.run_name : request.run_id);
+      plan.output / (plan.run_id.empty() ? request.run_name : plan.run_id);
   plan.start.resumed =
       !request.run_id.empty() || (request.resume_auto && std::filesystem::exists(existing));
   plan.has_config = plan.start.resumed && std::filesystem::exists(existing / "config.yaml");
@@ -113,7 +123,7 @@ RunFolder open_folder(const RunRequest& request, const Plan& plan, const Ranks& 
   run_together(*ranks.control, [&] {
     if (!ranks.is_first()) return;
     if (!request.run_id.empty())
-      folder.emplace(RunFolder::open(plan.output, request.run_id));
+      folder.emplace(RunFolder::open(plan.output, plan.run_id));
     else if (request.resume_auto)
       folder.emplace(RunFolder::open_or_create(plan.output, request.run_name));
     else

@@ -75,8 +75,7 @@ struct Training {
   std::unique_ptr<Loader> loader;
   CallbackSet callbacks;
   CheckpointStore checkpoints;
-  std::optional<MetricsFile> metrics;           ///< on the first rank only
-  std::vector<SettingsLayer> tracker_settings;  ///< of this machine, for trackers
+  std::optional<MetricsFile> metrics;  ///< on the first rank only
   Tracking tracking;
   record::Values changes;  ///< settings that a resumed run has changed, with their new values
   ModelFigures model_figures;

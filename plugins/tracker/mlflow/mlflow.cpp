@@ -164,7 +164,6 @@ class MlflowTracker final : public dsv3::Tracker {
     using Kind = dsv3::http::Failure::Kind;
     if (failure.kind() == Kind::tls || failure.kind() == Kind::invalid)
       throw dsv3::Error(failure.what(), dsv3::ExitCode::usage);
-    dsv3::log::warning(std::string("the MLflow server does not answer now: ") + failure.what());
   }
 
   std::string mapped(const std::string& name) {

@@ -42,7 +42,8 @@ inline void declare(CLI::App& app, Arguments& a) {
       "Train 50 steps on 4 x 256 synthetic tokens at a constant learning rate, without opening "
       "data or a tokenizer");
   app.add_option("--run_name", a.run_name, "Name of a new run")->type_name("NAME");
-  app.add_option("--run_id", a.run_id, "Resume this run")->type_name("RUN");
+  app.add_option("--run_id", a.run_id, "Resume this run, named by its folder or by its MLflow id")
+      ->type_name("RUN");
   app.add_option("--resume", a.resume,
                  "auto: resume the run given by --run_name if it exists, else start it")
       ->check(CLI::IsMember({"auto"}));

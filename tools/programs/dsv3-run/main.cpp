@@ -174,6 +174,9 @@ int run(int argc, char** argv) {
   if (a.backtrace) dsv3::print_backtraces();
   dsv3::RunRequest request;
   request.experiment = experiment_of(a);
+  const dsv3::MachineConfig machine = dsv3::read_machine_config(request.experiment.machine_files);
+  if (a.run_id.empty() && a.run_name.empty() && a.from.empty() && a.branch.empty())
+    a.run_id = machine.run_id;
   check_usage(a, request.experiment);
   request.run_name = a.run_name;
   request.run_id = a.run_id;
@@ -189,7 +192,6 @@ int run(int argc, char** argv) {
   request.command.assign(argv, argv + argc);
   resume_announced_run(request);
 
-  const dsv3::MachineConfig machine = dsv3::read_machine_config(request.experiment.machine_files);
   if (!machine.output.empty()) request.usual_output = machine.output;
   request.tracker_settings = dsv3::machine_settings(request.experiment.machine_files);
   request.resume_flags = resume_flags(a);

@@ -33,6 +33,10 @@ void check_run_name(const std::string& name);
 /// .../tokenizer/file.json. `run` is the run folder; empty if it stores none.
 std::map<std::string, std::filesystem::path> stored_tokenizer(const std::filesystem::path& run);
 
+/// Returns the name of the run in `output` to which a tracker has given `id`, such as the id of an
+/// MLflow run; "" if there is none.
+std::string run_with_tracker_id(const std::filesystem::path& output, const std::string& id);
+
 /// Returns advice to append to an error message, a line with the --plugin-path flags for the
 /// plugins of the run that are not part of this build or installation; "" if there are none.
 std::string plugin_advice(const std::filesystem::path& run);
