@@ -253,6 +253,10 @@ void upload_checkpoint(Tracker& tracker, const std::filesystem::path& folder,
                [&](Tracker& t) { t.upload_checkpoint(folder, checkpoint); });
 }
 
+std::string download(Tracker& tracker, const std::string& id, const std::filesystem::path& folder) {
+  return call(tracker, "download", [&](Tracker& t) { return t.download(id, folder); });
+}
+
 bool uploads(Tracker& tracker) {
   return call(tracker, "uploads", [](const Tracker& t) { return t.uploads(); });
 }

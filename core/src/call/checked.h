@@ -88,6 +88,7 @@ void upload(Tracker& tracker, const std::filesystem::path& file, const std::stri
 void upload_checkpoint(Tracker& tracker, const std::filesystem::path& folder,
                        const Record& checkpoint);
 bool uploads(Tracker& tracker);
+std::string download(Tracker& tracker, const std::string& id, const std::filesystem::path& folder);
 bool uploads_checkpoint(Tracker& tracker, const Record& checkpoint);
 nlohmann::json config(const Format& format, const ModelDescription& model, const TokenIds& ids);
 

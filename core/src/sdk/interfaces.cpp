@@ -35,6 +35,9 @@ Tracker::~Tracker() = default;
 TrackerStore::~TrackerStore() = default;
 
 void Tracker::record(std::span<const Record>) {}
+std::string Tracker::download(const std::string&, const std::filesystem::path&) {
+  return "";
+}
 void Tracker::upload(const std::filesystem::path&, const std::string&) {}
 void Tracker::upload_checkpoint(const std::filesystem::path&, const Record&) {}
 

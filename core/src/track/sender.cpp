@@ -103,15 +103,17 @@ class TrackerSender::Delivery : public std::enable_shared_from_this<TrackerSende
     for (const auto& worker : workers()) worker->notify();
   }
 
-  void keep_for_upload(const Record& record) {
+  bool keep_for_upload(const Record& record) {
     const auto& checkpoint = std::get<record::Checkpoint>(record.content);
-    if (!uploads_ || !checked::uploads_checkpoint(*tracker_, record)) return;
+    if (!uploads_ || !checked::uploads_checkpoint(*tracker_, record)) return false;
     try {
       link_files(stdfs::path(run_.folder) / checkpoint.path, kept(checkpoint));
     } catch (const std::exception& error) {
       log::warning("tracker '" + name_ + "' cannot upload " + checkpoint.path + ": " +
                    error.what());
+      return false;
     }
+    return true;
   }
 
   void begin_finish(RunStatus status, SenderClock::Time deadline) {
@@ -246,8 +248,10 @@ void TrackerSender::notify() {
   for (const auto& delivery : deliveries_) delivery->notify();
 }
 
-void TrackerSender::keep_for_upload(const Record& checkpoint) {
-  for (const auto& delivery : deliveries_) delivery->keep_for_upload(checkpoint);
+bool TrackerSender::keep_for_upload(const Record& checkpoint) {
+  bool is_kept = false;
+  for (const auto& delivery : deliveries_) is_kept |= delivery->keep_for_upload(checkpoint);
+  return is_kept;
 }
 
 bool TrackerSender::finish(RunStatus status, double seconds) {
@@ -259,6 +263,19 @@ bool TrackerSender::finish(RunStatus status, double seconds) {
   for (const auto& delivery : deliveries_) complete &= delivery->end(limit);
   deliveries_.clear();
   return complete;
+}
+
+void skip_journals(const stdfs::path& run, const std::string& tracker) {
+  for (const auto& [journal, suffix] :
+       {std::pair(kMetrics, kMetricsOffset), std::pair(kRecords, kRecordsOffset),
+        std::pair(kRecords, kUploadsOffset)}) {
+    Feed feed(run / journal, run / "trackers" / (tracker + suffix));
+    while (true) {
+      const std::vector<std::string> lines = feed.read(kLinesPerCall);
+      if (lines.empty()) break;
+      feed.acknowledge(lines);
+    }
+  }
 }
 
 bool has_received_everything(const NamedTracker& tracker, const stdfs::path& run) {

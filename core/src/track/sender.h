@@ -36,9 +36,9 @@ class TrackerSender {
   TrackerSender& operator=(const TrackerSender&) = delete;
   /// Call this after each append to a journal.
   void notify();
-  /// Links the files of a checkpoint for the trackers that will upload it. Call this before its
-  /// record is appended.
-  void keep_for_upload(const Record& checkpoint);
+  /// Links the files of a checkpoint for the trackers that will upload it, and returns whether
+  /// there are any. Call this before its record is appended.
+  bool keep_for_upload(const Record& checkpoint);
   /// Sends the remaining lines, and starts no attempt later than `seconds` from now. Then ends the
   /// threads. Abandons a thread whose tracker is still busy after that. Lines that could not be
   /// sent stay in the journals and are sent when the run resumes. Returns whether everything was
@@ -54,6 +54,9 @@ class TrackerSender {
 
 /// Whether a tracker has acknowledged all lines of the journals in the folder `run`.
 bool has_received_everything(const NamedTracker& tracker, const std::filesystem::path& run);
+
+/// Acknowledges all lines of the journals in the folder `run` for a tracker whose service has them.
+void skip_journals(const std::filesystem::path& run, const std::string& tracker);
 
 /// Converts a line of metrics.jsonl to an event; `id` is the line's number, from 0.
 Event parse_event(const std::string& line, int64_t id);

@@ -62,6 +62,10 @@ void Tracking::start(const RunInfo& info, int64_t step, const record::Values& ch
   for (const record::Dataset& dataset : datasets) record(step, dataset);
   for (const stdfs::path& file : {folder_.config(), folder_.experiment(), folder_.provenance()})
     record_file(step, file);
+  std::error_code none;
+  for (stdfs::directory_iterator file(folder_.tokenizer(), none), end; !none && file != end;
+       file.increment(none))
+    record_file(step, file->path());
   record(step, record::State{info.resumed ? "resumed" : "running"});
   for (const StoredCheckpoint& checkpoint : checkpoints) record_checkpoint(checkpoint);
 }
@@ -87,8 +91,12 @@ void Tracking::record_checkpoint(const StoredCheckpoint& checkpoint) {
                .content = record::Checkpoint{name_of(checkpoint.folder), {}}};
   if (checkpoint.val_loss)
     std::get<record::Checkpoint>(entry.content).metrics["val/loss"] = *checkpoint.val_loss;
-  sender_->keep_for_upload(entry);
+  const bool is_uploaded = sender_->keep_for_upload(entry);
   record(entry.step, std::move(entry.content));
+  // Another machine can resume the run only with these.
+  if (is_uploaded)
+    for (const stdfs::path& file : {folder_.metrics(), folder_.records()})
+      record_file(entry.step, file);
 }
 
 void Tracking::checkpoint_saved(const StoredCheckpoint& checkpoint) {

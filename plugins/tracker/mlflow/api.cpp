@@ -1,5 +1,7 @@
 #include "api.h"
 
+#include <dsv3/support/fs.h>
+
 namespace mlflow {
 namespace {
 
@@ -85,17 +87,30 @@ Json Api::patch(const std::string& endpoint, const Json& body) {
   return call(std::move(request));
 }
 
-void Api::put(http::Request request, const std::string& path) {
+http::Response Api::transfer(http::Request request, const std::string& path) {
   std::string escaped;
   for (const std::filesystem::path& part : std::filesystem::path(path))
     escaped += "/" + http::escape(part.string());
-  request.method = "PUT";
   request.url = server_.url + "/api/2.0/mlflow-artifacts/artifacts" + escaped;
-  request.headers.emplace_back("Content-Type", "application/octet-stream");
   request.timeouts.total = std::chrono::milliseconds(0);  // a checkpoint may take hours
   request.credential = server_.credential;
   request.stop = stop_;
-  checked(client_.send(request));
+  return client_.send(request);
+}
+
+void Api::put(http::Request request, const std::string& path) {
+  request.method = "PUT";
+  request.headers.emplace_back("Content-Type", "application/octet-stream");
+  checked(transfer(std::move(request), path));
+}
+
+void Api::get_file(const std::string& path, const std::filesystem::path& target) {
+  dsv3::fs::Writer file(target);
+  http::Request request;
+  request.sink = [&](std::string_view part) { file.write(part); };
+  const http::Response response = transfer(std::move(request), path);
+  if (!response.ok()) checked(response);
+  file.sync();
 }
 
 void Api::put_file(const std::string& path, const std::filesystem::path& file) {

@@ -44,6 +44,8 @@ class Api {
   /// Uploads a file, or a text, to a path below /api/2.0/mlflow-artifacts/artifacts/.
   void put_file(const std::string& path, const std::filesystem::path& file);
   void put_text(const std::string& path, const std::string& text);
+  /// Downloads a file from a path below /api/2.0/mlflow-artifacts/artifacts/ to a new file.
+  void get_file(const std::string& path, const std::filesystem::path& target);
   /// Sends a request as it is, with the credential and time-outs.
   dsv3::http::Response send(dsv3::http::Request request);
 
@@ -53,6 +55,7 @@ class Api {
 
  private:
   Json call(dsv3::http::Request request);
+  dsv3::http::Response transfer(dsv3::http::Request request, const std::string& path);
   void put(dsv3::http::Request request, const std::string& path);
 
   Server server_;

@@ -15,13 +15,13 @@ const dsv3::record::Checkpoint& checkpoint_in(const Record& record) {
   return std::get<dsv3::record::Checkpoint>(record.content);
 }
 
-std::string artifact_path(const Json& model) {
+std::string path_of(const Json& model) {
   const std::string uri = model.at("info").value("artifact_uri", "");
-  constexpr std::string_view kScheme = "mlflow-artifacts:/";
-  if (!uri.starts_with(kScheme) || uri.find("..") != uri.npos)
+  const std::string path = artifact_path(uri);
+  if (path.empty())
     throw dsv3::Error("the server does not serve the artifact store of logged models (" + uri +
                       ")");
-  return uri.substr(kScheme.size());
+  return path;
 }
 
 constexpr const char* kUploading = "uploading";  // path and model of an upload that has begun
@@ -111,7 +111,7 @@ bool is_chosen(const std::string& which, const Record& checkpoint,
 void upload_model(const ModelUpload& upload, const stdfs::path& folder, const Record& checkpoint) {
   const Json model = open_model(upload, checkpoint);
   const std::string id = model.at("info").at("model_id").get<std::string>();
-  put_files(upload.api, artifact_path(model), folder);
+  put_files(upload.api, path_of(model), folder);
   set_status(upload.api, id, "LOGGED_MODEL_READY");
   upload.api.post("runs/outputs", {{"run_id", upload.run.id},
                                    {"models", {{{"model_id", id}, {"step", checkpoint.step}}}}});

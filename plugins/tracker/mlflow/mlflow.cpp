@@ -7,6 +7,7 @@
 
 #include "batch.h"
 #include "checkpoints.h"
+#include "download.h"
 #include "names.h"
 #include "run.h"
 #include "server.h"
@@ -97,6 +98,8 @@ class MlflowTracker final : public dsv3::Tracker {
   void start(const dsv3::RunInfo& info) override {
     if (const std::string changed = context_.store->get("names"); !changed.empty())
       names_.learn(Json::parse(changed).get<std::map<std::string, std::string>>());
+    if (const std::string steps = context_.store->get("received"); !steps.empty())
+      received_ = Json::parse(steps);
     run_ = open_run(*api_, info, experiment_, options_.parent, context_.store->get("id"));
     if (context_.store->get("id") != run_.id) {
       context_.store->set("id", run_.id);
@@ -111,7 +114,9 @@ class MlflowTracker final : public dsv3::Tracker {
     std::vector<std::pair<const Event*, std::string>> sources;
     for (const Event& event : events)
       for (const auto& [name, value] : event.metrics) {
-        entries.push_back(metric(mapped(name), value, event));
+        const std::string key = mapped(name);
+        if (event.step <= received_.value(key, int64_t{-1})) continue;
+        entries.push_back(metric(key, value, event));
         sources.emplace_back(&event, name);
       }
     log_batch(*api_, run_.id, entries, [&](size_t index, const std::string& reason) {
@@ -155,6 +160,10 @@ class MlflowTracker final : public dsv3::Tracker {
     if (!is_chosen(options_.checkpoints, checkpoint, *context_.store)) return;
     upload_model({*uploader_, *context_.store, run_, options_.checkpoints, options_.model}, folder,
                  checkpoint);
+  }
+
+  std::string download(const std::string& id, const std::filesystem::path& folder) override {
+    return download_run(*api_, id, folder, *context_.store);
   }
 
  private:
@@ -252,6 +261,7 @@ class MlflowTracker final : public dsv3::Tracker {
   std::optional<Api> api_, uploader_;  // of the two threads that call this object
   RemoteRun run_;
   Names names_;
+  Json received_ = Json::object();  // last step of each metric that the server had at a download
   double end_time_ = 0;
 };
 

@@ -40,30 +40,6 @@ std::string id_of(const Json& experiment, const std::string& shown) {
       dsv3::ExitCode::usage);
 }
 
-/// The path below /mlflow-artifacts/artifacts/ of mlflow-artifacts:/1/ID/artifacts. Empty for other
-/// stores, which clients must write to themselves.
-std::string artifact_path(std::string uri) {
-  if (!uri.starts_with(kArtifacts)) return "";
-  uri.erase(0, std::string(kArtifacts).size());
-  if (uri.starts_with("//")) uri.erase(0, std::min(uri.find('/', 2), uri.size()));
-  while (uri.starts_with('/')) uri.erase(0, 1);
-  const std::filesystem::path path(uri);
-  return std::ranges::count(path, std::filesystem::path("..")) ? "" : uri;
-}
-
-RemoteRun remote_run(const Json& run) {
-  const Json& info = run.at("info");
-  RemoteRun remote{info.at("run_id").get<std::string>(),
-                   info.at("experiment_id").get<std::string>(),
-                   artifact_path(info.value("artifact_uri", ""))};
-  if (remote.artifacts.empty())
-    dsv3::log::warning(
-        "files are not uploaded to MLflow, because the server does not serve its "
-        "artifact store (" +
-        info.value("artifact_uri", "") + "); start it with --serve-artifacts");
-  return remote;
-}
-
 std::string quoted(const std::string& text) {
   return "'" + text + "'";
 }
@@ -91,6 +67,28 @@ int64_t milliseconds(double seconds) {
 }
 
 }  // namespace
+
+std::string artifact_path(std::string uri) {
+  if (!uri.starts_with(kArtifacts)) return "";
+  uri.erase(0, std::string(kArtifacts).size());
+  if (uri.starts_with("//")) uri.erase(0, std::min(uri.find('/', 2), uri.size()));
+  while (uri.starts_with('/')) uri.erase(0, 1);
+  const std::filesystem::path path(uri);
+  return std::ranges::count(path, std::filesystem::path("..")) ? "" : uri;
+}
+
+RemoteRun remote_run(const Json& run) {
+  const Json& info = run.at("info");
+  RemoteRun remote{info.at("run_id").get<std::string>(),
+                   info.at("experiment_id").get<std::string>(),
+                   artifact_path(info.value("artifact_uri", ""))};
+  if (remote.artifacts.empty())
+    dsv3::log::warning(
+        "files are not uploaded to MLflow, because the server does not serve its "
+        "artifact store (" +
+        info.value("artifact_uri", "") + "); start it with --serve-artifacts");
+  return remote;
+}
 
 std::string find_experiment(Api& api, const ExperimentChoice& choice, bool create) {
   if (!choice.id.empty()) {

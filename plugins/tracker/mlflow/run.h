@@ -26,6 +26,13 @@ std::string find_experiment(Api& api, const ExperimentChoice& choice, bool creat
 RemoteRun open_run(Api& api, const dsv3::RunInfo& info, const ExperimentChoice& choice,
                    const std::string& parent, const std::string& known_id);
 
+/// The run in an answer of the server.
+RemoteRun remote_run(const Json& run);
+
+/// Returns the path below /mlflow-artifacts/artifacts/ of the address of an artifact folder, such
+/// as mlflow-artifacts:/1/ID/artifacts; "" if the server does not serve it.
+std::string artifact_path(std::string uri);
+
 /// The tags of a run that MLflow's pages know, such as mlflow.source.git.commit.
 Json tags_of(const dsv3::RunInfo& info, const std::string& parent);
 

@@ -13,6 +13,7 @@
 #include <dsv3/runtime/machine.h>
 #include <dsv3/runtime/printable.h>
 #include <dsv3/runtime/run_folder.h>
+#include <dsv3/runtime/sync.h>
 #include <dsv3/runtime/trackers.h>
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/error.h>
@@ -152,6 +153,24 @@ void check_usage(const Arguments& a, const dsv3::ExperimentRequest& request) {
     if (!name.empty()) dsv3::check_run_name(name);
 }
 
+/// Downloads the run to resume if it is not on this machine, but a tracker's service has it.
+void download_run(dsv3::RunRequest& request, const Arguments& a,
+                  const dsv3::MachineConfig& machine) {
+  const std::string& id = request.run_id;
+  const std::filesystem::path output =
+      request.output.empty() ? request.usual_output : request.output.string();
+  std::error_code ignored;
+  // Only the first process of a run may write, and the launcher does so before there are others.
+  if (std::filesystem::exists(output / id, ignored) || !request.experiment.file.empty() ||
+      request.ranks.world > 1 || request.tracker_settings.empty() ||
+      !dsv3::announced_run().empty() || !dsv3::run_with_tracker_id(output, id).empty())
+    return;
+  dsv3::Plugins plugins(dsv3::plugin_search_levels(a.plugin_paths, machine.plugin_paths));
+  const std::string name = dsv3::fetch_run(output, id, plugins, request.tracker_settings);
+  if (!name.empty())
+    dsv3::log::info("downloaded run " + (output / name).string() + " to resume it");
+}
+
 /// Resumes the run that was interrupted by the failure of a rank.
 void resume_announced_run(dsv3::RunRequest& request) {
   const std::string name = dsv3::announced_run();
@@ -197,6 +216,7 @@ int run(int argc, char** argv) {
   request.resume_flags = resume_flags(a);
   const bool trains = !(a.check || a.print_config || a.dry_run);
   if (!trains) request.ranks.world = a.num_gpus.value_or(request.ranks.world);
+  if (trains && !request.run_id.empty()) download_run(request, a, machine);
   if (trains && dsv3::must_launch(request.ranks, a.num_gpus, a.max_restarts))
     return dsv3::launch({request.command, a.num_gpus.value_or(1), a.max_restarts});
   dsv3::Plugins plugins(dsv3::plugin_search_levels(a.plugin_paths, machine.plugin_paths));

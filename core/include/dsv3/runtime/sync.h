@@ -23,6 +23,13 @@ enum class Synced {
 Synced sync_run(const std::filesystem::path& folder, Plugins& plugins,
                 const std::vector<SettingsLayer>& settings, double seconds);
 
+/// Downloads the run to which a tracker's service has given `id` into a new folder of `output`, and
+/// returns the run's name. Asks all trackers that have an address in `settings`. Returns "" if none
+/// knows the run. Throws dsv3::Error (ExitCode::checkpoint) if no checkpoint of it was uploaded, or
+/// if the checkpoint is damaged.
+std::string fetch_run(const std::filesystem::path& output, const std::string& id, Plugins& plugins,
+                      const std::vector<SettingsLayer>& settings);
+
 /// Returns the folders of all runs in `output`, by name.
 std::vector<std::filesystem::path> runs_in(const std::filesystem::path& output);
 

@@ -91,6 +91,12 @@ class Tracker : public Pluggable {
   /// Uploads the files of a checkpoint. `folder` has links to them, so that it exists even if the
   /// run has removed the checkpoint. `checkpoint` has content of type record::Checkpoint.
   virtual void upload_checkpoint(const std::filesystem::path& folder, const Record& checkpoint);
+
+  /// Downloads a run that another machine has sent: its newest checkpoint and its settings, with
+  /// the paths that they had in the run folder, into `folder`. `id` is the run's identity on the
+  /// service. Returns the run's name; "" if the service has no such run. Throws dsv3::Error
+  /// (ExitCode::checkpoint) if the service has no checkpoint of it. Called instead of start().
+  virtual std::string download(const std::string& id, const std::filesystem::path& folder);
 };
 
 /// Values that a tracker keeps in the run folder, and what it rejects. Thread-safe.

@@ -1,0 +1,241 @@
+"""Runs tracked by a real MLflow server: everything arrives once, whatever happens in between."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "e2e"))
+
+from mlflow_server import MlflowServer  # noqa: E402
+from support import BUILD, RUN, dsv3_run, last_checkpoint, losses, make_tiny, metrics, tensors  # noqa: E402
+
+mlflow = pytest.importorskip("mlflow", reason="requirements-mlflow.txt is not installed")
+
+DSV3 = BUILD / "bin/dsv3"
+LARGEST = 1.7976931348623157e308  # MLflow stores infinities as the largest finite number
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, request):
+    make_tiny(tmp_path)
+    text = (tmp_path / "tiny.yaml").read_text()
+    experiment = request.node.name.split("[")[0]
+    (tmp_path / "tiny.yaml").write_text(
+        text.replace("tracker: [{plugin: csv}]", f"tracker: [{{plugin: mlflow, experiment: {experiment}}}]"))
+    for name in list(os.environ):
+        if name.startswith(("MLFLOW_", "DATABRICKS_")):
+            monkeypatch.delenv(name)
+    return tmp_path
+
+
+@pytest.fixture
+def server(mlflow_server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.url)
+    return mlflow_server
+
+
+def client_of(server):
+    return mlflow.MlflowClient(tracking_uri=server.url)
+
+
+def remote_id(run):
+    return json.loads((run / "trackers/mlflow-0.store.json").read_text())["id"]
+
+
+def name_of(metric):
+    """The name that MLflow accepts for a metric."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "_-. :/") else "_" for c in metric)
+
+
+def require_same_metrics(client, run):
+    """Assert that the server has every value of metrics.jsonl exactly once."""
+    expected = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        for name, value in row.items():
+            if name not in ("step", "tokens", "time"):
+                expected.setdefault(name_of(name), []).append((row["step"], value))
+    assert len(expected) > 10
+    for name, values in expected.items():
+        points = [(point.step, point.value) for point in client.get_metric_history(remote_id(run), name)]
+        assert sorted(points) == sorted(values), name
+
+
+def sync(*arguments, cwd, check=0):
+    done = subprocess.run([DSV3, "sync", *map(str, arguments)], cwd=cwd, text=True, capture_output=True, timeout=120)
+    assert done.returncode == check, (done.stdout, done.stderr)
+    return done.stdout
+
+
+def test_a_run_is_complete_on_the_server(folder, server):
+    subprocess.run("git init -q && git add . && git -c user.name=a -c user.email=a@b commit -q -m first", shell=True,
+                   cwd=folder, check=True)
+    dsv3_run("tiny.yaml", "--run_name", "whole", "samples.every=15", "--tag", "team=language",
+             "samples.prompts=[" + ", ".join(["A long prompt that is repeated"] * 300) + "]", "samples.tokens=1", cwd=folder)
+    run, client = folder / "runs/whole", client_of(server)
+    require_same_metrics(client, run)
+    stored = client.get_run(remote_id(run))
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert (stored.info.status, stored.info.run_name) == ("FINISHED", "whole")
+    assert stored.info.start_time <= stored.info.end_time < 1000 * (time.time() + 1)
+    assert stored.data.params["optimizer.1.lr"] == "0.02" and stored.data.params["model.attention.plugin"] == "mla"
+    assert stored.data.params["samples.prompts"] == "see parameters/samples.prompts.txt"
+    tags = stored.data.tags
+    assert tags["team"] == "language" and tags["dsv3.run_uid"] == provenance["uid"]
+    assert tags["mlflow.source.git.commit"] == provenance["git"]["commit"]
+    files = {file.path for file in client.list_artifacts(stored.info.run_id)}
+    assert {"config.yaml", "experiment.yaml", "provenance.json", "log.txt", "metrics.jsonl", "events.jsonl", "samples",
+            "parameters"} <= files
+    for name in "config.yaml", "metrics.jsonl", "samples/step-0000030.txt":
+        path = client.download_artifacts(stored.info.run_id, name, str(folder))
+        assert open(path).read() == (run / name).read_text()
+    assert {i.tags[0].value: i.dataset.digest for i in stored.inputs.dataset_inputs} == {
+        "training": provenance["documents_hash"][:36], "validation": provenance["validation_hash"][:36]}
+    assert not (run / "trackers/mlflow-0.rejected.jsonl").exists()
+    assert sync("runs/whole", cwd=folder) == "runs/whole: nothing to send\n"
+
+
+def test_numbers_that_json_has_not_and_odd_names(folder, server):
+    dsv3_run("tiny.yaml", "--run_name", "odd", "train.steps=2", "schedule.warmup=1", cwd=folder)
+    run, client = folder / "runs/odd", client_of(server)
+    names = ["odd/a(b)", "odd/a[b]", "odd/a_b_", "odd//double", "../up", "odd/" + "x" * 300]
+    with (run / "metrics.jsonl").open("a") as file:
+        row = {"step": 3, "tokens": 1, "time": 1764000000.5, "odd/nan": "NaN", "odd/up": "Infinity", "odd/down": "-Infinity",
+               "odd/small": 5e-324, "odd/large": 1.7e308, "odd/exact": 0.1, **{name: i for i, name in enumerate(names)}}
+        file.write(json.dumps(row) + "\n")
+    assert "everything sent" in sync("runs/odd", cwd=folder)
+    value = {key: client.get_metric_history(remote_id(run), key)[0].value
+             for key in ("odd/nan", "odd/up", "odd/down", "odd/small", "odd/large", "odd/exact")}
+    assert math.isnan(value["odd/nan"]) and (value["odd/up"], value["odd/down"]) == (LARGEST, -LARGEST)
+    assert (value["odd/small"], value["odd/large"], value["odd/exact"]) == (5e-324, 1.7e308, 0.1)
+    changed = json.loads(json.loads((run / "trackers/mlflow-0.store.json").read_text())["names"])
+    changed = {original: name for name, original in changed.items()}
+    stored = {client.get_metric_history(remote_id(run), changed.get(name, name))[0].value for name in names}
+    assert stored == set(range(len(names)))  # no two of them have the same name
+
+
+def test_nothing_is_lost_or_repeated_if_the_server_is_away_and_the_run_is_killed(folder, tmp_path_factory, monkeypatch):
+    server = MlflowServer(tmp_path_factory.mktemp("away"))
+    server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    run = folder / "runs/away"
+    try:
+        process = subprocess.Popen([RUN, "tiny.yaml", "--run_name", "away", "train.steps=400"], cwd=folder,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not (run / "trackers/mlflow-0.json").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 30:
+            assert process.poll() is None
+            time.sleep(0.05)
+        server.stop()
+        lines = len((run / "metrics.jsonl").read_text().splitlines())
+        while len((run / "metrics.jsonl").read_text().splitlines()) < lines + 20:
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        begin = time.monotonic()
+        done = dsv3_run("--run_id", "away", "train.log_every=2", cwd=folder)
+        assert done.stderr.count("has not received everything") == 1
+        assert "`dsv3 sync " in done.stderr
+        server.start()
+        assert sync("runs/away", cwd=folder) == "runs/away: everything sent\n"
+        require_same_metrics(client_of(server), run)
+        stored = client_of(server).get_run(remote_id(run))
+        assert stored.info.status == "FINISHED"
+        assert stored.data.params["train.log_every"] == "1" and stored.data.tags["dsv3.changed.train.log_every"] == "2"
+        assert time.monotonic() > begin
+    finally:
+        server.stop()
+
+
+def test_a_run_continues_on_another_machine_by_its_mlflow_id(folder, server, tmp_path_factory):
+    upload = "tracker.0.checkpoints=last"
+    dsv3_run("tiny.yaml", "--run_name", "whole", cwd=folder)
+    dsv3_run("tiny.yaml", "--run_name", "moved", upload, "train.steps=30", cwd=folder)
+    run = folder / "runs/moved"
+    newest = client_of(server).get_run(remote_id(run)).outputs.model_outputs
+    assert max(model.step for model in newest) == 30
+    # A run that stops at step 15, whose server has metrics of later steps than its last checkpoint.
+    process = subprocess.Popen([RUN, "tiny.yaml", "--run_name", "lost", upload, "train.steps=3000", "schedule.plugin=constant",
+                                "checkpoint.every=20"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = folder / "runs/lost"
+    while not (run / "trackers/mlflow-0.store.json").exists() or \
+            "checkpoint_step" not in (run / "trackers/mlflow-0.store.json").read_text():
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    identity = remote_id(run)
+    other = tmp_path_factory.mktemp("other")
+    (other / "text.txt").write_text((folder / "text.txt").read_text())
+    sent = max(point.step for point in client_of(server).get_metric_history(identity, "train/loss"))
+    steps = f"train.steps={sent + 20}"
+    dsv3_run("--run_id", identity, steps, f"data.path={other}/text.txt", cwd=other, timeout=600)
+    moved = other / "runs/lost"
+    dsv3_run("tiny.yaml", "--run_name", "reference", steps, "schedule.plugin=constant", "checkpoint.every=20", "tracker=[]",
+             cwd=folder, timeout=600)
+    reference = folder / "runs/reference"
+    assert tensors(last_checkpoint(moved)) == tensors(last_checkpoint(reference))
+    assert losses(moved)[sent + 20] == losses(reference)[sent + 20]
+    points = [point.step for point in client_of(server).get_metric_history(identity, "train/loss")]
+    assert sorted(points) == list(range(1, sent + 21))
+    assert remote_id(moved) == identity
+
+
+def test_a_run_is_resumed_by_its_mlflow_id_where_its_folder_is(folder, server):
+    dsv3_run("tiny.yaml", "--run_name", "here", "train.steps=6", cwd=folder)
+    dsv3_run("--run_id", remote_id(folder / "runs/here"), "train.steps=9", cwd=folder)
+    assert max(metrics(folder / "runs/here")) == 9
+    assert [path.name for path in (folder / "runs").iterdir()] == ["here"]
+
+
+def test_an_id_without_a_checkpoint_on_the_server(folder, server, tmp_path_factory):
+    dsv3_run("tiny.yaml", "--run_name", "bare", "train.steps=2", "schedule.warmup=1", cwd=folder)
+    other = tmp_path_factory.mktemp("other")
+    done = dsv3_run("--run_id", remote_id(folder / "runs/bare"), cwd=other, check=5)
+    assert "has no checkpoint, so it cannot be resumed without its folder" in done.stderr
+    assert "checkpoints: last" in done.stderr
+    assert list((other / "runs").iterdir()) == []
+    done = dsv3_run("--run_id", "0123456789abcdef0123456789abcdef", cwd=other, check=2)
+    assert "not found" in done.stderr
+
+
+def test_settings_that_cannot_work_stop_the_run_before_it_starts(folder, server, monkeypatch):
+    experiment = client_of(server).create_experiment("deleted")
+    client_of(server).delete_experiment(experiment)
+    for setting, variables, message in [
+            ("tracker.0.experiment=deleted", {}, "MLflow experiment 'deleted' was deleted; restore it"),
+            ("tracker.0.experiment=", {"MLFLOW_EXPERIMENT_ID": "9999999"}, "MLflow experiment with id '9999999' not found"),
+            ("tracker.0.uri=runs", {}, "does not start with http:// or https://"),
+            (f"tracker.0.uri={server.url}/nothing", {}, "answered 404")]:
+        with monkeypatch.context() as context:
+            for name, value in variables.items():
+                context.setenv(name, value)
+            done = dsv3_run("tiny.yaml", "--run_name", "wrong", setting, "train.steps=2", "schedule.warmup=1", cwd=folder, check=2)
+        assert message in done.stderr, done.stderr
+        assert not (folder / "runs/wrong").exists()
+
+
+def test_an_experiment_id_takes_precedence_over_a_name(folder, server, monkeypatch):
+    experiment = client_of(server).create_experiment("by id")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "by name")
+    dsv3_run("tiny.yaml", "--run_name", "chosen", "tracker.0.experiment=", "train.steps=2", "schedule.warmup=1", cwd=folder)
+    assert client_of(server).get_run(remote_id(folder / "runs/chosen")).info.experiment_id == experiment
+
+
+def test_without_an_address_metrics_stay_in_the_run_folder(folder, server, monkeypatch):
+    url = os.environ["MLFLOW_TRACKING_URI"]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    done = dsv3_run("tiny.yaml", "--run_name", "local", "train.steps=4", "schedule.warmup=1", cwd=folder)
+    assert done.stderr.count("tracker 'mlflow' is not used: no MLflow server is set") == 1
+    assert "no MLflow server is set" in sync("runs/local", cwd=folder, check=2)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+    assert sync("--all", cwd=folder) == "runs/local: everything sent\n"
+    require_same_metrics(client_of(server), folder / "runs/local")
