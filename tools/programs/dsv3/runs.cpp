@@ -15,6 +15,7 @@
 
 #include "commands.h"
 #include "common/command_line.h"
+#include "common/standard_streams.h"
 #include "common/table.h"
 #include "run_filter.h"
 
@@ -185,6 +186,7 @@ Screen screen() {
 
 // Redraws the table until the user stops the program.
 [[noreturn]] void watch(const RunsArguments& arguments, const std::string& folder) {
+  set_output(Output::raw);  // the table is printable, and what moves the cursor must stay
   std::cout << "\x1b[2J";
   for (;;) {
     const Screen size = screen();
