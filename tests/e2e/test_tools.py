@@ -1,6 +1,8 @@
 """Tests the experiment tools: flags, editor schema, comparison, value origins and shell completion."""
 
+import csv
 import functools
+import io
 import itertools
 import json
 import os
@@ -198,6 +200,31 @@ def test_runs_that_differ_only_in_their_seeds_form_a_group(tmp_path):
     assert [c["factors"] for c in result["comparisons"]] == [["model.attention (mla -> mha)"]]
     table = dsv3("compare", "runs/a1", "runs/b1", "runs/a2", cwd=tmp_path)
     assert "one factor: model.attention (mla -> mha)" in table and "+-" in table and "FLOPs/token" in table
+
+
+def test_the_formats_of_a_comparison_agree(tmp_path):
+    make_tiny(tmp_path)
+    small = ("train.steps=3", "schedule.warmup=0", "validation.every=1")
+    for name, *overrides in (("a1", "train.seed=1"), ("b1", "attention=mha", "train.seed=1"), ("a2", "train.seed=2")):
+        dsv3_run("tiny.yaml", *small, *overrides, "--run_name", name, cwd=tmp_path)
+    runs = ["runs/a1", "runs/b1", "runs/a2"]
+    text, markdown, table, result = (dsv3("compare", *runs, "--format", form, cwd=tmp_path)
+                                     for form in ("text", "markdown", "csv", "json"))
+    assert text == dsv3("compare", *runs, cwd=tmp_path)
+    assert result == dsv3("compare", *runs, "--json", cwd=tmp_path)
+    dsv3("compare", *runs, "--json", "--format", "csv", cwd=tmp_path, check=2)
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert [(row["group"], row["experiment"], row["seed"]) for row in rows] == [
+        ("A", "runs/a1", "1"), ("A", "runs/a2", "2"), ("B", "runs/b1", "1")]
+    for row in rows:
+        losses = [row["val/loss"] for row in metrics(tmp_path / row["experiment"]).values() if "val/loss" in row]
+        assert float(row["last val/loss"]) == losses[-1] and float(row["best val/loss"]) == min(losses)
+    assert [row["model.attention.plugin"] for row in rows] == ["mla", "mla", "mha"]
+    a = json.loads(result)["groups"][0]
+    assert a["best"]["val/loss"]["mean"] == pytest.approx(sum(float(row["best val/loss"]) for row in rows[:2]) / 2)
+    lines = markdown.splitlines()
+    assert "| A | runs/a2 |" in lines and "**one factor: model.attention (mla -> mha)**" in markdown
+    assert all(line.count("|") == 6 for line in lines if line.startswith("| model."))
 
 
 # Options that plugins need in the tiny experiment.
