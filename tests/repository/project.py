@@ -33,8 +33,8 @@ def is_script(path):
 
 
 def is_source(path):
-    """Return whether a file is a C++, Python, CMake or shell file."""
-    return (path.suffix in {".cpp", ".h", ".cu", ".py", ".cmake", ".sh"} or path.name == "CMakeLists.txt"
+    """Return whether a file is a C++, Python, CMake, shell, JavaScript, CSS or HTML file."""
+    return (path.suffix in {".cpp", ".h", ".cu", ".py", ".cmake", ".sh", ".js", ".css", ".html"} or path.name == "CMakeLists.txt"
             or is_script(path))
 
 

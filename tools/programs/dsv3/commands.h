@@ -21,6 +21,7 @@ void add_schema_commands(CLI::App& app, int& exit_code);
 void add_reference_command(CLI::App& app, int& exit_code);
 void add_compare_commands(CLI::App& app, int& exit_code);
 void add_runs_commands(CLI::App& app, int& exit_code);
+void add_report_commands(CLI::App& app, int& exit_code);
 /// export, import, logits
 void add_model_commands(CLI::App& app, int& exit_code);
 void add_generate_command(CLI::App& app, int& exit_code);

@@ -25,6 +25,7 @@ int run(int argc, char** argv) {
   add_reference_command(app, exit_code);
   add_compare_commands(app, exit_code);
   add_runs_commands(app, exit_code);
+  add_report_commands(app, exit_code);
   add_sync_command(app, exit_code);
   add_completion_commands(app, exit_code);
   try {
