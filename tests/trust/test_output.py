@@ -252,7 +252,9 @@ def test_messages_of_components_do_not_show_secrets(tmp_path):
 COMMANDS = [[RUN, "tiny.yaml", "--print-config"], [RUN, "tiny.yaml", "--check"], [RUN, "tiny.yaml", "--dry-run"], [RUN, "--version"],
             [RUN, "--help"], [DSV3, "--version"], [DSV3, "plugins", "list", "--json"], [DSV3, "plugins", "describe", "data/text"],
             [DSV3, "plugins", "check", "schedule/cosine"], [DSV3, "compare", "tiny.yaml", "tiny.yaml"],
-            [DSV3, "compare", "tiny.yaml", "tiny.yaml", "--json"], [DSV3, "completion", "zsh"], [DSV3, "schema"], [DSV3, "reference"],
+            [DSV3, "compare", "tiny.yaml", "tiny.yaml", "--json"], [DSV3, "compare", "tiny.yaml", "tiny.yaml", "--format", "csv"],
+            [DSV3, "runs"], [DSV3, "runs", "--json"], [DSV3, "report", "runs", "--output", "page.html"],
+            [DSV3, "completion", "zsh"], [DSV3, "schema"], [DSV3, "reference"],
             [DSV3, "generate", "runs/new", "--prompt", "a", "--tokens", "2"], [DSV3, "generate", "runs/new", "--prompt", "a", "--tokens", "2", "--json"],
             [DSV3, "eval", "runs/new", "--text", "text.txt", "--limit", "2"], [DSV3, "logits", "runs/new", "--tokens", "ids.json", "--output", "out"],
             [DSV3, "export", "--help"]]
