@@ -4,8 +4,13 @@ function panel(title, id, ...children) {
   return el("section", {class: "panel", id}, el("div", {class: "panel-head"}, el("h2", {}, title)), ...children);
 }
 
-function details(summary, open, ...children) {
-  return el("details", {open}, el("summary", {}, ...[].concat(summary)), ...children);
+// Creates the content when it is opened for the first time.
+function details(summary, open, content) {
+  const element = el("details", {open}, el("summary", {}, ...[].concat(summary)));
+  const fill = () => element.open && element.children.length === 1 && element.append(content());
+  element.addEventListener("toggle", fill);
+  fill();
+  return element;
 }
 
 const runTitle = run => [swatch(run), el("span", {class: "name"}, run.label)];
@@ -14,12 +19,12 @@ const runTitle = run => [swatch(run), el("span", {class: "name"}, run.label)];
 function messagesPanel() {
   const parts = [];
   for (const run of RUNS) {
-    const lines = [...run.problems.map(text => el("li", {class: "bad"}, text)),
-      ...(run.message ? [el("li", {class: "bad"}, run.message)] : []),
-      ...run.messages.map(text => el("li", {}, text))];
-    if (!lines.length) continue;
-    const count = el("span", {class: "note"}, `${lines.length} message${lines.length > 1 ? "s" : ""}`);
-    parts.push(details([...runTitle(run), badge(run.state, BADGES[run.state]), count], RUNS.length === 1, el("ul", {class: "messages"}, ...lines)));
+    const errors = [...run.problems, ...(run.message ? [run.message] : [])];
+    const total = errors.length + run.messages.length;
+    if (!total) continue;
+    const count = el("span", {class: "note"}, `${total} message${total > 1 ? "s" : ""}`);
+    const list = () => el("ul", {class: "messages"}, ...errors.map(text => el("li", {class: "bad"}, text)), ...run.messages.map(text => el("li", {}, text)));
+    parts.push(details([...runTitle(run), badge(run.state, BADGES[run.state]), count], RUNS.length === 1, list));
   }
   return parts.length ? panel("Messages", "messages", ...parts) : null;
 }
@@ -58,7 +63,7 @@ function settingsPanel() {
   else if (RUNS.length > 1)
     parts.push(el("p", {class: "note"}, "All runs have the same settings."));
   if (common.length)
-    parts.push(details(RUNS.length > 1 ? `${common.length} settings that are the same in all runs` : `${common.length} settings`, false, table(["Setting", "Value"], common)));
+    parts.push(details(RUNS.length > 1 ? `${common.length} settings that are the same in all runs` : `${common.length} settings`, false, () => table(["Setting", "Value"], common)));
   return panel(RUNS.length > 1 ? "Differing settings" : "Settings", "settings", ...parts);
 }
 
@@ -70,6 +75,6 @@ function valueCounts(setting) {
 }
 
 function provenancePanel() {
-  const parts = RUNS.map(run => details(runTitle(run), RUNS.length === 1, table(["", "Value"], run.provenance)));
+  const parts = RUNS.map(run => details(runTitle(run), RUNS.length === 1, () => table(["", "Value"], run.provenance)));
   return panel("Provenance", "provenance", ...parts);
 }

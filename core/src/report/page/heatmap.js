@@ -1,5 +1,15 @@
 // Metrics of many layers or experts over time, one row each.
 
+// A shortened curve alternates between the extremes of ranges. Colours show their average.
+function averaged(curve) {
+  if (!curve || curve.recorded <= curve.steps.length) return curve;
+  const ys = curve.ys.map((y, i) => {
+    const near = curve.ys.slice(Math.max(0, i - 1), i + 3).filter(Number.isFinite);
+    return Number.isFinite(y) ? near.reduce((sum, value) => sum + value, 0) / near.length : y;
+  });
+  return {...curve, ys};
+}
+
 class HeatMap extends Card {
   constructor(title, prefix, members) {
     super(title);
@@ -28,7 +38,7 @@ class HeatMap extends Card {
   }
 
   rows(run) {
-    return this.members.map(member => ({member, curve: run && curveOf(run, this.prefix + member)}));
+    return this.members.map(member => ({member, curve: run && averaged(curveOf(run, this.prefix + member))}));
   }
 
   draw() {

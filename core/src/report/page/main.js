@@ -31,12 +31,13 @@ function familiesOf(metrics) {
 
 function chartsOf(metrics) {
   const {families, singles} = familiesOf(metrics), found = [];
-  const both = singles.includes("train/loss") && singles.includes("val/loss");
+  // With many runs, the two losses would hide each other.
+  const both = singles.includes("train/loss") && singles.includes("val/loss") && RUNS.length <= 12;
   for (const metric of singles) {
     if (both && metric === "val/loss") continue;
     const main = both && metric === "train/loss";
     const card = new CurveChart(main ? "Loss" : metric, main ? ["train/loss", "val/loss"] : [metric], main ? "train/loss as lines, val/loss with dots" : "");
-    if (metric === "train/loss" || (metric === "val/loss" && !both)) card.element.classList.add("wide", "tall");
+    if (metric === "train/loss" || metric === "val/loss") card.element.classList.add("wide", "tall");
     found.push(card);
   }
   for (const [prefix, members] of families) found.push(new HeatMap(prefix.slice(0, -1), prefix, members));
@@ -107,7 +108,7 @@ function applyTheme(chosen) {
   document.documentElement.dataset.theme = theme;
   byId("theme").textContent = theme === "dark" ? "Light theme" : "Dark theme";
   update({theme});
-  for (const canvas of document.querySelectorAll("canvas.swatch")) requestAnimationFrame(canvas.paint);
+  for (const sample of document.querySelectorAll(".swatch")) sample.style.color = colorOf(sample.run);
 }
 
 function start() {

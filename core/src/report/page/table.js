@@ -4,20 +4,17 @@ const BADGES = {finished: "good", running: "busy", failed: "bad", crashed: "bad"
 
 // A sample of the run's line, so that the table is the legend of all charts.
 function swatch(run) {
-  const canvas = el("canvas", {class: "swatch", "aria-hidden": "true"});
-  const paint = () => {
-    const context = fitted(canvas, 22, 10);
-    context.strokeStyle = colorOf(run);
-    context.lineWidth = 3;
-    context.setLineDash(dashOf(run.index));
-    context.beginPath();
-    context.moveTo(0, 5);
-    context.lineTo(22, 5);
-    context.stroke();
+  const svg = (tag, attributes) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    return element;
   };
-  canvas.paint = paint;
-  paint();
-  return canvas;
+  const line = svg("line", {x1: 0, y1: 5, x2: 22, y2: 5, stroke: "currentColor", "stroke-width": 3, "stroke-dasharray": dashOf(run.index).join(" ") || "none"});
+  const sample = svg("svg", {class: "swatch", viewBox: "0 0 22 10", "aria-hidden": "true"});
+  sample.append(line);
+  sample.run = run;
+  sample.style.color = colorOf(run);
+  return sample;
 }
 
 function badge(text, kind) {
