@@ -4,14 +4,8 @@ const BADGES = {finished: "good", running: "busy", failed: "bad", crashed: "bad"
 
 // A sample of the run's line, so that the table is the legend of all charts.
 function swatch(run) {
-  const svg = (tag, attributes) => {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    return element;
-  };
-  const line = svg("line", {x1: 0, y1: 5, x2: 22, y2: 5, stroke: "currentColor", "stroke-width": 3, "stroke-dasharray": dashOf(run.index).join(" ") || "none"});
-  const sample = svg("svg", {class: "swatch", viewBox: "0 0 22 10", "aria-hidden": "true"});
-  sample.append(line);
+  const sample = byId("swatch").content.firstElementChild.cloneNode(true);
+  sample.firstElementChild.setAttribute("stroke-dasharray", dashOf(run.index).join(" ") || "none");
   sample.run = run;
   sample.style.color = colorOf(run);
   return sample;
