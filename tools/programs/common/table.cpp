@@ -10,9 +10,25 @@ bool is_continuation(char byte) {
   return (static_cast<unsigned char>(byte) & 0xc0) == 0x80;
 }
 
+bool is_absent(const std::string& cell) {
+  return cell.empty() || cell == "-";
+}
+
 bool is_number(const std::string& cell) {
-  return cell.empty() || cell == "-" || (cell[0] >= '0' && cell[0] <= '9') ||
-         (cell[0] == '-' && cell.size() > 1 && cell[1] >= '0' && cell[1] <= '9') || cell == "NaN";
+  const size_t sign = cell.starts_with('-') ? 1 : 0;
+  return cell == "NaN" || cell.substr(sign) == "Infinity" ||
+         (cell.size() > sign && cell[sign] >= '0' && cell[sign] <= '9');
+}
+
+// Whether the cells below the header are numbers, as far as they are present.
+bool is_numeric(const std::vector<Row>& rows, size_t column) {
+  bool found = false;
+  for (size_t i = 1; i < rows.size(); ++i) {
+    const std::string& cell = rows[i].at(column);
+    if (!is_number(cell) && !is_absent(cell)) return false;
+    found = found || is_number(cell);
+  }
+  return found;
 }
 
 std::vector<Row> printable(std::vector<Row> rows) {
@@ -51,8 +67,7 @@ std::string text_table(const std::vector<Row>& unescaped) {
   std::vector<bool> right(width.size());
   for (size_t i = 0; i < width.size(); ++i) {
     for (const Row& row : rows) width[i] = std::max(width[i], width_of(row.at(i)));
-    right[i] = rows.size() > 1 && std::all_of(rows.begin() + 1, rows.end(),
-                                              [&](const Row& row) { return is_number(row[i]); });
+    right[i] = is_numeric(rows, i);
   }
   std::string text;
   for (const Row& row : rows) {
