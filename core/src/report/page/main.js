@@ -1,17 +1,24 @@
 // Puts the page together.
 
-// Sections by the first part of a metric's name. Metrics of other parts get sections of their own.
+// Sections of the metrics that all runs have. Those of a component have a section with its name.
 const SECTIONS = [
-  ["Loss", metric => metric === "train/loss" || metric.startsWith("val/") || /^train\/.*loss$/.test(metric)],
-  ["Optimisation", metric => /^(train|muon|optimizer)\//.test(metric)],
-  ["Experts", metric => metric.startsWith("moe/")],
-  ["Health", metric => /^(health|attention)\//.test(metric)],
-  ["Throughput and memory", metric => /^(throughput|memory|data|strategy)\//.test(metric)],
+  ["Loss", /^val\/|^train\/(.*_)?loss$/],
+  ["Optimisation", /^(train|attention)\//],
+  ["Components", null],
+  ["Throughput and memory", /^(throughput|memory|data)\//],
 ];
 
 function sectionOf(metric) {
-  const found = SECTIONS.find(([, belongs]) => belongs(metric));
+  const found = SECTIONS.find(([, pattern]) => pattern && pattern.test(metric));
   return found ? found[0] : metric.split("/")[0];
+}
+
+// The metrics of each section, in the order of the page.
+function bySection(metrics) {
+  const names = new Map();
+  for (const metric of metrics) names.set(sectionOf(metric), [...names.get(sectionOf(metric)) || [], metric]);
+  const others = [...names.keys()].filter(title => !SECTIONS.some(([known]) => known === title)).sort();
+  return SECTIONS.flatMap(([title, pattern]) => pattern ? [title] : others).filter(title => names.has(title)).map(title => [title, names.get(title)]);
 }
 
 // Splits metrics into single ones and families such as moe/load_max/LAYER.
@@ -46,12 +53,9 @@ function chartsOf(metrics) {
 
 function chartSections() {
   const metrics = [...new Set(RUNS.flatMap(run => [...run.curves.keys()]))].sort();
-  const bySection = new Map(SECTIONS.map(([title]) => [title, []]));
-  for (const metric of metrics) bySection.set(sectionOf(metric), [...bySection.get(sectionOf(metric)) || [], metric]);
   const order = metric => ["train/loss", "val/loss", "train/grad_norm", "throughput/tokens_per_s"].indexOf(metric);
   const sections = [];
-  for (const [title, names] of bySection) {
-    if (!names.length) continue;
+  for (const [title, names] of bySection(metrics)) {
     names.sort((a, b) => (order(a) < 0) - (order(b) < 0) || order(a) - order(b));
     const found = chartsOf(names);
     for (const card of found) card.element.words = (card.title + " " + (card.metrics || []).join(" ")).toLowerCase();
