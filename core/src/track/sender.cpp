@@ -265,16 +265,12 @@ bool TrackerSender::finish(RunStatus status, double seconds) {
   return complete;
 }
 
-void skip_journals(const stdfs::path& run, const std::string& tracker) {
-  for (const auto& [journal, suffix] :
-       {std::pair(kMetrics, kMetricsOffset), std::pair(kRecords, kRecordsOffset),
-        std::pair(kRecords, kUploadsOffset)}) {
-    Feed feed(run / journal, run / "trackers" / (tracker + suffix));
-    while (true) {
-      const std::vector<std::string> lines = feed.read(kLinesPerCall);
-      if (lines.empty()) break;
-      feed.acknowledge(lines);
-    }
+void skip_uploads(const stdfs::path& run, const std::string& tracker) {
+  Feed feed(run / kRecords, run / "trackers" / (tracker + kUploadsOffset));
+  while (true) {
+    const std::vector<std::string> lines = feed.read(kLinesPerCall);
+    if (lines.empty()) break;
+    feed.acknowledge(lines);
   }
 }
 

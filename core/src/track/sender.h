@@ -55,8 +55,9 @@ class TrackerSender {
 /// Whether a tracker has acknowledged all lines of the journals in the folder `run`.
 bool has_received_everything(const NamedTracker& tracker, const std::filesystem::path& run);
 
-/// Acknowledges all lines of the journals in the folder `run` for a tracker whose service has them.
-void skip_journals(const std::filesystem::path& run, const std::string& tracker);
+/// Acknowledges all files that the journal in the folder `run` names, because they come from the
+/// tracker's service. Its metrics may not, so they are sent again.
+void skip_uploads(const std::filesystem::path& run, const std::string& tracker);
 
 /// Converts a line of metrics.jsonl to an event; `id` is the line's number, from 0.
 Event parse_event(const std::string& line, int64_t id);

@@ -79,7 +79,7 @@ void complete_download(const stdfs::path& folder, const std::string& tracker,
   }
   TrackerFiles files(folder / "trackers", tracker);
   files.set("id", id);
-  skip_journals(folder, tracker);
+  skip_uploads(folder, tracker);
 }
 
 /// Moves a downloaded run to a name that `output` does not have yet, and returns the name.
@@ -115,15 +115,6 @@ std::string fetch_run(const stdfs::path& output, const std::string& id, Plugins&
     return place(download.folder, output, run, id);
   }
   return "";
-}
-
-std::vector<stdfs::path> runs_in(const stdfs::path& output) {
-  std::vector<stdfs::path> runs;
-  std::error_code error;
-  for (stdfs::directory_iterator it(output, error), end; !error && it != end; it.increment(error))
-    if (stdfs::is_regular_file(it->path() / "config.yaml", error)) runs.push_back(it->path());
-  std::ranges::sort(runs);
-  return runs;
 }
 
 }  // namespace dsv3

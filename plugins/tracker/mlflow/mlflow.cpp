@@ -31,7 +31,8 @@ struct Options {
           "address of the tracking server, such as http://localhost:5000; empty = that of "
           "MLFLOW_TRACKING_URI in the environment or .env, or of tracking_uri in config.yaml");
     s.add("experiment", &Options::experiment,
-          "name of the MLflow experiment; empty = that of MLFLOW_EXPERIMENT_NAME, or of "
+          "name of the MLflow experiment, unless MLFLOW_EXPERIMENT_ID is set; empty = that of "
+          "MLFLOW_EXPERIMENT_NAME, or of "
           "experiment_name in config.yaml, or else 'dsv3'");
     s.add("parent", &Options::parent, "MLflow id of a run that contains this one; empty = none");
     s.add("artifacts", &Options::artifacts,
@@ -62,8 +63,7 @@ class MlflowTracker final : public dsv3::Tracker {
   using Options = mlflow::Options;
   MlflowTracker(const Options& options, const dsv3::RunContext& context)
       : options_(options), context_(context), server_(find_server(options.uri, context.settings)) {
-    experiment_.id =
-        options.experiment.empty() ? find_setting(context.settings, "MLFLOW_EXPERIMENT_ID") : "";
+    experiment_.id = find_setting(context.settings, "MLFLOW_EXPERIMENT_ID");
     experiment_.name = options.experiment;
     if (experiment_.name.empty())
       experiment_.name = find_setting(context.settings, "MLFLOW_EXPERIMENT_NAME");

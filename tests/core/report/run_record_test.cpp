@@ -89,8 +89,7 @@ TEST_CASE("a run that says running is running only while a process holds its loc
 TEST_CASE("the duration leaves out pauses between the processes of a run") {
   const TemporaryFolder folder;
   // Starts at 00:00:00, writes until second 20, resumes at second 100, writes until second 130.
-  folder.write(
-      "provenance.json",
+  put(folder / "provenance.json",
       R"({"time": "1970-01-01T00:00:00Z", "resumes": [{"time": "1970-01-01T00:01:40Z"}]})");
   put(folder / "metrics.jsonl",
       line(1, 10, "") + line(2, 20, "") + line(3, 115, "") + line(4, 130, ""));

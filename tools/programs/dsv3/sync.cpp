@@ -3,6 +3,7 @@
 #include <memory>
 
 #include <dsv3/runtime/printable.h>
+#include <dsv3/runtime/run_record.h>
 #include <dsv3/runtime/sync.h>
 #include <dsv3/runtime/trackers.h>
 #include <dsv3/sdk/error.h>
@@ -26,7 +27,7 @@ std::vector<std::filesystem::path> runs_of(const SyncArguments& a) {
   if (!a.all) return {a.runs.begin(), a.runs.end()};
   std::string output = a.output;
   if (output.empty()) output = dsv3::read_machine_config(a.plugins.machine_files()).output;
-  return dsv3::runs_in(output.empty() ? "runs" : output);
+  return dsv3::find_runs(output.empty() ? "runs" : output);
 }
 
 const char* text_of(dsv3::Synced result) {

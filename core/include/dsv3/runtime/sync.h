@@ -30,7 +30,4 @@ Synced sync_run(const std::filesystem::path& folder, Plugins& plugins,
 std::string fetch_run(const std::filesystem::path& output, const std::string& id, Plugins& plugins,
                       const std::vector<SettingsLayer>& settings);
 
-/// Returns the folders of all runs in `output`, by name.
-std::vector<std::filesystem::path> runs_in(const std::filesystem::path& output);
-
 }  // namespace dsv3
