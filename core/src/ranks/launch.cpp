@@ -18,7 +18,6 @@
 
 #include <dsv3/runtime/launch.h>
 #include <dsv3/runtime/logging.h>
-#include <dsv3/runtime/run_folder.h>
 #include <dsv3/sdk/error.h>
 #include <dsv3/sdk/log.h>
 
@@ -439,7 +438,7 @@ int launch(const LaunchRequest& request) {
     Attempt ranks(request, signals, variables);
     const int code = ranks.run();
     const std::string cause = ranks.report();
-    if (!cause.empty()) correct_status(run.read(), code, cause);
+    if (!cause.empty() && request.on_failure) request.on_failure(run.read(), code, cause);
     if (code != int(ExitCode::peer_lost) || ranks.was_asked_to_stop() ||
         attempt == request.max_restarts)
       return code;

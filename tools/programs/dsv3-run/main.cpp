@@ -218,7 +218,8 @@ int run(int argc, char** argv) {
   if (!trains) request.ranks.world = a.num_gpus.value_or(request.ranks.world);
   if (trains && !request.run_id.empty()) download_run(request, a, machine);
   if (trains && dsv3::must_launch(request.ranks, a.num_gpus, a.max_restarts))
-    return dsv3::launch({request.command, a.num_gpus.value_or(1), a.max_restarts});
+    return dsv3::launch(
+        {request.command, a.num_gpus.value_or(1), a.max_restarts, dsv3::correct_status});
   dsv3::Plugins plugins(dsv3::plugin_search_levels(a.plugin_paths, machine.plugin_paths));
   if (a.print_config) {
     set_output(Output::escaped);

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -14,6 +16,10 @@ struct LaunchRequest {
   std::vector<std::string> command;  ///< argv of this program, which every rank gets too
   int64_t ranks = 1;
   int64_t max_restarts = 0;
+  /// Called with the run folder that rank 0 has announced (may be empty), the exit code, and why
+  /// the ranks failed, if rank 0 could not record that itself.
+  std::function<void(const std::filesystem::path& run, int code, const std::string& cause)>
+      on_failure = {};
 };
 
 /// Whether this process has to call launch(): `ranks` (of --num_gpus) is above one or restarts are
@@ -36,7 +42,8 @@ bool must_launch(const RankContext& context, std::optional<int64_t> ranks, int64
 int launch(const LaunchRequest& request);
 
 /// Gives launch() the folder of the run that this process trains, so that ranks which are started
-/// again resume it, and so that it can record why they failed. Does nothing on other ranks than 0, and without launch().
+/// again resume it, and so that it can record why they failed. Does nothing on other ranks than 0,
+/// and without launch().
 void announce_run(const std::filesystem::path& folder);
 
 /// The run that the ranks trained when they failed: they continue as with `--run_name NAME --resume
