@@ -351,6 +351,10 @@ class Transfer {
     // With TLS 1.3, a server reports an unacceptable client certificate after the handshake.
     if (code == CURLE_RECV_ERROR && reason.find(" alert ") != reason.npos)
       code = CURLE_SSL_CONNECT_ERROR;
+    // A load balancer without servers closes connections before it answers the handshake.
+    const bool is_closed = reason.find("SSL_ERROR_SYSCALL") != reason.npos ||
+                           reason.find("unexpected eof") != reason.npos;
+    if (code == CURLE_SSL_CONNECT_ERROR && is_closed) code = CURLE_RECV_ERROR;
     const auto [kind, what, advice] = describe(code);
     fail(kind, kind == Kind::aborted ? what : what + ": " + reason + " (" + advice + ")");
   }
