@@ -99,6 +99,17 @@ def test_environment_variables_in_tags_are_not_recorded(folder, monkeypatch):
         assert path.is_dir() or b"canary-in-a-tag" not in path.read_bytes(), path
 
 
+def test_other_programs_do_not_get_secrets(folder, tmp_path, monkeypatch):
+    (tmp_path / "git").write_text(f"#!/bin/sh\nenv >> {tmp_path}/environment\nexit 1\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "DATABRICKS_CLIENT_SECRET":
+        monkeypatch.setenv(name, "canary-of-a-child")
+    dsv3_run("tiny.yaml", "--run_name", "child", "train.steps=2", "schedule.warmup=1", cwd=folder)
+    seen = (tmp_path / "environment").read_text()
+    assert "PATH=" in seen and "canary-of-a-child" not in seen
+
+
 @pytest.mark.parametrize("tag, message", [
     ("team", "expected NAME=VALUE"), ("=x", "expected NAME=VALUE"), ("a b=x", "invalid name of a tag: 'a b'")])
 def test_invalid_tags(folder, tag, message):

@@ -1,9 +1,15 @@
 #include "support/host.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <fcntl.h>
 #include <fstream>
+#include <spawn.h>
+#include <string_view>
+#include <sys/wait.h>
 #include <unistd.h>
+#include <vector>
 
 namespace dsv3 {
 
@@ -52,14 +58,55 @@ std::string host_name() {
   return name;
 }
 
+namespace {
+
+/// The environment without secrets, which no other program needs to know.
+std::vector<char*> public_environment() {
+  std::vector<char*> entries;
+  for (char** entry = environ; *entry; ++entry) {
+    const std::string_view text = *entry;
+    const std::string_view name = text.substr(0, text.find('='));
+    const auto has = [&](const char* word) { return name.find(word) != name.npos; };
+    if (!has("TOKEN") && !has("SECRET") && !has("PASSWORD")) entries.push_back(*entry);
+  }
+  entries.push_back(nullptr);
+  return entries;
+}
+
+/// Starts `sh -c command` with its standard output in `output`. Returns -1 if that fails.
+pid_t start_shell(std::string command, int output) {
+  char shell[] = "sh", flag[] = "-c";
+  char* const arguments[] = {shell, flag, command.data(), nullptr};
+  posix_spawn_file_actions_t actions;
+  ::posix_spawn_file_actions_init(&actions);
+  ::posix_spawn_file_actions_adddup2(&actions, output, STDOUT_FILENO);
+  pid_t process = -1;
+  const int error =
+      ::posix_spawn(&process, "/bin/sh", &actions, nullptr, arguments, public_environment().data());
+  ::posix_spawn_file_actions_destroy(&actions);
+  return error == 0 ? process : -1;
+}
+
+}  // namespace
+
 std::optional<std::string> output_of(const std::string& command) {
-  std::FILE* pipe = ::popen(command.c_str(), "re");
-  if (!pipe) return std::nullopt;
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC) != 0) return std::nullopt;
+  const pid_t process = start_shell(command, ends[1]);
+  ::close(ends[1]);
   std::string output;
   char buffer[4096];
-  while (const size_t count = std::fread(buffer, 1, sizeof buffer, pipe))
-    output.append(buffer, count);
-  if (::pclose(pipe) != 0) return std::nullopt;
+  while (process > 0) {
+    const ssize_t count = ::read(ends[0], buffer, sizeof buffer);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) break;
+    output.append(buffer, size_t(count));
+  }
+  ::close(ends[0]);
+  int status = -1;
+  while (process > 0 && ::waitpid(process, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (status != 0) return std::nullopt;
   while (output.ends_with('\n')) output.pop_back();
   return output;
 }

@@ -29,7 +29,7 @@ uint64_t available_bytes();
 std::string host_name();
 
 /// Returns what a shell command prints, without line ends at its end; nullopt if it fails or does
-/// not exist.
+/// not exist. The command does not get the secrets in this process's environment.
 std::optional<std::string> output_of(const std::string& command);
 
 }  // namespace dsv3
