@@ -58,6 +58,8 @@ class Session {
   explicit Session(const Subject& subject, bool resumed = false) : folder_(subject.folder) {
     const auto store = std::make_shared<TrackerFiles>(folder_ / "trackers", "conformance");
     tracker_ = construct<Tracker>(subject, RunContext{subject.folder, store, {}, {}});
+    if (const std::string reason = tracker_->inactive(); !reason.empty())
+      throw NotApplicable("the tracker is not used: " + reason);
     fs::write_atomically(folder_ / "config.yaml", kConfig);
     call(resumed ? "start() of a resumed run" : "start()", [&] {
       tracker_->start({.name = "conformance",
