@@ -234,3 +234,10 @@ def test_without_an_address_metrics_stay_in_the_run_folder(folder, server, monke
     monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
     assert sync("--all", cwd=folder) == "runs/local: everything sent\n"
     require_same_metrics(client_of(server), folder / "runs/local")
+
+
+def test_the_plugin_keeps_every_promise_of_a_tracker(folder, server):
+    done = subprocess.run([DSV3, "plugins", "check", "tracker/mlflow", "--set", f"uri={server.url}"], cwd=folder, text=True,
+                          capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok    journal" in done.stdout and "skip" not in done.stdout

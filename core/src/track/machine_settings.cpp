@@ -48,7 +48,7 @@ std::string value_in(const std::string& text) {
   const std::string value = trimmed(text);
   if (!value.empty() && (value[0] == '"' || value[0] == '\''))
     return value.substr(1, value.find(value[0], 1) - 1);
-  return trimmed(value.substr(0, value.find(" #")));
+  return trimmed(text.substr(0, text.find(" #")));
 }
 
 /// Warns if other users can read a file with secrets.

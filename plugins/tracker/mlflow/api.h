@@ -1,6 +1,7 @@
 // Calls of MLflow's REST API.
 #pragma once
 
+#include <chrono>
 #include <filesystem>
 #include <optional>
 #include <stop_token>
@@ -9,9 +10,9 @@
 #include <dsv3/sdk/tracker.h>
 #include <dsv3/support/http.h>
 
-namespace mlflow {
+#include "answers.h"
 
-using dsv3::Json;
+namespace mlflow {
 
 /// A request that the server understood and rejected. Repeating it is of no use.
 class ApiError : public dsv3::Error {
@@ -27,6 +28,14 @@ struct Server {
   std::string url;  ///< without a slash at its end
   std::optional<dsv3::http::Credential> credential;
   dsv3::http::Tls tls;
+  bool is_databricks = false;
+  bool is_oauth = false;     ///< the credential is exchanged for a token that expires
+  std::string workspace_id;  ///< Databricks; may be empty
+};
+
+struct ServerChoice {
+  std::optional<Server> server;
+  std::string missing;  ///< what is not set, if there is no server; may be empty
 };
 
 /// Sends requests to one server. Not thread-safe: use one object per thread.
@@ -40,32 +49,37 @@ class Api {
   Json get(const std::string& endpoint,
            const std::vector<std::pair<std::string, std::string>>& query = {});
   Json post(const std::string& endpoint, const Json& body);
+  /// The same for an endpoint with its whole path.
+  Json get_path(const std::string& path,
+                const std::vector<std::pair<std::string, std::string>>& query = {});
+  Json post_path(const std::string& path, const Json& body);
   Json patch(const std::string& endpoint, const Json& body);
-  /// Uploads a file, or a text, to a path below /api/2.0/mlflow-artifacts/artifacts/.
+  /// Uploads a file, or a text, to a path such as RemoteRun::artifacts + "/log.txt".
   void put_file(const std::string& path, const std::filesystem::path& file);
   void put_text(const std::string& path, const std::string& text);
-  /// Downloads a file from a path below /api/2.0/mlflow-artifacts/artifacts/ to a new file.
+  /// Downloads what put_file() has uploaded, to a new file. Not on Databricks.
   void get_file(const std::string& path, const std::filesystem::path& target);
-  /// Sends a request as it is, with the credential and time-outs.
-  dsv3::http::Response send(dsv3::http::Request request);
+  /// Uploads the body or file of `request` to an endpoint with its whole path.
+  void put_path(dsv3::http::Request request, const std::string& path);
+  /// Uploads to an address that the server has named, without the server's credential.
+  dsv3::http::Response send_elsewhere(dsv3::http::Request request);
 
   const Server& server() const { return server_; }
   /// For calls that training waits for.
   void set_timeouts(dsv3::http::Timeouts timeouts) { timeouts_ = timeouts; }
 
  private:
-  Json call(dsv3::http::Request request);
-  dsv3::http::Response transfer(dsv3::http::Request request, const std::string& path);
+  Json call(const char* method, const std::string& path, const Json& body = nullptr);
+  dsv3::http::Response send(dsv3::http::Request request);
+  const dsv3::http::Credential& token();
   void put(dsv3::http::Request request, const std::string& path);
 
   Server server_;
   std::stop_token stop_;
   dsv3::http::Client client_;
   dsv3::http::Timeouts timeouts_;
+  std::optional<dsv3::http::Credential> token_;  // OAuth
+  std::chrono::steady_clock::time_point token_end_;
 };
-
-/// Returns the response's JSON, or throws ApiError or dsv3::RetryAfter that quotes MLflow's
-/// message.
-Json checked(const dsv3::http::Response& response);
 
 }  // namespace mlflow

@@ -31,30 +31,51 @@ size_t fitting(std::span<const Entry> entries, std::span<const size_t> sizes) {
   return count;
 }
 
-/// Throws unless the run can receive entries. A batch that a deleted run rejects has no fault.
-void require_active(Api& api, const std::string& run_id) {
-  const Json run = api.get("runs/get", {{"run_id", run_id}});
-  if (run.at("run").at("info").value("lifecycle_stage", "active") != "active")
-    throw dsv3::Error("run " + run_id + " was deleted in MLflow; restore it there");
-}
+/// Sends the entries of one call.
+class Sender {
+ public:
+  Sender(Api& api, const std::string& run_id, const Reject& reject)
+      : api_(api), run_id_(run_id), reject_(reject) {}
 
-/// Sends entries that fit into one request. `first` is the index of the first one.
-void send(Api& api, const std::string& run_id, std::span<const Entry> entries, size_t first,
-          const Reject& reject) {
-  if (entries.empty()) return;
-  Json body = {{"run_id", run_id}};
-  for (const Entry& entry : entries) body[list_of(entry.kind)].push_back(entry.content);
-  try {
-    api.post("runs/log-batch", body);
-  } catch (const ApiError& error) {
-    if (error.status != 400 && error.status != 413) throw;
-    require_active(api, run_id);
-    if (entries.size() == 1) return reject(first, error.what());
-    const size_t half = entries.size() / 2;
-    send(api, run_id, entries.first(half), first, reject);
-    send(api, run_id, entries.subspan(half), first + half, reject);
+  /// Sends entries that fit into one request. `first` is the index of the first one.
+  void send(std::span<const Entry> entries, size_t first) {
+    try {
+      post(entries);
+    } catch (const ApiError& error) {
+      if (error.status != 400 && error.status != 413) throw;
+      if (!accepts_valid_) require_accepts_valid();
+      if (entries.size() == 1) return reject_(first, error.what());
+      const size_t half = entries.size() / 2;
+      send(entries.first(half), first);
+      send(entries.subspan(half), first + half);
+    }
   }
-}
+
+ private:
+  void post(std::span<const Entry> entries) {
+    Json body = {{"run_id", run_id_}};
+    for (const Entry& entry : entries) body[list_of(entry.kind)].push_back(entry.content);
+    api_.post("runs/log-batch", body);
+  }
+
+  /// Throws if the server rejects even a tag that the run has since its creation. The entries are
+  /// then not at fault: the run was deleted, a quota is used up, or a proxy rejects the requests.
+  void require_accepts_valid() {
+    const Entry valid{Entry::Kind::tag, {{"key", "mlflow.source.type"}, {"value", "LOCAL"}}};
+    try {
+      post(std::span(&valid, 1));
+    } catch (const ApiError& error) {
+      throw dsv3::Error("run " + run_id_ + " receives nothing, because it was deleted in MLflow " +
+                        "or the server rejects all entries: " + error.what());
+    }
+    accepts_valid_ = true;
+  }
+
+  Api& api_;
+  const std::string& run_id_;
+  const Reject& reject_;
+  bool accepts_valid_ = false;
+};
 
 }  // namespace
 
@@ -70,9 +91,10 @@ void log_batch(Api& api, const std::string& run_id, const std::vector<Entry>& en
   for (const Entry& entry : entries)
     sizes.push_back(entry.content.dump(-1, ' ', false, Json::error_handler_t::replace).size());
   const std::span<const Entry> all(entries);
+  Sender sender(api, run_id, reject);
   for (size_t first = 0; first < all.size();) {
     const size_t count = fitting(all.subspan(first), std::span(sizes).subspan(first));
-    send(api, run_id, all.subspan(first, count), first, reject);
+    sender.send(all.subspan(first, count), first);
     first += count;
   }
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "batch.h"
+#include "unity.h"
 
 namespace mlflow {
 namespace {
@@ -15,33 +16,36 @@ const dsv3::record::Checkpoint& checkpoint_in(const Record& record) {
   return std::get<dsv3::record::Checkpoint>(record.content);
 }
 
-std::string path_of(const Json& model) {
-  const std::string uri = model.at("info").value("artifact_uri", "");
-  const std::string path = artifact_path(uri);
-  if (path.empty())
-    throw dsv3::Error("the server does not serve the artifact store of logged models (" + uri +
-                      ")");
-  return path;
+struct LoggedModel {
+  std::string id, artifacts;  // see RemoteRun
+};
+
+LoggedModel logged_model(const Api& api, const Json& answer) {
+  const Json& info = object_in(object_in(answer, "model"), "info");
+  const std::string id = id_in(info, "model_id");
+  return {id, artifact_path(api.server(), text_in(info, "artifact_uri"), "models/" + id)};
 }
 
-constexpr const char* kUploading = "uploading";  // path and model of an upload that has begun
+constexpr const char* kRegistering = "registering";  // logged model and its version
+constexpr const char* kUploading = "uploading";      // path and model of an upload that has begun
 
 /// Creates a model, or returns that of an earlier attempt to upload the same checkpoint.
-Json open_model(const ModelUpload& upload, const Record& record) {
+LoggedModel open_model(const ModelUpload& upload, const Record& record) {
   const std::string path = checkpoint_in(record).path;
   if (const std::string begun = upload.store.get(kUploading); begun.starts_with(path + " "))
-    return upload.api.get("logged-models/" + dsv3::http::escape(begun.substr(path.size() + 1)))
-        .at("model");
-  const Json model =
-      upload.api
-          .post("logged-models",
-                {{"experiment_id", upload.run.experiment_id},
-                 {"name", stdfs::path(checkpoint_in(record).path).filename().string()},
-                 {"model_type", "dsv3 checkpoint"},
-                 {"source_run_id", upload.run.id},
-                 {"tags", {{{"key", "dsv3.step"}, {"value", std::to_string(record.step)}}}}})
-          .at("model");
-  upload.store.set(kUploading, path + " " + model.at("info").at("model_id").get<std::string>());
+    return logged_model(
+        upload.api,
+        upload.api.get("logged-models/" + dsv3::http::escape(begun.substr(path.size() + 1))));
+  const LoggedModel model = logged_model(
+      upload.api,
+      upload.api.post(
+          "logged-models",
+          {{"experiment_id", upload.run.experiment_id},
+           {"name", stdfs::path(checkpoint_in(record).path).filename().string()},
+           {"model_type", "dsv3 checkpoint"},
+           {"source_run_id", upload.run.id},
+           {"tags", {{{"key", "dsv3.step"}, {"value", std::to_string(record.step)}}}}}));
+  upload.store.set(kUploading, path + " " + model.id);
   return model;
 }
 
@@ -74,22 +78,22 @@ void log_metrics(const ModelUpload& upload, const Record& record, const std::str
   });
 }
 
-void register_version(const ModelUpload& upload, const std::string& id) {
+void register_version(const ModelUpload& upload, const std::string& id, const stdfs::path& folder) {
   if (upload.registered.empty()) return;
-  try {
-    upload.api.post("registered-models/create", {{"name", upload.registered}});
-  } catch (const ApiError& error) {
-    if (error.code != "RESOURCE_ALREADY_EXISTS") throw;
-  }
-  const Json version = upload.api
-                           .post("model-versions/create", {{"name", upload.registered},
-                                                           {"source", "models:/" + id},
-                                                           {"run_id", upload.run.id},
-                                                           {"model_id", id}})
-                           .at("model_version");
+  if (upload.api.server().is_databricks) return register_unity_version(upload, id, folder);
+  const std::string version = new_version(upload, id, "");
   upload.api.post("registered-models/alias", {{"name", upload.registered},
-                                              {"alias", upload.which == "best" ? "best" : "latest"},
-                                              {"version", version.at("version")}});
+                                              {"alias", upload.which == "best" ? "best" : "last"},
+                                              {"version", version}});
+}
+
+/// Whether an earlier attempt has made the model an output of the run. MLflow rejects a second one.
+bool is_output(const ModelUpload& upload, const std::string& id) {
+  const Json answer = upload.api.get("runs/get", {{"run_id", upload.run.id}});
+  const Json& run = object_in(answer, "run");
+  if (!run.contains("outputs")) return false;
+  return std::ranges::any_of(array_in(object_in(run, "outputs"), "model_outputs"),
+                             [&](const Json& model) { return text_in(model, "model_id") == id; });
 }
 
 double loss_of(const Record& record) {
@@ -100,6 +104,25 @@ double loss_of(const Record& record) {
 
 }  // namespace
 
+std::string new_version(const ModelUpload& upload, const std::string& id,
+                        const std::string& registry) {
+  if (const std::string begun = upload.store.get(kRegistering); begun.starts_with(id + " "))
+    return begun.substr(id.size() + 1);
+  try {
+    upload.api.post(registry + "registered-models/create", {{"name", upload.registered}});
+  } catch (const ApiError& error) {
+    if (error.code != "RESOURCE_ALREADY_EXISTS" && error.status != 409) throw;
+  }
+  const Json answer =
+      upload.api.post(registry + "model-versions/create", {{"name", upload.registered},
+                                                           {"source", "models:/" + id},
+                                                           {"run_id", upload.run.id},
+                                                           {"model_id", id}});
+  const std::string version = id_in(object_in(answer, "model_version"), "version");
+  upload.store.set(kRegistering, id + " " + version);
+  return version;
+}
+
 bool is_chosen(const std::string& which, const Record& checkpoint,
                const dsv3::TrackerStore& store) {
   if (which == "none") return false;
@@ -109,14 +132,20 @@ bool is_chosen(const std::string& which, const Record& checkpoint,
 }
 
 void upload_model(const ModelUpload& upload, const stdfs::path& folder, const Record& checkpoint) {
-  const Json model = open_model(upload, checkpoint);
-  const std::string id = model.at("info").at("model_id").get<std::string>();
-  put_files(upload.api, path_of(model), folder);
+  const auto [id, target] = open_model(upload, checkpoint);
+  if (target.empty()) {
+    upload.store.reject(checkpoint, checkpoint_in(checkpoint).path,
+                        "the server does not serve the artifact store of logged models; start it "
+                        "with --serve-artifacts");
+    return;
+  }
+  put_files(upload.api, target, folder);
   set_status(upload.api, id, "LOGGED_MODEL_READY");
-  upload.api.post("runs/outputs", {{"run_id", upload.run.id},
-                                   {"models", {{{"model_id", id}, {"step", checkpoint.step}}}}});
+  if (!is_output(upload, id))
+    upload.api.post("runs/outputs", {{"run_id", upload.run.id},
+                                     {"models", {{{"model_id", id}, {"step", checkpoint.step}}}}});
   log_metrics(upload, checkpoint, id);
-  register_version(upload, id);
+  register_version(upload, id, folder);
   upload.store.set(kUploading, "");
   upload.store.set("checkpoint", id);
   upload.store.set("checkpoint_step", std::to_string(checkpoint.step));

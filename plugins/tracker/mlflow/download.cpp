@@ -1,7 +1,5 @@
 #include "download.h"
 
-#include <algorithm>
-
 #include <dsv3/support/fs.h>
 
 #include "run.h"
@@ -11,40 +9,51 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
-/// Throws unless `name`, which the server has sent, is the name of a file.
-const std::string& checked_name(const std::string& name) {
+int64_t step_in(const Json& object) {
+  const auto step = object.find("step");
+  return step != object.end() && step->is_number_integer() ? step->get<int64_t>() : 0;
+}
+
+/// The last part of a path that the server has sent. Throws BadAnswer unless it is the name of a
+/// file.
+std::string file_name(const std::string& path) {
+  const std::string name = stdfs::path(path).filename().string();
   const bool is_name = !name.empty() && name != "." && name != ".." && name.size() < 256 &&
-                       name.find_first_of(std::string("/\\\0", 3)) == name.npos;
-  if (!is_name) throw dsv3::Error("the server sent the name of a file that is not one");
+                       name.find('\0') == name.npos && name.find('\\') == name.npos;
+  if (!is_name) throw BadAnswer("no name of a file");
   return name;
 }
 
-/// The names of the files that a list of the server names, without folders.
+/// The names of the files in a list of artifacts, without folders.
 std::vector<std::string> files_in(const Json& list) {
   std::vector<std::string> names;
-  for (const Json& file : list.value("files", Json::array()))
-    if (!file.value("is_dir", false))
-      names.push_back(
-          checked_name(stdfs::path(file.at("path").get<std::string>()).filename().string()));
+  for (const Json& file : array_in(list, "files"))
+    if (file.is_object() && file.value("is_dir", Json(false)) != Json(true))
+      names.push_back(file_name(text_in(file, "path")));
   return names;
 }
 
-/// The model that was logged at the last step; null if there is none.
-Json newest_model(const Json& run) {
-  Json newest;
+/// The id of the model that was logged at the last step; "" if there is none.
+std::string newest_model(const Json& run) {
+  std::string newest;
+  int64_t last = -1;
   const Json outputs = run.value("outputs", Json::object());
-  for (const Json& model : outputs.value("model_outputs", Json::array()))
-    if (newest.is_null() || model.value("step", int64_t{0}) > newest.value("step", int64_t{0}))
-      newest = model;
+  for (const Json& model :
+       array_in(outputs.is_object() ? outputs : Json::object(), "model_outputs"))
+    if (const int64_t step = step_in(model); step > last) {
+      newest = id_in(model, "model_id");
+      last = step;
+    }
   return newest;
 }
 
 void download_checkpoint(Api& api, const std::string& id, const stdfs::path& folder) {
-  const std::string endpoint = "logged-models/" + dsv3::http::escape(id);
-  const Json model = api.get(endpoint).at("model");
-  const std::string name = checked_name(model.at("info").at("name").get<std::string>());
-  const std::string source = artifact_path(model.at("info").value("artifact_uri", ""));
-  const stdfs::path target = folder / "checkpoints" / name;
+  const std::string endpoint = "logged-models/" + id;
+  const Json answer = api.get(endpoint);
+  const Json& info = object_in(object_in(answer, "model"), "info");
+  const std::string source = artifact_path(text_in(info, "artifact_uri"));
+  if (source.empty()) throw BadAnswer("the model has no files that the server serves");
+  const stdfs::path target = folder / "checkpoints" / file_name(text_in(info, "name"));
   dsv3::fs::make_folders(target);
   for (const std::string& file : files_in(api.get(endpoint + "/artifacts/directories")))
     api.get_file(source + "/" + file, target / file);
@@ -64,8 +73,8 @@ void download_files(Api& api, const RemoteRun& run, const std::string& part,
 
 Json last_steps(const Json& run) {
   Json steps = Json::object();
-  for (const Json& metric : run.at("data").value("metrics", Json::array()))
-    steps[metric.at("key").get<std::string>()] = metric.value("step", int64_t{0});
+  for (const Json& metric : array_in(object_in(run, "data"), "metrics"))
+    steps[text_in(metric, "key")] = step_in(metric);
   return steps;
 }
 
@@ -73,24 +82,31 @@ Json last_steps(const Json& run) {
 
 std::string download_run(Api& api, const std::string& id, const stdfs::path& folder,
                          dsv3::TrackerStore& store) {
-  Json run;
+  if (api.server().is_databricks)
+    throw dsv3::Error("runs cannot be downloaded from Databricks; copy the run folder instead",
+                      dsv3::ExitCode::usage);
+  Json answer;
   try {
-    run = api.get("runs/get", {{"run_id", id}}).at("run");
+    answer = api.get("runs/get", {{"run_id", id}});
   } catch (const ApiError& error) {
     if (error.code == "RESOURCE_DOES_NOT_EXIST") return "";
     throw;
   }
-  const Json model = newest_model(run);
-  if (model.is_null())
+  const Json& run = object_in(answer, "run");
+  const std::string model = newest_model(run);
+  if (model.empty())
     throw dsv3::Error("MLflow run " + id +
                           " has no checkpoint, so it cannot be resumed without its folder; runs "
                           "upload checkpoints with tracker: {plugin: mlflow, checkpoints: last}",
                       dsv3::ExitCode::checkpoint);
-  const RemoteRun remote = remote_run(run);
+  const RemoteRun remote = remote_run(api, answer, id);
+  if (remote.artifacts.empty())
+    throw dsv3::Error("the server does not serve the files of MLflow run " + id,
+                      dsv3::ExitCode::checkpoint);
   for (const char* part : {"", "tokenizer", "samples"}) download_files(api, remote, part, folder);
-  download_checkpoint(api, model.at("model_id").get<std::string>(), folder);
+  download_checkpoint(api, model, folder);
   store.set("received", last_steps(run).dump());
-  return run.at("info").value("run_name", id);
+  return text_in(object_in(run, "info"), "run_name");
 }
 
 }  // namespace mlflow

@@ -11,6 +11,7 @@
 #include "names.h"
 #include "run.h"
 #include "server.h"
+#include "unity.h"
 
 namespace mlflow {
 namespace {
@@ -28,7 +29,8 @@ struct Options {
 
   static void describe(dsv3::OptionSchema<Options>& s) {
     s.add("uri", &Options::uri,
-          "address of the tracking server, such as http://localhost:5000; empty = that of "
+          "address of the tracking server, such as http://localhost:5000, or databricks, or "
+          "databricks://PROFILE; empty = that of "
           "MLFLOW_TRACKING_URI in the environment or .env, or of tracking_uri in config.yaml");
     s.add("experiment", &Options::experiment,
           "name of the MLflow experiment, unless MLFLOW_EXPERIMENT_ID is set; empty = that of "
@@ -58,11 +60,23 @@ Entry metric(const std::string& key, double value, const Event& event) {
            {"step", event.step}}};
 }
 
+/// Whether the server rejects the content of a request, so that repeating it is of no use.
+bool is_unacceptable(const ApiError& error) {
+  return error.status == 400 || error.status == 404 || error.status == 413 || error.status == 501;
+}
+
 class MlflowTracker final : public dsv3::Tracker {
  public:
   using Options = mlflow::Options;
   MlflowTracker(const Options& options, const dsv3::RunContext& context)
-      : options_(options), context_(context), server_(find_server(options.uri, context.settings)) {
+      : options_(options), context_(context) {
+    auto [server, missing] = find_server(options.uri, context.settings);
+    server_ = server;
+    missing_ = missing;
+    registered_ = options.model;
+    if (server_ && server_->is_databricks && !registered_.empty())
+      registered_ =
+          unity_name(options.model, find_setting(context.settings, "DATABRICKS_UNITY_CATALOG"));
     experiment_.id = find_setting(context.settings, "MLFLOW_EXPERIMENT_ID");
     experiment_.name = options.experiment;
     if (experiment_.name.empty())
@@ -73,25 +87,38 @@ class MlflowTracker final : public dsv3::Tracker {
 
   std::string inactive() const override {
     return server_ ? ""
-                   : "no MLflow server is set, so metrics stay in the run folder; set "
-                     "MLFLOW_TRACKING_URI, or start a server with `tools/dev mlflow`, and send "
-                     "them with `dsv3 sync`";
+           : !missing_.empty()
+               ? missing_ + "; metrics stay in the run folder, and `dsv3 sync` can send them later"
+               : "no MLflow server is set, so metrics stay in the run folder; set "
+                 "MLFLOW_TRACKING_URI, or start a server with `tools/dev mlflow`, and send "
+                 "them with `dsv3 sync`";
   }
 
   void check(const dsv3::RunInfo&) override {
     Api api(*server_, context_.stop);
     dsv3::http::Timeouts timeouts;
     timeouts.connect = std::chrono::milliseconds(2'000);
-    timeouts.total = std::chrono::milliseconds(4'000);
+    timeouts.total = std::chrono::milliseconds(2'500);
     api.set_timeouts(timeouts);
+    // A server that is away or overloaded may recover. The sender then reports it.
     try {
       find_experiment(api, experiment_, /*create=*/false);
     } catch (const ApiError& error) {
-      throw dsv3::Error(error.what(), dsv3::ExitCode::usage);
+      if (error.status < 500) throw dsv3::Error(error.what(), dsv3::ExitCode::usage);
+    } catch (const BadAnswer& error) {
+      throw dsv3::Error(no_server(error), dsv3::ExitCode::usage);
     } catch (const dsv3::http::Failure& failure) {
-      require_possible(failure);
+      using Kind = dsv3::http::Failure::Kind;
+      if (failure.kind() == Kind::invalid || failure.kind() == Kind::too_large)
+        throw dsv3::Error(no_server(failure), dsv3::ExitCode::usage);
+      if (failure.kind() == Kind::tls)
+        throw dsv3::Error(std::string(failure.what()) +
+                              "; set MLFLOW_TRACKING_SERVER_CERT_PATH, in the place that sets the "
+                              "address, to the certificate of the authority that signed the "
+                              "server's, or correct the address",
+                          dsv3::ExitCode::usage);
     } catch (const dsv3::Error& error) {
-      if (error.code() == dsv3::ExitCode::usage) throw;  // others may pass: an overloaded server
+      if (error.code() == dsv3::ExitCode::usage) throw;
     }
   }
 
@@ -103,10 +130,15 @@ class MlflowTracker final : public dsv3::Tracker {
     run_ = open_run(*api_, info, experiment_, options_.parent, context_.store->get("id"));
     if (context_.store->get("id") != run_.id) {
       context_.store->set("id", run_.id);
-      dsv3::log::info("MLflow run " + server_->url + "/#/experiments/" + run_.experiment_id +
-                      "/runs/" + run_.id);
+      dsv3::log::info("MLflow run " + server_->url +
+                      (server_->is_databricks ? "/ml/experiments/" : "/#/experiments/") +
+                      run_.experiment_id + "/runs/" + run_.id);
     }
     api_->post("runs/update", {{"run_id", run_.id}, {"status", "RUNNING"}});
+    if (run_.artifacts.empty() && options_.artifacts)
+      dsv3::log::warning(
+          "files are not uploaded to MLflow, because the server does not serve its artifact store; "
+          "start it with --serve-artifacts");
   }
 
   void deliver(std::span<const Event> events) override {
@@ -131,7 +163,7 @@ class MlflowTracker final : public dsv3::Tracker {
       else if (const auto* tags = std::get_if<record::Tags>(&record.content))
         send_tags(record, tags->values);
       else if (const auto* dataset = std::get_if<record::Dataset>(&record.content))
-        send(*dataset);
+        send(record, *dataset);
       else if (std::holds_alternative<record::State>(record.content))
         end_time_ = record.time;
     }
@@ -151,14 +183,19 @@ class MlflowTracker final : public dsv3::Tracker {
   }
   void upload(const std::filesystem::path& file, const std::string& name) override {
     if (!options_.artifacts || run_.artifacts.empty()) return;
-    uploader_->put_file(run_.artifacts + "/" + name, file);
+    try {
+      uploader_->put_file(run_.artifacts + "/" + name, file);
+    } catch (const ApiError& error) {
+      if (error.status != 413) throw;
+      dsv3::log::warning("MLflow does not receive " + name + ": " + error.what());
+    }
   }
   bool uploads_checkpoint(const Record& checkpoint) const override {
     return is_chosen(options_.checkpoints, checkpoint, *context_.store);
   }
   void upload_checkpoint(const std::filesystem::path& folder, const Record& checkpoint) override {
     if (!is_chosen(options_.checkpoints, checkpoint, *context_.store)) return;
-    upload_model({*uploader_, *context_.store, run_, options_.checkpoints, options_.model}, folder,
+    upload_model({*uploader_, *context_.store, run_, options_.checkpoints, registered_}, folder,
                  checkpoint);
   }
 
@@ -167,12 +204,9 @@ class MlflowTracker final : public dsv3::Tracker {
   }
 
  private:
-  /// A server that is away may come back. A name that does not exist or a certificate that is not
-  /// trusted does not change by itself.
-  static void require_possible(const dsv3::http::Failure& failure) {
-    using Kind = dsv3::http::Failure::Kind;
-    if (failure.kind() == Kind::tls || failure.kind() == Kind::invalid)
-      throw dsv3::Error(failure.what(), dsv3::ExitCode::usage);
+  std::string no_server(const dsv3::Error& error) const {
+    return server_->url + " is not the address of an MLflow server: " + error.what() +
+           "; correct the address";
   }
 
   std::string mapped(const std::string& name) {
@@ -188,11 +222,11 @@ class MlflowTracker final : public dsv3::Tracker {
     std::vector<Entry> entries;
     std::vector<std::string> keys;
     record::Values changed;
-    const Json stored = stored_parameters();
+    const std::map<std::string, std::string> stored = stored_parameters();
     for (const auto& [key, value] : parameters.values) {
       const std::string name = mapped(key), text = shortened(record, name, value);
       if (const auto found = stored.find(name); found != stored.end()) {
-        if (*found != text) changed["dsv3.changed." + name] = value;
+        if (found->second != text) changed["dsv3.changed." + name] = value;
         continue;
       }
       entries.push_back({Entry::Kind::parameter, {{"key", name}, {"value", text}}});
@@ -205,12 +239,11 @@ class MlflowTracker final : public dsv3::Tracker {
   }
 
   /// The parameters that the server has, by name.
-  Json stored_parameters() {
-    const Json run = api_->get("runs/get", {{"run_id", run_.id}}).at("run");
-    Json stored = Json::object();
-    if (run.contains("data"))
-      for (const Json& entry : run["data"].value("params", Json::array()))
-        stored[entry.at("key").get<std::string>()] = entry.at("value");
+  std::map<std::string, std::string> stored_parameters() {
+    const Json answer = api_->get("runs/get", {{"run_id", run_.id}});
+    const Json parameters = array_in(object_in(object_in(answer, "run"), "data"), "params");
+    std::map<std::string, std::string> stored;
+    for (const Json& entry : parameters) stored[text_in(entry, "key")] = text_in(entry, "value");
     return stored;
   }
 
@@ -241,22 +274,28 @@ class MlflowTracker final : public dsv3::Tracker {
     });
   }
 
-  void send(const record::Dataset& dataset) {
+  void send(const Record& record, const record::Dataset& dataset) {
     const Json source = {{"description", dataset.source.substr(0, kLongestSource / 2)}};
-    api_->post("runs/log-inputs",
-               {{"run_id", run_.id},
-                {"datasets",
-                 {{{"tags", {{{"key", "mlflow.data.context"}, {"value", dataset.context}}}},
-                   {"dataset",
-                    {{"name", dataset.name},
-                     {"digest", dataset.digest.substr(0, kLongestDigest)},
-                     {"source_type", "dsv3"},
-                     {"source", source.dump()}}}}}}});
+    const Json input = {
+        {"tags", {{{"key", "mlflow.data.context"}, {"value", dataset.context}}}},
+        {"dataset",
+         {{"name", dataset.name},
+          {"digest", dataset.digest.substr(0, kLongestDigest)},
+          {"source_type", "dsv3"},
+          {"source", source.dump(-1, ' ', false, Json::error_handler_t::replace)}}}};
+    try {
+      api_->post("runs/log-inputs", {{"run_id", run_.id}, {"datasets", {input}}});
+    } catch (const ApiError& error) {
+      if (!is_unacceptable(error)) throw;
+      context_.store->reject(record, "dataset " + dataset.name, error.what());
+    }
   }
 
   const Options options_;
   const dsv3::RunContext context_;
-  const std::optional<Server> server_;
+  std::optional<Server> server_;
+  std::string registered_;  // the full name of the registered model
+  std::string missing_;     // if there is no server
   ExperimentChoice experiment_;
   std::optional<Api> api_, uploader_;  // of the two threads that call this object
   RemoteRun run_;

@@ -1,17 +1,15 @@
 #include "run.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <pwd.h>
 #include <unistd.h>
 
-#include <dsv3/sdk/log.h>
+#include "databricks.h"
 
 namespace mlflow {
 namespace {
 
 constexpr const char* kUid = "dsv3.run_uid";
-constexpr const char* kArtifacts = "mlflow-artifacts:";
 
 std::string user() {
   const passwd* const entry = ::getpwuid(::getuid());
@@ -25,16 +23,19 @@ bool is_code(const ApiError& error, const char* code) {
 /// Returns nullopt if there is none of this name.
 std::optional<Json> experiment_by_name(Api& api, const std::string& name) {
   try {
-    return api.get("experiments/get-by-name", {{"experiment_name", name}}).at("experiment");
+    return object_in(api.get("experiments/get-by-name", {{"experiment_name", name}}), "experiment");
   } catch (const ApiError& error) {
     if (is_code(error, "RESOURCE_DOES_NOT_EXIST")) return std::nullopt;
     throw;
   }
 }
 
+bool is_active(const Json& entity) {
+  return text_in(entity, "lifecycle_stage") != "deleted";
+}
+
 std::string id_of(const Json& experiment, const std::string& shown) {
-  if (experiment.value("lifecycle_stage", "active") == "active")
-    return experiment.at("experiment_id").get<std::string>();
+  if (is_active(experiment)) return id_in(experiment, "experiment_id");
   throw dsv3::Error(
       "MLflow experiment " + shown + " was deleted; restore it in MLflow, or choose another name",
       dsv3::ExitCode::usage);
@@ -44,22 +45,24 @@ std::string quoted(const std::string& text) {
   return "'" + text + "'";
 }
 
+bool has_uid(const Json& run, const std::string& uid) {
+  return std::ranges::any_of(array_in(object_in(run, "data"), "tags"), [&](const Json& tag) {
+    return text_in(tag, "key") == kUid && text_in(tag, "value") == uid;
+  });
+}
+
 /// Finds the run by its tag: the answer to the request that created it may have been lost.
-std::optional<Json> run_by_uid(Api& api, const std::string& experiment, const std::string& uid) {
+std::optional<RemoteRun> run_by_uid(Api& api, const std::string& experiment,
+                                    const std::string& uid) {
   const Json found =
       api.post("runs/search", {{"experiment_ids", {experiment}},
                                {"filter", "tags.`" + std::string(kUid) + "` = " + quoted(uid)},
                                {"run_view_type", "ALL"},
                                {"max_results", 1}});
-  if (!found.contains("runs") || found.at("runs").empty()) return std::nullopt;
-  return found.at("runs").at(0);
-}
-
-void require_active(const Json& run) {
-  const Json& info = run.at("info");
-  if (info.value("lifecycle_stage", "active") != "active")
-    throw dsv3::Error("run " + info.at("run_id").get<std::string>() +
-                      " was deleted in MLflow; restore it there");
+  const Json runs = array_in(found, "runs");
+  if (runs.empty()) return std::nullopt;
+  if (!has_uid(runs.at(0), uid)) throw BadAnswer("it is about another run");
+  return remote_run(api, {{"run", runs.at(0)}});
 }
 
 int64_t milliseconds(double seconds) {
@@ -68,33 +71,29 @@ int64_t milliseconds(double seconds) {
 
 }  // namespace
 
-std::string artifact_path(std::string uri) {
-  if (!uri.starts_with(kArtifacts)) return "";
-  uri.erase(0, std::string(kArtifacts).size());
-  if (uri.starts_with("//")) uri.erase(0, std::min(uri.find('/', 2), uri.size()));
-  while (uri.starts_with('/')) uri.erase(0, 1);
-  const std::filesystem::path path(uri);
-  return std::ranges::count(path, std::filesystem::path("..")) ? "" : uri;
+std::string artifact_path(const Server& server, const std::string& uri,
+                          const std::string& signed_path) {
+  if (!server.is_databricks) return artifact_path(uri);
+  return uri.starts_with("dbfs:/databricks/mlflow-") ? signed_path : "";
 }
 
-RemoteRun remote_run(const Json& run) {
-  const Json& info = run.at("info");
-  RemoteRun remote{info.at("run_id").get<std::string>(),
-                   info.at("experiment_id").get<std::string>(),
-                   artifact_path(info.value("artifact_uri", ""))};
-  if (remote.artifacts.empty())
-    dsv3::log::warning(
-        "files are not uploaded to MLflow, because the server does not serve its "
-        "artifact store (" +
-        info.value("artifact_uri", "") + "); start it with --serve-artifacts");
+RemoteRun remote_run(const Api& api, const Json& answer, const std::string& expected) {
+  const Json& info = object_in(object_in(answer, "run"), "info");
+  RemoteRun remote{id_in(info, "run_id"), id_in(info, "experiment_id"), ""};
+  if (!expected.empty() && remote.id != expected) throw BadAnswer("it is about another run");
+  if (!is_active(info))
+    throw dsv3::Error("run " + remote.id + " was deleted in MLflow; restore it there");
+  remote.artifacts =
+      artifact_path(api.server(), text_in(info, "artifact_uri"), "runs/" + remote.id);
   return remote;
 }
 
 std::string find_experiment(Api& api, const ExperimentChoice& choice, bool create) {
   if (!choice.id.empty()) {
     try {
-      return id_of(api.get("experiments/get", {{"experiment_id", choice.id}}).at("experiment"),
-                   choice.id);
+      return id_of(
+          object_in(api.get("experiments/get", {{"experiment_id", choice.id}}), "experiment"),
+          choice.id);
     } catch (const ApiError& error) {
       if (error.status != 404 && error.status != 400) throw;
       throw dsv3::Error("MLflow experiment with id '" + choice.id + "' not found on " +
@@ -102,18 +101,23 @@ std::string find_experiment(Api& api, const ExperimentChoice& choice, bool creat
                         dsv3::ExitCode::usage);
     }
   }
-  if (const auto experiment = experiment_by_name(api, choice.name))
-    return id_of(*experiment, quoted(choice.name));
-  if (!create) return "";
+  const bool is_databricks = api.server().is_databricks;
+  const std::string name = is_databricks ? experiment_path(api, choice.name) : choice.name;
+  if (const auto experiment = experiment_by_name(api, name))
+    return id_of(*experiment, quoted(name));
+  if (!create) {
+    if (is_databricks) require_folder(api, name);
+    return "";
+  }
   try {
-    return api.post("experiments/create", {{"name", choice.name}})
-        .at("experiment_id")
-        .get<std::string>();
+    return id_in(api.post("experiments/create", {{"name", name}}), "experiment_id");
   } catch (const ApiError& error) {
     // Another process may have created it since.
     if (!is_code(error, "RESOURCE_ALREADY_EXISTS")) throw;
   }
-  return id_of(experiment_by_name(api, choice.name).value(), quoted(choice.name));
+  if (const auto experiment = experiment_by_name(api, name))
+    return id_of(*experiment, quoted(name));
+  throw BadAnswer("an experiment exists, but has no entry");
 }
 
 Json tags_of(const dsv3::RunInfo& info, const std::string& parent) {
@@ -137,21 +141,14 @@ Json tags_of(const dsv3::RunInfo& info, const std::string& parent) {
 
 RemoteRun open_run(Api& api, const dsv3::RunInfo& info, const ExperimentChoice& choice,
                    const std::string& parent, const std::string& known_id) {
-  if (!known_id.empty()) {
-    const Json run = api.get("runs/get", {{"run_id", known_id}}).at("run");
-    require_active(run);
-    return remote_run(run);
-  }
+  if (!known_id.empty())
+    return remote_run(api, api.get("runs/get", {{"run_id", known_id}}), known_id);
   const std::string experiment = find_experiment(api, choice, /*create=*/true);
-  if (const auto run = run_by_uid(api, experiment, info.uid)) {
-    require_active(*run);
-    return remote_run(*run);
-  }
-  return remote_run(api.post("runs/create", {{"experiment_id", experiment},
-                                             {"run_name", info.name},
-                                             {"start_time", milliseconds(info.start_time)},
-                                             {"tags", tags_of(info, parent)}})
-                        .at("run"));
+  if (const auto run = run_by_uid(api, experiment, info.uid)) return *run;
+  return remote_run(api, api.post("runs/create", {{"experiment_id", experiment},
+                                                  {"run_name", info.name},
+                                                  {"start_time", milliseconds(info.start_time)},
+                                                  {"tags", tags_of(info, parent)}}));
 }
 
 }  // namespace mlflow
