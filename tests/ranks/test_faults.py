@@ -64,6 +64,8 @@ def test_a_disturbed_run_is_finished_bit_identically(folder, how, trial):
     _, err = process.communicate(timeout=60)
     seconds = time.monotonic() - begin
     check_end(how, victim, process.returncode, err, seconds)
+    status = json.loads((folder / "runs" / name / "status.json").read_text())
+    assert status["state"] != "running" and status["exit_code"] == process.returncode, status
     assert not any(map(is_alive, processes))
     resume_to_the_end(folder, name, ranks)
     calm, disturbed = folder / f"runs/calm{number}", folder / "runs" / name

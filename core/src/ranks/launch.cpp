@@ -157,7 +157,7 @@ struct Rank {
   }
 };
 
-std::string last_line(std::string_view text) {
+std::string last_output_line(std::string_view text) {
   while (text.ends_with('\n')) text.remove_suffix(1);
   return std::string(text.substr(text.rfind('\n') + 1));
 }
@@ -236,7 +236,7 @@ class Attempt {
         std::cerr << error_text("rank " + std::to_string(i) +
                                 " did not end by itself after that, and was killed")
                   << '\n';
-    const std::string last = last_line(ranks_[*first].text);
+    const std::string last = last_output_line(ranks_[*first].text);
     return last.empty() ? cause : cause + ": " + last;
   }
 

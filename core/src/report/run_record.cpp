@@ -46,10 +46,7 @@ void attempt(RunRecord& run, const char* file, const Read& read) {
 
 /// Seconds since the epoch of a time such as 2026-01-31T23:59:59Z.
 double seconds_of(const Json& time) {
-  std::tm parts{};
-  const std::string text = time.is_string() ? time.get<std::string>() : "";
-  const char* end = ::strptime(text.c_str(), "%Y-%m-%dT%H:%M:%SZ", &parts);
-  return end && *end == 0 ? double(::timegm(&parts)) : kUnknown;
+  return time.is_string() ? dsv3::seconds_of(time.get<std::string>()).value_or(kUnknown) : kUnknown;
 }
 
 /// Whether another process has locked the run. Asks for a shared lock for a moment, which leaves an

@@ -43,7 +43,7 @@ RunInfo run_info(const std::filesystem::path& folder, const Experiment& experime
                .config = experiment.resolved.yaml(),
                .resumed = resumed,
                .uid = text_in(provenance, "uid"),
-               .start_time = seconds_of(text_in(provenance, "time")),
+               .start_time = seconds_of(text_in(provenance, "time")).value_or(0),
                .source = text_in(provenance, "experiment"),
                .tags = experiment.tags,
                .git = git_in(provenance)};

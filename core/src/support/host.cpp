@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <ctime>
 #include <fcntl.h>
 #include <fstream>
 #include <spawn.h>
@@ -30,13 +31,11 @@ std::array<char, 40> utc_text(double seconds) {
   return text;
 }
 
-double seconds_of(const std::string& utc) {
-  using namespace std::chrono;
-  int y = 0, h = 0, min = 0, s = 0;
-  unsigned m = 0, d = 0;
-  if (std::sscanf(utc.c_str(), "%d-%u-%uT%d:%d:%dZ", &y, &m, &d, &h, &min, &s) != 6) return 0;
-  const sys_days date(year(y) / month(m) / day(d));
-  return double((date.time_since_epoch() + hours(h) + minutes(min) + seconds(s)).count());
+std::optional<double> seconds_of(const std::string& utc) {
+  std::tm parts{};
+  const char* const end = ::strptime(utc.c_str(), "%Y-%m-%dT%H:%M:%SZ", &parts);
+  if (!end || *end != '\0') return std::nullopt;
+  return double(::timegm(&parts));
 }
 
 uint64_t available_bytes() {

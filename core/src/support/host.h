@@ -19,8 +19,8 @@ double wall_seconds();
 /// Formats seconds since the epoch as UTC: 2026-01-31T23:59:59Z. May be called in a signal handler.
 std::array<char, 40> utc_text(double seconds);
 
-/// The inverse of utc_text(); 0 for other text.
-double seconds_of(const std::string& utc);
+/// The inverse of utc_text(); nullopt for other text.
+std::optional<double> seconds_of(const std::string& utc);
 
 /// Memory that this machine, or the container of this process, can still give to programs.
 uint64_t available_bytes();

@@ -36,7 +36,7 @@ struct Channel {
   std::function<void(const std::vector<std::string>& lines, int64_t first)> send;
 };
 
-/// Sends the lines of its channels until it is told to finish. The thread shares ownership of the
+/// Sends the lines of its channels until begin_finish(). The thread shares ownership of the
 /// worker, because it may outlive its owner.
 class SenderWorker : public std::enable_shared_from_this<SenderWorker> {
  public:
