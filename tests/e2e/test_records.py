@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -52,6 +53,47 @@ def test_a_run_records_everything_but_metrics(finished):
     assert {"config.yaml", "experiment.yaml", "provenance.json", "log.txt", "metrics.jsonl", "events.jsonl"} <= set(files)
     assert all((finished / path).is_file() for path in files)
     assert len(provenance["uid"]) == 32
+
+
+def spans_by_id(run):
+    """The last span of each id, which replaces earlier ones."""
+    return {record["id"]: record for record in of_type(run, "span")}
+
+
+def test_traces_time_the_parts_of_every_nth_step(folder):
+    """A step that a resumed run repeats keeps its spans' ids."""
+    settings = ["train.trace_every=5", "checkpoint.every=10", "checkpoint.keep_best=3", "train.steps=20"]
+    dsv3_run("tiny.yaml", "--run_name", "traced", *settings, cwd=folder)
+    run = folder / "runs/traced"
+    first = spans_by_id(run)
+    assert len(first) == len(of_type(run, "span")) and len({span["trace"] for span in first.values()}) == 3
+    for span in first.values():
+        assert len(span["trace"]) == 32 and len(span["id"]) == 16 and span["start"] <= span["end"]
+        if span["parent"]:
+            parent = first[span["parent"]]
+            assert parent["trace"] == span["trace"]
+            assert parent["start"] <= span["start"] + 1e-5 and span["end"] <= parent["end"] + 1e-5
+    roots = [span for span in first.values() if not span["parent"]]
+    assert sorted(span["name"] for span in roots) == ["data", "eval", "train"]
+    assert {span["attributes"]["status"] for span in roots} == {"finished"}
+    steps = [span["step"] for span in first.values() if span["name"] == "step"]
+    assert steps == [5, 10, 15, 20]
+    shutil.rmtree(run / "checkpoints/step-20")
+    dsv3_run("--run_id", "traced", cwd=folder)
+    assert set(spans_by_id(run)) == set(first)
+    repeated = [span["step"] for span in of_type(run, "span") if span["name"] == "step"]
+    assert repeated == [5, 10, 15, 20, 15, 20]
+
+
+def test_a_trace_says_what_failed(folder):
+    dsv3_run("tiny.yaml", "--run_name", "failed", "train.trace_every=1", "optimizer.0.lr=1e30", "train.steps=9", cwd=folder, check=7)
+    failed = [span["name"] for span in of_type(folder / "runs/failed", "span") if span["attributes"].get("status") == "failed"]
+    assert {"step", "train", "data", "eval"} <= set(failed)
+
+
+def test_no_traces_without_an_interval(folder):
+    dsv3_run("tiny.yaml", "--run_name", "untraced", "train.trace_every=0", "train.steps=4", "schedule.warmup=1", cwd=folder)
+    assert not of_type(folder / "runs/untraced", "span")
 
 
 def test_samples_and_checkpoints_are_recorded_with_their_steps(finished):

@@ -10,7 +10,7 @@ import pytest
 
 from support import BUILD, dsv3, environment, last_checkpoint, losses, make_tiny, metrics, on_cpu, resume, statistics, tensors, train
 
-STEPS = ["train.steps=6", "schedule.warmup=0", "checkpoint.every=3", "validation.every=3"]
+STEPS = ["train.steps=6", "schedule.warmup=0", "checkpoint.every=3", "validation.every=3", "train.trace_every=2"]
 
 
 @pytest.fixture(scope="module")

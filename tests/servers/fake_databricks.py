@@ -15,6 +15,7 @@ CLIENT = ("client-77", "canary-client-secret-8812")
 WORKSPACE = "1234567890"
 SIGNATURE = "canary-signature-4471"
 ME = "ann@example.com"
+TRACES = "/api/4.0/mlflow/traces/"
 
 
 class FakeDatabricks(FakeMlflow):
@@ -29,6 +30,7 @@ class FakeDatabricks(FakeMlflow):
         self.folders = {"/Shared", f"/Users/{ME}"}
         self.tokens, self.problems, self.storage = {TOKEN: float("inf")}, [], None
         self.models, self.catalog, self.versions, self.aliases = {}, {}, {}, {}
+        self.schemas, self.locations = [], {}
         self.storage_mode = "DEFAULT_STORAGE"
 
     def artifact_uri(self, experiment, run):
@@ -74,7 +76,12 @@ class FakeDatabricks(FakeMlflow):
         if parts[4:5] == ["logged-models"] and request.method == "PATCH":
             self.models[parts[5]]["status"] = request.json()["status"]
             return {"model": {"info": self.models[parts[5]]}}
-        if "mlflow-artifacts" in request.path:
+        if request.path == "/api/2.0/otel/v1/traces":
+            self.receive_spans(request, request.headers["X-Databricks-UC-Table-Name"])
+            return {}
+        if request.path.startswith(TRACES):
+            return self.trace_location(request.path.removeprefix(TRACES), **request.json())
+        if "mlflow-artifacts" in request.path or request.path.startswith("/v1/"):
             raise Rejected(404, "ENDPOINT_NOT_FOUND")
         return super().call(request)
 
@@ -89,6 +96,23 @@ class FakeDatabricks(FakeMlflow):
         token = "canary-oauth-" + uuid.uuid4().hex
         self.tokens[token] = time.monotonic() + self.token_seconds
         return {"access_token": token, "token_type": "Bearer", "expires_in": self.token_seconds}
+
+    def trace_location(self, path, uc_schema=None, **body):
+        """Tables for spans, their experiments and their runs."""
+        if path == "location":
+            if uc_schema in self.schemas:
+                raise Rejected(409, "ALREADY_EXISTS")
+            self.warehouse = body.get("sql_warehouse_id")
+            self.schemas.append(uc_schema)
+            return {"uc_schema": uc_schema}
+        place, _, action = path.partition("/")
+        if action == "link-location":
+            self.locations[body["experiment_id"]] = f"{uc_schema['catalog_name']}.{uc_schema['schema_name']}"
+        elif action == "link-to-run/batchCreate" and place == body["location_id"]:
+            self.POST_traces_link_to_run(body["trace_ids"], body["run_id"])
+        else:
+            raise Rejected(404, "ENDPOINT_NOT_FOUND", path)
+        return {}
 
     def POST_experiments_create(self, name):
         if not name.startswith("/"):

@@ -53,6 +53,7 @@ class FakeMlflow:
     def __init__(self, fault=None, tls=None):
         self.fault, self.requests = fault, []
         self.experiments, self.runs, self.files = {}, {}, {}
+        self.spans, self.linked = [], {}
         self.lock, self.ended = threading.Lock(), threading.Event()
         fake = self
 
@@ -109,11 +110,28 @@ class FakeMlflow:
         if request.path.startswith(ARTIFACTS) and request.method == "PUT":
             self.files[urllib.parse.unquote(request.path.removeprefix(ARTIFACTS))] = request.body
             return {}
+        if request.path == "/v1/traces" and request.method == "POST":
+            self.receive_spans(request, request.headers["x-mlflow-experiment-id"])
+            return {}
         name = request.path.removeprefix(API).replace("/", "_").replace("-", "_")
         endpoint = getattr(self, f"{request.method}_{name}", None)
         if endpoint is None:
             raise Rejected(404, "ENDPOINT_NOT_FOUND", request.path)
         return endpoint(**(request.query if request.method == "GET" else request.json()))
+
+    def receive_spans(self, request, place):
+        """Decode spans as OpenTelemetry's own library does. Without it, the request only has to be acceptable."""
+        if request.headers.get("Content-Type") != "application/x-protobuf":
+            raise Rejected(400, "BAD_REQUEST", "Content-Type is not application/x-protobuf")
+        with contextlib.suppress(ImportError):
+            from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+            spans = ExportTraceServiceRequest.FromString(request.body).resource_spans[0].scope_spans[0].spans
+            self.spans += [(place, span.name, span.trace_id.hex()) for span in spans]
+
+    def POST_traces_link_to_run(self, trace_ids, run_id):
+        self.run(run_id)
+        self.linked |= {trace: run_id for trace in trace_ids}
+        return {}
 
     def new_experiment(self, name):
         self.experiments[name] = str(len(self.experiments) + 1)

@@ -114,6 +114,25 @@ def test_checkpoints_become_versions_in_unity_catalog(tmp_path, workspace, mode)
     assert signature.inputs.is_tensor_spec() and signature.outputs.is_tensor_spec()
 
 
+def test_traces_go_to_tables_in_unity_catalog(tmp_path, workspace):
+    pytest.importorskip("opentelemetry.proto", reason="requirements-mlflow.txt is not installed")
+    variables = login(workspace, DATABRICKS_UNITY_CATALOG="main.research", MLFLOW_TRACING_SQL_WAREHOUSE_ID="w1")
+    for _ in range(2):  # the second run finds the tables
+        error = train(tmp_path, variables)
+        assert " warning " not in error, error
+    assert not workspace.problems and workspace.locations == {"1": "main.research"} and workspace.warehouse == "w1"
+    assert {place for place, _, _ in workspace.spans} == {"main.research.mlflow_experiment_trace_otel_spans"}
+    traces = {trace for _, _, trace in workspace.spans}
+    assert len(traces) == 6 and set(workspace.linked) == traces and set(workspace.linked.values()) == set(workspace.runs)
+
+
+def test_traces_stay_in_the_run_folder_without_unity_catalog(tmp_path, workspace):
+    error = train(tmp_path, login(workspace))
+    assert error.count("traces stay in the run folder") == 1 and "DATABRICKS_UNITY_CATALOG" in error
+    only_run(workspace)
+    assert not workspace.spans and not list((tmp_path / "runs").glob("*/trackers/*.rejected.jsonl"))
+
+
 @pytest.mark.parametrize("name", ["nano", "a.b.c.d", "a..c", "a.b.c/../d", "a.b c.d"])
 def test_a_name_that_unity_catalog_does_not_accept_ends_the_run(tmp_path, workspace, name):
     error = train(tmp_path, login(workspace), f'{{plugin: mlflow, checkpoints: last, model: "{name}"}}', code=2)

@@ -1,5 +1,6 @@
 """Runs tracked by a real MLflow server: everything arrives once, whatever happens in between."""
 
+import collections
 import json
 import math
 import os
@@ -151,6 +152,37 @@ def test_nothing_is_lost_or_repeated_if_the_server_is_away_and_the_run_is_killed
         assert time.monotonic() > begin
     finally:
         server.stop()
+
+
+def spans_of(server, run):
+    """{stage: trace} of the server."""
+    mlflow.set_tracking_uri(server.url)
+    client, identity = client_of(server), remote_id(run)
+    traces = client.search_traces(locations=[client.get_run(identity).info.experiment_id],
+                                  filter_string=f"attributes.run_id = '{identity}'")
+    return {trace.info.tags.get("mlflow.traceName"): trace for trace in traces}
+
+
+def test_a_run_has_one_trace_for_each_stage(folder, server):
+    settings = ["train.trace_every=10", "validation.every=15", "samples.every=30", "samples.tokens=2", "checkpoint.every=15",
+                "train.batch=4", "train.micro_batch=2"]
+    dsv3_run("tiny.yaml", "--run_name", "traced", *settings, "train.steps=20", cwd=folder)
+    dsv3_run("--run_id", "traced", "train.steps=30", cwd=folder)
+    found = {}
+    for stage, trace in spans_of(server, folder / "runs/traced").items():
+        assert trace.info.state == "OK" and trace.info.tags["stage"] == stage
+        names = {span.span_id: span.name for span in trace.data.spans}
+        found[stage] = collections.Counter(
+            (span.name, names.get(span.parent_id), span.inputs.get("step")) for span in trace.data.spans)
+        assert all(span.start_time_ns <= span.end_time_ns for span in trace.data.spans)
+    step = {("step", "train"): 1, ("load", "step"): 1, ("forward", "step"): 2, ("backward", "step"): 2, ("reduce", "step"): 1,
+            ("optimizer", "step"): 1}
+    assert found.pop("train") == {("train", None, None): 1} | {(*span, at): n for at in (10, 20, 30) for span, n in step.items()}
+    data = found.pop("data")
+    assert set(data) >= {("data", None, None), *((*span, at) for at in (10, 20, 30) for span in [("load", "data")])}
+    assert all(data["load", "data", at] == 2 for at in (10, 20, 30)) and any(name == "tokenize" for name, _, _ in data)
+    assert found == {"eval": {("eval", None, None): 1} | {("validate", "eval", at): 1 for at in (0, 15, 20, 30)} |
+                             {("checkpoint", "eval", at): 1 for at in (15, 20, 30)} | {("sample", "eval", at): 1 for at in (20, 30)}}
 
 
 def test_a_run_continues_on_another_machine_by_its_mlflow_id(folder, server, tmp_path_factory):

@@ -118,6 +118,11 @@ void TrainOptions::describe(OptionSchema<TrainOptions>& s) {
       .min(1)
       .max(kMaxCount)
       .unit("steps");
+  s.add("trace_every", &TrainOptions::trace_every,
+        "steps between those whose parts are timed, see docs/tracking.md; 0 = no traces")
+      .min(0)
+      .max(kMaxCount)
+      .unit("steps");
   s.add("threads", &TrainOptions::threads, "intra-op threads; auto = all cores")
       .min(1)
       .max(kMaxThreads)

@@ -1,14 +1,17 @@
 #include <dsv3/runtime/data.h>
 
 #include "call/checked.h"
+#include "data/timed_tokenizer.h"
 #include "support/host.h"
 
 namespace dsv3 {
 
-Loader::Loader(std::shared_ptr<Data> data, DataContext context, int64_t depth)
+Loader::Loader(std::shared_ptr<Data> data, DataContext context, int64_t depth,
+               std::shared_ptr<const TimedTokenizer> tokenizer)
     : data_(std::move(data)),
       context_(std::move(context)),
       depth_(depth),
+      tokenizer_(std::move(tokenizer)),
       state_(call(*data_, "state", &Data::state)) {}
 
 Batch Loader::next() {
@@ -41,12 +44,17 @@ void Loader::load_state(const Json& state) {
 }
 
 Loader::Loaded Loader::load() {
+  const auto tokenized = [this] { return tokenizer_ ? tokenizer_->seconds() : 0; };
+  LoadTimes times{.start = seconds_now(), .tokenize = -tokenized()};
   Batch batch = checked::next(*data_, context_);
-  return {std::move(batch), call(*data_, "state", &Data::state)};
+  times.end = seconds_now();
+  times.tokenize += tokenized();
+  return {std::move(batch), call(*data_, "state", &Data::state), times};
 }
 
 Batch Loader::hand_out(Loaded loaded) {
   state_ = std::move(loaded.state);
+  times_ = loaded.times;
   return std::move(loaded.batch);
 }
 

@@ -2,6 +2,8 @@
 
 #include <numeric>
 
+#include "data/timed_tokenizer.h"
+
 namespace dsv3 {
 
 int64_t micro_batch_of(const TrainOptions& train, int64_t world) {
@@ -22,6 +24,8 @@ std::unique_ptr<Loader> make_loader(const Experiment& experiment, Plugins& plugi
                                     const Model& model, Split split, int64_t micro_batch,
                                     std::shared_ptr<const Tokenizer> tokenizer, int64_t rank,
                                     int64_t world) {
+  const auto timed =
+      tokenizer ? std::make_shared<const TimedTokenizer>(std::move(tokenizer)) : nullptr;
   const DataContext context{.split = split,
                             .rank = rank,
                             .world = world,
@@ -30,9 +34,9 @@ std::unique_ptr<Loader> make_loader(const Experiment& experiment, Plugins& plugi
                             .seed = uint64_t(experiment.train.seed),
                             .vocab = model.vocab(),
                             .validation_share = experiment.validation.share,
-                            .tokenizer = std::move(tokenizer)};
+                            .tokenizer = timed};
   return std::make_unique<Loader>(make<Data>(plugins, experiment.data, context), context,
-                                  split == Split::train ? 4 : 0);
+                                  split == Split::train ? 4 : 0, timed);
 }
 
 ValidationSum validate(Model& model, Loader& loader, int64_t forwards,

@@ -34,6 +34,7 @@ class Validation final : public Observer {
     const ValidationOptions& options = run_.experiment.validation;
     if (report.val_loss || report.recorded) return;
     if (report.step > 0 && !report.last && !Training::divides(options.every, report.step)) return;
+    Trace::Scope span(run_.trace, Trace::Stage::eval, "validate");
     loader_->load_state(start_);
     const EvaluationWeights weights = run_.evaluation_weights();
     // Use whole batches, so that the rows do not depend on the micro-batch size.
@@ -45,6 +46,7 @@ class Validation final : public Observer {
       run_.state.cut_short = "validation";
     } else if (sum.targets > 0) {
       report.val_loss = sum.loss();
+      span.set("val/loss", fmt::format("{}", sum.loss()));
     } else {
       log::warning(
           c10::str("skipping validation: the validation split is empty (validation.share is ",
@@ -76,6 +78,7 @@ class Samples final : public Observer {
     if (!report.last && !Training::divides(every, report.step)) return;
     if (!run_.state.cut_short.empty()) return;
     written_ = report.step;
+    const Trace::Scope span(run_.trace, Trace::Stage::eval, "sample");
     const std::vector<record::Sample> samples = generate_samples();
     if (run_.requested_stop()) {
       report.stopping = true;

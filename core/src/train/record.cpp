@@ -21,6 +21,7 @@ class MetricsRecorder final : public Observer {
   void run_started() override {
     const RunInfo info = run_info(run_.folder.path(), run_.experiment, resumed_);
     run_.tracking.start(info, run_.state.step, run_.changes, datasets(), run_.checkpoints.all());
+    if (run_.ranks.is_first()) run_.trace.start(info, run_.state.step);
     run_.callbacks.run_started(info);
     start_interval();
   }
@@ -50,6 +51,7 @@ class MetricsRecorder final : public Observer {
   void run_ended(RunStatus status) override {
     progress_.finish();
     run_.callbacks.run_ended(status);
+    run_.trace.finish(status);
     run_.tracking.finish(status, run_.state.step);
   }
 

@@ -38,6 +38,7 @@ constexpr std::array kChangeable{"checkpoint",
                                  "train.micro_batch",
                                  "train.ops",
                                  "train.threads",
+                                 "train.trace_every",
                                  "validation.every"};
 
 bool is_changeable(const std::string& key) {

@@ -2,7 +2,6 @@
 #include "train/step.h"
 
 #include <ATen/ATen.h>
-#include <ATen/record_function.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <dsv3/sdk/log.h>
@@ -73,11 +72,13 @@ std::vector<double> PendingStep::read() const {
 }
 
 std::vector<Batch> Stepper::next_batches(at::Tensor& targets) {
+  const Trace::Scope span(run_.trace, Trace::Stage::train, "load");
   std::vector<Batch> batches(static_cast<size_t>(run_.accumulate));
   targets = at::zeros({1 + run_.experiment.mtp.depth}, at::kLong);
   std::string digests;
   for (Batch& batch : batches) {
     batch = run_.loader->next();
+    trace_loading();
     digests += digests_of_rows(batch);
     targets += at::tensor(count_targets(batch, run_.experiment.mtp.depth), at::kLong);
   }
@@ -86,15 +87,22 @@ std::vector<Batch> Stepper::next_batches(at::Tensor& targets) {
   return batches;
 }
 
+void Stepper::trace_loading() {
+  const LoadTimes& times = run_.loader->times();
+  const std::string load = run_.trace.add(Trace::Stage::data, "load", times.start, times.end);
+  if (times.tokenize > 0)
+    run_.trace.add(Trace::Stage::data, "tokenize", times.start, times.start + times.tokenize, load);
+}
+
 void Stepper::step() {
-  RECORD_USER_SCOPE("step");
+  const Trace::Scope span(run_.trace, Trace::Stage::train, "step");
   at::Tensor targets;  // number of valid targets, for the main loss and for each MTP depth
   std::vector<Batch> batches = next_batches(targets);
   if (targets[0].item<int64_t>() == 0) warn_about_no_targets();
   const LossScale scale = scale_of(targets);
   if (run_.is_logged(run_.state.step + 1)) run_.sink->open();
   const at::Tensor sums = run_micro_batches(batches, scale);
-  const at::Tensor norm = checked::grad_norm(*run_.strategy, run_.device);
+  const at::Tensor norm = reduce();
   const at::Tensor values = at::cat({sums.to(at::kDouble), norm.view({1})});
   lr_factor_ =
       checked::number(*run_.schedule, "factor", &Schedule::factor, run_.state.step + 1, run_.steps);
@@ -114,6 +122,11 @@ void Stepper::step() {
     pending_.emplace(std::move(pending));
   }
   run_.state.tokens += run_.tokens_per_step();
+}
+
+at::Tensor Stepper::reduce() {
+  const Trace::Scope span(run_.trace, Trace::Stage::train, "reduce");
+  return checked::grad_norm(*run_.strategy, run_.device);
 }
 
 void Stepper::update_if_finite(const at::Tensor& values, std::span<const Batch> batches,
@@ -170,15 +183,24 @@ at::Tensor Stepper::run_micro_batches(std::span<const Batch> batches, const Loss
   at::Tensor sums = at::zeros({3}, at::TensorOptions().dtype(at::kFloat).device(run_.device));
   const std::vector<PassContext> contexts = passes(run_.state.step + 1);
   for (size_t m = 0; m < batches.size(); ++m) {
-    RECORD_USER_SCOPE("micro-batch");
     call(*run_.strategy, "begin_microbatch", &Strategy::begin_microbatch, m + 1 == batches.size());
-    const LossParts parts = run_.model->loss(batches[m], scale, contexts[m]);
-    checked::backward(*run_.strategy, {parts.total});
+    const LossParts parts = forward(batches[m], scale, contexts[m]);
+    backward(parts);
     const at::Tensor mtp = parts.mtp.defined() ? parts.mtp : at::zeros_like(parts.main);
     sums += at::stack({parts.total.detach(), parts.main, mtp});
   }
   run_.ranks.world->all_reduce_sum(sums);
   return sums;
+}
+
+LossParts Stepper::forward(const Batch& batch, const LossScale& scale, const PassContext& context) {
+  const Trace::Scope span(run_.trace, Trace::Stage::train, "forward");
+  return run_.model->loss(batch, scale, context);
+}
+
+void Stepper::backward(const LossParts& parts) {
+  const Trace::Scope span(run_.trace, Trace::Stage::train, "backward");
+  checked::backward(*run_.strategy, {parts.total});
 }
 
 void Stepper::hash_rows(const std::vector<std::string>& digests) {
@@ -246,7 +268,7 @@ std::vector<PassContext> Stepper::passes(int64_t step) const {
 }
 
 void Stepper::update_parameters() {
-  RECORD_USER_SCOPE("update");
+  const Trace::Scope span(run_.trace, Trace::Stage::train, "optimizer");
   const OptimStep step{.update = ++run_.state.updates,
                        .lr_factor = lr_factor_,
                        .progress = progress(),

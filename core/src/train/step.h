@@ -78,6 +78,8 @@ class Stepper {
 
  private:
   std::vector<Batch> next_batches(at::Tensor& targets);
+  /// Records when the last batch was made.
+  void trace_loading();
   /// Updates the parameters if `values` (total, main and MTP loss, gradient norm) are finite.
   void update_if_finite(const at::Tensor& values, std::span<const Batch> batches,
                         const LossScale& scale);
@@ -88,6 +90,10 @@ class Stepper {
   /// Runs the forward and backward passes. Returns the sums of the total, main and MTP losses as
   /// [3] on the device.
   at::Tensor run_micro_batches(std::span<const Batch> batches, const LossScale& scale);
+  LossParts forward(const Batch& batch, const LossScale& scale, const PassContext& context);
+  void backward(const LossParts& parts);
+  /// Waits for the sums of gradients over ranks. Returns their norm.
+  at::Tensor reduce();
   /// Returns the contexts of a step's micro-batches.
   std::vector<PassContext> passes(int64_t step) const;
   LossScale scale_of(const at::Tensor& targets) const;

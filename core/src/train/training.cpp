@@ -76,7 +76,9 @@ Training::Training(Experiment resolved, Plugins& search, RunFolder& run_folder, 
       ranks(on_device(std::move(connected), device)),
       callbacks(experiment, plugins),
       checkpoints(folder.checkpoints(), experiment.checkpoint.keep_best),
-      tracking(folder, ranks.is_first()) {
+      tracking(folder, ranks.is_first()),
+      trace(experiment.train.trace_every, device,
+            [this](int64_t step, record::Span span) { tracking.record(step, std::move(span)); }) {
   if (ranks.is_first()) metrics.emplace(folder.metrics());
   choose_determinism(experiment.train, device);
   at::set_num_threads(int(experiment.train.threads.value()));
@@ -125,6 +127,7 @@ int Training::requested_stop() const {
 }
 
 void Training::save(std::optional<double> val_loss, bool replaces) {
+  const Trace::Scope span(trace, Trace::Stage::eval, "checkpoint");
   finish_save(/*wait=*/true);
   CheckpointContent content = collect(val_loss);
   content.replaces = replaces;
@@ -132,6 +135,7 @@ void Training::save(std::optional<double> val_loss, bool replaces) {
 }
 
 void Training::save_in_background(std::optional<double> val_loss) {
+  const Trace::Scope span(trace, Trace::Stage::eval, "checkpoint");
   finish_save(/*wait=*/true);
   CheckpointContent content = collect(val_loss);
   if (!is_worth_copying(content)) return saved(checkpoints.save(content, *ranks.control));

@@ -13,6 +13,7 @@
 #include "train/callbacks.h"
 #include "train/evaluation_weights.h"
 #include "train/run_state.h"
+#include "train/trace.h"
 #include "train/tracking.h"
 
 namespace dsv3 {
@@ -77,6 +78,7 @@ struct Training {
   CheckpointStore checkpoints;
   std::optional<MetricsFile> metrics;  ///< on the first rank only
   Tracking tracking;
+  Trace trace;
   record::Values changes;  ///< settings that a resumed run has changed, with their new values
   ModelFigures model_figures;
   int64_t micro_batch = 0;  ///< rows per rank and micro-batch

@@ -151,6 +151,17 @@ Json Api::patch(const std::string& endpoint, const Json& body) {
   return call("PATCH", kApi + endpoint, body);
 }
 
+void Api::post_protobuf(const std::string& path, const std::string& message,
+                        const std::vector<std::pair<std::string, std::string>>& headers) {
+  http::Request request{.method = "POST", .url = server_.url + path};
+  request.timeouts = timeouts_;
+  request.headers = headers;
+  request.headers.emplace_back("Content-Type", "application/x-protobuf");
+  request.body = message;
+  if (const http::Response response = send(std::move(request)); !response.ok())
+    checked(response, server_.is_databricks);
+}
+
 void Api::put(http::Request request, const std::string& path) {
   if (server_.is_databricks) return put_signed(*this, std::move(request), path);
   put_path(std::move(request), artifact_endpoint(path));

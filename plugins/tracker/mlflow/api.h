@@ -54,6 +54,9 @@ class Api {
                 const std::vector<std::pair<std::string, std::string>>& query = {});
   Json post_path(const std::string& path, const Json& body);
   Json patch(const std::string& endpoint, const Json& body);
+  /// Sends a message in the wire format of Protocol Buffers to an endpoint with its whole path.
+  void post_protobuf(const std::string& path, const std::string& message,
+                     const std::vector<std::pair<std::string, std::string>>& headers);
   /// Uploads a file, or a text, to a path such as RemoteRun::artifacts + "/log.txt".
   void put_file(const std::string& path, const std::filesystem::path& file);
   void put_text(const std::string& path, const std::string& text);

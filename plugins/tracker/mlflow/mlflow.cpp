@@ -11,6 +11,7 @@
 #include "names.h"
 #include "run.h"
 #include "server.h"
+#include "traces.h"
 #include "unity.h"
 
 namespace mlflow {
@@ -75,8 +76,7 @@ class MlflowTracker final : public dsv3::Tracker {
     missing_ = missing;
     registered_ = options.model;
     if (server_ && server_->is_databricks && !registered_.empty())
-      registered_ =
-          unity_name(options.model, find_setting(context.settings, "DATABRICKS_UNITY_CATALOG"));
+      registered_ = unity_name(options.model, catalog());
     experiment_.id = find_setting(context.settings, "MLFLOW_EXPERIMENT_ID");
     experiment_.name = options.experiment;
     if (experiment_.name.empty())
@@ -135,6 +135,8 @@ class MlflowTracker final : public dsv3::Tracker {
                       run_.experiment_id + "/runs/" + run_.id);
     }
     api_->post("runs/update", {{"run_id", run_.id}, {"status", "RUNNING"}});
+    traces_.emplace(*api_, *context_.store, run_, catalog(),
+                    find_setting(context_.settings, "MLFLOW_TRACING_SQL_WAREHOUSE_ID"));
     if (run_.artifacts.empty() && options_.artifacts)
       dsv3::log::warning(
           "files are not uploaded to MLflow, because the server does not serve its artifact store; "
@@ -157,6 +159,7 @@ class MlflowTracker final : public dsv3::Tracker {
   }
 
   void record(std::span<const Record> records) override {
+    std::vector<const Record*> spans;
     for (const Record& record : records) {
       if (const auto* parameters = std::get_if<record::Parameters>(&record.content))
         send(record, *parameters);
@@ -166,7 +169,10 @@ class MlflowTracker final : public dsv3::Tracker {
         send(record, *dataset);
       else if (std::holds_alternative<record::State>(record.content))
         end_time_ = record.time;
+      else if (std::holds_alternative<record::Span>(record.content))
+        spans.push_back(&record);
     }
+    traces_->send(spans);
   }
 
   void finish(dsv3::RunStatus status) override {
@@ -207,6 +213,11 @@ class MlflowTracker final : public dsv3::Tracker {
   std::string no_server(const dsv3::Error& error) const {
     return server_->url + " is not the address of an MLflow server: " + error.what() +
            "; correct the address";
+  }
+
+  /// CATALOG.SCHEMA; may be empty.
+  std::string catalog() const {
+    return find_setting(context_.settings, "DATABRICKS_UNITY_CATALOG");
   }
 
   std::string mapped(const std::string& name) {
@@ -299,6 +310,7 @@ class MlflowTracker final : public dsv3::Tracker {
   ExperimentChoice experiment_;
   std::optional<Api> api_, uploader_;  // of the two threads that call this object
   RemoteRun run_;
+  std::optional<Traces> traces_;  // after start()
   Names names_;
   Json received_ = Json::object();  // last step of each metric that the server had at a download
   double end_time_ = 0;

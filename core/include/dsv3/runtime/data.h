@@ -17,12 +17,22 @@
 
 namespace dsv3 {
 
+class TimedTokenizer;
+
+/// When a batch was made, in seconds on a monotonic clock.
+struct LoadTimes {
+  double start = 0, end = 0;
+  double tokenize = 0;  ///< duration of the calls of the tokenizer
+};
+
 /// Reads batches from a Data object on a background thread. Not thread-safe.
 class Loader {
  public:
   /// `context`: the context that `data` was constructed with; every batch is checked against it.
   /// `depth`: number of batches to load ahead; 0 = load in next(), without a thread (validation).
-  Loader(std::shared_ptr<Data> data, DataContext context, int64_t depth = 4);
+  /// `tokenizer`: the one in `context`, if its time is to be measured.
+  Loader(std::shared_ptr<Data> data, DataContext context, int64_t depth = 4,
+         std::shared_ptr<const TimedTokenizer> tokenizer = nullptr);
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;
 
@@ -35,6 +45,8 @@ class Loader {
   const Json& state() const { return state_; }
   /// Resumes from a position that state() returned. Drops batches loaded ahead and pending errors.
   void load_state(const Json& state);
+  /// Of the batch that next() returned last.
+  const LoadTimes& times() const { return times_; }
   /// Total seconds that next() has spent waiting since construction.
   double wait_seconds() const { return wait_seconds_; }
 
@@ -42,6 +54,7 @@ class Loader {
   struct Loaded {
     Batch batch;
     Json state;  // after the batch
+    LoadTimes times;
   };
   Loaded load();
   Batch hand_out(Loaded loaded);
@@ -50,7 +63,9 @@ class Loader {
   std::shared_ptr<Data> data_;
   DataContext context_;
   int64_t depth_;
+  std::shared_ptr<const TimedTokenizer> tokenizer_;
   Json state_;  // stream state after the last batch that next() returned
+  LoadTimes times_;
   double wait_seconds_ = 0;
 
   std::mutex mutex_;  // guards the members below while the thread runs

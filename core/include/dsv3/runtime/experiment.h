@@ -111,6 +111,7 @@ struct TrainOptions {
   std::string precision = "auto";  ///< auto | fp32 | bf16
   int64_t seed = 1;
   int64_t log_every = 10;
+  int64_t trace_every = 100;        ///< 0 = off
   std::optional<int64_t> threads;   ///< intra-op threads; unset = all cores
   std::string device = "auto";      ///< auto | cpu | cuda
   std::string ops = "fused";        ///< fused | reference
