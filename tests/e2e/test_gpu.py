@@ -133,6 +133,7 @@ def test_a_run_on_a_gpu_records_it(folder):
     gpu = json.loads((folder / "runs/new/provenance.json").read_text())["gpu"]
     assert (gpu["name"], gpu["index"], gpu["capability"]) == ("NVIDIA H100 80GB HBM3", 0, "9.0")
     assert gpu["memory_bytes"] == 85520809984 and gpu["cuda"] == {"driver": "13.0", "runtime": "13.0"}
+    assert gpu["driver"] == "580.82.07"
     assert gpu["tf32"]["matmul"] is False and gpu["deterministic"] is True
     last = metrics(folder / "runs/new")[3]
     # The metric counts tensors (a few megabytes), not the process's memory (hundreds of megabytes).

@@ -3,7 +3,8 @@
 #include <array>
 #include <cctype>
 #include <cstdlib>
-#include <dlfcn.h>
+
+#include "machine/driver_library.h"
 
 namespace dsv3 {
 namespace {
@@ -12,29 +13,6 @@ namespace {
 // cuda.h.
 constexpr int kSuccess = 0, kStubLibrary = 34, kNoDevice = 100;
 constexpr int kCapabilityMajor = 75, kCapabilityMinor = 76;
-
-/// A function in the driver library. If the library lacks it, calling it returns an error.
-template <class... Arguments>
-class DriverFunction {
- public:
-  DriverFunction(void* library, const char* name)
-      : function_(reinterpret_cast<int (*)(Arguments...)>(dlsym(library, name))) {}
-  int operator()(Arguments... arguments) const {
-    constexpr int kNotFound = 500;
-    return function_ ? function_(arguments...) : kNotFound;
-  }
-
- private:
-  int (*function_)(Arguments...);
-};
-
-/// Opens the driver library. WSL2 mounts it in a folder that the dynamic loader may not search in a
-/// container.
-void* open_library(std::string& problem) {
-  if (void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL)) return library;
-  problem = dlerror();
-  return dlopen("/usr/lib/wsl/lib/libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
-}
 
 std::string error_text(void* library, int code) {
   const DriverFunction<int, const char**> error_string(library, "cuGetErrorString");
@@ -66,7 +44,7 @@ std::string no_gpu_text() {
 GpuDriver ask() {
   GpuDriver driver;
   std::string missing;
-  void* library = open_library(missing);
+  void* library = open_driver_library("libcuda.so.1", missing);
   if (!library) {
     driver.problem = "no NVIDIA driver was found (" + missing +
                      "); install the driver so that nvidia-smi lists the GPU";
@@ -112,6 +90,13 @@ GpuDriver ask() {
 }
 
 }  // namespace
+
+/// WSL2 mounts the libraries in a folder that the dynamic loader may not search in a container.
+void* open_driver_library(const std::string& name, std::string& problem) {
+  if (void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_GLOBAL)) return library;
+  problem = dlerror();
+  return dlopen(("/usr/lib/wsl/lib/" + name).c_str(), RTLD_NOW | RTLD_GLOBAL);
+}
 
 const GpuDriver& gpu_driver() {
   static const GpuDriver driver = ask();

@@ -1,6 +1,5 @@
 #include "run/gpu_provenance.h"
 
-#include <array>
 #include <dlfcn.h>
 #include <regex>
 
@@ -10,31 +9,14 @@
 #include <dsv3/support/fs.h>
 
 #include "machine/machine.h"
+#include "machine/nvml.h"
 
 namespace dsv3 {
 namespace {
 
-/// The driver version that NVML reports, which also works under WSL2; null if NVML cannot determine
-/// it.
-Json nvml_driver_version() {
-  void* library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
-  if (!library) return nullptr;
-  const auto init = reinterpret_cast<int (*)()>(dlsym(library, "nvmlInit_v2"));
-  const auto shutdown = reinterpret_cast<int (*)()>(dlsym(library, "nvmlShutdown"));
-  const auto version =
-      reinterpret_cast<int (*)(char*, unsigned)>(dlsym(library, "nvmlSystemGetDriverVersion"));
-  Json result;
-  if (init && shutdown && version && init() == 0) {
-    std::array<char, 96> text{};
-    if (version(text.data(), unsigned(text.size())) == 0) result = text.data();
-    shutdown();
-  }
-  dlclose(library);
-  return result;
-}
-
+/// NVML also works under WSL2, where /proc has no driver.
 Json driver_version() {
-  if (Json version = nvml_driver_version(); !version.is_null()) return version;
+  if (const std::string version = Nvml().driver_version(); !version.empty()) return version;
   try {
     return driver_version_in(fs::read("/proc/driver/nvidia/version"));
   } catch (const std::exception&) {
