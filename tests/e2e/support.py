@@ -94,8 +94,8 @@ def metrics(run):
 
 
 def losses(run):
-    """Return the metrics that must be bit-identical: all except times, rates and memory."""
-    skip = ("time", "throughput/", "data/", "memory/")
+    """Return the metrics that must be bit-identical: all except times, rates, memory and the machine's."""
+    skip = ("time", "throughput/", "data/", "memory/", "system/")
     return {step: {k: v for k, v in row.items() if not k.startswith(skip)} for step, row in metrics(run).items()}
 
 

@@ -141,6 +141,32 @@ def test_a_run_on_a_gpu_records_it(folder):
     assert last["throughput/mfu"] > 0
 
 
+def gpu_metrics(folder, name, *words, **environment):
+    run("train.steps=2", "schedule.warmup=0", "--run_name", name, *words, cwd=folder, **environment)
+    return {name: value for name, value in metrics(folder / "runs" / name)[2].items() if name.startswith("system/gpu_")}
+
+
+def test_a_run_records_what_all_gpus_of_the_machine_do(folder):
+    """The fake GPU i uses 10 * (i + 1) percent of 80 GB and 700 W."""
+    two = {"FAKE_CUDA_COUNT": "2", "CUDA_VISIBLE_DEVICES": "1"}
+    expected = {f"system/gpu_{i}_{name}": percent * scale for i, percent in ((0, 10), (1, 20)) for name, scale in (
+        ("memory_usage_percentage", 1), ("memory_usage_megabytes", 800), ("utilization_percentage", 1),
+        ("power_usage_watts", 7), ("power_usage_percentage", 1))}
+    assert gpu_metrics(folder, "gpu", **on_fake_gpu(**two)) == expected
+    assert gpu_metrics(folder, "cpu", "train.device=cpu", LD_LIBRARY_PATH=str(FAKE), **two) == expected
+    assert gpu_metrics(folder, "mig", **on_fake_gpu(FAKE_NVML_MIG="1", **two)) == {
+        name: value for name, value in expected.items() if "utilization" not in name}
+
+
+def test_a_run_on_a_gpu_works_without_nvml(folder):
+    assert gpu_metrics(folder, "failed", **on_fake_gpu(FAKE_NVML_ERROR="9")) == {}
+    assert "no system metrics of GPUs: nvmlInit failed with error 9" in (folder / "runs/failed/log.txt").read_text()
+    libraries = folder / "libraries"
+    libraries.mkdir()
+    (libraries / DRIVER.name).symlink_to(DRIVER)
+    assert has_gpu() or gpu_metrics(folder, "missing", **on_fake_gpu(LD_LIBRARY_PATH=str(libraries))) == {}
+
+
 def test_a_gpu_with_an_unknown_peak_reports_no_mfu(folder):
     done = run("train.steps=2", "schedule.warmup=0", "--run_name", "new", cwd=folder,
                **on_fake_gpu(FAKE_CUDA_NAME="NVIDIA Test Card"))

@@ -4,6 +4,8 @@ import collections
 import json
 import math
 import os
+import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -100,6 +102,19 @@ def test_a_run_is_complete_on_the_server(folder, server):
         "training": provenance["documents_hash"][:36], "validation": provenance["validation_hash"][:36]}
     assert not (run / "trackers/mlflow-0.rejected.jsonl").exists()
     assert sync("runs/whole", cwd=folder) == "runs/whole: nothing to send\n"
+
+
+def test_system_metrics_have_the_names_of_mlflow(folder, server):
+    """Those that MLflow's own monitors record. Its page shows names that start with system/ in a tab of their own."""
+    monitors = pathlib.Path(mlflow.__file__).parent / "system_metrics/metrics"
+    sources = "".join((monitors / f"{kind}_monitor.py").read_text() for kind in ("cpu", "disk", "network", "gpu"))
+    names = {f"system/{name}" for name in re.findall(r'self\._metrics\[f?"(\w+|gpu_{i}_\w+)"\]', sources)}
+    assert len(names) == 13
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(BUILD / "tests/fake_cuda/lib"), "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([RUN, "tiny.yaml", "--run_name", "system", "train.steps=2", "schedule.warmup=1"], cwd=folder, check=True,
+                   env=environment, timeout=300)
+    stored = client_of(server).get_run(remote_id(folder / "runs/system")).data.metrics
+    assert {name for name in stored if name.startswith("system/")} == {name.replace("{i}", "0") for name in names}
 
 
 def test_numbers_that_json_has_not_and_odd_names(folder, server):

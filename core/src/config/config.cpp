@@ -144,7 +144,9 @@ void fill(Checker& checker, Experiment& experiment) {
   experiment.checkpoint = checker.options<CheckpointOptions>("checkpoint");
   experiment.tracker = components(checker, *config::slot_at("tracker"));
   experiment.hub_endpoint = checker.options<config::HubOptions>("hub").endpoint;
-  experiment.log_level = checker.options<config::LogOptions>("log").level;
+  const auto log = checker.options<config::LogOptions>("log");
+  experiment.log_level = log.level;
+  experiment.system_interval = log.system_interval;
   experiment.tags = checker.tags();
   read_others(checker, experiment);
   checker.check_conventions();

@@ -133,10 +133,10 @@ class LayerReader {
     tree.erase("run_id");  // for read_machine_config
     for (const Entry& entry : tree.entries)
       if (std::find(kMachineKeys.begin(), kMachineKeys.end(), entry.key) == kMachineKeys.end())
-        diagnostics_.error(
-            entry, "unknown key '" + entry.key + "' in the machine defaults",
-            {"known keys: plugin_paths, output, tracker, hub.endpoint, log.level, run_id, " +
-             setting_names() + "; set other keys in the experiment"});
+        diagnostics_.error(entry, "unknown key '" + entry.key + "' in the machine defaults",
+                           {"known keys: plugin_paths, output, tracker, hub.endpoint, log.level, "
+                            "log.system_interval, run_id, " +
+                            setting_names() + "; set other keys in the experiment"});
     tree.erase("plugin_paths");  // for read_machine_config
     layers_.push_back({file.path.string(), {std::move(tree)}, true});
   }

@@ -228,6 +228,11 @@ void HubOptions::describe(OptionSchema<HubOptions>& s) {
 void LogOptions::describe(OptionSchema<LogOptions>& s) {
   s.add("level", &LogOptions::level, "minimum level of log messages to show")
       .choices({"debug", "info", "warning", "error"});
+  s.add("system_interval", &LogOptions::system_interval,
+        "time between samples of system metrics; 0 = no system metrics")
+      .min(0)
+      .max(86'400)
+      .unit("seconds");
 }
 
 std::span<const Slot> slots() {

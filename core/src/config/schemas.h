@@ -27,6 +27,7 @@ struct HubOptions {
 };
 struct LogOptions {
   std::string level = "info";
+  double system_interval = 10;
   static void describe(OptionSchema<LogOptions>& s);
 };
 

@@ -12,7 +12,7 @@
 namespace dsv3 {
 namespace {
 
-constexpr std::array kCoreGroups{"train/", "val/", "throughput/", "data/", "memory/"};
+constexpr std::array kCoreGroups{"train/", "val/", "throughput/", "data/", "memory/", "system/"};
 
 /// Characters that every tracker accepts in metric names.
 bool is_valid(char c) {

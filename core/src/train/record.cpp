@@ -4,6 +4,7 @@
 #include <dsv3/sdk/log.h>
 
 #include "machine/machine.h"
+#include "machine/system_sampler.h"
 #include "ranks/exchange.h"
 #include "run/run_info.h"
 #include "support/host.h"
@@ -23,6 +24,8 @@ class MetricsRecorder final : public Observer {
     run_.tracking.start(info, run_.state.step, run_.changes, datasets(), run_.checkpoints.all());
     if (run_.ranks.is_first()) run_.trace.start(info, run_.state.step);
     run_.callbacks.run_started(info);
+    const double seconds = run_.experiment.system_interval;
+    if (run_.ranks.is_first() && seconds > 0) system_.emplace(run_.folder.path(), seconds);
     start_interval();
   }
 
@@ -50,6 +53,7 @@ class MetricsRecorder final : public Observer {
 
   void run_ended(RunStatus status) override {
     progress_.finish();
+    system_.reset();
     run_.callbacks.run_ended(status);
     run_.trace.finish(status);
     run_.tracking.finish(status, run_.state.step);
@@ -136,7 +140,10 @@ class MetricsRecorder final : public Observer {
   void record(Event& event, const StepReport& report, bool show) {
     if (run_.ranks.is_first()) {
       run_.folder.require_exists();
-      if (run_.metrics->append(event)) run_.tracking.notify();
+      Event line = event;
+      add_system_metrics(line, report.last);
+      if (run_.metrics->append(line)) run_.tracking.notify();
+      event.id = line.id;
     }
     event.id = broadcast_number(event.id);
     if (report.result && show) progress_.show(line_, true);
@@ -144,6 +151,13 @@ class MetricsRecorder final : public Observer {
       log::info(fmt::format("step {}  validation loss {:.4f}", report.step, *report.val_loss));
     run_.callbacks.metrics_recorded(event);
     start_interval();
+  }
+
+  /// Callbacks do not get system metrics, because their values would differ between ranks.
+  void add_system_metrics(Event& line, bool last) {
+    if (!system_) return;
+    const SystemMetrics metrics = last ? system_->take_last() : system_->take();
+    line.metrics.insert(line.metrics.end(), metrics.begin(), metrics.end());
   }
 
   int64_t broadcast_number(int64_t number) const {
@@ -163,6 +177,7 @@ class MetricsRecorder final : public Observer {
   const bool resumed_;
   Progress progress_;
   ProgressLine line_;
+  std::optional<SystemSampler> system_;     // on the first rank only
   int64_t reported_ = -1, validated_ = -1;  // steps of the last report and validation
   double interval_seconds_ = 0, interval_wait_ = 0;
   int64_t interval_tokens_ = 0;

@@ -48,6 +48,7 @@ void check_equal(const Experiment& a, const Experiment& b) {
   CHECK(a.samples.prompts == b.samples.prompts);
   CHECK(a.output == b.output);
   CHECK(a.log_level == b.log_level);
+  CHECK(a.system_interval == b.system_interval);
   REQUIRE(a.attention.size() == b.attention.size());
   REQUIRE(a.feed_forward.size() == b.feed_forward.size());
   for (size_t i = 0; i < a.feed_forward.size(); ++i) {

@@ -22,7 +22,7 @@ std::vector<std::string> lines_of(const std::filesystem::path& path) {
 
 bool depends_on_time(const std::string& key) {
   return key == "time" || key.starts_with("throughput/") || key.starts_with("data/") ||
-         key.starts_with("memory/");
+         key.starts_with("memory/") || key.starts_with("system/");
 }
 
 /// Values keyed by (line number in metrics.jsonl, metric name), as the csv tracker stores them.

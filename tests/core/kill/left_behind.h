@@ -7,7 +7,8 @@
 
 /// The content of a finished run folder, for comparison with another run of the same experiment.
 struct LeftBehind {
-  std::vector<std::string> metrics;      ///< lines in metrics.jsonl, without times and rates
+  std::vector<std::string>
+      metrics;  ///< lines in metrics.jsonl, without times, rates and the machine's
   std::vector<std::string> checkpoints;  ///< checkpoint folder names
   std::string samples;                   ///< sample file names and content
   std::string tensors;                   ///< content of the newest checkpoint's tensor files

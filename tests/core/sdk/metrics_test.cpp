@@ -110,7 +110,7 @@ TEST_CASE("metrics reject values that are not scalars, and invalid names") {
   CHECK_THROWS_WITH(metrics.scalar("a/b:c", 1), Catch::Contains("use letters, digits"));
   for (const char* name : {"entropy", "/entropy", "moe/"})
     CHECK_THROWS_WITH(metrics.scalar(name, 1), Catch::Contains("start with a group"));
-  for (const char* name : {"train/x", "val/x", "throughput/x", "data/x", "memory/x"})
+  for (const char* name : {"train/x", "val/x", "throughput/x", "data/x", "memory/x", "system/x"})
     CHECK_THROWS_WITH(metrics.scalar(name, 1), Catch::Contains("belongs to the core"));
   CHECK(take(*sink).empty());
   sink->open();

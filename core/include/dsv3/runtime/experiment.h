@@ -177,6 +177,7 @@ struct Experiment {
   std::string output = "runs";  ///< machine default: folder that contains the run folders
   std::map<std::string, std::string> tags;  ///< by name: "team", "mlflow.note.content"
   std::string log_level = "info";
+  double system_interval = 10;  ///< `log.system_interval`, in seconds; 0 = no system metrics
   std::string hub_endpoint;  ///< machine default: URL of the Hugging Face hub
   /// Values of the options on which implementations differ, including defaults, by
   /// "<kind>.<plugin>.<option>" or the core's path: "position.rope.layout" -> "interleaved",

@@ -60,8 +60,9 @@ class Callback : public Pluggable {
   /// Called after every step. On a GPU, the step's values may not have been computed yet.
   virtual void on_step_end(const StepInfo&, RunControl&) {}
   /// Called with the metrics of a logged step, including validation, after they were written to
-  /// metrics.jsonl. The values are identical on all ranks. A callback that needs the loss of every
-  /// step needs train.log_every: 1, because reading it makes the host wait for a GPU.
+  /// metrics.jsonl. Excludes system metrics, so the values are identical on all ranks. A callback
+  /// that needs the loss of every step needs train.log_every: 1, because reading it makes the host
+  /// wait for a GPU.
   virtual void on_metrics(const Event&, RunControl&) {}
   virtual void on_checkpoint_saved(const CheckpointInfo&) {}
   virtual void on_run_end(RunStatus) {}

@@ -30,7 +30,8 @@ class Metrics {
   /// group, e.g. "moe/entropy". All values of one name are combined into one metric. Add
   /// "/<layer>" to the name for one metric per layer. `weight` applies to means and root mean
   /// squares. Throws dsv3::Error if `value` is not a scalar, or if the name is invalid, belongs to
-  /// the core (train/, val/, throughput/, data/, memory/), or was recorded with another `reduce`.
+  /// the core (train/, val/, throughput/, data/, memory/, system/), or was recorded with another
+  /// `reduce`.
   void scalar(const std::string& name, const at::Tensor& value, Reduce reduce = Reduce::mean,
               double weight = 1) const;
   void scalar(const std::string& name, double value, Reduce reduce = Reduce::mean,

@@ -55,7 +55,8 @@ struct Samples {
   std::vector<Sample> samples;
 };
 
-/// The time that a part of a run took. Spans form a tree for each stage: data, train, evaluate.
+/// The time that a part of a run took. Spans form a tree for each stage: data, train, eval. A span
+/// with the id of an earlier one replaces it.
 struct Span {
   std::string trace, id, parent;  ///< hexadecimal, 32, 16 and 16 digits; `parent` is empty = root
   std::string name;
