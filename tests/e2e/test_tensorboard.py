@@ -70,8 +70,12 @@ def tensorboard_samples(run):
     return tables
 
 
+# Control characters are shown as pictures, and tabs as spaces.
+PICTURES = {code: chr(0x2400 + code) for code in range(32) if code != ord("\n")} | {127: "\u2421", ord("\t"): "    "}
+
+
 def journal_samples(run):
-    return [(record["time"], record["step"], [(s["prompt"], s["text"]) for s in record["samples"]])
+    return [(record["time"], record["step"], [(s["prompt"], s["text"].translate(PICTURES)) for s in record["samples"]])
             for record in parsed(run / "events.jsonl") if record["type"] == "samples"]
 
 
