@@ -8,6 +8,8 @@
 namespace dsv3 {
 namespace {
 
+constexpr size_t kBytesPerRead = 256 << 10;
+
 void store_offset(const std::filesystem::path& file, int64_t lines) {
   fs::write_atomically(file, Json{{"lines", lines}}.dump());
 }
@@ -39,8 +41,12 @@ std::vector<std::string> Feed::read(size_t count) const {
   std::vector<std::string> lines;
   std::ifstream file(journal_, std::ios::binary);
   file.seekg(bytes_);
-  for (std::string line; lines.size() < count && std::getline(file, line) && !file.eof();)
+  size_t bytes = 0;
+  for (std::string line;
+       lines.size() < count && bytes < kBytesPerRead && std::getline(file, line) && !file.eof();) {
+    bytes += line.size();
     lines.push_back(std::move(line));
+  }
   return lines;
 }
 

@@ -16,7 +16,8 @@ class Feed {
   /// `journal` need not exist yet. Creates the folder of `offset_file`.
   Feed(std::filesystem::path journal, std::filesystem::path offset_file);
 
-  /// Reads up to `count` complete lines after the acknowledged ones.
+  /// Reads up to `count` complete lines after the acknowledged ones. Stops after 256 KiB, so that a
+  /// journal that has grown while the tracker was away needs little memory.
   std::vector<std::string> read(size_t count) const;
   /// Number of acknowledged lines, which is the number of the next line.
   int64_t acknowledged() const { return lines_; }
