@@ -79,7 +79,8 @@ class Session {
   /// Uploads as the core's second thread does.
   void upload() {
     if (!started_ || !tracker_->uploads()) return;
-    call("upload()", [&] { tracker_->upload(folder_ / "config.yaml", "config.yaml"); });
+    const Record file{3, 0, 1764000000.0, record::File{"config.yaml"}};
+    call("upload()", [&] { tracker_->upload(folder_ / "config.yaml", file); });
     const Record checkpoint{4, 10, 1764000000.0,
                             record::Checkpoint{"checkpoints/step-0000010", {{"val/loss", 4.5}}}};
     fs::make_folders(folder_ / "files");

@@ -231,6 +231,25 @@ def test_files_stay_in_the_run_folder_if_the_server_does_not_serve_them(outcomes
     assert sum("does not serve its artifact store" in line for line in outcomes["file store"].warnings()) <= 1
 
 
+@pytest.mark.parametrize("status", [400, 413])
+def test_a_file_that_the_server_rejects_does_not_keep_others_waiting(tmp_path, status):
+    def fault(request):
+        if request.method != "PUT" or not request.path.endswith("/experiment.yaml"):
+            return False
+        request.answer(status, {"error_code": "INVALID_PARAMETER_VALUE", "message": "not this file"})
+        return True
+    server = FakeMlflow(fault=fault)
+    try:
+        outcome = train(tmp_path / "case", server)
+        assert outcome.code == 0 and len(outcome.warnings()) == 1, outcome.error
+        names = {path.rpartition("/")[2] for path in server.files}
+        assert {"config.yaml", "log.txt", "metrics.jsonl"} <= names and "experiment.yaml" not in names
+        rejected, = (outcome.run / "trackers/mlflow-0.rejected.jsonl").read_text().splitlines()
+        assert json.loads(rejected)["entry"] == "experiment.yaml" and "not this file" in json.loads(rejected)["reason"]
+    finally:
+        server.close()
+
+
 # Settings that cannot work -----------------------------------------------------------------------
 
 REJECTED = {

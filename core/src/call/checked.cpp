@@ -243,8 +243,8 @@ void finish(Tracker& tracker, RunStatus status) {
   call_tracker(tracker, "finish", [&](Tracker& t) { t.finish(status); });
 }
 
-void upload(Tracker& tracker, const std::filesystem::path& file, const std::string& name) {
-  call_tracker(tracker, "upload", [&](Tracker& t) { t.upload(file, name); });
+void upload(Tracker& tracker, const std::filesystem::path& file, const Record& record) {
+  call_tracker(tracker, "upload", [&](Tracker& t) { t.upload(file, record); });
 }
 
 void upload_checkpoint(Tracker& tracker, const std::filesystem::path& folder,

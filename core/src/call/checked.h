@@ -84,7 +84,7 @@ void start(Tracker& tracker, const RunInfo& run);
 void deliver(Tracker& tracker, std::span<const Event> events);
 void record(Tracker& tracker, std::span<const Record> records);
 void finish(Tracker& tracker, RunStatus status);
-void upload(Tracker& tracker, const std::filesystem::path& file, const std::string& name);
+void upload(Tracker& tracker, const std::filesystem::path& file, const Record& record);
 void upload_checkpoint(Tracker& tracker, const std::filesystem::path& folder,
                        const Record& checkpoint);
 bool uploads(Tracker& tracker);

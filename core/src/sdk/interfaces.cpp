@@ -38,7 +38,7 @@ void Tracker::record(std::span<const Record>) {}
 std::string Tracker::download(const std::string&, const std::filesystem::path&) {
   return "";
 }
-void Tracker::upload(const std::filesystem::path&, const std::string&) {}
+void Tracker::upload(const std::filesystem::path&, const Record&) {}
 void Tracker::upload_checkpoint(const std::filesystem::path&, const Record&) {}
 
 nlohmann::json Callback::state() const {

@@ -202,17 +202,17 @@ class TrackerSender::Delivery : public std::enable_shared_from_this<TrackerSende
         continue;  // send_records() rejects it
       }
       if (const auto* file = std::get_if<record::File>(&record.content))
-        upload(*file);
+        upload(record, *file);
       else if (const auto* checkpoint = std::get_if<record::Checkpoint>(&record.content))
         upload(record, *checkpoint);
     }
   }
 
-  void upload(const record::File& file) {
+  void upload(const Record& record, const record::File& file) {
     const stdfs::path path = stdfs::path(run_.folder) / file.path;
     std::error_code ignored;
     if (!is_inside(file.path) || !stdfs::is_regular_file(path, ignored)) return;
-    checked::upload(*tracker_, path, file.path);
+    checked::upload(*tracker_, path, record);
   }
 
   void upload(const Record& record, const record::Checkpoint& checkpoint) {

@@ -184,12 +184,17 @@ std::string with_query(const std::string& url, const std::string& query) {
   return url + (url.find('?') == url.npos ? '?' : '&') + query;
 }
 
-/// Sends one request without the workspace's credential. The answer may quote the signature.
+/// Sends one request without the workspace's credential. The answer may quote the signature, so
+/// messages do not contain it.
 void send_unsigned(Api& api, http::Request request) {
   const http::Response response = api.send_elsewhere(request);
-  if (!response.ok())
-    throw dsv3::Error(response.source + " answered " + std::to_string(response.status) +
-                      " to an upload");
+  if (response.ok()) return;
+  const std::string text =
+      response.source + " answered " + std::to_string(response.status) + " to an upload";
+  // Object stores answer 400 to files above their limit, but also to signatures that have expired.
+  if (response.status == 413 || response.body.find("EntityTooLarge") != response.body.npos)
+    throw ApiError(text + ", because the file is too large", 413, "");
+  throw dsv3::Error(text);
 }
 
 uint64_t size_of(const http::Request& request) {

@@ -1,5 +1,6 @@
 // Sends runs to an MLflow tracking server.
 #include <cmath>
+#include <functional>
 
 #include <dsv3/sdk/log.h>
 #include <dsv3/sdk/plugin.h>
@@ -187,22 +188,21 @@ class MlflowTracker final : public dsv3::Tracker {
   bool uploads() const override {
     return server_ && (options_.artifacts || options_.checkpoints != "none");
   }
-  void upload(const std::filesystem::path& file, const std::string& name) override {
+  void upload(const std::filesystem::path& file, const Record& record) override {
     if (!options_.artifacts || run_.artifacts.empty()) return;
-    try {
-      uploader_->put_file(run_.artifacts + "/" + name, file);
-    } catch (const ApiError& error) {
-      if (error.status != 413) throw;
-      dsv3::log::warning("MLflow does not receive " + name + ": " + error.what());
-    }
+    const std::string& name = std::get<record::File>(record.content).path;
+    reject_unstorable(record, name,
+                      [&] { uploader_->put_file(run_.artifacts + "/" + name, file); });
   }
   bool uploads_checkpoint(const Record& checkpoint) const override {
     return is_chosen(options_.checkpoints, checkpoint, *context_.store);
   }
   void upload_checkpoint(const std::filesystem::path& folder, const Record& checkpoint) override {
     if (!is_chosen(options_.checkpoints, checkpoint, *context_.store)) return;
-    upload_model({*uploader_, *context_.store, run_, options_.checkpoints, registered_}, folder,
-                 checkpoint);
+    reject_unstorable(checkpoint, std::get<record::Checkpoint>(checkpoint.content).path, [&] {
+      upload_model({*uploader_, *context_.store, run_, options_.checkpoints, registered_}, folder,
+                   checkpoint);
+    });
   }
 
   std::string download(const std::string& id, const std::filesystem::path& folder) override {
@@ -218,6 +218,18 @@ class MlflowTracker final : public dsv3::Tracker {
   /// CATALOG.SCHEMA; may be empty.
   std::string catalog() const {
     return find_setting(context_.settings, "DATABRICKS_UNITY_CATALOG");
+  }
+
+  /// Runs `upload`, and rejects the file or checkpoint `name` if the server will never store it. It
+  /// would otherwise keep all later ones waiting.
+  void reject_unstorable(const Record& record, const std::string& name,
+                         const std::function<void()>& upload) {
+    try {
+      upload();
+    } catch (const ApiError& error) {
+      if (error.status != 400 && error.status != 413) throw;
+      context_.store->reject(record, name, error.what());
+    }
   }
 
   std::string mapped(const std::string& name) {
@@ -265,7 +277,7 @@ class MlflowTracker final : public dsv3::Tracker {
     if (run_.artifacts.empty())
       context_.store->reject(record, name, "longer than 6000 characters");
     else
-      api_->put_text(run_.artifacts + "/" + file, value);
+      reject_unstorable(record, file, [&] { api_->put_text(run_.artifacts + "/" + file, value); });
     return "see " + file;
   }
 

@@ -55,7 +55,8 @@ class ScriptedTracker final : public dsv3::Tracker {
     recorded.insert(recorded.end(), records.begin(), records.end());
   }
   bool uploads() const override { return bool(on_upload); }
-  void upload(const std::filesystem::path&, const std::string& name) override {
+  void upload(const std::filesystem::path&, const dsv3::Record& record) override {
+    const std::string& name = std::get<dsv3::record::File>(record.content).path;
     on_upload(name);
     uploaded.push_back(name);
   }

@@ -82,9 +82,10 @@ class Tracker : public Pluggable {
 
   /// Whether upload() and upload_checkpoint() are called at all.
   virtual bool uploads() const { return false; }
-  /// Uploads a file. `name` is its path in the run folder. The content may be newer than the record
-  /// of it.
-  virtual void upload(const std::filesystem::path& file, const std::string& name);
+  /// Uploads a file. `record` has content of type record::File, with the file's path in the run
+  /// folder. The content may be newer than the record. Returns after the file has been stored, or
+  /// passed to TrackerStore::reject() because it can never be.
+  virtual void upload(const std::filesystem::path& file, const Record& record);
   /// Whether upload_checkpoint() is called for this checkpoint. Called from the training thread
   /// when the checkpoint is saved.
   virtual bool uploads_checkpoint(const Record&) const { return false; }
