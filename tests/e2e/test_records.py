@@ -178,3 +178,5 @@ def test_sync_names_folders_that_are_no_runs(folder):
     assert "is not a run folder" in sync("runs/missing", cwd=folder, check=2)
     done = subprocess.run([DSV3, "sync"], cwd=folder, text=True, capture_output=True)
     assert done.returncode == 2 and "pass the folders of runs, or --all" in done.stderr
+    done = subprocess.run([DSV3, "sync", "--all", "--output", "missing"], cwd=folder, text=True, capture_output=True)
+    assert done.returncode == 2 and "pass the folder that contains your runs with --output" in done.stderr

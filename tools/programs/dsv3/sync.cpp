@@ -27,7 +27,13 @@ std::vector<std::filesystem::path> runs_of(const SyncArguments& a) {
   if (!a.all) return {a.runs.begin(), a.runs.end()};
   std::string output = a.output;
   if (output.empty()) output = dsv3::read_machine_config(a.plugins.machine_files()).output;
-  return dsv3::find_runs(output.empty() ? "runs" : output);
+  if (output.empty()) output = "runs";
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(output, ignored))
+    throw dsv3::Error("output folder '" + output +
+                          "' not found; pass the folder that contains your runs with --output",
+                      dsv3::ExitCode::usage);
+  return dsv3::find_runs(output);
 }
 
 const char* text_of(dsv3::Synced result) {
