@@ -1,6 +1,7 @@
 #include "support/host.h"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <ctime>
@@ -59,14 +60,21 @@ std::string host_name() {
 
 namespace {
 
-/// The environment without secrets, which no other program needs to know.
+constexpr std::array<std::string_view, 7> kPublic{
+    "PATH", "HOME", "LANG", "LC_ALL", "XDG_CONFIG_HOME", "LD_LIBRARY_PATH", "SUDO_UID"};
+
+/// Whether git needs a variable. Any other one may be a secret, whatever its name is.
+bool is_public(std::string_view name) {
+  const auto has = [&](const char* word) { return name.find(word) != name.npos; };
+  if (name.starts_with("GIT_")) return !has("TOKEN") && !has("SECRET") && !has("PASSWORD");
+  return std::ranges::find(kPublic, name) != kPublic.end();
+}
+
 std::vector<char*> public_environment() {
   std::vector<char*> entries;
   for (char** entry = environ; *entry; ++entry) {
     const std::string_view text = *entry;
-    const std::string_view name = text.substr(0, text.find('='));
-    const auto has = [&](const char* word) { return name.find(word) != name.npos; };
-    if (!has("TOKEN") && !has("SECRET") && !has("PASSWORD")) entries.push_back(*entry);
+    if (is_public(text.substr(0, text.find('=')))) entries.push_back(*entry);
   }
   entries.push_back(nullptr);
   return entries;

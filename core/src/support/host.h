@@ -29,7 +29,7 @@ uint64_t available_bytes();
 std::string host_name();
 
 /// Returns what a shell command prints, without line ends at its end; nullopt if it fails or does
-/// not exist. The command does not get the secrets in this process's environment.
+/// not exist. Of this process's environment, the command gets only the variables that git needs.
 std::optional<std::string> output_of(const std::string& command);
 
 }  // namespace dsv3
