@@ -154,6 +154,38 @@ def test_the_seeds_config_file_is_enough(tmp_path, workspace, uri):
     assert names(workspace) == ["/Shared/nano"]
 
 
+EMPTY_CONFIG = "".join(f"{key}: null\n" for key in (
+    "databricks_host", "databricks_token", "experiment_name", "workspace_id", "run_id", "unity_catalog"))
+
+
+def env_file(line, workspace, **more):
+    values = {"DATABRICKS_HOST": "", "DATABRICKS_TOKEN": "", "MLFLOW_EXPERIMENT_ID": "",
+              "MLFLOW_TRACKING_URI": "databricks"} | login(workspace) | more
+    return line.format("# Databricks", "").replace("=", "") + "".join(line.format(*entry) for entry in values.items())
+
+
+@pytest.mark.parametrize("line", ["{}={}\n", "export {}=\"{}\"\n", "  {} = '{}'   # a comment\n", "{}={}\r\n", "{}={} # a comment\r\n"])
+def test_the_seeds_files_load_unchanged(tmp_path, workspace, line):
+    error = train(tmp_path, {}, files=[(".env", env_file(line, workspace)), ("config.yaml", EMPTY_CONFIG)])
+    assert " warning " not in error, error
+    only_run(workspace)
+    assert names(workspace) == [f"/Users/{ME}/dsv3"]
+
+
+def test_the_seeds_files_without_values_send_nothing(tmp_path, workspace):
+    environment = env_file("{}={}\n", workspace, DATABRICKS_HOST="", DATABRICKS_TOKEN="")
+    error = train(tmp_path, {}, files=[(".env", environment), ("config.yaml", EMPTY_CONFIG)])
+    assert error.count("metrics stay in the run folder") == 1 and not workspace.requests
+
+
+def test_the_seeds_experiment_id_takes_precedence_over_the_name(tmp_path, workspace):
+    experiment = workspace.new_experiment("/Shared/by id")
+    config = EMPTY_CONFIG.replace("experiment_name: null", "experiment_name: /Shared/by name")
+    environment = env_file("{}={}\n", workspace, MLFLOW_EXPERIMENT_ID=experiment)
+    train(tmp_path, {}, files=[(".env", environment), ("config.yaml", config)])
+    assert only_run(workspace)["info"]["experiment_id"] == experiment and names(workspace) == ["/Shared/by id"]
+
+
 @pytest.mark.parametrize("profile", ["DEFAULT", "work"])
 def test_a_profile_names_host_and_login(tmp_path, workspace, profile):
     text = f"[other]\nhost = https://192.0.2.1\ntoken = x\n\n[{profile}]\nhost = {workspace.url}\ntoken={TOKEN}\n" \
