@@ -21,6 +21,8 @@ from support import BUILD, RUN, dsv3_run, last_checkpoint, losses, make_tiny, me
 mlflow = pytest.importorskip("mlflow", reason="requirements-mlflow.txt is not installed")
 
 DSV3 = BUILD / "bin/dsv3"
+FULL = os.environ.get("DSV3_TEST_FULL") == "1"
+AWAY_SECONDS = 120  # in the full test of a server that is away
 LARGEST = 1.7976931348623157e308  # MLflow stores infinities as the largest finite number
 
 
@@ -136,37 +138,71 @@ def test_numbers_that_json_has_not_and_odd_names(folder, server):
     assert stored == set(range(len(names)))  # no two of them have the same name
 
 
-def test_nothing_is_lost_or_repeated_if_the_server_is_away_and_the_run_is_killed(folder, tmp_path_factory, monkeypatch):
+@pytest.fixture
+def unreliable(tmp_path_factory, monkeypatch):
+    """A server that the test may stop and start again."""
     server = MlflowServer(tmp_path_factory.mktemp("away"))
     server.start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    yield server
+    server.stop()
+
+
+def train_until(process, condition):
+    while not condition():
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+def train_while_the_server_stops_and_kill(folder, server, steps):
+    """Start the run `away`. Stop the server after 30 lines of metrics, and kill the run 20 lines later."""
     run = folder / "runs/away"
-    try:
-        process = subprocess.Popen([RUN, "tiny.yaml", "--run_name", "away", "train.steps=400"], cwd=folder,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not (run / "trackers/mlflow-0.json").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 30:
-            assert process.poll() is None
-            time.sleep(0.05)
-        server.stop()
-        lines = len((run / "metrics.jsonl").read_text().splitlines())
-        while len((run / "metrics.jsonl").read_text().splitlines()) < lines + 20:
-            assert process.poll() is None
-            time.sleep(0.05)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        begin = time.monotonic()
-        done = dsv3_run("--run_id", "away", "train.log_every=2", cwd=folder)
-        assert done.stderr.count("has not received everything") == 1
-        assert "`dsv3 sync " in done.stderr
-        server.start()
-        assert sync("runs/away", cwd=folder) == "runs/away: everything sent\n"
-        require_same_metrics(client_of(server), run)
-        stored = client_of(server).get_run(remote_id(run))
-        assert stored.info.status == "FINISHED"
-        assert stored.data.params["train.log_every"] == "1" and stored.data.tags["dsv3.changed.train.log_every"] == "2"
-        assert time.monotonic() > begin
-    finally:
-        server.stop()
+
+    def lines():
+        return (run / "metrics.jsonl").read_text().splitlines()
+    process = subprocess.Popen([RUN, "tiny.yaml", "--run_name", "away", f"train.steps={steps}"], cwd=folder,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    train_until(process, lambda: (run / "trackers/mlflow-0.json").exists() and len(lines()) >= 30)
+    server.stop()
+    count = len(lines())
+    train_until(process, lambda: len(lines()) >= count + 20)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    return run
+
+
+def test_nothing_is_lost_or_repeated_if_the_server_is_away_and_the_run_is_killed(folder, unreliable):
+    run = train_while_the_server_stops_and_kill(folder, unreliable, steps=400)
+    done = dsv3_run("--run_id", "away", "train.log_every=2", cwd=folder)
+    assert done.stderr.count("has not received everything") == 1
+    assert "`dsv3 sync " in done.stderr
+    unreliable.start()
+    assert sync("runs/away", cwd=folder) == "runs/away: everything sent\n"
+    require_same_metrics(client_of(unreliable), run)
+    stored = client_of(unreliable).get_run(remote_id(run))
+    assert stored.info.status == "FINISHED"
+    assert stored.data.params["train.log_every"] == "1" and stored.data.tags["dsv3.changed.train.log_every"] == "2"
+
+
+@pytest.mark.skipif(not FULL, reason="only with DSV3_TEST_FULL=1")
+def test_a_run_that_is_killed_and_resumed_while_the_server_is_away_for_two_minutes(folder, unreliable):
+    """The resumed run still trains when the server is back, and sends everything itself."""
+    run = train_while_the_server_stops_and_kill(folder, unreliable, steps=100_000)
+    away_since = time.monotonic()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps_per_second = (rows[-1]["step"] - rows[0]["step"]) / (rows[-1]["time"] - rows[0]["time"])
+    # Pauses between attempts reach a minute.
+    steps = rows[-1]["step"] + int(steps_per_second * (AWAY_SECONDS + 90))
+    with open(folder / "error.txt", "wb") as error:
+        process = subprocess.Popen([RUN, "--run_id", "away", f"train.steps={steps}"], cwd=folder, stdout=subprocess.DEVNULL,
+                                   stderr=error)
+    train_until(process, lambda: time.monotonic() >= away_since + AWAY_SECONDS)
+    unreliable.start()
+    assert process.wait(timeout=1200) == 0, (folder / "error.txt").read_text()
+    sync("runs/away", cwd=folder)  # what the run could not send in its last seconds
+    assert max(metrics(run)) == steps
+    require_same_metrics(client_of(unreliable), run)
+    assert client_of(unreliable).get_run(remote_id(run)).info.status == "FINISHED"
 
 
 def spans_of(server, run):
