@@ -13,8 +13,9 @@
 
 namespace dsv3 {
 
-/// How long a run waits for its trackers at its end.
-inline constexpr double kEndSeconds = 10;
+/// How long a run waits for its trackers at its end. The process can then end within 10 s of its
+/// last step.
+inline constexpr double kEndSeconds = 9;
 
 struct NamedTracker {
   std::string name;  ///< unique in the run; used in the names of its files
