@@ -14,6 +14,7 @@ from fake_mlflow import API, make_certificate, tls_context
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 from support import RUN, make_tiny  # noqa: E402
 
+STEPS = 6  # of each run
 SECRETS = (TOKEN, CLIENT[1], SIGNATURE, "canary-oauth-")
 
 
@@ -43,7 +44,7 @@ def train(folder, variables, tracker="mlflow", code=0, files=()):
     for name, text in files:
         (folder / name).write_text(text)
         (folder / name).chmod(0o600)
-    done = subprocess.run([RUN, "tiny.yaml", "--output", "runs"], cwd=folder, env=environment, text=True,
+    done = subprocess.run([RUN, "tiny.yaml", f"train.steps={STEPS}", "--output", "runs"], cwd=folder, env=environment, text=True,
                           capture_output=True, timeout=120)
     assert done.returncode == code, done.stderr
     assert not any(secret in done.stderr for secret in SECRETS), done.stderr
@@ -60,7 +61,7 @@ def login(workspace, **more):
 def only_run(workspace):
     assert not workspace.problems and not workspace.storage.problems
     run, = workspace.runs.values()
-    assert run["info"]["status"] == "FINISHED" and run["params"]["train.steps"] == "30"
+    assert run["info"]["status"] == "FINISHED" and run["params"]["train.steps"] == str(STEPS)
     return run
 
 
@@ -86,7 +87,7 @@ def test_a_run_arrives_complete_in_each_cloud(tmp_path, workspace):
     assert workspace.models[model]["status"] == "LOGGED_MODEL_READY"
     last = f"model {model}/"
     sent = {name.removeprefix(last): content for name, content in files.items() if name.startswith(last)}
-    checkpoint = folder / "checkpoints/step-30"
+    checkpoint = folder / f"checkpoints/step-{STEPS}"
     assert sent == {file.name: file.read_bytes() for file in checkpoint.iterdir()}
     assert f"MLflow run {workspace.url}/ml/experiments/1/runs/" in error
 
@@ -104,7 +105,7 @@ def test_checkpoints_become_versions_in_unity_catalog(tmp_path, workspace, mode)
     folder = f"/Models/main/research/nano/{len(versions)}/"
     stored = workspace.storage.files if mode == "DEFAULT_STORAGE" else workspace.catalog
     sent = {name.removeprefix(folder): content for name, content in stored.items() if name.startswith(folder)}
-    checkpoint, = (tmp_path / "runs").glob("*/checkpoints/step-30")
+    checkpoint, = (tmp_path / "runs").glob(f"*/checkpoints/step-{STEPS}")
     model = sent.pop("MLmodel")
     assert sent == {file.name: file.read_bytes() for file in checkpoint.iterdir()}
     # The catalog's own client must be able to read it.
@@ -225,7 +226,7 @@ def test_a_token_is_used_until_shortly_before_its_end(tmp_path, workspace):
 ])
 def test_settings_that_cannot_work_end_the_run_before_the_first_step(tmp_path, workspace, variables, text):
     error = train(tmp_path, login(workspace, **variables), code=2)
-    assert text in error and "step 1/30" not in error
+    assert text in error and f"step 1/{STEPS}" not in error
 
 
 def test_the_experiments_id_wins_over_its_name(tmp_path, workspace):
@@ -239,7 +240,7 @@ def test_the_experiments_id_wins_over_its_name(tmp_path, workspace):
                                        {"DATABRICKS_TOKEN": TOKEN}])
 def test_without_host_or_token_a_run_stays_local_and_says_so_in_one_line(tmp_path, variables):
     error = train(tmp_path, variables)
-    assert error.count("metrics stay in the run folder") == 1 and "step 30/30" in error
+    assert error.count("metrics stay in the run folder") == 1 and f"step {STEPS}/{STEPS}" in error
 
 
 def test_a_login_of_another_place_is_not_used(tmp_path, workspace):

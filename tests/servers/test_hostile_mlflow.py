@@ -177,7 +177,7 @@ def run_case(folder, name, fault):
 def outcomes(tmp_path_factory):
     """The outcome of each hostile case. They mostly wait, so they run at the same time."""
     folder = tmp_path_factory.mktemp("hostile")
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
         jobs = {name: pool.submit(run_case, folder, name, fault) for name, fault in HOSTILE.items()}
         results = {name: job.result() for name, job in jobs.items()}
     yield results
