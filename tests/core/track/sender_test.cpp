@@ -49,6 +49,17 @@ TEST_CASE("a sender delivers every line once and in order, also those added whil
   CHECK(take_log() == "");
 }
 
+TEST_CASE("a tracker gets few long lines at once, and also a line above the limit") {
+  Run run;
+  std::ofstream file(run.journal());
+  for (const size_t length : {100'000, 100'000, 100'000, 100'000, 300'000, 1, 1})
+    file << R"({"step": 1, "tokens": 8, "time": 1.5, ")" << std::string(length, 'x') << "\": 2}\n";
+  file.close();
+  run.sender()->finish(RunStatus::finished);
+  CHECK(run.tracker->accepted == ids_from(0, 7));
+  CHECK(run.tracker->sizes == std::vector<size_t>{3, 2, 2});
+}
+
 TEST_CASE("a failed call is retried after pauses that double up to a minute") {
   Run run;
   run.append(3);
