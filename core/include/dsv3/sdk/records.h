@@ -40,6 +40,7 @@ struct File {
 struct Checkpoint {
   std::string path;  ///< relative to the run folder: "checkpoints/step-0000100"
   std::map<std::string, double> metrics;  ///< of its step, such as val/loss; may be empty
+  std::string dataset = {}, digest = {};  ///< name and digest of the Dataset of val/loss
 };
 
 /// A checkpoint has been removed, because better or newer ones replace it.

@@ -24,6 +24,12 @@ struct GitState {
   bool dirty = false;          ///< tracked files have uncommitted changes
 };
 
+/// The checkpoint of another run from which `--branch` has started a run.
+struct BranchSource {
+  std::string uid, name;  ///< of the other run; `uid` may be empty
+  int64_t step = 0;
+};
+
 /// What a tracker receives when a run starts or resumes.
 struct RunInfo {
   std::string name;        ///< name of the run and of its folder
@@ -37,6 +43,7 @@ struct RunInfo {
   record::Values parameters = {};  ///< all resolved values by path, as in record::Parameters
   record::Values tags = {};
   std::optional<GitState> git = {};  ///< of the folder in which the run was started, if any
+  std::optional<BranchSource> branched_from = {};  ///< none = the run has no such source
 };
 
 enum class RunStatus { finished = 1, failed, stopped };
