@@ -72,7 +72,8 @@ class FakeDatabricks(FakeMlflow):
             return {}
         parts = request.path.split("/")
         if parts[4:5] == ["logged-models"] and parts[-1] == "credentials-for-upload":
-            return self.signed("model " + parts[5], **request.json(), key="paths")
+            infos = self.signed("model " + parts[5], **request.json(), key="paths")
+            return {"credentials": [{"credential_info": info} for info in infos]}
         if parts[4:5] == ["logged-models"] and request.method == "PATCH":
             self.models[parts[5]]["status"] = request.json()["status"]
             return {"model": {"info": self.models[parts[5]]}}
@@ -123,7 +124,7 @@ class FakeDatabricks(FakeMlflow):
 
     def POST_artifacts_credentials_for_write(self, run_id, path):
         self.run(run_id)
-        return self.signed("run " + run_id, path=path)
+        return {"credential_infos": self.signed("run " + run_id, path=path)}
 
     def POST_logged_models(self, experiment_id, name, model_type, source_run_id, tags):
         model = "m-" + uuid.uuid4().hex
@@ -177,7 +178,7 @@ class FakeDatabricks(FakeMlflow):
             target = urllib.parse.quote(f"{owner}/{path}")
             infos.append({"path": path, "type": self.TYPES[self.kind], "headers": [{"name": "x-signed", "value": "yes"}],
                           "signed_uri": f"{self.storage.url}/bucket/{target}?sig={SIGNATURE}"})
-        return {"credential_infos": infos}
+        return infos
 
 
 class FakeStorage(FakeMlflow):

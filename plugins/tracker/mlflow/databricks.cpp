@@ -166,18 +166,26 @@ Address checked_address(const Json& answer, const std::string& url, const std::s
   return address;
 }
 
+Address signed_address(const Json& info) {
+  return checked_address(info, text_in(info, "signed_uri"), text_in(info, "type"));
+}
+
 Address address_of(Api& api, const std::string& path) {
   const size_t id = path.find('/') + 1, file = path.find('/', id) + 1;
   const std::string owner = path.substr(id, file - id - 1), name = path.substr(file);
+  if (path.starts_with("runs/")) {
+    const Json answer =
+        api.post("artifacts/credentials-for-write", {{"run_id", owner}, {"path", {name}}});
+    const Json list = array_in(answer, "credential_infos");
+    if (list.size() != 1) throw BadAnswer("not one address for an upload");
+    return signed_address(list[0]);
+  }
   const Json answer =
-      path.starts_with("runs/")
-          ? api.post("artifacts/credentials-for-write", {{"run_id", owner}, {"path", {name}}})
-          : api.post("logged-models/" + http::escape(owner) + "/artifacts/credentials-for-upload",
-                     {{"paths", {name}}});
-  const Json list = array_in(answer, "credential_infos");
+      api.post("logged-models/" + http::escape(owner) + "/artifacts/credentials-for-upload",
+               {{"paths", {name}}});
+  const Json list = array_in(answer, "credentials");
   if (list.size() != 1) throw BadAnswer("not one address for an upload");
-  const Json& info = list[0];
-  return checked_address(info, text_in(info, "signed_uri"), text_in(info, "type"));
+  return signed_address(object_in(list[0], "credential_info"));
 }
 
 std::string with_query(const std::string& url, const std::string& query) {
