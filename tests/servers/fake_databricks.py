@@ -4,9 +4,11 @@ It checks each request: a login on the workspace's endpoints and none on signed 
 fields (Python rejects unknown keyword arguments), and the workspace id.
 """
 
+import base64
 import time
 import urllib.parse
 import uuid
+import xml.etree.ElementTree
 
 from fake_mlflow import FakeMlflow, Rejected
 
@@ -74,8 +76,9 @@ class FakeDatabricks(FakeMlflow):
         if parts[4:5] == ["logged-models"] and parts[-1] == "credentials-for-upload":
             infos = self.signed("model " + parts[5], **request.json(), key="paths")
             return {"credentials": [{"credential_info": info} for info in infos]}
-        if parts[4:5] == ["logged-models"] and request.method == "PATCH":
-            self.models[parts[5]]["status"] = request.json()["status"]
+        if parts[4:5] == ["logged-models"] and len(parts) == 6:
+            if request.method == "PATCH":
+                self.models[parts[5]]["status"] = request.json()["status"]
             return {"model": {"info": self.models[parts[5]]}}
         if request.path == "/api/2.0/otel/v1/traces":
             self.receive_spans(request, request.headers["X-Databricks-UC-Table-Name"])
@@ -87,7 +90,6 @@ class FakeDatabricks(FakeMlflow):
         return super().call(request)
 
     def new_token(self, request):
-        import base64
         expected = "Basic " + base64.b64encode(":".join(CLIENT).encode()).decode()
         if request.headers.get("Authorization") != expected:
             raise Rejected(401, "invalid_client", "Client authentication failed")
@@ -126,14 +128,43 @@ class FakeDatabricks(FakeMlflow):
         self.run(run_id)
         return {"credential_infos": self.signed("run " + run_id, path=path)}
 
+    def owner_of(self, run_id):
+        """MLflow's client sends the id of a logged model as that of a run."""
+        return ("model " if run_id in self.models else "run ") + run_id
+
+    def part_of_upload(self, owner, path, upload_id, **query):
+        info, = self.signed(owner, path=[path])
+        query = urllib.parse.urlencode({"uploadId": upload_id} | query)
+        return info | {"signed_uri": f"{info['signed_uri']}&{query}"}
+
+    def POST_artifacts_create_multipart_upload(self, run_id, path, num_parts):
+        if self.kind != "AWS":
+            raise Rejected(400, "INVALID_PARAMETER_VALUE", "only AWS has multipart uploads")
+        owner, upload = self.owner_of(run_id), uuid.uuid4().hex
+        self.storage.uploads[upload] = {}
+        return {"upload_id": upload, "abort_credential_info": self.part_of_upload(owner, path, upload),
+                "upload_credential_infos": [self.part_of_upload(owner, path, upload, partNumber=number + 1)
+                                            for number in range(num_parts)]}
+
+    def GET_artifacts_get_presigned_upload_part_url(self, run_id, path, upload_id, part_number):
+        info = self.part_of_upload(self.owner_of(run_id), path, upload_id, partNumber=part_number, renewed="yes")
+        return {"upload_credential_info": info}
+
+    def POST_artifacts_complete_multipart_upload(self, run_id, path, upload_id, part_etags):
+        parts = self.storage.uploads.pop(upload_id)
+        if part_etags != [{"part_number": n, "etag": f'"{len(parts[n])}"'} for n in sorted(parts)]:
+            raise Rejected(400, "INVALID_PARAMETER_VALUE", f"the parts are not {part_etags}")
+        self.storage.files[f"{self.owner_of(run_id)}/{path}"] = b"".join(parts[number] for number in sorted(parts))
+        return {}
+
     def POST_logged_models(self, experiment_id, name, model_type, source_run_id, tags):
         model = "m-" + uuid.uuid4().hex
-        self.models[model] = {"model_id": model, "status": "LOGGED_MODEL_PENDING", "experiment_id": experiment_id,
+        self.models[model] = {"model_id": model, "name": name, "status": "LOGGED_MODEL_PENDING", "experiment_id": experiment_id,
                               "artifact_uri": f"dbfs:/databricks/mlflow-tracking/{experiment_id}/logged_models/{model}"}
         return {"model": {"info": self.models[model]}}
 
     def POST_runs_outputs(self, run_id, models):
-        self.run(run_id)["outputs"] = models
+        self.run(run_id)["outputs"] += models
         return {}
 
     def POST_unity_catalog_registered_models_create(self, name):
@@ -182,34 +213,93 @@ class FakeDatabricks(FakeMlflow):
 
 
 class FakeStorage(FakeMlflow):
-    """A cloud's object store: accepts signed uploads, and no login."""
+    """A cloud's object store: accepts signed requests, and no login.
+
+    `largest` is the size of the largest request. Requests for which `expired` is true are answered as if their address
+    had expired.
+    """
+
+    SMALLEST_PART = 5 << 20
 
     def __init__(self, tls, kind):
         super().__init__(tls=tls)
         self.kind, self.problems = kind, []
+        self.largest, self.expired = 1 << 40, lambda request: False
+        self.uploads = {}  # parts of uploads that have begun, by number or block
 
     def reply(self, request):
         headers = {name.lower(): value for name, value in request.headers.items()}
-        action = request.query.get("action", request.query.get("resource", ""))
+        path = urllib.parse.unquote(request.path).removeprefix("/bucket/")
         problems = []
         if "authorization" in headers or "x-databricks-org-id" in headers:
             problems.append("a login was sent to the store")
-        if headers.get("x-signed") != "yes" or request.query.get("sig") != SIGNATURE:
+        if headers.get("x-signed") != "yes" or request.query.pop("sig", "") != SIGNATURE:
             problems.append("not signed")
-        if (headers.get("x-ms-blob-type") == "BlockBlob") != (self.kind == "AZURE"):
-            problems.append("x-ms-blob-type")
-        if self.kind == "ADLS":
-            steps = {"file": "PUT", "append": "PATCH", "flush": "PATCH"}
-            if steps.get(action) != request.method:
-                problems.append(f"{request.method} {action}")
-        elif request.method != "PUT" or set(request.query) != {"sig"}:
-            problems.append(request.method)
-        path = urllib.parse.unquote(request.path).removeprefix("/bucket/")
+        if len(request.body) > self.largest:
+            problems.append(f"{len(request.body)} bytes in one request")
         with self.lock:
+            if self.expired(request):
+                return request.answer(403, f"<Error>{SIGNATURE} has expired</Error>", "application/xml")
+            try:
+                content, answer = b"", {}
+                if request.method == "GET":
+                    content = self.files[path]
+                else:
+                    answer = getattr(self, "store_" + self.kind)(request, path, headers) or {}
+            except (AssertionError, KeyError, ValueError) as error:
+                problems.append(f"{request.method} {request.query}: {error!r}")
             self.problems += [f"{path}: {problem}" for problem in problems]
-            if action == "flush":
-                if len(self.files[path]) != int(request.query["position"]):
-                    self.problems.append(f"{path}: flushed at {request.query['position']}")
-            else:
-                self.files[path] = request.body
-        request.answer(403 if problems else 201, f"<Error>{SIGNATURE}</Error>", "application/xml")
+        if problems:
+            request.answer(403, f"<Error>{SIGNATURE}</Error>", "application/xml")
+        else:
+            request.answer(200, content, "application/xml", **answer)
+
+    def store_GCP(self, request, path, headers):
+        assert request.method == "PUT" and not request.query and "x-ms-blob-type" not in headers
+        self.files[path] = request.body
+
+    def store_AWS(self, request, path, headers):
+        upload = request.query.pop("uploadId", "")
+        if not upload:
+            return self.store_GCP(request, path, headers)
+        if request.method == "DELETE":
+            self.uploads.pop(upload)
+            return {}
+        request.query.pop("renewed", "")
+        number = int(request.query.pop("partNumber"))
+        assert request.method == "PUT" and not request.query
+        earlier = self.uploads[upload].get(number - 1)
+        assert earlier is None or len(earlier) >= self.SMALLEST_PART
+        self.uploads[upload][number] = request.body
+        return {"ETag": f'"{len(request.body)}"'}
+
+    def store_AZURE(self, request, path, headers):
+        action = request.query.pop("comp", "")
+        assert request.method == "PUT" and (headers.get("x-ms-blob-type") == "BlockBlob") != (action == "blocklist")
+        blocks = self.uploads.setdefault(path, {})
+        if action == "block":
+            block = request.query.pop("blockid")
+            assert len(base64.b64decode(block, validate=True)) == 6
+            blocks[block] = request.body
+        elif action == "blocklist":
+            names = [entry.text for entry in xml.etree.ElementTree.fromstring(request.body).findall("Uncommitted")]
+            self.files[path] = b"".join(blocks[name] for name in names)
+            del self.uploads[path]
+        else:
+            del self.uploads[path]
+            self.files[path] = request.body
+        assert not request.query
+
+    def store_ADLS(self, request, path, headers):
+        assert "x-ms-blob-type" not in headers
+        if request.query.get("resource") == "file":
+            assert request.method == "PUT"
+            self.uploads[path] = b""
+            return
+        assert request.method == "PATCH" and int(request.query["position"]) == len(self.uploads[path])
+        if request.query["action"] == "append":
+            assert request.body
+            self.uploads[path] += request.body
+        else:
+            assert request.query["action"] == "flush"
+            self.files[path] = self.uploads.pop(path)

@@ -74,7 +74,7 @@ class FakeMlflow:
                 if not (fake.fault and fake.fault(request)):
                     fake.reply(request)
 
-            do_GET = do_POST = do_PUT = do_PATCH = do_HEAD = serve
+            do_GET = do_POST = do_PUT = do_PATCH = do_HEAD = do_DELETE = serve
 
             def log_message(self, *_):
                 pass
@@ -162,7 +162,8 @@ class FakeMlflow:
         self.runs[run] = {"info": {"run_id": run, "experiment_id": experiment_id, "run_name": run_name,
                                    "start_time": start_time, "status": "RUNNING", "lifecycle_stage": "active",
                                    "artifact_uri": self.artifact_uri(experiment_id, run)},
-                          "tags": {tag["key"]: tag["value"] for tag in tags}, "params": {}, "metrics": [], "inputs": []}
+                          "tags": {tag["key"]: tag["value"] for tag in tags}, "params": {}, "metrics": [], "inputs": [],
+                          "outputs": []}
         return self.GET_runs_get(run)
 
     def run(self, run_id):
@@ -172,8 +173,10 @@ class FakeMlflow:
 
     def GET_runs_get(self, run_id):
         run = self.run(run_id)
-        return {"run": {"info": run["info"], "data": {
-            key: [{"key": name, "value": value} for name, value in run[key].items()] for key in ("tags", "params")}}}
+        data = {key: [{"key": name, "value": value} for name, value in run[key].items()] for key in ("tags", "params")}
+        last = {point["key"]: point for point in sorted(run["metrics"], key=lambda point: point["step"])}
+        return {"run": {"info": run["info"], "data": data | {"metrics": list(last.values())},
+                        "outputs": {"model_outputs": run["outputs"]}}}
 
     def POST_runs_search(self, experiment_ids, filter, run_view_type, max_results):
         uid = filter.removeprefix("tags.`dsv3.run_uid` = '").removesuffix("'")

@@ -12,7 +12,7 @@ from fake_databricks import CLIENT, ME, SIGNATURE, TOKEN, WORKSPACE, FakeDatabri
 from fake_mlflow import API, make_certificate, tls_context
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
-from support import RUN, make_tiny  # noqa: E402
+from support import BUILD, RUN, make_tiny  # noqa: E402
 
 STEPS = 6  # of each run
 SECRETS = (TOKEN, CLIENT[1], SIGNATURE, "canary-oauth-")
@@ -36,16 +36,20 @@ def workspace(tls, request):
     store.close()
 
 
-def train(folder, variables, tracker="mlflow", code=0, files=()):
-    environment = {name: value for name, value in os.environ.items()
-                   if not name.startswith(("MLFLOW_", "DATABRICKS_"))} | {"HOME": str(folder)} | variables
+def train(folder, variables, tracker="mlflow", code=0, files=(), settings=()):
     experiment = make_tiny(folder)
     experiment.write_text(experiment.read_text().replace("{plugin: csv}", tracker))
     for name, text in files:
         (folder / name).write_text(text)
         (folder / name).chmod(0o600)
-    done = subprocess.run([RUN, "tiny.yaml", f"train.steps={STEPS}", "--output", "runs"], cwd=folder, env=environment, text=True,
-                          capture_output=True, timeout=120)
+    return program(folder, variables, RUN, "tiny.yaml", f"train.steps={STEPS}", "--output", "runs", *settings, code=code)
+
+
+def program(folder, variables, *command, code=0):
+    """Run a program, and return what it prints for the user. No secret may appear anywhere."""
+    environment = {name: value for name, value in os.environ.items()
+                   if not name.startswith(("MLFLOW_", "DATABRICKS_"))} | {"HOME": str(folder)} | variables
+    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=120)
     assert done.returncode == code, done.stderr
     assert not any(secret in done.stderr for secret in SECRETS), done.stderr
     for file in filter(pathlib.Path.is_file, (folder / "runs").rglob("*")):
@@ -69,6 +73,16 @@ def names(workspace):
     return list(workspace.experiments)
 
 
+def require_last_model(workspace, run, checkpoint):
+    """Assert that the run's last model has the files of a checkpoint."""
+    model = run["outputs"][-1]["model_id"]
+    assert workspace.models[model]["status"] == "LOGGED_MODEL_READY"
+    last = f"model {model}/"
+    sent = {name.removeprefix(last): content for name, content in workspace.storage.files.items()
+            if name.startswith(last)}
+    assert sent == {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+
+
 @pytest.mark.parametrize("workspace", ["AWS", "GCP", "AZURE", "ADLS"], indirect=True)
 def test_a_run_arrives_complete_in_each_cloud(tmp_path, workspace):
     error = train(tmp_path, login(workspace), "{plugin: mlflow, checkpoints: last}")
@@ -83,13 +97,60 @@ def test_a_run_arrives_complete_in_each_cloud(tmp_path, workspace):
     files = workspace.storage.files
     prefix = f"run {run['info']['run_id']}/"
     assert files[prefix + "config.yaml"] == (folder / "config.yaml").read_bytes()
-    model = run["outputs"][0]["model_id"]
-    assert workspace.models[model]["status"] == "LOGGED_MODEL_READY"
-    last = f"model {model}/"
-    sent = {name.removeprefix(last): content for name, content in files.items() if name.startswith(last)}
-    checkpoint = folder / f"checkpoints/step-{STEPS}"
-    assert sent == {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+    require_last_model(workspace, run, folder / f"checkpoints/step-{STEPS}")
     assert f"MLflow run {workspace.url}/ml/experiments/1/runs/" in error
+
+
+LARGE = ["model.hidden=512", "train.steps=3", "schedule.warmup=1", "checkpoint.every=3"]
+PART = 5 << 20  # bytes, the smallest one that Amazon accepts
+TRACKER = "{plugin: mlflow, checkpoints: last}"
+
+
+def train_large(folder, workspace):
+    """Train a model whose checkpoint has at least three parts. Return what dsv3-run prints, and the checkpoint."""
+    variables = login(workspace, MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE=str(PART),
+                      MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE=str(PART))
+    error = train(folder, variables, TRACKER, settings=LARGE)
+    checkpoint, = (folder / "runs").glob("*/checkpoints/step-3")
+    assert max(file.stat().st_size for file in checkpoint.iterdir()) > 2 * PART
+    return error, checkpoint
+
+
+@pytest.mark.parametrize("workspace", ["AWS", "AZURE", "ADLS"], indirect=True)
+@pytest.mark.parametrize("expires", [False, True])
+def test_large_files_are_sent_in_parts(tmp_path, workspace, expires):
+    """With `expires`, the address of every second request with a whole part has expired."""
+    parts = []
+
+    def expired(request):
+        if len(request.body) == PART:
+            parts.append(request.query)
+        return expires and len(request.body) == PART and len(parts) % 2 == 1
+
+    workspace.storage.largest, workspace.storage.expired = PART, expired
+    error, checkpoint = train_large(tmp_path, workspace)
+    assert " warning " not in error, error
+    run, = workspace.runs.values()
+    require_last_model(workspace, run, checkpoint)
+    assert not workspace.problems and not workspace.storage.problems and not workspace.storage.uploads
+    assert len(parts) >= (4 if expires else 2)
+
+
+def test_an_upload_that_fails_leaves_no_parts_and_is_repeated(tmp_path, workspace):
+    workspace.storage.expired = lambda request: request.query.get("partNumber") == "2"
+    error, checkpoint = train_large(tmp_path, workspace)
+    assert "answered 403 to a transfer" in error
+    assert any(request.method == "DELETE" for request in workspace.storage.requests)
+    assert not workspace.storage.uploads
+    workspace.storage.expired = lambda request: False
+    program(tmp_path, login(workspace), BUILD / "bin/dsv3", "sync", checkpoint.parents[1])
+    run, = workspace.runs.values()
+    require_last_model(workspace, run, checkpoint)
+
+
+def test_sizes_that_are_no_numbers_end_the_run(tmp_path, workspace):
+    error = train(tmp_path, login(workspace, MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE="10MB"), code=2)
+    assert "MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE is '10MB', which is not a number of bytes" in error
 
 
 @pytest.mark.parametrize("mode", ["DEFAULT_STORAGE", "CUSTOMER_HOSTED"])
@@ -268,7 +329,7 @@ def test_signed_addresses_are_not_reported(tmp_path, workspace):
     """An object store's answer may quote the signature: train() looks for it."""
     workspace.storage.kind = "AZURE"  # rejects what is sent for AWS
     error = train(tmp_path, login(workspace))
-    assert "answered 403 to an upload" in error
+    assert "answered 403 to a transfer" in error
 
 
 def test_the_shipped_example_becomes_a_valid_env_file(tmp_path, workspace):

@@ -4,7 +4,7 @@
 
 #include <dsv3/support/fs.h>
 
-#include "databricks.h"
+#include "signed.h"
 
 namespace mlflow {
 namespace {
@@ -113,6 +113,11 @@ http::Response Api::send(http::Request request) {
 http::Response Api::send_elsewhere(http::Request request) {
   request.timeouts.total = kUnlimited;
   request.stop = stop_;
+  return client_.send(request);
+}
+
+http::Response Api::clean_up_elsewhere(http::Request request) {
+  request.timeouts.total = std::chrono::milliseconds(700);
   return client_.send(request);
 }
 

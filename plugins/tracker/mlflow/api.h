@@ -31,6 +31,8 @@ struct Server {
   bool is_databricks = false;
   bool is_oauth = false;     ///< the credential is exchanged for a token that expires
   std::string workspace_id;  ///< Databricks; may be empty
+  /// A larger file is uploaded in parts of at least `part_bytes`. Databricks.
+  uint64_t largest_request = 500 << 20, part_bytes = 10 << 20;
 };
 
 struct ServerChoice {
@@ -66,6 +68,8 @@ class Api {
   void put_path(dsv3::http::Request request, const std::string& path);
   /// Uploads to an address that the server has named, without the server's credential.
   dsv3::http::Response send_elsewhere(dsv3::http::Request request);
+  /// The same for a short request that undoes something, also when calls are to end: within 0.7 s.
+  dsv3::http::Response clean_up_elsewhere(dsv3::http::Request request);
 
   const Server& server() const { return server_; }
   /// For calls that training waits for.

@@ -1,6 +1,7 @@
 #include "databricks.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cstdlib>
 #include <fstream>
 
@@ -56,6 +57,17 @@ std::string host_url(std::string host) {
   return host.substr(0, host.find_first_of("/?#", host.find("://") + 3));
 }
 
+/// A number of bytes that a variable of MLflow's client sets, if it does.
+void set_bytes(uint64_t& bytes, const std::vector<SettingsLayer>& settings,
+               const std::string& name) {
+  const std::string text = find_setting(settings, name);
+  if (text.empty()) return;
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, bytes);
+  if (error != std::errc() || stop != end || bytes == 0)
+    fail(name + " is '" + text + "', which is not a number of bytes");
+}
+
 ServerChoice workspace_in(const SettingsLayer& layer, const std::vector<SettingsLayer>& settings) {
   const std::string token = value_in(layer, "DATABRICKS_TOKEN"),
                     id = value_in(layer, "DATABRICKS_CLIENT_ID"),
@@ -76,6 +88,8 @@ ServerChoice workspace_in(const SettingsLayer& layer, const std::vector<Settings
     fail(
         "DATABRICKS_WORKSPACE_ID is not a number; it is the number after '?o=' in the address of "
         "the workspace");
+  set_bytes(server.largest_request, settings, "MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE");
+  set_bytes(server.part_bytes, settings, "MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE");
   http::Credential credential = new_credential(layer, server.url);
   try {
     if (token.empty())
@@ -149,102 +163,6 @@ void require_folder(Api& api, const std::string& experiment) {
     fail("workspace folder '" + folder + "' of MLflow experiment '" + experiment +
          "' not found; create the folder in Databricks, or correct MLFLOW_EXPERIMENT_NAME");
   }
-}
-
-namespace {
-
-struct Address {
-  std::string url, type;
-  std::vector<std::pair<std::string, std::string>> headers;
-};
-
-Address checked_address(const Json& answer, const std::string& url, const std::string& type) {
-  if (!url.starts_with("https://")) throw BadAnswer("an upload without https");
-  Address address{url, type, {}};
-  for (const Json& header : array_in(answer, "headers"))
-    address.headers.emplace_back(text_in(header, "name"), text_in(header, "value"));
-  return address;
-}
-
-Address signed_address(const Json& info) {
-  return checked_address(info, text_in(info, "signed_uri"), text_in(info, "type"));
-}
-
-Address address_of(Api& api, const std::string& path) {
-  const size_t id = path.find('/') + 1, file = path.find('/', id) + 1;
-  const std::string owner = path.substr(id, file - id - 1), name = path.substr(file);
-  if (path.starts_with("runs/")) {
-    const Json answer =
-        api.post("artifacts/credentials-for-write", {{"run_id", owner}, {"path", {name}}});
-    const Json list = array_in(answer, "credential_infos");
-    if (list.size() != 1) throw BadAnswer("not one address for an upload");
-    return signed_address(list[0]);
-  }
-  const Json answer =
-      api.post("logged-models/" + http::escape(owner) + "/artifacts/credentials-for-upload",
-               {{"paths", {name}}});
-  const Json list = array_in(answer, "credentials");
-  if (list.size() != 1) throw BadAnswer("not one address for an upload");
-  return signed_address(object_in(list[0], "credential_info"));
-}
-
-std::string with_query(const std::string& url, const std::string& query) {
-  return url + (url.find('?') == url.npos ? '?' : '&') + query;
-}
-
-/// Sends one request without the workspace's credential. The answer may quote the signature, so
-/// messages do not contain it.
-void send_unsigned(Api& api, http::Request request) {
-  const http::Response response = api.send_elsewhere(request);
-  if (response.ok()) return;
-  const std::string text =
-      response.source + " answered " + std::to_string(response.status) + " to an upload";
-  // Object stores answer 400 to files above their limit, but also to signatures that have expired.
-  if (response.status == 413 || response.body.find("EntityTooLarge") != response.body.npos)
-    throw ApiError(text + ", because the file is too large", 413, "");
-  throw dsv3::Error(text);
-}
-
-uint64_t size_of(const http::Request& request) {
-  return request.body_file.empty() ? request.body.size()
-                                   : std::filesystem::file_size(request.body_file);
-}
-
-/// Azure's Data Lake: create, append, flush.
-void put_data_lake(Api& api, const Address& address, const http::Request& content) {
-  const std::string size = std::to_string(size_of(content));
-  http::Request step{.method = "PUT", .url = with_query(address.url, "resource=file")};
-  step.headers = address.headers;
-  send_unsigned(api, step);
-  http::Request append = content;
-  append.method = "PATCH";
-  append.url = with_query(address.url, "action=append&position=0");
-  if (size != "0") send_unsigned(api, append);
-  step.method = "PATCH";
-  step.url = with_query(address.url, "action=flush&position=" + size);
-  send_unsigned(api, step);
-}
-
-void put_to(Api& api, const Address& address, http::Request request) {
-  request.headers = address.headers;
-  if (address.type == "AZURE_ADLS_GEN2_SAS_URI") return put_data_lake(api, address, request);
-  if (address.type == "AZURE_SAS_URI") request.headers.emplace_back("x-ms-blob-type", "BlockBlob");
-  request.method = "PUT";
-  request.url = address.url;
-  // Object stores answer 501 to a streamed empty file.
-  if (size_of(request) == 0) request.body_file.clear();
-  send_unsigned(api, std::move(request));
-}
-
-}  // namespace
-
-void put_signed(Api& api, http::Request request, const std::string& path) {
-  put_to(api, address_of(api, path), std::move(request));
-}
-
-void put_presigned(Api& api, http::Request request, const std::string& path) {
-  const Json answer = api.post_path("/api/2.0/fs/create-upload-url", {{"path", path}});
-  put_to(api, checked_address(answer, text_in(answer, "url"), ""), std::move(request));
 }
 
 }  // namespace mlflow

@@ -1,4 +1,4 @@
-// What differs between Databricks and other MLflow servers: addresses, logins, names and uploads.
+// What differs between Databricks and other MLflow servers: addresses, logins and names.
 #pragma once
 
 #include "api.h"
@@ -20,12 +20,5 @@ std::string experiment_path(Api& api, const std::string& name);
 
 /// Throws dsv3::Error (ExitCode::usage) unless the folder that will contain an experiment exists.
 void require_folder(Api& api, const std::string& experiment);
-
-/// Requests an address from the workspace and uploads `request`'s body or file to it. `path` is
-/// runs/ID/FILE or models/ID/FILE. The workspace's credential is not sent to that address.
-void put_signed(Api& api, dsv3::http::Request request, const std::string& path);
-
-/// The same for a file in Unity Catalog's own storage: /Models/CATALOG/SCHEMA/MODEL/VERSION/FILE.
-void put_presigned(Api& api, dsv3::http::Request request, const std::string& path);
 
 }  // namespace mlflow

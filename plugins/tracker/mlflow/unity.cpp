@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "databricks.h"
+#include "signed.h"
 
 namespace mlflow {
 namespace {
