@@ -73,9 +73,11 @@ class FakeDatabricks(FakeMlflow):
             self.catalog[urllib.parse.unquote(request.path.removeprefix("/api/2.0/fs/files"))] = request.body
             return {}
         parts = request.path.split("/")
-        if parts[4:5] == ["logged-models"] and parts[-1] == "credentials-for-upload":
+        if parts[4:5] == ["logged-models"] and parts[-1] in ("credentials-for-upload", "credentials-for-download"):
             infos = self.signed("model " + parts[5], **request.json(), key="paths")
             return {"credentials": [{"credential_info": info} for info in infos]}
+        if parts[4:5] == ["logged-models"] and parts[-1] == "directories":
+            return self.listed("model " + parts[5], **request.query)
         if parts[4:5] == ["logged-models"] and len(parts) == 6:
             if request.method == "PATCH":
                 self.models[parts[5]]["status"] = request.json()["status"]
@@ -127,6 +129,22 @@ class FakeDatabricks(FakeMlflow):
     def POST_artifacts_credentials_for_write(self, run_id, path):
         self.run(run_id)
         return {"credential_infos": self.signed("run " + run_id, path=path)}
+
+    POST_artifacts_credentials_for_read = POST_artifacts_credentials_for_write
+
+    def GET_artifacts_list(self, run_id, path="", page_token=None):
+        self.run(run_id)
+        return self.listed("run " + run_id, path, page_token)
+
+    def listed(self, owner, path="", page_token=None):
+        """One folder of the store, two entries a page."""
+        prefix = f"{owner}/{path}/" if path else owner + "/"
+        names = [name.removeprefix(prefix) for name in list(self.storage.files) if name.startswith(prefix)]
+        entries = sorted({name.partition("/")[0]: "/" in name for name in names}.items())
+        first = int(page_token or 0)
+        files = [{"path": f"{path}/{name}" if path else name, "is_dir": is_dir}
+                 for name, is_dir in entries[first:first + 2]]
+        return {"files": files} | ({"next_page_token": str(first + 2)} if first + 2 < len(entries) else {})
 
     def owner_of(self, run_id):
         """MLflow's client sends the id of a logged model as that of a run."""

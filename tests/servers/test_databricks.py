@@ -12,7 +12,7 @@ from fake_databricks import CLIENT, ME, SIGNATURE, TOKEN, WORKSPACE, FakeDatabri
 from fake_mlflow import API, make_certificate, tls_context
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
-from support import BUILD, RUN, make_tiny  # noqa: E402
+from support import BUILD, RUN, last_checkpoint, losses, make_tiny, tensors  # noqa: E402
 
 STEPS = 6  # of each run
 SECRETS = (TOKEN, CLIENT[1], SIGNATURE, "canary-oauth-")
@@ -151,6 +151,29 @@ def test_an_upload_that_fails_leaves_no_parts_and_is_repeated(tmp_path, workspac
 def test_sizes_that_are_no_numbers_end_the_run(tmp_path, workspace):
     error = train(tmp_path, login(workspace, MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE="10MB"), code=2)
     assert "MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE is '10MB', which is not a number of bytes" in error
+
+
+@pytest.mark.parametrize("workspace", ["AWS", "GCP", "AZURE", "ADLS"], indirect=True)
+def test_a_run_continues_on_another_machine_by_its_id(tmp_path, workspace):
+    """The resumed run ends with the weights of a run that was never interrupted."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    constant = ["schedule.plugin=constant", "checkpoint.every=10"]
+    train(first, login(workspace), TRACKER, settings=[*constant, "train.steps=20", "--run_name", "moved"])
+    identity, = workspace.runs
+    make_tiny(second)
+    error = program(second, login(workspace), RUN, "--run_id", identity, "train.steps=30", f"data.path={second}/text.txt")
+    assert "downloaded run runs/moved to resume it" in error
+    train(first, {}, "csv", settings=[*constant, "--run_name", "reference"])
+    moved, reference = second / "runs/moved", first / "runs/reference"
+    assert tensors(last_checkpoint(moved)) == tensors(last_checkpoint(reference))
+    assert losses(moved) == losses(reference)
+    run, = workspace.runs.values()
+    steps = sorted(point["step"] for point in run["metrics"] if point["key"] == "train/loss")
+    assert steps == list(range(1, 31))
+    require_last_model(workspace, run, moved / "checkpoints/step-30")
+    assert not workspace.problems and not workspace.storage.problems
 
 
 @pytest.mark.parametrize("mode", ["DEFAULT_STORAGE", "CUSTOMER_HOSTED"])

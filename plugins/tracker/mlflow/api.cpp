@@ -175,11 +175,15 @@ void Api::put(http::Request request, const std::string& path) {
 void Api::get_file(const std::string& path, const std::filesystem::path& target) {
   dsv3::fs::Writer file(target);
   http::Request request;
-  request.url = server_.url + artifact_endpoint(path);
   request.timeouts.total = kUnlimited;
   request.sink = [&](std::string_view part) { file.write(part); };
-  if (const http::Response response = send(std::move(request)); !response.ok())
-    checked(response, server_.is_databricks);
+  if (server_.is_databricks) {
+    get_signed(*this, std::move(request), path);
+  } else {
+    request.url = server_.url + artifact_endpoint(path);
+    if (const http::Response response = send(std::move(request)); !response.ok())
+      checked(response, server_.is_databricks);
+  }
   file.sync();
 }
 

@@ -62,11 +62,11 @@ class Api {
   /// Uploads a file, or a text, to a path such as RemoteRun::artifacts + "/log.txt".
   void put_file(const std::string& path, const std::filesystem::path& file);
   void put_text(const std::string& path, const std::string& text);
-  /// Downloads what put_file() has uploaded, to a new file. Not on Databricks.
+  /// Downloads what put_file() has uploaded, to a new file.
   void get_file(const std::string& path, const std::filesystem::path& target);
   /// Uploads the body or file of `request` to an endpoint with its whole path.
   void put_path(dsv3::http::Request request, const std::string& path);
-  /// Uploads to an address that the server has named, without the server's credential.
+  /// Sends to an address that the server has named, without the server's credential.
   dsv3::http::Response send_elsewhere(dsv3::http::Request request);
   /// The same for a short request that undoes something, also when calls are to end: within 0.7 s.
   dsv3::http::Response clean_up_elsewhere(dsv3::http::Request request);

@@ -1,5 +1,7 @@
 #include "download.h"
 
+#include <utility>
+
 #include <dsv3/support/fs.h>
 
 #include "run.h"
@@ -24,12 +26,22 @@ std::string file_name(const std::string& path) {
   return name;
 }
 
-/// The names of the files in a list of artifacts, without folders.
-std::vector<std::string> files_in(const Json& list) {
+using Query = std::vector<std::pair<std::string, std::string>>;
+
+/// The names of the files in a list of artifacts, of which servers send parts. Leaves out folders.
+std::vector<std::string> list_files(Api& api, const std::string& endpoint, const Query& query) {
   std::vector<std::string> names;
-  for (const Json& file : array_in(list, "files"))
-    if (file.is_object() && file.value("is_dir", Json(false)) != Json(true))
-      names.push_back(file_name(text_in(file, "path")));
+  std::string page;
+  do {
+    Query next = query;
+    if (!page.empty()) next.emplace_back("page_token", page);
+    const Json list = api.get(endpoint, next);
+    for (const Json& file : array_in(list, "files"))
+      if (file.is_object() && file.value("is_dir", Json(false)) != Json(true))
+        names.push_back(file_name(text_in(file, "path")));
+    const std::string before = std::exchange(page, text_in(list, "next_page_token"));
+    if (!page.empty() && page == before) throw BadAnswer("a list of files without an end");
+  } while (!page.empty());
   return names;
 }
 
@@ -51,19 +63,21 @@ void download_checkpoint(Api& api, const std::string& id, const stdfs::path& fol
   const std::string endpoint = "logged-models/" + id;
   const Json answer = api.get(endpoint);
   const Json& info = object_in(object_in(answer, "model"), "info");
-  const std::string source = artifact_path(text_in(info, "artifact_uri"));
+  const std::string source =
+      artifact_path(api.server(), text_in(info, "artifact_uri"), "models/" + id);
   if (source.empty()) throw BadAnswer("the model has no files that the server serves");
   const stdfs::path target = folder / "checkpoints" / file_name(text_in(info, "name"));
   dsv3::fs::make_folders(target);
-  for (const std::string& file : files_in(api.get(endpoint + "/artifacts/directories")))
+  for (const std::string& file : list_files(api, endpoint + "/artifacts/directories", {}))
     api.get_file(source + "/" + file, target / file);
 }
 
 /// Downloads the files of one folder of the run's artifacts; "" = the outermost.
 void download_files(Api& api, const RemoteRun& run, const std::string& part,
                     const stdfs::path& folder) {
-  const Json list = api.get("artifacts/list", {{"run_id", run.id}, {"path", part}});
-  const std::vector<std::string> files = files_in(list);
+  Query query{{"run_id", run.id}};
+  if (!part.empty()) query.emplace_back("path", part);
+  const std::vector<std::string> files = list_files(api, "artifacts/list", query);
   if (files.empty()) return;
   dsv3::fs::make_folders(folder / part);
   for (const std::string& file : files)
@@ -82,9 +96,6 @@ Json last_steps(const Json& run) {
 
 std::string download_run(Api& api, const std::string& id, const stdfs::path& folder,
                          dsv3::TrackerStore& store) {
-  if (api.server().is_databricks)
-    throw dsv3::Error("runs cannot be downloaded from Databricks; copy the run folder instead",
-                      dsv3::ExitCode::usage);
   Json answer;
   try {
     answer = api.get("runs/get", {{"run_id", id}});

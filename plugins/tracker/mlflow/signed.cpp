@@ -46,16 +46,21 @@ struct Place {
   std::string owner, file;
 };
 
-Address address_of(Api& api, const Place& place) {
+enum class Direction { upload = 1, download };
+
+Address address_of(Api& api, const Place& place, Direction direction) {
+  const bool is_upload = direction == Direction::upload;
   if (place.is_run) {
-    const Json answer = api.post("artifacts/credentials-for-write",
-                                 {{"run_id", place.owner}, {"path", {place.file}}});
+    const Json answer =
+        api.post(is_upload ? "artifacts/credentials-for-write" : "artifacts/credentials-for-read",
+                 {{"run_id", place.owner}, {"path", {place.file}}});
     const Json list = array_in(answer, "credential_infos");
     if (list.size() != 1) throw BadAnswer("not one address for a file");
     return signed_address(list[0]);
   }
   const Json answer =
-      api.post("logged-models/" + http::escape(place.owner) + "/artifacts/credentials-for-upload",
+      api.post("logged-models/" + http::escape(place.owner) + "/artifacts/" +
+                   (is_upload ? "credentials-for-upload" : "credentials-for-download"),
                {{"paths", {place.file}}});
   const Json list = array_in(answer, "credentials");
   if (list.size() != 1) throw BadAnswer("not one address for a file");
@@ -214,7 +219,7 @@ void put_whole(Api& api, const Address& address, http::Request request) {
 
 void put_signed(Api& api, http::Request request, const std::string& path) {
   const Place place(path);
-  const auto renew = [&] { return address_of(api, place); };
+  const auto renew = [&] { return address_of(api, place, Direction::upload); };
   const Address address = renew();
   const bool is_large =
       !request.body_file.empty() && size_of(request) > api.server().largest_request;
@@ -231,6 +236,13 @@ void put_signed(Api& api, http::Request request, const std::string& path) {
 void put_presigned(Api& api, http::Request request, const std::string& path) {
   const Json answer = api.post_path("/api/2.0/fs/create-upload-url", {{"path", path}});
   put_whole(api, checked_address(answer, text_in(answer, "url"), ""), std::move(request));
+}
+
+void get_signed(Api& api, http::Request request, const std::string& path) {
+  const Address address = address_of(api, Place(path), Direction::download);
+  request.url = address.url;
+  request.headers = address.headers;
+  send_unsigned(api, std::move(request));
 }
 
 }  // namespace mlflow

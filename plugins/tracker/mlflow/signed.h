@@ -1,4 +1,4 @@
-// Uploads to a workspace's storage. Databricks signs an address for each.
+// Transfers between a workspace's storage and this machine. Databricks signs an address for each.
 #pragma once
 
 #include "api.h"
@@ -13,5 +13,8 @@ void put_signed(Api& api, dsv3::http::Request request, const std::string& path);
 /// The same for a file in Unity Catalog's own storage: /Models/CATALOG/SCHEMA/MODEL/VERSION/FILE.
 /// The storage limits a file to 5 GB.
 void put_presigned(Api& api, dsv3::http::Request request, const std::string& path);
+
+/// Downloads what put_signed() has uploaded, to `request`'s sink.
+void get_signed(Api& api, dsv3::http::Request request, const std::string& path);
 
 }  // namespace mlflow
