@@ -27,14 +27,19 @@ std::vector<Event> events(int64_t first, int64_t count) {
   return list;
 }
 
-/// One record of each type.
+record::Checkpoint checkpoint() {
+  return {"checkpoints/step-0000010", {{"val/loss", 4.5}}, "text", std::string(64, 'b')};
+}
+
+/// Records of each type.
 std::vector<Record> records(int64_t first) {
   const std::vector<Record::Content> contents{
       record::Parameters{{{"optimizer.0.lr", "0.02"}, {"train.steps", "100"}}},
       record::Tags{{{"team", "language"}}},
       record::Dataset{"training", "text", std::string(64, 'a'), "path: corpus"},
+      record::Dataset{"validation", "text", std::string(64, 'b'), "path: corpus"},
       record::File{"config.yaml"},
-      record::Checkpoint{"checkpoints/step-0000010", {{"val/loss", 4.5}}},
+      checkpoint(),
       record::CheckpointRemoved{"checkpoints/step-0000005"},
       record::Samples{{{"The", " caf\xc3\xa9"}, {"", "\n"}}},
       record::Span{std::string(32, '1'),
@@ -81,13 +86,11 @@ class Session {
     if (!started_ || !tracker_->uploads()) return;
     const Record file{3, 0, 1764000000.0, record::File{"config.yaml"}};
     call("upload()", [&] { tracker_->upload(folder_ / "config.yaml", file); });
-    const Record checkpoint{4, 10, 1764000000.0,
-                            record::Checkpoint{"checkpoints/step-0000010", {{"val/loss", 4.5}}}};
+    const Record saved{4, 10, 1764000000.0, checkpoint()};
     fs::make_folders(folder_ / "files");
     fs::write_atomically(folder_ / "files/manifest.json", "{}");
-    if (tracker_->uploads_checkpoint(checkpoint))
-      call("upload_checkpoint()",
-           [&] { tracker_->upload_checkpoint(folder_ / "files", checkpoint); });
+    if (tracker_->uploads_checkpoint(saved))
+      call("upload_checkpoint()", [&] { tracker_->upload_checkpoint(folder_ / "files", saved); });
   }
   void deliver(const std::vector<Event>& list, const std::string& what = "deliver()") {
     if (started_) call(what, [&] { tracker_->deliver(list); });

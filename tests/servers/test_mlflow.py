@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -264,6 +265,59 @@ def test_a_run_continues_on_another_machine_by_its_mlflow_id(folder, server, tmp
     assert sorted(point.step for point in client.get_metric_history(identity, "train/loss")) == list(range(1, 601))
     assert remote_id(moved) == identity and client.get_run(identity).info.status == "FINISHED"
     assert max(model.step for model in client.get_run(identity).outputs.model_outputs) == 600
+
+
+def logged_models(client, run):
+    """The logged models of a run, by step."""
+    outputs = client.get_run(remote_id(run)).outputs.model_outputs
+    models = {output.step: client.get_logged_model(output.model_id) for output in outputs}
+    assert len(models) == len(outputs)
+    return models
+
+
+def require_models(client, run, steps):
+    """Assert that the checkpoints of these steps are logged models with their loss on the validation documents."""
+    provenance, models = json.loads((run / "provenance.json").read_text()), logged_models(client, run)
+    assert sorted(models) == steps
+    rows = metrics(run)
+    for step, model in models.items():
+        assert (model.name, model.status.value, model.source_run_id) == (f"step-{step}", "READY", remote_id(run))
+        metric, = model.metrics
+        assert (metric.key, metric.step, metric.value) == ("val/loss", step, rows[step]["val/loss"])
+        assert (metric.dataset_name, metric.dataset_digest) == ("text", provenance["validation_hash"][:36])
+    return models
+
+
+def test_checkpoints_become_logged_models_with_their_loss_on_the_validation_documents(folder, server):
+    name = "registered-" + folder.name
+    tracker = f"tracker=[{{plugin: mlflow, experiment: models, checkpoints: last, model: {name}}}]"
+    settings = [tracker, "checkpoint.every=5", "validation.every=5", "schedule.plugin=constant"]
+    dsv3_run("tiny.yaml", "--run_name", "saved", *settings, "train.steps=10", cwd=folder)
+    run, client = folder / "runs/saved", client_of(server)
+    require_models(client, run, [5, 10])
+    dsv3_run("--run_id", "saved", "train.steps=15", cwd=folder)
+    models = require_models(client, run, [5, 10, 15])
+    # The process was killed after an upload, before the run folder said so.
+    (run / "trackers/mlflow-0.uploads.json").unlink()
+    shutil.copytree(run / "checkpoints/step-15", run / "trackers/mlflow-0.uploads/step-15")
+    assert sync("runs/saved", cwd=folder) == "runs/saved: everything sent\n"
+    assert {step: model.model_id for step, model in require_models(client, run, [5, 10, 15]).items()} == {
+        step: model.model_id for step, model in models.items()}
+    versions = client.search_model_versions(f"name = '{name}'")
+    assert sorted(int(version.version) for version in versions) == [1, 2, 3]
+    last = client.get_model_version_by_alias(name, "last")
+    assert (last.version, last.source) == ("3", f"models:/{models[15].model_id}")
+
+
+def test_the_best_checkpoints_are_uploaded(folder, server):
+    settings = ["tracker.0.checkpoints=best", "checkpoint.every=5", "validation.every=5", "train.steps=20"]
+    dsv3_run("tiny.yaml", "--run_name", "best", *settings, cwd=folder)
+    rows, best, lowest = metrics(folder / "runs/best"), [], math.inf
+    for step in 5, 10, 15, 20:
+        if rows[step]["val/loss"] < lowest:
+            lowest = rows[step]["val/loss"]
+            best.append(step)
+    require_models(client_of(server), folder / "runs/best", best)
 
 
 def test_a_run_is_resumed_by_its_mlflow_id_where_its_folder_is(folder, server):

@@ -30,7 +30,7 @@ void fields(File& r, const F& f) {
 }
 template <class F>
 void fields(Checkpoint& r, const F& f) {
-  f("path", r.path), f("metrics", r.metrics);
+  f("path", r.path), f("metrics", r.metrics), f("dataset", r.dataset), f("digest", r.digest);
 }
 template <class F>
 void fields(CheckpointRemoved& r, const F& f) {

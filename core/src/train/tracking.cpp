@@ -59,7 +59,10 @@ void Tracking::start(const RunInfo& info, int64_t step, const record::Values& ch
   else if (!changes.empty())
     record(step, record::Parameters{changes});
   if (!info.tags.empty()) record(step, record::Tags{info.tags});
-  for (const record::Dataset& dataset : datasets) record(step, dataset);
+  for (const record::Dataset& dataset : datasets) {
+    if (dataset.context == "validation") validation_ = dataset;
+    record(step, dataset);
+  }
   for (const stdfs::path& file : {folder_.config(), folder_.experiment(), folder_.provenance()})
     record_file(step, file);
   std::error_code none;
@@ -87,10 +90,13 @@ void Tracking::record_file(int64_t step, const stdfs::path& file) {
 void Tracking::record_checkpoint(const StoredCheckpoint& checkpoint) {
   checkpoints_.insert(name_of(checkpoint.folder));
   if (records_->has_checkpoint(checkpoint.step)) return;
-  Record entry{.step = checkpoint.step,
-               .content = record::Checkpoint{name_of(checkpoint.folder), {}}};
-  if (checkpoint.val_loss)
-    std::get<record::Checkpoint>(entry.content).metrics["val/loss"] = *checkpoint.val_loss;
+  record::Checkpoint content{name_of(checkpoint.folder), {}};
+  if (checkpoint.val_loss) {
+    content.metrics["val/loss"] = *checkpoint.val_loss;
+    content.dataset = validation_.name;
+    content.digest = validation_.digest;
+  }
+  Record entry{.step = checkpoint.step, .content = std::move(content)};
   const bool is_uploaded = sender_->keep_for_upload(entry);
   record(entry.step, std::move(entry.content));
   // Another machine can resume the run only with these.

@@ -54,6 +54,7 @@ class Tracking {
   std::optional<RecordsFile> records_;
   std::vector<NamedTracker> trackers_;  // until start()
   std::unique_ptr<TrackerSender> sender_;
+  record::Dataset validation_;  // empty if the run has none
   std::set<std::string> checkpoints_;  // paths of the recorded ones that still exist
 };
 

@@ -8,6 +8,8 @@
 
 namespace mlflow {
 
+constexpr size_t kLongestDigest = 36;  ///< of a dataset; MLflow rejects longer ones
+
 /// An entry of runs/log-batch.
 struct Entry {
   enum class Kind { metric = 1, parameter, tag };

@@ -27,7 +27,7 @@ LoggedModel logged_model(const Api& api, const Json& answer) {
 }
 
 constexpr const char* kRegistering = "registering";  // logged model and its version
-constexpr const char* kUploading = "uploading";      // path and model of an upload that has begun
+constexpr const char* kUploading = "uploading";      // path and model of the last upload
 
 /// Creates a model, or returns that of an earlier attempt to upload the same checkpoint.
 LoggedModel open_model(const ModelUpload& upload, const Record& record) {
@@ -65,14 +65,20 @@ void put_files(Api& api, const std::string& target, const stdfs::path& folder) {
 }
 
 void log_metrics(const ModelUpload& upload, const Record& record, const std::string& id) {
+  const dsv3::record::Checkpoint& checkpoint = checkpoint_in(record);
   std::vector<Entry> entries;
-  for (const auto& [name, value] : checkpoint_in(record).metrics)
-    entries.push_back({Entry::Kind::metric,
-                       {{"key", name},
-                        {"value", number(value)},
-                        {"timestamp", int64_t(record.time * 1000)},
-                        {"step", record.step},
-                        {"model_id", id}}});
+  for (const auto& [name, value] : checkpoint.metrics) {
+    Json metric = {{"key", name},
+                   {"value", number(value)},
+                   {"timestamp", int64_t(record.time * 1000)},
+                   {"step", record.step},
+                   {"model_id", id}};
+    if (!checkpoint.dataset.empty()) {
+      metric["dataset_name"] = checkpoint.dataset;
+      metric["dataset_digest"] = checkpoint.digest.substr(0, kLongestDigest);
+    }
+    entries.push_back({Entry::Kind::metric, std::move(metric)});
+  }
   log_batch(upload.api, upload.run.id, entries, [&](size_t, const std::string& reason) {
     upload.store.reject(record, "metrics of " + id, reason);
   });
@@ -146,7 +152,6 @@ void upload_model(const ModelUpload& upload, const stdfs::path& folder, const Re
                                      {"models", {{{"model_id", id}, {"step", checkpoint.step}}}}});
   log_metrics(upload, checkpoint, id);
   register_version(upload, id, folder);
-  upload.store.set(kUploading, "");
   upload.store.set("checkpoint", id);
   upload.store.set("checkpoint_step", std::to_string(checkpoint.step));
   if (upload.which == "best") upload.store.set("best_loss", Json(loss_of(checkpoint)).dump());

@@ -22,7 +22,7 @@ using dsv3::Event;
 using dsv3::Record;
 namespace record = dsv3::record;
 
-constexpr size_t kLongestParameter = 6000, kLongestTag = 8000, kLongestDigest = 36;
+constexpr size_t kLongestParameter = 6000, kLongestTag = 8000;
 constexpr size_t kLongestSource = 65'535;
 
 struct Options {

@@ -44,11 +44,12 @@ TEST_CASE("every type of record is read back as it was written") {
   CHECK(dataset.digest == "ab12");
   CHECK(dataset.source == "path: corpus");
   CHECK(content_of(record::File{"config.yaml"}).path == "config.yaml");
-  const auto checkpoint = content_of(
-      record::Checkpoint{"checkpoints/step-3", {{"val/loss", 0.1}, {"infinite", HUGE_VAL}}});
+  const auto checkpoint = content_of(record::Checkpoint{
+      "checkpoints/step-3", {{"val/loss", 0.1}, {"infinite", HUGE_VAL}}, "text", "cd34"});
   CHECK(checkpoint.path == "checkpoints/step-3");
   CHECK(checkpoint.metrics.at("val/loss") == 0.1);
   CHECK(checkpoint.metrics.at("infinite") == HUGE_VAL);
+  CHECK((checkpoint.dataset == "text" && checkpoint.digest == "cd34"));
   CHECK(content_of(record::CheckpointRemoved{"checkpoints/step-1"}).path == "checkpoints/step-1");
   const auto samples = content_of(record::Samples{{{"The", " caf\xc3\xa9\n"}, {"", ""}}}).samples;
   REQUIRE(samples.size() == 2);
