@@ -74,7 +74,8 @@ class Session {
                        .resumed = resumed,
                        .uid = std::string(32, '0'),
                        .start_time = 1764000000.0,
-                       .parameters = {{"name", "conformance"}}});
+                       .parameters = {{"name", "conformance"}},
+                       .branched_from = BranchSource{std::string(32, '1'), "source", 5}});
       started_ = true;
     });
   }

@@ -320,6 +320,25 @@ def test_the_best_checkpoints_are_uploaded(folder, server):
     require_models(client_of(server), folder / "runs/best", best)
 
 
+def test_a_branch_is_a_child_of_the_run_that_it_comes_from(folder, server):
+    dsv3_run("tiny.yaml", "--run_name", "trunk", "train.steps=6", "checkpoint.keep_best=10", "validation.every=3",
+             cwd=folder)
+
+    def branch(name, *settings, source="trunk@3"):
+        dsv3_run("--branch", source, "--run_name", name, *settings, cwd=folder)
+        return remote_id(folder / "runs" / name)
+    client, trunk = client_of(server), remote_id(folder / "runs/trunk")
+    child = branch("child", "train.steps=9")
+    assert client.get_parent_run(child).info.run_id == trunk
+    assert client.get_run(child).data.tags["dsv3.branched_from"] == "trunk@3"
+    assert client.get_parent_run(branch("grandchild", "train.steps=12", source="child@6")).info.run_id == child
+    sweep = client.create_run(client.get_run(trunk).info.experiment_id).info.run_id
+    assert client.get_parent_run(branch("trial", f"tracker.0.parent={sweep}")).info.run_id == sweep
+    elsewhere = branch("elsewhere", "tracker.0.experiment=another")
+    assert client.get_parent_run(elsewhere) is None
+    assert client.get_run(elsewhere).data.tags["dsv3.branched_from"] == "trunk@3"
+
+
 def test_a_run_is_resumed_by_its_mlflow_id_where_its_folder_is(folder, server):
     dsv3_run("tiny.yaml", "--run_name", "here", "train.steps=6", cwd=folder)
     dsv3_run("--run_id", remote_id(folder / "runs/here"), "train.steps=9", cwd=folder)

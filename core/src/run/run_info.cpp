@@ -22,6 +22,16 @@ std::optional<GitState> git_in(const Json& provenance) {
                   .dirty = git->contains("dirty") && (*git)["dirty"] == true};
 }
 
+std::optional<BranchSource> branch_source_in(const Json& provenance) {
+  const auto source = provenance.find("branched_from");
+  if (source == provenance.end() || !source->is_object()) return std::nullopt;
+  const auto step = source->find("step");
+  return BranchSource{
+      .uid = text_in(*source, "uid"),
+      .name = std::filesystem::path(text_in(*source, "run")).filename().string(),
+      .step = step != source->end() && step->is_number_integer() ? step->get<int64_t>() : 0};
+}
+
 /// A string as it is, because YAML's quotes mean nothing to a tracker.
 std::string text_of(const ResolvedValue& value) {
   const auto* text = std::get_if<std::string>(&value.value);
@@ -46,7 +56,8 @@ RunInfo run_info(const std::filesystem::path& folder, const Experiment& experime
                .start_time = seconds_of(text_in(provenance, "time")).value_or(0),
                .source = text_in(provenance, "experiment"),
                .tags = experiment.tags,
-               .git = git_in(provenance)};
+               .git = git_in(provenance),
+               .branched_from = branch_source_in(provenance)};
   for (const ResolvedValue& value : experiment.resolved.values)
     if (!value.path.starts_with("tags.")) info.parameters.emplace(value.path, text_of(value));
   return info;

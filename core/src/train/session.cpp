@@ -65,6 +65,7 @@ void write_start(const RunRequest& request, const RunFolder& folder, const Exper
     origin["started_from"] = std::filesystem::absolute(request.from).string();
   if (const auto& branch = start.branch)
     origin["branched_from"] = {{"run", std::filesystem::absolute(branch->run).string()},
+                               {"uid", read_provenance(branch->run).value("uid", "")},
                                {"step", branch->checkpoint.step},
                                {"sha256", branch->checkpoint.manifest.at("sha256")},
                                {"changes", start.changes}};

@@ -38,7 +38,8 @@ struct Options {
           "name of the MLflow experiment, unless MLFLOW_EXPERIMENT_ID is set; empty = that of "
           "MLFLOW_EXPERIMENT_NAME, or of "
           "experiment_name in config.yaml, or else 'dsv3'");
-    s.add("parent", &Options::parent, "MLflow id of a run that contains this one; empty = none");
+    s.add("parent", &Options::parent,
+          "MLflow id of a run that contains this one; empty = the run that it was branched from");
     s.add("artifacts", &Options::artifacts,
           "upload the run folder's files: configuration, provenance, log, journals and samples");
     s.add("checkpoints", &Options::checkpoints,

@@ -51,9 +51,8 @@ bool has_uid(const Json& run, const std::string& uid) {
   });
 }
 
-/// Finds the run by its tag: the answer to the request that created it may have been lost.
-std::optional<RemoteRun> run_by_uid(Api& api, const std::string& experiment,
-                                    const std::string& uid) {
+/// Finds a run by its tag. Returns its entry.
+std::optional<Json> find_by_uid(Api& api, const std::string& experiment, const std::string& uid) {
   const Json found =
       api.post("runs/search", {{"experiment_ids", {experiment}},
                                {"filter", "tags.`" + std::string(kUid) + "` = " + quoted(uid)},
@@ -62,7 +61,16 @@ std::optional<RemoteRun> run_by_uid(Api& api, const std::string& experiment,
   const Json runs = array_in(found, "runs");
   if (runs.empty()) return std::nullopt;
   if (!has_uid(runs.at(0), uid)) throw BadAnswer("it is about another run");
-  return remote_run(api, {{"run", runs.at(0)}});
+  return runs.at(0);
+}
+
+/// The id of the run from which this one was branched; "" if the experiment does not have it.
+std::string branch_parent(Api& api, const std::string& experiment, const dsv3::RunInfo& info) {
+  if (!info.branched_from || info.branched_from->uid.empty()) return "";
+  const auto source = find_by_uid(api, experiment, info.branched_from->uid);
+  return source && is_active(object_in(*source, "info"))
+             ? id_in(object_in(*source, "info"), "run_id")
+             : "";
 }
 
 int64_t milliseconds(double seconds) {
@@ -127,6 +135,8 @@ Json tags_of(const dsv3::RunInfo& info, const std::string& parent) {
                                           {"mlflow.source.type", "LOCAL"},
                                           {"mlflow.source.name", info.source}};
   if (!parent.empty()) tags["mlflow.parentRunId"] = parent;
+  if (const auto& source = info.branched_from)
+    tags["dsv3.branched_from"] = source->name + "@" + std::to_string(source->step);
   if (info.git) {
     tags["mlflow.source.git.commit"] = info.git->commit;
     tags["mlflow.source.git.branch"] = info.git->branch;
@@ -144,11 +154,14 @@ RemoteRun open_run(Api& api, const dsv3::RunInfo& info, const ExperimentChoice& 
   if (!known_id.empty())
     return remote_run(api, api.get("runs/get", {{"run_id", known_id}}), known_id);
   const std::string experiment = find_experiment(api, choice, /*create=*/true);
-  if (const auto run = run_by_uid(api, experiment, info.uid)) return *run;
+  // The answer to the request that created it may have been lost.
+  if (const auto run = find_by_uid(api, experiment, info.uid))
+    return remote_run(api, {{"run", *run}});
+  const std::string above = parent.empty() ? branch_parent(api, experiment, info) : parent;
   return remote_run(api, api.post("runs/create", {{"experiment_id", experiment},
                                                   {"run_name", info.name},
                                                   {"start_time", milliseconds(info.start_time)},
-                                                  {"tags", tags_of(info, parent)}}));
+                                                  {"tags", tags_of(info, above)}}));
 }
 
 }  // namespace mlflow
