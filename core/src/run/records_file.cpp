@@ -137,7 +137,10 @@ Record parse_record(const std::string& line, int64_t id) {
                   .content = content_of(json.at("type").get<std::string>())};
     std::visit(
         [&](auto& content) {
-          fields(content, [&](const char* key, auto& field) { from_json(json.at(key), field); });
+          // An earlier version of dsv3 may not have written all fields.
+          fields(content, [&](const char* key, auto& field) {
+            if (json.contains(key)) from_json(json[key], field);
+          });
         },
         record.content);
     return record;

@@ -34,6 +34,14 @@ int lines_of(const std::filesystem::path& path) {
 
 }  // namespace
 
+TEST_CASE("a record of an earlier version lacks fields") {
+  const Record record = dsv3::parse_record(
+      R"({"type": "checkpoint", "step": 3, "time": 1.5, "path": "checkpoints/step-3"})", 0);
+  const auto& checkpoint = std::get<dsv3::record::Checkpoint>(record.content);
+  CHECK(checkpoint.path == "checkpoints/step-3");
+  CHECK((checkpoint.metrics.empty() && checkpoint.digest.empty()));
+}
+
 TEST_CASE("every type of record is read back as it was written") {
   const record::Values values{{"optimizer.0.lr", "0.02"}, {"empty", ""}, {"odd \"name\"", "a\nb"}};
   CHECK(content_of(record::Parameters{values}).values == values);
