@@ -159,20 +159,20 @@ def test_a_run_continues_on_another_machine_by_its_id(tmp_path, workspace):
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):
         folder.mkdir()
-    constant = ["schedule.plugin=constant", "checkpoint.every=10"]
-    train(first, login(workspace), TRACKER, settings=[*constant, "train.steps=20", "--run_name", "moved"])
+    constant = ["schedule.plugin=constant", "checkpoint.every=3", "validation.every=3"]
+    train(first, login(workspace), TRACKER, settings=[*constant, "--run_name", "moved"])
     identity, = workspace.runs
     make_tiny(second)
-    error = program(second, login(workspace), RUN, "--run_id", identity, "train.steps=30", f"data.path={second}/text.txt")
+    error = program(second, login(workspace), RUN, "--run_id", identity, "train.steps=9", f"data.path={second}/text.txt")
     assert "downloaded run runs/moved to resume it" in error
-    train(first, {}, "csv", settings=[*constant, "--run_name", "reference"])
+    train(first, {}, "csv", settings=[*constant, "train.steps=9", "--run_name", "reference"])
     moved, reference = second / "runs/moved", first / "runs/reference"
     assert tensors(last_checkpoint(moved)) == tensors(last_checkpoint(reference))
     assert losses(moved) == losses(reference)
     run, = workspace.runs.values()
     steps = sorted(point["step"] for point in run["metrics"] if point["key"] == "train/loss")
-    assert steps == list(range(1, 31))
-    require_last_model(workspace, run, moved / "checkpoints/step-30")
+    assert steps == list(range(1, 10))
+    require_last_model(workspace, run, moved / "checkpoints/step-9")
     assert not workspace.problems and not workspace.storage.problems
 
 
