@@ -450,12 +450,11 @@ Client::Client(Tls tls) : curl_(nullptr, curl_easy_cleanup), tls_(std::move(tls)
 Client::~Client() = default;
 Client::Client(Client&&) noexcept = default;
 
-Response Client::send(const Request& request) {
+namespace {
+
+/// Sends a request that has been checked, and follows its redirects.
+Response follow(CURL* curl, const Tls& tls, const Request& request) {
   const Origin first(request.url);
-  for (const auto& [name, value] : request.headers) check_header(name, value);
-  if (request.credential && request.credential->origin() != first)
-    throw Error("the credential for " + printable_line(request.credential->origin().text()) +
-                " cannot be sent to " + printable_line(first.text()));
   const bool is_limited = request.timeouts.total.count() > 0;
   const Clock::time_point deadline = Clock::now() + request.timeouts.total;
   const bool follows =
@@ -463,7 +462,7 @@ Response Client::send(const Request& request) {
   std::string url = request.url;
   bool is_first_server = true;  // and has never been left
   for (int followed = 0;; ++followed) {
-    Transfer transfer(curl_.get(), tls_, request, url);
+    Transfer transfer(curl, tls, request, url);
     is_first_server = is_first_server && transfer.origin() == first;
     if (is_first_server) transfer.add_private_parts();
     if (request.stop.stop_requested()) transfer.fail(Kind::aborted, "aborted");
@@ -473,7 +472,24 @@ Response Client::send(const Request& request) {
     if (!follows || !is_redirect(response.status)) return response;
     if (followed == request.redirects)
       transfer.fail(Kind::invalid, "more than " + std::to_string(request.redirects) + " redirects");
-    url = redirect_target(curl_.get(), transfer);
+    url = redirect_target(curl, transfer);
+  }
+}
+
+}  // namespace
+
+Response Client::send(const Request& request) {
+  for (const auto& [name, value] : request.headers) check_header(name, value);
+  const Origin origin(request.url);
+  if (request.credential && request.credential->origin() != origin)
+    throw Error("the credential for " + printable_line(request.credential->origin().text()) +
+                " cannot be sent to " + printable_line(origin.text()));
+  try {
+    return follow(curl_.get(), tls_, request);
+  } catch (...) {
+    // After a host was not found, libcurl 7.88 does not accept all options for the same handle.
+    if (CURL* const fresh = curl_easy_init()) curl_.reset(fresh);
+    throw;
   }
 }
 

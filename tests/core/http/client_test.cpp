@@ -89,6 +89,13 @@ TEST_CASE("a connection that the server closed in between is replaced") {
   CHECK(server.connections() == 3);
 }
 
+TEST_CASE("a client can be used after a host was not found") {
+  Server server(ok);
+  http::Client client;
+  CHECK_THROWS_AS(client.send({.url = "http://no-such-host.invalid/"}), http::Failure);
+  CHECK(client.send({.url = server.url()}).status == 200);
+}
+
 TEST_CASE("clients in several threads start at the same time") {
   Server server(ok);
   std::atomic<int> answers = 0;
