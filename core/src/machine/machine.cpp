@@ -182,9 +182,17 @@ bool is_ampere_or_newer(at::Device device) {
   return gpu && gpu->major >= 8;
 }
 
+/// Whether oneDNN uses AMX: the CPU has it, and the variable that limits oneDNN does not exclude
+/// it.
+bool has_amx() {
+  const char* const variable = std::getenv("ONEDNN_MAX_CPU_ISA");
+  const std::string_view limit = variable ? variable : "";
+  const bool excluded = limit.starts_with("AVX") && limit.find("AMX") == limit.npos;
+  return !excluded && __builtin_cpu_supports("amx-bf16") != 0;
+}
+
 const char* automatic_precision(at::Device device) {
-  const bool fast =
-      device.is_cuda() ? is_ampere_or_newer(device) : __builtin_cpu_supports("amx-bf16") != 0;
+  const bool fast = device.is_cuda() ? is_ampere_or_newer(device) : has_amx();
   return fast ? "bf16" : "fp32";
 }
 

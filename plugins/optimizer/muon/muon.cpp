@@ -1,7 +1,9 @@
 // Muon as defined by torch.optim.Muon, on batches of matrices with the same shape.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <map>
+#include <string_view>
 
 #include <ATen/ATen.h>
 #include <ATen/cpu/Utils.h>
@@ -62,6 +64,9 @@ int64_t workspace(const at::Device& device) {
 bool bf16_is_faster(const at::Device& device) {
   if (!device.is_cpu()) return true;
   static const bool amx = [] {
+    const char* const variable = std::getenv("ONEDNN_MAX_CPU_ISA");
+    const std::string_view limit = variable ? variable : "";
+    if (limit.starts_with("AVX") && limit.find("AMX") == limit.npos) return false;
     const auto capabilities = at::cpu::get_cpu_capabilities();
     const auto found = capabilities.find("amx_bf16");
     return found != capabilities.end() && found->second.toBool();
