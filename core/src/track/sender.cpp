@@ -116,9 +116,10 @@ class TrackerSender::Delivery : public std::enable_shared_from_this<TrackerSende
     return true;
   }
 
-  void begin_finish(RunStatus status, SenderClock::Time deadline) {
+  void begin_finish(RunStatus status, SenderClock::Time deadline,
+                    SenderClock::Time begin_deadline) {
     status_ = status;  // the thread reads it after begin_finish()
-    for (const auto& worker : workers()) worker->begin_finish(deadline);
+    for (const auto& worker : workers()) worker->begin_finish(deadline, begin_deadline);
   }
 
   bool end(std::chrono::steady_clock::time_point limit) {
@@ -254,9 +255,10 @@ bool TrackerSender::keep_for_upload(const Record& checkpoint) {
   return is_kept;
 }
 
-bool TrackerSender::finish(RunStatus status, double seconds) {
-  const auto deadline = after(clock_->now(), seconds);
-  for (const auto& delivery : deliveries_) delivery->begin_finish(status, deadline);
+bool TrackerSender::finish(RunStatus status, double seconds, double begin_seconds) {
+  const auto now = clock_->now();
+  for (const auto& delivery : deliveries_)
+    delivery->begin_finish(status, after(now, seconds), after(now, begin_seconds));
   // A call that has begun may take a while, even if there is no time for another attempt.
   const auto limit = after(std::chrono::steady_clock::now(), std::max(seconds, kEndSeconds));
   bool complete = true;

@@ -40,11 +40,12 @@ class TrackerSender {
   /// Links the files of a checkpoint for the trackers that will upload it, and returns whether
   /// there are any. Call this before its record is appended.
   bool keep_for_upload(const Record& checkpoint);
-  /// Sends the remaining lines, and starts no attempt later than `seconds` from now. Then ends the
+  /// Sends the remaining lines, and starts no attempt later than `seconds` from now, nor one to
+  /// reach a tracker's service for the first time later than `begin_seconds`. Then ends the
   /// threads. Abandons a thread whose tracker is still busy after that. Lines that could not be
   /// sent stay in the journals and are sent when the run resumes. Returns whether everything was
   /// sent.
-  bool finish(RunStatus status, double seconds = kEndSeconds);
+  bool finish(RunStatus status, double seconds = kEndSeconds, double begin_seconds = kEndSeconds);
 
  private:
   class Delivery;

@@ -62,9 +62,10 @@ void SenderWorker::notify() {
   wake_.notify_one();
 }
 
-void SenderWorker::begin_finish(SenderClock::Time deadline) {
+void SenderWorker::begin_finish(SenderClock::Time deadline, SenderClock::Time begin_deadline) {
   const std::scoped_lock lock(mutex_);
-  deadline_ = deadline;
+  end_deadline_ = deadline;
+  deadline_ = begun_ ? deadline : std::min(deadline, begin_deadline);
   finishing_ = true;
   wake_.notify_one();
 }
@@ -93,6 +94,11 @@ bool SenderWorker::end(std::chrono::steady_clock::time_point limit) {
 bool SenderWorker::run() {
   if (!attempt("start", actions_.begin)) return false;
   if (actions_.begun) actions_.begun();
+  {
+    const std::scoped_lock lock(mutex_);
+    begun_ = true;
+    deadline_ = end_deadline_;
+  }
   while (true) {
     {
       std::unique_lock lock(mutex_);

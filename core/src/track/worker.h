@@ -52,8 +52,9 @@ class SenderWorker : public std::enable_shared_from_this<SenderWorker> {
   void start();
   /// Says that a journal has grown.
   void notify();
-  /// Sends what is left, and starts no attempt after `deadline`.
-  void begin_finish(SenderClock::Time deadline);
+  /// Sends what is left, and starts no attempt after `deadline`, nor one to begin after
+  /// `begin_deadline`.
+  void begin_finish(SenderClock::Time deadline, SenderClock::Time begin_deadline);
   /// Joins the thread. At `limit`, requests a stop, and a little later abandons the thread. Returns
   /// whether everything was sent.
   bool end(std::chrono::steady_clock::time_point limit);
@@ -78,9 +79,10 @@ class SenderWorker : public std::enable_shared_from_this<SenderWorker> {
   bool ended_ = false, closed_ = false, complete_ = false;
   std::atomic<bool> abandoned_{false};
   bool journal_grew_ = true;  // a resumed run may have unsent lines
-  bool finishing_ = false;
+  bool begun_ = false, finishing_ = false;
   std::string cause_;
-  SenderClock::Time deadline_{};
+  SenderClock::Time deadline_{};      // of the next attempt
+  SenderClock::Time end_deadline_{};  // once `begin` has succeeded
   std::thread thread_;
 };
 

@@ -15,6 +15,9 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
+/// How long to try to reach a tracker's service, and the run on it.
+constexpr double kBeginSeconds = 30;
+
 /// How the run has ended, as far as a tracker is concerned.
 RunStatus status_of(const RunFolder& folder) {
   std::error_code ignored;
@@ -44,11 +47,14 @@ Synced sync_run(const stdfs::path& path, Plugins& plugins,
         throw Error("tracker '" + name + "' of " + run.filename().string() + ": " + reason,
                     ExitCode::usage);
       });
+  if (trackers.empty()) return Synced::no_tracker;
   std::erase_if(trackers,
                 [&](const NamedTracker& tracker) { return has_received_everything(tracker, run); });
   if (trackers.empty()) return Synced::nothing_to_send;
   TrackerSender sender(std::move(trackers), run_info(run, experiment, /*resumed=*/true));
-  return sender.finish(status_of(folder), seconds) ? Synced::complete : Synced::incomplete;
+  return sender.finish(status_of(folder), seconds, std::min(seconds, kBeginSeconds))
+             ? Synced::complete
+             : Synced::incomplete;
 }
 
 namespace {

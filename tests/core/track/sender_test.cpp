@@ -304,6 +304,27 @@ TEST_CASE("a tracker that never starts ends at the deadline without any events")
   CHECK(take_log().find("cannot start, retrying: the server is down") != std::string::npos);
 }
 
+TEST_CASE("a tracker that never starts ends before the deadline of one that has started") {
+  Run run;
+  run.append(4);
+  SECTION("never") {
+    run.tracker->on_start = fails(1'000'000);
+    auto sender = run.sender();
+    run.clock->await_waiting(1);
+    run.clock->flow();
+    CHECK_FALSE(sender->finish(RunStatus::finished, 600, 3));
+    CHECK(run.clock->elapsed() == Approx(1.5));
+  }
+  SECTION("started, but its deliveries fail for longer") {
+    run.tracker->on_deliver = fails(6);
+    auto sender = run.sender();
+    run.clock->await_waiting(1);
+    run.clock->flow();
+    CHECK(sender->finish(RunStatus::finished, 600, 3));
+    CHECK(run.tracker->accepted == ids_from(0, 4));
+  }
+}
+
 TEST_CASE("a failing tracker does not delay another one, and each has its own offset") {
   Run run;
   run.append(4);

@@ -38,6 +38,8 @@ std::vector<std::filesystem::path> runs_of(const SyncArguments& a) {
 
 const char* text_of(dsv3::Synced result) {
   switch (result) {
+    case dsv3::Synced::no_tracker:
+      return "the run has no tracker, so there is nowhere to send it";
     case dsv3::Synced::nothing_to_send:
       return "nothing to send";
     case dsv3::Synced::complete:
@@ -81,7 +83,10 @@ void add_sync_command(CLI::App& app, int& exit_code) {
   command->add_flag("--all", a->all, "All runs in the output folder");
   command->add_option("--output", a->output, "With --all: parent folder of the run folders")
       ->type_name("DIR");
-  command->add_option("--timeout", a->seconds, "Give up on a tracker after this many seconds")
+  command
+      ->add_option("--timeout", a->seconds,
+                   "Give up on a tracker after this many seconds; on one that never answers, "
+                   "after 30")
       ->type_name("SECONDS")
       ->check(CLI::Range(0.0, 1e6));
   a->plugins.add_to(*command);

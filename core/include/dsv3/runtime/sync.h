@@ -11,14 +11,15 @@
 namespace dsv3 {
 
 enum class Synced {
-  nothing_to_send = 1,  ///< the trackers had received everything, or the run has none
+  no_tracker = 1,
+  nothing_to_send,  ///< the trackers had received everything
   complete,
   incomplete  ///< a tracker could not be reached in time, or is still busy
 };
 
 /// Sends what the trackers of the run in `folder` have not received. Gives up on a tracker after
-/// `seconds`. Throws dsv3::Error (ExitCode::usage) if the folder is not that of a run, or if
-/// another process trains the run.
+/// `seconds`, and on one whose service does not take the run after 30. Throws dsv3::Error
+/// (ExitCode::usage) if the folder is not that of a run, or if another process trains the run.
 /// `settings` are those of this machine.
 Synced sync_run(const std::filesystem::path& folder, Plugins& plugins,
                 const std::vector<SettingsLayer>& settings, double seconds);
