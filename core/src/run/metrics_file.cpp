@@ -90,6 +90,7 @@ bool MetricsFile::append(Event& event) {
   event.id = file_.append(metrics_line(event));
   if (event.step != last_step_) at_last_step_.clear();
   last_step_ = event.step;
+  last_time_ = event.time;
   at_last_step_.insert(first_metric(event));
   return true;
 }

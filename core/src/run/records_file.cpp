@@ -172,8 +172,9 @@ bool RecordsFile::repeats(const Record& record) const {
          record.step <= opened_checkpoint_;
 }
 
-std::optional<Record> RecordsFile::append(int64_t step, Record::Content content) {
-  Record record{.step = step, .time = wall_seconds(), .content = std::move(content)};
+std::optional<Record> RecordsFile::append(int64_t step, Record::Content content, double time) {
+  Record record{
+      .step = step, .time = time > 0 ? time : wall_seconds(), .content = std::move(content)};
   const std::scoped_lock lock(mutex_);
   file_.check();
   if (repeats(record)) return std::nullopt;

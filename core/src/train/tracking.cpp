@@ -70,16 +70,17 @@ void Tracking::start(const RunInfo& info, int64_t step, const record::Values& ch
        file.increment(none))
     record_file(step, file->path());
   record(step, record::State{info.resumed ? "resumed" : "running"});
-  for (const StoredCheckpoint& checkpoint : checkpoints) record_checkpoint(checkpoint);
+  for (const StoredCheckpoint& checkpoint : checkpoints) record_checkpoint(checkpoint, 0);
 }
 
 void Tracking::clear() {
   if (records_) records_->clear();
 }
 
-void Tracking::record(int64_t step, Record::Content content) {
+void Tracking::record(int64_t step, Record::Content content, double time) {
   // Nothing is written to a folder that has taken the run folder's place.
-  if (sender_ && folder_.exists() && records_->append(step, std::move(content))) sender_->notify();
+  if (sender_ && folder_.exists() && records_->append(step, std::move(content), time))
+    sender_->notify();
 }
 
 void Tracking::record_file(int64_t step, const stdfs::path& file) {
@@ -87,7 +88,7 @@ void Tracking::record_file(int64_t step, const stdfs::path& file) {
   if (sender_ && stdfs::is_regular_file(file, ignored)) record(step, record::File{name_of(file)});
 }
 
-void Tracking::record_checkpoint(const StoredCheckpoint& checkpoint) {
+void Tracking::record_checkpoint(const StoredCheckpoint& checkpoint, double time) {
   checkpoints_.insert(name_of(checkpoint.folder));
   if (records_->has_checkpoint(checkpoint.step)) return;
   record::Checkpoint content{name_of(checkpoint.folder), {}};
@@ -98,16 +99,16 @@ void Tracking::record_checkpoint(const StoredCheckpoint& checkpoint) {
   }
   Record entry{.step = checkpoint.step, .content = std::move(content)};
   const bool is_uploaded = sender_->keep_for_upload(entry);
-  record(entry.step, std::move(entry.content));
+  record(entry.step, std::move(entry.content), time);
   // Another machine can resume the run only with these.
   if (is_uploaded)
     for (const stdfs::path& file : {folder_.metrics(), folder_.records()})
       record_file(entry.step, file);
 }
 
-void Tracking::checkpoint_saved(const StoredCheckpoint& checkpoint) {
+void Tracking::checkpoint_saved(const StoredCheckpoint& checkpoint, double time) {
   if (!sender_) return;
-  record_checkpoint(checkpoint);
+  record_checkpoint(checkpoint, time);
   std::erase_if(checkpoints_, [&](const std::string& path) {
     std::error_code ignored;
     const bool removed = !stdfs::exists(folder_.path() / path, ignored);

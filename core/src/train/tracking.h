@@ -36,25 +36,26 @@ class Tracking {
   /// Removes all records, because the run starts again.
   void clear();
   /// Does nothing before start().
-  void record(int64_t step, Record::Content content);
+  void record(int64_t step, Record::Content content, double time = 0);
   /// Records a file in the run folder, unless it does not exist.
   void record_file(int64_t step, const std::filesystem::path& file);
-  /// Records a new checkpoint, and those that it replaces.
-  void checkpoint_saved(const StoredCheckpoint& checkpoint);
+  /// Records a new checkpoint, and those that it replaces. `time` is that of the step's metrics, so
+  /// that a server recognises its loss as one that it has; 0 = unknown.
+  void checkpoint_saved(const StoredCheckpoint& checkpoint, double time);
   /// Says that the metrics have grown.
   void notify();
   /// Records the end of the run, and ends the trackers.
   void finish(RunStatus status, int64_t step);
 
  private:
-  void record_checkpoint(const StoredCheckpoint& checkpoint);
+  void record_checkpoint(const StoredCheckpoint& checkpoint, double time);
   std::string name_of(const std::filesystem::path& path) const;
 
   const RunFolder& folder_;
   std::optional<RecordsFile> records_;
   std::vector<NamedTracker> trackers_;  // until start()
   std::unique_ptr<TrackerSender> sender_;
-  record::Dataset validation_;  // empty if the run has none
+  record::Dataset validation_;         // empty if the run has none
   std::set<std::string> checkpoints_;  // paths of the recorded ones that still exist
 };
 

@@ -169,7 +169,8 @@ bool Training::is_worth_copying(const CheckpointContent& content) const {
 
 void Training::saved(const StoredCheckpoint& checkpoint) {
   log::info("saved checkpoint " + checkpoint.folder.string());
-  tracking.checkpoint_saved(checkpoint);
+  const bool has_metrics = metrics && metrics->last_step() == checkpoint.step;
+  tracking.checkpoint_saved(checkpoint, has_metrics ? metrics->last_time() : 0);
   callbacks.checkpoint_saved({checkpoint.step, checkpoint.folder.string()});
 }
 

@@ -34,12 +34,15 @@ class MetricsFile {
 
   /// Step of the last line; -1 = the file has no lines.
   int64_t last_step() const { return last_step_; }
+  /// Time of the line that append() wrote last; 0 = none.
+  double last_time() const { return last_time_; }
   int64_t lines() const { return file_.lines(); }
 
  private:
   void read_last_step(std::string_view lines);
 
   int64_t last_step_ = -1;
+  double last_time_ = 0;
   std::set<std::string> at_last_step_;  // first metric in each line of the last step
   JournalFile file_;                    // the last member, because opening it sets the others
 };

@@ -24,9 +24,9 @@ class RecordsFile {
   RecordsFile(const RecordsFile&) = delete;
   RecordsFile& operator=(const RecordsFile&) = delete;
 
-  /// Appends a record at `step` with the current time. Returns nullopt and writes nothing if a
-  /// resumed run repeats samples or a checkpoint.
-  std::optional<Record> append(int64_t step, Record::Content content);
+  /// Appends a record at `step` with `time`; 0 = the current time. Returns nullopt and writes
+  /// nothing if a resumed run repeats samples or a checkpoint.
+  std::optional<Record> append(int64_t step, Record::Content content, double time = 0);
   /// Whether the file has a checkpoint of this step, or of a later one.
   bool has_checkpoint(int64_t step) const;
   /// Removes all lines, because the run starts again.
