@@ -41,9 +41,9 @@ void Trace::start(const RunInfo& run, int64_t step) {
   offset_ = wall_seconds() - seconds_now();
 }
 
-void Trace::begin_step(int64_t step) {
+void Trace::begin_step(int64_t step, bool is_last) {
   step_ = step;
-  is_sampled_ = every_ > 0 && step % every_ == 0;
+  is_sampled_ = every_ > 0 && (is_last || step % every_ == 0);
   counts_.clear();
 }
 

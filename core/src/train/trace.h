@@ -17,7 +17,7 @@ namespace dsv3 {
 
 /// Records one tree of spans for each stage, over the whole run: a resumed run continues its trees,
 /// and a step that it repeats replaces the spans of that step. Of the stages data and train, only
-/// every Nth step is recorded. Used by the training thread only.
+/// every Nth step and the last one are recorded. Used by the training thread only.
 class Trace {
  public:
   enum class Stage { data, train, eval };
@@ -28,8 +28,8 @@ class Trace {
   Trace(int64_t every, at::Device device, Sink sink);
   /// Nothing is recorded before this call. `step`: the number of completed steps.
   void start(const RunInfo& run, int64_t step);
-  /// Later spans belong to this step, from 1.
-  void begin_step(int64_t step);
+  /// Later spans belong to this step, from 1. The last step is recorded whatever its number.
+  void begin_step(int64_t step, bool is_last);
   /// Records the roots of the trees, which last from the first start of the run until now.
   void finish(RunStatus status);
 

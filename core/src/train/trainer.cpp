@@ -48,7 +48,7 @@ int Trainer::train() {
     current_step.number = state.step + 1;
     const double begin = seconds_now();
     if (profile_) profile_->step_begins();
-    run_.trace.begin_step(state.step + 1);
+    run_.trace.begin_step(state.step + 1, state.step + 1 == run_.steps);
     stepper_.step();
     current_step.finished = ++state.step;
     StepReport report{.step = state.step, .last = state.step == run_.steps};
