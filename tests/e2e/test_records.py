@@ -164,6 +164,22 @@ def sync(*arguments, cwd, check=0):
     return done.stdout
 
 
+def test_sync_says_that_a_run_has_no_tracker(folder):
+    dsv3_run("tiny.yaml", "--run_name", "alone", "tracker=[]", "train.steps=2", "schedule.warmup=1", cwd=folder)
+    assert sync("runs/alone", cwd=folder) == "runs/alone: the run has no tracker, so there is nowhere to send it\n"
+
+
+def test_reserved_tags_are_rejected(folder):
+    done = dsv3_run("tiny.yaml", "--run_name", "reserved", "--tag", "dsv3.run_uid=x", cwd=folder, check=2)
+    assert "tags that start with 'dsv3.' are reserved" in done.stderr
+    assert not (folder / "runs/reserved").exists()
+
+
+def test_a_tag_that_is_not_text_is_rejected(folder):
+    done = subprocess.run([RUN, "tiny.yaml", "--tag", b"team=\xff"], cwd=folder, capture_output=True, timeout=60)
+    assert done.returncode == 2 and b"is not valid UTF-8" in done.stderr, done.stderr
+
+
 def test_sync_sends_what_is_left(folder, finished):
     assert sync("runs/whole", cwd=folder) == "runs/whole: nothing to send\n"
     offset = finished / "trackers/csv-0.json"

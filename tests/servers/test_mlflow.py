@@ -317,7 +317,10 @@ def test_the_best_checkpoints_are_uploaded(folder, server):
         if rows[step]["val/loss"] < lowest:
             lowest = rows[step]["val/loss"]
             best.append(step)
-    require_models(client_of(server), folder / "runs/best", best)
+    client = client_of(server)
+    require_models(client, folder / "runs/best", best)
+    points = [point.step for point in client.get_metric_history(remote_id(folder / "runs/best"), "val/loss")]
+    assert sorted(points) == [0, 5, 10, 15, 20]  # not once more for each model
 
 
 def test_a_branch_is_a_child_of_the_run_that_it_comes_from(folder, server):
@@ -364,13 +367,24 @@ def test_settings_that_cannot_work_stop_the_run_before_it_starts(folder, server,
             ("tracker.0.experiment=deleted", {}, "MLflow experiment 'deleted' was deleted; restore it"),
             ("train.seed=7", {"MLFLOW_EXPERIMENT_ID": "9999999"}, "MLflow experiment with id '9999999' not found"),
             ("tracker.0.uri=runs", {}, "does not start with http:// or https://"),
-            (f"tracker.0.uri={server.url}/nothing", {}, "answered 404")]:
+            (f"tracker.0.uri={server.url}/nothing", {}, "answered 404"),
+            (f"tracker.0.experiment={'e' * 501}", {}, "longer than 500 bytes"),
+            ("tracker.0.model=nano", {}, "model needs checkpoints: best or last")]:
         with monkeypatch.context() as context:
             for name, value in variables.items():
                 context.setenv(name, value)
             done = dsv3_run("tiny.yaml", "--run_name", "wrong", setting, "train.steps=2", "schedule.warmup=1", cwd=folder, check=2)
         assert message in done.stderr, done.stderr
         assert not (folder / "runs/wrong").exists()
+
+
+def test_sync_goes_on_after_a_run_that_was_deleted_on_the_server(folder, server):
+    for name in ("deleted", "other"):
+        dsv3_run("tiny.yaml", "--run_name", name, "train.steps=4", "schedule.warmup=1", cwd=folder)
+        (folder / f"runs/{name}/trackers/mlflow-0.json").write_text('{"lines": 2}')
+    client_of(server).delete_run(remote_id(folder / "runs/deleted"))
+    printed = sync("--timeout", "1", "runs/deleted", "runs/other", cwd=folder, check=1)
+    assert printed == "runs/deleted: not everything could be sent\nruns/other: everything sent\n"
 
 
 def test_an_experiment_id_takes_precedence_over_a_name(folder, server, monkeypatch):

@@ -154,6 +154,9 @@ std::map<std::string, std::string> Checker::tags() {
       else if (entry.value.is_null())
         continue;
       else if (const auto value = word(entry.value, "tag '" + name + "'")) {
+        if (name.starts_with("dsv3."))
+          diagnostics_.error(entry, "tags that start with 'dsv3.' are reserved",
+                             {"choose another name"});
         record("tags." + name, *value, entry.value);
         tags[name] = shown_word(entry.value);
       }

@@ -23,7 +23,7 @@ using dsv3::Record;
 namespace record = dsv3::record;
 
 constexpr size_t kLongestParameter = 6000, kLongestTag = 8000;
-constexpr size_t kLongestSource = 65'535;
+constexpr size_t kLongestSource = 65'535, kLongestName = 500;
 
 struct Options {
   std::string uri, experiment, parent, checkpoints = "none", model;
@@ -43,11 +43,18 @@ struct Options {
     s.add("artifacts", &Options::artifacts,
           "upload the run folder's files: configuration, provenance, log, journals and samples");
     s.add("checkpoints", &Options::checkpoints,
-          "which checkpoints to upload as logged models: none, the best by val/loss, or the last")
+          "which checkpoints to upload as logged models: none, each new best by val/loss, or each "
+          "new "
+          "last; earlier ones stay on the server")
         .choices({"none", "best", "last"});
     s.add("model", &Options::model,
           "name of a registered model that gets each uploaded checkpoint as a version; empty = "
           "none");
+    s.check([](const Options& o) {
+      return o.model.empty() || o.checkpoints != "none"
+                 ? ""
+                 : "model needs checkpoints: best or last, because these become its versions";
+    });
   }
 };
 
@@ -97,6 +104,10 @@ class MlflowTracker final : public dsv3::Tracker {
   }
 
   void check(const dsv3::RunInfo&) override {
+    if (experiment_.name.size() > kLongestName)
+      throw dsv3::Error("the name of the MLflow experiment is longer than " +
+                            std::to_string(kLongestName) + " bytes; shorten it",
+                        dsv3::ExitCode::usage);
     Api api(*server_, context_.stop);
     dsv3::http::Timeouts timeouts;
     timeouts.connect = std::chrono::milliseconds(2'000);

@@ -17,6 +17,7 @@
 #include <dsv3/runtime/trackers.h>
 #include <dsv3/runtime/trainer.h>
 #include <dsv3/sdk/error.h>
+#include <dsv3/support/utf8.h>
 
 #include "arguments.h"
 #include "common/command_line.h"
@@ -87,6 +88,9 @@ dsv3::ExperimentRequest experiment_of(const Arguments& a) {
   }
   for (const std::string& tag : a.tags) {
     const size_t equals = tag.find('=');
+    if (dsv3::valid_prefix(tag) != tag.size())
+      throw Error("--tag " + dsv3::printable_line(tag) + " is not valid UTF-8; correct it",
+                  ExitCode::usage);
     request.settings.push_back({"tags." + tag.substr(0, equals), tag.substr(equals + 1), "--tag"});
   }
   check_spaces(a.words);
