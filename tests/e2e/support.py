@@ -30,7 +30,7 @@ model:
   mtp: {depth: 1, weight: 0.3}
 optimizer:
   - {role: [embedding, head, norm, router, bias], plugin: adamw, lr: 5.0e-3}
-  - {role: matrix, plugin: muon, lr: 0.02, ns_dtype: fp32}
+  - {role: matrix, plugin: muon, lr: 0.02}
 schedule: {plugin: cosine, warmup: 5}
 strategy: {plugin: single}
 data: {plugin: text, path: text.txt, tokenizer: {plugin: bytes}}
