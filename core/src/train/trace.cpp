@@ -5,12 +5,12 @@
 #include <dsv3/support/sha256.h>
 
 #include "support/host.h"
+#include "train/tracking.h"
 
 namespace dsv3 {
 namespace {
 
 constexpr std::array kNames{"data", "train", "eval"};
-constexpr std::array kStatus{"finished", "failed", "stopped"};
 
 const char* name_of(Trace::Stage stage) {
   return kNames.at(size_t(stage));
@@ -82,7 +82,7 @@ void Trace::finish(RunStatus status) {
                   .end = wall(seconds_now()),
                   .attributes = {{"run", run_.name},
                                  {"stage", name_of(stage)},
-                                 {"status", kStatus.at(size_t(status) - 1)},
+                                 {"status", dsv3::name_of(status)},
                                  {"steps", std::to_string(step_)}}});
 }
 
@@ -107,7 +107,8 @@ Trace::Scope::~Scope() {
   const bool failed = std::uncaught_exceptions() > exceptions_;
   if (failed) span_.attributes["status"] = "failed";
   try {
-    if (!failed && !trace_->device_.is_cpu())
+    const bool waits = stage_ != Stage::eval && !trace_->device_.is_cpu();
+    if (!failed && waits)
       c10::impl::VirtualGuardImpl(trace_->device_.type())
           .synchronizeDevice(trace_->device_.index());
     span_.start = trace_->wall(start_);

@@ -24,7 +24,7 @@ class Trace {
   using Sink = std::function<void(int64_t step, record::Span span)>;
 
   /// `every`: interval between recorded steps; 0 = record nothing. On a GPU, the end of a recorded
-  /// span waits for `device`, because operators are only queued.
+  /// span of the stages data and train waits for `device`, because operators are only queued.
   Trace(int64_t every, at::Device device, Sink sink);
   /// Nothing is recorded before this call. `step`: the number of completed steps.
   void start(const RunInfo& run, int64_t step);

@@ -9,13 +9,13 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
+}  // namespace
+
 const char* name_of(RunStatus status) {
   return status == RunStatus::finished ? "finished"
          : status == RunStatus::failed ? "failed"
                                        : "stopped";
 }
-
-}  // namespace
 
 std::vector<NamedTracker> make_trackers(
     const Experiment& experiment, Plugins& plugins, const stdfs::path& run,

@@ -20,6 +20,9 @@ std::vector<NamedTracker> make_trackers(
     const std::vector<SettingsLayer>& settings,
     const std::function<void(const std::string& name, const std::string& reason)>& inactive);
 
+/// finished, failed or stopped, as events.jsonl has it.
+const char* name_of(RunStatus status);
+
 /// Writes events.jsonl and runs the trackers. Only the first rank of a run does; on the others, all
 /// functions do nothing.
 class Tracking {

@@ -37,7 +37,7 @@ struct Server {
 
 struct ServerChoice {
   std::optional<Server> server;
-  std::string missing;  ///< what is not set, if there is no server; may be empty
+  std::string missing;  ///< the setting without which there is no server; may be empty
 };
 
 /// Sends requests to one server. Not thread-safe: use one object per thread.

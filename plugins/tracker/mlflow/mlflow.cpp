@@ -330,7 +330,7 @@ class MlflowTracker final : public dsv3::Tracker {
   const dsv3::RunContext context_;
   std::optional<Server> server_;
   std::string registered_;  // the full name of the registered model
-  std::string missing_;     // if there is no server
+  std::string missing_;     // ServerChoice::missing
   ExperimentChoice experiment_;
   std::optional<Api> api_, uploader_;  // of the two threads that call this object
   RemoteRun run_;
